@@ -1,0 +1,55 @@
+"""FedNAR on Ray: federated learning with one bound for gradient and weight decay.
+
+Li et al., *FedNAR: Federated Optimization with Normalized Annealing Regularization*, NeurIPS 2023.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fednar_ray.algorithms.optimizer import FedNARSGD
+    from fednar_ray.config import Experiment, load
+    from fednar_ray.data.federation import Federation
+    from fednar_ray.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
+    from fednar_ray.experiment import Result, iter_rounds, run
+    from fednar_ray.messages import RoundRecord, RoundReport
+
+__all__ = [
+    "BadInput",
+    "ConfigError",
+    "Experiment",
+    "Federation",
+    "FedNARSGD",
+    "FednarError",
+    "Result",
+    "RoundAborted",
+    "RoundRecord",
+    "RoundReport",
+    "RunFailed",
+    "iter_rounds",
+    "load",
+    "run",
+]
+
+_HOMES = {
+    "algorithms.optimizer": ("FedNARSGD",),
+    "config": ("Experiment", "load"),
+    "data.federation": ("Federation",),
+    "errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
+    "experiment": ("Result", "iter_rounds", "run"),
+    "messages": ("RoundRecord", "RoundReport"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: actors need no MLflow, and ``fednar --help`` no torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"fednar_ray.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'fednar_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,63 @@
+"""FedNAR's step as a ``torch.optim.Optimizer``: the plug-in alone, for anyone's own training loop."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fednar_ray.algorithms.regularizers import TINY
+
+
+class FedNARSGD(Optimizer):
+    """SGD whose gradient and weight decay are bounded by one norm (Li et al., NeurIPS 2023, Algorithm 1).
+
+    v = g + λ·x;  s = min(1, A / (‖v‖₂ + 1e-6));  x ← x − η·s·v.  One norm over every parameter with a
+    gradient, in all groups.  ``lr`` (η), ``weight_decay`` (λ) and ``clip_bound`` (A) live in
+    ``param_groups``, so they can be annealed from round to round; λ and η may differ by group, A may not.
+    ``last_scale`` holds s of the last step, a tensor [] (below 1: the clip fired).
+    Raises ValueError for lr or clip_bound ≤ 0, weight_decay < 0, or bounds that differ by group.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float = 0.1,
+        weight_decay: float = 0.0,
+        clip_bound: float = 10.0,
+    ) -> None:
+        if lr <= 0 or clip_bound <= 0 or weight_decay < 0:
+            raise ValueError(f"lr {lr} and clip_bound {clip_bound} must be above 0, weight_decay {weight_decay} not below")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "clip_bound": clip_bound})
+        self.last_scale = torch.ones(())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step; with a ``closure``, its loss is computed first and returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        directions = [(group["lr"], p, self._direction(group, p)) for group, p in self._with_gradient()]
+        if directions:
+            norms = [torch.linalg.vector_norm(v) for _, _, v in directions]
+            norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+            self.last_scale = (self._bound() / (norm + TINY)).clamp(max=1.0)
+        for lr, parameter, v in directions:
+            parameter.sub_(lr * self.last_scale.to(v.device) * v)
+        return loss
+
+    def _with_gradient(self) -> Iterable[tuple[dict[str, Any], nn.Parameter]]:
+        return ((group, p) for group in self.param_groups for p in group["params"] if p.grad is not None)
+
+    @staticmethod
+    def _direction(group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
+        assert parameter.grad is not None
+        return parameter.grad + group["weight_decay"] * parameter
+
+    def _bound(self) -> float:
+        bounds = {float(group["clip_bound"]) for group in self.param_groups}
+        if len(bounds) > 1:
+            raise ValueError(f"one norm has one bound; the groups' clip_bound differ: {sorted(bounds)}")
+        return bounds.pop()

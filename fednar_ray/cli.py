@@ -1,0 +1,274 @@
+"""The command line: arguments to an experiment or a comparison; no logic of its own.
+
+Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fednar_ray.errors import BadInput, FednarError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fednar_ray.config import Document
+
+INTERRUPTED = 130
+PIPE_COLUMNS = 150
+
+arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+ray_address = click.option("--address", help="A Ray cluster to join, host:port; default RAY_ADDRESS, else a local Ray.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fednar-ray")
+def cli() -> None:
+    """FedNAR on Ray: train federations, compare regularizers, browse the results in MLflow."""
+
+
+@cli.command()
+@arguments
+@as_json
+@ray_address
+def run(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
+    """Train one experiment; without FILE, the embedded digits.
+
+    key=value overrides a setting: regularizer.clip_bound=5
+    """
+    document = _document(arguments, "digits")
+    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.experiment import prepare, train
+
+    experiment, console = document.experiment, _console(stderr=as_json)
+    _quiet_libraries()
+    with RaySession(address) as session, closing(train(prepare(experiment), session)) as training:
+        with _progress(console, experiment.federation.rounds) as show:
+            result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
+    if as_json:
+        click.echo(json.dumps(_summary(result)))
+    else:
+        _print_result(console, result)
+
+
+@cli.command()
+@arguments
+@as_json
+@ray_address
+def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
+    """Compare regularizers over seeds; without FILE, the embedded comparison on digits.
+
+    key=value overrides a setting: compare.seeds=5, regularizer.clip_bound=1
+    """
+    document = _document(arguments, "compare")
+    from fednar_ray.comparison import compare as compared
+    from fednar_ray.comparison import variants
+    from fednar_ray.execution.ray_session import RaySession
+
+    console, rounds = _console(stderr=as_json), document.experiment.federation.rounds
+    runs = len(variants(document)) * document.compare.seeds
+    _quiet_libraries()
+    with RaySession(address) as session, closing(compared(document, session)) as comparing:
+        with _progress(console, runs * rounds, every=rounds) as show:
+            result = _drained(
+                comparing,
+                lambda p: show(p.run * rounds + p.report.round_index + 1, p.label, p.report.metrics),
+            )
+    if as_json:
+        rows = [row.cells() for row in result.rows]
+        click.echo(json.dumps({"rows": rows, "chart": str(result.chart), "run_id": result.run_id}))
+    else:
+        _print_comparison(console, result)
+
+
+@cli.command()
+@click.option("--uri", help="The tracking store; default MLFLOW_TRACKING_URI, else ./mlflow.db.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+def ui(uri: str | None, host: str, port: int) -> None:
+    """Open MLflow's UI on the runs made here, until Ctrl-C."""
+    from fednar_ray.tracking.mlflow import Store
+
+    _quiet_libraries()
+    store = Store(uri)
+    store.check()
+    _check_port(host, port)
+    click.echo(f"MLflow's UI on {store.uri}: http://{host}:{port}  (Ctrl-C ends it)")
+    sys.stdout.flush()
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
+    os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
+
+
+@cli.command()
+@as_json
+@ray_address
+@click.option("--uri", help="The tracking store to look at.")
+def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
+    """Show versions, machine, Ray and tracking store, and what is wrong. Exit code 1 if anything is."""
+    from fednar_ray.doctor import examine
+
+    _quiet_libraries()
+    findings = []
+    for finding in examine(address, uri):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.verdict:8}{finding.topic:14}{finding.text}")
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
+
+
+def _document(arguments: Sequence[str], default: str) -> "Document":
+    """The file, or the embedded default, with the overrides."""
+    from fednar_ray.config import embedded, load_document
+
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if len(files) > 1:
+        raise BadInput(f"one FILE at most: {' '.join(files)}; overrides read key=value")
+    return load_document(files[0], overrides) if files else embedded(default, overrides)
+
+
+def _drained(steps: Any, show: Callable[[Any], None]) -> Any:
+    """Show every step of a generator, and return its result."""
+    while True:
+        try:
+            show(next(steps))
+        except StopIteration as end:
+            return end.value
+
+
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False)
+
+
+@contextmanager
+def _progress(console: "Console", total: int, every: int | None = None) -> Iterator[Callable[..., None]]:
+    """A bar with the live accuracy on a terminal; elsewhere a plain line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    step = every or max(1, total // 10)
+    if not console.is_terminal:
+
+        def line(done: int, label: str, metrics: dict[str, float]) -> None:
+            if done % step == 0 or done == total:
+                accuracy, loss = metrics["test_accuracy"], metrics["train_loss"]
+                text = f"round {done}/{total}  test accuracy {accuracy:.3f}  training loss {loss:.3f}  {label}"
+                click.echo(text.rstrip(), err=console.stderr)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=total)
+
+        def advance(done: int, label: str, metrics: dict[str, float]) -> None:
+            text = f"{label} test accuracy {metrics['test_accuracy']:.3f}".strip()
+            bar.update(task, completed=done, description=text)
+
+        yield advance
+
+
+def _summary(result: Any) -> dict[str, Any]:
+    return {
+        "metrics": dict(result.metrics),
+        "rounds": len(result.history),
+        "run_id": result.run_id,
+        "parameters_sha256": result.parameters_sha256,
+        "tracking_uri": result.tracking_uri,
+        "directory": str(result.directory),
+    }
+
+
+def _print_result(console: "Console", result: Any) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
+    table.add_column("metric")
+    table.add_column("last round", justify="right")
+    shown = ("test_accuracy", "validation_accuracy", "test_loss", "train_loss", "clip_fraction")
+    for name in (*shown, "effective_weight_decay", "clients_failed"):
+        if name in result.metrics:
+            table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
+    console.print(table)
+    _print_place(console, result.directory, result.tracking_uri)
+
+
+def _print_comparison(console: "Console", result: Any) -> None:
+    from rich.table import Table
+
+    seeds, target = result.settings.seeds, result.settings.target_accuracy
+    title = f"{seeds} seeds; target accuracy {target:g}; difference to {result.settings.regularizers[0]}, 95 % interval"
+    rows = [row.cells() for row in result.rows]
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "regularizer" else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    console.print(f"chart: {result.chart}", soft_wrap=True)
+    _print_place(console, result.chart.parent, result.tracking_uri)
+
+
+def _print_place(console: "Console", directory: Path, uri: str) -> None:
+    console.print(f"files: {directory}", soft_wrap=True)
+    console.print(f"browse: fednar ui --uri {uri}", soft_wrap=True)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInput(f"{host}:{port} cannot be listened on: {error.strerror}; try --port") from error
+
+
+def _quiet_libraries() -> None:
+    """Our warnings on stderr; MLflow's and Alembic's notes about themselves nowhere."""
+    import mlflow  # noqa: F401 - it configures its logger when imported
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C ends the run cleanly, the second at once."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The ``fednar`` command."""
+    signal.signal(signal.SIGINT, _on_interrupt)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BadInput as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except FednarError as error:
+        click.echo(f"failed: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted; what was finished is recorded", err=True)
+        sys.exit(INTERRUPTED)

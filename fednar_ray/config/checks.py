@@ -1,0 +1,107 @@
+"""What must hold across sections, and errors that name the place, the value, and what would be right.
+
+Everything wrong with an experiment is collected and said at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+from fednar_ray.config.settings import FederationSettings, Settings
+
+
+def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
+    """The sections of ``model`` in ``values`` that are valid by themselves, with defaults for those not given."""
+    valid: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        given, section = values.get(name) if isinstance(values, Mapping) else None, _section(field.annotation)
+        if given is None:
+            valid[name] = field.default
+        elif section is not None:
+            try:
+                valid[name] = section.model_validate(given)
+            except ValidationError:
+                continue
+    return valid
+
+
+def _section(annotation: Any) -> type[Settings] | None:
+    """The section that an annotation such as ``DataSettings | None`` holds."""
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((t for t in candidates if isinstance(t, type) and issubclass(t, Settings)), None)
+
+
+def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Contradictions, as far as the sections they concern are valid by themselves."""
+    data, federation = sections.get("data"), sections.get("federation")
+    execution, model = sections.get("execution"), sections.get("model")
+    if data is not None and data.partition.kind != "natural" and data.partition.clients is None:
+        yield _problem(("data", "partition", "clients"), None, "say how many clients, or use kind: natural")
+    if data is not None and data.source == "digits" and data.partition.kind == "natural":
+        yield _problem(("data", "partition", "kind"), "natural", "digits names no groups; use iid, dirichlet, …")
+    if federation is not None:
+        yield from _within_federation(federation, data.partition.clients if data is not None else None)
+    if execution is not None and execution.placement == "dedicated" and execution.cohort_width not in ("auto", 1):
+        width = execution.cohort_width
+        yield _problem(("execution", "cohort_width"), width, "dedicated trains one client an actor; use 1 or auto")
+    if data is not None and "model" in sections and model is None:
+        yield _problem(("model",), None, "a data section needs a model section")
+
+
+def _within_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
+    place, sampled, schedule = "federation", federation.clients_per_round, federation.participation
+    if (federation.local_steps is None) == (federation.local_epochs is None):
+        yield _problem((place, "local_steps"), federation.local_steps, "give local_steps or local_epochs, and not both")
+    if clients is not None and sampled is not None and sampled > clients:
+        text = f"is more than data.partition.clients ({clients}); use 1 to {clients}"
+        yield _problem((place, "clients_per_round"), sampled, text)
+    if schedule is None:
+        return
+    if len(schedule) < federation.rounds:
+        yield _problem((place, "participation"), len(schedule), f"lists fewer rounds than rounds ({federation.rounds})")
+    for index, ids in enumerate(schedule):
+        if not ids or len(set(ids)) < len(ids):
+            yield _problem((place, "participation", index), list(ids), "name at least one client, and none twice")
+        if clients is not None and any(client >= clients for client in ids):
+            yield _problem((place, "participation", index), list(ids), f"client ids run from 0 to {clients - 1}")
+
+
+def _problem(place: tuple[str | int, ...], value: Any, text: str) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("experiment", "{text}", {"text": text}), loc=place, input=value)
+
+
+def as_details(entry: Any, model: type[BaseModel]) -> InitErrorDetails:
+    """An error of pydantic's under our wording; an unknown key comes with its nearest known ones."""
+    text = entry["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if entry["type"] == "extra_forbidden":
+        text = "unknown key" + nearest(str(entry["loc"][-1]), _known_keys(model, entry["loc"][:-1]))
+    return _problem(entry["loc"], entry["input"], text)
+
+
+def _known_keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    for key in place:
+        model = _section(model.model_fields[str(key)].annotation) or model
+    return list(model.model_fields)
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """``; did you mean …?`` for a key near a known one, else the list of the known ones."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; known here: " + ", ".join(known)
+
+
+def describe(error: ValidationError, prefix: str = "") -> tuple[str, ...]:
+    """One line a problem: ``place: value: what would be right``."""
+    return tuple(_line(entry, prefix) for entry in error.errors())
+
+
+def _line(entry: Any, prefix: str) -> str:
+    place = prefix + ".".join(map(str, entry["loc"]))
+    value, text = entry["input"], entry["msg"]
+    if isinstance(value, Mapping | BaseModel):
+        return f"{place}: {text}" if place else text
+    separator = " " if text.startswith(("is ", "lists ", "should ")) else ": "
+    return f"{place}: {value!r}{separator}{text}"

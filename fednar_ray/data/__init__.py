@@ -1,0 +1,1 @@
+"""Names to arrays, labels to clients, and both to a federation."""

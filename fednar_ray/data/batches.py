@@ -1,0 +1,113 @@
+"""Which examples a cohort's clients see in which step: shuffled epochs over each shard, addressed by seed."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fednar_ray.data.federation import Shards
+from fednar_ray.seeding import Purpose, generator
+
+
+def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Rows of a shard for each step, [steps, min(batch_size, examples)], −1 where a batch is short.
+
+    The shard is walked in shuffled epochs, and the short last batch of an epoch is kept.
+    """
+    width = min(batch_size, examples)
+    per_epoch = -(-examples // batch_size)
+    epochs = -(-steps // per_epoch)
+    plan = np.full((epochs, per_epoch * width), -1, dtype=np.int64)
+    for epoch in range(epochs):
+        plan[epoch, :examples] = rng.permutation(examples) if per_epoch > 1 else np.arange(examples)
+    return plan.reshape(epochs * per_epoch, width)[:steps]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's examples of a cohort."""
+
+    x: Tensor  # [C, B, …]
+    y: Tensor  # [C, B]
+    weights: Tensor  # [C, B] 1/B_i for the B_i real examples of a row, 0 for padding
+
+
+class ResidentShards:
+    """Shards on a device, from which batches are gathered. On the CPU nothing is copied: rows stay where they are."""
+
+    def __init__(self, shards: Shards, device: torch.device) -> None:
+        self._shards = shards
+        self._device = device
+        self._x = _as_tensor(shards.examples.x).to(device)
+        self._y = _as_tensor(shards.examples.y).to(device)
+
+    @property
+    def example(self) -> Tensor:
+        """The first input, as a batch of one."""
+        return self._x[:1]
+
+    def sizes(self, client_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """n_i of the named clients, [C]."""
+        return self._shards.rows(client_ids)[1]
+
+    def plan(
+        self, client_ids: Sequence[int], steps: npt.NDArray[np.int64], batch_size: int, seed: int, round_index: int
+    ) -> "BatchPlan":
+        """The batches of a cohort in one round."""
+        sizes, width = self.sizes(client_ids), 0
+        rows = []
+        for client_id, examples, taken in zip(client_ids, sizes, steps, strict=True):
+            rng = generator(seed, Purpose.BATCHES, round_index=round_index, client_id=client_id)
+            rows.append(client_batches(int(examples), batch_size, int(taken), rng))
+            width = max(width, rows[-1].shape[1])
+        index = np.full((int(steps.max()), len(rows), width), -1, dtype=np.int64)
+        for row, batches in enumerate(rows):
+            index[: len(batches), row, : batches.shape[1]] = batches
+        return self._placed(client_ids, index)
+
+    def _placed(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
+        real = index >= 0
+        starts, _ = self._shards.rows(client_ids)
+        absolute = np.where(real, index, 0) + starts[:, None]
+        weights = real / np.maximum(real.sum(axis=-1, keepdims=True), 1)
+        return BatchPlan(
+            self._x,
+            self._y,
+            torch.from_numpy(absolute).to(self._device),
+            torch.from_numpy(weights.astype(np.float32)).to(self._device),
+            real.sum(axis=-1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The batches of one cohort in one round, gathered step by step into memory of their own."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor  # [K, C, B] rows of x
+    weights: Tensor  # [K, C, B]
+    counts: npt.NDArray[np.int64]  # [K, C] real examples
+
+    def batch(self, step: int) -> Batch:
+        """The cohort's batch at ``step``, padded to B."""
+        index = self.index[step]
+        flat = index.reshape(-1)
+        x = self.x.index_select(0, flat).view(*index.shape, *self.x.shape[1:])
+        return Batch(x, self.y.index_select(0, flat).view(index.shape), self.weights[step])
+
+    def single(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a cohort of one, without padding: x [B_i, …], y [B_i]."""
+        index = self.index[step, 0, : int(self.counts[step, 0])]
+        return self.x.index_select(0, index), self.y.index_select(0, index)
+
+
+def _as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
+    """A tensor over the same memory. Arrays from Ray's object store are read-only, and nobody writes to this one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,64 @@
+"""Named errors. Every argument goes to ``super().__init__``, so they survive pickling through Ray.
+
+``BadInput`` and its children are the user's to mend (exit code 2, no traceback);
+``RunFailed`` and its children end a run that had started (exit code 1).
+"""
+
+
+class FednarError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class BadInput(FednarError):
+    """Something that was given is wrong; nothing has been trained."""
+
+
+class ConfigError(BadInput):
+    """An experiment that cannot be run. ``problems`` holds one line each: place, value, what would be right."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class DataError(BadInput):
+    """Examples or labels that cannot be trained on."""
+
+
+class ModelError(BadInput):
+    """A model that does not fit the data, or that cannot be trained as one flat float32 vector."""
+
+
+class RayUnavailable(BadInput):
+    """No Ray cluster answers at the address given."""
+
+
+class TrackingUnavailable(BadInput):
+    """The MLflow tracking store does not answer."""
+
+
+class CapacityError(BadInput):
+    """The cluster cannot hold the actors asked for; the message says what would fit."""
+
+
+class DeviceError(FednarError):
+    """A GPU was assigned to an actor whose torch cannot use it."""
+
+
+class RunFailed(FednarError):
+    """A run that had started cannot go on."""
+
+
+class RoundAborted(RunFailed):
+    """A round without any usable update."""
+
+    def __init__(self, round_index: int, reason: str) -> None:
+        super().__init__(round_index, reason)
+        self.round_index = round_index
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"round {self.round_index} aborted: {self.reason}"

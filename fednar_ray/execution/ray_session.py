@@ -1,0 +1,154 @@
+"""A connection to Ray that several runs may share, and the actors it keeps warm between them."""
+
+import logging
+import os
+import socket
+from collections import defaultdict
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import psutil
+import ray
+import torch
+
+from fednar_ray.data.federation import Shards
+from fednar_ray.errors import RayUnavailable
+from fednar_ray.execution.capacity import ActorPlan, ClusterResources
+from fednar_ray.execution.devices import choose_device
+from fednar_ray.local_training import CohortTrainer, TrainingPlan
+from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
+
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlace:
+    """Where an actor lives."""
+
+    node_id: str
+    process_id: int
+    gpus: tuple[str, ...]
+
+
+class TrainingActor:
+    """The Ray actor: a trainer for one run at a time. It keeps nothing that must outlive it."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self._trainer: CohortTrainer | None = None
+
+    def place(self) -> ActorPlace:
+        """The node, process and GPUs that Ray gave this actor."""
+        context = ray.get_runtime_context()
+        gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
+        return ActorPlace(context.get_node_id(), os.getpid(), gpus)
+
+    def prepare(self, plan: TrainingPlan, shards: Shards) -> None:
+        """Take up a run."""
+        device = choose_device(self.place().gpus, torch.cuda.device_count())
+        self._trainer = CohortTrainer(plan, shards, torch.device(device))
+
+    def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
+        """The local round of one cohort."""
+        assert self._trainer is not None
+        return self._trainer.train(broadcast, task)
+
+    def release(self) -> None:
+        """Let go of the run's shards and buffers."""
+        self._trainer = None
+
+
+class RaySession:
+    """Ray, started on demand or joined by address; a context manager.
+
+    A Ray that this process had already initialised is used and left running.  ``address`` (else
+    ``RAY_ADDRESS``) joins a cluster; without either a local Ray is started, and ended with the session.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._started_here = False
+        self._idle: dict[tuple[float, float], list[Any]] = defaultdict(list)
+
+    @property
+    def local(self) -> bool:
+        """Will a local Ray be started?"""
+        return self._address == "local" and not ray.is_initialized()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Start or join Ray, once. Raises RayUnavailable where nobody answers at the address."""
+        if ray.is_initialized():
+            return
+        if self._address not in ("local", "auto"):
+            _check_reachable(self._address)
+        options = {"include_dashboard": False} if self._address == "local" else {}
+        try:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            raise RayUnavailable(f"Ray at {self._address} cannot be joined: {error}") from error
+        self._started_here = True
+
+    def resources(self) -> ClusterResources:
+        """What the cluster has; for a local Ray that is not started yet, what this machine has."""
+        if self.local:
+            return ClusterResources(
+                cpus=float(os.cpu_count() or 1),
+                gpus=float(torch.cuda.device_count()),
+                memory_bytes=float(psutil.virtual_memory().available),
+            )
+        self.connect()
+        total = ray.cluster_resources()
+        return ClusterResources(
+            cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), memory_bytes=total.get("memory", 0.0)
+        )
+
+    def lease(self, plan: ActorPlan) -> list[Any]:
+        """Actors with the plan's shares: idle ones first, then new ones."""
+        self.connect()
+        idle = self._idle[plan.cpus, plan.gpus]
+        leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
+        self._discard_idle()  # those of other shares would keep CPUs from the new ones
+        remote = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(TrainingActor)
+        return leased + [remote.remote() for _ in range(plan.count - len(leased))]
+
+    def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
+        """Actors that have no call outstanding, for the session's next run."""
+        for actor in actors:
+            actor.release.remote()
+        self._idle[plan.cpus, plan.gpus].extend(actors)
+
+    def close(self) -> None:
+        """End the actors, and the local Ray if this session started it."""
+        if not ray.is_initialized():
+            return
+        self._discard_idle()
+        if self._started_here:
+            ray.shutdown()
+            self._started_here = False
+
+    def _discard_idle(self) -> None:
+        for actors in self._idle.values():
+            while actors:
+                ray.kill(actors.pop())
+
+
+def _check_reachable(address: str) -> None:
+    """A quick look whether anybody listens: Ray itself would try for 20 seconds."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port or 10001
+        if host is None:
+            raise ValueError("it names no host")
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise RayUnavailable(f"no Ray answers at {address}: {error}") from error

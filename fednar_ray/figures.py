@@ -1,0 +1,80 @@
+"""Pictures of a partition, of a run, and of a comparison, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from fednar_ray.messages import RoundRecord
+
+COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
+MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
+
+
+def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
+    """Examples by client and class, ``counts`` [N, classes]; of many clients, the first 200."""
+    shown = counts[:MOST_CLIENTS]
+    figure = Figure(figsize=(6, max(2.5, min(9, 0.22 * len(shown) + 1))), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shown, aspect="auto", cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, label="examples")
+    of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
+    axes.set(xlabel="class", ylabel="client" + of, title="Who holds what")
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
+    """Accuracy, training loss, clipped steps and effective weight decay over the rounds of one run."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = {
+        "accuracy": ("test_accuracy", "validation_accuracy"),
+        "training loss": ("train_loss",),
+        "share of clipped steps": ("clip_fraction",),
+        "weight decay": ("effective_weight_decay", "weight_decay"),
+    }
+    rounds = [record.round_index for record in history]
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name in names:
+            if name in history[0].metrics:
+                axes.plot(rounds, [record.metrics[name] for record in history], label=name.replace("_", " "))
+        axes.set(title=title, xlabel="round")
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+Curves = Mapping[str, npt.NDArray[np.float64]]
+"""A regularizer's curves over rounds, [seeds, rounds]."""
+
+
+def draw_comparison(accuracy: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path) -> Path:
+    """Accuracy (above) and effective weight decay (below) over rounds; a column a weight decay.
+
+    Lines are means over seeds, bands the range.
+    """
+    figure = Figure(figsize=(max(5.5, 5 * len(accuracy)), 7), layout="constrained")
+    grid = figure.subplots(2, len(accuracy), sharex=True, squeeze=False)
+    for column, weight_decay in enumerate(accuracy):
+        _bands(grid[0, column], accuracy[weight_decay])
+        _bands(grid[1, column], decay[weight_decay])
+        grid[0, column].set(title=f"weight decay {weight_decay:g}", ylim=(0, 1), ylabel="test accuracy")
+        grid[1, column].set(xlabel="round", ylabel="effective weight decay")
+        grid[1, column].set_ylim(bottom=0)
+        grid[0, column].legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _bands(axes: "object", curves: Curves) -> None:
+    for name, runs in curves.items():
+        rounds = np.arange(runs.shape[1])
+        axes.plot(rounds, runs.mean(axis=0), label=name, color=COLOURS[name])  # type: ignore[attr-defined]
+        axes.fill_between(  # type: ignore[attr-defined]
+            rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
+        )
+    axes.grid(alpha=0.3)  # type: ignore[attr-defined]

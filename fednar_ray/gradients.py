@@ -1,0 +1,85 @@
+"""Gradients of a cohort: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
+
+One client goes through plain autograd, several through ``torch.func.vmap``, traced once for each shape
+(functorch's dispatch is most of a small step; the traced step gives the same bits).
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import cross_entropy
+
+from fednar_ray.data.batches import Batch, BatchPlan
+from fednar_ray.vectors import ParameterLayout, trainable
+
+
+class Gradient(Protocol):
+    """The gradient of one cohort's losses at ``params`` [C, d], for the batch of one step."""
+
+    params: Tensor  # [C, d], updated in place by the caller between steps
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """Gradients [C, d] and mean batch losses [C]."""
+
+
+class SingleGradient:
+    """Plain autograd for a cohort of one: the module's parameters and gradients are views of [1, d] buffers."""
+
+    def __init__(self, module: nn.Module, layout: ParameterLayout, device: torch.device) -> None:
+        self.module = copy.deepcopy(module).to(device).train()
+        self.params = torch.zeros(1, layout.dimension, device=device)
+        self._grad = torch.zeros_like(self.params)
+        values, grads = layout.unflatten(self.params[0]), layout.unflatten(self._grad[0])
+        for name, parameter in zip(layout.names, trainable(self.module), strict=True):
+            parameter.data, parameter.grad = values[name], grads[name]
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """The gradient lives in a buffer that the next call overwrites."""
+        x, y = plan.single(step)
+        self._grad.zero_()
+        with torch.enable_grad():
+            loss = cross_entropy(self.module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return self._grad, loss.detach().view(1)
+
+
+class CohortGradient:
+    """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
+
+    def __init__(self, module: nn.Module, layout: ParameterLayout, device: torch.device, width: int) -> None:
+        self.module = copy.deepcopy(module).to(device).train()
+        self.params = torch.zeros(width, layout.dimension, device=device)
+        self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout)), randomness="different")
+        self._traced: dict[torch.Size, Callable[..., Any]] = {}
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """Rows with fewer examples than the widest are padded; padding weighs nothing."""
+        batch = plan.batch(step)
+        grad, loss = self.prepared(batch)(self.params, batch.x, batch.y, batch.weights)
+        return grad, loss
+
+    def try_out(self, x: Tensor) -> None:
+        """Trace with one example a row, to learn whether the module can be batched."""
+        rows = len(self.params)
+        labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
+        self.prepared(Batch(x[:rows].unsqueeze(1), labels, weights))
+
+    def prepared(self, batch: Batch) -> Callable[..., Any]:
+        """The traced gradient for batches of this shape. Tracing draws nothing from torch's generator."""
+        if batch.y.shape not in self._traced:
+            with torch.random.fork_rng():
+                self._traced[batch.y.shape] = make_fx(self._vmapped)(self.params, batch.x, batch.y, batch.weights)
+        return self._traced[batch.y.shape]
+
+
+def _row_loss(module: nn.Module, layout: ParameterLayout) -> Callable[..., Tensor]:
+    def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        outputs = functional_call(module, layout.unflatten(vector), (x,))
+        return (cross_entropy(outputs, y, reduction="none") * weights).sum()
+
+    return loss

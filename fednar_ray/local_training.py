@@ -1,0 +1,210 @@
+"""K local steps of one cohort: a broadcast and a task in, a cohort update out.  Torch, and no Ray.
+
+The same class runs in the driver's process and inside an actor, so a placement cannot change a result.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fednar_ray.algorithms.local_rules import LocalRound, LocalRule
+from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.data.batches import BatchPlan, ResidentShards
+from fednar_ray.data.federation import Shards
+from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
+from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
+from fednar_ray.schedules import Workload
+from fednar_ray.seeding import Purpose, torch_seed
+from fednar_ray.vectors import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What stays the same in every round; sent to each trainer once."""
+
+    model: nn.Module
+    rule: LocalRule
+    regularizer: Regularizer
+    weighted: bool  # sums weigh a client by n_i, else by 1
+    workload: Workload
+    seed: int
+    tracks_buffers: bool  # the model keeps running statistics: cohorts of one, buffers averaged over clients
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a cohort's steps add up to, a number a client [C, 1]."""
+
+    loss: Tensor
+    clipped: Tensor
+    decay: Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread inside, as in an actor: sums over more threads give other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class CohortTrainer:
+    """Trains cohorts on one device; its buffers, models and traces last as long as it does."""
+
+    def __init__(self, plan: TrainingPlan, shards: Shards, device: torch.device) -> None:
+        self._plan = plan
+        self._layout = ParameterLayout.of(plan.model)
+        self._device = device
+        self._shards = ResidentShards(shards, device)
+        self._gradients: dict[int, SingleGradient | CohortGradient] = {}
+
+    def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
+        """The local round of one cohort. Its random layers draw from a generator addressed by the cohort."""
+        start = time.perf_counter()
+        address = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
+        devices = [self._device] if self._device.type == "cuda" else []
+        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
+            return self._train(broadcast, task, start)
+
+    def _train(self, broadcast: Broadcast, task: CohortTask, start: float) -> CohortUpdate:
+        gradient = self._gradient(len(task.client_ids))
+        origin = self._load(gradient, broadcast)
+        examples = self._shards.sizes(task.client_ids)
+        steps = self._plan.workload.steps(examples)
+        local_round = self._local_round(broadcast, task, origin)
+        batches = self._batches(broadcast, task, steps)
+        taken = torch.from_numpy(steps).to(self._device).view(-1, 1)
+        tally = self._descend(gradient, batches, taken, local_round, broadcast)
+        delta = gradient.params - origin
+        buffers = flatten_buffers(gradient.module) if self._plan.tracks_buffers else None
+        return self._update(task, examples, steps, tally, delta, buffers, local_round, start)
+
+    def _gradient(self, width: int) -> SingleGradient | CohortGradient:
+        if width not in self._gradients:
+            single, cohort = SingleGradient, CohortGradient
+            plan = (self._plan.model, self._layout, self._device)
+            self._gradients[width] = single(*plan) if width == 1 else cohort(*plan, width)
+        return self._gradients[width]
+
+    def _load(self, gradient: SingleGradient | CohortGradient, broadcast: Broadcast) -> Tensor:
+        """Every row starts at x_round, copied into the trainer's own memory."""
+        origin = self._tensor(broadcast.parameters)
+        gradient.params.copy_(origin)
+        if broadcast.buffers is not None:
+            load_buffers(gradient.module, broadcast.buffers)
+        return origin
+
+    def _local_round(self, broadcast: Broadcast, task: CohortTask, origin: Tensor) -> LocalRound:
+        control = None if broadcast.control is None else self._tensor(broadcast.control)
+        state = None
+        if task.states is not None:
+            state = origin.new_zeros(len(task.client_ids), len(origin))
+            for row, kept in zip(state, task.states, strict=True):
+                if kept is not None:
+                    row.copy_(self._tensor(kept))
+        return LocalRound(origin=origin, control=control, state=state, local_lr=broadcast.scalars.local_lr)
+
+    def _tensor(self, vector: FloatVector) -> Tensor:
+        """A copy in torch's own, aligned memory: what lies elsewhere may give other bits."""
+        return torch.tensor(vector, device=self._device)
+
+    def _batches(self, broadcast: Broadcast, task: CohortTask, steps: npt.NDArray[np.int64]) -> BatchPlan:
+        batch_size, seed = self._plan.workload.batch_size, self._plan.seed
+        return self._shards.plan(task.client_ids, steps, batch_size, seed, broadcast.round_index)
+
+    def _descend(
+        self, gradient: Gradient, batches: BatchPlan, taken: Tensor, local_round: LocalRound, broadcast: Broadcast
+    ) -> _Tally:
+        """x ← x − η_t·direction, K_i times for row i."""
+        params, scalars = gradient.params, broadcast.scalars
+        correct = self._plan.rule.correction(local_round)
+        tally = _Tally(*(params.new_zeros(len(params), 1) for _ in range(3)))
+        least = int(taken.min())
+        for step in range(int(taken.max())):
+            grad, loss = gradient(batches, step)
+            direction = self._plan.regularizer(
+                correct(grad, params), params, scalars.weight_decay, scalars.clip_bound
+            )
+            active = 1.0 if step < least else (taken > step).to(params.dtype)
+            params.sub_(direction.step * (scalars.local_lr * active))
+            tally.loss += loss.view(-1, 1) * active
+            tally.clipped += (direction.scale < 1) * active
+            tally.decay += direction.decay * active
+        return tally
+
+    def _update(
+        self,
+        task: CohortTask,
+        examples: npt.NDArray[np.int64],
+        steps: npt.NDArray[np.int64],
+        tally: _Tally,
+        delta: Tensor,
+        buffers: BufferVector | None,
+        local_round: LocalRound,
+        start: float,
+    ) -> CohortUpdate:
+        norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+        usable = torch.isfinite(norms) & torch.isfinite(tally.loss)
+        if buffers is not None and not np.isfinite(buffers).all():
+            usable = torch.zeros_like(usable)
+        weights = torch.from_numpy(examples if self._plan.weighted else np.ones_like(examples)).to(delta)
+        kept = delta if bool(usable.all()) else delta.where(usable, 0.0)
+        states, control_change = self._states(local_round, kept, steps, examples, usable)
+        figures = ClientFigures(
+            client_ids=task.client_ids,
+            usable=usable.view(-1).cpu().numpy(),
+            examples=examples,
+            steps=steps,
+            clipped_steps=_column(tally.clipped).astype(np.int64),
+            effective_weight_decay=_column(tally.decay) / steps,
+            losses=_column(tally.loss) / steps,
+            delta_norms=_column(norms),
+            train_seconds=time.perf_counter() - start,
+        )
+        return CohortUpdate(
+            figures=figures,
+            weighted_delta=(weights @ kept).cpu().numpy(),
+            weighted_buffers=None if buffers is None else _weighted(buffers, figures, float(weights[0])),
+            states=states,
+            control_change=control_change,
+        )
+
+    def _states(
+        self,
+        local_round: LocalRound,
+        delta: Tensor,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        usable: Tensor,
+    ) -> tuple[tuple[FloatVector, ...] | None, FloatVector | None]:
+        """The clients' new states, and Σ n_i·(c_i⁺ − c_i); a client that is not usable keeps its old one."""
+        rule = self._plan.rule
+        if rule.next_state is None:
+            return None, None
+        assert local_round.state is not None
+        taken = torch.from_numpy(steps).to(delta).view(-1, 1)
+        state = rule.next_state(local_round, delta, taken).where(usable, local_round.state)
+        rows = tuple(row.cpu().numpy() for row in state)
+        if not rule.uses_control:
+            return rows, None
+        weights = torch.from_numpy(examples).to(delta)
+        return rows, (weights @ (state - local_round.state)).cpu().numpy()
+
+
+def _column(values: Tensor) -> npt.NDArray[np.float64]:
+    return values.view(-1).cpu().numpy().astype(np.float64)
+
+
+def _weighted(buffers: BufferVector, figures: ClientFigures, weight: float) -> BufferVector:
+    """The buffers' share of the sum, zero for a client that does not count."""
+    return buffers * weight if figures.usable[0] else np.zeros_like(buffers)

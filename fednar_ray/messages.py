@@ -1,0 +1,94 @@
+"""The frozen values that travel between the driver, its pools, and its callers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fednar_ray.schedules import RoundScalars
+from fednar_ray.vectors import BufferVector, FloatVector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broadcast:
+    """What every sampled client of a round receives; sent once a round."""
+
+    round_index: int
+    scalars: RoundScalars
+    parameters: FloatVector  # [d] x_round
+    control: FloatVector | None  # [d] SCAFFOLD's c
+    buffers: BufferVector | None  # [b] running statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortTask:
+    """One call: the clients that train together as one matrix."""
+
+    client_ids: tuple[int, ...]
+    states: tuple[FloatVector | None, ...] | None  # a row [d] a client (None: still zero), for stateful local rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFigures:
+    """A few numbers for each client of a cohort: all that is kept of it once its vectors are added."""
+
+    client_ids: tuple[int, ...]
+    usable: npt.NDArray[np.bool_]  # [C] loss, update and buffers all finite
+    examples: npt.NDArray[np.int64]  # [C] n_i
+    steps: npt.NDArray[np.int64]  # [C] K_i
+    clipped_steps: npt.NDArray[np.int64]  # [C]
+    effective_weight_decay: npt.NDArray[np.float64]  # [C] mean over steps of s·λ_t
+    losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
+    delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖
+    train_seconds: float  # of the whole cohort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortUpdate:
+    """What one cohort returns. Clients that are not ``usable`` are in none of the sums, and keep their states.
+
+    weight_i is n_i, or 1 for unweighted algorithms.
+    """
+
+    figures: ClientFigures
+    weighted_delta: FloatVector  # [d] Σ weight_i·(x_i − x_round)
+    weighted_buffers: BufferVector | None  # [b] Σ weight_i·buffers_i, where the model keeps running statistics
+    states: tuple[FloatVector, ...] | None  # [d] each: the clients' new states, for stateful local rules
+    control_change: FloatVector | None  # [d] Σ n_i·(c_i⁺ − c_i), SCAFFOLD only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAggregate:
+    """The sums of one round over its usable clients S, as a server rule sees them."""
+
+    delta: FloatVector  # [d] Δ = Σ w_i·Δ_i, Σ w_i = 1
+    mean_squared_norm: float  # Σ w_i·‖Δ_i‖²
+    clients: int  # |S|
+    population: int  # N
+    epsilon: float  # ε_t
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """What is kept of a round once it is over."""
+
+    round_index: int
+    metrics: Mapping[str, float]  # names as in DESIGN, section 6
+    client_ids: tuple[int, ...]  # the sampled clients
+    failures: Mapping[int, str]  # client id → why its update did not count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport(RoundRecord):
+    """A round as it ends, with the model it led to."""
+
+    parameters: FloatVector  # [d] the iterate after the server step, read-only
+    readout: FloatVector  # [d] the parameters that were evaluated (FedExP: an average), read-only
+    buffers: BufferVector  # [b] read-only
+
+    def record(self) -> RoundRecord:
+        """The report without its vectors."""
+        return RoundRecord(
+            round_index=self.round_index, metrics=self.metrics, client_ids=self.client_ids, failures=self.failures
+        )
