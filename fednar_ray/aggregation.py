@@ -46,7 +46,8 @@ class RoundSums:
     def example_weights(self) -> npt.NDArray[np.float64]:
         """n_i / Σ n of the usable clients, whatever the algorithm's own weights."""
         examples = self.column("examples")
-        return examples / examples.sum()
+        weights: npt.NDArray[np.float64] = examples / examples.sum()
+        return weights
 
     def _weights(self) -> npt.NDArray[np.float64]:
         examples = self.column("examples")

@@ -53,9 +53,12 @@ def run(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
 
     experiment, console = document.experiment, _console(stderr=as_json)
     _quiet_libraries()
-    with RaySession(address) as session, closing(train(prepare(experiment), session)) as training:
-        with _progress(console, experiment.federation.rounds) as show:
-            result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
+    with (
+        RaySession(address) as session,
+        closing(train(prepare(experiment), session)) as training,
+        _progress(console, experiment.federation.rounds) as show,
+    ):
+        result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
     if as_json:
         click.echo(json.dumps(_summary(result)))
     else:
@@ -79,12 +82,14 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
     console, rounds = _console(stderr=as_json), document.experiment.federation.rounds
     runs = len(variants(document)) * document.compare.seeds
     _quiet_libraries()
-    with RaySession(address) as session, closing(compared(document, session)) as comparing:
-        with _progress(console, runs * rounds, every=rounds) as show:
-            result = _drained(
-                comparing,
-                lambda p: show(p.run * rounds + p.report.round_index + 1, p.label, p.report.metrics),
-            )
+    with (
+        RaySession(address) as session,
+        closing(compared(document, session)) as comparing,
+        _progress(console, runs * rounds, every=rounds) as show,
+    ):
+        result = _drained(
+            comparing, lambda p: show(p.run * rounds + p.report.round_index + 1, p.label, p.report.metrics)
+        )
     if as_json:
         rows = [row.cells() for row in result.rows]
         click.echo(json.dumps({"rows": rows, "chart": str(result.chart), "run_id": result.run_id}))

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fednar_ray.data.federation import Examples
 from fednar_ray.errors import ModelError
-from fednar_ray.gradients import CohortGradient, SingleGradient
+from fednar_ray.gradients import CohortGradient
 from fednar_ray.vectors import ParameterLayout, flatten_buffers
 
 CPU_STEP_FLOPS = 1e8  # above this a step is bound by arithmetic, and a cohort gains nothing
@@ -46,7 +46,7 @@ def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
             raise ModelError(f"the model fails on a batch of shape {list(x[:2].shape)}: {error}") from error
     _check_outputs(outputs, classes)
     tracks = not np.array_equal(before, flatten_buffers(trial), equal_nan=True)
-    return ModelTraits(tracks, _alone_because(trial, x, outputs, tracks), counter.get_total_flops() / 2)
+    return ModelTraits(tracks, _alone_because(trial, x, tracks), counter.get_total_flops() / 2)
 
 
 def _check_outputs(outputs: object, classes: int) -> None:
@@ -57,7 +57,7 @@ def _check_outputs(outputs: object, classes: int) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, outputs: Tensor, tracks: bool) -> str | None:
+def _alone_because(trial: nn.Module, x: Tensor, tracks: bool) -> str | None:
     if tracks:
         return "it keeps running statistics"
     if _examples_mix(trial, x):
@@ -65,7 +65,7 @@ def _alone_because(trial: nn.Module, x: Tensor, outputs: Tensor, tracks: bool) -
     try:
         gradient = CohortGradient(trial, ParameterLayout.of(trial), torch.device("cpu"), 2)
         gradient.try_out(x[:2])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         return f"torch.func.vmap cannot batch it ({str(error).splitlines()[0][:120]})"
     return None
 

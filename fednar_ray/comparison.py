@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings, Document, Experiment
-from fednar_ray.experiment import Result, prepare, train
 from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.experiment import Result, prepare, train
 from fednar_ray.figures import Curves, draw_comparison
 from fednar_ray.messages import RoundReport
 from fednar_ray.tracking.journal import Journal, run_directory

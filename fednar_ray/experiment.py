@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.cohorts import ModelTraits, cohort_width, probe
 from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation, load_federation

@@ -132,9 +132,7 @@ class CohortTrainer:
         least = int(taken.min())
         for step in range(int(taken.max())):
             grad, loss = gradient(batches, step)
-            direction = self._plan.regularizer(
-                correct(grad, params), params, scalars.weight_decay, scalars.clip_bound
-            )
+            direction = self._plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
             active = 1.0 if step < least else (taken > step).to(params.dtype)
             params.sub_(direction.step * (scalars.local_lr * active))
             tally.loss += loss.view(-1, 1) * active

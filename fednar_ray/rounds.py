@@ -67,9 +67,7 @@ class FederationState:
         return cls(server=algorithm.server.init(parameters), buffers=buffers, control=control)
 
 
-def run_rounds(
-    plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate
-) -> Iterator[RoundReport]:
+def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate) -> Iterator[RoundReport]:
     """Train from ``state.next_round`` to ``plan.rounds``, a report a round; ``state`` moves along.
 
     Raises RoundAborted for a round in which no client's update is finite.

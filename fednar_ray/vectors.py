@@ -45,7 +45,7 @@ class ParameterLayout:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of ``vector`` [d] by parameter name."""
-        parts = vector.split(self.sizes)
+        parts = torch.split(vector, list(self.sizes))
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
@@ -62,7 +62,7 @@ def flatten(module: nn.Module) -> FloatVector:
 
 def load_parameters(module: nn.Module, vector: FloatVector) -> None:
     """Copy ``vector`` [d] into the trainable parameters."""
-    parts = torch.from_numpy(np.array(vector, dtype=np.float32)).split([p.numel() for p in trainable(module)])
+    parts = torch.split(torch.tensor(vector, dtype=torch.float32), [p.numel() for p in trainable(module)])
     with torch.no_grad():
         for parameter, part in zip(trainable(module), parts, strict=True):
             parameter.copy_(part.view_as(parameter))
@@ -77,7 +77,7 @@ def flatten_buffers(module: nn.Module) -> BufferVector:
 def load_buffers(module: nn.Module, vector: BufferVector) -> None:
     """Copy ``vector`` [b] into the buffers; integer buffers are rounded to nearest."""
     buffers = list(module.buffers())
-    parts = torch.from_numpy(np.array(vector)).split([b.numel() for b in buffers]) if buffers else ()
+    parts = torch.split(torch.tensor(vector), [b.numel() for b in buffers]) if buffers else ()
     with torch.no_grad():
         for buffer, part in zip(buffers, parts, strict=True):
             buffer.copy_((part if buffer.is_floating_point() else part.round()).view_as(buffer))

@@ -51,12 +51,14 @@ def control_variate() -> LocalRule:
     """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1, option II): g + c − c_i;  c_i ← c_i − c − Δ_i/(K_i·η_t)."""
 
     def correction(r: LocalRound) -> Correction:
-        assert r.control is not None and r.state is not None
+        assert r.control is not None
+        assert r.state is not None
         offset = r.control - r.state
         return lambda grad, params: grad + offset
 
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
-        assert r.control is not None and r.state is not None
+        assert r.control is not None
+        assert r.state is not None
         return r.state - r.control - delta / (steps * r.local_lr)
 
     return LocalRule(correction, next_state, uses_control=True)

@@ -28,12 +28,14 @@ class FedNARSGD(Optimizer):
         clip_bound: float = 10.0,
     ) -> None:
         if lr <= 0 or clip_bound <= 0 or weight_decay < 0:
-            raise ValueError(f"lr {lr} and clip_bound {clip_bound} must be above 0, weight_decay {weight_decay} not below")
+            raise ValueError(
+                f"lr {lr} and clip_bound {clip_bound} must be above 0, weight_decay {weight_decay} not below"
+            )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "clip_bound": clip_bound})
         self.last_scale = torch.ones(())
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; with a ``closure``, its loss is computed first and returned."""
         loss = None
         if closure is not None:
@@ -54,7 +56,8 @@ class FedNARSGD(Optimizer):
     @staticmethod
     def _direction(group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
         assert parameter.grad is not None
-        return parameter.grad + group["weight_decay"] * parameter
+        v: Tensor = parameter.grad + group["weight_decay"] * parameter
+        return v
 
     def _bound(self) -> float:
         bounds = {float(group["clip_bound"]) for group in self.param_groups}

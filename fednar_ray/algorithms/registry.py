@@ -51,9 +51,7 @@ PRESETS: Mapping[str, Callable[[AlgorithmSettings], Algorithm]] = {
     "fedyogi": lambda s: Algorithm(plain(), _yogi(s)),
     "fedadagrad": lambda s: Algorithm(plain(), _adagrad(s)),
     "fedexp": lambda s: Algorithm(plain(), extrapolated()),
-    "feddyn": lambda s: Algorithm(
-        dynamic(_set(s.alpha)), server_rules.dynamic_server(_set(s.alpha)), weighted=False
-    ),
+    "feddyn": lambda s: Algorithm(dynamic(_set(s.alpha)), server_rules.dynamic_server(_set(s.alpha)), weighted=False),
     "fedprox+exp": lambda s: Algorithm(proximal(_set(s.mu)), extrapolated()),
     "scaffold+exp": lambda s: Algorithm(control_variate(), extrapolated()),
     "fedavgm+exp": lambda s: Algorithm(plain(), extrapolated_momentum(_set(s.beta))),

@@ -31,7 +31,7 @@ Regularizer = Callable[[Tensor, Tensor, Scalar, Scalar], Direction]
 def clip_scale(vector: Tensor, bound: Scalar) -> Tensor:
     """s = min(1, A / (‖v‖₂ + 1e-6)) for each row: [C, d] → [C, 1]."""
     norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    return (bound / (norm + TINY)).clamp(max=1.0)
+    return torch.clamp(bound / (norm + TINY), max=1.0)
 
 
 def fednar(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
@@ -49,13 +49,13 @@ def decoupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar)
 
 def coupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """Plain SGD with weight decay, nothing clipped.  direction = g + λx."""
-    ones = grad.new_ones(grad.shape[:-1] + (1,))
+    ones = grad.new_ones((*grad.shape[:-1], 1))
     return Direction(grad + weight_decay * params, ones, ones * weight_decay)
 
 
 def none(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """Plain SGD, no decay and nothing clipped.  direction = g."""
-    ones = grad.new_ones(grad.shape[:-1] + (1,))
+    ones = grad.new_ones((*grad.shape[:-1], 1))
     return Direction(grad, ones, torch.zeros_like(ones))
 
 

@@ -45,7 +45,12 @@ def _iterate(state: ServerState) -> FloatVector:
 
 
 def _moved(state: ServerState, server_lr: ServerScalar, direction: FloatVector) -> FloatVector:
-    return state.parameters + np.asarray(server_lr, dtype=np.float32) * direction
+    return state.parameters + _f32(server_lr) * direction
+
+
+def _f32(scalar: ServerScalar) -> FloatVector:
+    """A scalar, or a column of them, that keeps vectors in float32."""
+    return np.asarray(scalar, dtype=np.float32)
 
 
 def mean(server_lr: float) -> ServerRule:
@@ -64,27 +69,28 @@ def momentum(server_lr: float, beta: float) -> ServerRule:
         return ServerState(parameters=parameters, vectors={"m": np.zeros_like(parameters)})
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
-        m = agg.delta + np.float32(beta) * state.vectors["m"]
+        m = agg.delta + _f32(beta) * state.vectors["m"]
         return ServerState(parameters=_moved(state, server_lr, m), vectors={"m": m}, server_lr=server_lr)
 
     return ServerRule(init, step, _iterate)
 
 
-SecondMoment = Callable[[FloatVector, FloatVector, np.float32], FloatVector]
+SecondMoment = Callable[[FloatVector, FloatVector, FloatVector], FloatVector]
 """(v, Δ², 1 − β₂) → the new v."""
 
 
-def adam_moment(v: FloatVector, squared: FloatVector, rate: np.float32) -> FloatVector:
+def adam_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
     """v ← β₂·v + (1 − β₂)·Δ²."""
     return v + rate * (squared - v)
 
 
-def yogi_moment(v: FloatVector, squared: FloatVector, rate: np.float32) -> FloatVector:
+def yogi_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
     """v ← v − (1 − β₂)·Δ²·sign(v − Δ²)."""
-    return v - rate * squared * np.sign(v - squared)
+    moved: FloatVector = v - rate * squared * np.sign(v - squared)
+    return moved
 
 
-def adagrad_moment(v: FloatVector, squared: FloatVector, rate: np.float32) -> FloatVector:
+def adagrad_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
     """v ← v + Δ²."""
     return v + squared
 
@@ -100,9 +106,10 @@ def adaptive(server_lr: float, beta1: float, beta2: float, epsilon: float, momen
         return ServerState(parameters=parameters, vectors=start)
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
-        m = np.float32(beta1) * state.vectors["m"] + np.float32(1 - beta1) * agg.delta
-        v = moment(state.vectors["v"], agg.delta**2, np.float32(1 - beta2))
-        moved = _moved(state, server_lr, m / (np.sqrt(v) + np.float32(agg.epsilon)))
+        m = _f32(beta1) * state.vectors["m"] + _f32(1 - beta1) * agg.delta
+        v = moment(state.vectors["v"], agg.delta**2, _f32(1 - beta2))
+        direction: FloatVector = np.divide(m, np.sqrt(v) + _f32(agg.epsilon))
+        moved = _moved(state, server_lr, direction)
         return ServerState(parameters=moved, vectors={"m": m, "v": v}, server_lr=server_lr)
 
     return ServerRule(init, step, _iterate)
@@ -115,9 +122,9 @@ def adam_li2023(server_lr: float) -> ServerRule:
         return ServerState(parameters=parameters, vectors={k: np.zeros_like(parameters) for k in ("m", "v")})
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
-        m = np.float32(0.1) * agg.delta + np.float32(0.9) * state.vectors["m"]
-        v = np.float32(0.99) * state.vectors["v"] + np.float32(0.01) * m**2
-        direction = (m / np.float32(0.1)) / np.sqrt(v / np.float32(0.01) + np.float32(agg.epsilon))
+        m = _f32(0.1) * agg.delta + _f32(0.9) * state.vectors["m"]
+        v = _f32(0.99) * state.vectors["v"] + _f32(0.01) * m**2
+        direction: FloatVector = (m / _f32(0.1)) / np.sqrt(v / _f32(0.01) + _f32(agg.epsilon))
         moved = _moved(state, server_lr, direction)
         return ServerState(parameters=moved, vectors={"m": m, "v": v}, server_lr=server_lr)
 
@@ -126,14 +133,15 @@ def adam_li2023(server_lr: float) -> ServerRule:
 
 def _average_of_last_two(state: ServerState) -> FloatVector:
     previous = state.vectors.get("previous")
-    return state.parameters if previous is None else (state.parameters + previous) / np.float32(2)
+    return state.parameters if previous is None else (state.parameters + previous) / _f32(2)
 
 
 def _extrapolation(mean_squared_norm: ServerScalar, direction: FloatVector, agg: RoundAggregate) -> ServerScalar:
     """max(1, ½·mean_squared_norm / (‖direction‖² + |S|·ε_t)); 1 where nothing moved."""
     denominator = np.sum(np.square(direction, dtype=np.float64), axis=-1, keepdims=True) + agg.clients * agg.epsilon
     ratio = np.divide(0.5 * mean_squared_norm, denominator, out=np.ones_like(denominator), where=denominator > 0)
-    return np.maximum(1.0, ratio)
+    factor: npt.NDArray[np.float64] = np.maximum(1.0, ratio)
+    return factor
 
 
 def _remembered(state: ServerState) -> dict[str, FloatVector]:
@@ -163,7 +171,7 @@ def extrapolated_momentum(beta: float) -> ServerRule:
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
         r = agg.mean_squared_norm + 0.5 * beta * state.scalars["r"]
-        m = agg.delta + np.float32(beta) * state.vectors["m"]
+        m = agg.delta + _f32(beta) * state.vectors["m"]
         server_lr = _extrapolation(r, m, agg)
         vectors = {"m": m, **_remembered(state)}
         moved = _moved(state, server_lr, m)
@@ -179,8 +187,8 @@ def dynamic_server(alpha: float) -> ServerRule:
         return ServerState(parameters=parameters, vectors={"h": np.zeros_like(parameters)})
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
-        h = state.vectors["h"] - np.float32(alpha * agg.clients / agg.population) * agg.delta
-        moved = state.parameters + agg.delta - h / np.float32(alpha)
+        h = state.vectors["h"] - _f32(alpha * agg.clients / agg.population) * agg.delta
+        moved: FloatVector = state.parameters + agg.delta - np.divide(h, _f32(alpha))
         return ServerState(parameters=moved, vectors={"h": h}, server_lr=1.0)
 
     return ServerRule(init, step, _iterate)

@@ -52,19 +52,13 @@ def choose_placement(
     return "dedicated" if width == 1 and fits else "pooled"
 
 
-def plan_dedicated(
-    settings: ExecutionSettings, clients: int, cluster: ClusterResources, model_bytes: int
-) -> ActorPlan:
+def plan_dedicated(settings: ExecutionSettings, clients: int, cluster: ClusterResources, model_bytes: int) -> ActorPlan:
     """An actor a client. Raises CapacityError, with what would fit, where the cluster cannot hold them."""
-    plan = ActorPlan(
-        count=clients, cpus=settings.cpus_per_actor, gpus=_gpu_share(settings, clients, cluster)
-    )
+    plan = ActorPlan(count=clients, cpus=settings.cpus_per_actor, gpus=_gpu_share(settings, clients, cluster))
     return _checked(plan, cluster, model_bytes, "execution.placement=pooled lets each actor host many clients")
 
 
-def plan_pooled(
-    settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, model_bytes: int
-) -> ActorPlan:
+def plan_pooled(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, model_bytes: int) -> ActorPlan:
     """As many actors as asked for; ``auto``: one a GPU, else one for each ``cpus_per_actor``, and no more than
     a round has cohorts.  Raises CapacityError, with what would fit.
     """

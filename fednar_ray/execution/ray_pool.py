@@ -37,9 +37,7 @@ class RayPool:
         """Exactly one actor a client, which gets its own shard and no other."""
         pool = cls(session, actors, session.lease(actors), lambda client_id: client_id)
         plan_ref = ray.put(plan)
-        return pool._prepared(
-            [actor.prepare.remote(plan_ref, shards.only(i)) for i, actor in enumerate(pool._actors)]
-        )
+        return pool._prepared([actor.prepare.remote(plan_ref, shards.only(i)) for i, actor in enumerate(pool._actors)])
 
     def _prepared(self, refs: list[Any]) -> "RayPool":
         try:

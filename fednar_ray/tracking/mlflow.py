@@ -188,7 +188,7 @@ class RunTracker:
             warnings.simplefilter("ignore")  # of torch.export and MLflow, about themselves
             try:
                 return str(mlflow.pytorch.log_model(model, serialization_format="pt2", **arguments).model_uri)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - torch.export raises many kinds
                 log.info("the model is stored as a pickle, since torch.export cannot trace it: %s", error)
                 return str(mlflow.pytorch.log_model(model, serialization_format="pickle", **arguments).model_uri)
 
@@ -228,7 +228,11 @@ def _active(uri: str, run_id: str) -> Iterator[None]:
 
 
 def _version_tags() -> dict[str, str]:
-    tags = {"fednar.version": _version("fednar-ray"), "ray.version": _version("ray"), "torch.version": torch.__version__}
+    tags = {
+        "fednar.version": _version("fednar-ray"),
+        "ray.version": _version("ray"),
+        "torch.version": torch.__version__,
+    }
     commit = _git_commit()
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
 
