@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fednar_ray.config import Experiment, load
     from fednar_ray.data.federation import Federation
     from fednar_ray.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
+    from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import Result, iter_rounds, run
     from fednar_ray.messages import RoundRecord, RoundReport
 
@@ -21,6 +22,7 @@ __all__ = [
     "FedNARSGD",
     "Federation",
     "FednarError",
+    "RaySession",
     "Result",
     "RoundAborted",
     "RoundRecord",
@@ -36,6 +38,7 @@ _HOMES = {
     "config": ("Experiment", "load"),
     "data.federation": ("Federation",),
     "errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
+    "execution.ray_session": ("RaySession",),
     "experiment": ("Result", "iter_rounds", "run"),
     "messages": ("RoundRecord", "RoundReport"),
 }

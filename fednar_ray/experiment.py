@@ -4,7 +4,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +96,16 @@ def iter_rounds(
     *,
     federation: Federation | None = None,
     model: nn.Module | None = None,
-    address: str | None = None,
+    session: RaySession | None = None,
 ) -> Iterator[RoundReport]:
     """Train, yielding a report a round; nothing is tracked or written.
 
     ``federation`` and ``model`` stand in for the ``data`` and ``model`` sections; ``model`` is copied, and gives
-    the start.  ``address`` joins a Ray cluster.  Raises BadInput's kinds before training, RunFailed's during it.
+    the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
+    alone.  Raises BadInput's kinds before training, RunFailed's during it.
     """
     prepared = prepare(experiment, federation, model)
-    with RaySession(address) as session, place(prepared, session) as placed:
+    with _session(session) as ray_session, place(prepared, ray_session) as placed:
         yield from _rounds(prepared, placed)
 
 
@@ -113,11 +114,17 @@ def run(
     *,
     federation: Federation | None = None,
     model: nn.Module | None = None,
-    address: str | None = None,
+    session: RaySession | None = None,
 ) -> Result:
     """Train, record in MLflow and in ``runs/``, and return the result. Arguments and errors as ``iter_rounds``."""
-    with RaySession(address) as session:
-        return drain(train(prepare(experiment, federation, model), session))
+    prepared = prepare(experiment, federation, model)
+    with _session(session) as ray_session:
+        return drain(train(prepared, ray_session))
+
+
+def _session(shared: RaySession | None) -> AbstractContextManager[RaySession]:
+    """The caller's session, which stays open, or one for this run alone."""
+    return nullcontext(shared) if shared is not None else RaySession()
 
 
 def drain(training: Generator[RoundReport, None, Result]) -> Result:

@@ -23,6 +23,13 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def session(local_ray: str) -> Iterator[fr.RaySession]:
+    """A session on the suite's Ray, whose actors stay warm from test to test."""
+    with fr.RaySession() as shared:
+        yield shared
+
+
 @pytest.fixture
 def federation() -> fr.Federation:
     """Five unequal clients of three-class points in the plane, learnable, with a test set."""

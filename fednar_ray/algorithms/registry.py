@@ -32,7 +32,7 @@ def _yogi(s: AlgorithmSettings) -> ServerRule:
 
 
 def _adagrad(s: AlgorithmSettings) -> ServerRule:
-    return adaptive(_set(s.server_lr), _set(s.beta1), 0.0, _set(s.epsilon), server_rules.adagrad_moment)
+    return adaptive(_set(s.server_lr), 0.0, 0.0, _set(s.epsilon), server_rules.adagrad_moment)  # β₁ = 0, no β₂
 
 
 def _set(value: float | None) -> float:
