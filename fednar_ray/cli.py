@@ -197,6 +197,9 @@ def _summary(result: Any) -> dict[str, Any]:
         "parameters_sha256": result.parameters_sha256,
         "tracking_uri": result.tracking_uri,
         "directory": str(result.directory),
+        "placement": result.placement,
+        "actors": len(result.places),
+        "cohort_width": result.cohort_width,
     }
 
 
@@ -211,7 +214,19 @@ def _print_result(console: "Console", result: Any) -> None:
         if name in result.metrics:
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)
+    console.print(_whereabouts(result), soft_wrap=True)
     _print_place(console, result.directory, result.tracking_uri)
+
+
+def _whereabouts(result: Any) -> str:
+    """Where the clients trained."""
+    if result.placement == "serial":
+        return f"trained in this process, {result.cohort_width} clients at a time"
+    if result.placement == "dedicated":
+        lines = (f"client {i}: actor in process {p.process_id}" for i, p in enumerate(result.places))
+        return "each client its own Ray actor, the only holder of its shard:\n  " + "\n  ".join(lines)
+    actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
+    return f"trained on {actors}, {result.cohort_width} clients at a time"
 
 
 def _print_comparison(console: "Console", result: Any) -> None:

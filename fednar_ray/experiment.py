@@ -4,6 +4,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.errors import ConfigError, ModelError, RunFailed
 from fednar_ray.evaluation import Evaluator
 from fednar_ray.execution.capacity import choose_placement, plan_dedicated, plan_pooled
+from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.serial import SerialPool
@@ -27,7 +29,7 @@ from fednar_ray.figures import draw_curves, draw_partition
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.models import build_model
-from fednar_ray.rounds import ClientPool, FederationState, RoundPlan, run_rounds
+from fednar_ray.rounds import FederationState, RoundPlan, run_rounds
 from fednar_ray.tracking.journal import Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store, flattened
 from fednar_ray.vectors import FloatVector, ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
@@ -46,6 +48,9 @@ class Result:
     run_id: str  # MLflow's
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
+    placement: str  # serial, pooled or dedicated
+    places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client
+    cohort_width: int  # C
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -77,7 +82,7 @@ class Prepared:
 class Placed:
     """A pool at work, and what was resolved for it."""
 
-    pool: ClientPool
+    pool: SerialPool | RayPool
     placement: str
     actors: int  # 0: the driver itself
     width: int
@@ -127,6 +132,12 @@ def _session(shared: RaySession | None) -> AbstractContextManager[RaySession]:
     return nullcontext(shared) if shared is not None else RaySession()
 
 
+def _open_store(experiment: Experiment) -> tuple[Store, str]:
+    store = Store(experiment.tracking.uri)
+    store.check()
+    return store, store.experiment_id(experiment.tracking.experiment or experiment.name)
+
+
 def drain(training: Generator[RoundReport, None, Result]) -> Result:
     """Run a training to its end."""
     while True:
@@ -142,11 +153,12 @@ def train(
 ) -> Generator[RoundReport, None, Result]:
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to the MLflow run."""
     experiment = prepared.experiment
-    store = Store(experiment.tracking.uri)
-    store.check()
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(1) as background, ExitStack() as stack:
+        opening = background.submit(_open_store, experiment)
+        if experiment.execution.placement != "serial":
+            session.connect()  # takes seconds, as does a new store
+        store, experiment_id = opening.result()
         placed = stack.enter_context(place(prepared, session))
-        experiment_id = store.experiment_id(experiment.tracking.experiment or experiment.name)
         tracker = stack.enter_context(RunTracker(store, experiment_id, name or experiment.name, tags or {}))
         directory = run_directory(experiment, tracker.run_id)
         journal = stack.enter_context(Journal(directory, experiment))
@@ -170,6 +182,9 @@ def train(
             run_id=tracker.run_id,
             tracking_uri=tracker.uri,
             directory=directory,
+            placement=placed.placement,
+            places=tuple(placed.pool.places()),
+            cohort_width=placed.width,
         )
     raise AssertionError("unreachable: no part of a training suppresses errors")
 
@@ -230,9 +245,15 @@ def place(prepared: Prepared, session: RaySession) -> Iterator[Placed]:
     else:
         cohorts = -(-_clients_per_round(prepared) // width)
         actors = plan_pooled(settings, cohorts, cluster, prepared.model_bytes)
-        ray_pool = RayPool.pooled(session, actors, plan, federation.shards)
+        ray_pool = RayPool.pooled(session, actors, plan, federation.shards, _largest_clients(prepared, width))
     with closing(ray_pool):
         yield Placed(pool=ray_pool, placement=placement, actors=actors.count, width=width)
+
+
+def _largest_clients(prepared: Prepared, width: int) -> tuple[int, ...]:
+    """As many clients as a round's first cohort has, those with most examples."""
+    count = -(-_clients_per_round(prepared) // -(-_clients_per_round(prepared) // width))
+    return tuple(np.argsort(-prepared.federation.shards.sizes, kind="stable")[:count].tolist())
 
 
 def _clients_per_round(prepared: Prepared) -> int:

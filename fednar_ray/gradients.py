@@ -60,20 +60,24 @@ class CohortGradient:
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Rows with fewer examples than the widest are padded; padding weighs nothing."""
         batch = plan.batch(step)
-        grad, loss = self.prepared(batch)(self.params, batch.x, batch.y, batch.weights)
+        grad, loss = self._prepared(batch)(self.params, batch.x, batch.y, batch.weights)
         return grad, loss
 
     def try_out(self, x: Tensor) -> None:
-        """Trace with one example a row, to learn whether the module can be batched."""
+        """Call with one example a row, to learn whether the module can be batched."""
         rows = len(self.params)
         labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
-        self.prepared(Batch(x[:rows].unsqueeze(1), labels, weights))
+        self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
 
-    def prepared(self, batch: Batch) -> Callable[..., Any]:
-        """The traced gradient for batches of this shape. Tracing draws nothing from torch's generator."""
+    def _prepared(self, batch: Batch) -> Callable[..., Any]:
+        """The gradient for batches of this shape, traced where it can be. Tracing draws no random numbers."""
         if batch.y.shape not in self._traced:
+            arguments = (self.params, batch.x, batch.y, batch.weights)
             with torch.random.fork_rng():
-                self._traced[batch.y.shape] = make_fx(self._vmapped)(self.params, batch.x, batch.y, batch.weights)
+                try:
+                    self._traced[batch.y.shape] = make_fx(self._vmapped)(*arguments)
+                except Exception:  # noqa: BLE001 - what cannot be traced is only slower
+                    self._traced[batch.y.shape] = self._vmapped
         return self._traced[batch.y.shape]
 
 

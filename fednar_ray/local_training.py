@@ -67,14 +67,25 @@ class CohortTrainer:
         self._shards = ResidentShards(shards, device)
         self._gradients: dict[int, SingleGradient | CohortGradient] = {}
 
+    def warm_up(self, client_ids: tuple[int, ...]) -> None:
+        """Take and drop one gradient of a cohort like those to come: a process's first costs over a second."""
+        steps = np.ones(len(client_ids), dtype=np.int64)
+        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()):
+            self._gradient(len(client_ids))(
+                self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0), 0
+            )
+
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
         """The local round of one cohort. Its random layers draw from a generator addressed by the cohort."""
         start = time.perf_counter()
         address = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
-        devices = [self._device] if self._device.type == "cuda" else []
-        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()):
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
             return self._train(broadcast, task, start)
+
+    def _generators(self) -> list[torch.device]:
+        """The devices, beside the CPU, whose random generators training uses."""
+        return [self._device] if self._device.type == "cuda" else []
 
     def _train(self, broadcast: Broadcast, task: CohortTask, start: float) -> CohortUpdate:
         gradient = self._gradient(len(task.client_ids))

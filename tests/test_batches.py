@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import small_federation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednar_ray.data.batches import ResidentShards, client_batches
 from fednar_ray.seeding import Purpose, generator
+
+from .conftest import small_federation
 
 CPU = torch.device("cpu")
 drawn = settings(max_examples=100, deadline=None)

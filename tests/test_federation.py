@@ -6,13 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import small_federation
 
 import fednar_ray as fr
 from fednar_ray.config import DataSettings
 from fednar_ray.data.federation import load_federation
 from fednar_ray.data.sources import SOURCES
 from fednar_ray.errors import DataError
+
+from .conftest import small_federation
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.array([0, 1, 2, 0, 1, 3])

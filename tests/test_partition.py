@@ -194,9 +194,12 @@ def test_dirichlet_equal_at_a_tiny_alpha_still_gives_everyone_the_same_number(al
 
 
 def acar(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float) -> np.ndarray:
-    """Acar et al.'s own procedure, draw by draw, as counts [n, classes]."""
-    amount = np.bincount(labels).tolist()
-    priors = np.cumsum(rng.dirichlet([alpha] * len(amount), size=clients), axis=1).tolist()
+    """Acar et al.'s own procedure, draw by draw, as counts [n, classes].
+
+    They draw a class again while it has run dry, which may take forever; the draw among what remains is the same.
+    """
+    amount = np.bincount(labels)
+    priors = rng.dirichlet([alpha] * len(amount), size=clients)
     room = [len(labels) // clients] * clients
     counts = np.zeros((clients, len(amount)), dtype=int)
     while any(room):
@@ -204,11 +207,9 @@ def acar(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: floa
         if not room[client]:
             continue
         room[client] -= 1
-        while True:
-            u = rng.random() * priors[client][-1]
-            label = next(code for code, end in enumerate(priors[client]) if u <= end)
-            if amount[label]:
-                break
+        ends = np.cumsum(priors[client] * (amount > 0)).tolist()
+        u = rng.random() * ends[-1]
+        label = next(code for code, end in enumerate(ends) if u < end)
         amount[label] -= 1
         counts[client, label] += 1
     return counts

@@ -27,6 +27,11 @@ def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Ge
     return plan.reshape(epochs * per_epoch, width)[:steps]
 
 
+def padded_batch(examples: int, batch_size: int) -> int:
+    """B for a cohort whose largest shard has ``examples``: a power of two or ``batch_size``, so that shapes are few."""
+    return min(batch_size, 1 << max(examples - 1, 0).bit_length())
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step's examples of a cohort."""
@@ -58,14 +63,11 @@ class ResidentShards:
         self, client_ids: Sequence[int], steps: npt.NDArray[np.int64], batch_size: int, seed: int, round_index: int
     ) -> "BatchPlan":
         """The batches of a cohort in one round."""
-        sizes, width = self.sizes(client_ids), 0
-        rows = []
-        for client_id, examples, taken in zip(client_ids, sizes, steps, strict=True):
+        sizes = self.sizes(client_ids)
+        index = np.full((int(steps.max()), len(client_ids), padded_batch(int(sizes.max()), batch_size)), -1)
+        for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
             rng = generator(seed, Purpose.BATCHES, round_index=round_index, client_id=client_id)
-            rows.append(client_batches(int(examples), batch_size, int(taken), rng))
-            width = max(width, rows[-1].shape[1])
-        index = np.full((int(steps.max()), len(rows), width), -1, dtype=np.int64)
-        for row, batches in enumerate(rows):
+            batches = client_batches(int(examples), batch_size, int(taken), rng)
             index[: len(batches), row, : batches.shape[1]] = batches
         return self._placed(client_ids, index)
 

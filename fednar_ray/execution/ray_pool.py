@@ -10,7 +10,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from fednar_ray.data.federation import Shards
 from fednar_ray.errors import RunFailed
 from fednar_ray.execution.capacity import ActorPlan
-from fednar_ray.execution.ray_session import ActorPlace, RaySession
+from fednar_ray.execution.places import ActorPlace
+from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
 
@@ -18,38 +19,41 @@ OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between
 
 
 class RayPool:
-    """Actors that train one run's cohorts."""
+    """Actors that train one run's cohorts. They start and warm up while the driver goes on."""
 
-    def __init__(self, session: RaySession, plan: ActorPlan, actors: list[Any], route: Callable[[int], int] | None):
-        self._session, self._plan, self._actors = session, plan, actors
-        self._route = route
-        self._busy = False
+    def __init__(self, session: RaySession, plan: ActorPlan, route: Callable[[int], int] | None) -> None:
+        self._session, self._plan, self._route = session, plan, route
+        self._actors = session.lease(plan)
+        self._starting: list[Any] = []
+        self._busy = True  # until the actors have answered
 
     @classmethod
-    def pooled(cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, shards: Shards) -> "RayPool":
+    def pooled(
+        cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, shards: Shards, warm_up: tuple[int, ...]
+    ) -> "RayPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
-        pool = cls(session, actors, session.lease(actors), None)
+        pool = cls(session, actors, None)
         plan_ref, shards_ref = ray.put(plan), ray.put(shards)
-        return pool._prepared([actor.prepare.remote(plan_ref, shards_ref) for actor in pool._actors])
+        pool._starting = [actor.prepare.remote(plan_ref, shards_ref, warm_up) for actor in pool._actors]
+        return pool
 
     @classmethod
     def dedicated(cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, shards: Shards) -> "RayPool":
         """Exactly one actor a client, which gets its own shard and no other."""
-        pool = cls(session, actors, session.lease(actors), lambda client_id: client_id)
+        pool = cls(session, actors, lambda client_id: client_id)
         plan_ref = ray.put(plan)
-        return pool._prepared([actor.prepare.remote(plan_ref, shards.only(i)) for i, actor in enumerate(pool._actors)])
+        pool._starting = [a.prepare.remote(plan_ref, shards.only(i), (i,)) for i, a in enumerate(pool._actors)]
+        return pool
 
-    def _prepared(self, refs: list[Any]) -> "RayPool":
-        try:
-            _get(refs)
-        except BaseException:
-            self._busy = True
-            self.close()
-            raise
-        return self
+    def _await_start(self) -> None:
+        """Raises what went wrong in an actor's start."""
+        if self._starting:
+            _get(self._starting)
+            self._starting, self._busy = [], False
 
     def places(self) -> list[ActorPlace]:
         """Where the actors live, by actor."""
+        self._await_start()
         places: list[ActorPlace] = _get([actor.place.remote() for actor in self._actors])
         return places
 
@@ -58,6 +62,7 @@ class RayPool:
 
         At most two results an actor are outstanding, so the driver's memory does not grow with the round.
         """
+        self._await_start()
         self._busy = True
         broadcast_ref = ray.put(broadcast)
         waiting = deque(enumerate(tasks))
@@ -85,7 +90,7 @@ class RayPool:
         return min(range(len(loads)), key=loads.__getitem__)
 
     def close(self) -> None:
-        """Give the actors back to the session; end them where a round was left unfinished."""
+        """Give the actors back to the session; end them where a start or a round was left unfinished."""
         if self._busy:
             for actor in self._actors:
                 ray.kill(actor)

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 from collections import defaultdict
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,19 +16,11 @@ from fednar_ray.data.federation import Shards
 from fednar_ray.errors import RayUnavailable
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device
+from fednar_ray.execution.places import ActorPlace
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
 from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
 
 CONNECT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ActorPlace:
-    """Where an actor lives."""
-
-    node_id: str
-    process_id: int
-    gpus: tuple[str, ...]
 
 
 class TrainingActor:
@@ -45,10 +36,11 @@ class TrainingActor:
         gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
         return ActorPlace(context.get_node_id(), os.getpid(), gpus)
 
-    def prepare(self, plan: TrainingPlan, shards: Shards) -> None:
-        """Take up a run."""
+    def prepare(self, plan: TrainingPlan, shards: Shards, warm_up: tuple[int, ...]) -> None:
+        """Take up a run, and warm up with a cohort like those to come."""
         device = choose_device(self.place().gpus, torch.cuda.device_count())
         self._trainer = CohortTrainer(plan, shards, torch.device(device))
+        self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
         """The local round of one cohort."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fednar_ray.data.federation import Shards
+from fednar_ray.execution.places import ActorPlace
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
 from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
 
@@ -18,6 +19,10 @@ class SerialPool:
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
         """The updates of ``tasks``, in their order."""
         return (self._trainer.train(broadcast, task) for task in tasks)
+
+    def places(self) -> list[ActorPlace]:
+        """No actor lives anywhere."""
+        return []
 
     def close(self) -> None:
         """Nothing is held."""
