@@ -95,6 +95,8 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
     store = Store(experiment.tracking.uri)
     store.check()
     experiment_id = store.experiment_id(experiment.tracking.experiment or experiment.name)
+    if experiment.execution.placement != "serial":
+        session.connect()
     with RunTracker(store, experiment_id, "comparison", {"fednar.kind": "comparison"}) as parent:
         parent.log_params({**flattened(experiment), **_compared(document.compare)})
         parent.log_experiment(experiment)

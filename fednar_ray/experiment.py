@@ -20,7 +20,7 @@ from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.errors import ConfigError, ModelError, RunFailed
 from fednar_ray.evaluation import Evaluator
-from fednar_ray.execution.capacity import choose_placement, plan_dedicated, plan_pooled
+from fednar_ray.execution.capacity import ActorPlan, ClusterResources, choose_placement, plan_dedicated, plan_pooled
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import RaySession
@@ -156,6 +156,7 @@ def train(
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         opening = background.submit(_open_store, experiment)
         if experiment.execution.placement != "serial":
+            _plan(prepared, session.resources())  # refuses what cannot fit before a local Ray starts
             session.connect()  # takes seconds, as does a new store
         store, experiment_id = opening.result()
         placed = stack.enter_context(place(prepared, session))
@@ -205,6 +206,8 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         model = build_model(experiment.model, shape, federation.classes, experiment.seed)
     ParameterLayout.of(model)
     traits = probe(model, federation.shards.examples, federation.classes)
+    if traits.alone_because is not None and experiment.execution.cohort_width != 1:
+        log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
     return Prepared(experiment=experiment, federation=federation, model=model, traits=traits)
@@ -234,20 +237,26 @@ def place(prepared: Prepared, session: RaySession) -> Iterator[Placed]:
         pool = SerialPool(_training_plan(prepared), federation.shards)
         yield Placed(pool=pool, placement="serial", actors=0, width=width)
         return
-    cluster = session.resources()
-    gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
-    width = 1 if settings.placement == "dedicated" else _width(prepared, gpu)
-    placement = choose_placement(settings, width, federation.clients, cluster, prepared.model_bytes)
+    placement, width, actors = _plan(prepared, session.resources())
     plan = _training_plan(prepared)
     if placement == "dedicated":
-        actors = plan_dedicated(settings, federation.clients, cluster, prepared.model_bytes)
         ray_pool = RayPool.dedicated(session, actors, plan, federation.shards)
     else:
-        cohorts = -(-_clients_per_round(prepared) // width)
-        actors = plan_pooled(settings, cohorts, cluster, prepared.model_bytes)
         ray_pool = RayPool.pooled(session, actors, plan, federation.shards, _largest_clients(prepared, width))
     with closing(ray_pool):
         yield Placed(pool=ray_pool, placement=placement, actors=actors.count, width=width)
+
+
+def _plan(prepared: Prepared, cluster: ClusterResources) -> tuple[str, int, ActorPlan]:
+    """Placement, cohort width and actors on a cluster. Raises CapacityError where they do not fit."""
+    settings, clients = prepared.experiment.execution, prepared.federation.clients
+    gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
+    width = 1 if settings.placement == "dedicated" else _width(prepared, gpu)
+    placement = choose_placement(settings, width, clients, cluster, prepared.model_bytes)
+    if placement == "dedicated":
+        return placement, width, plan_dedicated(settings, clients, cluster, prepared.model_bytes)
+    cohorts = -(-_clients_per_round(prepared) // width)
+    return placement, width, plan_pooled(settings, cohorts, cluster, prepared.model_bytes)
 
 
 def _largest_clients(prepared: Prepared, width: int) -> tuple[int, ...]:
@@ -266,7 +275,6 @@ def _clients_per_round(prepared: Prepared) -> int:
 def _width(prepared: Prepared, gpu: bool) -> int:
     wanted, because = prepared.experiment.execution.cohort_width, prepared.traits.alone_because
     if because is not None:
-        log.warning("clients train one by one (cohort width 1): %s", because)
         return 1
     if wanted != "auto":
         return wanted

@@ -36,10 +36,13 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
         "weight decay": ("effective_weight_decay", "weight_decay"),
     }
     rounds = [record.round_index for record in history]
+    marker = "o" if len(rounds) == 1 else None  # a line of one point shows nothing
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for name in names:
             if name in history[0].metrics:
-                axes.plot(rounds, [record.metrics[name] for record in history], label=name.replace("_", " "))
+                axes.plot(
+                    rounds, [record.metrics[name] for record in history], label=name.replace("_", " "), marker=marker
+                )
         axes.set(title=title, xlabel="round")
         axes.grid(alpha=0.3)
         if len(names) > 1:
@@ -73,7 +76,8 @@ def draw_comparison(accuracy: Mapping[float, Curves], decay: Mapping[float, Curv
 def _bands(axes: "object", curves: Curves) -> None:
     for name, runs in curves.items():
         rounds = np.arange(runs.shape[1])
-        axes.plot(rounds, runs.mean(axis=0), label=name, color=COLOURS[name])  # type: ignore[attr-defined]
+        marker = "o" if len(rounds) == 1 else None
+        axes.plot(rounds, runs.mean(axis=0), label=name, color=COLOURS[name], marker=marker)  # type: ignore[attr-defined]
         axes.fill_between(  # type: ignore[attr-defined]
             rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
         )

@@ -67,7 +67,8 @@ class CohortGradient:
         """Call with one example a row, to learn whether the module can be batched."""
         rows = len(self.params)
         labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
-        self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
+        with torch.random.fork_rng(devices=[]):
+            self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
 
     def _prepared(self, batch: Batch) -> Callable[..., Any]:
         """The gradient for batches of this shape, traced where it can be. Tracing draws no random numbers."""

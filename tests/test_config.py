@@ -142,21 +142,6 @@ def test_problems_across_sections_come_with_those_of_other_sections() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["federation.batch_size=0", "federation.clients_per_round=50"],
-        ["algorithm.local_lr=-1", "algorithm.mu=0.1"],
-        ["execution.actors=0", "execution.placement=dedicated", "execution.cohort_width=4"],
-    ],
-)
-def test_problems_within_one_section_come_together_too(overrides: list[str]) -> None:
-    """A wrong value does not hide a contradiction beside it."""
-    places = {override.split("=")[0] for override in overrides} - {"execution.placement"}
-    found = "\n".join(problems(*overrides))
-    assert all(place in found or f"does not read {place.split('.')[1]}" in found for place in places), found
-
-
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "true", "false"])
 @pytest.mark.parametrize(
     "key",

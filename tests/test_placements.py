@@ -132,7 +132,7 @@ def test_closing_a_session_ends_its_actors(local_ray: str) -> None:
         actors = own.lease(ActorPlan(count=2, cpus=0.5, gpus=0))
         processes = [psutil.Process(place.process_id) for place in ray.get([a.place.remote() for a in actors])]
         own.give_back(ActorPlan(count=2, cpus=0.5, gpus=0), actors)
-    gone, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert ray.is_initialized()  # the session did not start this Ray, so it does not end it
 

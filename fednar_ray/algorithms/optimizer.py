@@ -27,12 +27,18 @@ class FedNARSGD(Optimizer):
         weight_decay: float = 0.0,
         clip_bound: float = 10.0,
     ) -> None:
-        if lr <= 0 or clip_bound <= 0 or weight_decay < 0:
-            raise ValueError(
-                f"lr {lr} and clip_bound {clip_bound} must be above 0, weight_decay {weight_decay} not below"
-            )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "clip_bound": clip_bound})
         self.last_scale = torch.ones(())
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group. Raises ValueError for scalars out of range."""
+        group = {**self.defaults, **param_group}
+        if not group["lr"] > 0 or not group["clip_bound"] > 0 or not group["weight_decay"] >= 0:
+            raise ValueError(
+                f"lr {group['lr']} and clip_bound {group['clip_bound']} must be above 0, "
+                f"weight_decay {group['weight_decay']} not below"
+            )
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

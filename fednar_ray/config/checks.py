@@ -73,8 +73,26 @@ def _problem(place: tuple[str | int, ...], value: Any, text: str) -> InitErrorDe
     return InitErrorDetails(type=PydanticCustomError("experiment", "{text}", {"text": text}), loc=place, input=value)
 
 
-def as_details(entry: Any, model: type[BaseModel]) -> InitErrorDetails:
-    """An error of pydantic's under our wording; an unknown key comes with its nearest known ones."""
+def as_details(error: ValidationError, model: type[BaseModel]) -> list[InitErrorDetails]:
+    """Pydantic's errors under our wording, one a place; an unknown key comes with its nearest known ones."""
+    details: dict[tuple[str | int, ...], InitErrorDetails] = {}
+    for entry in error.errors():
+        place = _known_place(entry["loc"])
+        if place != entry["loc"] or place not in details:
+            details.setdefault(place, _as_detail({**entry, "loc": place}, entry["loc"] != place, model))
+    within = {place[:-1] for place in details if place and isinstance(place[-1], int)}
+    return [detail for place, detail in details.items() if place not in within]
+
+
+def _known_place(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A place without the branches of a union that pydantic appends."""
+    return place[:2] if len(place) > 2 and place[0] == "execution" else place
+
+
+def _as_detail(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDetails:
+    if union:
+        kind = "a number not below 0" if entry["loc"][-1] == "gpus_per_actor" else "a whole number from 1"
+        return _problem(entry["loc"], entry["input"], f"should be auto or {kind}")
     text = entry["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if entry["type"] == "extra_forbidden":
         text = "unknown key" + nearest(str(entry["loc"][-1]), _known_keys(model, entry["loc"][:-1]))
@@ -93,13 +111,13 @@ def nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; known here: " + ", ".join(known)
 
 
-def describe(error: ValidationError, prefix: str = "") -> tuple[str, ...]:
-    """One line a problem: ``place: value: what would be right``."""
-    return tuple(_line(entry, prefix) for entry in error.errors())
+def describe(error: ValidationError, prefix: str = "", root: str = "") -> tuple[str, ...]:
+    """One line a problem: ``place: value: what would be right``; ``root`` names the whole."""
+    return tuple(_line(entry, prefix, root) for entry in error.errors())
 
 
-def _line(entry: Any, prefix: str) -> str:
-    place = prefix + ".".join(map(str, entry["loc"]))
+def _line(entry: Any, prefix: str, root: str) -> str:
+    place = prefix + ".".join(map(str, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
     value, text = entry["input"], entry["msg"]
     if isinstance(value, Mapping | BaseModel):
         return f"{place}: {text}" if place else text

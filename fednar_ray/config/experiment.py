@@ -40,7 +40,7 @@ class Experiment(Settings):
         try:
             experiment = handler(values)
         except ValidationError as error:
-            details = [checks.as_details(entry, cls) for entry in error.errors()]
+            details = checks.as_details(error, cls)
             across = checks.across_sections(checks.valid_sections(cls, values))
             raise ValidationError.from_exception_data(cls.__name__, [*details, *across]) from None
         details = list(checks.across_sections(dict(experiment)))

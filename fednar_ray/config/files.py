@@ -19,6 +19,7 @@ from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.settings import CompareSettings
 from fednar_ray.errors import ConfigError
 
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 SECTIONS = ("experiment", "compare", "search")
 
 
@@ -37,10 +38,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
+            if repr(key) in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(str(key))
+            seen.add(repr(key))
         return super().construct_mapping(node, deep)
 
 
@@ -74,25 +77,27 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = ()) -> Doc
         problems.append(f"{origin}: has no experiment section")
     for override in overrides:
         problems.extend(_apply(raw, override))
-    experiment, compare = raw.get("experiment") or {}, raw.get("compare") or {}
+    experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
+    if not isinstance(search, dict):
+        problems.append(f"search: {search!r} should be a section with keys")
     try:
         validated = Experiment.model_validate(experiment)
     except ValidationError as error:
-        problems.extend(checks.describe(error))
+        problems.extend(checks.describe(error, root="experiment"))
     try:
         comparison = CompareSettings.model_validate(compare)
     except ValidationError as error:
-        details = [checks.as_details(entry, CompareSettings) for entry in error.errors()]
+        details = checks.as_details(error, CompareSettings)
         problems.extend(checks.describe(ValidationError.from_exception_data("compare", details), "compare."))
     if problems:
         raise ConfigError(tuple(problems))
-    return Document(_with_absolute_paths(validated), comparison, raw.get("search") or {})
+    return Document(_with_absolute_paths(validated), comparison, search)
 
 
 def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except _UNREADABLE as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"{origin}, line {mark.line + 1}, column {mark.column + 1}" if mark else origin
         raise ConfigError((f"{place}: invalid YAML: {problem or error}",)) from None
@@ -109,7 +114,7 @@ def _apply(raw: dict[str, Any], override: str) -> list[str]:
         return [f"{override}: an override reads key.path=value"]
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except _UNREADABLE:
         return [f"{path}: {text!r}: the value is not YAML"]
     target: Any = raw
     for key in keys[:-1] if keys[0] in SECTIONS else ["experiment", *keys[:-1]]:

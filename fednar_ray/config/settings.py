@@ -134,6 +134,8 @@ class AlgorithmSettings(Settings):
     def _only_what_is_read(self) -> Self:
         optional = set().union(*PRESET_SETTINGS.values())
         unread = [key for key in optional if getattr(self, key) is not None and key not in PRESET_SETTINGS[self.name]]
+        if self.epsilon == 0 and "exp" not in self.name.split("+")[-1]:
+            raise ValueError(f"{self.name} divides by epsilon where an update is zero: it must be above 0")
         if unread:
             raise ValueError("; ".join(f"{self.name} does not read {key}: {_readers(key)}" for key in sorted(unread)))
         return self
@@ -158,10 +160,17 @@ class ExecutionSettings(Settings):
 
     placement: Literal["auto", "serial", "pooled", "dedicated"] = "auto"
     actors: Literal["auto"] | Count = "auto"
-    cpus_per_actor: Positive = 1.0
+    cpus_per_actor: Annotated[float, BeforeValidator(_number), Field(ge=1e-4)] = 1.0  # Ray's resolution
     gpus_per_actor: Literal["auto"] | NonNegative = "auto"
     cohort_width: Literal["auto"] | Count = "auto"
     """C, how many clients train as one matrix."""
+
+    @model_validator(mode="after")
+    def _gpus_that_ray_can_share(self) -> Self:
+        share = self.gpus_per_actor
+        if isinstance(share, float) and share != 0 and (share < 1e-4 or (share > 1 and share != int(share))):
+            raise ValueError(f"gpus_per_actor {share:g}: Ray gives whole GPUs, or a share from 0.0001 to 1")
+        return self
 
 
 class TrackingSettings(Settings):

@@ -35,21 +35,37 @@ class Examples:
     @classmethod
     def of(cls, pair: Pair, place: str) -> "Examples":
         """Checked arrays. Raises DataError for lengths that differ, labels that are no integers, NaN or infinity."""
-        x, y = (np.asarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part) for part in pair)
+        x, y = (_as_array(part, place) for part in pair)
         if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
             raise DataError(f"{place}: x {x.shape} and y {y.shape} are not N examples and N labels")
-        if not np.issubdtype(y.dtype, np.integer) and not (y.size and np.equal(y, np.round(y)).all()):
+        if not len(y):
+            raise DataError(f"{place}: has no examples")
+        if not _whole_numbers(y):
             raise DataError(f"{place}: labels are {y.dtype}; whole numbers from 0 are needed")
         if np.issubdtype(x.dtype, np.floating):
-            x = np.ascontiguousarray(x, dtype=np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+                x = np.ascontiguousarray(x, dtype=np.float32)
             bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
             if len(bad):
                 raise DataError(f"{place}: {len(bad)} examples hold NaN or infinity, the first at index {bad[0]}")
         elif not np.issubdtype(x.dtype, np.integer):
             raise DataError(f"{place}: inputs are {x.dtype}; numbers are needed")
-        if y.size and y.min() < 0:
+        if y.min() < 0:
             raise DataError(f"{place}: label {y.min()} at index {y.argmin()}; labels run from 0 to classes-1")
         return cls(x, y.astype(np.int64))
+
+
+def _as_array(part: ArrayLike, place: str) -> Array:
+    try:
+        return np.asarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
+    except ValueError as error:
+        raise DataError(f"{place}: not an array: {error}") from None
+
+
+def _whole_numbers(labels: Array) -> bool:
+    if np.issubdtype(labels.dtype, np.floating):
+        return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
+    return bool(np.issubdtype(labels.dtype, np.integer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +107,6 @@ class Federation:
         parts = [Examples.of(pair, f"client {i}") for i, pair in enumerate(clients)]
         _same_shape(parts)
         sizes = [len(part) for part in parts]
-        if 0 in sizes:
-            raise DataError(f"client {sizes.index(0)}: has no examples")
         block = Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
         self.shards = Shards(block, np.concatenate([[0], np.cumsum(sizes)]))
         self.test = Examples.of(test, "test")
@@ -139,12 +153,11 @@ def _same_shape(parts: Sequence[Examples]) -> None:
 
 def _evaluable(federation: Federation) -> None:
     parts = {"test": federation.test, "validation": federation.validation}
+    block = federation.shards.examples.x
     for name, part in parts.items():
-        if part is not None and not len(part):
-            raise DataError(f"{name}: has no examples")
-        if part is not None and part.x.shape[1:] != federation.shards.examples.x.shape[1:]:
-            shapes = f"{part.x.shape[1:]}, those of the clients {federation.shards.examples.x.shape[1:]}"
-            raise DataError(f"{name}: inputs are {shapes}")
+        if part is not None and (part.x.shape[1:] != block.shape[1:] or part.x.dtype != block.dtype):
+            theirs = f"those of the clients {block.shape[1:]} {block.dtype}"
+            raise DataError(f"{name}: inputs are {part.x.shape[1:]} {part.x.dtype}, {theirs}")
 
 
 def load_federation(settings: DataSettings, seed: int) -> Federation:

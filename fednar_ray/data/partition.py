@@ -66,7 +66,8 @@ def dirichlet_equal(labels: Indices, clients: int, rng: np.random.Generator, alp
     """
     classes, coded = np.unique(labels, return_inverse=True)
     each = len(labels) // clients
-    takers = rng.permutation(np.repeat(np.arange(clients), each))
+    arrivals = rng.exponential(size=(clients, each)).cumsum(axis=1)  # the next taker is any client not yet full
+    takers = np.argsort(arrivals, axis=None) // max(each, 1)
     remaining = np.bincount(coded, minlength=len(classes))
     drawn = _draw_classes(takers, _dirichlet_rows(rng, alpha, clients, len(classes)), remaining, rng)
     owner = np.full(len(labels), -1, dtype=np.int64)
@@ -102,6 +103,7 @@ def _draw_classes(
         drawn[done : done + stop] = picks[:stop]
         remaining -= np.bincount(picks[:stop], minlength=len(remaining))
         done += stop
+        uniform[done : done + 1] = rng.random()  # the rejected draw is made anew
     return drawn
 
 

@@ -69,7 +69,10 @@ def plan_pooled(settings: ExecutionSettings, cohorts: int, cluster: ClusterResou
     share = _gpu_share(settings, max(1, floor(cluster.gpus)), cluster)
     fits = fitting_actors(cluster, settings.cpus_per_actor, share, model_bytes)
     plan = ActorPlan(count=max(1, min(fits, cohorts)), cpus=settings.cpus_per_actor, gpus=share)
-    return _checked(plan, cluster, model_bytes, "free memory, or lower execution.cpus_per_actor")
+    hint = (
+        "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory, or lower execution.cpus_per_actor"
+    )
+    return _checked(plan, cluster, model_bytes, hint)
 
 
 def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResources) -> float:

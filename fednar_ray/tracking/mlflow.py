@@ -57,16 +57,13 @@ class Store:
         self.uri = uri or mlflow.get_tracking_uri()
         if self.uri.startswith("sqlite:///") and not self.uri.startswith("sqlite:////"):
             self.uri = "sqlite:///" + os.path.abspath(self.uri.removeprefix("sqlite:///"))
-        self.client = MlflowClient(self.uri)
+        with _answering(self.uri):
+            self.client = MlflowClient(self.uri)
 
     def check(self) -> None:
         """Raises TrackingUnavailable where the store cannot be read."""
-        with _impatient():
-            try:
-                self.client.search_experiments(max_results=1)
-            except Exception as error:  # MLflow lets SQLAlchemy's, requests' and its own through
-                reason = str(error).strip().splitlines()[0][:300]
-                raise TrackingUnavailable(f"MLflow at {self.uri} does not answer: {reason}") from error
+        with _impatient(), _answering(self.uri):
+            self.client.search_experiments(max_results=1)
 
     def experiment_id(self, name: str) -> str:
         """The experiment of that name, made if it is new; beside a SQLite file, its artifacts lie there too."""
@@ -77,6 +74,16 @@ class Store:
         if self.uri.startswith("sqlite:///"):
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri()
         return str(self.client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Whatever a store raises (MLflow lets SQLAlchemy's and requests' through) as TrackingUnavailable."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise TrackingUnavailable(f"MLflow at {uri} does not answer: {reason}") from error
 
 
 @contextmanager
