@@ -49,7 +49,8 @@ def run(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
     """
     document = _document(arguments, "digits")
     from fednar_ray.execution.ray_session import RaySession
-    from fednar_ray.experiment import prepare, train
+    from fednar_ray.experiment import train
+    from fednar_ray.preparation import prepare
 
     experiment, console = document.experiment, _console(stderr=as_json)
     _quiet_libraries()

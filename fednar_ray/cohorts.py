@@ -4,33 +4,75 @@ Never from the number of actors, since the cohorts decide the order of every sum
 """
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fednar_ray.data.federation import Examples
 from fednar_ray.errors import ModelError
 from fednar_ray.gradients import CohortGradient
 from fednar_ray.vectors import ParameterLayout, flatten_buffers
 
-CPU_STEP_FLOPS = 1e8  # above this a step is bound by arithmetic, and a cohort gains nothing
-GPU_STEP_FLOPS = 1e11
 WIDEST = 32
+ACTORS = (1, 2, 3, 4)  # numbers of actors for which a width must be right
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCosts:
+    """What parts of a local step cost on a kind of device, in seconds.
+
+    A step of one client costs ``step`` and, a layer, ``matmul[0]`` or ``convolution[0]``; a step of a cohort
+    ``step`` and ``matmul[1]`` or ``convolution[1]``, however wide it is. Each client adds its arithmetic, and
+    the traffic of its vectors, which a cohort finds no longer in the cache.
+    """
+
+    step: float  # batch, clip and bookkeeping
+    matmul: tuple[float, float]  # alone, in a cohort
+    convolution: tuple[float, float]
+    flop: float
+    convolution_flop: float  # in a cohort, as grouped convolutions
+    parameter: tuple[float, float]
+
+
+CPU = StepCosts(
+    step=1e-4,
+    matmul=(3e-5, 1.1e-4),
+    convolution=(1.7e-4, 2.7e-4),
+    flop=1.2e-11,
+    convolution_flop=2.4e-11,
+    parameter=(3e-10, 5e-10),
+)
+GPU = StepCosts(
+    step=2e-4,
+    matmul=(1e-4, 2e-4),
+    convolution=(1.5e-4, 3e-4),
+    flop=2e-13,
+    convolution_flop=6e-13,
+    parameter=(4e-11, 4e-11),
+)
+"""CPU: fitted to one core of a small server, see docs/performance.md. GPU: assumed, never measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
     """What a trial batch shows of a model."""
 
     tracks_buffers: bool  # its training changes buffers (BatchNorm's running statistics)
     alone_because: str | None  # why clients must train one by one; None where cohorts may be wide
-    example_flops: float  # forward, for one example
+    parameters: int  # d
+    matmuls: int  # in a forward pass
+    convolutions: int
+    matmul_flops: float  # of a forward pass for one example
+    convolution_flops: float
 
 
 def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
@@ -38,7 +80,7 @@ def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
     trial = copy.deepcopy(model).cpu().train()
     x = torch.from_numpy(examples.x[[0, _unlike_the_first(examples), 0]])
     before = flatten_buffers(trial)
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
         try:
             outputs = trial(x[:2])
@@ -46,7 +88,33 @@ def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
             raise ModelError(f"the model fails on a batch of shape {list(x[:2].shape)}: {error}") from error
     _check_outputs(outputs, classes)
     tracks = not np.array_equal(before, flatten_buffers(trial), equal_nan=True)
-    return ModelTraits(tracks, _alone_because(trial, x, tracks), counter.get_total_flops() / 2)
+    return ModelTraits(
+        tracks_buffers=tracks,
+        alone_because=_alone_because(trial, x, tracks),
+        parameters=ParameterLayout.of(trial).dimension,
+        matmuls=counter.calls[False],
+        convolutions=counter.calls[True],
+        matmul_flops=counter.flops[False] / 2,
+        convolution_flops=counter.flops[True] / 2,
+    )
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[bool] = Counter()
+        self.flops: Counter[bool] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            convolution = func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution)
+            self.calls[convolution] += 1
+            self.flops[convolution] += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _unlike_the_first(examples: Examples) -> int:
@@ -86,16 +154,41 @@ def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def cohort_width(traits: ModelTraits, clients_per_round: int, batch_size: int, gpu: bool) -> int:
+def cohort_width(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
     """The width that ``cohort_width: auto`` takes.
 
-    1 where the model demands it or a step is bound by arithmetic (forward and backward cost three times the
-    forward); else half the clients of a round, at most ``WIDEST``, so that two or more cohorts keep actors busy.
+    1 where the model demands it. Else, with a step's cost predicted from ``costs``, the width whose rounds are
+    shortest, in the mean over 1 to 4 actors and relative to width 1, among those that are longer than with
+    width 1 for none of them.
     """
-    step_flops = 3 * batch_size * traits.example_flops
-    if traits.alone_because is not None or step_flops > (GPU_STEP_FLOPS if gpu else CPU_STEP_FLOPS):
+    if traits.alone_because is not None:
         return 1
-    return max(1, min(ceil(clients_per_round / 2), WIDEST))
+    alone = _round_costs(traits, clients_per_round, batch_size, costs, 1)
+    best, least = 1, 1.0
+    for width in range(2, min(clients_per_round, WIDEST) + 1):
+        ratios = _round_costs(traits, clients_per_round, batch_size, costs, width) / alone
+        if ratios.max() <= 1 and ratios.mean() < least:
+            best, least = width, float(ratios.mean())
+    return best
+
+
+def _round_costs(
+    traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, width: int
+) -> npt.NDArray[np.float64]:
+    """The seconds of one step of every client of a round, for each of ``ACTORS``."""
+    cohorts = ceil(clients_per_round / width)
+    cohort = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / cohorts))
+    return np.array([ceil(cohorts / actors) * cohort for actors in ACTORS])
+
+
+def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width: int) -> float:
+    wide = width > 1
+    dispatch = traits.matmuls * costs.matmul[wide] + traits.convolutions * costs.convolution[wide]
+    # forward and backward cost three times the forward
+    arithmetic = traits.matmul_flops * costs.flop
+    arithmetic += traits.convolution_flops * (costs.convolution_flop if wide else costs.flop)
+    client = 3 * batch_size * arithmetic + traits.parameters * costs.parameter[wide]
+    return costs.step + dispatch + width * client
 
 
 def form_cohorts(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:

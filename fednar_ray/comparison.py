@@ -11,11 +11,12 @@ from scipy import stats
 
 from fednar_ray.config import CompareSettings, Document, Experiment
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.experiment import Result, prepare, train
+from fednar_ray.experiment import Result, open_store, train
 from fednar_ray.figures import Curves, draw_comparison
 from fednar_ray.messages import RoundReport
+from fednar_ray.preparation import prepare
 from fednar_ray.tracking.journal import Journal, run_directory
-from fednar_ray.tracking.mlflow import RunTracker, Store, flattened
+from fednar_ray.tracking.mlflow import RunTracker, flattened
 
 CONFIDENCE = 0.95
 
@@ -92,9 +93,7 @@ def variants(document: Document) -> list[Variant]:
 def compare(document: Document, session: RaySession) -> Generator[Progress, None, Comparison]:
     """Run every variant with every seed, a child run each under one parent run; the generator returns the rows."""
     experiment = document.experiment
-    store = Store(experiment.tracking.uri)
-    store.check()
-    experiment_id = store.experiment_id(experiment.tracking.experiment or experiment.name)
+    store, experiment_id = open_store(experiment)
     if experiment.execution.placement != "serial":
         session.connect()
     with RunTracker(store, experiment_id, "comparison", {"fednar.kind": "comparison"}) as parent:
@@ -176,11 +175,12 @@ def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) 
 
 
 def _curve(run: Result, metric: str) -> npt.NDArray[np.float64]:
-    return np.array([record.metrics[metric] for record in run.history])
+    """A metric by round; in rounds without an evaluation NaN."""
+    return np.array([record.metrics.get(metric, np.nan) for record in run.history])
 
 
 def _final_accuracy(run: Result, rounds: int) -> float:
-    return float(_curve(run, "test_accuracy")[-rounds:].mean())
+    return float(np.nanmean(_curve(run, "test_accuracy")[-rounds:]))
 
 
 def _to_target(run: Result, target: float) -> tuple[int, float] | None:

@@ -2,10 +2,9 @@
 
 import copy
 import hashlib
-import logging
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +13,20 @@ import torch
 from torch import nn
 
 from fednar_ray.algorithms.registry import build_algorithm
-from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.cohorts import ModelTraits, cohort_width, probe
 from fednar_ray.config import Experiment
-from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.errors import ConfigError, ModelError, RunFailed
-from fednar_ray.evaluation import Evaluator
-from fednar_ray.execution.capacity import ActorPlan, ClusterResources, choose_placement, plan_dedicated, plan_pooled
+from fednar_ray.data.federation import Federation
+from fednar_ray.errors import RunFailed
+from fednar_ray.evaluation import Evaluation
 from fednar_ray.execution.places import ActorPlace
-from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.execution.serial import SerialPool
 from fednar_ray.figures import draw_curves, draw_partition
-from fednar_ray.local_training import TrainingPlan
 from fednar_ray.messages import RoundRecord, RoundReport
-from fednar_ray.models import build_model
-from fednar_ray.rounds import FederationState, RoundPlan, run_rounds
+from fednar_ray.placement import Resolved, place, resolve
+from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.rounds import ClientPool, FederationState, RoundPlan, run_rounds
 from fednar_ray.tracking.journal import Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store, flattened
-from fednar_ray.vectors import FloatVector, ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
-
-log = logging.getLogger("fednar_ray")
+from fednar_ray.vectors import FloatVector, flatten, flatten_buffers, load_buffers, load_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,39 +55,6 @@ class Result:
         return hashlib.sha256(np.ascontiguousarray(self.parameters, dtype="<f4").tobytes()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An experiment with its data and model, checked; nothing is started yet."""
-
-    experiment: Experiment
-    federation: Federation
-    model: nn.Module
-    traits: ModelTraits
-
-    @property
-    def model_bytes(self) -> int:
-        """4·d."""
-        return 4 * ParameterLayout.of(self.model).dimension
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A pool at work, and what was resolved for it."""
-
-    pool: SerialPool | RayPool
-    placement: str
-    actors: int  # 0: the driver itself
-    width: int
-
-    def tags(self) -> dict[str, str]:
-        """For the run's record."""
-        return {
-            "fednar.placement": self.placement,
-            "fednar.actors": str(self.actors),
-            "fednar.cohort_width": str(self.width),
-        }
-
-
 def iter_rounds(
     experiment: Experiment,
     *,
@@ -110,8 +69,10 @@ def iter_rounds(
     alone.  Raises BadInput's kinds before training, RunFailed's during it.
     """
     prepared = prepare(experiment, federation, model)
-    with _session(session) as ray_session, place(prepared, ray_session) as placed:
-        yield from _rounds(prepared, placed)
+    with _session(session) as ray_session:
+        resolved = resolve(prepared, ray_session)
+        with place(prepared, resolved, ray_session) as pool:
+            yield from _rounds(prepared, resolved, pool)
 
 
 def run(
@@ -132,7 +93,8 @@ def _session(shared: RaySession | None) -> AbstractContextManager[RaySession]:
     return nullcontext(shared) if shared is not None else RaySession()
 
 
-def _open_store(experiment: Experiment) -> tuple[Store, str]:
+def open_store(experiment: Experiment) -> tuple[Store, str]:
+    """The experiment's tracking store, which answers, and the id of its MLflow experiment there."""
     store = Store(experiment.tracking.uri)
     store.check()
     return store, store.experiment_id(experiment.tracking.experiment or experiment.name)
@@ -154,19 +116,17 @@ def train(
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to the MLflow run."""
     experiment = prepared.experiment
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        opening = background.submit(_open_store, experiment)
-        if experiment.execution.placement != "serial":
-            _plan(prepared, session.resources())  # refuses what cannot fit before a local Ray starts
-            session.connect()  # takes seconds, as does a new store
+        opening = background.submit(open_store, experiment)  # a new one takes seconds, as does Ray
+        resolved = resolve(prepared, session)
+        pool = stack.enter_context(place(prepared, resolved, session))
         store, experiment_id = opening.result()
-        placed = stack.enter_context(place(prepared, session))
         tracker = stack.enter_context(RunTracker(store, experiment_id, name or experiment.name, tags or {}))
         directory = run_directory(experiment, tracker.run_id)
         journal = stack.enter_context(Journal(directory, experiment))
-        _log_inputs(prepared, placed, tracker, directory)
+        _log_inputs(prepared, resolved, tracker, directory)
         history: list[RoundRecord] = []
         report = None
-        for report in _rounds(prepared, placed):
+        for report in _rounds(prepared, resolved, pool):
             tracker.log(report)
             journal.log(report)
             history.append(report.record())
@@ -183,138 +143,33 @@ def train(
             run_id=tracker.run_id,
             tracking_uri=tracker.uri,
             directory=directory,
-            placement=placed.placement,
-            places=tuple(placed.pool.places()),
-            cohort_width=placed.width,
+            placement=resolved.placement,
+            places=tuple(pool.places()),
+            cohort_width=resolved.width,
         )
     raise AssertionError("unreachable: no part of a training suppresses errors")
 
 
-def prepare(experiment: Experiment, federation: Federation | None = None, model: nn.Module | None = None) -> Prepared:
-    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds."""
-    if federation is None and experiment.data is None:
-        raise ConfigError(("data: missing; give a data section, or federation=",))
-    if model is None and experiment.model is None:
-        raise ConfigError(("model: missing; give a model section, or model=",))
-    if federation is None:
-        assert experiment.data is not None
-        federation = load_federation(experiment.data, experiment.seed)
-    _check_sampling(experiment, federation)
-    if model is None:
-        assert experiment.model is not None
-        shape = federation.shards.examples.x.shape[1:]
-        model = build_model(experiment.model, shape, federation.classes, experiment.seed)
-    ParameterLayout.of(model)
-    traits = probe(model, federation.shards.examples, federation.classes)
-    if traits.alone_because is not None and experiment.execution.cohort_width != 1:
-        log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
-    if not np.isfinite(flatten(model)).all():
-        raise ModelError("the model's parameters are not finite before training")
-    return Prepared(experiment=experiment, federation=federation, model=model, traits=traits)
-
-
-def _check_sampling(experiment: Experiment, federation: Federation) -> None:
-    settings, sizes = experiment.federation, federation.shards.sizes
-    present, problems = int((sizes > 0).sum()), []
-    sampled = settings.clients_per_round
-    if settings.participation is None and sampled is not None and sampled > present:
-        problems.append(f"federation.clients_per_round: {sampled} is more than the clients with examples ({present})")
-    for index, ids in enumerate(settings.participation or ()):
-        wrong = [i for i in ids if i >= len(sizes) or not sizes[i]]
-        if wrong:
-            place = f"federation.participation.{index}"
-            problems.append(f"{place}: {wrong}: no such clients, or without examples; ids run to {len(sizes) - 1}")
-    if problems:
-        raise ConfigError(tuple(problems))
-
-
-@contextmanager
-def place(prepared: Prepared, session: RaySession) -> Iterator[Placed]:
-    """Resolve width, placement and actors, and open the pool."""
-    settings, federation = prepared.experiment.execution, prepared.federation
-    if settings.placement == "serial":
-        width = _width(prepared, gpu=False)
-        pool = SerialPool(_training_plan(prepared), federation.shards)
-        yield Placed(pool=pool, placement="serial", actors=0, width=width)
-        return
-    placement, width, actors = _plan(prepared, session.resources())
-    plan = _training_plan(prepared)
-    if placement == "dedicated":
-        ray_pool = RayPool.dedicated(session, actors, plan, federation.shards)
-    else:
-        ray_pool = RayPool.pooled(session, actors, plan, federation.shards, _largest_clients(prepared, width))
-    with closing(ray_pool):
-        yield Placed(pool=ray_pool, placement=placement, actors=actors.count, width=width)
-
-
-def _plan(prepared: Prepared, cluster: ClusterResources) -> tuple[str, int, ActorPlan]:
-    """Placement, cohort width and actors on a cluster. Raises CapacityError where they do not fit."""
-    settings, clients = prepared.experiment.execution, prepared.federation.clients
-    gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
-    width = 1 if settings.placement == "dedicated" else _width(prepared, gpu)
-    placement = choose_placement(settings, width, clients, cluster, prepared.model_bytes)
-    if placement == "dedicated":
-        return placement, width, plan_dedicated(settings, clients, cluster, prepared.model_bytes)
-    cohorts = -(-_clients_per_round(prepared) // width)
-    return placement, width, plan_pooled(settings, cohorts, cluster, prepared.model_bytes)
-
-
-def _largest_clients(prepared: Prepared, width: int) -> tuple[int, ...]:
-    """As many clients as a round's first cohort has, those with most examples."""
-    count = -(-_clients_per_round(prepared) // -(-_clients_per_round(prepared) // width))
-    return tuple(np.argsort(-prepared.federation.shards.sizes, kind="stable")[:count].tolist())
-
-
-def _clients_per_round(prepared: Prepared) -> int:
-    settings = prepared.experiment.federation
-    if settings.participation is not None:
-        return max(len(ids) for ids in settings.participation)
-    return settings.clients_per_round or int((prepared.federation.shards.sizes > 0).sum())
-
-
-def _width(prepared: Prepared, gpu: bool) -> int:
-    wanted, because = prepared.experiment.execution.cohort_width, prepared.traits.alone_because
-    if because is not None:
-        return 1
-    if wanted != "auto":
-        return wanted
-    batch_size = min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
-    return cohort_width(prepared.traits, _clients_per_round(prepared), batch_size, gpu)
-
-
-def _training_plan(prepared: Prepared) -> TrainingPlan:
-    experiment = prepared.experiment
-    algorithm = build_algorithm(experiment.algorithm)
-    return TrainingPlan(
-        model=prepared.model,
-        rule=algorithm.local,
-        regularizer=REGULARIZERS[experiment.regularizer.name],
-        weighted=algorithm.weighted,
-        workload=experiment.federation.workload,
-        seed=experiment.seed,
-        tracks_buffers=prepared.traits.tracks_buffers,
-    )
-
-
-def _rounds(prepared: Prepared, placed: Placed) -> Iterator[RoundReport]:
+def _rounds(prepared: Prepared, resolved: Resolved, pool: ClientPool) -> Iterator[RoundReport]:
     experiment, federation = prepared.experiment, prepared.federation
     algorithm = build_algorithm(experiment.algorithm)
     plan = RoundPlan(
         seed=experiment.seed,
         rounds=experiment.federation.rounds,
-        clients_per_round=_clients_per_round(prepared),
+        clients_per_round=prepared.clients_per_round,
         participation=experiment.federation.participation,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
-        width=placed.width,
+        width=resolved.width,
         algorithm=algorithm,
         tracks_buffers=prepared.traits.tracks_buffers,
+        evaluate_every=experiment.evaluation.every,
         scalars=experiment.scalars,
     )
     state = FederationState.initial(algorithm, flatten(prepared.model), flatten_buffers(prepared.model))
-    splits = {"validation": federation.validation, "test": federation.test}
-    evaluate = Evaluator(prepared.model, {name: split for name, split in splits.items() if split is not None})
-    return run_rounds(plan, placed.pool, state, evaluate)
+    by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
+    evaluation = Evaluation(federation, pool.score, federated=federated, by_client=by_client)
+    return run_rounds(plan, pool, state, evaluation)
 
 
 def _module_at(model: nn.Module, report: RoundReport) -> nn.Module:
@@ -324,11 +179,11 @@ def _module_at(model: nn.Module, report: RoundReport) -> nn.Module:
     return module.eval()
 
 
-def _log_inputs(prepared: Prepared, placed: Placed, tracker: RunTracker, directory: Path) -> None:
+def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, directory: Path) -> None:
     """What the run starts from."""
     federation = prepared.federation
     tracker.log_params(flattened(prepared.experiment))
-    tracker.log_tags(placed.tags())
+    tracker.log_tags(resolved.tags())
     block = federation.shards.examples
     digest = hashlib.sha256(block.x.data if block.x.flags.c_contiguous else block.x.tobytes())
     digest.update(block.y.data)

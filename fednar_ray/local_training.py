@@ -21,6 +21,7 @@ from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
 from fednar_ray.schedules import Workload
 from fednar_ray.seeding import Purpose, torch_seed
+from fednar_ray.transfers import Landing, on_device
 from fednar_ray.vectors import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 
 
@@ -65,6 +66,7 @@ class CohortTrainer:
         self._layout = ParameterLayout.of(plan.model)
         self._device = device
         self._shards = ResidentShards(shards, device)
+        self._origin, self._control = Landing(self._layout.dimension, device), Landing(self._layout.dimension, device)
         self._gradients: dict[int, SingleGradient | CohortGradient] = {}
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
@@ -89,14 +91,16 @@ class CohortTrainer:
 
     def _train(self, broadcast: Broadcast, task: CohortTask, start: float) -> CohortUpdate:
         gradient = self._gradient(len(task.client_ids))
-        origin = self._load(gradient, broadcast)
+        origin = self._origin.fill(broadcast.parameters)
+        gradient.params.copy_(origin)
+        if broadcast.buffers is not None:
+            load_buffers(gradient.module, broadcast.buffers)
         examples = self._shards.sizes(task.client_ids)
         steps = self._plan.workload.steps(examples)
         local_round = self._local_round(broadcast, task, origin)
         batches = self._batches(broadcast, task, steps)
-        taken = torch.from_numpy(steps).to(self._device).view(-1, 1)
-        tally = self._descend(gradient, batches, taken, local_round, broadcast)
-        delta = gradient.params - origin
+        tally = self._descend(gradient, batches, steps, local_round, broadcast)
+        delta = gradient.params.sub_(origin)  # in place: the next cohort loads its parameters anew
         buffers = flatten_buffers(gradient.module) if self._plan.tracks_buffers else None
         return self._update(task, examples, steps, tally, delta, buffers, local_round, start)
 
@@ -107,49 +111,49 @@ class CohortTrainer:
             self._gradients[width] = single(*plan) if width == 1 else cohort(*plan, width)
         return self._gradients[width]
 
-    def _load(self, gradient: SingleGradient | CohortGradient, broadcast: Broadcast) -> Tensor:
-        """Every row starts at x_round, copied into the trainer's own memory."""
-        origin = self._tensor(broadcast.parameters)
-        gradient.params.copy_(origin)
-        if broadcast.buffers is not None:
-            load_buffers(gradient.module, broadcast.buffers)
-        return origin
-
     def _local_round(self, broadcast: Broadcast, task: CohortTask, origin: Tensor) -> LocalRound:
-        control = None if broadcast.control is None else self._tensor(broadcast.control)
+        control = None if broadcast.control is None else self._control.fill(broadcast.control)
         state = None
         if task.states is not None:
             state = origin.new_zeros(len(task.client_ids), len(origin))
             for row, kept in zip(state, task.states, strict=True):
                 if kept is not None:
-                    row.copy_(self._tensor(kept))
+                    row.copy_(on_device(kept, self._device))
         return LocalRound(origin=origin, control=control, state=state, local_lr=broadcast.scalars.local_lr)
-
-    def _tensor(self, vector: FloatVector) -> Tensor:
-        """A copy in torch's own, aligned memory: what lies elsewhere may give other bits."""
-        return torch.tensor(vector, device=self._device)
 
     def _batches(self, broadcast: Broadcast, task: CohortTask, steps: npt.NDArray[np.int64]) -> BatchPlan:
         batch_size, seed = self._plan.workload.batch_size, self._plan.seed
         return self._shards.plan(task.client_ids, steps, batch_size, seed, broadcast.round_index)
 
     def _descend(
-        self, gradient: Gradient, batches: BatchPlan, taken: Tensor, local_round: LocalRound, broadcast: Broadcast
+        self,
+        gradient: Gradient,
+        batches: BatchPlan,
+        steps: npt.NDArray[np.int64],
+        local_round: LocalRound,
+        broadcast: Broadcast,
     ) -> _Tally:
         """x ← x − η_t·direction, K_i times for row i."""
         params, scalars = gradient.params, broadcast.scalars
         correct = self._plan.rule.correction(local_round)
         tally = _Tally(*(params.new_zeros(len(params), 1) for _ in range(3)))
-        least = int(taken.min())
-        for step in range(int(taken.max())):
+        taken, active, rate = self._column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
+        rate.fill_(scalars.local_lr)
+        for step in range(int(steps.max())):
+            if step >= steps.min():  # some rows have taken all their steps
+                active = (taken > step).to(params.dtype)
+                rate = scalars.local_lr * active
             grad, loss = gradient(batches, step)
             direction = self._plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
-            active = 1.0 if step < least else (taken > step).to(params.dtype)
-            params.sub_(direction.step * (scalars.local_lr * active))
+            params.addcmul_(direction.step, rate, value=-1)
             tally.loss += loss.view(-1, 1) * active
             tally.clipped += (direction.scale < 1) * active
             tally.decay += direction.decay * active
         return tally
+
+    def _column(self, values: npt.NDArray[np.int64]) -> Tensor:
+        """[C] as a float column [C, 1] on the device."""
+        return on_device(values.astype(np.float32), self._device).view(-1, 1)
 
     def _update(
         self,
@@ -166,23 +170,24 @@ class CohortTrainer:
         usable = torch.isfinite(norms) & torch.isfinite(tally.loss)
         if buffers is not None and not np.isfinite(buffers).all():
             usable = torch.zeros_like(usable)
-        weights = torch.from_numpy(examples if self._plan.weighted else np.ones_like(examples)).to(delta)
-        kept = delta if bool(usable.all()) else delta.where(usable, 0.0)
-        states, control_change = self._states(local_round, kept, steps, examples, usable)
+        weights = self._column(examples if self._plan.weighted else np.ones_like(examples)).view(-1)
+        if not usable.all():
+            delta = delta.where(usable, 0.0)
+        states, control_change = self._states(local_round, delta, steps, examples, usable)
         figures = ClientFigures(
             client_ids=task.client_ids,
             usable=usable.view(-1).cpu().numpy(),
             examples=examples,
             steps=steps,
-            clipped_steps=_column(tally.clipped).astype(np.int64),
-            effective_weight_decay=_column(tally.decay) / steps,
-            losses=_column(tally.loss) / steps,
-            delta_norms=_column(norms),
+            clipped_steps=_numbers(tally.clipped).astype(np.int64),
+            effective_weight_decay=_numbers(tally.decay) / steps,
+            losses=_numbers(tally.loss) / steps,
+            delta_norms=_numbers(norms),
             train_seconds=time.perf_counter() - start,
         )
         return CohortUpdate(
             figures=figures,
-            weighted_delta=(weights @ kept).cpu().numpy(),
+            weighted_delta=(weights @ delta).cpu().numpy(),
             weighted_buffers=None if buffers is None else _weighted(buffers, figures, float(weights[0])),
             states=states,
             control_change=control_change,
@@ -195,22 +200,22 @@ class CohortTrainer:
         steps: npt.NDArray[np.int64],
         examples: npt.NDArray[np.int64],
         usable: Tensor,
-    ) -> tuple[tuple[FloatVector, ...] | None, FloatVector | None]:
+    ) -> tuple[FloatVector | None, FloatVector | None]:
         """The clients' new states, and Σ n_i·(c_i⁺ − c_i); a client that is not usable keeps its old one."""
         rule = self._plan.rule
         if rule.next_state is None:
             return None, None
         assert local_round.state is not None
-        taken = torch.from_numpy(steps).to(delta).view(-1, 1)
-        state = rule.next_state(local_round, delta, taken).where(usable, local_round.state)
-        rows = tuple(row.cpu().numpy() for row in state)
+        state = rule.next_state(local_round, delta, self._column(steps))
+        if not usable.all():
+            state = state.where(usable, local_round.state)
         if not rule.uses_control:
-            return rows, None
-        weights = torch.from_numpy(examples).to(delta)
-        return rows, (weights @ (state - local_round.state)).cpu().numpy()
+            return state.cpu().numpy(), None
+        change = self._column(examples).view(-1) @ local_round.state.neg_().add_(state)  # the old states' memory
+        return state.cpu().numpy(), change.cpu().numpy()
 
 
-def _column(values: Tensor) -> npt.NDArray[np.float64]:
+def _numbers(values: Tensor) -> npt.NDArray[np.float64]:
     return values.view(-1).cpu().numpy().astype(np.float64)
 
 

@@ -30,6 +30,33 @@ class CohortTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Readout:
+    """The parameters that a round evaluates; sent once a round."""
+
+    round_index: int
+    parameters: FloatVector  # [d]
+    buffers: BufferVector  # [b]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringTask:
+    """One call: rows ``start`` to ``stop`` of a split; ``clients`` is the block of every client's own examples."""
+
+    split: str  # test, validation or clients
+    start: int
+    stop: int
+    client_id: int | None = None  # whose rows they are, where only that client's actor holds them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What a readout makes of each example."""
+
+    right: npt.NDArray[np.bool_]  # [n]
+    losses: npt.NDArray[np.float32]  # [n] cross-entropy, nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFigures:
     """A few numbers for each client of a cohort: all that is kept of it once its vectors are added."""
 
@@ -54,7 +81,7 @@ class CohortUpdate:
     figures: ClientFigures
     weighted_delta: FloatVector  # [d] Σ weight_i·(x_i − x_round)
     weighted_buffers: BufferVector | None  # [b] Σ weight_i·buffers_i, where the model keeps running statistics
-    states: tuple[FloatVector, ...] | None  # [d] each: the clients' new states, for stateful local rules
+    states: FloatVector | None  # [C, d] the clients' new states, for stateful local rules
     control_change: FloatVector | None  # [d] Σ n_i·(c_i⁺ − c_i), SCAFFOLD only
 
 

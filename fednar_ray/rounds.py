@@ -14,21 +14,33 @@ from fednar_ray.algorithms.registry import Algorithm
 from fednar_ray.algorithms.server_rules import ServerState
 from fednar_ray.cohorts import form_cohorts
 from fednar_ray.local_training import one_thread
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, RoundAggregate, RoundReport
+from fednar_ray.messages import (
+    Broadcast,
+    CohortTask,
+    CohortUpdate,
+    Readout,
+    RoundAggregate,
+    RoundReport,
+    Scores,
+    ScoringTask,
+)
 from fednar_ray.schedules import RoundScalars, Workload
 from fednar_ray.seeding import Purpose, generator
 from fednar_ray.vectors import BufferVector, FloatVector
 
 log = logging.getLogger("fednar_ray")
 
-Evaluate = Callable[[FloatVector, BufferVector], Mapping[str, float]]
+Evaluate = Callable[[Readout], Mapping[str, float]]
 
 
 class ClientPool(Protocol):
-    """Trains cohorts somewhere."""
+    """Trains cohorts, and scores examples, somewhere."""
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
         """The updates of ``tasks``, in the order of ``tasks`` whatever the order of arrival."""
+
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+        """The scores of ``tasks``, in their order."""
 
     def close(self) -> None:
         """Release what the pool holds."""
@@ -47,6 +59,7 @@ class RoundPlan:
     width: int
     algorithm: Algorithm
     tracks_buffers: bool
+    evaluate_every: int  # rounds; the last is always evaluated
     scalars: Callable[[int], RoundScalars]
 
 
@@ -81,11 +94,17 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
             aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
             _server_step(plan, state, sums, aggregate)
             readout = plan.algorithm.server.readout(state.server)
-            metrics = {**evaluate(readout, state.buffers), **_metrics(plan, state, sums, aggregate)}
+            metrics = _metrics(plan, state, sums, aggregate)
+            if (state.next_round + 1) % plan.evaluate_every == 0 or state.next_round + 1 == plan.rounds:
+                metrics |= evaluate(_readout(state, readout))
         metrics["round_seconds"] = time.perf_counter() - start
         report = _report(state, readout, client_ids, sums, metrics)
         state.next_round += 1
         yield report
+
+
+def _readout(state: FederationState, parameters: FloatVector) -> Readout:
+    return Readout(round_index=state.next_round, parameters=parameters, buffers=state.buffers)
 
 
 def sample(plan: RoundPlan, round_index: int) -> tuple[int, ...]:
@@ -111,7 +130,8 @@ def _train(plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids
     new_states: dict[int, FloatVector] = {}
     for update in pool.train(broadcast, tasks):
         sums.add(update)
-        new_states.update(zip(update.figures.client_ids, update.states or (), strict=False))
+        if update.states is not None:  # copied: a row alone would keep its whole message in the object store
+            new_states.update((i, row.copy()) for i, row in zip(update.figures.client_ids, update.states, strict=True))
     state.clients.update(new_states)
     return sums
 

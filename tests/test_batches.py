@@ -115,5 +115,6 @@ def test_read_only_shards_are_used_where_they_lie():
     shards = small_federation((4, 3)).shards
     shards.examples.x.flags.writeable = False
     resident = ResidentShards(shards, CPU)
-    assert resident.example.data_ptr() == shards.examples.x.ctypes.data
+    plan = resident.plan([0], np.array([1]), 4, seed=0, round_index=0)
+    assert plan.x.data_ptr() == shards.examples.x.ctypes.data
     assert resident.sizes([1, 0]).tolist() == [3, 4]

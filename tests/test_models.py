@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fednar_ray as fr
-from fednar_ray.cohorts import CPU_STEP_FLOPS, GPU_STEP_FLOPS, WIDEST, ModelTraits, cohort_width, form_cohorts, probe
+from fednar_ray.cohorts import CPU, WIDEST, ModelTraits, StepCosts, cohort_width, form_cohorts, probe
 from fednar_ray.config import ModelSettings
 from fednar_ray.data.federation import Examples
 from fednar_ray.errors import ModelError
@@ -194,7 +194,17 @@ def test_a_trial_leaves_module_and_generator_as_they_were(case):
 def test_flops_are_those_of_one_examples_forward():
     # 2 flops a multiplication and addition: 2·(2·4 + 4·3)
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
-    assert probe(module, POINTS, classes=3).example_flops == 40
+    traits = probe(module, POINTS, classes=3)
+    assert (traits.matmuls, traits.matmul_flops, traits.convolutions, traits.convolution_flops) == (2, 40, 0, 0)
+
+
+def test_convolutions_are_counted_apart():
+    # 3·3·1·2 multiplications and additions for each of 2·2 places; then 2·(2·4)·3
+    images = Examples(np.zeros((3, 1, 4, 4), np.float32), np.array([0, 1, 2]))
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    traits = probe(module, images, classes=3)
+    assert (traits.matmuls, traits.matmul_flops) == (1, 48)
+    assert (traits.convolutions, traits.convolution_flops) == (1, 2 * 9 * 2 * 4)
 
 
 def test_embeddings_take_integer_inputs():
@@ -206,21 +216,33 @@ def test_embeddings_take_integer_inputs():
 # ——— cohorts ———
 
 
-@pytest.mark.parametrize(
-    ("clients", "width"), [(1, 1), (2, 1), (3, 2), (10, 5), (11, 6), (2 * WIDEST, WIDEST), (1000, WIDEST)]
-)
-def test_the_width_is_half_the_round(clients, width):
-    assert cohort_width(ModelTraits(False, None, 1e3), clients, batch_size=16, gpu=False) == width
+def traits(alone: str | None = None, **figures: float) -> ModelTraits:
+    nothing = {"parameters": 0, "matmuls": 0, "convolutions": 0, "matmul_flops": 0.0, "convolution_flops": 0.0}
+    return ModelTraits(tracks_buffers=False, alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("gpu", "limit"), [(False, CPU_STEP_FLOPS), (True, GPU_STEP_FLOPS)])
-def test_the_width_is_one_where_a_step_is_arithmetic_or_the_model_demands_it(gpu, limit):
-    def width(flops: float, alone: str | None = None) -> int:
-        return cohort_width(ModelTraits(False, alone, flops), clients_per_round=10, batch_size=4, gpu=gpu)
+def costs(**figures: object) -> StepCosts:
+    free = {"step": 0, "matmul": (0, 0), "convolution": (0, 0), "flop": 0, "convolution_flop": 0, "parameter": (0, 0)}
+    return StepCosts(**{**free, **figures})  # type: ignore[arg-type]
 
-    assert width(0.99 * limit / 12) == 5  # forward and backward of four examples: 12 times one forward
-    assert width(1.01 * limit / 12) == 1
-    assert width(0.0, "it keeps running statistics") == 1
+
+@pytest.mark.parametrize(("clients", "width"), [(1, 1), (2, 1), (4, 1), (5, 5), (20, 20)])
+def test_what_a_cohort_pays_twice_is_worth_it_once_four_actors_would_take_two_turns(clients, width):
+    # A step costs 1 alone and 2 in a cohort of any width: with 4 actors, width 1 takes ceil(S/4), one cohort 2.
+    assert cohort_width(traits(matmuls=1), clients, 16, costs(matmul=(1, 2))) == width
+
+
+def test_no_width_is_predicted_to_be_slower_than_one_client_at_a_time():
+    arithmetic = costs(matmul=(1, 2), flop=1e-3)
+    widths = [cohort_width(traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 1
+    assert widths[-1] == 1  # 3·30 of arithmetic a client: sharing the dispatch gains less than an idle actor loses
+
+
+def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest():
+    assert cohort_width(traits(matmuls=1), 10_000, 16, CPU) == WIDEST
+    assert cohort_width(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
 
 
 @drawn

@@ -13,7 +13,8 @@ from fednar_ray.errors import CapacityError, DeviceError, RayUnavailable
 from fednar_ray.execution.capacity import ActorPlan, plan_pooled
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import _check_reachable
-from fednar_ray.experiment import place, prepare
+from fednar_ray.placement import place, resolve
+from fednar_ray.preparation import prepare
 
 from .conftest import small_federation
 
@@ -87,9 +88,9 @@ def test_another_seed_gives_another_run() -> None:
 
 def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
     prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
-    with place(prepared, session) as placed:
-        assert isinstance(placed.pool, RayPool)
-        assert placed.actors == len({p.process_id for p in placed.pool.places()}) == 3
+    with place(prepared, resolve(prepared, session), session) as pool:
+        assert isinstance(pool, RayPool)
+        assert len({p.process_id for p in pool.places()}) == 3
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size

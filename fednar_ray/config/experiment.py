@@ -9,6 +9,7 @@ from fednar_ray.config import checks
 from fednar_ray.config.settings import (
     AlgorithmSettings,
     DataSettings,
+    EvaluationSettings,
     ExecutionSettings,
     FederationSettings,
     ModelSettings,
@@ -31,6 +32,7 @@ class Experiment(Settings):
     algorithm: AlgorithmSettings = AlgorithmSettings()
     regularizer: RegularizerSettings = RegularizerSettings()
     execution: ExecutionSettings = ExecutionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="wrap")

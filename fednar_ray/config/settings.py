@@ -173,6 +173,15 @@ class ExecutionSettings(Settings):
         return self
 
 
+class EvaluationSettings(Settings):
+    """What is evaluated, and how often; on the actors, in large batches."""
+
+    every: Count = 1
+    """Rounds from one evaluation to the next; the last round is always evaluated."""
+    federated: bool = False
+    """Also each client's accuracy on its own examples: the mean over clients, and over the worst tenth of them."""
+
+
 class TrackingSettings(Settings):
     """Where MLflow records; null means what MLflow itself would take (``MLFLOW_TRACKING_URI``, else ./mlflow.db)."""
 

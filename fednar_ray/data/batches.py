@@ -1,6 +1,5 @@
 """Which examples a cohort's clients see in which step: shuffled epochs over each shard, addressed by seed."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fednar_ray.data.federation import Shards
 from fednar_ray.seeding import Purpose, generator
+from fednar_ray.transfers import on_device
 
 
 def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -47,13 +47,8 @@ class ResidentShards:
     def __init__(self, shards: Shards, device: torch.device) -> None:
         self._shards = shards
         self._device = device
-        self._x = _as_tensor(shards.examples.x).to(device)
-        self._y = _as_tensor(shards.examples.y).to(device)
-
-    @property
-    def example(self) -> Tensor:
-        """The first input, as a batch of one."""
-        return self._x[:1]
+        self._x = on_device(shards.examples.x, device)
+        self._y = on_device(shards.examples.y, device)
 
     def sizes(self, client_ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """n_i of the named clients, [C]."""
@@ -79,8 +74,8 @@ class ResidentShards:
         return BatchPlan(
             self._x,
             self._y,
-            torch.from_numpy(absolute).to(self._device),
-            torch.from_numpy(weights.astype(np.float32)).to(self._device),
+            on_device(absolute, self._device),
+            on_device(weights.astype(np.float32), self._device),
             real.sum(axis=-1),
         )
 
@@ -106,10 +101,3 @@ class BatchPlan:
         """The batch of a cohort of one, without padding: x [B_i, …], y [B_i]."""
         index = self.index[step, 0, : int(self.counts[step, 0])]
         return self.x.index_select(0, index), self.y.index_select(0, index)
-
-
-def _as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
-    """A tensor over the same memory. Arrays from Ray's object store are read-only, and nobody writes to this one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

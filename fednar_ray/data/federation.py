@@ -134,8 +134,12 @@ class Federation:
     @property
     def classes(self) -> int:
         """One more than the highest label anywhere."""
-        parts = [self.shards.examples, self.test, *([self.validation] if self.validation is not None else [])]
+        parts = [self.shards.examples, *self.splits().values()]
         return 1 + max(int(part.y.max()) for part in parts)
+
+    def splits(self) -> dict[str, Examples]:
+        """The held-out examples by name: test and, where there is one, validation."""
+        return {"test": self.test} | ({} if self.validation is None else {"validation": self.validation})
 
     def label_counts(self) -> npt.NDArray[np.int64]:
         """Examples by client and class, [N, classes]."""

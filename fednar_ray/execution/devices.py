@@ -1,5 +1,7 @@
-"""Which device an actor trains on."""
+"""What a process that trains runs on: its device, and its memory."""
 
+import ctypes
+import sys
 from collections.abc import Sequence
 
 from fednar_ray.errors import DeviceError
@@ -19,3 +21,19 @@ def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:
             "install a CUDA build of torch on that node, or set execution.gpus_per_actor=0"
         )
     return "cuda:0"
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory that it frees, where its C library can (glibc's mallopt).
+
+    By default glibc gives large blocks back at once and asks the kernel for fresh, zeroed pages at the next
+    tensor: on vectors of tens of megabytes that doubles the time of a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)

@@ -2,47 +2,53 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from fednar_ray.data.federation import Shards
+from fednar_ray.data.federation import Federation
 from fednar_ray.errors import RunFailed
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.local_training import TrainingPlan
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
+from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between cohorts
 
 
-class RayPool:
-    """Actors that train one run's cohorts. They start and warm up while the driver goes on."""
+Task = TypeVar("Task", CohortTask, ScoringTask)
 
-    def __init__(self, session: RaySession, plan: ActorPlan, route: Callable[[int], int] | None) -> None:
-        self._session, self._plan, self._route = session, plan, route
+
+class RayPool:
+    """Actors that train one run's cohorts, and score. They start and warm up while the driver goes on."""
+
+    def __init__(self, session: RaySession, plan: ActorPlan, *, dedicated: bool) -> None:
+        self._session, self._plan, self._dedicated = session, plan, dedicated
         self._actors = session.lease(plan)
         self._starting: list[Any] = []
         self._busy = True  # until the actors have answered
 
     @classmethod
     def pooled(
-        cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, shards: Shards, warm_up: tuple[int, ...]
+        cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, federation: Federation, warm_up: Sequence[int]
     ) -> "RayPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
-        pool = cls(session, actors, None)
-        plan_ref, shards_ref = ray.put(plan), ray.put(shards)
-        pool._starting = [actor.prepare.remote(plan_ref, shards_ref, warm_up) for actor in pool._actors]
+        pool = cls(session, actors, dedicated=False)
+        shared = [ray.put(value) for value in (plan, federation.shards, federation.splits())]
+        pool._starting = [actor.prepare.remote(*shared, tuple(warm_up)) for actor in pool._actors]
         return pool
 
     @classmethod
-    def dedicated(cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, shards: Shards) -> "RayPool":
+    def dedicated(cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, federation: Federation) -> "RayPool":
         """Exactly one actor a client, which gets its own shard and no other."""
-        pool = cls(session, actors, lambda client_id: client_id)
-        plan_ref = ray.put(plan)
-        pool._starting = [a.prepare.remote(plan_ref, shards.only(i), (i,)) for i, a in enumerate(pool._actors)]
+        pool = cls(session, actors, dedicated=True)
+        shared, splits = ray.put(plan), ray.put(federation.splits())
+        pool._starting = [
+            actor.prepare.remote(shared, federation.shards.only(i), splits, (i,))
+            for i, actor in enumerate(pool._actors)
+        ]
         return pool
 
     def _await_start(self) -> None:
@@ -58,36 +64,44 @@ class RayPool:
         return places
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
-        """The updates of ``tasks`` in their order; tasks are sent in that order to whichever actor is free.
+        """The updates of ``tasks`` in their order; tasks are sent in that order to whichever actor is free."""
+        shared = ray.put(broadcast)
+        own = [task.client_ids[0] for task in tasks] if self._dedicated else [None] * len(tasks)
+        return self._stream(lambda actor, task: actor.train.remote(shared, task), tasks, own)
+
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+        """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
+        shared = ray.put(readout)
+        own = [task.client_id for task in tasks]
+        return self._stream(lambda actor, task: actor.score.remote(shared, task), tasks, own)
+
+    def _stream(
+        self, send: Callable[[Any, Task], Any], tasks: Sequence[Task], own: Sequence[int | None]
+    ) -> Iterator[Any]:
+        """Results in the order of ``tasks``. ``own``: the one actor that may take a task; None: the least loaded.
 
         At most two results an actor are outstanding, so the driver's memory does not grow with the round.
         """
         self._await_start()
         self._busy = True
-        broadcast_ref = ray.put(broadcast)
         waiting = deque(enumerate(tasks))
         running: dict[Any, tuple[int, int]] = {}  # reference → task, actor
-        arrived: dict[int, CohortUpdate] = {}
+        arrived: dict[int, Any] = {}
         loads = [0] * len(self._actors)
         for due in range(len(tasks)):
             while due not in arrived:
                 while waiting and len(running) + len(arrived) < OUTSTANDING_PER_ACTOR * len(self._actors):
                     index, task = waiting.popleft()
-                    actor = self._choose(task, loads)
+                    chosen = own[index]
+                    actor = min(range(len(loads)), key=loads.__getitem__) if chosen is None else chosen
                     loads[actor] += 1
-                    running[self._actors[actor].train.remote(broadcast_ref, task)] = (index, actor)
+                    running[send(self._actors[actor], task)] = (index, actor)
                 ready, _ = ray.wait(list(running), num_returns=1)
                 index, actor = running.pop(ready[0])
                 loads[actor] -= 1
                 arrived[index] = _get(ready[0])
             yield arrived.pop(due)
         self._busy = False
-
-    def _choose(self, task: CohortTask, loads: Sequence[int]) -> int:
-        """The client's own actor, or else the least loaded."""
-        if self._route is not None:
-            return self._route(task.client_ids[0])
-        return min(range(len(loads)), key=loads.__getitem__)
 
     def close(self) -> None:
         """Give the actors back to the session; end them where a start or a round was left unfinished."""

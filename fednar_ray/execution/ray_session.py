@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections import defaultdict
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -12,13 +13,14 @@ import psutil
 import ray
 import torch
 
-from fednar_ray.data.federation import Shards
+from fednar_ray.data.federation import Examples, Shards
 from fednar_ray.errors import RayUnavailable
+from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
-from fednar_ray.execution.devices import choose_device
+from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
+from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 CONNECT_SECONDS = 5.0
 
@@ -28,7 +30,9 @@ class TrainingActor:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._trainer: CohortTrainer | None = None
+        self._scorer: Scorer | None = None
 
     def place(self) -> ActorPlace:
         """The node, process and GPUs that Ray gave this actor."""
@@ -36,10 +40,13 @@ class TrainingActor:
         gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
         return ActorPlace(context.get_node_id(), os.getpid(), gpus)
 
-    def prepare(self, plan: TrainingPlan, shards: Shards, warm_up: tuple[int, ...]) -> None:
+    def prepare(
+        self, plan: TrainingPlan, shards: Shards, splits: Mapping[str, Examples], warm_up: tuple[int, ...]
+    ) -> None:
         """Take up a run, and warm up with a cohort like those to come."""
-        device = choose_device(self.place().gpus, torch.cuda.device_count())
-        self._trainer = CohortTrainer(plan, shards, torch.device(device))
+        device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
+        self._trainer = CohortTrainer(plan, shards, device)
+        self._scorer = Scorer(plan.model, shards, splits, device)
         self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
@@ -47,9 +54,14 @@ class TrainingActor:
         assert self._trainer is not None
         return self._trainer.train(broadcast, task)
 
+    def score(self, readout: Readout, task: ScoringTask) -> Scores:
+        """Score examples."""
+        assert self._scorer is not None
+        return self._scorer.score(readout, task)
+
     def release(self) -> None:
         """Let go of the run's shards and buffers."""
-        self._trainer = None
+        self._trainer = self._scorer = None
 
 
 class RaySession:

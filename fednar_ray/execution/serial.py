@@ -2,23 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from fednar_ray.data.federation import Shards
+from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.places import ActorPlace
-from fednar_ray.local_training import CohortTrainer, TrainingPlan
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate
+from fednar_ray.local_training import CohortTrainer
+from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 
 class SerialPool:
-    """A pool of none: the driver trains, on its CPU."""
+    """A pool of none: the driver trains and scores, on its CPU."""
 
-    def __init__(self, plan: TrainingPlan, shards: Shards) -> None:
-        self._trainer = CohortTrainer(plan, shards, torch.device("cpu"))
+    def __init__(self, trainer: CohortTrainer, scorer: Scorer) -> None:
+        self._trainer, self._scorer = trainer, scorer
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
         """The updates of ``tasks``, in their order."""
         return (self._trainer.train(broadcast, task) for task in tasks)
+
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+        """The scores of ``tasks``, in their order."""
+        return (self._scorer.score(readout, task) for task in tasks)
 
     def places(self) -> list[ActorPlace]:
         """No actor lives anywhere."""
