@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 PIPE_COLUMNS = 150
+SHOWN = (
+    "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
+    "test_loss", "train_loss", "clip_fraction", "effective_weight_decay", "clients_failed",
+)  # fmt: skip
 
 arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
@@ -173,21 +177,32 @@ def _progress(console: "Console", total: int, every: int | None = None) -> Itera
 
         def line(done: int, label: str, metrics: dict[str, float]) -> None:
             if done % step == 0 or done == total:
-                accuracy, loss = metrics["test_accuracy"], metrics["train_loss"]
-                text = f"round {done}/{total}  test accuracy {accuracy:.3f}  training loss {loss:.3f}  {label}"
-                click.echo(text.rstrip(), err=console.stderr)
+                parts = (
+                    f"round {done}/{total}",
+                    _accuracy(metrics),
+                    f"training loss {metrics['train_loss']:.3f}",
+                    label,
+                )
+                click.echo("  ".join(part for part in parts if part), err=console.stderr)
 
         yield line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=total)
+        last = ""
 
         def advance(done: int, label: str, metrics: dict[str, float]) -> None:
-            text = f"{label} test accuracy {metrics['test_accuracy']:.3f}".strip()
-            bar.update(task, completed=done, description=text)
+            nonlocal last
+            last = _accuracy(metrics) or last
+            bar.update(task, completed=done, description=f"{label} {last}".strip() or "training")
 
         yield advance
+
+
+def _accuracy(metrics: dict[str, float]) -> str:
+    """As text; empty for a round that was not evaluated."""
+    return f"test accuracy {metrics['test_accuracy']:.3f}" if "test_accuracy" in metrics else ""
 
 
 def _summary(result: Any) -> dict[str, Any]:
@@ -210,8 +225,7 @@ def _print_result(console: "Console", result: Any) -> None:
     table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
     table.add_column("metric")
     table.add_column("last round", justify="right")
-    shown = ("test_accuracy", "validation_accuracy", "test_loss", "train_loss", "clip_fraction")
-    for name in (*shown, "effective_weight_decay", "clients_failed"):
+    for name in SHOWN:
         if name in result.metrics:
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)

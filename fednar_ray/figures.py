@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from fednar_ray.messages import RoundRecord
 
 COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
+STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
 MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
 
 
@@ -35,14 +36,11 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
         "share of clipped steps": ("clip_fraction",),
         "weight decay": ("effective_weight_decay", "weight_decay"),
     }
-    rounds = [record.round_index for record in history]
-    marker = "o" if len(rounds) == 1 else None  # a line of one point shows nothing
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for name in names:
-            if name in history[0].metrics:
-                axes.plot(
-                    rounds, [record.metrics[name] for record in history], label=name.replace("_", " "), marker=marker
-                )
+            points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker=_marker(len(points)))
         axes.set(title=title, xlabel="round")
         axes.grid(alpha=0.3)
         if len(names) > 1:
@@ -51,8 +49,13 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
     return path
 
 
+def _marker(points: int) -> str | None:
+    """A line of one point shows nothing."""
+    return "o" if points == 1 else None
+
+
 Curves = Mapping[str, npt.NDArray[np.float64]]
-"""A regularizer's curves over rounds, [seeds, rounds]."""
+"""A regularizer's curves over rounds, [seeds, rounds]; NaN where a round was not evaluated."""
 
 
 def draw_comparison(accuracy: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path) -> Path:
@@ -75,9 +78,10 @@ def draw_comparison(accuracy: Mapping[float, Curves], decay: Mapping[float, Curv
 
 def _bands(axes: "object", curves: Curves) -> None:
     for name, runs in curves.items():
-        rounds = np.arange(runs.shape[1])
-        marker = "o" if len(rounds) == 1 else None
-        axes.plot(rounds, runs.mean(axis=0), label=name, color=COLOURS[name], marker=marker)  # type: ignore[attr-defined]
+        rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
+        runs = runs[:, rounds]
+        style = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": _marker(len(rounds))}
+        axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
         axes.fill_between(  # type: ignore[attr-defined]
             rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
         )
