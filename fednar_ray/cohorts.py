@@ -45,11 +45,11 @@ class StepCosts:
 
 CPU = StepCosts(
     step=1e-4,
-    matmul=(3e-5, 1.1e-4),
-    convolution=(1.7e-4, 2.7e-4),
-    flop=1.2e-11,
-    convolution_flop=2.4e-11,
-    parameter=(3e-10, 5e-10),
+    matmul=(3e-5, 3e-5),
+    convolution=(2e-4, 2.5e-4),
+    flop=8.5e-12,
+    convolution_flop=1.3e-11,
+    parameter=(4e-10, 7e-10),
 )
 GPU = StepCosts(
     step=2e-4,

@@ -146,9 +146,9 @@ class CohortTrainer:
             grad, loss = gradient(batches, step)
             direction = self._plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
             params.addcmul_(direction.step, rate, value=-1)
-            tally.loss += loss.view(-1, 1) * active
-            tally.clipped += (direction.scale < 1) * active
-            tally.decay += direction.decay * active
+            tally.loss.addcmul_(loss.view(-1, 1), active)
+            tally.clipped.addcmul_(direction.scale < 1, active)
+            tally.decay.addcmul_(direction.decay, active)
         return tally
 
     def _column(self, values: npt.NDArray[np.int64]) -> Tensor:

@@ -16,7 +16,7 @@ from fednar_ray.local_training import TrainingPlan
 from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between cohorts
-
+WITHIN_CALL_BYTES = 96_000
 
 Task = TypeVar("Task", CohortTask, ScoringTask)
 
@@ -65,13 +65,13 @@ class RayPool:
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
         """The updates of ``tasks`` in their order; tasks are sent in that order to whichever actor is free."""
-        shared = ray.put(broadcast)
+        shared = _shared(broadcast)
         own = [task.client_ids[0] for task in tasks] if self._dedicated else [None] * len(tasks)
         return self._stream(lambda actor, task: actor.train.remote(shared, task), tasks, own)
 
     def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
         """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
-        shared = ray.put(readout)
+        shared = _shared(readout)
         own = [task.client_id for task in tasks]
         return self._stream(lambda actor, task: actor.score.remote(shared, task), tasks, own)
 
@@ -111,6 +111,16 @@ class RayPool:
         else:
             self._session.give_back(self._plan, self._actors)
         self._actors = []
+
+
+def _shared(message: Broadcast | Readout) -> Any:
+    """What the calls of a round share: by reference where it is large.
+
+    Ray carries up to 100 KB within a call, which then need not wait for the object store.
+    """
+    vectors = (getattr(message, name, None) for name in ("parameters", "control", "buffers"))
+    size = sum(vector.nbytes for vector in vectors if vector is not None)
+    return message if size <= WITHIN_CALL_BYTES else ray.put(message)
 
 
 def _get(refs: Any) -> Any:

@@ -23,6 +23,11 @@ from fednar_ray.local_training import CohortTrainer, TrainingPlan
 from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 CONNECT_SECONDS = 5.0
+LOCAL_OPTIONS: Mapping[str, Any] = {
+    "include_dashboard": False,
+    # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
+    "_system_config": {"max_direct_call_object_size": 2**20},
+}
 
 
 class TrainingActor:
@@ -95,7 +100,7 @@ class RaySession:
             return
         if self._address not in ("local", "auto"):
             _check_reachable(self._address)
-        options = {"include_dashboard": False} if self._address == "local" else {}
+        options = LOCAL_OPTIONS if self._address == "local" else {}
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:

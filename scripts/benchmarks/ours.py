@@ -1,0 +1,86 @@
+"""fednar_ray, by its public API; no evaluation in the measured rounds."""
+
+import argparse
+import os
+import time
+
+import numpy as np
+import psutil
+import torch
+import workloads as w
+
+import fednar_ray as fr
+
+MANY = w.Workload("mlp", clients=100_000, sampled=100, steps=20, batch=32)
+ROWS_OF_MANY = 10
+
+
+def federation(options: argparse.Namespace) -> fr.Federation:
+    """The workload's clients, or ``--clients`` small ones."""
+    if options.clients:
+        rng, rows = np.random.default_rng(0), ROWS_OF_MANY
+        x = rng.random((options.clients * rows, 64), dtype=np.float32)
+        y = rng.integers(10, size=options.clients * rows)
+        pairs = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(y), rows)]
+        return fr.Federation(pairs, test=(x[:rows], y[:rows]))
+    workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
+    kept = workload.distinct or workload.rows
+    shards = [tuple(part[:kept] for part in clients[i]) for i in range(workload.clients)]
+    return fr.Federation(shards, test=tuple(part[:10] for part in clients[0]))
+
+
+def experiment(options: argparse.Namespace, workload: w.Workload, rounds: int) -> fr.Experiment:
+    """The workload as an experiment."""
+    execution = {"placement": options.placement, "cohort_width": options.cohort_width}
+    if options.placement == "pooled":
+        execution |= {"actors": options.workers}
+    return fr.Experiment.model_validate(
+        {
+            "federation": {
+                "rounds": rounds,
+                "clients_per_round": workload.sampled,
+                "local_steps": workload.steps,
+                "batch_size": workload.batch,
+            },
+            "algorithm": {"name": options.algorithm, "local_lr": w.LR},
+            "regularizer": {"name": options.regularizer},
+            "evaluation": {"every": rounds},
+            "execution": execution,
+        }
+    )
+
+
+def own_megabytes() -> float:
+    """This process's memory, shared memory apart."""
+    memory = psutil.Process(os.getpid()).memory_info()
+    return (memory.rss - memory.shared) / 1e6
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--algorithm", default="fedavg")
+    parser.add_argument("--regularizer", default="none")
+    parser.add_argument("--placement", default="pooled")
+    parser.add_argument("--cohort-width", default="auto", type=lambda text: text if text == "auto" else int(text))
+    parser.add_argument("--clients", type=int, help=f"so many clients of {ROWS_OF_MANY} random rows, 100 sampled")
+    options = w.arguments(None, parser)
+    workload = MANY if options.clients else w.WORKLOADS[options.workload]
+    before = own_megabytes()
+    clients, model = federation(options), w.build_model(workload.model)
+    measured = w.WARM_UP + options.rounds
+    evaluated = 0 if options.parameters else 1  # the last round is evaluated: not measured, where time matters
+    marks, client_seconds, parameters = [time.perf_counter()], [], None
+    settings = experiment(options, workload, measured + evaluated)
+    for record in fr.iter_rounds(settings, federation=clients, model=model):
+        marks.append(time.perf_counter())
+        client_seconds.append(record.metrics["client_seconds"])
+        parameters = record.parameters
+    compute = (np.array(client_seconds[w.WARM_UP : measured]) / options.workers).tolist()
+    own = own_megabytes() - before
+    w.report(marks[: measured + 1], parameters, options.parameters, compute_seconds=compute, own_megabytes=own)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
