@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -116,6 +117,10 @@ BAD_CONFIG = {
     "a wrong comparison": (["compare", "compare.seeds=0"], "compare.seeds: 0 should be greater than or equal to 1"),
     "an unknown option": (["run", "--jsn"], "No such option"),
     "an unknown command": (["rnu"], "No such command"),
+    "no evaluation at all": (["run", "evaluation.every=0"], "evaluation.every: 0 should be greater than or equal to 1"),
+    "true for a count": (["run", "evaluation.every=true"], "evaluation.every: True: a number is needed, not true or"),
+    "a word for a count": (["run", "evaluation.every=x"], "evaluation.every: 'x' should be a valid integer"),
+    "a word for a switch": (["run", "evaluation.federated=x"], "evaluation.federated: 'x' should be a valid boolean"),
     "a port that is none": (["ui", "--port", "99999"], "99999 is not in the range"),
 }
 
@@ -168,6 +173,47 @@ def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
     client = store(tmp_path)
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert run.info.status == "FAILED"
+
+
+def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path) -> None:
+    seldom = ["federation.rounds=10", "evaluation.every=4", "evaluation.federated=true"]
+    done = fednar("run", *SERIAL, *seldom, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines, (directory,) = done.stdout.splitlines(), (tmp_path / "runs").iterdir()
+    records = journal(directory)
+    assert [record["round"] for record in records if "test_accuracy" in record["metrics"]] == [3, 7, 9]
+    for t, (line, record) in enumerate(zip(lines[:10], records, strict=True)):
+        parts = [f"round {t + 1}/10", f"training loss {record['metrics']['train_loss']:.3f}"]
+        if t in (3, 7, 9):
+            parts.insert(1, f"test accuracy {record['metrics']['test_accuracy']:.3f}")
+        assert line == "  ".join(parts)
+    summary = "\n".join(lines[10:])
+    for name in ("test_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile"):
+        assert re.search(rf"{name.replace('_', ' ')} .* {records[-1]['metrics'][name]:.4g} ", summary), name
+    assert lines[-1] == f"browse: fednar ui --uri sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_compare_takes_its_figures_from_the_evaluated_rounds(tmp_path: Path) -> None:
+    seldom = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
+    compared = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
+    target = "compare.target_accuracy=0.001"
+    done = fednar("compare", "--json", *SERIAL, *seldom, *compared, target, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout.lower()
+    result, client = json.loads(done.stdout), store(tmp_path)
+    for row in result["rows"]:
+        (run,) = client.search_runs(
+            [client.get_experiment_by_name("compare").experiment_id],
+            f"params.`regularizer.name` = '{row['regularizer']}' and tags.`mlflow.parentRunId` = '{result['run_id']}'",
+        )
+        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "test_accuracy")}
+        assert sorted(history) == [1, 3, 4]
+        assert row["final accuracy"] == f"{(history[3] + history[4]) / 2:.3f}"
+        assert row["rounds to target"] == "2"  # nobody looked after the first
+    headline = client.get_run(result["run_id"]).data.metrics
+    assert set(headline) == {
+        "final_accuracy/decoupled_0.03", "final_accuracy/fednar_0.03", "difference/fednar_0.03",
+    }  # fmt: skip
 
 
 def test_compare_pairs_its_runs(tmp_path: Path) -> None:

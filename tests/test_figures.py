@@ -76,3 +76,62 @@ def test_every_number_of_rounds_leaves_its_mark(rounds, tmp_path):
     below, right = picture.shape[0] // 2, picture.shape[1] // 2
     coloured = np.ptp(picture[:below, right:], axis=-1) > 0.2  # the training loss: a panel without a legend
     assert coloured.any()
+
+
+CURVES = ("train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
+
+
+def history_of(accuracies):
+    """A round for each accuracy; None where it was not evaluated."""
+    for t, accuracy in enumerate(accuracies):
+        tested = {} if accuracy is None else {"test_accuracy": accuracy, "validation_accuracy": accuracy / 2}
+        metrics = dict.fromkeys(CURVES, 0.5) | tested
+        yield RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), failures={})
+
+
+def pixels(path):
+    return imread(path)[..., :3]
+
+
+def inked(picture):
+    """How many pixels are coloured, neither white nor grey nor black."""
+    return int((np.ptp(picture, axis=-1) > 0.2).sum())
+
+
+def assert_alike(picture, other):
+    """But for a few pixels of anti-aliasing."""
+    assert inked(picture) > 200
+    assert np.abs(picture - other).max(axis=-1).sum() < 0.02 * inked(other)
+
+
+def test_curves_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
+    seldom = draw_curves([*history_of([0.2, None, None, 0.5, None, 0.9])], tmp_path / "seldom.png")
+    always = draw_curves([*history_of([0.2, 0.3, 0.4, 0.5, 0.7, 0.9])], tmp_path / "always.png")
+    other = draw_curves([*history_of([0.2, 0.9, 0.9, 0.5, 0.9, 0.9])], tmp_path / "other.png")
+    assert_alike(pixels(seldom), pixels(always))
+    with pytest.raises(AssertionError):
+        assert_alike(pixels(seldom), pixels(other))
+
+
+def test_the_only_evaluation_of_a_run_leaves_its_mark(tmp_path):
+    picture = pixels(draw_curves([*history_of([None, None, None, 0.4])], tmp_path / "curves.png"))
+    height, width = (side // 2 for side in picture.shape[:2])
+    accuracy = picture[:height, :width]
+    assert inked(accuracy[:, : width // 2]) > 20 or inked(accuracy[:, width // 2 :]) > 20
+
+
+def comparison_of(accuracies):
+    runs = {name: np.array(accuracies, dtype=float) * share for name, share in (("decoupled", 0.6), ("fednar", 1))}
+    decay = {name: np.full_like(values, 0.01) for name, values in runs.items()}
+    return {0.01: runs}, {0.01: decay}
+
+
+def test_a_comparisons_lines_and_bands_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
+    nan = np.nan
+    seldom = comparison_of([[0.1, nan, 0.5, nan, nan, 0.8], [0.2, nan, 0.8, nan, nan, 0.8]])
+    always = comparison_of([[0.1, 0.3, 0.5, 0.6, 0.7, 0.8], [0.2, 0.5, 0.8, 0.8, 0.8, 0.8]])
+    other = comparison_of([[0.1, 0.9, 0.5, 0.9, 0.9, 0.8], [0.2, 0.9, 0.8, 0.9, 0.9, 0.8]])
+    pictures = [pixels(draw_comparison(*curves, tmp_path / "c.png")) for curves in (seldom, always, other)]
+    assert_alike(pictures[0], pictures[1])
+    with pytest.raises(AssertionError):
+        assert_alike(pictures[0], pictures[2])

@@ -113,6 +113,27 @@ def test_every_metric_is_there_for_every_round(recorded: Recorded, name: str) ->
         assert [point.value for point in points] == [record.metrics[metric] for record in history]
 
 
+def test_metrics_of_an_evaluation_are_there_for_the_evaluated_rounds_alone(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = settings(
+        "seldom",
+        recorded.folder / "store" / "m.db",
+        validation=0.1,
+        federation={"rounds": 6, "clients_per_round": 3, "local_steps": 1},
+        evaluation={"every": 4, "federated": True},
+    )
+    result = fr.run(chosen)
+    for metric in ("test_accuracy", "test_loss", *VALIDATION, "client_accuracy_mean", "client_accuracy_worst_decile"):
+        history = recorded.client.get_metric_history(result.run_id, metric)
+        points = {point.step: point.value for point in history}
+        assert points == {t: result.history[t].metrics[metric] for t in (3, 5)}
+        assert len(history) == 2
+    trained = recorded.client.get_metric_history(result.run_id, "train_loss")
+    assert sorted(point.step for point in trained) == list(range(6))
+
+
 def test_a_finished_run_is_finished_and_named(recorded: Recorded) -> None:
     for name in VARIANTS:
         info = recorded.run(name).info

@@ -29,11 +29,10 @@ def federation(options: argparse.Namespace) -> fr.Federation:
     return fr.Federation(shards, test=tuple(part[:10] for part in clients[0]))
 
 
-def experiment(options: argparse.Namespace, workload: w.Workload, rounds: int) -> fr.Experiment:
-    """The workload as an experiment."""
-    execution = {"placement": options.placement, "cohort_width": options.cohort_width}
-    if options.placement == "pooled":
-        execution |= {"actors": options.workers}
+def experiment(
+    algorithm: str, regularizer: str, workload: w.Workload, rounds: int, **execution: str | int
+) -> fr.Experiment:
+    """The workload as an experiment; pooled on two actors, unless ``execution`` says otherwise."""
     return fr.Experiment.model_validate(
         {
             "federation": {
@@ -42,10 +41,10 @@ def experiment(options: argparse.Namespace, workload: w.Workload, rounds: int) -
                 "local_steps": workload.steps,
                 "batch_size": workload.batch,
             },
-            "algorithm": {"name": options.algorithm, "local_lr": w.LR},
-            "regularizer": {"name": options.regularizer},
+            "algorithm": {"name": algorithm, "local_lr": w.LR},
+            "regularizer": {"name": regularizer},
             "evaluation": {"every": rounds},
-            "execution": execution,
+            "execution": {"placement": "pooled", "actors": 2} | execution,
         }
     )
 
@@ -71,7 +70,8 @@ def main() -> None:
     measured = w.WARM_UP + options.rounds
     evaluated = 0 if options.parameters else 1  # the last round is evaluated: not measured, where time matters
     marks, client_seconds, parameters = [time.perf_counter()], [], None
-    settings = experiment(options, workload, measured + evaluated)
+    execution = {"placement": options.placement, "cohort_width": options.cohort_width, "actors": options.workers}
+    settings = experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
     for record in fr.iter_rounds(settings, federation=clients, model=model):
         marks.append(time.perf_counter())
         client_seconds.append(record.metrics["client_seconds"])

@@ -28,7 +28,7 @@ def main() -> None:
     from pfl.model.pytorch import PyTorchModel
 
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - the generator that pfl samples from
+    np.random.seed(0)  # pfl samples from it
     workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
     net = w.build_model(workload.model)
 

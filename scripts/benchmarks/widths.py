@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ WIDTHS = (1, 2, 5, 10, 20)
 def mlp(inputs: int, *hidden: int) -> nn.Module:
     """Fully connected layers."""
     sizes = (inputs, *hidden)
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
 
 
@@ -94,9 +94,7 @@ def experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
 
 def rounds_of(settings: fr.Experiment, clients: fr.Federation, model: nn.Module, session: fr.RaySession) -> float:
     """The median seconds of a round."""
-    marks = [
-        time.perf_counter() for _ in fr.iter_rounds(settings, federation=clients, model=model, session=session)
-    ]
+    marks = [time.perf_counter() for _ in fr.iter_rounds(settings, federation=clients, model=model, session=session)]
     return float(np.median(np.diff(marks)[:-1]))
 
 

@@ -1,0 +1,368 @@
+"""All systems on the same workloads, one after the other, in alternation; the tables of docs/performance.md.
+
+Run by scripts/bench.  Every repetition runs each system of a table once, so that a ratio compares what ran side by
+side; ratios are taken within a repetition, and their median is shown.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RESULTS, PAGE = ROOT / "docs" / "performance.json", ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- tables: written by scripts/bench -->", "<!-- end of tables -->"
+PEERS = ROOT / ".bench"
+SAMPLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class System:
+    """One row: a script, its arguments, and who runs it."""
+
+    label: str
+    command: tuple[str, ...]
+    workers: int = 2
+
+    @classmethod
+    def ours(cls, label: str, *options: str) -> "System":
+        """fednar_ray with some options."""
+        return cls(label, (sys.executable, str(HERE / "ours.py"), *options))
+
+
+PLAIN = System("plain loop, 1 process", (sys.executable, str(HERE / "plain.py")), workers=1)
+VMAPPED = System("vmap, 1 process", (sys.executable, str(HERE / "vmapped.py")), workers=1)
+BARE = System("2 bare processes (the limit)", (sys.executable, str(HERE / "bare.py")))
+FLOWER = System("Flower, Ray simulation", (str(PEERS / "flwr" / "bin" / "python"), str(HERE / "flower.py")))
+PFL_ONE = System("pfl-research, 1 process", (str(PEERS / "pfl" / "bin" / "python"), str(HERE / "pfl_research.py")), 1)
+PFL_TWO = System(
+    "pfl-research, 2 processes",
+    (
+        *(str(PEERS / "pfl" / "bin" / "python"), "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *("--rdzv_backend=static", "--master_addr=127.0.0.1", "--master_port=29517", str(HERE / "pfl_research.py")),
+    ),
+)
+OURS = System.ours("fednar_ray")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Systems on one workload; the first row is what the ratios refer to."""
+
+    title: str
+    systems: tuple[System, ...]
+    options: tuple[str, ...]
+    columns: tuple[str, ...] = ("round", "ratio", "clients")
+
+
+TABLES = {
+    "W1": Table(
+        "MLP 64-128-10 on digits: 100 clients, 20 sampled, 20 steps of 32, plain SGD",
+        (
+            OURS,
+            FLOWER,
+            PFL_ONE,
+            PFL_TWO,
+            PLAIN,
+            VMAPPED,
+            System.ours("fednar_ray, FedNAR", "--regularizer", "fednar"),
+            System.ours("fednar_ray, SCAFFOLD", "--algorithm", "scaffold"),
+            System.ours("fednar_ray, one by one (C = 1)", "--cohort-width", "1"),
+        ),
+        ("--workload", "mlp", "--rounds", "40"),
+        ("round", "ratio", "clients", "start", "memory"),
+    ),
+    "W2": Table(
+        "LeNet on CIFAR-10: 100 clients, 20 sampled, 10 steps of 50, plain SGD",
+        (BARE, OURS, System.ours("fednar_ray, FedNAR", "--regularizer", "fednar"), FLOWER, PFL_TWO, PLAIN),
+        ("--workload", "lenet", "--rounds", "6"),
+        ("round", "ratio", "clients", "start", "memory"),
+    ),
+    "W3": Table(
+        "MLP 64-128-10, 100 sampled of many clients of 10 examples, 20 steps",
+        tuple(
+            System.ours(f"{algorithm}, {clients:,} clients", "--algorithm", algorithm, "--clients", str(clients))
+            for algorithm in ("fedavg", "scaffold")
+            for clients in (1_000, 100_000)
+        ),
+        ("--rounds", "40"),
+        ("round", "ratio", "start", "own"),
+    ),
+    "W4": Table(
+        "ResNet-18 with GroupNorm (11.2 million parameters): 20 sampled, 1 step of 2",
+        (
+            BARE,
+            OURS,
+            System.ours("fednar_ray, FedNAR", "--regularizer", "fednar"),
+            System.ours("fednar_ray, SCAFFOLD", "--algorithm", "scaffold"),
+        ),
+        ("--workload", "resnet", "--rounds", "8"),
+        ("round", "ratio", "rest", "memory"),
+    ),
+}
+
+PARTS = (*TABLES, "check", "start", "profile", "widths")
+
+HEADINGS = {
+    "round": ("round (ms)", "min", "max"),
+    "ratio": ("time relative to the first row",),
+    "clients": ("clients/s",),
+    "start": ("first round after (s)",),
+    "rest": ("round less the actors' compute (ms)",),
+    "own": ("driver's own memory grew by (MB)",),
+    "memory": ("peak memory, all processes (MB)",),
+}
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
+    parser.add_argument("--cifar", type=Path, help="cifar10.npz (train_x, train_y); without it random images")
+    options = parser.parse_args()
+    parts = options.only or PARTS
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in parts:
+        print(f"== {part}", flush=True)
+        results[part] = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), **measured(part, options)}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        write_page(results)
+    print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+
+
+def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one part."""
+    if part == "check":
+        return {"distances": distances()}
+    if part == "start":
+        return {"seconds": [first_round_seconds() for _ in range(options.repetitions)]}
+    if part in ("profile", "widths"):
+        return {"rows": rows_of("profile_round.py" if part == "profile" else "widths.py")}
+    table, extra = TABLES[part], ("--cifar", str(options.cifar)) if options.cifar and part == "W2" else ()
+    runs: dict[str, list[dict[str, Any]]] = {system.label: [] for system in table.systems}
+    for repetition in range(options.repetitions):
+        for system in table.systems:
+            result = run(system, (*table.options, *extra))
+            runs[system.label].append(result)
+            milliseconds = 1e3 * statistics.median(result["round_seconds"])
+            print(f"{repetition + 1}/{options.repetitions}  {milliseconds:9.1f} ms  {system.label}", flush=True)
+    memory = {}
+    if "memory" in table.columns:  # apart, since looking costs time
+        for system in table.systems:
+            memory[system.label] = run(system, (*table.options, *extra), watch=True)["peak_megabytes"]
+    return {"runs": runs, "memory": memory, "images": "CIFAR-10" if extra else "random"}
+
+
+def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[str, Any]:
+    """Start a system and return what it reports; with ``watch`` also its peak memory."""
+    environment = os.environ | {"BENCH_STARTED": str(time.time()), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(HERE)}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile("w+") as out,
+        subprocess.Popen(
+            [*system.command, *options], cwd=directory, env=environment, stdout=out, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        peak = Peak(process.pid) if watch else None
+        code = process.wait()
+        if peak is not None:
+            peak.end()
+        out.seek(0)
+        text = out.read()
+    lines = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    if code or len(lines) != 1:
+        raise SystemExit(f"{system.label} failed with exit code {code}:\n{text[-3000:]}")
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return result | ({"peak_megabytes": peak.megabytes} if peak else {})
+
+
+class Peak(threading.Thread):
+    """The most memory that a process and its descendants hold at once: shared pages are counted once (PSS)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._root, self._over = psutil.Process(pid), threading.Event()
+        self.megabytes = 0.0
+        self.start()
+
+    def run(self) -> None:
+        """Look, until told to end."""
+        while not self._over.wait(SAMPLE_SECONDS):
+            self.megabytes = max(self.megabytes, sum(self._held()) / 1e6)
+
+    def _held(self) -> Iterator[int]:
+        try:
+            for process in (self._root, *self._root.children(recursive=True)):
+                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                yield from (1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (psutil.Error, OSError):
+            return  # it ended while we looked
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self.join()
+
+
+def distances() -> dict[str, float]:
+    """How far each system's final parameters are from the plain loop's, everyone being sampled: the largest
+    difference of a parameter."""
+    systems = (
+        PLAIN,
+        VMAPPED,
+        FLOWER,
+        PFL_ONE,
+        PFL_TWO,
+        OURS,
+        System.ours("fednar_ray, serial", "--placement", "serial"),
+    )
+    final = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for index, system in enumerate(systems):
+            path = Path(directory) / f"{index}.npy"
+            run(system, ("--workload", "check", "--rounds", "4", "--parameters", str(path)))
+            final[system.label] = np.load(path)
+    plain = final[PLAIN.label]
+    found = {label: float(np.abs(vector - plain).max()) for label, vector in final.items()}
+    for label, distance in found.items():
+        print(f"{distance:.1e}  {label}", flush=True)
+    wrong = [label for label, distance in found.items() if not distance < 1e-4]
+    if wrong:
+        raise SystemExit(f"not the same work: {', '.join(wrong)}")
+    return found
+
+
+def first_round_seconds() -> float:
+    """From ``fednar run`` on the embedded experiment to the end of its first round."""
+    command = [str(Path(sys.executable).parent / "fednar"), "run", "federation.rounds=10"]
+    start = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(b"round 1/"):
+                seconds = time.perf_counter() - start
+                break
+        process.communicate()
+    print(f"{seconds:.1f} s", flush=True)
+    return seconds
+
+
+def rows_of(script: str) -> list[dict[str, Any]]:
+    """The rows that a script prints."""
+    out = subprocess.run([sys.executable, str(HERE / script)], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in out.splitlines() if line.startswith("ROW ")]
+    print("\n".join(lines), flush=True)
+    return [json.loads(line.removeprefix("ROW ")) for line in lines]
+
+
+def machine() -> str:
+    """What it ran on."""
+    cpu = next(li.split(":")[1].strip() for li in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in li)
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores ({cpu}), {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the tables between the marks of docs/performance.md."""
+    text = PAGE.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    body = "\n\n".join(
+        section(part, results[part]) for part in (*TABLES, "check", "start", "widths") if part in results
+    )
+    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+
+
+def section(part: str, figures: dict[str, Any]) -> str:
+    """A part as Markdown."""
+    note = f"{figures['date']}, {figures['machine']}; `scripts/bench --only {part}`"
+    if part == "check":
+        rows = [f"| {label} | {distance:.1e} |" for label, distance in figures["distances"].items()]
+        head = "| system | largest difference of a parameter to the plain loop's |\n|---|---:|"
+        return "\n".join(["### The same work: final parameters when everyone is sampled", "", note, "", head, *rows])
+    if part == "start":
+        seconds = figures["seconds"]
+        text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
+        return f"### Start: `fednar run` to the end of the first round\n\n{note}\n\n{text}"
+    if part == "profile":
+        return profile_section(figures["rows"][0], note)
+    if part == "widths":
+        return widths_section(figures["rows"], note)
+    table = TABLES[part]
+    images = f" ({figures['images']} images)" if part == "W2" else ""
+    headings = ["system", *(heading for column in table.columns for heading in HEADINGS[column])]
+    lines = [f"### {part}: {table.title}{images}", "", note, "", "| " + " | ".join(headings) + " |"]
+    lines.append("|---|" + "---:|" * (len(headings) - 1))
+    for system in table.systems:
+        cells = [cell for column in table.columns for cell in cells_of(column, part, figures, system)]
+        lines.append("| " + " | ".join([system.label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def cells_of(column: str, part: str, figures: dict[str, Any], system: System) -> list[str]:
+    """A row's cells of one column."""
+    runs = figures["runs"][system.label]
+    medians = [statistics.median(run["round_seconds"]) for run in runs]
+    if column == "round":
+        return [f"{1e3 * value:.1f}" for value in (statistics.median(medians), min(medians), max(medians))]
+    if column == "ratio":
+        first = [statistics.median(r["round_seconds"]) for r in figures["runs"][TABLES[part].systems[0].label]]
+        return [f"{statistics.median(m / f for m, f in zip(medians, first, strict=True)):.2f}"]
+    if column == "clients":
+        return [f"{20 / statistics.median(medians):,.0f}"]
+    if column == "start":
+        return [f"{statistics.median(run['first_round_after'] for run in runs):.1f}"]
+    if column == "own":
+        return [f"{statistics.median(run['own_megabytes'] for run in runs):.0f}"]
+    if column == "memory":
+        return [f"{figures['memory'][system.label]:.0f}"]
+    rest = [
+        statistics.median(np.subtract(run["round_seconds"], run["compute_seconds"]))
+        for run in runs
+        if "compute_seconds" in run
+    ]
+    return [f"{1e3 * statistics.median(rest):.0f}" if rest else "–"]
+
+
+def profile_section(profile: dict[str, dict[str, float]], note: str) -> str:
+    """Two tables: the driver's round, the actor's cohort."""
+    titles = {"driver": "the driver, a round", "cohort": "an actor, a cohort of 10"}
+    lines = ["### Where a round of W1 goes", "", note]
+    for name, title in titles.items():
+        lines += ["", f"| {title} | ms | share |", "|---|---:|---:|"]
+        total = sum(profile[name].values())
+        lines += [f"| {label} | {ms:.2f} | {100 * ms / total:.0f} % |" for label, ms in profile[name].items()]
+    return "\n".join(lines)
+
+
+def widths_section(rows: Sequence[dict[str, Any]], note: str) -> str:
+    """The table of widths."""
+    lines = ["### `cohort_width: auto` against one by one", "", note, ""]
+    lines.append("Round time at the width taken, relative to C = 1 (20 sampled, 10 steps).")
+    lines += ["", "| model | batch | C | 1 actor | 2 actors | 3 actors | 4 actors |", "|---|---:|---:|" + "---:|" * 4]
+    for row in rows:
+        ratios = [f"{row['ratios'][a]:.2f}" if row["ratios"] else "–" for a in ("1", "2", "3", "4")]
+        lines.append(f"| {row['model']} | {row['batch']} | {row['width']} | " + " | ".join(ratios) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Where a round of W1 goes: the driver by cProfile, an actor's cohort by torch.profiler."""
+
+import cProfile
+import json
+import pstats
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import workloads as w
+from ours import experiment
+from torch.profiler import ProfilerActivity, profile
+
+import fednar_ray as fr
+from fednar_ray.local_training import CohortTrainer
+from fednar_ray.messages import Broadcast, CohortTask
+from fednar_ray.preparation import prepare
+from fednar_ray.vectors import flatten
+
+ROUNDS, COHORT = 200, 10
+DRIVER = {
+    "waiting for the actors (ray.wait)": ("wait",),
+    "sending the calls": ("_actor_method_call",),
+    "receiving the updates (ray.get)": ("get",),
+}
+OPERATORS = {
+    "bmm": "matrix products",
+    "cat": "gradient into one vector",
+    "addcmul_": "the update, and the figures kept of it",
+    "_log_softmax": "softmax and cross-entropy",
+    "_log_softmax_backward_data": "softmax and cross-entropy",
+    "gather": "softmax and cross-entropy",
+    "scatter_add": "softmax and cross-entropy",
+    "index_select": "gathering the batch",
+}
+
+
+def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
+    """Milliseconds a round by what the driver does."""
+    settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS + 2)
+    rounds = fr.iter_rounds(settings, federation=clients, model=w.build_model("mlp"))
+    next(rounds)  # actors have started
+    profiler, start = cProfile.Profile(), time.perf_counter()
+    profiler.enable()
+    for _ in range(ROUNDS):
+        next(rounds)
+    profiler.disable()
+    total = 1e3 * (time.perf_counter() - start) / ROUNDS
+    rounds.close()
+    rest = total
+    stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    for label, names in DRIVER.items():
+        spent = sum(v[3] for (file, _, name), v in stats.items() if name in names and "/ray/" in file)
+        rest -= 1e3 * spent / ROUNDS
+        yield label, 1e3 * spent / ROUNDS
+    yield "the driver's own work: sampling, cohorts, sums, server step, metrics", rest
+
+
+def cohort(clients: fr.Federation) -> Iterator[tuple[str, float]]:
+    """Milliseconds a cohort of ten by what the actor does."""
+    settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
+    prepared = prepare(settings, clients, w.build_model("mlp"))
+    trainer = CohortTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
+    task = CohortTask(client_ids=tuple(range(COHORT)), states=None)
+    parameters = flatten(prepared.model)
+
+    def train(index: int) -> float:
+        scalars, start = settings.scalars(index), time.perf_counter()
+        trainer.train(
+            Broadcast(round_index=index, scalars=scalars, parameters=parameters, control=None, buffers=None), task
+        )
+        return 1e3 * (time.perf_counter() - start)
+
+    total = float(np.median([train(index) for index in range(50)]))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for index in range(20):
+            train(index)
+    spent: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        label = OPERATORS.get(event.key.removeprefix("aten::"), "other operators")
+        spent[label] += event.self_cpu_time_total / 20 / 1e3
+    yield from spent.most_common()
+    yield "Python and dispatch between the operators", total - sum(spent.values())
+
+
+def main() -> None:
+    """Print one JSON object."""
+    torch.set_num_threads(1)
+    shards = w.clients("mlp", None)
+    clients = fr.Federation([shards[i] for i in range(100)], test=shards[0])
+    print("ROW " + json.dumps({"driver": dict(driver(clients)), "cohort": dict(cohort(clients))}))
+
+
+if __name__ == "__main__":
+    main()
