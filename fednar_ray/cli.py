@@ -206,8 +206,10 @@ def _accuracy(metrics: dict[str, float]) -> str:
 
 
 def _summary(result: Any) -> dict[str, Any]:
+    from fednar_ray.tracking.journal import for_json
+
     return {
-        "metrics": dict(result.metrics),
+        "metrics": for_json(result.metrics),
         "rounds": len(result.history),
         "run_id": result.run_id,
         "parameters_sha256": result.parameters_sha256,

@@ -36,7 +36,7 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
         "share of clipped steps": ("clip_fraction",),
         "weight decay": ("effective_weight_decay", "weight_decay"),
     }
-    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    for axes, (title, names) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
         for name in names:
             points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
             if points:

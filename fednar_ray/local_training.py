@@ -71,6 +71,8 @@ class CohortTrainer:
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
         """Take and drop one gradient of a cohort like those to come: a process's first costs over a second."""
+        if not self._shards.sizes(client_ids).any():
+            return
         steps = np.ones(len(client_ids), dtype=np.int64)
         with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()):
             self._gradient(len(client_ids))(

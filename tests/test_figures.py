@@ -115,9 +115,8 @@ def test_curves_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
 
 def test_the_only_evaluation_of_a_run_leaves_its_mark(tmp_path):
     picture = pixels(draw_curves([*history_of([None, None, None, 0.4])], tmp_path / "curves.png"))
-    height, width = (side // 2 for side in picture.shape[:2])
-    accuracy = picture[:height, :width]
-    assert inked(accuracy[:, : width // 2]) > 20 or inked(accuracy[:, width // 2 :]) > 20
+    below, right = picture.shape[0] // 2, picture.shape[1] // 2
+    assert inked(picture[below // 2 : below, :right]) > 20  # the lower half of its panel, the legend being above
 
 
 def comparison_of(accuracies):
@@ -135,3 +134,8 @@ def test_a_comparisons_lines_and_bands_run_straight_through_rounds_that_were_not
     assert_alike(pictures[0], pictures[1])
     with pytest.raises(AssertionError):
         assert_alike(pictures[0], pictures[2])
+
+
+def test_the_only_evaluation_of_a_comparison_leaves_its_mark(tmp_path):
+    picture = pixels(draw_comparison(*comparison_of([[np.nan, np.nan, 0.9]]), tmp_path / "c.png"))
+    assert inked(picture[: picture.shape[0] // 4]) > 20  # the upper half of its panel, the legend being below

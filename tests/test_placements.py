@@ -9,6 +9,7 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
+from fednar_ray.data.federation import Shards
 from fednar_ray.errors import CapacityError, DeviceError, RayUnavailable
 from fednar_ray.execution.capacity import ActorPlan, plan_pooled
 from fednar_ray.execution.ray_pool import RayPool
@@ -152,3 +153,14 @@ def test_an_exception_in_a_client_reaches_the_driver_with_its_own_name(session: 
     settings = experiment("fedavg", {"placement": "pooled", "actors": 1, "cohort_width": 1})
     with pytest.raises(ArithmeticError, match="four is too many"):
         final_bytes(settings, Broken(), session)
+
+
+def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySession) -> None:
+    whole = small_federation((5, 7))
+    shards = Shards(whole.shards.examples, np.array([0, 5, 5, 12]))
+    federation = fr.Federation.from_shards("three", shards, whole.test, None, 0)
+    model, final = dropout_model(), []
+    for execution in ({"placement": "serial", "cohort_width": 1}, {"placement": "dedicated"}):
+        *_, last = fr.iter_rounds(experiment("fedavg", execution), federation=federation, model=model, session=session)
+        final.append(last.parameters.tobytes())
+    assert final[0] == final[1]

@@ -45,9 +45,9 @@ def test_a_read_only_array_becomes_a_tensor_over_its_own_memory_without_a_warnin
 
 
 @pytest.mark.usefixtures("_torch_warns_always")
-def test_other_warnings_still_come_through() -> None:
+def test_the_warning_is_hushed_for_that_array_alone() -> None:
     as_tensor(read_only())
-    with pytest.warns(UserWarning, match="not writable"):
+    with pytest.raises(UserWarning, match="not writable"):  # the suite's filter, as it was before
         torch.from_numpy(read_only())
 
 
@@ -84,7 +84,7 @@ from fednar_ray.execution.devices import keep_freed_memory
 def faults(blocks):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for i in range(blocks):
-        block = bytes([i]) * 2**26
+        block = bytes([i]) * 2**27
         assert block[0] == block[-1] == i
         del block
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -107,5 +107,5 @@ def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages() 
 def test_where_there_is_no_glibc_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """``CDLL(None)`` raises on Windows."""
     monkeypatch.setattr(devices, "sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: pytest.fail("no such library"))
+    monkeypatch.setattr("fednar_ray.execution.devices.ctypes.CDLL", lambda name: pytest.fail("no such library"))
     devices.keep_freed_memory()

@@ -1,6 +1,8 @@
 """The run directory ``runs/<name>-<id>/``: the experiment as it was run, and a line of JSON a round."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,11 @@ def run_directory(experiment: Experiment, run_id: str) -> Path:
     return Path("runs").absolute() / f"{experiment.name}-{run_id[:8]}"
 
 
+def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON can say them: null where one is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 class Journal:
     """Appends each round to ``metrics.jsonl``, flushed, so that a crash loses nothing that was reported."""
 
@@ -25,7 +32,7 @@ class Journal:
     def log(self, record: RoundRecord) -> None:
         """Write one round."""
         line = {"round": record.round_index, "clients": record.client_ids, "failures": record.failures}
-        self._file.write(json.dumps({**line, "metrics": record.metrics}) + "\n")
+        self._file.write(json.dumps({**line, "metrics": for_json(record.metrics)}) + "\n")
         self._file.flush()
 
     def __enter__(self) -> Self:
