@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from fednar_ray.data.federation import Federation
     from fednar_ray.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
     from fednar_ray.execution.ray_session import RaySession
-    from fednar_ray.experiment import Result, iter_rounds, run
+    from fednar_ray.experiment import Result, run
     from fednar_ray.messages import RoundRecord, RoundReport
+    from fednar_ray.training import iter_rounds
 
 __all__ = [
     "BadInput",
@@ -39,8 +40,9 @@ _HOMES = {
     "data.federation": ("Federation",),
     "errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
     "execution.ray_session": ("RaySession",),
-    "experiment": ("Result", "iter_rounds", "run"),
+    "experiment": ("Result", "run"),
     "messages": ("RoundRecord", "RoundReport"),
+    "training": ("iter_rounds",),
 }
 
 

@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation
 from fednar_ray.errors import RunFailed
-from fednar_ray.evaluation import Evaluation
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.figures import draw_curves, draw_partition
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
-from fednar_ray.rounds import ClientPool, FederationState, RoundPlan, run_rounds
 from fednar_ray.tracking.journal import Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store, flattened
-from fednar_ray.vectors import FloatVector, flatten, flatten_buffers, load_buffers, load_parameters
+from fednar_ray.training import rounds_of, shared_or_own
+from fednar_ray.vectors import FloatVector, load_buffers, load_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,26 +53,6 @@ class Result:
         return hashlib.sha256(np.ascontiguousarray(self.parameters, dtype="<f4").tobytes()).hexdigest()
 
 
-def iter_rounds(
-    experiment: Experiment,
-    *,
-    federation: Federation | None = None,
-    model: nn.Module | None = None,
-    session: RaySession | None = None,
-) -> Iterator[RoundReport]:
-    """Train, yielding a report a round; nothing is tracked or written.
-
-    ``federation`` and ``model`` stand in for the ``data`` and ``model`` sections; ``model`` is copied, and gives
-    the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
-    alone.  Raises BadInput's kinds before training, RunFailed's during it.
-    """
-    prepared = prepare(experiment, federation, model)
-    with _session(session) as ray_session:
-        resolved = resolve(prepared, ray_session)
-        with place(prepared, resolved, ray_session) as pool:
-            yield from _rounds(prepared, resolved, pool)
-
-
 def run(
     experiment: Experiment,
     *,
@@ -84,13 +62,8 @@ def run(
 ) -> Result:
     """Train, record in MLflow and in ``runs/``, and return the result. Arguments and errors as ``iter_rounds``."""
     prepared = prepare(experiment, federation, model)
-    with _session(session) as ray_session:
+    with shared_or_own(session) as ray_session:
         return drain(train(prepared, ray_session))
-
-
-def _session(shared: RaySession | None) -> AbstractContextManager[RaySession]:
-    """The caller's session, which stays open, or one for this run alone."""
-    return nullcontext(shared) if shared is not None else RaySession()
 
 
 def open_store(experiment: Experiment) -> tuple[Store, str]:
@@ -126,7 +99,7 @@ def train(
         _log_inputs(prepared, resolved, tracker, directory)
         history: list[RoundRecord] = []
         report = None
-        for report in _rounds(prepared, resolved, pool):
+        for report in rounds_of(prepared, resolved, pool):
             tracker.log(report)
             journal.log(report)
             history.append(report.record())
@@ -148,28 +121,6 @@ def train(
             cohort_width=resolved.width,
         )
     raise AssertionError("unreachable: no part of a training suppresses errors")
-
-
-def _rounds(prepared: Prepared, resolved: Resolved, pool: ClientPool) -> Iterator[RoundReport]:
-    experiment, federation = prepared.experiment, prepared.federation
-    algorithm = build_algorithm(experiment.algorithm)
-    plan = RoundPlan(
-        seed=experiment.seed,
-        rounds=experiment.federation.rounds,
-        clients_per_round=prepared.clients_per_round,
-        participation=experiment.federation.participation,
-        sizes=federation.shards.sizes,
-        workload=experiment.federation.workload,
-        width=resolved.width,
-        algorithm=algorithm,
-        tracks_buffers=prepared.traits.tracks_buffers,
-        evaluate_every=experiment.evaluation.every,
-        scalars=experiment.scalars,
-    )
-    state = FederationState.initial(algorithm, flatten(prepared.model), flatten_buffers(prepared.model))
-    by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
-    evaluation = Evaluation(federation, pool.score, federated=federated, by_client=by_client)
-    return run_rounds(plan, pool, state, evaluation)
 
 
 def _module_at(model: nn.Module, report: RoundReport) -> nn.Module:

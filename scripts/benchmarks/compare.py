@@ -285,9 +285,7 @@ def write_page(results: dict[str, Any]) -> None:
     """Put the tables between the marks of docs/performance.md."""
     text = PAGE.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    body = "\n\n".join(
-        section(part, results[part]) for part in (*TABLES, "check", "start", "widths") if part in results
-    )
+    body = "\n\n".join(section(part, results[part]) for part in PARTS if part in results)
     PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
 
 

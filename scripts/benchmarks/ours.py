@@ -22,7 +22,7 @@ def federation(options: argparse.Namespace) -> fr.Federation:
         x = rng.random((options.clients * rows, 64), dtype=np.float32)
         y = rng.integers(10, size=options.clients * rows)
         pairs = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(y), rows)]
-        return fr.Federation(pairs, test=(x[:rows], y[:rows]))
+        return fr.Federation(pairs, test=(x[:rows].copy(), y[:rows].copy()))  # a view would keep all of x
     workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
     kept = workload.distinct or workload.rows
     shards = [tuple(part[:kept] for part in clients[i]) for i in range(workload.clients)]

@@ -1,0 +1,65 @@
+"""Rounds of an experiment as a stream of reports: wired, and neither tracked nor written."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+
+from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.config import Experiment
+from fednar_ray.data.federation import Federation
+from fednar_ray.evaluation import Evaluation
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.messages import RoundReport
+from fednar_ray.placement import Resolved, place, resolve
+from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.rounds import ClientPool, FederationState, RoundPlan, run_rounds
+from fednar_ray.vectors import flatten, flatten_buffers
+
+
+def iter_rounds(
+    experiment: Experiment,
+    *,
+    federation: Federation | None = None,
+    model: nn.Module | None = None,
+    session: RaySession | None = None,
+) -> Iterator[RoundReport]:
+    """Train, yielding a report a round; nothing is tracked or written.
+
+    ``federation`` and ``model`` stand in for the ``data`` and ``model`` sections; ``model`` is copied, and gives
+    the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
+    alone.  Raises BadInput's kinds before training, RunFailed's during it.
+    """
+    prepared = prepare(experiment, federation, model)
+    with shared_or_own(session) as ray_session:
+        resolved = resolve(prepared, ray_session)
+        with place(prepared, resolved, ray_session) as pool:
+            yield from rounds_of(prepared, resolved, pool)
+
+
+def shared_or_own(session: RaySession | None) -> AbstractContextManager[RaySession]:
+    """The caller's session, which stays open, or one for this run alone."""
+    return nullcontext(session) if session is not None else RaySession()
+
+
+def rounds_of(prepared: Prepared, resolved: Resolved, pool: ClientPool) -> Iterator[RoundReport]:
+    """The round loop of a prepared experiment, on a pool."""
+    experiment, federation = prepared.experiment, prepared.federation
+    algorithm = build_algorithm(experiment.algorithm)
+    plan = RoundPlan(
+        seed=experiment.seed,
+        rounds=experiment.federation.rounds,
+        clients_per_round=prepared.clients_per_round,
+        participation=experiment.federation.participation,
+        sizes=federation.shards.sizes,
+        workload=experiment.federation.workload,
+        width=resolved.width,
+        algorithm=algorithm,
+        tracks_buffers=prepared.traits.tracks_buffers,
+        evaluate_every=experiment.evaluation.every,
+        scalars=experiment.scalars,
+    )
+    state = FederationState.initial(algorithm, flatten(prepared.model), flatten_buffers(prepared.model))
+    by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
+    evaluation = Evaluation(federation, pool.score, federated=federated, by_client=by_client)
+    return run_rounds(plan, pool, state, evaluation)
