@@ -6,8 +6,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.config import AggregationSettings
 from fednar_ray.errors import RoundAborted
 from fednar_ray.messages import ClientFigures, CohortUpdate, RoundAggregate
+from fednar_ray.robust import robust_mean
 from fednar_ray.vectors import BufferVector, FloatVector
 
 Vector = TypeVar("Vector", FloatVector, BufferVector)
@@ -22,10 +24,13 @@ class RoundSums:
 
     round_index: int
     weighted: bool
+    robust: AggregationSettings | None = None  # how rows become one; None: the sums suffice
     figures: list[ClientFigures] = field(default_factory=list)
     delta: FloatVector | None = None  # [d] Σ weight_i·Δ_i
     buffers: BufferVector | None = None  # [b] Σ weight_i·buffers_i
     control_change: FloatVector | None = None  # [d] Σ n_i·(c_i⁺ − c_i)
+    rows: list[FloatVector] = field(default_factory=list)  # [C, d] of those that count, where a rule needs them
+    reasons: dict[int, str] = field(default_factory=dict)  # client id → why it does not count
 
     def add(self, update: CohortUpdate) -> None:
         """Add one cohort."""
@@ -33,10 +38,13 @@ class RoundSums:
         self.buffers = _plus(self.buffers, update.weighted_buffers)
         self.control_change = _plus(self.control_change, update.control_change)
         self.figures.append(update.figures)
+        if update.rows is not None:
+            usable = update.figures.usable
+            self.rows.append(update.rows if usable.all() else update.rows[usable])
 
     def usable(self) -> npt.NDArray[np.bool_]:
         """Which clients count, in dispatch order."""
-        return np.concatenate([u.usable for u in self.figures])
+        return np.concatenate([u.usable for u in self.figures]) if self.figures else np.zeros(0, dtype=np.bool_)
 
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """One figure of each usable client, in dispatch order."""
@@ -59,12 +67,18 @@ class RoundSums:
         if self.delta is None or not len(weights):
             raise RoundAborted(self.round_index, "no client returned a finite loss and update")
         return RoundAggregate(
-            delta=self.delta / np.float32(weights.sum()),
+            delta=self._mean(weights),
             mean_squared_norm=float(weights @ self.column("delta_norms") ** 2 / weights.sum()),
             clients=len(weights),
             population=population,
             epsilon=epsilon,
         )
+
+    def _mean(self, weights: npt.NDArray[np.float64]) -> FloatVector:
+        if self.robust is not None:
+            return robust_mean(self.rows, weights, self.robust)
+        assert self.delta is not None
+        return self.delta / np.float32(weights.sum())
 
     def mean_buffers(self) -> BufferVector | None:
         """Buffers averaged over the usable clients; None where cohorts keep none."""

@@ -1,6 +1,6 @@
 """The command line: arguments to an experiment or a comparison; no logic of its own.
 
-Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 """
 
 import json
@@ -22,9 +22,12 @@ from fednar_ray.errors import BadInput, FednarError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fednar_ray.config import Document
+    from fednar_ray.config import Document, Experiment
+    from fednar_ray.resumption import Resumption
+    from fednar_ray.runs import RunSummary
 
 INTERRUPTED = 130
+TERMINATED = 143
 PIPE_COLUMNS = 150
 SHOWN = (
     "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
@@ -46,21 +49,33 @@ def cli() -> None:
 @arguments
 @as_json
 @ray_address
-def run(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[RUN]",
+    help="Go on with RUN: a name, id, run directory, or place of checkpoints. Without RUN, the newest run of the "
+    "experiment; where there is none, it begins.",
+)
+@click.option("--may-change", multiple=True, metavar="KEY", help="With --resume: a setting that may differ from then.")
+def run(
+    arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, may_change: tuple[str, ...]
+) -> None:
     """Train one experiment; without FILE, the embedded digits.
 
     key=value overrides a setting: regularizer.clip_bound=5
     """
-    document = _document(arguments, "digits")
+    arguments, resume = _resume_or_file(arguments, resume)
+    console = _console(stderr=as_json)
+    _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import train
     from fednar_ray.preparation import prepare
 
-    experiment, console = document.experiment, _console(stderr=as_json)
-    _quiet_libraries()
+    experiment, resumption = _experiment(arguments, resume, may_change)
     with (
         RaySession(address) as session,
-        closing(train(prepare(experiment), session)) as training,
+        closing(train(prepare(experiment), session, resumption=resumption)) as training,
         _progress(console, experiment.federation.rounds) as show,
     ):
         result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
@@ -68,6 +83,91 @@ def run(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
         click.echo(json.dumps(_summary(result)))
     else:
         _print_result(console, result)
+
+
+def _resume_or_file(arguments: tuple[str, ...], resume: str | None) -> tuple[tuple[str, ...], str | None]:
+    """``--resume FILE`` and ``--resume key=value`` name no run: what follows the option is an argument then."""
+    if resume and ("=" in resume.partition("?")[0] or resume.endswith((".yaml", ".yml"))):
+        return (resume, *arguments), ""
+    return arguments, resume
+
+
+def _experiment(
+    arguments: tuple[str, ...], resume: str | None, may_change: tuple[str, ...]
+) -> tuple["Experiment", "Resumption | None"]:
+    """What is to run, and where it goes on."""
+    from fednar_ray.config import with_overrides
+    from fednar_ray.resumption import begun, resume_from
+
+    if resume is None:
+        if may_change:
+            raise BadInput("--may-change goes with --resume")
+        return _document(arguments, "digits").experiment, None
+    files = [argument for argument in arguments if "=" not in argument]
+    experiment = (
+        _document(arguments, "digits").experiment if files or not resume else with_overrides(begun(resume), arguments)
+    )
+    resumption = resume_from(resume or None, experiment, may_change)
+    if resumption is None:
+        click.echo(f"no run of {experiment.name} to go on with: it begins", err=True)
+        return experiment, None
+    return resumption.experiment, resumption
+
+
+@cli.command()
+@as_json
+def runs(as_json: bool) -> None:
+    """List the runs kept in ./runs, and where each could go on."""
+    from dataclasses import asdict
+
+    from fednar_ray.runs import kept_runs, summarise
+
+    rows = [summarise(kept) for kept in kept_runs()]
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    if not rows:
+        click.echo("no runs here: they are kept in ./runs")
+        return
+    from rich.table import Table
+
+    table = Table()
+    for name in ("run", "rounds", "test accuracy", "state"):
+        table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
+    for row in rows:
+        accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
+        table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _state(row))
+    console = _console(stderr=False)
+    console.print(table)
+    console.print("fednar run --resume RUN goes on with one", soft_wrap=True)
+
+
+def _state(row: "RunSummary") -> str:
+    if row.finished:
+        return "finished"
+    return "no checkpoint" if row.resumes_from_round is None else f"resumes from round {row.resumes_from_round}"
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[RUN …]")
+@as_json
+@click.option("--uri", help="Another address of the tracking store than the one that the run was recorded in.")
+def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
+    """Send MLflow what it missed of RUN …, or of every run in ./runs."""
+    _quiet_libraries()
+    from dataclasses import asdict
+
+    from fednar_ray.runs import kept_runs, named
+    from fednar_ray.tracking.sync import sync as synchronise
+
+    reports = []
+    for kept in [named(name) for name in names] or kept_runs():
+        report = synchronise(kept.directory, uri)
+        reports.append({"run": kept.name, **asdict(report)})
+        if not as_json:
+            click.echo(f"{kept.name}: {report}")
+    if as_json:
+        click.echo(json.dumps(reports, default=str))
 
 
 @cli.command()
@@ -180,7 +280,7 @@ def _progress(console: "Console", total: int, every: int | None = None) -> Itera
                 parts = (
                     f"round {done}/{total}",
                     _accuracy(metrics),
-                    f"training loss {metrics['train_loss']:.3f}",
+                    f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "nobody came back",
                     label,
                 )
                 click.echo("  ".join(part for part in parts if part), err=console.stderr)
@@ -218,6 +318,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "placement": result.placement,
         "actors": len(result.places),
         "cohort_width": result.cohort_width,
+        "resumed_from_round": result.resumed_from_round,
     }
 
 
@@ -237,6 +338,8 @@ def _print_result(console: "Console", result: Any) -> None:
 
 def _whereabouts(result: Any) -> str:
     """Where the clients trained."""
+    if not result.places and result.placement != "serial":
+        return "finished before: nothing was left to train"
     if result.placement == "serial":
         return f"trained in this process, {result.cohort_width} clients at a time"
     if result.placement == "dedicated":
@@ -285,15 +388,22 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
 
-def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    """The first Ctrl-C ends the run cleanly, the second at once."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    raise KeyboardInterrupt
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: somebody wants this machine back."""
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C or SIGTERM ends the run cleanly, the second at once."""
+    ends = INTERRUPTED if number == signal.SIGINT else TERMINATED
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: os._exit(ends))
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def main() -> None:
     """The ``fednar`` command."""
-    signal.signal(signal.SIGINT, _on_interrupt)
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
         cli.main(standalone_mode=False)
@@ -306,6 +416,9 @@ def main() -> None:
     except FednarError as error:
         click.echo(f"failed: {error}", err=True)
         sys.exit(1)
+    except Terminated:
+        click.echo("terminated; fednar runs shows what can be resumed", err=True)
+        sys.exit(TERMINATED)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted; what was finished is recorded", err=True)
+        click.echo("interrupted; fednar runs shows what can be resumed", err=True)
         sys.exit(INTERRUPTED)

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from fednar_ray.config import CompareSettings, Document, Experiment
+from fednar_ray.config import CompareSettings, Document, Experiment, dotted
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, open_store, train
 from fednar_ray.figures import Curves, draw_comparison
 from fednar_ray.messages import RoundReport
 from fednar_ray.preparation import prepare
-from fednar_ray.tracking.journal import Journal, run_directory
-from fednar_ray.tracking.mlflow import RunTracker, flattened
+from fednar_ray.tracking.journal import run_directory
+from fednar_ray.tracking.mlflow import RunTracker
 
 CONFIDENCE = 0.95
 
@@ -96,27 +96,25 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
     store, experiment_id = open_store(experiment)
     if experiment.execution.placement != "serial":
         session.connect()
-    with RunTracker(store, experiment_id, "comparison", {"fednar.kind": "comparison"}) as parent:
-        parent.log_params({**flattened(experiment), **_compared(document.compare)})
+    run_id = store.create_run(experiment_id, "comparison", {"fednar.kind": "comparison"})
+    directory = run_directory(experiment, run_id)
+    with RunTracker(store, run_id, directory) as parent:
+        parent.log_params({**dotted(experiment), **_compared(document.compare)})
         parent.log_experiment(experiment)
         results: dict[Variant, list[Result]] = {variant: [] for variant in variants(document)}
         runs = [(seed, variant) for seed in range(document.compare.seeds) for variant in results]
         for index, (offset, variant) in enumerate(runs):
             one = _variant_of(experiment, variant, experiment.seed + offset)
             label = f"{variant.regularizer} λ={variant.weight_decay:g} seed={one.seed}"
-            training = train(prepare(one), session, {"mlflow.parentRunId": parent.run_id}, label)
+            training = train(prepare(one), session, tags={"mlflow.parentRunId": run_id}, name=label)
             result = yield from _labelled(training, index, len(runs), label)
             results[variant].append(result)
-        directory = run_directory(experiment, parent.run_id)
-        with Journal(directory, experiment):
-            chart = draw_comparison(*_curves(results), directory / "comparison.png")
+        chart = draw_comparison(*_curves(results), directory / "comparison.png")
         rows = tuple(_rows(results, document.compare))
         parent.log_file(chart)
         parent.log_table([row.cells() for row in rows], "comparison.json")
         parent.log_metrics(_headline(rows))
-        return Comparison(
-            settings=document.compare, rows=rows, chart=chart, run_id=parent.run_id, tracking_uri=parent.uri
-        )
+        return Comparison(settings=document.compare, rows=rows, chart=chart, run_id=run_id, tracking_uri=parent.uri)
     raise AssertionError("unreachable: a tracker suppresses no error")
 
 

@@ -40,6 +40,10 @@ class TrackingUnavailable(BadInput):
     """The MLflow tracking store does not answer."""
 
 
+class StorageUnavailable(BadInput):
+    """Checkpoints cannot be kept where they should be."""
+
+
 class CapacityError(BadInput):
     """The cluster cannot hold the actors asked for; the message says what would fit."""
 
@@ -50,6 +54,10 @@ class DeviceError(FednarError):
 
 class RunFailed(FednarError):
     """A run that had started cannot go on."""
+
+
+class CheckpointError(RunFailed):
+    """A checkpoint that could not be written, or checkpoints of which none can be read."""
 
 
 class RoundAborted(RunFailed):

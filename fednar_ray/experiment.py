@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Generator, Mapping
+import logging
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,19 +13,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from fednar_ray.config import Experiment
+from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.checkpointing import Checkpointing
+from fednar_ray.config import Experiment, digest, dotted
 from fednar_ray.data.federation import Federation
-from fednar_ray.errors import RunFailed
+from fednar_ray.errors import ConfigError
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.federation_state import FederationState
 from fednar_ray.figures import draw_curves, draw_partition
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.resumption import Resumption, resume_from
+from fednar_ray.runs import FINISHED, storage_of
 from fednar_ray.tracking.journal import Journal, run_directory
-from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store, flattened
-from fednar_ray.training import rounds_of, shared_or_own
+from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
 from fednar_ray.vectors import FloatVector, load_buffers, load_parameters
+
+log = logging.getLogger("fednar_ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +49,9 @@ class Result:
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
-    places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client
+    places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client; none where nothing was left to train
     cohort_width: int  # C
+    resumed_from_round: int | None  # None: begun in this process
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -54,16 +65,29 @@ class Result:
 
 
 def run(
-    experiment: Experiment,
+    experiment: Experiment | None = None,
     *,
     federation: Federation | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
+    resume: str | Path | bool = False,
+    may_change: Sequence[str] = (),
 ) -> Result:
-    """Train, record in MLflow and in ``runs/``, and return the result. Arguments and errors as ``iter_rounds``."""
-    prepared = prepare(experiment, federation, model)
+    """Train, record in MLflow and in ``runs/``, and return the result. Arguments and errors as ``iter_rounds``.
+
+    ``resume`` names a run (its name, id, directory, or the place of its checkpoints) that goes on from its newest
+    whole checkpoint, ``experiment`` None: as it was begun.  True takes the newest run of the experiment, or begins one.
+    ``may_change``: keys of the experiment that may differ from then; more rounds, and where it trains, always may.
+    """
+    if experiment is None and (resume is True or not resume):
+        raise ConfigError(("experiment: missing; only a run that resume= names brings its own",))
+    wanted = None if resume is True else str(resume)
+    resumption = resume_from(wanted, experiment, may_change) if resume else None
+    settings = resumption.experiment if resumption is not None else experiment
+    assert settings is not None
+    prepared = prepare(settings, federation, model)
     with shared_or_own(session) as ray_session:
-        return drain(train(prepared, ray_session))
+        return drain(train(prepared, ray_session, resumption=resumption))
 
 
 def open_store(experiment: Experiment) -> tuple[Store, str]:
@@ -83,65 +107,174 @@ def drain(training: Generator[RoundReport, None, Result]) -> Result:
             return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity:
+    """A run's place in MLflow and on disk."""
+
+    store: Store
+    run_id: str
+    directory: Path
+
+
 def train(
-    prepared: Prepared, session: RaySession, tags: Mapping[str, str] | None = None, name: str | None = None
+    prepared: Prepared,
+    session: RaySession,
+    *,
+    tags: Mapping[str, str] | None = None,
+    name: str | None = None,
+    resumption: Resumption | None = None,
 ) -> Generator[RoundReport, None, Result]:
-    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to the MLflow run."""
-    experiment = prepared.experiment
+    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
+    if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
+        return _finished(prepared, resumption)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        opening = background.submit(open_store, experiment)  # a new one takes seconds, as does Ray
+        opening = background.submit(_identity, prepared.experiment, name, tags or {}, resumption)
+        digesting = background.submit(prepared.federation.digest)
         resolved = resolve(prepared, session)
         pool = stack.enter_context(place(prepared, resolved, session))
-        store, experiment_id = opening.result()
-        tracker = stack.enter_context(RunTracker(store, experiment_id, name or experiment.name, tags or {}))
-        directory = run_directory(experiment, tracker.run_id)
-        journal = stack.enter_context(Journal(directory, experiment))
-        _log_inputs(prepared, resolved, tracker, directory)
-        history: list[RoundRecord] = []
-        report = None
-        for report in rounds_of(prepared, resolved, pool):
-            tracker.log(report)
-            journal.log(report)
-            history.append(report.record())
-            yield report
-        if report is None:
-            raise RunFailed("the experiment has no rounds left to train")
-        final = _module_at(prepared.model, report)
-        _log_outputs(prepared, tracker, directory, history, final)
-        return Result(
-            experiment=experiment,
-            history=tuple(history),
-            parameters=report.parameters,
-            model=final,
-            run_id=tracker.run_id,
-            tracking_uri=tracker.uri,
-            directory=directory,
-            placement=resolved.placement,
-            places=tuple(pool.places()),
-            cohort_width=resolved.width,
+        identity, data_digest = opening.result(), digesting.result()
+        _check_data(data_digest, resumption)
+        tracker = stack.enter_context(
+            RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
-    raise AssertionError("unreachable: no part of a training suppresses errors")
+        journal = stack.enter_context(_journal(prepared, identity.directory, resumption))
+        if resumption is None:
+            _log_inputs(prepared, resolved, tracker, identity.directory, data_digest)
+        tracker.log(journal)  # a run that goes on may owe rounds of before
+        state = _state(prepared, resumption, identity.directory)
+        checkpoints = stack.enter_context(
+            _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
+        )
+        for report in rounds_of(prepared, resolved, pool, state):
+            journal.log(report)
+            tracker.log(journal)
+            checkpoints.round_ended()
+            yield report
+        places = tuple(pool.places())
+        history = journal.records()[: prepared.experiment.federation.rounds]
+        final = _model_of(prepared, state)
+        _log_outputs(prepared, tracker, identity.directory, history, final)
+        result = Result(
+            experiment=prepared.experiment,
+            history=history,
+            parameters=state.now.server.parameters,
+            model=final,
+            run_id=identity.run_id,
+            tracking_uri=identity.store.uri,
+            directory=identity.directory,
+            placement=resolved.placement,
+            places=places,
+            cohort_width=resolved.width,
+            resumed_from_round=None if resumption is None else resumption.checkpoint.next_round,
+        )
+    (result.directory / FINISHED).touch()
+    return result
 
 
-def _module_at(model: nn.Module, report: RoundReport) -> nn.Module:
-    module = copy.deepcopy(model).cpu()
-    load_parameters(module, report.readout)
-    load_buffers(module, report.buffers)
+def _rounds_left(prepared: Prepared, resumption: Resumption) -> bool:
+    return resumption.checkpoint.next_round < prepared.experiment.federation.rounds
+
+
+def _finished(prepared: Prepared, resumption: Resumption) -> Result:
+    """The result of a run that left nothing to do, from its last checkpoint."""
+    state = FederationState.restored(resumption.checkpoint, client_states(prepared))
+    with Journal(resumption.kept.directory, prepared.experiment, lines=resumption.checkpoint.history) as journal:
+        history = journal.records()
+    facts = resumption.checkpoint.facts
+    return Result(
+        experiment=prepared.experiment,
+        history=history,
+        parameters=state.now.server.parameters,
+        model=_model_of(prepared, state),
+        run_id=resumption.run_id,
+        tracking_uri=resumption.tracking_uri,
+        directory=resumption.kept.directory,
+        placement=facts["placement"],
+        places=(),
+        cohort_width=facts["cohort_width"],
+        resumed_from_round=resumption.checkpoint.next_round,
+    )
+
+
+def _identity(
+    experiment: Experiment, name: str | None, tags: Mapping[str, str], resumption: Resumption | None
+) -> _Identity:
+    """A new MLflow run, for which the store must answer; or the one that goes on, whether it answers or not."""
+    if resumption is not None:
+        store = Store(resumption.tracking_uri)
+        return _Identity(store=store, run_id=resumption.run_id, directory=resumption.kept.directory)
+    store, experiment_id = open_store(experiment)
+    run_id = store.create_run(experiment_id, name or experiment.name, tags)
+    return _Identity(store=store, run_id=run_id, directory=run_directory(experiment, run_id))
+
+
+def _journal(prepared: Prepared, directory: Path, resumption: Resumption | None) -> Journal:
+    if resumption is None:
+        return Journal(directory, prepared.experiment)
+    (directory / FINISHED).unlink(missing_ok=True)
+    journal = Journal(directory, prepared.experiment, lines=resumption.checkpoint.history)
+    if resumption.anew:
+        journal.truncate(resumption.checkpoint.next_round)
+    return journal
+
+
+def _check_data(data_digest: str, resumption: Resumption | None) -> None:
+    if resumption is not None and data_digest != resumption.data_digest:
+        raise ConfigError((f"{resumption.kept.name}: the data are not those that it was begun with",))
+
+
+def _state(prepared: Prepared, resumption: Resumption | None, directory: Path) -> FederationState:
+    if resumption is None:
+        return initial_state(prepared, directory)
+    d, kept = prepared.model_bytes // 4, len(resumption.checkpoint.arrays["parameters"])
+    if d != kept:
+        raise ConfigError((f"{resumption.kept.name}: its model has {kept} parameters, and this one {d}",))
+    log.warning("%s goes on from round %d", resumption.kept.name, resumption.checkpoint.next_round)
+    return FederationState.restored(resumption.checkpoint, client_states(prepared, directory))
+
+
+def _checkpointing(
+    prepared: Prepared,
+    resolved: Resolved,
+    identity: _Identity,
+    state: FederationState,
+    journal: Journal,
+    data_digest: str,
+    resumption: Resumption | None,
+) -> Checkpointing:
+    settings = prepared.experiment.checkpoint
+    facts = {
+        "experiment": prepared.experiment.model_dump(mode="json", exclude_none=True),
+        "experiment_sha256": digest(prepared.experiment),
+        "data_digest": data_digest,
+        "run_id": identity.run_id,
+        "tracking_uri": identity.store.uri,
+        "placement": resolved.placement,
+        "cohort_width": resolved.width,
+    }
+    store = CheckpointStore(open_storage(storage_of(prepared.experiment, identity.directory)), settings.keep)
+    written = None if resumption is None else resumption.checkpoint.next_round
+    return Checkpointing(store, settings.every, state, journal, facts, written)
+
+
+def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
+    """The model that is evaluated."""
+    module = copy.deepcopy(prepared.model).cpu()
+    load_parameters(module, build_algorithm(prepared.experiment.algorithm).server.readout(state.now.server))
+    load_buffers(module, state.now.buffers)
     return module.eval()
 
 
-def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, directory: Path) -> None:
+def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, directory: Path, data_digest: str) -> None:
     """What the run starts from."""
     federation = prepared.federation
-    tracker.log_params(flattened(prepared.experiment))
+    tracker.log_params(dotted(prepared.experiment))
     tracker.log_tags(resolved.tags())
     block = federation.shards.examples
-    digest = hashlib.sha256(block.x.data if block.x.flags.c_contiguous else block.x.tobytes())
-    digest.update(block.y.data)
     tracker.log_data(
         DataSummary(
             name=federation.name,
-            digest=digest.hexdigest()[:16],
+            digest=data_digest[:16],
             clients=federation.clients,
             examples=len(block),
             input_shape=block.x.shape[1:],
@@ -153,9 +286,13 @@ def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, dir
 
 
 def _log_outputs(
-    prepared: Prepared, tracker: RunTracker, directory: Path, history: list[RoundRecord], model: nn.Module
+    prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
     """What the run ends with."""
     tracker.log_file(draw_curves(history, directory / "curves.png"))
-    tracker.log_model(model, prepared.federation.test.x[:2])
+    out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
+    if out:
+        rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
+        tracker.log_table(rows, "clients_that_did_not_count.json")
+    tracker.save_model(model, prepared.federation.test.x[:2])
     torch.save(model.state_dict(), directory / "model.pt")

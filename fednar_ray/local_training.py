@@ -4,9 +4,9 @@ The same class runs in the driver's process and inside an actor, so a placement 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class TrainingPlan:
     workload: Workload
     seed: int
     tracks_buffers: bool  # the model keeps running statistics: cohorts of one, buffers averaged over clients
+    corrupted: Mapping[int, float] = field(default_factory=dict)  # client id → what its update is multiplied by
+
+
+HELD_BYTES = 2**30
+"""The most that a trainer holds between a round's two phases; cohorts beyond it are trained a second time."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,21 @@ class _Tally:
     loss: Tensor
     clipped: Tensor
     decay: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A cohort after its local steps."""
+
+    figures: ClientFigures
+    delta: Tensor  # [C, d]
+    buffers: BufferVector | None
+    local_round: LocalRound
+
+    @property
+    def bytes(self) -> int:
+        """What holding it takes."""
+        return self.delta.nbytes * (1 if self.local_round.state is None else 2)
 
 
 @contextmanager
@@ -68,30 +88,53 @@ class CohortTrainer:
         self._shards = ResidentShards(shards, device)
         self._origin, self._control = Landing(self._layout.dimension, device), Landing(self._layout.dimension, device)
         self._gradients: dict[int, SingleGradient | CohortGradient] = {}
+        self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
-        """Take and drop one gradient of a cohort like those to come: a process's first costs over a second."""
+        """Take and drop one gradient of a cohort like those to come: a process's first costs over a second.
+
+        Its examples are zeros, and what it raises is left to training: no client can keep a trainer from starting.
+        """
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()):
-            self._gradient(len(client_ids))(
-                self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0), 0
-            )
+        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()), suppress(Exception):
+            plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
+            self._gradient(len(client_ids))(plan.of_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
-        """The local round of one cohort. Its random layers draw from a generator addressed by the cohort."""
-        start = time.perf_counter()
-        address = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
-        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()):
-            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
-            return self._train(broadcast, task, start)
+        """The local round of one cohort; what ``measure`` held of it is not trained again."""
+        held = self._held.pop((broadcast.round_index, task.client_ids), None)
+        with one_thread(), torch.no_grad():
+            return self._update(self._trained(broadcast, task) if held is None else held, task)
+
+    def measure(self, broadcast: Broadcast, task: CohortTask) -> ClientFigures:
+        """The figures of one cohort's local round, which is held for ``train`` while there is memory for it."""
+        self._held = {key: held for key, held in self._held.items() if key[0] == broadcast.round_index}
+        with one_thread(), torch.no_grad():
+            trained = self._trained(broadcast, task)
+            if sum(held.bytes for held in self._held.values()) + trained.bytes <= HELD_BYTES:
+                key = broadcast.round_index, task.client_ids
+                self._held[key] = replace(trained, delta=trained.delta.clone())  # the next cohort takes its memory
+        return trained.figures
 
     def _generators(self) -> list[torch.device]:
         """The devices, beside the CPU, whose random generators training uses."""
         return [self._device] if self._device.type == "cuda" else []
 
-    def _train(self, broadcast: Broadcast, task: CohortTask, start: float) -> CohortUpdate:
+    def _trained(self, broadcast: Broadcast, task: CohortTask) -> "_Trained":
+        """Random layers draw from a generator addressed by the cohort."""
+        start = time.perf_counter()
+        address = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
+        with torch.random.fork_rng(devices=self._generators()):
+            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
+            try:
+                return self._local_steps(broadcast, task, start)
+            except Exception:
+                self._gradients.pop(len(task.client_ids), None)  # memory may have run out
+                raise
+
+    def _local_steps(self, broadcast: Broadcast, task: CohortTask, start: float) -> "_Trained":
         gradient = self._gradient(len(task.client_ids))
         origin = self._origin.fill(broadcast.parameters)
         gradient.params.copy_(origin)
@@ -103,8 +146,29 @@ class CohortTrainer:
         batches = self._batches(broadcast, task, steps)
         tally = self._descend(gradient, batches, steps, local_round, broadcast)
         delta = gradient.params.sub_(origin)  # in place: the next cohort loads its parameters anew
+        self._corrupt(task.client_ids, delta)
         buffers = flatten_buffers(gradient.module) if self._plan.tracks_buffers else None
-        return self._update(task, examples, steps, tally, delta, buffers, local_round, start)
+        norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+        usable = torch.isfinite(norms) & torch.isfinite(tally.loss)
+        if buffers is not None and not np.isfinite(buffers).all():
+            usable = torch.zeros_like(usable)
+        figures = ClientFigures(
+            client_ids=task.client_ids,
+            usable=usable.view(-1).cpu().numpy(),
+            examples=examples,
+            steps=steps,
+            clipped_steps=_numbers(tally.clipped).astype(np.int64),
+            effective_weight_decay=_numbers(tally.decay) / steps,
+            losses=_numbers(tally.loss) / steps,
+            delta_norms=_numbers(norms),
+            train_seconds=time.perf_counter() - start,
+        )
+        return _Trained(figures, delta, buffers, local_round)
+
+    def _corrupt(self, client_ids: tuple[int, ...], delta: Tensor) -> None:
+        for row, client_id in zip(delta, client_ids, strict=True):
+            if client_id in self._plan.corrupted:
+                row *= self._plan.corrupted[client_id]
 
     def _gradient(self, width: int) -> SingleGradient | CohortGradient:
         if width not in self._gradients:
@@ -157,63 +221,52 @@ class CohortTrainer:
         """[C] as a float column [C, 1] on the device."""
         return on_device(values.astype(np.float32), self._device).view(-1, 1)
 
-    def _update(
-        self,
-        task: CohortTask,
-        examples: npt.NDArray[np.int64],
-        steps: npt.NDArray[np.int64],
-        tally: _Tally,
-        delta: Tensor,
-        buffers: BufferVector | None,
-        local_round: LocalRound,
-        start: float,
-    ) -> CohortUpdate:
-        norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-        usable = torch.isfinite(norms) & torch.isfinite(tally.loss)
-        if buffers is not None and not np.isfinite(buffers).all():
-            usable = torch.zeros_like(usable)
-        weights = self._column(examples if self._plan.weighted else np.ones_like(examples)).view(-1)
-        if not usable.all():
+    def _update(self, trained: "_Trained", task: CohortTask) -> CohortUpdate:
+        """The cohort's sums over the clients that count."""
+        figures, delta = trained.figures, trained.delta
+        if task.factors is not None:
+            factors = np.array(task.factors)
+            counts = figures.usable & (factors > 0)
+            figures = replace(figures, usable=counts, delta_norms=figures.delta_norms * factors)
+        usable = torch.from_numpy(figures.usable).to(self._device).view(-1, 1)
+        if not figures.usable.all():
             delta = delta.where(usable, 0.0)
-        states, control_change = self._states(local_round, delta, steps, examples, usable)
-        figures = ClientFigures(
-            client_ids=task.client_ids,
-            usable=usable.view(-1).cpu().numpy(),
-            examples=examples,
-            steps=steps,
-            clipped_steps=_numbers(tally.clipped).astype(np.int64),
-            effective_weight_decay=_numbers(tally.decay) / steps,
-            losses=_numbers(tally.loss) / steps,
-            delta_norms=_numbers(norms),
-            train_seconds=time.perf_counter() - start,
-        )
+        weights = self._column(figures.examples if self._plan.weighted else np.ones_like(figures.examples)).view(-1)
+        states, control_change = self._states(trained, delta, usable)
+        buffers = trained.buffers
         return CohortUpdate(
             figures=figures,
-            weighted_delta=(weights @ delta).cpu().numpy(),
+            weighted_delta=(self._factored(weights, task) @ delta).cpu().numpy(),
             weighted_buffers=None if buffers is None else _weighted(buffers, figures, float(weights[0])),
             states=states,
             control_change=control_change,
+            rows=delta.cpu().numpy().copy()
+            if task.rows
+            else None,  # on the CPU else a view of the next cohort's memory
         )
 
+    def _factored(self, weights: Tensor, task: CohortTask) -> Tensor:
+        """Each client's weight times its factor."""
+        if task.factors is None:
+            return weights
+        return weights * on_device(np.array(task.factors, dtype=np.float32), self._device)
+
     def _states(
-        self,
-        local_round: LocalRound,
-        delta: Tensor,
-        steps: npt.NDArray[np.int64],
-        examples: npt.NDArray[np.int64],
-        usable: Tensor,
+        self, trained: "_Trained", delta: Tensor, usable: Tensor
     ) -> tuple[FloatVector | None, FloatVector | None]:
         """The clients' new states, and Σ n_i·(c_i⁺ − c_i); a client that is not usable keeps its old one."""
-        rule = self._plan.rule
+        rule, local_round, figures = self._plan.rule, trained.local_round, trained.figures
         if rule.next_state is None:
             return None, None
         assert local_round.state is not None
-        state = rule.next_state(local_round, delta, self._column(steps))
+        state = rule.next_state(local_round, delta, self._column(figures.steps))
         if not usable.all():
             state = state.where(usable, local_round.state)
         if not rule.uses_control:
             return state.cpu().numpy(), None
-        change = self._column(examples).view(-1) @ local_round.state.neg_().add_(state)  # the old states' memory
+        change = self._column(figures.examples).view(-1) @ local_round.state.neg_().add_(
+            state
+        )  # the old states' memory
         return state.cpu().numpy(), change.cpu().numpy()
 
 

@@ -1,7 +1,7 @@
 """The frozen values that travel between the driver, its pools, and its callers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,21 @@ class CohortTask:
 
     client_ids: tuple[int, ...]
     states: tuple[FloatVector | None, ...] | None  # a row [d] a client (None: still zero), for stateful local rules
+    factors: tuple[float, ...] | None = None  # of each client's update in the sums; 0: it does not count. None: all 1
+    rows: bool = False  # the update is to bring the clients' own rows
+
+    def halves(self) -> "tuple[CohortTask, CohortTask]":
+        """The same clients as two cohorts."""
+        middle = (len(self.client_ids) + 1) // 2
+        return self._part(slice(middle)), self._part(slice(middle, None))
+
+    def _part(self, part: slice) -> "CohortTask":
+        return replace(
+            self,
+            client_ids=self.client_ids[part],
+            states=None if self.states is None else self.states[part],
+            factors=None if self.factors is None else self.factors[part],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +76,13 @@ class ClientFigures:
     """A few numbers for each client of a cohort: all that is kept of it once its vectors are added."""
 
     client_ids: tuple[int, ...]
-    usable: npt.NDArray[np.bool_]  # [C] loss, update and buffers all finite
+    usable: npt.NDArray[np.bool_]  # [C] loss, update and buffers all finite; of an update: and it counts
     examples: npt.NDArray[np.int64]  # [C] n_i
     steps: npt.NDArray[np.int64]  # [C] K_i
     clipped_steps: npt.NDArray[np.int64]  # [C]
     effective_weight_decay: npt.NDArray[np.float64]  # [C] mean over steps of s·λ_t
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
-    delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖
+    delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; of an update: times the client's factor
     train_seconds: float  # of the whole cohort
 
 
@@ -75,14 +90,23 @@ class ClientFigures:
 class CohortUpdate:
     """What one cohort returns. Clients that are not ``usable`` are in none of the sums, and keep their states.
 
-    weight_i is n_i, or 1 for unweighted algorithms.
+    weight_i is n_i, or 1 for unweighted algorithms; factor_i is the task's.
     """
 
     figures: ClientFigures
-    weighted_delta: FloatVector  # [d] Σ weight_i·(x_i − x_round)
+    weighted_delta: FloatVector  # [d] Σ weight_i·factor_i·(x_i − x_round)
     weighted_buffers: BufferVector | None  # [b] Σ weight_i·buffers_i, where the model keeps running statistics
     states: FloatVector | None  # [C, d] the clients' new states, for stateful local rules
     control_change: FloatVector | None  # [d] Σ n_i·(c_i⁺ − c_i), SCAFFOLD only
+    rows: FloatVector | None = None  # [C, d] x_i − x_round of each client, where the task asks for them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientsLost:
+    """Clients that failed, however often they were tried."""
+
+    client_ids: tuple[int, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +126,7 @@ class RoundRecord:
 
     round_index: int
     metrics: Mapping[str, float]  # names as in DESIGN, section 6
-    client_ids: tuple[int, ...]  # the sampled clients
+    client_ids: tuple[int, ...]  # the sampled clients that were there
     failures: Mapping[int, str]  # client id → why its update did not count
 
 

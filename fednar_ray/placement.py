@@ -10,6 +10,7 @@ import torch
 from fednar_ray.cohorts import CPU, GPU, cohort_width
 from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources, choose_placement, plan_dedicated, plan_pooled
+from fednar_ray.execution.failures import Tolerance
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.serial import SerialPool
@@ -78,16 +79,17 @@ def _cohorts(prepared: Prepared, width: int) -> int:
 @contextmanager
 def place(prepared: Prepared, resolved: Resolved, session: RaySession) -> Iterator[SerialPool | RayPool]:
     """A pool at work."""
-    federation, plan = prepared.federation, prepared.training_plan()
+    federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
     if resolved.actors is None:
         cpu = torch.device("cpu")
         scorer = Scorer(prepared.model, federation.shards, federation.splits(), cpu)
-        yield SerialPool(CohortTrainer(plan, federation.shards, cpu), scorer)
+        yield SerialPool(CohortTrainer(plan, federation.shards, cpu), scorer, Tolerance.of(settings))
         return
     if resolved.placement == "dedicated":
-        pool = RayPool.dedicated(session, resolved.actors, plan, federation)
+        pool = RayPool.dedicated(session, resolved.actors, settings, plan, federation)
     else:
-        pool = RayPool.pooled(session, resolved.actors, plan, federation, _like_a_cohort(prepared, resolved.width))
+        warm_up = _like_a_cohort(prepared, resolved.width)
+        pool = RayPool.pooled(session, resolved.actors, settings, plan, federation, warm_up)
     with closing(pool):
         yield pool
 

@@ -8,8 +8,10 @@ from torch import nn
 
 from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
+from fednar_ray.availability import Availability, load_trace
 from fednar_ray.cohorts import ModelTraits, probe
 from fednar_ray.config import Experiment
+from fednar_ray.corruption import corrupted_clients
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.errors import ConfigError, ModelError
 from fednar_ray.local_training import TrainingPlan
@@ -27,6 +29,7 @@ class Prepared:
     federation: Federation
     model: nn.Module
     traits: ModelTraits
+    availability: Availability
 
     @property
     def model_bytes(self) -> int:
@@ -52,6 +55,7 @@ class Prepared:
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
             tracks_buffers=self.traits.tracks_buffers,
+            corrupted=corrupted_clients(self.experiment.corruption, self.federation.clients, self.experiment.seed),
         )
 
 
@@ -75,7 +79,21 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
-    return Prepared(experiment=experiment, federation=federation, model=model, traits=traits)
+    return Prepared(
+        experiment=experiment,
+        federation=federation,
+        model=model,
+        traits=traits,
+        availability=_availability(experiment, federation),
+    )
+
+
+def _availability(experiment: Experiment, federation: Federation) -> Availability:
+    settings = experiment.availability
+    rounds, clients = experiment.federation.rounds, federation.clients
+    trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
+    sizes, workload = federation.shards.sizes, experiment.federation.workload
+    return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
 
 
 def _check_sampling(experiment: Experiment, federation: Federation) -> None:

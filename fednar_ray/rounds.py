@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +11,16 @@ import numpy.typing as npt
 
 from fednar_ray.aggregation import RoundSums
 from fednar_ray.algorithms.registry import Algorithm
-from fednar_ray.algorithms.server_rules import ServerState
+from fednar_ray.availability import Availability, Selection
 from fednar_ray.cohorts import form_cohorts
+from fednar_ray.config import AggregationSettings
+from fednar_ray.errors import RoundAborted
+from fednar_ray.federation_state import FederationState, ServerSide
 from fednar_ray.local_training import one_thread
 from fednar_ray.messages import (
     Broadcast,
+    ClientFigures,
+    ClientsLost,
     CohortTask,
     CohortUpdate,
     Readout,
@@ -24,9 +29,9 @@ from fednar_ray.messages import (
     Scores,
     ScoringTask,
 )
+from fednar_ray.robust import RULES, shortening
 from fednar_ray.schedules import RoundScalars, Workload
-from fednar_ray.seeding import Purpose, generator
-from fednar_ray.vectors import BufferVector, FloatVector
+from fednar_ray.screening import NOT_FINITE, screen
 
 log = logging.getLogger("fednar_ray")
 
@@ -34,13 +39,20 @@ Evaluate = Callable[[Readout], Mapping[str, float]]
 
 
 class ClientPool(Protocol):
-    """Trains cohorts, and scores examples, somewhere."""
+    """Trains cohorts, and scores examples, somewhere.
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
-        """The updates of ``tasks``, in the order of ``tasks`` whatever the order of arrival."""
+    Results come in the order of the tasks, whatever the order of arrival. Of a cohort that fails, its halves'
+    results come in its place, or the clients that were lost.
+    """
+
+    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
+        """The updates of ``tasks``."""
+
+    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+        """The figures of ``tasks``; the rest is held for ``train``, as far as there is memory."""
 
     def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
-        """The scores of ``tasks``, in their order."""
+        """The scores of ``tasks``."""
 
     def close(self) -> None:
         """Release what the pool holds."""
@@ -50,158 +62,218 @@ class ClientPool(Protocol):
 class RoundPlan:
     """What the loop needs to know of an experiment."""
 
-    seed: int
     rounds: int
     clients_per_round: int
     participation: Sequence[Sequence[int]] | None
+    availability: Availability
     sizes: npt.NDArray[np.int64]  # [N] n_i
     workload: Workload
     width: int
     algorithm: Algorithm
+    aggregation: AggregationSettings
+    max_deviation: float | None  # of an update's norm, in median absolute deviations
+    min_clients: int
     tracks_buffers: bool
     evaluate_every: int  # rounds; the last is always evaluated
     scalars: Callable[[int], RoundScalars]
 
-
-@dataclass(slots=True, kw_only=True)
-class FederationState:
-    """Everything that the next round needs."""
-
-    server: ServerState
-    buffers: BufferVector  # [b]
-    control: FloatVector | None  # [d] SCAFFOLD's c
-    clients: dict[int, FloatVector] = field(default_factory=dict)  # [d] each; a client not named is still zero
-    next_round: int = 0
-
-    @classmethod
-    def initial(cls, algorithm: Algorithm, parameters: FloatVector, buffers: BufferVector) -> "FederationState":
-        """The state before round 0."""
-        control = np.zeros_like(parameters) if algorithm.local.uses_control else None
-        return cls(server=algorithm.server.init(parameters), buffers=buffers, control=control)
+    @property
+    def looks_first(self) -> bool:
+        """Do figures of the whole round decide what counts, before anything is added?"""
+        return self.max_deviation is not None or self.aggregation.name != "mean"
 
 
 def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate) -> Iterator[RoundReport]:
-    """Train from ``state.next_round`` to ``plan.rounds``, a report a round; ``state`` moves along.
+    """Train from the state's next round to ``plan.rounds``, a report a round; ``state`` moves on as a round ends.
 
-    Raises RoundAborted for a round in which no client's update is finite.
+    Raises RoundAborted for a round of which too few clients count.
     """
-    while state.next_round < plan.rounds:
+    while state.now.next_round < plan.rounds:
         start = time.perf_counter()
         with one_thread():
-            client_ids = sample(plan, state.next_round)
-            sums = _train(plan, pool, state, client_ids)
-            scalars = plan.scalars(state.next_round)
-            aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
-            _server_step(plan, state, sums, aggregate)
-            readout = plan.algorithm.server.readout(state.server)
-            metrics = _metrics(plan, state, sums, aggregate)
-            if (state.next_round + 1) % plan.evaluate_every == 0 or state.next_round + 1 == plan.rounds:
-                metrics |= evaluate(_readout(state, readout))
-        metrics["round_seconds"] = time.perf_counter() - start
-        report = _report(state, readout, client_ids, sums, metrics)
-        state.next_round += 1
-        yield report
+            report, then = _round(plan, pool, state, evaluate)
+        state.advance(then)
+        yield replace(report, metrics={**report.metrics, "round_seconds": time.perf_counter() - start})
 
 
-def _readout(state: FederationState, parameters: FloatVector) -> Readout:
-    return Readout(round_index=state.next_round, parameters=parameters, buffers=state.buffers)
-
-
-def sample(plan: RoundPlan, round_index: int) -> tuple[int, ...]:
-    """S: the round's clients, sorted; drawn without replacement from those with examples."""
-    if plan.participation is not None:
-        return tuple(sorted(plan.participation[round_index]))
-    present = np.flatnonzero(plan.sizes) if not plan.sizes.all() else len(plan.sizes)
-    rng = generator(plan.seed, Purpose.SAMPLING, round_index=round_index)
-    return tuple(sorted(rng.choice(present, plan.clients_per_round, replace=False).tolist()))
+def _round(
+    plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate
+) -> tuple[RoundReport, ServerSide]:
+    now, index = state.now, state.now.next_round
+    named = None if plan.participation is None else plan.participation[index]
+    selection = plan.availability.select(index, plan.clients_per_round, named)
+    sums = _train(plan, pool, state, selection.returned)
+    if selection.returned:
+        _check_enough(plan, index, selection, sums)
+        aggregate = sums.aggregate(len(plan.sizes), plan.scalars(index).epsilon)
+        then = _server_step(plan, now, sums, aggregate)
+        metrics = _training_metrics(then, sums, aggregate)
+    else:
+        then, metrics = replace(now, next_round=index + 1), {}  # nobody came back: the model stays as it is
+    metrics |= _metrics(plan, now, selection, sums)
+    readout = plan.algorithm.server.readout(then.server)
+    if (index + 1) % plan.evaluate_every == 0 or index + 1 == plan.rounds:
+        metrics |= evaluate(Readout(round_index=index, parameters=readout, buffers=then.buffers))
+    for vector in (then.server.parameters, readout, then.buffers):
+        vector.flags.writeable = False
+    report = RoundReport(
+        round_index=index,
+        metrics=metrics,
+        client_ids=selection.returned,
+        failures=sums.reasons,
+        parameters=then.server.parameters,
+        readout=readout,
+        buffers=then.buffers,
+    )
+    return report, then
 
 
 def _train(plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids: tuple[int, ...]) -> RoundSums:
+    """The sums over the clients that count; their new states are staged."""
+    now, robust = state.now, plan.aggregation if plan.aggregation.name in RULES else None
+    sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
+    state.clients.discard()  # of a round that was abandoned
+    if not client_ids:
+        return sums
     broadcast = Broadcast(
-        round_index=state.next_round,
-        scalars=plan.scalars(state.next_round),
-        parameters=state.server.parameters,
-        control=state.control,
-        buffers=state.buffers if plan.tracks_buffers else None,
+        round_index=now.next_round,
+        scalars=plan.scalars(now.next_round),
+        parameters=now.server.parameters,
+        control=now.control,
+        buffers=now.buffers if plan.tracks_buffers else None,
     )
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
     tasks = [_task(plan, state, cohort) for cohort in form_cohorts(client_ids, steps, plan.width)]
-    sums = RoundSums(round_index=state.next_round, weighted=plan.algorithm.weighted)
-    new_states: dict[int, FloatVector] = {}
+    if plan.looks_first:
+        tasks = _looked_at(plan, state, sums, pool.measure(broadcast, tasks))
     for update in pool.train(broadcast, tasks):
-        sums.add(update)
-        if update.states is not None:  # copied: a row alone would keep its whole message in the object store
-            new_states.update((i, row.copy()) for i, row in zip(update.figures.client_ids, update.states, strict=True))
-    state.clients.update(new_states)
+        if isinstance(update, ClientsLost):
+            _lose(sums, update.client_ids, update.reason)
+        elif (problem := _misshapen(update, now)) is not None:
+            _lose(sums, update.figures.client_ids, problem)
+        else:
+            _add(state, sums, update)
     return sums
 
 
 def _task(plan: RoundPlan, state: FederationState, cohort: tuple[int, ...]) -> CohortTask:
     stateful = plan.algorithm.local.next_state is not None
-    return CohortTask(client_ids=cohort, states=tuple(state.clients.get(i) for i in cohort) if stateful else None)
+    return CohortTask(client_ids=cohort, states=tuple(map(state.clients.get, cohort)) if stateful else None)
 
 
-def _server_step(plan: RoundPlan, state: FederationState, sums: RoundSums, aggregate: RoundAggregate) -> None:
-    state.server = plan.algorithm.server.step(state.server, aggregate)
-    buffers = sums.mean_buffers()
-    if buffers is not None:
-        state.buffers = buffers
-    if state.control is not None and sums.control_change is not None:
-        state.control = state.control + sums.control_change / np.float32(plan.sizes.sum())
+def _looked_at(
+    plan: RoundPlan, state: FederationState, sums: RoundSums, answers: Iterator[ClientFigures | ClientsLost]
+) -> list[CohortTask]:
+    """The cohorts again, now with what each client's update is to count."""
+    figures = []
+    for answer in answers:
+        if isinstance(answer, ClientsLost):
+            _lose(sums, answer.client_ids, answer.reason)
+        else:
+            figures.append(answer)
+    for client_id, reason in screen(figures, plan.max_deviation).items():
+        _lose(sums, (client_id,), reason)
+    factors = _factors(plan, figures, sums.reasons)
+    rows = plan.aggregation.name in RULES
+    return [
+        replace(_task(plan, state, f.client_ids), factors=tuple(factors[i] for i in f.client_ids), rows=rows)
+        for f in figures
+    ]
 
 
-def _metrics(plan: RoundPlan, state: FederationState, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
-    weights, usable, scalars = sums.example_weights(), sums.usable(), plan.scalars(state.next_round)
-    down, up = _bytes_per_client(plan, state)
+def _factors(plan: RoundPlan, figures: Sequence[ClientFigures], out: Mapping[int, str]) -> dict[int, float]:
+    """Of each client's update: 0 where it does not count, less than 1 where it is shortened."""
+    norms = {
+        i: norm for f in figures for i, norm in zip(f.client_ids, f.delta_norms.tolist(), strict=True) if i not in out
+    }
+    factors = dict.fromkeys(out, 0.0) | dict.fromkeys(norms, 1.0)
+    if plan.aggregation.name == "norm_bound" and norms:
+        shortened = shortening(np.array(list(norms.values())), plan.aggregation.bound)
+        factors |= zip(norms, shortened.tolist(), strict=True)
+    return factors
+
+
+def _misshapen(update: CohortUpdate, now: ServerSide) -> str | None:
+    """Why an update cannot be added to anything."""
+    wanted = {"weighted_delta": now.server.parameters.shape, "weighted_buffers": now.buffers.shape}
+    for name, shape in wanted.items():
+        vector = getattr(update, name)
+        if vector is not None and vector.shape != shape:
+            return f"its {name.replace('_', ' ')} has shape {list(vector.shape)}, not {list(shape)}"
+    return None
+
+
+def _lose(sums: RoundSums, client_ids: tuple[int, ...], reason: str) -> None:
+    for client_id in client_ids:
+        log.warning("round %d: client %d does not count: %s", sums.round_index, client_id, reason)
+        sums.reasons[client_id] = reason
+
+
+def _add(state: FederationState, sums: RoundSums, update: CohortUpdate) -> None:
+    figures = update.figures
+    for client_id, usable in zip(figures.client_ids, figures.usable.tolist(), strict=True):
+        if not usable and client_id not in sums.reasons:
+            _lose(sums, (client_id,), NOT_FINITE)
+    sums.add(update)
+    if update.states is not None:
+        for client_id, row in zip(figures.client_ids, update.states, strict=True):
+            state.clients.stage(client_id, row)
+
+
+def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: RoundSums) -> None:
+    """Failures must leave ``min_clients``; that fewer were there to begin with is another matter."""
+    count = int(sums.usable().sum())
+    if count < min(plan.min_clients, len(selection.returned)):
+        client_id, reason = next(iter(sums.reasons.items()))
+        text = f"{count} of {len(selection.returned)} clients count, {plan.min_clients} must"
+        raise RoundAborted(index, f"{text}; client {client_id}: {reason}")
+
+
+def _server_step(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
+    buffers, control = sums.mean_buffers(), now.control
+    if control is not None and sums.control_change is not None:
+        control = control + sums.control_change / np.float32(plan.sizes.sum())
+    return ServerSide(
+        next_round=now.next_round + 1,
+        server=plan.algorithm.server.step(now.server, aggregate),
+        buffers=now.buffers if buffers is None else buffers,
+        control=control,
+    )
+
+
+def _training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
+    """What only a round with an update has."""
+    weights = sums.example_weights()
     return {
         "train_loss": float(weights @ sums.column("losses")),
         "clip_fraction": float(sums.column("clipped_steps").sum() / sums.column("steps").sum()),
         "effective_weight_decay": float(weights @ sums.column("effective_weight_decay")),
         "update_norm": float(np.linalg.norm(aggregate.delta)),
-        "server_lr": float(np.mean(state.server.server_lr if state.server.server_lr is not None else np.nan)),
-        "local_lr": scalars.local_lr,
-        "weight_decay": scalars.weight_decay,
-        "clip_bound": scalars.clip_bound,
-        "clients_trained": float(usable.sum()),
-        "clients_failed": float((~usable).sum()),
-        "client_seconds": sum(f.train_seconds for f in sums.figures),
-        "bytes_down": float(down * len(usable)),
-        "bytes_up": float(up * usable.sum()),
+        "server_lr": float(np.mean(then.server.server_lr if then.server.server_lr is not None else np.nan)),
     }
 
 
-def _bytes_per_client(plan: RoundPlan, state: FederationState) -> tuple[int, int]:
-    """What one client of a real federation would receive and send: model, buffers, and SCAFFOLD's variates."""
-    model = state.server.parameters.nbytes + (4 * len(state.buffers) if plan.tracks_buffers else 0)
-    control = 0 if state.control is None else state.control.nbytes
-    return model + control, model + control
+def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: RoundSums) -> dict[str, float]:
+    """What every round has."""
+    scalars, sent, trained = plan.scalars(now.next_round), _bytes_per_client(plan, now), int(sums.usable().sum())
+    clock = {} if selection.virtual_seconds is None else {"virtual_seconds": selection.virtual_seconds}
+    return {
+        "local_lr": scalars.local_lr,
+        "weight_decay": scalars.weight_decay,
+        "clip_bound": scalars.clip_bound,
+        "clients_sampled": float(len(selection.sampled)),
+        "clients_dropped_out": float(selection.dropped_out),
+        "clients_late": float(selection.late),
+        "clients_trained": float(trained),
+        "clients_failed": float(len(sums.reasons)),
+        "client_seconds": sum(f.train_seconds for f in sums.figures),
+        "bytes_down": float(sent * len(selection.sampled)),
+        "bytes_up": float(sent * trained),
+        **clock,
+    }
 
 
-def _report(
-    state: FederationState,
-    readout: FloatVector,
-    client_ids: tuple[int, ...],
-    sums: RoundSums,
-    metrics: Mapping[str, float],
-) -> RoundReport:
-    for vector in (state.server.parameters, readout, state.buffers):
-        vector.flags.writeable = False
-    failures = _failures(sums)
-    for client_id, reason in failures.items():
-        log.warning("round %d: client %d does not count: %s", state.next_round, client_id, reason)
-    return RoundReport(
-        round_index=state.next_round,
-        metrics=metrics,
-        client_ids=client_ids,
-        failures=failures,
-        parameters=state.server.parameters,
-        readout=readout,
-        buffers=state.buffers,
-    )
-
-
-def _failures(sums: RoundSums) -> dict[int, str]:
-    """Why clients of the round did not count."""
-    reason = "its loss or update is not finite"
-    pairs = ((i, ok) for f in sums.figures for i, ok in zip(f.client_ids, f.usable.tolist(), strict=True))
-    return {client_id: reason for client_id, usable in pairs if not usable}
+def _bytes_per_client(plan: RoundPlan, now: ServerSide) -> int:
+    """What one client of a real federation would receive, and send: model, buffers, and SCAFFOLD's variates."""
+    model = now.server.parameters.nbytes + (4 * len(now.buffers) if plan.tracks_buffers else 0)
+    return model + (0 if now.control is None else now.control.nbytes)

@@ -17,6 +17,10 @@ class Purpose(IntEnum):
     SAMPLING = 3
     BATCHES = 4
     LAYERS = 5
+    AVAILABILITY = 6
+    DROPOUT = 7
+    SPEED = 8
+    CORRUPTION = 9
 
 
 def _sequence(seed: int, purpose: Purpose, round_index: int, client_id: int) -> np.random.SeedSequence:

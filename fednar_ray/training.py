@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from torch import nn
 
 from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.client_states import ClientStates
 from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation
 from fednar_ray.evaluation import Evaluation
 from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.federation_state import FederationState
 from fednar_ray.messages import RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
-from fednar_ray.rounds import ClientPool, FederationState, RoundPlan, run_rounds
+from fednar_ray.rounds import ClientPool, RoundPlan, run_rounds
 from fednar_ray.vectors import flatten, flatten_buffers
 
 
@@ -34,7 +37,7 @@ def iter_rounds(
     with shared_or_own(session) as ray_session:
         resolved = resolve(prepared, ray_session)
         with place(prepared, resolved, ray_session) as pool:
-            yield from rounds_of(prepared, resolved, pool)
+            yield from rounds_of(prepared, resolved, pool, initial_state(prepared))
 
 
 def shared_or_own(session: RaySession | None) -> AbstractContextManager[RaySession]:
@@ -42,24 +45,43 @@ def shared_or_own(session: RaySession | None) -> AbstractContextManager[RaySessi
     return nullcontext(session) if session is not None else RaySession()
 
 
-def rounds_of(prepared: Prepared, resolved: Resolved, pool: ClientPool) -> Iterator[RoundReport]:
-    """The round loop of a prepared experiment, on a pool."""
+def client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:
+    """No client has a state yet; what exceeds the memory for them goes to ``directory``."""
+    limit = prepared.experiment.execution.state_memory_bytes
+    return ClientStates(prepared.model_bytes // 4, None if limit == "auto" else limit, directory)
+
+
+def initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
+    """What round 0 starts from."""
+    return FederationState.initial(
+        build_algorithm(prepared.experiment.algorithm),
+        flatten(prepared.model),
+        flatten_buffers(prepared.model),
+        client_states(prepared, directory),
+    )
+
+
+def rounds_of(
+    prepared: Prepared, resolved: Resolved, pool: ClientPool, state: FederationState
+) -> Iterator[RoundReport]:
+    """The round loop of a prepared experiment, on a pool, from a state that moves along."""
     experiment, federation = prepared.experiment, prepared.federation
-    algorithm = build_algorithm(experiment.algorithm)
     plan = RoundPlan(
-        seed=experiment.seed,
         rounds=experiment.federation.rounds,
         clients_per_round=prepared.clients_per_round,
         participation=experiment.federation.participation,
+        availability=prepared.availability,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
         width=resolved.width,
-        algorithm=algorithm,
+        algorithm=build_algorithm(experiment.algorithm),
+        aggregation=experiment.aggregation,
+        max_deviation=experiment.screening.max_deviation,
+        min_clients=experiment.execution.min_clients,
         tracks_buffers=prepared.traits.tracks_buffers,
         evaluate_every=experiment.evaluation.every,
         scalars=experiment.scalars,
     )
-    state = FederationState.initial(algorithm, flatten(prepared.model), flatten_buffers(prepared.model))
     by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
     evaluation = Evaluation(federation, pool.score, federated=federated, by_client=by_client)
     return run_rounds(plan, pool, state, evaluation)

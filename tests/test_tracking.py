@@ -223,10 +223,14 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
     result = recorded.results[name]
     assert result.directory == recorded.folder / "work" / "runs" / f"{name}-{result.run_id[:8]}"
     lines = (result.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
+    written = [json.loads(line) for line in lines]
+    times = [line.pop("time") for line in written]
+    assert written == [
         {"round": r.round_index, "clients": [*r.client_ids], "failures": {}, "metrics": r.metrics}
         for r in result.history
     ]
+    history = recorded.client.get_metric_history(result.run_id, "train_loss")
+    assert times == [point.timestamp for point in sorted(history, key=lambda point: point.step)]
     for line in lines:
         json.loads(line, parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
 
@@ -256,6 +260,19 @@ def test_the_logged_model_has_signature_and_example(recorded: Recorded, name: st
     assert info.signature.outputs.inputs[0].shape == (-1, 10)
     example = mlflow.models.Model.load(uri).load_input_example()
     np.testing.assert_array_equal(example, digits().test_x[:2])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_model_is_the_runs_only_output_with_the_last_rounds_metrics(recorded: Recorded, name: str) -> None:
+    run, result = recorded.run(name), recorded.results[name]
+    (output,) = run.outputs.model_outputs
+    model = recorded.client.get_logged_model(output.model_id)
+    assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
+    assert output.step == ROUNDS - 1
+    assert model.params == run.data.params
+    assert {metric.key: metric.value for metric in model.metrics} == dict(result.metrics)
+    described = mlflow.models.Model.load(result.directory / "model")
+    assert (described.model_id, described.run_id) == (model.model_id, run.info.run_id)
 
 
 def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

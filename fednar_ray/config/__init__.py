@@ -1,29 +1,42 @@
 """Validated, immutable settings; YAML files; dotted overrides."""
 
 from fednar_ray.config.experiment import Experiment
-from fednar_ray.config.files import Document, dump, embedded, load, load_document
+from fednar_ray.config.files import Document, digest, dotted, dump, embedded, load, load_document, with_overrides
 from fednar_ray.config.settings import (
     PRESET_SETTINGS,
+    AggregationSettings,
     AlgorithmSettings,
+    AvailabilitySettings,
+    CheckpointSettings,
     CompareSettings,
+    CorruptionSettings,
     DataSettings,
     ExecutionSettings,
     ModelSettings,
     PartitionSettings,
+    ScreeningSettings,
 )
 
 __all__ = [
     "PRESET_SETTINGS",
+    "AggregationSettings",
     "AlgorithmSettings",
+    "AvailabilitySettings",
+    "CheckpointSettings",
     "CompareSettings",
+    "CorruptionSettings",
     "DataSettings",
     "Document",
     "ExecutionSettings",
     "Experiment",
     "ModelSettings",
     "PartitionSettings",
+    "ScreeningSettings",
+    "digest",
+    "dotted",
     "dump",
     "embedded",
     "load",
     "load_document",
+    "with_overrides",
 ]

@@ -7,13 +7,18 @@ from pydantic_core import ValidationError
 
 from fednar_ray.config import checks
 from fednar_ray.config.settings import (
+    AggregationSettings,
     AlgorithmSettings,
+    AvailabilitySettings,
+    CheckpointSettings,
+    CorruptionSettings,
     DataSettings,
     EvaluationSettings,
     ExecutionSettings,
     FederationSettings,
     ModelSettings,
     RegularizerSettings,
+    ScreeningSettings,
     Settings,
     Size,
     TrackingSettings,
@@ -31,8 +36,13 @@ class Experiment(Settings):
     federation: FederationSettings = FederationSettings(local_epochs=1)
     algorithm: AlgorithmSettings = AlgorithmSettings()
     regularizer: RegularizerSettings = RegularizerSettings()
+    availability: AvailabilitySettings = AvailabilitySettings()
+    corruption: CorruptionSettings = CorruptionSettings()
+    screening: ScreeningSettings = ScreeningSettings()
+    aggregation: AggregationSettings = AggregationSettings()
     execution: ExecutionSettings = ExecutionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="wrap")

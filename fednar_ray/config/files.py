@@ -5,6 +5,7 @@ A file has an ``experiment`` section, and may have ``compare`` (read by ``fednar
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -61,6 +62,11 @@ def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError((f"{path}: cannot be read: {reason}",)) from None
     return parse_document(text, str(path), overrides)
+
+
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with ``key.path=value`` overrides. Raises ConfigError with every problem at once."""
+    return parse_document(dump(experiment), "experiment", overrides).experiment if overrides else experiment
 
 
 def embedded(name: str, overrides: Sequence[str] = ()) -> Document:
@@ -128,17 +134,44 @@ def _apply(raw: dict[str, Any], override: str) -> list[str]:
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
     """Relative paths become absolute when they are read: jobs and trials change directory."""
-    uri = experiment.tracking.uri
-    if uri is None:
-        return experiment
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = "sqlite:///" + os.path.abspath(uri.removeprefix("sqlite:///"))
-    elif "://" not in uri and not uri.startswith("databricks"):
-        uri = os.path.abspath(uri)
-    tracking = experiment.tracking.model_copy(update={"uri": uri})
-    return experiment.model_copy(update={"tracking": tracking})
+    uri, trace, storage = experiment.tracking.uri, experiment.availability.trace, experiment.checkpoint.storage
+    sections = {
+        "tracking": {"uri": uri and _absolute(uri)},
+        "availability": {"trace": trace and os.path.abspath(trace)},
+        "checkpoint": {"storage": storage and _absolute(storage)},
+    }
+    return experiment.model_copy(
+        update={name: getattr(experiment, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
+def _absolute(place: str) -> str:
+    """A path, or a SQLite file, as an absolute one; other addresses as they are."""
+    if place.startswith("sqlite:///") and not place.startswith("sqlite:////"):
+        return "sqlite:///" + os.path.abspath(place.removeprefix("sqlite:///"))
+    return place if "://" in place or place.startswith("databricks") else os.path.abspath(place)
 
 
 def dump(experiment: Experiment) -> str:
     """The experiment as a file that reads back to the same settings."""
     return yaml.safe_dump({"experiment": experiment.model_dump(mode="json", exclude_none=True)}, sort_keys=False)
+
+
+def digest(experiment: Experiment) -> str:
+    """SHA-256 of all settings, as hexadecimal digits."""
+    return hashlib.sha256(dump(experiment).encode()).hexdigest()
+
+
+def dotted(experiment: Experiment) -> dict[str, Any]:
+    """Settings by dotted key; those that are not set are left out."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value
+
+    walk("", experiment.model_dump(mode="json", exclude_none=True))
+    return flat

@@ -164,6 +164,16 @@ class ExecutionSettings(Settings):
     gpus_per_actor: Literal["auto"] | NonNegative = "auto"
     cohort_width: Literal["auto"] | Count = "auto"
     """C, how many clients train as one matrix."""
+    retries: Size = 2
+    """How often what failed (an actor, a node, an exception, a time-out) is tried again, elsewhere if there is one."""
+    min_clients: Count = 1
+    """A round is aborted when failures leave fewer clients."""
+    client_timeout_seconds: Positive | None = None
+    """A call, which trains one cohort, that takes longer is given up, with its actor; null: it may take any time."""
+    capacity_timeout_seconds: Positive = 300.0
+    """How long a run without a single actor waits for capacity to return."""
+    state_memory_bytes: Literal["auto"] | Size = "auto"
+    """Client states beyond this much live on disk, in the run directory; auto: a quarter of the memory that is free."""
 
     @model_validator(mode="after")
     def _gpus_that_ray_can_share(self) -> Self:
@@ -180,6 +190,93 @@ class EvaluationSettings(Settings):
     """Rounds from one evaluation to the next; the last round is always evaluated."""
     federated: bool = False
     """Also each client's accuracy on its own examples: the mean over clients, and over the worst tenth of them."""
+
+
+class OnOffSettings(Settings):
+    """Spells of presence and absence, each of geometric length."""
+
+    on_rounds: Annotated[float, BeforeValidator(_number), Field(ge=1)]
+    """Mean length of a spell of presence, in rounds."""
+    off_rounds: Annotated[float, BeforeValidator(_number), Field(ge=1)]
+    """Mean length of a spell of absence, in rounds."""
+
+
+class SpeedSettings(Settings):
+    """How fast clients train, on the virtual clock: log-normal around ``steps_per_second``."""
+
+    steps_per_second: Annotated[float, BeforeValidator(_number), Field(ge=1e-6)] = 1.0
+    """The median client's local steps in a virtual second."""
+    spread: Annotated[NonNegative, Field(le=10)] = 0.0
+    """Standard deviation of the logarithm of a client's own speed."""
+    jitter: Annotated[NonNegative, Field(le=10)] = 0.0
+    """Standard deviation of the logarithm of what each round adds to it."""
+
+
+class AvailabilitySettings(Settings):
+    """Clients that are not there, or late. Nothing here waits: time is virtual."""
+
+    dropout: Share = 0.0
+    """The probability that a sampled client does not return in a round."""
+    trace: str | None = None
+    """A CSV or .npy file, clients × rounds: 1 where a client is there, 0 where it is not."""
+    on_off: OnOffSettings | None = None
+    speed: SpeedSettings | None = None
+    deadline_seconds: Positive | None = None
+    """A round ends after so many virtual seconds; who is not done by then is late, and does not count."""
+    over_sampling: Annotated[float, BeforeValidator(_number), Field(ge=1)] = 1.0
+    """Sample this many times ``clients_per_round``; the first ``clients_per_round`` to return count."""
+
+    @model_validator(mode="after")
+    def _a_deadline_needs_a_clock(self) -> Self:
+        if self.deadline_seconds is not None and self.speed is None:
+            raise ValueError("deadline_seconds needs availability.speed, which gives clients their speeds")
+        return self
+
+
+class CorruptionSettings(Settings):
+    """Clients that send what they should not, to see what that does: fixed shares of the clients, drawn by seed."""
+
+    nan: Share = 0.0
+    """The share that sends NaN."""
+    scaled: Share = 0.0
+    """The share that sends its update ``factor`` times."""
+    factor: Annotated[float, BeforeValidator(_number)] = 100.0
+
+    @model_validator(mode="after")
+    def _shares_of_one_whole(self) -> Self:
+        if self.nan + self.scaled > 1:
+            raise ValueError(f"nan {self.nan:g} and scaled {self.scaled:g} are more than all clients")
+        return self
+
+
+class ScreeningSettings(Settings):
+    """Which updates do not count. Those that are not finite, or of the wrong shape, never do."""
+
+    max_deviation: Positive | None = None
+    """Leave out updates whose norm is above the round's median by more than this many median absolute deviations."""
+
+
+class AggregationSettings(Settings):
+    """How a round's updates become one; all but ``mean`` bound what a single client can do."""
+
+    name: Literal["mean", "median", "trimmed_mean", "krum", "norm_bound"] = "mean"
+    trim: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=0.5)] = 0.1
+    """Of ``trimmed_mean``: the share of the clients cut at each end of every coordinate."""
+    byzantine: Annotated[float, BeforeValidator(_number), Field(ge=0, lt=0.5)] = 0.2
+    """Of ``krum``: the share of the clients that may be arbitrary; the rest is averaged (Multi-Krum)."""
+    bound: Positive | None = None
+    """Of ``norm_bound``: the longest update; longer ones are shortened to it. null: the round's median norm."""
+
+
+class CheckpointSettings(Settings):
+    """What is kept so that a run can go on."""
+
+    every: Count | None = 10
+    """Rounds from one checkpoint to the next; the start and the end are always written. null: none at all."""
+    keep: Count = 2
+    """How many are kept."""
+    storage: str | None = None
+    """A directory, or a URI (s3://…, gs://…, and what fsspec knows); null: ``checkpoints`` in the run directory."""
 
 
 class TrackingSettings(Settings):

@@ -1,7 +1,7 @@
 """Which examples a cohort's clients see in which step: shuffled epochs over each shard, addressed by seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,11 @@ class BatchPlan:
     index: Tensor  # [K, C, B] rows of x
     weights: Tensor  # [K, C, B]
     counts: npt.NDArray[np.int64]  # [K, C] real examples
+
+    def of_zeros(self) -> "BatchPlan":
+        """The same shapes with zeros for examples and labels."""
+        x, y = torch.zeros_like(self.x[:1]), torch.zeros_like(self.y[:1])
+        return replace(self, x=x, y=y, index=torch.zeros_like(self.index))
 
     def batch(self, step: int) -> Batch:
         """The cohort's batch at ``step``, padded to B."""

@@ -1,5 +1,6 @@
 """A federation: each client's examples, a test set, and perhaps a validation set."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,6 +137,13 @@ class Federation:
         """One more than the highest label anywhere."""
         parts = [self.shards.examples, *self.splits().values()]
         return 1 + max(int(part.y.max()) for part in parts)
+
+    def digest(self) -> str:
+        """SHA-256 of the clients' examples, and of who holds which, as hexadecimal digits."""
+        found = hashlib.sha256()
+        for array in (self.shards.examples.x, self.shards.examples.y, self.shards.offsets):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def splits(self) -> dict[str, Examples]:
         """The held-out examples by name: test and, where there is one, validation."""

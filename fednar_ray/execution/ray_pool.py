@@ -1,116 +1,319 @@
-"""Cohorts on Ray actors: ``pooled`` (any actor takes any cohort) and ``dedicated`` (an actor a client)."""
+"""Cohorts on Ray actors: ``pooled`` (any actor takes any cohort) and ``dedicated`` (an actor a client).
 
+Actors are disposable: whatever happens to one, its calls go elsewhere and another takes its place.
+"""
+
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from fednar_ray.config import ExecutionSettings
 from fednar_ray.data.federation import Federation
 from fednar_ray.errors import RunFailed
 from fednar_ray.execution.capacity import ActorPlan
+from fednar_ray.execution.failures import Decision, Kind, Ledger, Tolerance, kind_of, reason_of
 from fednar_ray.execution.places import ActorPlace
+from fednar_ray.execution.queue import Call, CallQueue, Task
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.local_training import TrainingPlan
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
+from fednar_ray.messages import (
+    Broadcast,
+    ClientFigures,
+    ClientsLost,
+    CohortTask,
+    CohortUpdate,
+    Readout,
+    Scores,
+    ScoringTask,
+)
+
+log = logging.getLogger("fednar_ray")
 
 OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between cohorts
 WITHIN_CALL_BYTES = 96_000
+STARTS = 3  # that may fail one after the other
 
-Task = TypeVar("Task", CohortTask, ScoringTask)
+Prepare = Callable[[int, Any], Any]
+"""(slot, actor) → the call that makes the actor ready."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """An actor's place in a pool, and who fills it."""
+
+    actor: Any
+    starting: Any  # the call that makes it ready; None: it is
+    failed_starts: int = 0
+    calls: deque[tuple[Any, Call[Any]]] = field(default_factory=deque)  # under way, the oldest first
+    since: float = 0.0  # the oldest began then, or earlier
+
+    @property
+    def has_room(self) -> bool:
+        return self.starting is None and len(self.calls) < OUTSTANDING_PER_ACTOR
 
 
 class RayPool:
     """Actors that train one run's cohorts, and score. They start and warm up while the driver goes on."""
 
-    def __init__(self, session: RaySession, plan: ActorPlan, *, dedicated: bool) -> None:
-        self._session, self._plan, self._dedicated = session, plan, dedicated
-        self._actors = session.lease(plan)
-        self._starting: list[Any] = []
-        self._busy = True  # until the actors have answered
+    def __init__(
+        self, session: RaySession, plan: ActorPlan, settings: ExecutionSettings, prepare: Prepare, *, dedicated: bool
+    ) -> None:
+        self._session, self._plan, self._prepare, self._dedicated = session, plan, prepare, dedicated
+        self._tolerance, self._settings = Tolerance.of(settings), settings
+        self._slots = [_Slot(actor, prepare(i, actor)) for i, actor in enumerate(session.lease(plan))]
+        self._bare_since = time.monotonic()  # since when no actor was ready
+        self._holders: dict[tuple[int, ...], tuple[int, Any]] = {}  # measured cohort → slot and actor that hold it
 
     @classmethod
     def pooled(
-        cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, federation: Federation, warm_up: Sequence[int]
+        cls,
+        session: RaySession,
+        actors: ActorPlan,
+        settings: ExecutionSettings,
+        plan: TrainingPlan,
+        federation: Federation,
+        warm_up: Sequence[int],
     ) -> "RayPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
-        pool = cls(session, actors, dedicated=False)
+        session.connect()
         shared = [ray.put(value) for value in (plan, federation.shards, federation.splits())]
-        pool._starting = [actor.prepare.remote(*shared, tuple(warm_up)) for actor in pool._actors]
-        return pool
+        clients = tuple(warm_up)
+        return cls(session, actors, settings, lambda _, actor: actor.prepare.remote(*shared, clients), dedicated=False)
 
     @classmethod
-    def dedicated(cls, session: RaySession, actors: ActorPlan, plan: TrainingPlan, federation: Federation) -> "RayPool":
+    def dedicated(
+        cls,
+        session: RaySession,
+        actors: ActorPlan,
+        settings: ExecutionSettings,
+        plan: TrainingPlan,
+        federation: Federation,
+    ) -> "RayPool":
         """Exactly one actor a client, which gets its own shard and no other."""
-        pool = cls(session, actors, dedicated=True)
+        session.connect()
         shared, splits = ray.put(plan), ray.put(federation.splits())
-        pool._starting = [
-            actor.prepare.remote(shared, federation.shards.only(i), splits, (i,))
-            for i, actor in enumerate(pool._actors)
-        ]
-        return pool
 
-    def _await_start(self) -> None:
-        """Raises what went wrong in an actor's start."""
-        if self._starting:
-            _get(self._starting)
-            self._starting, self._busy = [], False
+        def prepare(client_id: int, actor: Any) -> Any:
+            return actor.prepare.remote(shared, federation.shards.only(client_id), splits, (client_id,))
+
+        return cls(session, actors, settings, prepare, dedicated=True)
 
     def places(self) -> list[ActorPlace]:
-        """Where the actors live, by actor."""
-        self._await_start()
-        places: list[ActorPlace] = _get([actor.place.remote() for actor in self._actors])
+        """Where the actors live, by slot; waits for those that start."""
+        while any(slot.starting is not None for slot in self._slots):
+            self._wait()
+        places: list[ActorPlace] = ray.get([slot.actor.place.remote() for slot in self._slots])
         return places
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
+    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
         """The updates of ``tasks`` in their order; tasks are sent in that order to whichever actor is free."""
-        shared = _shared(broadcast)
-        own = [task.client_ids[0] for task in tasks] if self._dedicated else [None] * len(tasks)
-        return self._stream(lambda actor, task: actor.train.remote(shared, task), tasks, own)
+        return self._cohorts(broadcast, tasks, lambda actor: actor.train)
+
+    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+        """The figures of ``tasks``, in their order; the actors hold the rest for ``train``."""
+        self._holders.clear()
+        return self._cohorts(broadcast, tasks, lambda actor: actor.measure, hold=True)
 
     def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
         """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
-        shared = _shared(readout)
-        own = [task.client_id for task in tasks]
-        return self._stream(lambda actor, task: actor.score.remote(shared, task), tasks, own)
+        shared, queue = _shared(readout), CallQueue(tasks, [task.client_id for task in tasks])
 
-    def _stream(
-        self, send: Callable[[Any, Task], Any], tasks: Sequence[Task], own: Sequence[int | None]
+        def judge(call: Call[ScoringTask], kind: Kind, reason: str) -> None:
+            if call.attempts > self._tolerance.retries:
+                raise RunFailed(f"round {readout.round_index}: {call.task.split} cannot be scored: {reason}")
+            log.warning("round %d, scoring %s: %s; tried again", readout.round_index, call.task.split, reason)
+            queue.again(call)
+
+        return self._drain(_Stream(queue, lambda actor, task: actor.score.remote(shared, task), judge))
+
+    def _cohorts(
+        self, broadcast: Broadcast, tasks: Sequence[CohortTask], method: Callable[[Any], Any], *, hold: bool = False
     ) -> Iterator[Any]:
-        """Results in the order of ``tasks``. ``own``: the one actor that may take a task; None: the least loaded.
+        shared, queue = _shared(broadcast), CallQueue(tasks, [self._home(task) for task in tasks])
+        ledger = Ledger(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
+
+        def judge(call: Call[CohortTask], kind: Kind, reason: str) -> None:
+            match ledger.judge(call.task.client_ids, kind, reason, call.attempts):
+                case Decision.RETRY:
+                    queue.again(call)
+                case Decision.SPLIT:
+                    queue.split(call, ledger.attempts_of_a_half(kind))
+                case _:
+                    queue.arrive(call, ClientsLost(client_ids=call.task.client_ids, reason=reason))
+
+        return self._drain(_Stream(queue, lambda actor, task: method(actor).remote(shared, task), judge, hold))
+
+    def _home(self, task: CohortTask) -> int | None:
+        """The slot where a cohort must, or had better, train."""
+        if self._dedicated:
+            return task.client_ids[0]
+        slot, actor = self._holders.get(task.client_ids, (None, None))
+        return slot if slot is not None and self._slots[slot].actor is actor else None
+
+    def _drain(self, stream: "_Stream[Any]") -> Iterator[Any]:
+        """Results in the order of the tasks.
 
         At most two results an actor are outstanding, so the driver's memory does not grow with the round.
         """
-        self._await_start()
-        self._busy = True
-        waiting = deque(enumerate(tasks))
-        running: dict[Any, tuple[int, int]] = {}  # reference → task, actor
-        arrived: dict[int, Any] = {}
-        loads = [0] * len(self._actors)
-        for due in range(len(tasks)):
-            while due not in arrived:
-                while waiting and len(running) + len(arrived) < OUTSTANDING_PER_ACTOR * len(self._actors):
-                    index, task = waiting.popleft()
-                    chosen = own[index]
-                    actor = min(range(len(loads)), key=loads.__getitem__) if chosen is None else chosen
-                    loads[actor] += 1
-                    running[send(self._actors[actor], task)] = (index, actor)
-                ready, _ = ray.wait(list(running), num_returns=1)
-                index, actor = running.pop(ready[0])
-                loads[actor] -= 1
-                arrived[index] = _get(ready[0])
-            yield arrived.pop(due)
-        self._busy = False
+        while True:
+            yield from stream.queue.due()
+            if not stream.queue.unfinished:
+                return
+            self._send_what_fits(stream)
+            self._wait(stream)
+
+    def _send_what_fits(self, stream: "_Stream[Any]") -> None:
+        queue, place = stream.queue, 0
+        while place < len(queue.waiting()) and any(slot.has_room for slot in self._slots):
+            call = queue.waiting()[place]
+            outstanding = queue.held + sum(len(slot.calls) for slot in self._slots)
+            if outstanding >= OUTSTANDING_PER_ACTOR * len(self._slots) and not queue.is_due(call):
+                return
+            slot = self._slot_for(call)
+            if slot is None:
+                place += 1
+                continue
+            queue.sent(call)
+            slot.since = slot.since if slot.calls else time.monotonic()
+            slot.calls.append((stream.send(slot.actor, call.task), call))
+
+    def _slot_for(self, call: Call[Any]) -> _Slot | None:
+        """The least loaded slot that may take the call, elsewhere than where it failed if there is an elsewhere."""
+        if call.slot is not None and (self._dedicated or self._slots[call.slot].starting is None):
+            wanted = self._slots[call.slot]
+            return wanted if wanted.has_room else None
+        ready = [(i, slot) for i, slot in enumerate(self._slots) if slot.starting is None]
+        elsewhere = [slot for i, slot in ready if i not in call.avoid]
+        fit = [slot for slot in elsewhere or [slot for _, slot in ready] if slot.has_room]
+        return min(fit, key=lambda slot: len(slot.calls)) if fit else None
+
+    def _wait(self, stream: "_Stream[Any] | None" = None) -> None:
+        """Until something happens: a result, a start, a loss, or a time that is over."""
+        owners = {ref: i for i, slot in enumerate(self._slots) for ref, _ in slot.calls}
+        owners |= {slot.starting: i for i, slot in enumerate(self._slots) if slot.starting is not None}
+        ready, _ = ray.wait(list(owners), num_returns=1, timeout=self._seconds_left())
+        if not ready:
+            self._give_up_what_is_late(stream)
+        elif ready[0] is self._slots[owners[ready[0]]].starting:
+            self._started(owners[ready[0]])
+        else:
+            assert stream is not None
+            self._returned(owners[ready[0]], ready[0], stream)
+
+    def _returned(self, index: int, ref: Any, stream: "_Stream[Any]") -> None:
+        """A call is over, one way or the other."""
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            self._failed(index, ref, kind_of(cause), reason_of(cause), stream)
+        except RayError as error:
+            kind = Kind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Kind.LOST
+            self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream)
+        else:
+            call = self._take(index, ref)
+            stream.queue.arrive(call, result)
+            if stream.hold:
+                self._holders[call.task.client_ids] = index, self._slots[index].actor
+
+    def _failed(self, index: int, ref: Any, kind: Kind, reason: str, stream: "_Stream[Any]") -> None:
+        """A client raised; its actor lives, unless its GPU is of no more use to it."""
+        if kind is Kind.LOST:
+            self._lose(index, kind, reason, stream)
+            return
+        call = self._take(index, ref)
+        call.attempts, call.avoid = call.attempts + 1, call.avoid | {index}
+        stream.judge(call, kind, reason)
+
+    def _take(self, index: int, ref: Any) -> Call[Any]:
+        """The call of ``ref`` leaves its slot; the one behind it began no later than now."""
+        slot = self._slots[index]
+        place = next(i for i, (other, _) in enumerate(slot.calls) if other is ref)
+        call = slot.calls[place][1]
+        del slot.calls[place]
+        slot.since = time.monotonic()
+        return call
+
+    def _lose(self, index: int, kind: Kind, reason: str, stream: "_Stream[Any] | None") -> None:
+        """Another actor takes the slot. The oldest of its calls was under way, and is to blame; others were not."""
+        slot = self._slots[index]
+        calls = [call for _, call in slot.calls]
+        self._refill(index)
+        for call in calls[1:]:
+            assert stream is not None
+            stream.queue.again(call)
+        if calls:
+            assert stream is not None
+            calls[0].attempts += 1
+            stream.judge(calls[0], kind, reason)
+
+    def _refill(self, index: int) -> None:
+        """A new actor, which starts as soon as there is room for it in the cluster."""
+        ray.kill(self._slots[index].actor)
+        actor = self._session.replacement(self._plan)
+        fresh = _Slot(actor, self._prepare(index, actor), self._slots[index].failed_starts)
+        if all(slot.starting is not None for i, slot in enumerate(self._slots) if i != index):
+            self._bare_since = time.monotonic()
+        self._slots[index] = fresh
+
+    def _started(self, index: int) -> None:
+        """An actor is ready, or failed to start: an error of ours or of the device ends the run, a loss does not."""
+        slot = self._slots[index]
+        try:
+            ray.get(slot.starting)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayError as error:
+            slot.failed_starts += 1
+            if slot.failed_starts >= STARTS:
+                raise RunFailed(f"an actor was lost {STARTS} times while it started: {error}") from error
+            self._refill(index)
+        else:
+            slot.starting, slot.failed_starts = None, 0
+
+    def _seconds_left(self) -> float | None:
+        """Until a call is late, or nobody has been there for too long."""
+        now, limit = time.monotonic(), self._settings.client_timeout_seconds
+        if all(slot.starting is not None for slot in self._slots):
+            return max(0.0, self._bare_since + self._settings.capacity_timeout_seconds - now)
+        if limit is None:
+            return None
+        return max(0.0, min((slot.since for slot in self._slots if slot.calls), default=now) + limit - now)
+
+    def _give_up_what_is_late(self, stream: "_Stream[Any] | None") -> None:
+        now, limit = time.monotonic(), self._settings.client_timeout_seconds
+        if all(slot.starting is not None for slot in self._slots):
+            if now - self._bare_since >= self._settings.capacity_timeout_seconds:
+                raise RunFailed(f"no actor could start for {now - self._bare_since:.0f} s: {self._session.shortage()}")
+            return
+        for index, slot in enumerate(self._slots):
+            if limit is not None and slot.calls and now - slot.since >= limit:
+                self._lose(index, Kind.TIMED_OUT, Kind.TIMED_OUT.value, stream)
 
     def close(self) -> None:
-        """Give the actors back to the session; end them where a start or a round was left unfinished."""
-        if self._busy:
-            for actor in self._actors:
-                ray.kill(actor)
-        else:
-            self._session.give_back(self._plan, self._actors)
-        self._actors = []
+        """Give the actors back to the session; end those that are starting, or were left with a call."""
+        for slot in self._slots:
+            if slot.starting is not None or slot.calls:
+                ray.kill(slot.actor)
+            else:
+                self._session.give_back(self._plan, [slot.actor])
+        self._slots = []
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream(Generic[Task]):
+    """What becomes of one round's tasks."""
+
+    queue: CallQueue[Task]
+    send: Callable[[Any, Task], Any]
+    judge: Callable[[Call[Task], Kind, str], None]  # of a failed call: it waits again, or in halves; or it is lost
+    hold: bool = False  # actors hold what they measured
 
 
 def _shared(message: Broadcast | Readout) -> Any:
@@ -121,13 +324,3 @@ def _shared(message: Broadcast | Readout) -> Any:
     vectors = (getattr(message, name, None) for name in ("parameters", "control", "buffers"))
     size = sum(vector.nbytes for vector in vectors if vector is not None)
     return message if size <= WITHIN_CALL_BYTES else ray.put(message)
-
-
-def _get(refs: Any) -> Any:
-    """``ray.get``, with errors as they were raised, or named."""
-    try:
-        return ray.get(refs)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Exception) else error from None
-    except RayActorError as error:
-        raise RunFailed(f"an actor was lost: {error}") from error

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from types import TracebackType
@@ -20,7 +22,7 @@ from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
+from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
 
 CONNECT_SECONDS = 5.0
 LOCAL_OPTIONS: Mapping[str, Any] = {
@@ -58,6 +60,11 @@ class TrainingActor:
         """The local round of one cohort."""
         assert self._trainer is not None
         return self._trainer.train(broadcast, task)
+
+    def measure(self, broadcast: Broadcast, task: CohortTask) -> ClientFigures:
+        """The local round of one cohort, held for ``train``; its figures alone travel."""
+        assert self._trainer is not None
+        return self._trainer.measure(broadcast, task)
 
     def score(self, readout: Readout, task: ScoringTask) -> Scores:
         """Score examples."""
@@ -101,11 +108,14 @@ class RaySession:
         if self._address not in ("local", "auto"):
             _check_reachable(self._address)
         options = LOCAL_OPTIONS if self._address == "local" else {}
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise RayUnavailable(f"Ray at {self._address} cannot be joined: {error}") from error
         self._started_here = True
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, after which a process aborts
 
     def resources(self) -> ClusterResources:
         """What the cluster has; for a local Ray that is not started yet, what this machine has."""
@@ -127,8 +137,16 @@ class RaySession:
         idle = self._idle[plan.cpus, plan.gpus]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
         self._discard_idle()  # those of other shares would keep CPUs from the new ones
-        remote = ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(TrainingActor)
-        return leased + [remote.remote() for _ in range(plan.count - len(leased))]
+        return leased + [self.replacement(plan) for _ in range(plan.count - len(leased))]
+
+    def replacement(self, plan: ActorPlan) -> Any:
+        """A new actor with one of the plan's shares; it starts once the cluster has room."""
+        return ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(TrainingActor).remote()
+
+    def shortage(self) -> str:
+        """What the cluster has left, for an error."""
+        nodes, free = sum(node["Alive"] for node in ray.nodes()), ray.available_resources()
+        return f"the cluster has {nodes} nodes with {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
 
     def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
         """Actors that have no call outstanding, for the session's next run."""

@@ -1,22 +1,46 @@
 """Cohorts one after the other in the driver's own process: the oracle that the other placements must equal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from fednar_ray.evaluation import Scorer
+from fednar_ray.execution.failures import Decision, Ledger, Tolerance, kind_of, reason_of
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.local_training import CohortTrainer
-from fednar_ray.messages import Broadcast, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
+from fednar_ray.messages import (
+    Broadcast,
+    ClientFigures,
+    ClientsLost,
+    CohortTask,
+    CohortUpdate,
+    Readout,
+    Scores,
+    ScoringTask,
+)
+
+Answer = TypeVar("Answer", CohortUpdate, ClientFigures)
 
 
 class SerialPool:
     """A pool of none: the driver trains and scores, on its CPU."""
 
-    def __init__(self, trainer: CohortTrainer, scorer: Scorer) -> None:
-        self._trainer, self._scorer = trainer, scorer
+    def __init__(self, trainer: CohortTrainer, scorer: Scorer, tolerance: Tolerance) -> None:
+        self._trainer, self._scorer, self._tolerance = trainer, scorer, tolerance
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate]:
+    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
         """The updates of ``tasks``, in their order."""
-        return (self._trainer.train(broadcast, task) for task in tasks)
+        return self._each(self._trainer.train, broadcast, tasks)
+
+    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+        """The figures of ``tasks``, in their order."""
+        return self._each(self._trainer.measure, broadcast, tasks)
+
+    def _each(
+        self, work: Callable[[Broadcast, CohortTask], Answer], broadcast: Broadcast, tasks: Sequence[CohortTask]
+    ) -> Iterator[Answer | ClientsLost]:
+        ledger = Ledger(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
+        for task in tasks:
+            yield from _tried(lambda task: work(broadcast, task), task, ledger, 0)
 
     def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
         """The scores of ``tasks``, in their order."""
@@ -28,3 +52,26 @@ class SerialPool:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _tried(
+    work: Callable[[CohortTask], Answer], task: CohortTask, ledger: Ledger, attempts: int
+) -> Iterator[Answer | ClientsLost]:
+    """The cohort's answer; of its halves, where it fails; or its loss."""
+    while True:
+        try:
+            answer = work(task)
+        except Exception as error:  # noqa: BLE001 - whatever a client's model raises
+            kind, reason = kind_of(error), reason_of(error)
+        else:
+            yield answer
+            return
+        attempts += 1
+        decision = ledger.judge(task.client_ids, kind, reason, attempts)
+        if decision is Decision.SPLIT:
+            for half in task.halves():
+                yield from _tried(work, half, ledger, ledger.attempts_of_a_half(kind))
+            return
+        if decision is Decision.DROP:
+            yield ClientsLost(client_ids=task.client_ids, reason=reason)
+            return

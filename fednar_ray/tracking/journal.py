@@ -2,13 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.messages import RoundRecord
+from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
+
+ROUNDS_FILE = "metrics.jsonl"
+EXPERIMENT_FILE = "experiment.yaml"
 
 
 def run_directory(experiment: Experiment, run_id: str) -> Path:
@@ -21,19 +26,66 @@ def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-class Journal:
-    """Appends each round to ``metrics.jsonl``, flushed, so that a crash loses nothing that was reported."""
+def parse(line: str) -> RoundRecord:
+    """The round that a line of the journal records; what is null there is NaN here."""
+    fields = json.loads(line)
+    return RoundRecord(
+        round_index=fields["round"],
+        metrics={name: math.nan if value is None else value for name, value in fields["metrics"].items()},
+        client_ids=tuple(fields["clients"]),
+        failures={int(client_id): reason for client_id, reason in fields["failures"].items()},
+    )
 
-    def __init__(self, directory: Path, experiment: Experiment) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "experiment.yaml").write_text(dump(experiment), encoding="utf-8")
-        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+
+def recorded(directory: Path) -> tuple[RoundRecord, ...]:
+    """The rounds in a run directory, whether or not its run is still being written."""
+    return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE))
+
+
+class Journal:
+    """Every round in ``metrics.jsonl``, written as it ends: a crash loses nothing that was reported.
+
+    ``lines`` are rounds 0, 1, … as a checkpoint keeps them; those that the file lacks are written first.
+    Writing raises RunFailed where there is no room.
+    """
+
+    def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
+        make_directory(directory)
+        replace(directory / EXPERIMENT_FILE, dump(experiment))
+        self.file = Lines(directory / ROUNDS_FILE)
+        for line in lines[self.rounds :]:
+            self.file.append(line)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are recorded."""
+        return len(self.file)
 
     def log(self, record: RoundRecord) -> None:
-        """Write one round."""
-        line = {"round": record.round_index, "clients": record.client_ids, "failures": record.failures}
-        self._file.write(json.dumps({**line, "metrics": for_json(record.metrics)}) + "\n")
-        self._file.flush()
+        """Record the next round. One that is recorded already is left as it is: a resumed run trains it again."""
+        if record.round_index < self.rounds:
+            return
+        assert record.round_index == self.rounds, f"round {record.round_index} after {self.rounds} rounds"
+        line = {
+            "round": record.round_index,
+            "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
+            "clients": record.client_ids,
+            "failures": record.failures,
+            "metrics": for_json(record.metrics),
+        }
+        self.file.append(json.dumps(line))
+
+    def truncate(self, rounds: int) -> None:
+        """Forget all but the first ``rounds``, for a run that goes on differently from there."""
+        self.file.truncate(rounds)
+
+    def lines(self, rounds: int) -> tuple[str, ...]:
+        """The first so many rounds, verbatim, for a checkpoint."""
+        return self.file.read(0, rounds)
+
+    def records(self) -> tuple[RoundRecord, ...]:
+        """Every round recorded."""
+        return tuple(parse(line) for line in self.lines(self.rounds))
 
     def __enter__(self) -> Self:
         return self
@@ -41,4 +93,4 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.file.close()

@@ -1,0 +1,146 @@
+"""Storage behind a URI: pyarrow's own file systems, and those of fsspec through pyarrow."""
+
+import errno
+import posixpath
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+from pyarrow import ArrowInvalid, fs
+
+from fednar_ray.checkpoint.storage import LocalStorage, Storage
+from fednar_ray.errors import StorageUnavailable
+
+RETRY_SECONDS = (0.5, 2.0, 8.0)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BUCKETED = ("s3", "gcs")  # pyarrow's names of object stores whose paths start with a bucket
+Result = TypeVar("Result")
+
+
+class RemoteStorage:
+    """A directory of a file system that is reached over a network.
+
+    What fails is tried again after each of ``pauses`` (seconds), unless trying again cannot help.
+    Object stores show a file only when it is complete; elsewhere a write that is cut off may leave a torn file,
+    which readers must tell by its checksum.
+    """
+
+    def __init__(
+        self, filesystem: fs.FileSystem, directory: str, location: str, pauses: Sequence[float] = RETRY_SECONDS
+    ) -> None:
+        self.location = location
+        self._filesystem = filesystem
+        self._directory = directory.rstrip("/")
+        self._pauses = tuple(pauses)
+
+    def write(self, name: str, data: bytes) -> None:
+        """As Storage."""
+        self._patiently(lambda: self._put(self._path(name), data))
+
+    def read(self, name: str) -> bytes:
+        """As Storage."""
+        return self._patiently(lambda: self._get(self._path(name)))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """As Storage."""
+        return [name for name in self._patiently(self._list) if name.startswith(prefix)]
+
+    def delete(self, name: str) -> None:
+        """As Storage."""
+        with suppress(FileNotFoundError):
+            self._patiently(lambda: self._filesystem.delete_file(self._path(name)))
+
+    def check(self) -> None:
+        """Raises StorageUnavailable where the location does not answer, or its bucket is not there."""
+        bucket = self._directory.split("/")[0]
+        bucketed = self._filesystem.type_name in BUCKETED
+        if bucketed and not bucket:
+            raise StorageUnavailable(f"{self.location} names no bucket; write it as scheme://bucket/directory")
+        try:
+            missing = bucketed and self._filesystem.get_file_info(bucket).type == fs.FileType.NotFound
+            self._list()
+        except Exception as error:
+            raise StorageUnavailable(
+                f"{self.location} does not answer: {_reason(error)}; check the address and the credentials"
+            ) from error
+        if missing:
+            raise StorageUnavailable(f"{self.location}: there is no bucket {bucket}; create it, or name another")
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._directory, name)
+
+    def _put(self, path: str, data: bytes) -> None:
+        try:
+            stream = self._filesystem.open_output_stream(path)
+        except FileNotFoundError:
+            self._filesystem.create_dir(posixpath.dirname(path), recursive=True)
+            stream = self._filesystem.open_output_stream(path)
+        with stream:
+            stream.write(data)
+
+    def _get(self, path: str) -> bytes:
+        with self._filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _list(self) -> list[str]:
+        selector = fs.FileSelector(self._directory, recursive=True, allow_not_found=True)
+        infos = self._filesystem.get_file_info(selector)
+        return sorted(posixpath.relpath(i.path, self._directory or "/") for i in infos if i.type == fs.FileType.File)
+
+    def _patiently(self, operation: Callable[[], Result]) -> Result:
+        for pause in self._pauses:
+            try:
+                return operation()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:
+                if getattr(error, "errno", None) in FULL:
+                    raise
+            time.sleep(pause)
+        try:
+            return operation()
+        except OSError:
+            raise
+        except Exception as error:  # file systems of fsspec have kinds of their own
+            raise OSError(_reason(error)) from error
+
+
+def open_remote(uri: str) -> Storage:
+    """As ``open_storage``, for a URI."""
+    location = _without_password(uri)
+    try:
+        filesystem, directory = _filesystem(uri)
+    except Exception as error:
+        raise StorageUnavailable(
+            f"{location}: {_reason(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
+            "or an installed package of fsspec knows"
+        ) from error
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return LocalStorage(Path(directory))
+    storage = RemoteStorage(filesystem, directory, location)
+    storage.check()
+    return storage
+
+
+def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        filesystem, directory = fs.FileSystem.from_uri(uri)
+    except ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise
+        other, directory = fsspec.core.url_to_fs(uri)
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
+    return filesystem, directory
+
+
+def _without_password(uri: str) -> str:
+    """The URI for messages: some carry a key."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

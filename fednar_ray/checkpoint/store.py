@@ -1,0 +1,184 @@
+"""Checkpoints in a storage: saved so that a crash at any instant leaves one whole, and verified when loaded.
+
+The files of a checkpoint are written first and its manifest last.  Only then are older manifests deleted, and after
+them the files that no manifest names any more.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fednar_ray.checkpoint.arrays import Array, RowVector, encode, encode_row
+from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifest, Row, Segment, spans
+from fednar_ray.checkpoint.parallel import for_each
+from fednar_ray.checkpoint.reading import Checkpoint, read_checkpoint, read_manifest
+from fednar_ray.checkpoint.storage import Storage
+from fednar_ray.errors import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointStore", "Snapshot"]
+
+log = logging.getLogger("fednar_ray")
+
+
+def _nothing() -> None:
+    """Release nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything at the end of a round. Arrays in it are never written again."""
+
+    next_round: int
+    arrays: Mapping[str, Array]
+    rows: Mapping[int, int]  # client id → version: the round that last changed its row; a version has one content
+    read_row: Callable[[int], RowVector]  # client id → [d], as of this snapshot; asked for one at a time
+    facts: Mapping[str, Any]  # what JSON can hold, and floats that are not finite
+    history: tuple[str, ...]  # one line of JSON a finished round
+    release: Callable[[], None] = _nothing  # called once, when the snapshot will not be read any more
+
+
+class CheckpointStore:
+    """The checkpoints of one run, of which the ``keep`` newest are kept."""
+
+    def __init__(self, storage: Storage, keep: int) -> None:
+        self._storage = storage
+        self._keep = keep
+        self._known: dict[str, Manifest] = {}  # manifests as they are in the storage, by name
+        self._damaged: set[str] = set()  # manifests of the checkpoints that ``load`` found damaged
+        self._newest: Manifest | None = None  # last loaded or saved
+        self._history: tuple[str, ...] = ()  # its lines
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint, and delete what it supersedes: older ones beyond ``keep``, and those of later rounds.
+
+        What the checkpoint last loaded or saved here already holds is not written again.  The snapshot is released
+        in any case.  Raises CheckpointError where the storage fails; the checkpoints before are then as they were.
+        """
+        try:
+            manifest = self._write(snapshot)
+        except OSError as error:
+            with suppress(OSError):
+                self._known.clear()  # its manifest may have been written all the same
+                names = self._storage.names()
+                self._sweep(names, self._manifests(names).values())
+            raise CheckpointError(self._failure(snapshot.next_round, error)) from error
+        finally:
+            snapshot.release()
+        self._newest, self._history = manifest, snapshot.history
+        self._known[manifest.name] = manifest
+        self._damaged.discard(manifest.name)
+        try:
+            self._prune(manifest.next_round)
+        except OSError as error:
+            log.warning("superseded checkpoints in %s could not be deleted: %s", self._storage.location, error)
+
+    def load(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None where there is none; damaged ones are logged.
+
+        Raises CheckpointError where the storage fails, or where there are checkpoints and all are damaged.
+        """
+        location = self._storage.location
+        try:
+            names = _manifest_names(self._storage.names("round-"))
+        except OSError as error:
+            raise CheckpointError(f"the checkpoints in {location} cannot be listed: {error}") from error
+        problems: list[str] = []
+        for name in reversed(names):
+            try:
+                manifest = read_manifest(self._storage, name)
+                checkpoint = read_checkpoint(self._storage, manifest)
+            except Damaged as damage:
+                log.warning("checkpoint %s in %s cannot be used: %s", name, location, damage)
+                self._damaged.add(name)
+                problems.append(str(damage))
+            else:
+                self._newest, self._history = manifest, checkpoint.history
+                return checkpoint
+        if problems:
+            raise CheckpointError(f"every checkpoint in {location} is damaged: {'; '.join(problems)}")
+        return None
+
+    def _write(self, snapshot: Snapshot) -> Manifest:
+        base = self._newest
+        if base is not None and base.next_round > snapshot.next_round:
+            base = None  # of another course of the run
+        manifest = Manifest(
+            next_round=snapshot.next_round,
+            arrays=self._put(f"round-{snapshot.next_round:08d}", "safetensors", encode(snapshot.arrays)),
+            history=self._write_history(snapshot.history, base),
+            rows=self._write_rows(snapshot, base),
+            facts=dict(snapshot.facts),
+        )
+        self._storage.write(manifest.name, manifest.encode())
+        return manifest
+
+    def _write_history(self, lines: tuple[str, ...], base: Manifest | None) -> list[Segment]:
+        written = {(s.start, s.stop): s for s in base.history} if base is not None else {}
+        segments = []
+        for start, stop in spans(len(lines)):
+            segment = written.get((start, stop))
+            if segment is None or lines[start:stop] != self._history[start:stop]:
+                data = "".join(f"{line}\n" for line in lines[start:stop]).encode()
+                file = self._put(f"history-{start:08d}-{stop:08d}", "jsonl", data)
+                segment = Segment(start=start, stop=stop, file=file)
+            segments.append(segment)
+        return segments
+
+    def _write_rows(self, snapshot: Snapshot, base: Manifest | None) -> list[Row]:
+        written = {row.client_id: row for row in base.rows} if base is not None else {}
+        rows = {i: written[i] for i, v in snapshot.rows.items() if i in written and written[i].version == v}
+
+        reading = threading.Lock()
+
+        def put(client_id: int) -> None:
+            with reading:
+                vector = snapshot.read_row(client_id)
+            version = snapshot.rows[client_id]
+            file = self._put(f"rows/{client_id}-{version}", "safetensors", encode_row(vector))
+            rows[client_id] = Row(client_id=client_id, version=version, file=file)
+
+        for_each(put, [client_id for client_id in snapshot.rows if client_id not in rows])
+        return [rows[client_id] for client_id in sorted(rows)]
+
+    def _put(self, stem: str, suffix: str, data: bytes) -> File:
+        file = File.of(stem, suffix, data)
+        self._storage.write(file.name, data)
+        return file
+
+    def _failure(self, next_round: int, error: OSError) -> str:
+        what = f"the checkpoint of round {next_round} could not be written to {self._storage.location}: {error}"
+        if self._newest is None:
+            return what
+        return f"{what}; the checkpoint of round {self._newest.next_round} before it is whole"
+
+    def _prune(self, newest_round: int) -> None:
+        names = self._storage.names()
+        manifests = self._manifests(names)
+        usable = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
+        self._known = {name: manifests[name] for name in usable[-self._keep :]}
+        for name in _manifest_names(names):
+            if name not in self._known:
+                self._storage.delete(name)
+        self._sweep(names, self._known.values())
+
+    def _sweep(self, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
+        """Delete those files among ``names`` that none of ``manifests`` needs."""
+        needed = {file.name for manifest in manifests for file in manifest.files()}
+        for_each(self._storage.delete, [name for name in names if OWN.fullmatch(name) and name not in needed])
+
+    def _manifests(self, names: Iterable[str]) -> dict[str, Manifest]:
+        """The manifests among ``names`` that can be read, oldest first."""
+        manifests = {}
+        for name in _manifest_names(names):
+            with suppress(Damaged):
+                known = self._known.get(name)
+                manifests[name] = known if known is not None else Manifest.decode(name, self._storage.read(name))
+        return manifests
+
+
+def _manifest_names(names: Iterable[str]) -> list[str]:
+    """The manifests among ``names``, oldest first."""
+    return sorted((name for name in names if MANIFEST.fullmatch(name)), key=lambda name: (len(name), name))

@@ -1,0 +1,69 @@
+"""Checkpoints written beside the training, so that a round does not wait for them."""
+
+import threading
+
+from fednar_ray.checkpoint.store import CheckpointStore, Snapshot
+from fednar_ray.errors import CheckpointError
+
+
+class BackgroundWriter:
+    """Saves snapshots in a daemon thread; at most one waits, and a newer one takes its place.
+
+    Every snapshot offered is released, whatever becomes of it.
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._changed = threading.Condition()
+        self._waiting: Snapshot | None = None
+        self._closed = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Have ``snapshot`` saved soon, and return at once.
+
+        Raises what an earlier save raised, once (CheckpointError); ``snapshot`` is saved all the same.
+        """
+        with self._changed:
+            assert not self._closed, "the writer is closed"
+            replaced, self._waiting = self._waiting, snapshot
+            self._changed.notify()
+        if replaced is not None:
+            replaced.release()
+        self._raise_error()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait, at most ``timeout`` seconds, until what was offered is saved, and end.
+
+        Raises what a save raised and no ``offer`` has, or CheckpointError when the time is over.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        self._raise_error()
+        if self._thread.is_alive():
+            raise CheckpointError(f"the last checkpoint was not written within {timeout:g} seconds")
+
+    def _raise_error(self) -> None:
+        with self._changed:
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while (snapshot := self._next()) is not None:
+            try:
+                self._store.save(snapshot)
+            except Exception as error:  # noqa: BLE001 - raised by the next call of the training's thread
+                with self._changed:
+                    self._error = error
+
+    def _next(self) -> Snapshot | None:
+        """The next snapshot; None once there is none and the writer is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+            snapshot, self._waiting = self._waiting, None
+            return snapshot

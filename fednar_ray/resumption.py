@@ -1,0 +1,114 @@
+"""From a kept run to where it goes on, if the experiment is still the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fednar_ray import runs
+from fednar_ray.checkpoint.store import Checkpoint
+from fednar_ray.config import Experiment, dotted
+from fednar_ray.errors import BadInput, ConfigError
+from fednar_ray.runs import KeptRun
+
+ROUNDS = "federation.rounds"
+FREE = ("execution.", "checkpoint.")  # where a run trains, and how it is kept, do not change what it trains
+FIXED = ("execution.cohort_width", "tracking.")  # the width decides the bytes; the MLflow run is where it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """Where a run goes on."""
+
+    kept: KeptRun
+    checkpoint: Checkpoint
+    experiment: Experiment
+    run_id: str
+    tracking_uri: str
+    data_digest: str
+    anew: bool  # rounds that were recorded after the checkpoint may come out differently now
+
+
+def begun(wanted: str) -> Experiment:
+    """The experiment of a kept run. Raises BadInput where there is none, or it has no checkpoint."""
+    return _as_begun(_checkpoint(runs.named(wanted)))
+
+
+def _as_begun(checkpoint: Checkpoint) -> Experiment:
+    return Experiment.model_validate(checkpoint.facts["experiment"])
+
+
+def _checkpoint(kept: KeptRun) -> Checkpoint:
+    checkpoint = kept.checkpoint()
+    if checkpoint is None:
+        raise BadInput(f"{kept.name} has no checkpoint in {kept.storage}; start it anew, without --resume")
+    return checkpoint
+
+
+def resume_from(wanted: str | None, experiment: Experiment | None, may_change: Sequence[str] = ()) -> Resumption | None:
+    """The run that ``wanted`` names, or the newest of the experiment (None: there is none to go on with).
+
+    ``experiment`` None: as the run was begun.  ``may_change``: keys, or sections, that may differ from then.
+    Raises ConfigError for other differences, BadInput where ``wanted`` names no run or has no checkpoint, and
+    CheckpointError where every checkpoint is damaged.
+    """
+    if wanted is not None:
+        kept = runs.named(wanted)
+        return _resumption(kept, _checkpoint(kept), experiment, may_change)
+    assert experiment is not None
+    refused: ConfigError | None = None
+    for kept in runs.of_experiment(experiment):
+        checkpoint = kept.checkpoint()
+        try:
+            if checkpoint is not None:
+                return _resumption(kept, checkpoint, experiment, may_change)
+        except ConfigError as error:  # another experiment of that name; of several, the newest is spoken of
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return None
+
+
+def _resumption(
+    kept: KeptRun, checkpoint: Checkpoint, wanted: Experiment | None, may_change: Sequence[str]
+) -> Resumption:
+    facts = checkpoint.facts
+    before = _as_begun(checkpoint)
+    experiment = wanted or before
+    anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
+    if experiment.execution.cohort_width == "auto":  # as it was resolved then, whatever would be chosen here
+        execution = experiment.execution.model_copy(update={"cohort_width": facts["cohort_width"]})
+        experiment = experiment.model_copy(update={"execution": execution})
+    return Resumption(
+        kept=kept,
+        checkpoint=checkpoint,
+        experiment=experiment,
+        run_id=facts["run_id"],
+        tracking_uri=facts["tracking_uri"],
+        data_digest=facts["data_digest"],
+        anew=anew,
+    )
+
+
+def _differs(begun: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:
+    """Does anything differ that bears on training? Raises ConfigError for what may not."""
+    before, after = dotted(begun), dotted(wanted)
+    different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    problems = [p for key in different if (p := _problem(key, before, after, done, may_change)) is not None]
+    if problems:
+        raise ConfigError((f"{name} was begun with another experiment, and cannot go on with this one:", *problems))
+    return any(key != ROUNDS and not key.startswith(FREE) for key in different)
+
+
+def _problem(
+    key: str, before: Mapping[str, Any], after: Mapping[str, Any], done: int, may_change: Sequence[str]
+) -> str | None:
+    """Why a key may not differ; None where it may."""
+    if key == ROUNDS:
+        return None if after[key] >= done else f"{key}: {after[key]} is less than the rounds done ({done})"
+    if key.startswith(FREE) and not key.startswith(FIXED):
+        return None
+    told = any(key == free or key.startswith(f"{free}.") for free in may_change)
+    if told and not key.startswith("tracking."):
+        return None
+    hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
+    return f"{key}: {after.get(key)!r}, and was {before.get(key)!r}{hint}"

@@ -1,0 +1,392 @@
+"""Client states: rows come back as they were staged, views keep what they saw, and the file does not grow."""
+
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import fednar_ray as fr
+from fednar_ray import client_states, federation_state
+from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.checkpoint.store import Snapshot
+from fednar_ray.client_states import ClientStates, StatesView
+from fednar_ray.config.settings import AlgorithmSettings
+from fednar_ray.errors import RunFailed
+from fednar_ray.federation_state import FederationState, ServerSide
+
+D = 5  # floats a row
+ROW_BYTES = 4 * D
+CLIENTS = 6
+BUDGETS = {"in memory": 10**6, "three rows in memory": 3 * ROW_BYTES + 1, "on disk": 0}
+
+
+def row_of(stamp: int) -> np.ndarray:
+    """A row like no other."""
+    return np.arange(D, dtype=np.float32) + 1000 * stamp
+
+
+def rows_on_disk(directory: Path) -> int:
+    """The size of the nameless file in ``directory``, which only its descriptor leads to."""
+    sizes = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            if os.readlink(link).startswith(f"{directory}/"):
+                sizes.append(link.stat().st_size)
+    assert len(sizes) <= 1
+    assert all(size % ROW_BYTES == 0 for size in sizes)
+    return sum(sizes) // ROW_BYTES
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may grow beyond ``room`` bytes; the operating system writes what fits, and then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=BUDGETS)
+def states(request: pytest.FixtureRequest, tmp_path: Path) -> ClientStates:
+    return ClientStates(D, BUDGETS[request.param], tmp_path)
+
+
+def test_a_client_without_a_row_is_still_zero(states: ClientStates) -> None:
+    assert states.get(0) is None
+    assert len(states) == 0
+
+
+def test_staged_rows_become_current_together_with_the_commit(states: ClientStates) -> None:
+    for client_id in range(CLIENTS):
+        states.stage(client_id, row_of(client_id))
+    assert [states.get(i) for i in range(CLIENTS)] == [None] * CLIENTS
+    states.commit(3)
+    for client_id in range(CLIENTS):
+        np.testing.assert_array_equal(states.get(client_id), row_of(client_id))
+    states.stage(2, row_of(9))
+    np.testing.assert_array_equal(states.get(2), row_of(2))
+    states.commit(4)
+    np.testing.assert_array_equal(states.get(2), row_of(9))
+    assert states.view().versions == {0: 3, 1: 3, 2: 4, 3: 3, 4: 3, 5: 3}
+
+
+def test_discarded_rows_never_become_current(states: ClientStates) -> None:
+    states.restore(0, row_of(1), 7)
+    states.stage(0, row_of(2))
+    states.stage(1, row_of(3))
+    states.discard()
+    states.commit(8)
+    np.testing.assert_array_equal(states.get(0), row_of(1))
+    assert states.get(1) is None
+    assert states.view().versions == {0: 7}
+
+
+def test_a_row_is_copied_bit_by_bit_when_it_is_staged(states: ClientStates) -> None:
+    odd = np.array([np.nan, -np.inf, -0.0, 1e-45, 1 / 3], dtype=np.float32)
+    matrix = np.stack([odd, odd]).T  # its columns are not contiguous
+    states.stage(0, matrix[:, 1])
+    matrix[:] = 0
+    states.commit(0)
+    kept = states.get(0)
+    assert kept is not None
+    assert kept.tobytes() == odd.tobytes()
+
+
+def test_what_exceeds_the_budget_goes_to_disk_and_nothing_else_does(tmp_path: Path) -> None:
+    for budget, on_disk in ((CLIENTS * ROW_BYTES, 0), (CLIENTS * ROW_BYTES - 1, 1), (3 * ROW_BYTES, 3), (0, CLIENTS)):
+        states = ClientStates(D, budget, tmp_path)
+        for client_id in range(CLIENTS):
+            states.stage(client_id, row_of(client_id))
+        assert rows_on_disk(tmp_path) == on_disk
+        del states
+    assert list(tmp_path.iterdir()) == []  # the file has no name, so that no crash leaves it behind
+
+
+def test_without_a_budget_a_quarter_of_the_free_memory_is_taken(tmp_path: Path) -> None:
+    states = ClientStates(D, None, tmp_path)
+    states.restore(0, row_of(0), 0)
+    assert rows_on_disk(tmp_path) == 0
+    too_large = ClientStates(2**44, None, tmp_path)  # a row of 64 TiB: none fits
+    with full_disk(0), pytest.raises(RunFailed, match=f"cannot be written to {tmp_path}: "):
+        too_large.stage(0, row_of(0))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_rounds_of_replaced_rows_take_no_more_than_twice_the_rows(budget: str, tmp_path: Path) -> None:
+    states = ClientStates(D, BUDGETS[budget], tmp_path)
+    rng = np.random.default_rng(0)
+    for round_index in range(50):
+        for client_id in rng.choice(CLIENTS, 4, replace=False).tolist():
+            states.stage(client_id, row_of(10 * round_index + client_id))
+        if round_index % 5 == 4:
+            states.discard()  # an abandoned round leaves nothing behind either
+        states.commit(round_index)
+    assert rows_on_disk(tmp_path) <= 2 * CLIENTS
+
+
+def test_slots_of_a_view_are_used_again_only_after_its_release(tmp_path: Path) -> None:
+    states = ClientStates(D, 0, tmp_path)
+    for client_id in range(3):
+        states.restore(client_id, row_of(client_id), 0)
+    view, same = states.view(), states.view()
+    for round_index in (1, 2):
+        for client_id in range(3):
+            states.restore(client_id, row_of(100 * round_index + client_id), round_index)
+    # three in the views, three current, and the one that is written before the row it replaces is let go of
+    assert rows_on_disk(tmp_path) == 3 + 3 + 1
+    view.release()
+    for client_id in range(3):
+        np.testing.assert_array_equal(same.read(client_id), row_of(client_id))
+        states.restore(client_id, row_of(300 + client_id), 3)
+    assert rows_on_disk(tmp_path) == 7
+    same.release()
+    later = states.view()
+    for client_id in range(3):
+        states.restore(client_id, row_of(400 + client_id), 4)
+    assert rows_on_disk(tmp_path) == 7  # in the released slots
+    for client_id in range(3):
+        np.testing.assert_array_equal(later.read(client_id), row_of(300 + client_id))
+        np.testing.assert_array_equal(states.get(client_id), row_of(400 + client_id))
+
+
+def test_a_thread_reads_views_while_rows_are_replaced(states: ClientStates) -> None:
+    """As checkpoints are written; row and version of a client are of the same round in every view."""
+    views: list[StatesView | None] = []
+    offered, wrong = threading.Semaphore(0), list[tuple[int, int, float]]()
+
+    def read_all() -> None:
+        for index in range(300):
+            offered.acquire()
+            view = views[index]
+            assert view is not None
+            for client_id, version in view.versions.items():
+                row = view.read(client_id)
+                if not np.array_equal(row, row_of(version)):
+                    wrong.append((client_id, version, float(row[0])))
+            view.release()
+            views[index] = None
+
+    reader = threading.Thread(target=read_all)
+    reader.start()
+    for round_index in range(300):
+        for client_id in range(round_index % 2, CLIENTS, 2):
+            states.stage(client_id, row_of(round_index))
+        states.commit(round_index)
+        views.append(states.view())
+        offered.release()
+    reader.join()
+    assert wrong == []
+
+
+class AgainstADictionary(RuleBasedStateMachine):
+    """Any course of events, against dictionaries of stamps; a stamp stands for one row, and is used once."""
+
+    @initialize(
+        budget=st.sampled_from([0, ROW_BYTES, 4 * ROW_BYTES, 10**6]),
+    )
+    def begin(self, budget: int) -> None:
+        self.budget = budget
+        self.directory = Path(self.folder)
+        self.states = ClientStates(D, budget, self.directory)
+        self.current: dict[int, int] = {}
+        self.versions: dict[int, int] = {}
+        self.staged: dict[int, int] = {}
+        self.views: list[tuple[StatesView, dict[int, int], dict[int, int]]] = []
+        self.stamps = self.round = self.most_alive = 0
+
+    folder = ""
+
+    @rule(client_id=st.integers(0, CLIENTS - 1))
+    def stage(self, client_id: int) -> None:
+        if client_id in self.staged:
+            return  # a client trains once a round
+        self.stamps += 1
+        self.states.stage(client_id, row_of(self.stamps))
+        self.staged[client_id] = self.stamps
+        viewed = {stamp for _, rows, _ in self.views for stamp in rows.values()}
+        alive = len({*self.current.values(), *self.staged.values(), *viewed})
+        self.most_alive = max(self.most_alive, alive)
+
+    @rule()
+    def commit(self) -> None:
+        self.states.commit(self.round)
+        self.current |= self.staged
+        self.versions |= dict.fromkeys(self.staged, self.round)
+        self.staged = {}
+        self.round += 1
+
+    @rule()
+    def discard(self) -> None:
+        self.states.discard()
+        self.staged = {}
+
+    @rule()
+    def look(self) -> None:
+        self.views.append((self.states.view(), dict(self.current), dict(self.versions)))
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        if self.views:
+            view, _, _ = self.views.pop(data.draw(st.integers(0, len(self.views) - 1)))
+            view.release()
+
+    @invariant()
+    def current_rows_are_those_last_committed(self) -> None:
+        if not hasattr(self, "states"):
+            return
+        assert len(self.states) == len(self.current)
+        for client_id in range(CLIENTS):
+            row = self.states.get(client_id)
+            if client_id in self.current:
+                np.testing.assert_array_equal(row, row_of(self.current[client_id]))
+            else:
+                assert row is None
+
+    @invariant()
+    def views_are_as_they_were(self) -> None:
+        for view, rows, versions in getattr(self, "views", []):
+            assert view.versions == versions
+            for client_id, stamp in rows.items():
+                np.testing.assert_array_equal(view.read(client_id), row_of(stamp))
+
+    @invariant()
+    def the_file_holds_no_more_rows_than_were_ever_needed_at_once(self) -> None:
+        if hasattr(self, "states"):
+            assert rows_on_disk(self.directory) <= self.most_alive
+
+
+def test_any_course_of_events_is_as_with_a_dictionary(tmp_path: Path) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    machine: Any = type("InAFolder", (AgainstADictionary,), {"folder": str(tmp_path)})
+    options = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+    run_state_machine_as_test(machine, settings=options)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_full_disk_fails_the_run_and_says_where(budget: str, tmp_path: Path) -> None:
+    states = ClientStates(D, BUDGETS[budget], tmp_path)
+    room = 2 * ROW_BYTES + 7  # the third row is cut off in its midst
+    fits = {"in memory": CLIENTS, "three rows in memory": 5, "on disk": 2}[budget]
+    with full_disk(room):
+        for client_id in range(fits):
+            states.stage(client_id, row_of(client_id))
+        states.commit(0)
+        if fits < CLIENTS:
+            with pytest.raises(RunFailed, match=f"a client's state cannot be written to {tmp_path}: File too large"):
+                states.stage(fits, row_of(fits))
+    for client_id in range(fits):
+        np.testing.assert_array_equal(states.get(client_id), row_of(client_id))
+
+
+def test_a_directory_that_is_gone_fails_the_run(tmp_path: Path) -> None:
+    states = ClientStates(D, 0, tmp_path / "gone")
+    with pytest.raises(RunFailed, match=f"cannot be written to {tmp_path / 'gone'}: No such file"):
+        states.stage(0, row_of(0))
+
+
+# --- As the rounds use them
+
+
+def experiment(preset: str, **execution: Any) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "federation": {"rounds": 6, "clients_per_round": 3, "local_steps": 2, "batch_size": 5},
+            "model": {"hidden": 4},
+            "algorithm": {"name": preset},
+            "execution": {"placement": "serial", **execution},
+        }
+    )
+
+
+@pytest.mark.parametrize("preset", ["scaffold", "scaffold+exp", "feddyn"])
+def test_states_on_disk_end_in_the_same_bytes_as_states_in_memory(preset: str, federation: fr.Federation) -> None:
+    *_, in_memory = fr.iter_rounds(experiment(preset), federation=federation)
+    dimension = len(in_memory.parameters)
+    for budget in (0, 2 * 4 * dimension):
+        *_, on_disk = fr.iter_rounds(experiment(preset, state_memory_bytes=budget), federation=federation)
+        assert on_disk.parameters.tobytes() == in_memory.parameters.tobytes()
+
+
+def test_a_run_whose_states_find_no_room_fails_with_a_clear_error(federation: fr.Federation) -> None:
+    rounds = fr.iter_rounds(experiment("scaffold", state_memory_bytes=0), federation=federation)
+    next(rounds)
+    with full_disk(0), pytest.raises(RunFailed, match="a client's state cannot be written to /.*: File too large"):
+        list(rounds)
+
+
+# --- An interruption at any line
+
+
+def parts(snapshot: Snapshot) -> tuple[int, bytes, dict[int, tuple[int, bytes]]]:
+    """What a checkpoint would hold: the next round, the server's vectors, and each client's version and row."""
+    rows = {i: (version, snapshot.read_row(i).tobytes()) for i, version in snapshot.rows.items()}
+    snapshot.release()
+    return snapshot.next_round, b"".join(array.tobytes() for _, array in sorted(snapshot.arrays.items())), rows
+
+
+def mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
+    """A federation after round 0, with the rows of round 1 staged: two replace older ones, one is a client's first."""
+    algorithm = build_algorithm(AlgorithmSettings(name="scaffold"))
+    state = FederationState.initial(algorithm, row_of(0), np.zeros(0), ClientStates(D, budget, directory))
+    for client_id in range(3):
+        state.clients.stage(client_id, row_of(10 + client_id))
+    state.advance(ServerSide(next_round=1, server=algorithm.server.init(row_of(1)), buffers=np.zeros(0), control=row_of(5)))
+    for client_id in (0, 2, 4):
+        state.clients.stage(client_id, row_of(20 + client_id))
+    then = ServerSide(next_round=2, server=algorithm.server.init(row_of(2)), buffers=np.zeros(0), control=row_of(6))
+    return state, then
+
+
+class InterruptAtLine:
+    """Ctrl-C at the n-th line that runs in the modules of the state."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> "InterruptAtLine | None":
+        if frame.f_code.co_filename not in (client_states.__file__, federation_state.__file__):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_an_interruption_anywhere_leaves_the_state_before_the_round_or_after_it(budget: str, tmp_path: Path) -> None:
+    state, then = mid_run(BUDGETS[budget], tmp_path)
+    before = parts(state.snapshot([], {}))
+    state.advance(then)
+    after = parts(state.snapshot([], {}))
+    assert before[0] < after[0]
+    found = []
+    for line in range(1000):
+        state, then = mid_run(BUDGETS[budget], tmp_path)
+        tracer = sys.gettrace()
+        sys.settrace(InterruptAtLine(line))
+        try:
+            state.advance(then)
+        except KeyboardInterrupt:
+            found.append(parts(state.snapshot([], {})))
+        else:
+            break
+        finally:
+            sys.settrace(tracer)
+    assert len(found) > 5
+    assert [line for line, left in enumerate(found) if left not in (before, after)] == []

@@ -1,0 +1,336 @@
+"""What fails within a round is tried again elsewhere with the same result, isolated, or dropped, and never hangs."""
+
+import itertools
+import logging
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._C import _functorch
+
+import fednar_ray as fr
+from fednar_ray.errors import RoundAborted
+from fednar_ray.execution.failures import Decision, Failure, Kind, Ledger, Tolerance, decide, kind_of
+from fednar_ray.execution.queue import CallQueue
+from fednar_ray.execution.ray_pool import RayPool
+from fednar_ray.messages import Broadcast, CohortTask
+from fednar_ray.placement import place, resolve
+from fednar_ray.preparation import prepare
+
+from .conftest import small_federation
+
+SIZES = (7, 30, 12, 3, 21, 9, 16)
+BAD, SENTINEL = 4, 77.0  # the client whose examples hold the number
+
+
+# ---- the policy
+
+
+@pytest.mark.parametrize(
+    ("kind", "clients", "attempts", "remaining", "expected"),
+    [
+        (Kind.LOST, 5, 1, 9, Decision.RETRY),
+        (Kind.LOST, 5, 2, 9, Decision.RETRY),
+        (Kind.LOST, 5, 3, 9, Decision.SPLIT),  # one of the five is to blame: find it
+        (Kind.RAISED, 1, 3, 9, Decision.DROP),
+        (Kind.TIMED_OUT, 1, 3, 4, Decision.DROP),
+        (Kind.TIMED_OUT, 1, 3, 3, Decision.ABORT),  # dropping it would leave 2, and 3 must remain
+        (Kind.OUT_OF_MEMORY, 5, 1, 9, Decision.SPLIT),  # it would run out again
+        (Kind.OUT_OF_MEMORY, 1, 1, 9, Decision.RETRY),  # elsewhere there may be more
+        (Kind.OUT_OF_MEMORY, 1, 3, 9, Decision.DROP),
+    ],
+)
+def test_two_retries_then_halves_then_the_one_client(
+    kind: Kind, clients: int, attempts: int, remaining: int, expected: Decision
+) -> None:
+    failure = Failure(kind=kind, clients=clients, attempts=attempts, remaining=remaining)
+    assert decide(failure, Tolerance(retries=2, min_clients=3)) is expected
+
+
+def test_the_ledger_counts_what_it_drops_and_aborts_with_the_cause() -> None:
+    ledger = Ledger(Tolerance(retries=0, min_clients=2), round_index=7, clients=3)
+    assert ledger.judge((5,), Kind.RAISED, "ValueError: no", 1) is Decision.DROP
+    with pytest.raises(RoundAborted, match=r"round 7 aborted: fewer than 2 clients remain; .*client 6: OSError: gone"):
+        ledger.judge((6,), Kind.RAISED, "OSError: gone", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("x"), Kind.RAISED),
+        (MemoryError(), Kind.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory"), Kind.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), Kind.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: device-side assert triggered"), Kind.LOST),
+    ],
+)
+def test_an_exception_says_what_failed(error: Exception, kind: Kind) -> None:
+    assert kind_of(error) is kind
+
+
+def test_an_allocation_that_no_machine_can_serve_is_known_as_one() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50, dtype=torch.float64)
+    assert kind_of(raised.value) is Kind.OUT_OF_MEMORY
+
+
+# ---- the order of results
+
+
+def tasks(*cohorts: tuple[int, ...]) -> list[CohortTask]:
+    return [CohortTask(client_ids=cohort, states=None) for cohort in cohorts]
+
+
+def test_results_leave_in_the_order_of_the_tasks_in_whatever_order_they_arrive() -> None:
+    for order in itertools.permutations(range(3)):
+        queue = CallQueue(tasks((1, 2), (3,), (4,)), [None] * 3)
+        calls, left = list(queue.waiting()), []
+        for call in calls:
+            queue.sent(call)
+        for index in order:
+            queue.arrive(calls[index], index)
+            left += queue.due()
+        assert left == [0, 1, 2]
+        assert not queue.unfinished
+
+
+def test_halves_take_the_place_of_their_cohort() -> None:
+    queue = CallQueue(tasks((1, 2, 3), (4,)), [None] * 2)
+    first, second = queue.waiting()
+    queue.sent(first)
+    queue.sent(second)
+    queue.arrive(second, "4")
+    queue.split(first, attempts=2)
+    halves = list(queue.waiting())
+    assert [(h.task.client_ids, h.attempts, queue.is_due(h)) for h in halves] == [((1, 2), 2, True), ((3,), 2, False)]
+    queue.sent(halves[0])
+    queue.split(halves[0], attempts=2)
+    for call in list(queue.waiting()):
+        queue.sent(call)
+        queue.arrive(call, call.task.client_ids)
+    assert list(queue.due()) == [(1,), (2,), (3,), "4"]
+
+
+def test_a_half_carries_its_clients_share_of_the_task() -> None:
+    rows = tuple(np.full(2, i, dtype=np.float32) for i in range(3))
+    task = CohortTask(client_ids=(7, 8, 9), states=rows, factors=(0.0, 1.0, 0.5), rows=True)
+    first, second = task.halves()
+    assert (first.client_ids, first.factors, first.rows) == ((7, 8), (0.0, 1.0), True)
+    assert (second.client_ids, second.factors) == ((9,), (0.5,))
+    assert second.states is not None
+    assert second.states[0] is rows[2]
+
+
+# ---- on real actors
+
+
+def unwrapped(x: torch.Tensor) -> torch.Tensor:
+    """Within ``torch.func.vmap``, the examples of the whole cohort."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+class Trap(torch.nn.Module):
+    """A model that does ``what`` when it meets the bad client's examples: once, or always."""
+
+    def __init__(self, what: str, marker: Path | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.what, self.marker = what, marker
+        self.layers = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.what and bool((unwrapped(x) == SENTINEL).any()) and self._springs():
+            if self.what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "hang":
+                time.sleep(3600)
+            raise ArithmeticError("this client cannot be trained")
+        return self.layers(torch.where(x == SENTINEL, 0.0, x))
+
+    def _springs(self) -> bool:
+        if self.marker is None:
+            return True
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+class Crowded(Trap):
+    """A model that runs out of memory where more than two clients train together."""
+
+    def __init__(self) -> None:
+        super().__init__("", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if unwrapped(x).ndim > 2 and len(unwrapped(x)) > 2:
+            raise MemoryError
+        return super().forward(x)
+
+
+def federation() -> fr.Federation:
+    whole = small_federation(SIZES)
+    start, stop = whole.shards.offsets[BAD : BAD + 2]
+    whole.shards.examples.x[start:stop, 0] = SENTINEL
+    return whole
+
+
+def experiment(execution: dict[str, Any], preset: str = "fedavg", **more: Any) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "federation": {"rounds": 3, "local_epochs": 1, "batch_size": 4, **more.pop("federation", {})},
+            "algorithm": {"name": preset, "local_lr": 0.1},
+            "regularizer": {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.5},
+            "execution": {"gpus_per_actor": 0, "cpus_per_actor": 0.5, "cohort_width": 1, **execution},
+            **more,
+        }
+    )
+
+
+POOLED = {"placement": "pooled", "actors": 2}
+
+
+def trained(
+    settings: fr.Experiment, model: torch.nn.Module, session: fr.RaySession | None = None
+) -> list[fr.RoundReport]:
+    return list(fr.iter_rounds(settings, federation=federation(), model=model, session=session))
+
+
+def undisturbed(preset: str = "fedavg", **more: Any) -> bytes:
+    return trained(experiment({"placement": "serial"}, preset, **more), Trap("", None))[-1].parameters.tobytes()
+
+
+def without_the_bad_client(rounds: int = 3) -> bytes:
+    others = [[i for i in range(len(SIZES)) if i != BAD]] * rounds
+    return undisturbed(federation={"participation": others, "rounds": rounds})
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["die", "hang", "raise"])
+@pytest.mark.parametrize("preset", ["fedavg", "scaffold"])
+def test_what_fails_once_changes_nothing(what: str, preset: str, session: fr.RaySession, tmp_path: Path) -> None:
+    settings = experiment({**POOLED, "client_timeout_seconds": 5 if what == "hang" else None}, preset)
+    reports = trained(settings, Trap(what, tmp_path / "sprung"), session)
+    assert (tmp_path / "sprung").exists()
+    assert not any(report.failures for report in reports)
+    assert reports[-1].parameters.tobytes() == undisturbed(preset)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["die", "raise"])
+def test_a_poisoned_client_is_dropped_and_nobody_else(what: str, session: fr.RaySession) -> None:
+    settings = experiment({**POOLED, "retries": 1}, federation={"rounds": 2})
+    reports = trained(settings, Trap(what, None), session)
+    assert [set(report.failures) for report in reports] == [{BAD}, {BAD}]
+    assert ("ArithmeticError" if what == "raise" else "actor was lost") in reports[0].failures[BAD]
+    assert [report.metrics["clients_trained"] for report in reports] == [6, 6]
+    assert reports[-1].parameters.tobytes() == without_the_bad_client(2)
+
+
+@pytest.mark.ray
+def test_a_poisoned_client_is_found_within_its_cohort(session: fr.RaySession, caplog: pytest.LogCaptureFixture) -> None:
+    settings = experiment({**POOLED, "retries": 0, "cohort_width": 4}, federation={"rounds": 1})
+    with caplog.at_level(logging.WARNING, "fednar_ray"):
+        (report,) = trained(settings, Trap("die", None), session)
+    assert set(report.failures) == {BAD}
+    expected = np.frombuffer(without_the_bad_client(1), dtype=np.float32)
+    np.testing.assert_allclose(report.parameters, expected, rtol=1e-4, atol=1e-6)
+    assert "trained in halves (their sum is equal to rounding, not to the bit)" in caplog.text
+
+
+@pytest.mark.parametrize("placement", ["serial", pytest.param("pooled", marks=pytest.mark.ray)])
+def test_cohorts_that_run_out_of_memory_are_halved_and_nobody_is_lost(
+    placement: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = request.getfixturevalue("session") if placement == "pooled" else None
+    settings = experiment({"placement": placement, "cohort_width": 7})
+    with caplog.at_level(logging.WARNING, "fednar_ray"):
+        reports = trained(settings, Crowded(), session)
+    assert not any(report.failures for report in reports)
+    assert "MemoryError; trained in halves (their sum is equal to rounding" in caplog.text
+    expected = trained(experiment({"placement": "serial", "cohort_width": 2}), Trap("", None))[-1]
+    np.testing.assert_allclose(reports[-1].parameters, expected.parameters, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_that_raises_is_dropped_without_ray_too() -> None:
+    reports = trained(experiment({"placement": "serial"}), Trap("raise", None))
+    assert [dict(report.failures) for report in reports] == [
+        {BAD: "ArithmeticError: this client cannot be trained"}
+    ] * 3
+    assert reports[-1].parameters.tobytes() == without_the_bad_client()
+
+
+@pytest.mark.parametrize("placement", ["serial", pytest.param("pooled", marks=pytest.mark.ray)])
+def test_too_few_that_remain_abort_the_round_with_the_cause(placement: str, request: pytest.FixtureRequest) -> None:
+    session = request.getfixturevalue("session") if placement == "pooled" else None
+    settings = experiment({"placement": placement, "min_clients": 7, "retries": 0})
+    with pytest.raises(RoundAborted, match=r"fewer than 7 clients remain.*client 4: ArithmeticError: this client"):
+        trained(settings, Trap("raise", None), session)
+
+
+@pytest.mark.ray
+def test_a_dedicated_actor_that_dies_is_replaced_with_its_own_shard(session: fr.RaySession, tmp_path: Path) -> None:
+    settings = experiment({"placement": "dedicated"}, "scaffold")
+    reports = trained(settings, Trap("die", tmp_path / "sprung"), session)
+    assert reports[-1].parameters.tobytes() == undisturbed("scaffold")
+
+
+SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "corruption": {"scaled": 0.3, "factor": 30}}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn"])
+def test_two_phases_give_the_same_bytes_everywhere(preset: str, session: fr.RaySession) -> None:
+    model = Trap("", None)
+    expected = trained(experiment({"placement": "serial", "cohort_width": 2}, preset, **SCREENED), model)
+    reports = trained(experiment({**POOLED, "cohort_width": 2}, preset, **SCREENED), model, session)
+    assert any(report.failures for report in expected)
+    assert [r.failures for r in reports] == [r.failures for r in expected]
+    assert reports[-1].parameters.tobytes() == expected[-1].parameters.tobytes()
+
+
+@pytest.mark.ray
+def test_what_an_actor_held_between_two_phases_is_trained_again_when_it_dies(session: fr.RaySession) -> None:
+    prepared = prepare(experiment({**POOLED, "cohort_width": 2}), federation(), Trap("", None))
+    d = prepared.model_bytes // 4
+    broadcast = Broadcast(
+        round_index=0,
+        scalars=prepared.experiment.scalars(0),
+        parameters=np.full(d, 0.1, dtype=np.float32),
+        control=None,
+        buffers=None,
+    )
+    cohorts = tasks((0, 1), (2, 3), (5, 6))
+    with place(prepared, resolve(prepared, session), session) as pool:
+        assert isinstance(pool, RayPool)
+        whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, cohorts)]
+        figures = [f.delta_norms.tolist() for f in pool.measure(broadcast, cohorts)]
+        for actor in pool.places():
+            os.kill(actor.process_id, signal.SIGKILL)
+        counted = [replace(task, factors=(1.0, 1.0), rows=True) for task in cohorts]
+        updates = list(pool.train(broadcast, counted))
+    assert [u.weighted_delta.tobytes() for u in updates] == whole
+    assert [np.linalg.norm(u.rows, axis=1) for u in updates] == pytest.approx(np.array(figures), rel=1e-5)
+
+
+@pytest.mark.ray
+def test_scoring_survives_an_actor_too(session: fr.RaySession, tmp_path: Path) -> None:
+    class DiesWhenScoring(Trap):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training and len(x) > 50 and self._springs():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(x)
+
+    reports = trained(experiment(POOLED), DiesWhenScoring("", tmp_path / "sprung"), session)
+    assert (tmp_path / "sprung").exists()
+    expected = trained(experiment({"placement": "serial"}), Trap("", None))
+    assert [r.metrics["test_loss"] for r in reports] == [r.metrics["test_loss"] for r in expected]

@@ -1,0 +1,567 @@
+"""MLflow that dies, hangs, answers nonsense and comes back: training goes on, and everything arrives exactly once."""
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import hypothesis
+import mlflow
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+import fednar_ray as fr
+from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.experiment import drain, train
+from fednar_ray.messages import RoundRecord
+from fednar_ray.preparation import prepare
+from fednar_ray.tracking import sender
+from fednar_ray.tracking.journal import Journal, parse, recorded
+from fednar_ray.tracking.lines import Lines, whole_lines
+from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.tracking.outbox import Outbox
+from fednar_ray.tracking.sync import sync
+
+pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+ROUNDS = 12
+EXPERIMENT = fr.Experiment.model_validate(
+    {
+        "name": "outage",
+        "data": {"partition": {"clients": 4}},
+        "model": {"hidden": 4},
+        "federation": {"rounds": ROUNDS, "clients_per_round": 2, "local_steps": 1},
+        "execution": {"placement": "serial"},
+    }
+)
+FILES = {"experiment.yaml", "partition.png", "curves.png"}
+AWAY, BACK = "does not answer", "answers again"
+
+
+def awaited(condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """The condition's first true value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+    return value
+
+
+class Server:
+    """A real ``mlflow server`` on a database, which can be killed, hung, and started again on its port."""
+
+    def __init__(self, database_uri: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._database_uri, self._folder = database_uri, folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        stores = ["--backend-store-uri", self._database_uri, "--artifacts-destination", "artifacts"]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "server.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, *stores, "--workers", "1"],
+                cwd=self._folder,
+                env={**os.environ, **settings},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        awaited(self._healthy)
+
+    def _healthy(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that needs no server."""
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('database') / 'm.db'}")
+    store.check()
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The tests' one server, which runs when a test begins and when it ends."""
+    shared = Server(database.uri, tmp_path_factory.mktemp("server"))
+    shared.start()
+    yield shared
+    shared.kill()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rounds are sent at once and silence is noticed soon, so that outages fall into short runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+
+
+@pytest.fixture(autouse=True)
+def all_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="fednar_ray")
+
+
+def told(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    """How often a warning said so."""
+    return sum(text in record.getMessage() for record in caplog.records)
+
+
+def training(uri: str) -> Any:
+    tracking = EXPERIMENT.tracking.model_copy(update={"uri": uri, "experiment": "outages"})
+    return train(prepare(EXPERIMENT.model_copy(update={"tracking": tracking})), fr.RaySession())
+
+
+def steps(client: MlflowClient, run_id: str, metric: str = "train_loss") -> list[int]:
+    return sorted(point.step for point in client.get_metric_history(run_id, metric))
+
+
+def newest_run(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("outages")
+    return str(client.search_runs([experiment.experiment_id], max_results=1)[0].info.run_id)
+
+
+def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
+    """Read back through MLflow, as a user would."""
+    client = MlflowClient(uri)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["federation.rounds"] == str(ROUNDS)
+    assert run.data.tags["fednar.placement"] == "serial"
+    assert len(run.inputs.dataset_inputs) == 1
+    assert {file.path for file in client.list_artifacts(result.run_id)} == FILES
+    assert set(run.data.metrics) == set(result.metrics)
+    for metric in result.metrics:
+        points = sorted(client.get_metric_history(result.run_id, metric), key=lambda point: point.step)
+        assert [point.step for point in points] == list(range(ROUNDS))
+        assert [point.value for point in points] == [record.metrics[metric] for record in result.history]
+    (output,) = run.outputs.model_outputs
+    assert [model.model_id for model in client.search_logged_models([run.info.experiment_id])
+            if model.source_run_id == result.run_id] == [output.model_id]  # fmt: skip
+    x = torch.zeros(3, 1, 8, 8)
+    with fluent(uri):
+        assert torch.equal(mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")(x), result.model(x))
+
+
+@contextmanager
+def fluent(uri: str) -> Iterator[None]:
+    """MLflow's fluent API at a store, as in a user's notebook."""
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    yield
+    mlflow.set_tracking_uri(previous)
+
+
+def test_a_server_that_dies_in_mid_run_gets_everything_when_it_is_back(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds = training(server.uri)
+    for _ in range(4):
+        next(rounds)
+    client = MlflowClient(server.uri)
+    awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+    server.kill()
+    for _ in range(5):
+        next(rounds)
+    awaited(lambda: told(caplog, AWAY))
+    server.start()
+    awaited(lambda: told(caplog, BACK))
+    result = drain(rounds)
+    assert_all_is_there_once(server.uri, result)
+    assert (told(caplog, AWAY), told(caplog, BACK), told(caplog, "fednar sync")) == (1, 1, 0)
+    assert str(sync(result.directory)) == "MLflow has everything"
+
+
+def test_an_outage_beyond_the_end_is_made_up_for_by_sync_in_another_process(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds = training(server.uri)
+    for _ in range(4):
+        next(rounds)
+    server.send(signal.SIGSTOP)  # it hangs: connections are made, and never answered
+    result = drain(rounds)
+    assert told(caplog, f"fednar sync {result.directory}") == 1
+    with pytest.raises(TrackingUnavailable, match=f"MLflow at {server.uri} does not answer"):
+        sync(result.directory)
+    server.send(signal.SIGCONT)
+    report = synced_elsewhere(result.directory)
+    assert ROUNDS - 4 <= report["rounds"] <= ROUNDS
+    assert report["operations"] >= len(["curves", "model", "end"])
+    assert_all_is_there_once(server.uri, result)
+    assert str(sync(result.directory)) == "MLflow has everything"
+
+
+def synced_elsewhere(directory: Path) -> dict[str, Any]:
+    """What ``sync`` reports in a process of its own, far from the run's working directory."""
+    code = (
+        "import dataclasses, json, pathlib, sys; from fednar_ray.tracking.sync import sync;"
+        "print(json.dumps(dataclasses.asdict(sync(pathlib.Path(sys.argv[1]))), default=str))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, directory], cwd="/", capture_output=True, text=True, check=True, timeout=120
+    )
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert report["skipped"] is None
+    return report
+
+
+class AlwaysBroken(BaseHTTPRequestHandler):
+    """Answers 500 to everything."""
+
+    def _fail(self) -> None:
+        body = b"<html>out of order</html>"
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(500)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = _fail  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def broken_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), AlwaysBroken) as broken:
+        thread = Thread(target=broken.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{broken.server_port}"
+        broken.shutdown()
+        thread.join()
+
+
+def new_run(database: Store) -> str:
+    return database.create_run(database.experiment_id("by hand"), "by hand", {})
+
+
+def record(index: int, loss: float = 0.5) -> RoundRecord:
+    metrics = {"train_loss": loss, "clients_trained": 2.0}
+    return RoundRecord(round_index=index, metrics=metrics, client_ids=(1, 3), failures={3: "late"})
+
+
+def follow(tracker: RunTracker, journal: Journal, rounds: range) -> None:
+    """Record rounds, and report them."""
+    for index in rounds:
+        journal.log(record(index))
+        tracker.log(journal)
+
+
+def log_everything(tracker: RunTracker, directory: Path) -> None:
+    """One operation of each kind but the end."""
+    tracker.log_params({"a": 1, "b": None})
+    tracker.log_tags({"colour": "red"})
+    tracker.log_data(DataSummary(name="d", digest="0", clients=2, examples=5, input_shape=(2,), classes=3))
+    tracker.log_experiment(EXPERIMENT)
+    tracker.log_table([{"client": 1, "why": "late"}, {"client": 2, "why": float("nan")}], "dropped.json")
+    tracker.log_metrics({"gain": 0.25, "lost": float("inf")})
+    tracker.save_model(torch.nn.Linear(2, 3).eval(), np.ones((2, 2), dtype=np.float32))
+
+
+def test_a_server_that_answers_500_to_everything_stops_nothing(
+    database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    with broken_server() as uri:
+        with RunTracker(Store(uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+            log_everything(tracker, directory)
+            follow(tracker, journal, range(7))
+            awaited(lambda: told(caplog, AWAY))
+        assert told(caplog, AWAY) == 1
+        assert told(caplog, "7 rounds and 8 other things") == 1
+        with pytest.raises(TrackingUnavailable):
+            sync(directory)
+        with pytest.raises(fr.BadInput, match="does not answer"):
+            next(training(uri))  # before anything is trained, an absent MLflow is an error
+    assert not steps(database.client, run_id)
+    assert str(sync(directory, database.uri)) == "sent 7 rounds and 8 other things"
+    assert str(sync(directory, database.uri)) == "MLflow has everything"
+    assert_by_hand_once(database, run_id, rounds=7)
+
+
+def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
+    """What ``log_everything`` and ``follow`` log."""
+    client = database.client
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1", "b": "None"}
+    assert run.data.tags["colour"] == "red"
+    assert run.data.metrics == {"gain": 0.25, "train_loss": 0.5, "clients_trained": 2.0}
+    assert steps(client, run_id) == list(range(rounds))
+    assert len(client.get_metric_history(run_id, "gain")) == 1
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["d"]
+    assert {file.path for file in client.list_artifacts(run_id)} == {"experiment.yaml", "dropped.json"}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dropped.json", "type": "table"}]
+    with fluent(database.uri):
+        table = client.load_table(run.info.experiment_id, "dropped.json", [run_id])
+    assert table["client"].to_list() == [1, 2]
+    assert table["why"].fillna("unknown").to_list() == ["late", "unknown"]
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    assert [model.model_id for model in models] == [output.model_id for output in run.outputs.model_outputs]
+    assert [model.status for model in models] == ["READY"]
+
+
+def test_sending_everything_a_second_time_changes_nothing(database: Store, tmp_path: Path) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    rounds = 700  # of two metrics each: more than MLflow takes in one call
+    with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+        log_everything(tracker, directory)
+        follow(tracker, journal, range(rounds))
+    assert_by_hand_once(database, run_id, rounds=rounds)
+    before = database.client.get_run(run_id).to_dictionary()
+    (directory / "outbox.sent").write_text("{")  # lost: nothing is known to have arrived
+    report = sync(directory)
+    assert (report.operations, report.rounds) == (8, rounds)
+    assert_by_hand_once(database, run_id, rounds=rounds)
+    assert database.client.get_run(run_id).to_dictionary() == before
+
+
+def test_what_a_killed_process_leaves_is_gone_on_with(database: Store, tmp_path: Path) -> None:
+    """A copy of the directory, in mid-run, is what SIGKILL leaves; add two half lines."""
+    run_id, directory, left = new_run(database), tmp_path / "run", tmp_path / "left"
+    with (
+        broken_server() as uri,
+        RunTracker(Store(uri), run_id, directory) as tracker,
+        Journal(directory, EXPERIMENT) as journal,
+    ):
+        log_everything(tracker, directory)
+        follow(tracker, journal, range(6))
+        shutil.copytree(directory, left)
+    for name, half in {"metrics.jsonl": b'{"round": 6, "met', "outbox.jsonl": b'{"kind": "ta'}.items():
+        with (left / name).open("ab") as file:
+            file.write(half)
+    with RunTracker(database, run_id, left, resumed=True) as tracker, Journal(left, EXPERIMENT) as journal:
+        assert journal.rounds == 6
+        follow(tracker, journal, range(3, 9))  # from a checkpoint at round 3
+    assert_by_hand_once(database, run_id, rounds=9)
+    times = [json.loads(line)["time"] for line in whole_lines(left / "metrics.jsonl")]
+    points = database.client.get_metric_history(run_id, "train_loss")
+    assert [point.timestamp for point in sorted(points, key=lambda point: point.step)] == times
+
+
+def test_a_run_that_goes_on_without_its_directory_repeats_no_round(database: Store, tmp_path: Path) -> None:
+    """Only a checkpoint of round 4 is left, on another machine; MLflow has rounds 0 to 6 already."""
+    run_id, first, second = new_run(database), tmp_path / "first", tmp_path / "second"
+
+    def interrupted() -> None:
+        with RunTracker(database, run_id, first) as tracker, Journal(first, EXPERIMENT) as journal:
+            follow(tracker, journal, range(7))
+            awaited(lambda: len(steps(database.client, run_id)) == 7)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    lines = whole_lines(first / "metrics.jsonl")[:4]
+    run = database.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
+    before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
+    with RunTracker(database, run_id, second, resumed=True) as tracker:
+        awaited(lambda: database.client.get_run(run_id).info.status == "RUNNING")
+        with Journal(second, EXPERIMENT, lines=lines) as journal:
+            assert journal.rounds == 4
+            follow(tracker, journal, range(4, 9))
+    after = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
+    assert steps(database.client, run_id) == list(range(9))
+    assert before.items() <= after.items()
+    run = database.client.get_run(run_id)
+    assert (run.info.status, "fednar.end" in run.data.tags) == ("FINISHED", False)
+
+
+def test_what_mlflow_refuses_is_told_once_and_holds_nothing_up(
+    database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+        tracker.log_params({"rounds": 3})
+        tracker.log_params({"rounds": 4})  # MLflow changes no parameter
+        tracker.log_file(directory / "there is none.png")
+        follow(tracker, journal, range(2))
+    assert told(caplog, "refuses a part of run") == 2
+    assert told(caplog, AWAY) == told(caplog, "fednar sync") == 0
+    assert database.client.get_run(run_id).data.params == {"rounds": "3"}
+    assert steps(database.client, run_id) == [0, 1]
+
+
+def test_a_run_that_was_deleted_from_mlflow_is_told_of_once(
+    database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    database.client.delete_run(run_id)
+    with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+        for index in range(3):
+            follow(tracker, journal, range(index, index + 1))
+            tracker.log_tags({"round": str(index)})
+    assert told(caplog, "refuses a part of run") == 1
+    assert recorded(directory) == (record(0), record(1), record(2))
+
+
+def test_a_run_that_is_being_written_is_left_alone(database: Store, tmp_path: Path) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    with RunTracker(database, run_id, directory):
+        report = sync(directory)
+        assert report.skipped == f"{directory} is being written by a process that is running"
+        with pytest.raises(BadInput, match="is being written"), RunTracker(database, run_id, directory):
+            pass
+    assert sync(directory).skipped is None
+    assert "does not say which MLflow run" in str(sync(tmp_path))
+
+
+records = st.builds(
+    RoundRecord,
+    round_index=st.just(0),
+    metrics=st.dictionaries(st.text(max_size=20), st.floats(allow_infinity=False), max_size=5),
+    client_ids=st.lists(st.integers(0, 10**6), max_size=5).map(tuple),
+    failures=st.dictionaries(st.integers(0, 10**6), st.text(max_size=20), max_size=3),
+)
+
+
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(drawn=st.lists(records, max_size=10))
+def test_rounds_read_back_as_they_were(drawn: list[RoundRecord], tmp_path_factory: pytest.TempPathFactory) -> None:
+    history = [dataclasses.replace(record, round_index=index) for index, record in enumerate(drawn)]
+    directory = tmp_path_factory.mktemp("journal")
+    with Journal(directory, EXPERIMENT) as journal:
+        for record in history:
+            journal.log(record)
+        back = [journal.records(), recorded(directory), [parse(line) for line in journal.lines(len(history))]]
+    for read in back:
+        np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
+
+
+def test_what_is_infinite_is_not_a_number_in_the_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        journal.log(record(0, loss=float("-inf")))
+        assert np.isnan(journal.records()[0].metrics["train_loss"])
+
+
+@pytest.mark.parametrize("cut", [1, 40, 10**6])
+def test_a_journal_cut_anywhere_keeps_its_whole_lines(
+    cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        for index in range(3):
+            journal.log(record(index))
+        lines = journal.lines(3)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    kept = 2 if cut < len(lines[2]) else 0
+    assert recorded(tmp_path) == tuple(record(index) for index in range(kept))
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        assert journal.rounds == kept
+        assert told(caplog, "no whole line") == (kept > 0)
+        for index in range(3):
+            journal.log(record(index))
+        assert journal.lines(kept) == lines[:kept]
+        assert journal.records() == tuple(record(index) for index in range(3))
+
+
+def test_a_line_that_is_damaged_ends_the_journal_and_a_checkpoint_mends_it(tmp_path: Path) -> None:
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        for index in range(4):
+            journal.log(record(index))
+        lines = journal.lines(4)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"round": 1', b'"round": \x00', 1))
+    with Journal(tmp_path, EXPERIMENT, lines=lines[:3]) as journal:
+        assert journal.lines(journal.rounds) == lines[:3]
+
+
+def test_a_journal_forgets_what_is_trained_differently(tmp_path: Path) -> None:
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        for index in range(4):
+            journal.log(record(index))
+        journal.log(record(1, loss=9.0))  # recorded already: as it was
+        assert journal.records()[1] == record(1)
+        journal.truncate(1)
+        journal.log(record(1, loss=9.0))
+        assert journal.records() == (record(0), record(1, loss=9.0))
+        with pytest.raises(AssertionError, match="round 5 after 2 rounds"):
+            journal.log(record(5))
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may grow beyond ``room`` bytes; the operating system writes what fits, and then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> None:
+    with Journal(tmp_path, EXPERIMENT) as journal:
+        journal.log(record(0))
+        room, message = (
+            (tmp_path / "metrics.jsonl").stat().st_size + 10,
+            r"metrics.jsonl cannot be written: .*; what was",
+        )
+        with full_disk(room), pytest.raises(RunFailed, match=message):
+            journal.log(record(1))
+        assert recorded(tmp_path) == (record(0),)
+        journal.log(record(1))
+        assert journal.records() == (record(0), record(1))
+
+
+def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for_nothing(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.append({"kind": "tags", "tags": {"a": "1"}})
+    with full_disk(room=(tmp_path / "outbox.jsonl").stat().st_size + 10), pytest.raises(RunFailed):
+        outbox.append({"kind": "tags", "tags": {"b": "2"}})
+    assert [operation["tags"] for operation, _ in outbox.pending] == [{"a": "1"}, {"b": "2"}]
+    outbox.acknowledge_operation()
+    outbox.acknowledge_operation()
+    outbox.append({"kind": "tags", "tags": {"c": "3"}})
+    outbox.close()
+    again = Outbox(tmp_path)
+    assert [operation["tags"] for operation, _ in again.pending] == [{"c": "3"}]
+    again.close()
+
+
+def test_lines_are_read_while_they_are_written(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "lines")
+    for index in range(5):
+        lines.append(json.dumps(index))
+        assert lines.read(index, index + 1) == (str(index),)
+    lines.close()
+    assert lines.read(1, 4) == ("1", "2", "3")
+    assert lines.read(2, 2) == ()
