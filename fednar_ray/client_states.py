@@ -3,6 +3,7 @@
 import os
 import tempfile
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,6 +127,7 @@ class _RowFile:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - as long as we
+                weakref.finalize(self, self._file.close)
             while written < self._row_bytes:
                 written += os.pwrite(self._file.fileno(), data[written:], slot * self._row_bytes + written)
         except OSError as error:

@@ -252,9 +252,17 @@ def _checkpointing(
         "placement": resolved.placement,
         "cohort_width": resolved.width,
     }
-    store = CheckpointStore(open_storage(storage_of(prepared.experiment, identity.directory)), settings.keep)
     written = None if resumption is None else resumption.checkpoint.next_round
-    return Checkpointing(store, settings.every, state, journal, facts, written)
+    return Checkpointing(_store(prepared, identity, resumption), settings.every, state, journal, facts, written)
+
+
+def _store(prepared: Prepared, identity: _Identity, resumption: Resumption | None) -> CheckpointStore:
+    """Of the run's checkpoints; the one that was loaded from, unless they go elsewhere now."""
+    keep, location = prepared.experiment.checkpoint.keep, storage_of(prepared.experiment, identity.directory)
+    if resumption is None or resumption.kept.storage != location:
+        return CheckpointStore(open_storage(location), keep)
+    resumption.checkpoints.keep = keep
+    return resumption.checkpoints
 
 
 def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray import runs
-from fednar_ray.checkpoint.store import Checkpoint
+from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, dotted
 from fednar_ray.errors import BadInput, ConfigError
 from fednar_ray.runs import KeptRun
@@ -21,6 +21,7 @@ class Resumption:
 
     kept: KeptRun
     checkpoint: Checkpoint
+    checkpoints: CheckpointStore  # it knows what the checkpoint holds, which need not be written again
     experiment: Experiment
     run_id: str
     tracking_uri: str
@@ -30,15 +31,16 @@ class Resumption:
 
 def begun(wanted: str) -> Experiment:
     """The experiment of a kept run. Raises BadInput where there is none, or it has no checkpoint."""
-    return _as_begun(_checkpoint(runs.named(wanted)))
+    kept = runs.named(wanted)
+    return _as_begun(_loaded(kept, kept.checkpoints()))
 
 
 def _as_begun(checkpoint: Checkpoint) -> Experiment:
     return Experiment.model_validate(checkpoint.facts["experiment"])
 
 
-def _checkpoint(kept: KeptRun) -> Checkpoint:
-    checkpoint = kept.checkpoint()
+def _loaded(kept: KeptRun, checkpoints: CheckpointStore) -> Checkpoint:
+    checkpoint = checkpoints.load()
     if checkpoint is None:
         raise BadInput(f"{kept.name} has no checkpoint in {kept.storage}; start it anew, without --resume")
     return checkpoint
@@ -53,14 +55,16 @@ def resume_from(wanted: str | None, experiment: Experiment | None, may_change: S
     """
     if wanted is not None:
         kept = runs.named(wanted)
-        return _resumption(kept, _checkpoint(kept), experiment, may_change)
+        checkpoints = kept.checkpoints()
+        return _resumption(kept, checkpoints, _loaded(kept, checkpoints), experiment, may_change)
     assert experiment is not None
     refused: ConfigError | None = None
     for kept in runs.of_experiment(experiment):
-        checkpoint = kept.checkpoint()
+        checkpoints = kept.checkpoints()
+        checkpoint = checkpoints.load()
         try:
             if checkpoint is not None:
-                return _resumption(kept, checkpoint, experiment, may_change)
+                return _resumption(kept, checkpoints, checkpoint, experiment, may_change)
         except ConfigError as error:  # another experiment of that name; of several, the newest is spoken of
             refused = refused or error
     if refused is not None:
@@ -69,7 +73,11 @@ def resume_from(wanted: str | None, experiment: Experiment | None, may_change: S
 
 
 def _resumption(
-    kept: KeptRun, checkpoint: Checkpoint, wanted: Experiment | None, may_change: Sequence[str]
+    kept: KeptRun,
+    checkpoints: CheckpointStore,
+    checkpoint: Checkpoint,
+    wanted: Experiment | None,
+    may_change: Sequence[str],
 ) -> Resumption:
     facts = checkpoint.facts
     before = _as_begun(checkpoint)
@@ -81,6 +89,7 @@ def _resumption(
     return Resumption(
         kept=kept,
         checkpoint=checkpoint,
+        checkpoints=checkpoints,
         experiment=experiment,
         run_id=facts["run_id"],
         tracking_uri=facts["tracking_uri"],

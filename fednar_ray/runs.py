@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fednar_ray.checkpoint.manifest import MANIFEST
 from fednar_ray.checkpoint.storage import open_storage
-from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
+from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.errors import BadInput, ConfigError
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, recorded
@@ -29,9 +29,9 @@ class KeptRun:
         """Is nothing left to do?"""
         return (self.directory / FINISHED).exists()
 
-    def checkpoint(self) -> Checkpoint | None:
-        """The newest that is whole. Raises CheckpointError where there are some, and none is."""
-        return CheckpointStore(open_storage(self.storage), 1).load()
+    def checkpoints(self) -> CheckpointStore:
+        """Its store, from which nothing is read yet."""
+        return CheckpointStore(open_storage(self.storage), 1)
 
 
 def storage_of(experiment: Experiment, directory: Path) -> str:

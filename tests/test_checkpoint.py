@@ -35,7 +35,7 @@ def row_of(client_id: int, version: int) -> np.ndarray:
 
 
 def line_of(round_index: int) -> str:
-    return json.dumps({"round": round_index, "loss": 1 / (round_index + 3), "note": "ä\u2028\n"})
+    return json.dumps({"round": round_index, "loss": 1 / (round_index + 3), "note": "ä\u2028\n"}, ensure_ascii=False)
 
 
 def snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **changes: Any) -> Snapshot:
@@ -606,6 +606,18 @@ def test_a_damaged_checkpoint_that_a_later_round_passes_is_deleted():
     store.save(snapshot(30, {1: 3, 2: 21}))  # version 21 again, of which the file may be damaged
     assert_nothing_more_than_named(storage, [10, 30])
     assert_same(store.load(), snapshot(30, {1: 3, 2: 21}))
+
+
+def test_a_damaged_checkpoint_that_is_written_again_is_whole():
+    storage = Shelf(TWO)
+    for name in USED_BY_NEWER - USED_BY_OLDER - {NEWEST}:
+        storage.files[name] = b"damaged"
+    del storage.files["notes.txt"]
+    store = CheckpointStore(storage, keep=2)
+    assert_same(store.load(), OLDER)
+    store.save(NEWER)
+    assert storage.files == {name: data for name, data in TWO.items() if name != "notes.txt"}
+    assert_same(store.load(), NEWER)
 
 
 def test_a_row_damaged_after_loading_is_a_checkpoint_error():

@@ -277,7 +277,7 @@ def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_pa
             process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    assert "interrupted; what was finished is recorded" in output
+    assert "interrupted; fednar runs shows what can be resumed" in output
     _, alive = psutil.wait_procs(children, timeout=30)
     for child in alive:
         child.kill()

@@ -139,22 +139,6 @@ def test_closing_a_session_ends_its_actors(local_ray: str) -> None:
     assert ray.is_initialized()  # the session did not start this Ray, so it does not end it
 
 
-def test_an_exception_in_a_client_reaches_the_driver_with_its_own_name(session: fr.RaySession) -> None:
-    class Broken(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(2, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if len(x) > 3:
-                raise ArithmeticError("four is too many")
-            return self.layer(x)
-
-    settings = experiment("fedavg", {"placement": "pooled", "actors": 1, "cohort_width": 1})
-    with pytest.raises(ArithmeticError, match="four is too many"):
-        final_bytes(settings, Broken(), session)
-
-
 def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySession) -> None:
     whole = small_federation((5, 7))
     shards = Shards(whole.shards.examples, np.array([0, 5, 5, 12]))

@@ -44,8 +44,8 @@ class CheckpointStore:
     """The checkpoints of one run, of which the ``keep`` newest are kept."""
 
     def __init__(self, storage: Storage, keep: int) -> None:
+        self.keep = keep  # whoever goes on with what was loaded may keep another number
         self._storage = storage
-        self._keep = keep
         self._known: dict[str, Manifest] = {}  # manifests as they are in the storage, by name
         self._damaged: set[str] = set()  # manifests of the checkpoints that ``load`` found damaged
         self._newest: Manifest | None = None  # last loaded or saved
@@ -158,7 +158,7 @@ class CheckpointStore:
         names = self._storage.names()
         manifests = self._manifests(names)
         usable = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
-        self._known = {name: manifests[name] for name in usable[-self._keep :]}
+        self._known = {name: manifests[name] for name in usable[-self.keep :]}
         for name in _manifest_names(names):
             if name not in self._known:
                 self._storage.delete(name)

@@ -1,0 +1,94 @@
+"""How a disturbed run is compared with one that nothing happened to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from runs import Ended, Run
+
+from fednar_ray.messages import RoundRecord
+from fednar_ray.tracking.journal import ROUNDS_FILE, parse
+from fednar_ray.tracking.lines import whole_lines
+
+DURATIONS = ("round_seconds", "client_seconds")  # of a round's metrics; all others are the same in every run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """A run that nothing happened to."""
+
+    parameters_sha256: str
+    history: tuple[Any, ...]
+    seconds: float  # from start to exit
+    training_seconds: float  # of those, from the first round's end to the last's
+
+    @classmethod
+    def of(cls, run: Run, ended: Ended) -> "Undisturbed":
+        """What such a run came to. Ends the program where it failed, since there is nothing to compare with then."""
+        problems = (ended.err[-3000:],) if ended.code else recorded_wrong(run, ended)
+        if problems:
+            raise SystemExit(f"a run of {run.preset} that nothing happened to failed: {'; '.join(problems)}")
+        return cls(
+            parameters_sha256=ended.result["parameters_sha256"],
+            history=history(run),
+            seconds=run.seconds,
+            training_seconds=training_seconds(run),
+        )
+
+    def seconds_from(self, checkpoint: int) -> float:
+        """From start to exit where a run goes on from this round."""
+        return self.seconds - self.training_seconds * checkpoint / len(self.history)
+
+
+def training_seconds(run: Run) -> float:
+    """From the first round's end to the last's."""
+    times = [json.loads(line)["time"] for line in _lines(run)]
+    return (times[-1] - times[0]) / 1000 if times else 0.0
+
+
+def history(run: Run) -> tuple[Any, ...]:
+    """What its journal holds of each round, durations aside."""
+    return tuple((r.round_index, r.client_ids, r.failures, _without_durations(r)) for r in _records(run))
+
+
+def _without_durations(record: RoundRecord) -> Mapping[str, str]:
+    """Metrics as text, in which NaN equals NaN."""
+    return {name: repr(value) for name, value in record.metrics.items() if name not in DURATIONS}
+
+
+def _records(run: Run) -> list[RoundRecord]:
+    return [parse(line) for line in _lines(run)]
+
+
+def _lines(run: Run) -> tuple[str, ...]:
+    return () if run.directory is None else whole_lines(run.directory / ROUNDS_FILE)
+
+
+def differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:
+    """In what a run that has ended differs from the undisturbed one; nothing where it is the same run."""
+    if ended.code:
+        return (f"exit code {ended.code}: {ended.err.strip()[-300:]}",)
+    problems = []
+    if ended.result["parameters_sha256"] != undisturbed.parameters_sha256:
+        problems.append("other final bytes")
+    if history(run) != undisturbed.history:
+        problems.append("another history")
+    return (*problems, *recorded_wrong(run, ended))
+
+
+def recorded_wrong(run: Run, ended: Ended) -> tuple[str, ...]:
+    """What MLflow has otherwise than the journal: gaps, doubles, other values, a run that goes on."""
+    client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
+    wanted: dict[str, list[tuple[int, float]]] = {}
+    for record in _records(run):
+        for name, value in record.metrics.items():
+            wanted.setdefault(name, []).append((record.round_index, value))
+    problems = []
+    for name, points in wanted.items():
+        found = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+        if found != points:
+            problems.append(f"MLflow has {len(found)} points of {name}, and not the {len(points)} that were recorded")
+    status = client.get_run(run_id).info.status
+    return (*problems, *([] if status == "FINISHED" else [f"MLflow calls the run {status}"]))

@@ -1,0 +1,103 @@
+"""A small file system fills up while a run works on it; after room is made, the run goes on."""
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+from evidence import differences
+from processes import end_all_in
+from runs import Ended, Hung, Run, Standing
+from stage import Outcome, Stage
+
+from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.errors import CheckpointError
+
+MEGABYTES = 12  # the run needs half of them
+CHUNK_BYTES = 4096
+
+
+def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
+    """A run a time; its working directory, checkpoints included, is on the small file system."""
+    random = stage.random("disk")
+    for preset in stage.presets[:times]:
+        yield _disturbed(stage, preset, random)
+
+
+@contextmanager
+def small_disk(stage: Stage) -> Iterator[Path]:
+    """A tmpfs, mounted."""
+    folder = stage.folder / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)], check=True)  # noqa: S607
+    try:
+        yield folder
+    finally:
+        end_all_in(folder)
+        subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+
+
+def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
+    undisturbed = stage.undisturbed(preset)
+    hits: tuple[str, ...] = ()
+    full = Standing()
+    with small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
+        run.start()
+        try:
+            instant = random.uniform(0, 0.8 * undisturbed.training_seconds)
+            if run.ended_before(lambda: run.rounds) or run.ended_within(instant):
+                problems: tuple[str, ...] = ("it ended before the disk was full",)
+            else:
+                ended = _filled_up(run, folder / "filler")
+                full, hits = run.standing(), (ended.err.strip().splitlines()[-1],)
+                problems = (*_unclear(ended), *_not_whole(run, full))
+                (folder / "filler").unlink()
+                run.start()
+                problems = (*problems, *differences(run, run.finish(), undisturbed))
+        except Hung as error:
+            problems = (str(error),)
+    return Outcome(
+        preset=preset,
+        hits=hits,
+        problems=problems,
+        rounds_redone=full.rounds - full.checkpoint,
+        seconds_lost=run.seconds - undisturbed.seconds,
+    )
+
+
+def _filled_up(run: Run, filler: Path) -> Ended:
+    """Take all the room, and what the run gives back of it, until the run ends."""
+    with filler.open("wb", buffering=0) as file:
+
+        def fill() -> bool:
+            try:
+                while file.write(bytes(CHUNK_BYTES)):
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            return False
+
+        run.ended_before(fill)
+    return run.finish()
+
+
+def _unclear(ended: Ended) -> tuple[str, ...]:
+    """What is wrong with how the command ended."""
+    clear = ended.err.strip().splitlines()[-1].startswith("failed: ") and "No space left" in ended.err
+    traceback = "Traceback" in ended.err
+    return () if ended.code == 1 and clear and not traceback else (f"exit code {ended.code}: {ended.err[-500:]}",)
+
+
+def _not_whole(run: Run, full: Standing) -> tuple[str, ...]:
+    """What is wrong with the newest checkpoint."""
+    assert run.directory is not None
+    try:
+        checkpoint = CheckpointStore(open_storage(str(run.directory / "checkpoints")), 1).load()
+    except CheckpointError as error:
+        return (str(error),)
+    whole = checkpoint is not None and checkpoint.next_round == full.checkpoint
+    return () if whole else (f"the checkpoint of round {full.checkpoint} is not whole",)

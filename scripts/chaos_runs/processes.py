@@ -1,0 +1,74 @@
+"""What the chaos starts, and its end. Every process of ours works in our folder, and most carry its name."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MARK = "RAY_TMPDIR"  # it keeps Ray's own files in our folder, and is inherited
+ACTOR = "ray::TrainingActor"
+PAUSE_SECONDS = 0.02
+
+
+def living_in(folder: Path) -> list[psutil.Process]:
+    """Our processes that work in ``folder``; a shell that somebody opened there is none of ours."""
+    return [process for process in psutil.process_iter() if _is_ours(process, folder)]
+
+
+def _is_ours(process: psutil.Process, folder: Path) -> bool:
+    try:
+        if process.pid == os.getpid() or not Path(process.cwd()).is_relative_to(folder):
+            return False
+        return process.name().startswith("ray::") or MARK in process.environ()  # Ray's titles overwrite environments
+    except psutil.Error:
+        return False
+
+
+def end_all_in(folder: Path) -> None:
+    """Kill what still works in ``folder``, and what it starts meanwhile."""
+    while processes := living_in(folder):
+        kill(processes)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to each, and wait for those that are our children."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=5)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it, itself first; none where it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def actors(pid: int) -> list[psutil.Process]:
+    """The training actors below a process."""
+    return [process for process in tree(pid) if title(process).startswith(ACTOR)]
+
+
+def title(process: psutil.Process) -> str:
+    """What an actor is doing: ``ray::TrainingActor.train``, or without a method idle."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def awaited(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what}: not within {seconds:g} s")
+        time.sleep(PAUSE_SECONDS)

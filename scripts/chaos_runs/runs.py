@@ -1,0 +1,156 @@
+"""A real run: ``fednar run`` in processes of its own, by one command line, until it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from processes import PAUSE_SECONDS, actors
+
+from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
+from fednar_ray.tracking.journal import EXPERIMENT_FILE, ROUNDS_FILE
+from fednar_ray.tracking.lines import whole_lines
+
+FEDNAR = str(Path(sys.executable).with_name("fednar"))
+LIMIT_SECONDS = 240.0  # of one process
+
+
+class Hung(Exception):
+    """A process that did not end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a run has on disk."""
+
+    rounds: int = 0  # in its journal
+    checkpoint: int = 0  # the rounds that the newest checkpoint holds
+    loose: frozenset[str] = field(default_factory=frozenset)  # files that belong to no checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the last process of a run ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What it printed with --json."""
+        summary: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return summary
+
+
+class Run:
+    """An experiment in a working directory of its own, started and started again by the same command line."""
+
+    def __init__(
+        self, preset: str, options: Sequence[str], folder: Path, logs: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.preset, self.folder = preset, folder
+        self.seconds = 0.0  # that its processes have lived
+        self._logs, self._environment = logs, environment
+        name = f"name=chaos-{preset.replace('+', '-')}"
+        self._command = [FEDNAR, "run", name, f"algorithm.name={preset}", *options, "--resume", "--json"]
+        self._attempt = 0
+
+    def start(self) -> None:
+        """Start its command, for the first time or again."""
+        self._attempt += 1
+        with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        self._since = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Of the driver."""
+        return self._process.pid
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait so long for its end."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self._count_seconds()
+        return True
+
+    def ended_before(self, condition: Callable[[], Any]) -> bool:
+        """Wait until ``condition`` holds or it ends, whichever comes first."""
+        deadline = self._since + LIMIT_SECONDS
+        while not condition():
+            if self.ended_within(PAUSE_SECONDS):
+                return True
+            if time.monotonic() > deadline:
+                self.finish()
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._count_seconds()
+
+    def finish(self) -> Ended:
+        """Wait for its end. Raises Hung where it does not come."""
+        left = self._since + LIMIT_SECONDS - time.monotonic()
+        if self._process.returncode is None and not self.ended_within(max(0.0, left)):
+            self.kill()
+            raise Hung(f"a process did not end within {LIMIT_SECONDS:g} s; its last words: {self._log('err')}")
+        out, err = (self._log(name).read_text(errors="replace") for name in ("out", "err"))
+        return Ended(code=self._process.returncode, out=out, err=err)
+
+    def _count_seconds(self) -> None:
+        self.seconds += time.monotonic() - self._since
+
+    def _log(self, suffix: str) -> Path:
+        return self._logs.with_name(f"{self._logs.name}-{self._attempt}.{suffix}")
+
+    def actors(self) -> list[Any]:
+        """The actors of the Ray that its driver started."""
+        return actors(self.pid)
+
+    @property
+    def directory(self) -> Path | None:
+        """Its run directory: the newest, where a first attempt left nothing to go on with."""
+        found = [path for path in self.folder.glob("runs/*") if (path / EXPERIMENT_FILE).exists()]
+        return max(found, key=lambda path: (path / EXPERIMENT_FILE).stat().st_ctime_ns, default=None)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it has recorded."""
+        return 0 if self.directory is None else len(whole_lines(self.directory / ROUNDS_FILE))
+
+    def standing(self) -> Standing:
+        """What is on disk now; no process of it may live."""
+        if self.directory is None:
+            return Standing()
+        checkpoints = self.directory / "checkpoints"
+        names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
+        manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
+        belong = {name for m in manifests for name in (m.name, *(file.name for file in m.files()))}
+        newest = max((m.next_round for m in manifests), default=0)
+        return Standing(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
+
+
+def _manifest(checkpoints: Path, name: str) -> Manifest | None:
+    try:
+        return Manifest.decode(name, (checkpoints / name).read_bytes()) if MANIFEST.fullmatch(name) else None
+    except Damaged:
+        return None
