@@ -115,7 +115,8 @@ TABLES = {
     ),
 }
 
-PARTS = (*TABLES, "check", "start", "profile", "widths")
+PARTS = (*TABLES, "check", "start", "search", "profile", "widths")
+SCRIPTS = {"search": "searches.py", "profile": "profile_round.py", "widths": "widths.py"}
 
 HEADINGS = {
     "round": ("round (ms)", "min", "max"),
@@ -151,8 +152,8 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"distances": distances()}
     if part == "start":
         return {"seconds": [first_round_seconds() for _ in range(options.repetitions)]}
-    if part in ("profile", "widths"):
-        return {"rows": rows_of("profile_round.py" if part == "profile" else "widths.py")}
+    if part in SCRIPTS:
+        return {"rows": rows_of(SCRIPTS[part])}
     table, extra = TABLES[part], ("--cifar", str(options.cifar)) if options.cifar and part == "W2" else ()
     runs: dict[str, list[dict[str, Any]]] = {system.label: [] for system in table.systems}
     for repetition in range(options.repetitions):
@@ -300,6 +301,8 @@ def section(part: str, figures: dict[str, Any]) -> str:
         seconds = figures["seconds"]
         text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
         return f"### Start: `fednar run` to the end of the first round\n\n{note}\n\n{text}"
+    if part == "search":
+        return search_section(figures["rows"][0], note)
     if part == "profile":
         return profile_section(figures["rows"][0], note)
     if part == "widths":
@@ -338,6 +341,21 @@ def cells_of(column: str, part: str, figures: dict[str, Any], system: System) ->
         if "compute_seconds" in run
     ]
     return [f"{1e3 * statistics.median(rest):.0f}" if rest else "–"]
+
+
+def search_section(row: dict[str, float], note: str) -> str:
+    """What a search costs beside its trials."""
+    trials, empty = row["trials"] / row["cores"], row["empty"]
+    limit = 1.15 * trials + empty + 5
+    lines = ["### A search of 32 trials of 20 rounds on digits", "", note, "", "| | s |", "|---|---:|"]
+    lines += [
+        f"| the trials' own time, over {row['cores']:g} cores | {trials:.1f} |",
+        f"| 32 empty trials with bare Tune, in the same Ray | {empty:.1f} |",
+        f"| the search, until its last trial ended | {row['search']:.1f} |",
+        f"| the most it may take: 1.15 × the trials + the empty trials + 5 s | {limit:.1f} |",
+        f"| with best and baseline trained once more, tracked, and the report | {row['whole']:.1f} |",
+    ]
+    return "\n".join(lines)
 
 
 def profile_section(profile: dict[str, dict[str, float]], note: str) -> str:
