@@ -1,4 +1,4 @@
-"""The command line: arguments to an experiment or a comparison; no logic of its own.
+"""The command line: arguments to an experiment, a comparison or a search; no logic of its own.
 
 Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 """
@@ -42,7 +42,7 @@ ray_address = click.option("--address", help="A Ray cluster to join, host:port; 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fednar-ray")
 def cli() -> None:
-    """FedNAR on Ray: train federations, compare regularizers, browse the results in MLflow."""
+    """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
 
 
 @cli.command()
@@ -200,6 +200,66 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
         click.echo(json.dumps({"rows": rows, "chart": str(result.chart), "run_id": result.run_id}))
     else:
         _print_comparison(console, result)
+
+
+@cli.command()
+@arguments
+@as_json
+@ray_address
+@click.option("--resume", metavar="NAME", help="Go on with the search NAME, which was cut short.")
+@click.option("--register", metavar="NAME", help="Register the best model as a version of NAME.")
+def tune(
+    arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, register: str | None
+) -> None:
+    """Search the space that FILE names in its search section; without FILE, the embedded digits.
+
+    key=value overrides a setting: search.trials=8, search.algorithm=random
+    """
+    if resume is not None and arguments:
+        raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
+    document = None if resume is not None else _searchable(arguments)
+    _quiet_libraries()
+    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.tuning import progress
+    from fednar_ray.tuning.search import begin, go_on
+
+    console = _console(stderr=as_json)
+    with RaySession(address) as session, progress.shown(console) as show:
+        try:
+            if document is not None:
+                result = begin(document, session, show, register)
+            else:
+                assert resume is not None
+                result = go_on(resume, session, show, register)
+        except KeyboardInterrupt as error:
+            name = resume or (document and progress.name_of(document))
+            error.args = (f"fednar tune --resume {name} goes on",)
+            raise
+    if as_json:
+        click.echo(json.dumps(progress.summary(result)))
+    else:
+        progress.print_result(console, result)
+
+
+def _searchable(arguments: tuple[str, ...]) -> "Document":
+    document = _document(arguments, "digits")
+    if document.search is None:
+        raise BadInput("search: the file has no such section, so nothing to tune; see tune_configs/digits.yaml")
+    return document
+
+
+@cli.command()
+@click.argument("name", metavar="SEARCH")
+@as_json
+@click.option("--uri", help="The tracking store that it was recorded in; default as kept here, else MLflow's own.")
+def report(name: str, as_json: bool, uri: str | None) -> None:
+    """Make the report of a search anew, from what MLflow has of it, in searches/SEARCH/report."""
+    _quiet_libraries()
+    from fednar_ray.reporting import REPORT, report_on
+    from fednar_ray.tuning.ledger import directory_of, uri_of
+
+    written = report_on(name, uri or uri_of(name), directory_of(name) / REPORT)
+    click.echo(json.dumps({"page": str(written.page)}) if as_json else f"report: {written.page}")
 
 
 @cli.command()
@@ -416,9 +476,13 @@ def main() -> None:
     except FednarError as error:
         click.echo(f"failed: {error}", err=True)
         sys.exit(1)
-    except Terminated:
-        click.echo("terminated; fednar runs shows what can be resumed", err=True)
+    except Terminated as end:
+        click.echo(f"terminated; {_how_to_go_on(end)}", err=True)
         sys.exit(TERMINATED)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted; fednar runs shows what can be resumed", err=True)
+    except (KeyboardInterrupt, click.exceptions.Abort) as end:
+        click.echo(f"interrupted; {_how_to_go_on(end)}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _how_to_go_on(end: BaseException) -> str:
+    return str(end) or "fednar runs shows what can be resumed"

@@ -4,6 +4,7 @@ Never from the number of actors, since the cohorts decide the order of every sum
 """
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from fednar_ray.data.federation import Examples
 from fednar_ray.errors import ModelError
 from fednar_ray.gradients import CohortGradient
+from fednar_ray.tasks import CLASSIFICATION, Task
 from fednar_ray.vectors import ParameterLayout, flatten_buffers
 
 WIDEST = 32
@@ -75,7 +77,7 @@ class ModelTraits:
     convolution_flops: float
 
 
-def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
+def probe(model: nn.Module, examples: Examples, classes: int, task: Task = CLASSIFICATION) -> ModelTraits:
     """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
     trial = copy.deepcopy(model).cpu().train()
     x = torch.from_numpy(examples.x[[0, _unlike_the_first(examples), 0]])
@@ -86,11 +88,11 @@ def probe(model: nn.Module, examples: Examples, classes: int) -> ModelTraits:
             outputs = trial(x[:2])
         except Exception as error:
             raise ModelError(f"the model fails on a batch of shape {list(x[:2].shape)}: {error}") from error
-    _check_outputs(outputs, classes)
+    _check_outputs(outputs, classes, task)
     tracks = not np.array_equal(before, flatten_buffers(trial), equal_nan=True)
     return ModelTraits(
         tracks_buffers=tracks,
-        alone_because=_alone_because(trial, x, tracks),
+        alone_because=_alone_because(trial, x, tracks, task),
         parameters=ParameterLayout.of(trial).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -123,22 +125,27 @@ def _unlike_the_first(examples: Examples) -> int:
     return next((i for i in range(1, len(flat)) if (flat[i] != flat[0]).any()), 0)
 
 
-def _check_outputs(outputs: object, classes: int) -> None:
+def _check_outputs(outputs: object, classes: int, task: Task) -> None:
+    shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != 2:
-        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ModelError(f"the model gives {shape} for 2 examples; logits [2, classes] are needed")
-    if outputs.shape[1] < classes:
+        wanted = "logits [2, classes]" if task.outputs is None else f"outputs [2, {task.outputs}]"
+        raise ModelError(f"the model gives {shape} for 2 examples; {wanted} are needed")
+    if task.outputs is not None and outputs.shape[1] != task.outputs:
+        raise ModelError(f"the model has {outputs.shape[1]} outputs; these labels need {task.outputs}")
+    if task.outputs is None and outputs.shape[1] < classes:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, tracks: bool) -> str | None:
+def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, task: Task) -> str | None:
     if tracks:
         return "it keeps running statistics"
     if _examples_mix(trial, x):
         return "examples of a batch influence each other"
     try:
-        gradient = CohortGradient(trial, ParameterLayout.of(trial), torch.device("cpu"), 2)
-        gradient.try_out(x[:2])
+        gradient = CohortGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
+            gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         return f"torch.func.vmap cannot batch it ({str(error).splitlines()[0][:120]})"
     return None

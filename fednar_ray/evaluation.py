@@ -4,22 +4,23 @@ Scores come back example by example, in the order of the split, so a metric does
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from fednar_ray.data.federation import Examples, Federation, Shards
+from fednar_ray.data.federation import Array, Examples, Federation, Shards
 from fednar_ray.messages import Readout, Scores, ScoringTask
+from fednar_ray.tasks import CLASSIFICATION, TASKS, Task, perplexity
 from fednar_ray.transfers import on_device
 from fednar_ray.vectors import load_buffers, load_parameters
 
 BATCH = 512  # examples a forward pass
 TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enough to keep actors busy
 CLIENTS = "clients"
+SPLITS = ("validation", "test")  # of a federation, where it has them
 
 Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores]]
 
@@ -27,7 +28,15 @@ Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores]]
 class Scorer:
     """Scores examples on one device; the model and the splits stay there."""
 
-    def __init__(self, model: nn.Module, shards: Shards, splits: Mapping[str, Examples], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shards: Shards,
+        splits: Mapping[str, Examples],
+        device: torch.device,
+        task: Task = CLASSIFICATION,
+    ) -> None:
+        self._task = task
         self._model = copy.deepcopy(model).to(device).eval()
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
@@ -40,9 +49,16 @@ class Scorer:
             load_buffers(self._model, readout.buffers)
             self._loaded = readout.round_index
         x, y = self._rows(task)
-        parts = [score(self._model, x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(y), BATCH)]
-        right, losses = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-        return Scores(right=right, losses=losses)
+        parts = [self._answered(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(y), BATCH)]
+        answers, losses = (torch.cat(column) for column in zip(*parts, strict=True))
+        right = None if self._task.right is None else self._task.right(answers, y).cpu().numpy()
+        return Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
+
+    @torch.no_grad()
+    def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The answers to x [n, …] and their losses against y [n]: [n], [n]."""
+        outputs = self._model(x)
+        return self._task.answers(outputs), self._task.losses(outputs, y)
 
     def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
         if task.split not in self._resident:
@@ -56,20 +72,18 @@ class Scorer:
         return x[start:stop], y[start:stop]
 
 
-@torch.no_grad()
-def score(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of x [n, …] are classified as y [n] says, and each one's cross-entropy (nats): [n] bool, [n]."""
-    outputs = model(x)
-    return outputs.argmax(dim=-1) == y, cross_entropy(outputs, y, reduction="none")
-
-
 class Evaluation:
     """The metrics of a readout; ``by_client``: an actor scores its own client's examples and no other's."""
 
-    def __init__(self, federation: Federation, score: Score, *, federated: bool, by_client: bool) -> None:
-        self._score = score
+    def __init__(
+        self, federation: Federation, score: Score, splits: Collection[str], *, federated: bool, by_client: bool
+    ) -> None:
+        self._score, self._task = score, TASKS[federation.task]
         self._offsets = federation.shards.offsets
-        self._tasks = [task for name, split in federation.splits().items() for task in _ranges(name, len(split))]
+        self._next_tokens = federation.task == "classification" and _tokens(federation.test)
+        held_out = {name: split for name, split in federation.splits().items() if name in splits}
+        self._labels = {name: split.y for name, split in held_out.items()}
+        self._tasks = [task for name, split in held_out.items() for task in _ranges(name, len(split))]
         if federated:
             self._tasks += self._of_clients() if by_client else _ranges(CLIENTS, len(federation.shards.examples))
 
@@ -78,19 +92,45 @@ class Evaluation:
         return [ScoringTask(split=CLIENTS, start=a, stop=b, client_id=i) for i, (a, b) in enumerate(bounds) if b > a]
 
     def __call__(self, readout: Readout) -> dict[str, float]:
-        """``<split>_accuracy`` in 0..1 and ``<split>_loss`` (nats); of clients the figures of ``across_clients``."""
+        """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
+
+        Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
+        tokens. Binary: accuracy, loss (nats), and auc where both labels occur. Regression: rmse, and loss (its square).
+        """
         gathered: dict[str, list[Scores]] = {}
         for task, scores in zip(self._tasks, self._score(readout, self._tasks), strict=True):
             gathered.setdefault(task.split, []).append(scores)
         metrics: dict[str, float] = {}
         for name, parts in gathered.items():
-            right = np.concatenate([part.right for part in parts])
             if name == CLIENTS:
-                metrics |= across_clients(right, self._offsets)
+                metrics |= self._across_clients(_joined(parts))
             else:
-                metrics[f"{name}_accuracy"] = float(right.mean())
-                metrics[f"{name}_loss"] = float(np.concatenate([p.losses for p in parts]).mean(dtype=np.float64))
+                figures = self._figures(self._labels[name], _joined(parts))
+                metrics |= {f"{name}_{figure}": value for figure, value in figures.items()}
         return metrics
+
+    def _figures(self, labels: Array, scores: Scores) -> dict[str, float]:
+        figures = self._task.metrics(labels, scores)
+        return figures | {"perplexity": perplexity(figures["loss"])} if self._next_tokens else figures
+
+    def _across_clients(self, scores: Scores) -> dict[str, float]:
+        if scores.right is None:
+            return errors_across_clients(scores.losses, self._offsets)
+        return across_clients(scores.right, self._offsets)
+
+
+def _tokens(examples: Examples) -> bool:
+    """Are inputs sequences of whole numbers?"""
+    return examples.x.ndim == 2 and np.issubdtype(examples.x.dtype, np.integer)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    right = [part.right for part in parts if part.right is not None]
+    return Scores(
+        answers=np.concatenate([part.answers for part in parts]),
+        right=np.concatenate(right) if right else None,
+        losses=np.concatenate([part.losses for part in parts]),
+    )
 
 
 def _ranges(split: str, examples: int) -> list[ScoringTask]:
@@ -104,8 +144,23 @@ def across_clients(right: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64])
 
     ``right`` [Σ n_i] in the order of clients, ``offsets`` [N + 1]; clients without examples do not count.
     """
-    sums = np.concatenate([[0], np.cumsum(right)])[offsets]
+    accuracies = np.sort(_client_means(right, offsets))
+    return {"client_accuracy_mean": float(accuracies.mean()), "client_accuracy_worst_decile": _of_first_tenth(accuracies)}
+
+
+def errors_across_clients(squares: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> dict[str, float]:
+    """The same of clients' root mean squared errors, of which the highest are the worst."""
+    errors = np.sort(np.sqrt(_client_means(squares, offsets)))[::-1]
+    return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _of_first_tenth(errors)}
+
+
+def _client_means(values: Array, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The mean of each client that has examples, in the order of clients."""
     sizes = np.diff(offsets)
-    accuracies = np.sort(np.diff(sums)[sizes > 0] / sizes[sizes > 0])
-    worst = accuracies[: max(1, len(accuracies) // 10)]
-    return {"client_accuracy_mean": float(accuracies.mean()), "client_accuracy_worst_decile": float(worst.mean())}
+    starts = offsets[:-1][sizes > 0]
+    sums: npt.NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64)
+    return sums / sizes[sizes > 0]
+
+
+def _of_first_tenth(ordered: npt.NDArray[np.float64]) -> float:
+    return float(ordered[: max(1, len(ordered) // 10)].mean())

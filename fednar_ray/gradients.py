@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
 
 from fednar_ray.data.batches import Batch, BatchPlan
+from fednar_ray.tasks import Task
 from fednar_ray.tracing import traced
 from fednar_ray.vectors import ParameterLayout, trainable
 
@@ -29,7 +29,8 @@ class Gradient(Protocol):
 class SingleGradient:
     """Plain autograd for a cohort of one: the module's parameters and gradients are views of [1, d] buffers."""
 
-    def __init__(self, module: nn.Module, layout: ParameterLayout, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
+        self._mean_loss = task.mean_loss
         self.module = copy.deepcopy(module).to(device).train()
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
@@ -42,7 +43,7 @@ class SingleGradient:
         x, y = plan.single(step)
         self._grad.zero_()
         with torch.enable_grad():
-            loss = cross_entropy(self.module(x), y)
+            loss = self._mean_loss(self.module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
         return self._grad, loss.detach().view(1)
 
@@ -50,10 +51,12 @@ class SingleGradient:
 class CohortGradient:
     """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
 
-    def __init__(self, module: nn.Module, layout: ParameterLayout, device: torch.device, width: int) -> None:
+    def __init__(
+        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
+    ) -> None:
         self.module = copy.deepcopy(module).to(device).train()
         self.params = torch.zeros(width, layout.dimension, device=device)
-        self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout)), randomness="different")
+        self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
@@ -81,12 +84,8 @@ class CohortGradient:
         return self._traced[batch.y.shape]
 
 
-def _row_loss(module: nn.Module, layout: ParameterLayout) -> Callable[..., Tensor]:
+def _row_loss(module: nn.Module, layout: ParameterLayout, task: Task) -> Callable[..., Tensor]:
     def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        outputs = functional_call(module, layout.unflatten(vector), (x,))
-        # cross-entropy in fewer operators, along the first axis: torch's softmax along a short last one is slow
-        log_likelihoods = outputs.t().log_softmax(0).gather(0, y.unsqueeze(0)).squeeze(0)
-        mean: Tensor = -(log_likelihoods * weights).sum()
-        return mean
+        return task.weighted_loss(functional_call(module, layout.unflatten(vector), (x,)), y, weights)
 
     return loss

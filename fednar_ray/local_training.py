@@ -21,6 +21,7 @@ from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
 from fednar_ray.schedules import Workload
 from fednar_ray.seeding import Purpose, torch_seed
+from fednar_ray.tasks import CLASSIFICATION, Task
 from fednar_ray.transfers import Landing, on_device
 from fednar_ray.vectors import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 
@@ -37,6 +38,7 @@ class TrainingPlan:
     seed: int
     tracks_buffers: bool  # the model keeps running statistics: cohorts of one, buffers averaged over clients
     corrupted: Mapping[int, float] = field(default_factory=dict)  # client id → what its update is multiplied by
+    task: Task = CLASSIFICATION
 
 
 HELD_BYTES = 2**30
@@ -89,6 +91,12 @@ class CohortTrainer:
         self._origin, self._control = Landing(self._layout.dimension, device), Landing(self._layout.dimension, device)
         self._gradients: dict[int, SingleGradient | CohortGradient] = {}
         self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
+
+    def adopt(self, plan: TrainingPlan) -> None:
+        """Take up another plan for the same model and shards: what is loaded, and what was traced, stays."""
+        assert ParameterLayout.of(plan.model) == self._layout, "another model"
+        self._plan = plan
+        self._held.clear()
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
         """Take and drop one gradient of a cohort like those to come: a process's first costs over a second.
@@ -173,7 +181,7 @@ class CohortTrainer:
     def _gradient(self, width: int) -> SingleGradient | CohortGradient:
         if width not in self._gradients:
             single, cohort = SingleGradient, CohortGradient
-            plan = (self._plan.model, self._layout, self._device)
+            plan = (self._plan.model, self._layout, self._plan.task, self._device)
             self._gradients[width] = single(*plan) if width == 1 else cohort(*plan, width)
         return self._gradients[width]
 

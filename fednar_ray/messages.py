@@ -67,8 +67,9 @@ class ScoringTask:
 class Scores:
     """What a readout makes of each example."""
 
-    right: npt.NDArray[np.bool_]  # [n]
-    losses: npt.NDArray[np.float32]  # [n] cross-entropy, nats
+    answers: npt.NDArray[np.int32] | npt.NDArray[np.float32]  # [n] the likeliest class; the one logit; the number
+    right: npt.NDArray[np.bool_] | None  # [n]; None in regression
+    losses: npt.NDArray[np.float32]  # [n] cross-entropy in nats, or squared error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from fednar_ray.execution.serial import SerialPool
 from fednar_ray.local_training import CohortTrainer
 from fednar_ray.preparation import Prepared
 
+CPU_DEVICE = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
@@ -76,14 +78,29 @@ def _cohorts(prepared: Prepared, width: int) -> int:
     return -(-prepared.clients_per_round // width)
 
 
+class SerialBench:
+    """The driver's own trainer, which runs of the same data and model may share."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._trainer = CohortTrainer(prepared.training_plan(), prepared.federation.shards, CPU_DEVICE)
+
+    def pool(self, prepared: Prepared) -> SerialPool:
+        """For one run; no other may be under way."""
+        self._trainer.adopt(prepared.training_plan())
+        federation = prepared.federation
+        task = TASKS[federation.task]
+        scorer = Scorer(prepared.model, federation.shards, federation.splits(), CPU_DEVICE, task)
+        return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution))
+
+
 @contextmanager
-def place(prepared: Prepared, resolved: Resolved, session: RaySession) -> Iterator[SerialPool | RayPool]:
-    """A pool at work."""
+def place(
+    prepared: Prepared, resolved: Resolved, session: RaySession, bench: SerialBench | None = None
+) -> Iterator[SerialPool | RayPool]:
+    """A pool at work; a serial one on ``bench``, where there is one."""
     federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
     if resolved.actors is None:
-        cpu = torch.device("cpu")
-        scorer = Scorer(prepared.model, federation.shards, federation.splits(), cpu)
-        yield SerialPool(CohortTrainer(plan, federation.shards, cpu), scorer, Tolerance.of(settings))
+        yield (bench or SerialBench(prepared)).pool(prepared)
         return
     if resolved.placement == "dedicated":
         pool = RayPool.dedicated(session, resolved.actors, settings, plan, federation)

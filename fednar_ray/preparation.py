@@ -1,7 +1,7 @@
 """An experiment with its data and model, checked against each other; nothing is started yet."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -86,6 +86,15 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         traits=traits,
         availability=_availability(experiment, federation),
     )
+
+
+def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
+    """The same data and model under other settings. Raises BadInput's kinds."""
+    before = prepared.experiment
+    same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
+    assert same, "other data, or another model"
+    _check_sampling(experiment, prepared.federation)
+    return replace(prepared, experiment=experiment, availability=_availability(experiment, prepared.federation))
 
 
 def _availability(experiment: Experiment, federation: Federation) -> Availability:

@@ -1,6 +1,6 @@
 """Rounds of an experiment as a stream of reports: wired, and neither tracked nor written."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.client_states import ClientStates
 from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation
-from fednar_ray.evaluation import Evaluation
+from fednar_ray.evaluation import SPLITS, Evaluation
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
 from fednar_ray.messages import RoundReport
@@ -62,9 +62,13 @@ def initial_state(prepared: Prepared, directory: Path | None = None) -> Federati
 
 
 def rounds_of(
-    prepared: Prepared, resolved: Resolved, pool: ClientPool, state: FederationState
+    prepared: Prepared,
+    resolved: Resolved,
+    pool: ClientPool,
+    state: FederationState,
+    splits: Collection[str] = SPLITS,
 ) -> Iterator[RoundReport]:
-    """The round loop of a prepared experiment, on a pool, from a state that moves along."""
+    """The round loop of a prepared experiment, on a pool, from a state that moves along; ``splits`` are evaluated."""
     experiment, federation = prepared.experiment, prepared.federation
     plan = RoundPlan(
         rounds=experiment.federation.rounds,
@@ -83,5 +87,5 @@ def rounds_of(
         scalars=experiment.scalars,
     )
     by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
-    evaluation = Evaluation(federation, pool.score, federated=federated, by_client=by_client)
+    evaluation = Evaluation(federation, pool.score, splits, federated=federated, by_client=by_client)
     return run_rounds(plan, pool, state, evaluation)

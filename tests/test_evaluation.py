@@ -12,7 +12,7 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.data.federation import Examples, Shards
-from fednar_ray.evaluation import BATCH, CLIENTS, TASK_BATCHES, Evaluation, Scorer, across_clients
+from fednar_ray.evaluation import SPLITS, BATCH, CLIENTS, TASK_BATCHES, Evaluation, Scorer, across_clients
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.messages import Readout, RoundReport, ScoringTask
 from fednar_ray.placement import place, resolve
@@ -160,7 +160,7 @@ def test_any_number_of_examples_is_scored_once(rows: int) -> None:
 
     parameters, buffers = flatten(model), flatten_buffers(model)
     readout = Readout(round_index=0, parameters=parameters, buffers=buffers)
-    metrics = Evaluation(federation, score, federated=False, by_client=False)(readout)
+    metrics = Evaluation(federation, score, SPLITS, federated=False, by_client=False)(readout)
     for name, split in federation.splits().items():
         right, losses = by_hand(parameters, buffers, split)
         assert metrics[f"{name}_accuracy"] == right.mean()

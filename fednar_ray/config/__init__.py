@@ -1,7 +1,18 @@
 """Validated, immutable settings; YAML files; dotted overrides."""
 
 from fednar_ray.config.experiment import Experiment
-from fednar_ray.config.files import Document, digest, dotted, dump, embedded, load, load_document, with_overrides
+from fednar_ray.config.files import (
+    Document,
+    digest,
+    dotted,
+    dump,
+    embedded,
+    load,
+    load_document,
+    varied,
+    with_overrides,
+)
+from fednar_ray.config.search import Domain, SearchSettings
 from fednar_ray.config.settings import (
     PRESET_SETTINGS,
     AggregationSettings,
@@ -27,16 +38,19 @@ __all__ = [
     "CorruptionSettings",
     "DataSettings",
     "Document",
+    "Domain",
     "ExecutionSettings",
     "Experiment",
     "ModelSettings",
     "PartitionSettings",
     "ScreeningSettings",
+    "SearchSettings",
     "digest",
     "dotted",
     "dump",
     "embedded",
     "load",
     "load_document",
+    "varied",
     "with_overrides",
 ]

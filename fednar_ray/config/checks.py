@@ -39,37 +39,38 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     data, federation = sections.get("data"), sections.get("federation")
     execution, model = sections.get("execution"), sections.get("model")
     if data is not None and data.partition.kind != "natural" and data.partition.clients is None:
-        yield _problem(("data", "partition", "clients"), None, "say how many clients, or use kind: natural")
+        yield problem(("data", "partition", "clients"), None, "say how many clients, or use kind: natural")
     if data is not None and data.source == "digits" and data.partition.kind == "natural":
-        yield _problem(("data", "partition", "kind"), "natural", "digits names no groups; use iid, dirichlet, …")
+        yield problem(("data", "partition", "kind"), "natural", "digits names no groups; use iid, dirichlet, …")
     if federation is not None:
         yield from _within_federation(federation, data.partition.clients if data is not None else None)
     if execution is not None and execution.placement == "dedicated" and execution.cohort_width not in ("auto", 1):
         width = execution.cohort_width
-        yield _problem(("execution", "cohort_width"), width, "dedicated trains one client an actor; use 1 or auto")
+        yield problem(("execution", "cohort_width"), width, "dedicated trains one client an actor; use 1 or auto")
     if data is not None and "model" in sections and model is None:
-        yield _problem(("model",), None, "a data section needs a model section")
+        yield problem(("model",), None, "a data section needs a model section")
 
 
 def _within_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
     place, sampled, schedule = "federation", federation.clients_per_round, federation.participation
     if (federation.local_steps is None) == (federation.local_epochs is None):
-        yield _problem((place, "local_steps"), federation.local_steps, "give local_steps or local_epochs, and not both")
+        yield problem((place, "local_steps"), federation.local_steps, "give local_steps or local_epochs, and not both")
     if clients is not None and sampled is not None and sampled > clients:
         text = f"is more than data.partition.clients ({clients}); use 1 to {clients}"
-        yield _problem((place, "clients_per_round"), sampled, text)
+        yield problem((place, "clients_per_round"), sampled, text)
     if schedule is None:
         return
     if len(schedule) < federation.rounds:
-        yield _problem((place, "participation"), len(schedule), f"lists fewer rounds than rounds ({federation.rounds})")
+        yield problem((place, "participation"), len(schedule), f"lists fewer rounds than rounds ({federation.rounds})")
     for index, ids in enumerate(schedule):
         if not ids or len(set(ids)) < len(ids):
-            yield _problem((place, "participation", index), list(ids), "name at least one client, and none twice")
+            yield problem((place, "participation", index), list(ids), "name at least one client, and none twice")
         if clients is not None and any(client >= clients for client in ids):
-            yield _problem((place, "participation", index), list(ids), f"client ids run from 0 to {clients - 1}")
+            yield problem((place, "participation", index), list(ids), f"client ids run from 0 to {clients - 1}")
 
 
-def _problem(place: tuple[str | int, ...], value: Any, text: str) -> InitErrorDetails:
+def problem(place: tuple[str | int, ...], value: Any, text: str) -> InitErrorDetails:
+    """One problem, as pydantic reports it."""
     return InitErrorDetails(type=PydanticCustomError("experiment", "{text}", {"text": text}), loc=place, input=value)
 
 
@@ -92,11 +93,11 @@ def _known_place(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
 def _as_detail(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDetails:
     if union:
         kind = "a number not below 0" if entry["loc"][-1] == "gpus_per_actor" else "a whole number from 1"
-        return _problem(entry["loc"], entry["input"], f"should be auto or {kind}")
+        return problem(entry["loc"], entry["input"], f"should be auto or {kind}")
     text = entry["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if entry["type"] == "extra_forbidden":
         text = "unknown key" + nearest(str(entry["loc"][-1]), _known_keys(model, entry["loc"][:-1]))
-    return _problem(entry["loc"], entry["input"], text)
+    return problem(entry["loc"], entry["input"], text)
 
 
 def _known_keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:

@@ -1,9 +1,10 @@
 """One experiment: the sections together, and what must hold across them."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
-from pydantic_core import ValidationError
+from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config import checks
 from fednar_ray.config.settings import (
@@ -25,6 +26,18 @@ from fednar_ray.config.settings import (
 )
 from fednar_ray.schedules import RoundScalars, annealed
 
+CHANGEABLE = (
+    "algorithm.local_lr",
+    "algorithm.local_lr_anneal",
+    "algorithm.epsilon",
+    "algorithm.epsilon_anneal",
+    "regularizer.weight_decay",
+    "regularizer.weight_decay_anneal",
+    "regularizer.clip_bound",
+    "regularizer.clip_bound_anneal",
+)
+"""What may change from one round to the next: the rest is built into a run."""
+
 
 class Experiment(Settings):
     """One experiment, as the ``experiment`` section of a file describes it."""
@@ -44,6 +57,8 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+    changes: Mapping[Size, Mapping[str, float]] | None = None
+    """Round → what takes another value from then on, by dotted key, as population-based training finds it."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -55,17 +70,48 @@ class Experiment(Settings):
             details = checks.as_details(error, cls)
             across = checks.across_sections(checks.valid_sections(cls, values))
             raise ValidationError.from_exception_data(cls.__name__, [*details, *across]) from None
-        details = list(checks.across_sections(dict(experiment)))
+        details = [*checks.across_sections(dict(experiment)), *experiment._change_problems()]
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return experiment
 
     def scalars(self, round_index: int) -> RoundScalars:
         """η_t, λ_t, A_t and ε_t."""
-        algorithm, regularizer = self.algorithm, self.regularizer
+        now = self.in_force(round_index)
+        algorithm, regularizer = now.algorithm, now.regularizer
         return RoundScalars(
             local_lr=annealed(algorithm.local_lr, algorithm.local_lr_anneal, round_index),
             weight_decay=annealed(regularizer.weight_decay, regularizer.weight_decay_anneal, round_index),
             clip_bound=annealed(regularizer.clip_bound, regularizer.clip_bound_anneal, round_index),
             epsilon=annealed(algorithm.epsilon or 0.0, algorithm.epsilon_anneal or 1.0, round_index),
         )
+
+    def in_force(self, round_index: int) -> "Experiment":
+        """With what has changed by that round."""
+        now = self
+        for since in sorted(self.changes or ()):
+            if since <= round_index:
+                for key, value in (self.changes or {})[since].items():
+                    section, name = key.split(".")
+                    changed = getattr(now, section).model_copy(update={name: value})
+                    now = now.model_copy(update={section: changed})
+        return now
+
+    def _change_problems(self) -> Iterator[InitErrorDetails]:
+        for since, values in (self.changes or {}).items():
+            for key, value in values.items():
+                place = ("changes", since, key)
+                if since >= self.federation.rounds:
+                    yield checks.problem(place, value, f"federation.rounds is {self.federation.rounds}")
+                elif key not in CHANGEABLE:
+                    yield checks.problem(place, value, "cannot change within a run; " + ", ".join(CHANGEABLE) + " can")
+                else:
+                    yield from self._value_problems(place, value)
+
+    def _value_problems(self, place: tuple[str | int, ...], value: float) -> Iterator[InitErrorDetails]:
+        section, name = str(place[-1]).split(".")
+        settings = getattr(self, section)
+        try:
+            type(settings).model_validate({**settings.model_dump(), name: value})
+        except ValidationError as error:
+            yield checks.problem(place, value, error.errors()[0]["msg"].removeprefix("Value error, "))

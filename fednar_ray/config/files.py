@@ -17,20 +17,27 @@ from pydantic_core import ValidationError
 
 from fednar_ray.config import checks
 from fednar_ray.config.experiment import Experiment
-from fednar_ray.config.settings import CompareSettings
+from fednar_ray.config.search import SearchSettings
+from fednar_ray.config.settings import CompareSettings, Settings
 from fednar_ray.errors import ConfigError
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 SECTIONS = ("experiment", "compare", "search")
+PATHS = ("tracking.uri", "availability.trace", "checkpoint.storage")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """A file, read and validated; ``search`` is left as it is for the tuner."""
+    """A file, read and validated."""
 
     experiment: Experiment
     compare: CompareSettings
-    search: Mapping[str, Any]
+    search: SearchSettings | None
+    raw: Mapping[str, Any]  # the experiment section as it was written, with the overrides
+
+    def varied(self, values: Mapping[str, Any]) -> Experiment:
+        """The experiment with other values by dotted key; defaults follow them. Raises ConfigError."""
+        return varied(self.raw, values)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -84,8 +91,7 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = ()) -> Doc
     for override in overrides:
         problems.extend(_apply(raw, override))
     experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
-    if not isinstance(search, dict):
-        problems.append(f"search: {search!r} should be a section with keys")
+    validated = comparison = None
     try:
         validated = Experiment.model_validate(experiment)
     except ValidationError as error:
@@ -93,11 +99,59 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = ()) -> Doc
     try:
         comparison = CompareSettings.model_validate(compare)
     except ValidationError as error:
-        details = checks.as_details(error, CompareSettings)
-        problems.extend(checks.describe(ValidationError.from_exception_data("compare", details), "compare."))
+        problems.extend(_described(error, "compare", CompareSettings))
+    searched, wrong = _search(search, experiment, validated) if "search" in raw else (None, [])
+    problems.extend(wrong)
     if problems:
         raise ConfigError(tuple(problems))
-    return Document(_with_absolute_paths(validated), comparison, search)
+    assert validated is not None
+    assert comparison is not None
+    absolute = _with_absolute_paths(validated)
+    return Document(absolute, comparison, searched, _located(experiment, absolute))
+
+
+def _described(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
+    details = checks.as_details(error, model)
+    return checks.describe(ValidationError.from_exception_data(section, details), f"{section}.")
+
+
+def _search(
+    given: Any, raw: Mapping[str, Any], experiment: Experiment | None
+) -> tuple[SearchSettings | None, Sequence[str]]:
+    """The search section, and what is wrong with it; an experiment that is wrong itself says enough."""
+    try:
+        search = SearchSettings.model_validate(given)
+    except ValidationError as error:
+        return None, _described(error, "search", SearchSettings)
+    if experiment is None:
+        return search, ()
+    return search, tuple(search.problems(experiment, lambda values: varied(raw, values)))
+
+
+def varied(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
+    """An experiment section with other values by dotted key. Raises ConfigError with every problem at once."""
+    section = _copy(raw)
+    problems = [problem for key, value in values.items() for problem in _set(section, key.split("."), value)]
+    if problems:
+        raise ConfigError(tuple(problems))
+    try:
+        return _with_absolute_paths(Experiment.model_validate(section))
+    except ValidationError as error:
+        raise ConfigError(checks.describe(error, root="experiment")) from None
+
+
+def _located(raw: Mapping[str, Any], absolute: Experiment) -> dict[str, Any]:
+    """The section as written, with the absolute paths."""
+    section, paths = _copy(raw), dotted(absolute)
+    for key in PATHS:
+        if key in paths:
+            _set(section, key.split("."), paths[key])
+    return section
+
+
+def _copy(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are new, values shared."""
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in section.items()}
 
 
 def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
@@ -122,27 +176,33 @@ def _apply(raw: dict[str, Any], override: str) -> list[str]:
         value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except _UNREADABLE:
         return [f"{path}: {text!r}: the value is not YAML"]
-    target: Any = raw
-    for key in keys[:-1] if keys[0] in SECTIONS else ["experiment", *keys[:-1]]:
+    if keys[0] not in SECTIONS:
+        keys = ["experiment", *keys]
+    if keys[0] == "search" and keys[1:2] in (["space"], ["baseline"]) and len(keys) > 2:
+        keys = [*keys[:2], ".".join(keys[2:])]  # a searched key has dots of its own
+    return _set(raw, keys, value)
+
+
+def _set(target: Any, keys: Sequence[str], value: Any) -> list[str]:
+    """Set one value in place; what is wrong with it comes back."""
+    for key in keys[:-1]:
         target[key] = {} if target.get(key) is None else target[key]
         target = target[key]
         if not isinstance(target, dict):
-            return [f"{path}: {key} holds a value, not a section"]
+            return [f"{'.'.join(keys).removeprefix('experiment.')}: {key} holds a value, not a section"]
     target[keys[-1]] = value
     return []
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
     """Relative paths become absolute when they are read: jobs and trials change directory."""
-    uri, trace, storage = experiment.tracking.uri, experiment.availability.trace, experiment.checkpoint.storage
-    sections = {
-        "tracking": {"uri": uri and _absolute(uri)},
-        "availability": {"trace": trace and os.path.abspath(trace)},
-        "checkpoint": {"storage": storage and _absolute(storage)},
-    }
-    return experiment.model_copy(
-        update={name: getattr(experiment, name).model_copy(update=values) for name, values in sections.items()}
-    )
+    for key in PATHS:
+        section, name = key.split(".")
+        place = getattr(getattr(experiment, section), name)
+        if place:
+            changed = getattr(experiment, section).model_copy(update={name: _absolute(place)})
+            experiment = experiment.model_copy(update={section: changed})
+    return experiment
 
 
 def _absolute(place: str) -> str:

@@ -253,7 +253,8 @@ class ScreeningSettings(Settings):
     """Which updates do not count. Those that are not finite, or of the wrong shape, never do."""
 
     max_deviation: Positive | None = None
-    """Leave out updates whose norm is above the round's median by more than this many median absolute deviations."""
+    """Leave out updates whose norm is above the round's median by more than this many robust standard deviations, each
+    1.4826 median absolute deviations, or a tenth of the median where that is more."""
 
 
 class AggregationSettings(Settings):

@@ -102,6 +102,8 @@ class Federation:
     inputs of different shapes, labels below 0, NaN or infinity.
     """
 
+    task: str = "classification"
+
     def __init__(self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None) -> None:
         if not len(clients):
             raise DataError("clients: a federation needs at least one client")

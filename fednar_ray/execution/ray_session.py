@@ -53,7 +53,7 @@ class TrainingActor:
         """Take up a run, and warm up with a cohort like those to come."""
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
         self._trainer = CohortTrainer(plan, shards, device)
-        self._scorer = Scorer(plan.model, shards, splits, device)
+        self._scorer = Scorer(plan.model, shards, splits, device, plan.task)
         self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
@@ -131,12 +131,18 @@ class RaySession:
             cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), memory_bytes=total.get("memory", 0.0)
         )
 
+    def nodes(self) -> list[dict[str, float]]:
+        """The CPUs and GPUs of each living node."""
+        self.connect()
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [{name: float(node.get(name, 0.0)) for name in ("CPU", "GPU")} for node in alive]
+
     def lease(self, plan: ActorPlan) -> list[Any]:
         """Actors with the plan's shares: idle ones first, then new ones."""
         self.connect()
         idle = self._idle[plan.cpus, plan.gpus]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
-        self._discard_idle()  # those of other shares would keep CPUs from the new ones
+        self.discard_idle()  # those of other shares would keep CPUs from the new ones
         return leased + [self.replacement(plan) for _ in range(plan.count - len(leased))]
 
     def replacement(self, plan: ActorPlan) -> Any:
@@ -158,12 +164,13 @@ class RaySession:
         """End the actors, and the local Ray if this session started it."""
         if not ray.is_initialized():
             return
-        self._discard_idle()
+        self.discard_idle()
         if self._started_here:
             ray.shutdown()
             self._started_here = False
 
-    def _discard_idle(self) -> None:
+    def discard_idle(self) -> None:
+        """End the actors that are kept warm: they keep CPUs and GPUs from others."""
         for actors in self._idle.values():
             while actors:
                 ray.kill(actors.pop())

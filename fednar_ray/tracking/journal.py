@@ -37,6 +37,18 @@ def parse(line: str) -> RoundRecord:
     )
 
 
+def line_of(record: RoundRecord) -> str:
+    """A round that has just ended, as a line of the journal."""
+    line = {
+        "round": record.round_index,
+        "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
+        "clients": record.client_ids,
+        "failures": record.failures,
+        "metrics": for_json(record.metrics),
+    }
+    return json.dumps(line)
+
+
 def recorded(directory: Path) -> tuple[RoundRecord, ...]:
     """The rounds in a run directory, whether or not its run is still being written."""
     return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE))
@@ -66,14 +78,7 @@ class Journal:
         if record.round_index < self.rounds:
             return
         assert record.round_index == self.rounds, f"round {record.round_index} after {self.rounds} rounds"
-        line = {
-            "round": record.round_index,
-            "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
-            "clients": record.client_ids,
-            "failures": record.failures,
-            "metrics": for_json(record.metrics),
-        }
-        self.file.append(json.dumps(line))
+        self.file.append(line_of(record))
 
     def truncate(self, rounds: int) -> None:
         """Forget all but the first ``rounds``, for a run that goes on differently from there."""

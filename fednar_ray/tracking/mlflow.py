@@ -97,6 +97,22 @@ class Store:
         return str(run.info.run_id)
 
 
+    def register_model(self, run_id: str, name: str) -> int:
+        """The run's model as the next version of a registered model, made if it is new; returns the version."""
+        with answering(self.uri):
+            if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
+                self.client.create_registered_model(name)
+            (model,) = self.client.get_run(run_id).outputs.model_outputs
+            logged = self.client.get_logged_model(model.model_id)
+            version = self.client.create_model_version(name, logged.artifact_location, run_id, model_id=model.model_id)
+        return int(version.version)
+
+    def log_files(self, run_id: str, directory: Path, name: str) -> None:
+        """The files of a directory among a run's artifacts, below ``name``."""
+        with answering(self.uri):
+            self.client.log_artifacts(run_id, str(directory), name)
+
+
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Whatever a store raises (MLflow lets SQLAlchemy's and requests' through) as TrackingUnavailable."""
@@ -119,6 +135,7 @@ class RunTracker:
         self.run_id = run_id
         self._store, self._directory, self._resumed = store, directory, resumed
         self._held = ExitStack()
+        self._ends_as = "FINISHED"
 
     @property
     def uri(self) -> str:
@@ -189,11 +206,15 @@ class RunTracker:
         _save_model(model, example, self._directory / MODEL_NAME)
         self._queue("model", path=MODEL_NAME)
 
+    def ends_as(self, status: str) -> None:
+        """What MLflow is to call the run at its end: FINISHED, unless told otherwise, KILLED or FAILED."""
+        self._ends_as = status
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit | SystemExit)
-        status = "FINISHED" if kind is None else "KILLED" if interrupted else "FAILED"
+        status = self._ends_as if kind is None else "KILLED" if interrupted else "FAILED"
         with self._held:
             if kind is not None:
                 with suppress(RunFailed):  # a full disk: MLflow is told all the same

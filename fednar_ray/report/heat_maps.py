@@ -1,0 +1,137 @@
+"""The metric over the clip bound A and one other key: where to look, and how wide the good region is."""
+
+from collections.abc import Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from fednar_ray.report.scales import (
+    ANNEAL,
+    CLIP_BOUND,
+    WEIGHT_DECAY,
+    Colours,
+    Scale,
+    colours_of,
+    drawn_text,
+    figure_text,
+    label,
+    metric_label,
+    scale_of,
+    text,
+)
+from fednar_ray.report.sensitivity import by_regularizer
+from fednar_ray.tracking.searches import SearchRecord, TrialRecord
+
+Means = npt.NDArray[np.float64]
+"""Means of the metric [y, x]; NaN where there was no trial."""
+
+LISTS = ("grid", "choice")
+MOST_BINS = 8
+
+
+def pairs(record: SearchRecord) -> list[tuple[str, str]]:
+    """A with each annealing rate and with the weight decay, of what was searched."""
+    if CLIP_BOUND not in record.space:
+        return []
+    return [(CLIP_BOUND, key) for key in record.space if key.endswith(ANNEAL) or key == WEIGHT_DECAY]
+
+
+def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
+    """The metric over two keys, a panel a regularizer: cells where both keys have lists of values, else points.
+
+    Only trials that ran all rounds; there must be one.
+    """
+    listed = all(next(iter(record.space[key])) in LISTS for key in (x, y))
+    groups = by_regularizer(record, record.finished)
+    columns = len({trial.values[x] for trial in record.finished}) if listed else 0
+    width = max(3.6, 0.6 * columns + 0.6)
+    figure = Figure(figsize=(1.9 + width * len(groups), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    colours = (_draw_cells if listed else _draw_points)(panels, record, x, y)
+    for axes, name in zip(panels, groups, strict=True):
+        axes.set(xlabel=label(x), title=drawn_text(name) if len(groups) > 1 else "")
+    panels[0].set_ylabel(label(y))
+    bar = figure.colorbar(ScalarMappable(colours.norm, colours.map), ax=list(panels), extend=colours.extend)
+    bar.set_label(metric_label(record))
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> Means:
+    """Means over the trials of each cell, whatever their other keys."""
+    totals, counts = np.zeros((len(ys), len(xs))), np.zeros((len(ys), len(xs)))
+    for trial in trials:
+        cell = ys.index(trial.values[y]), xs.index(trial.values[x])
+        totals[cell] += trial.final
+        counts[cell] += 1
+    return _quotient(totals, counts)
+
+
+def binned_means(places: Means, values: npt.NDArray[np.float64], edges: Sequence[npt.NDArray[np.float64]]) -> Means:
+    """Means of ``values`` [n] at ``places`` [n, 2] (x, y) within the edges of x and of y."""
+    counts = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]])[0]
+    totals = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]], weights=values)[0]
+    return _quotient(totals, counts)
+
+
+def _quotient(totals: Means, counts: Means) -> Means:
+    return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+
+
+def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> Colours:
+    xs, ys = (sorted({trial.values[key] for trial in record.finished}) for key in (x, y))
+    groups = by_regularizer(record, record.finished).values()
+    grids = [cell_means(trials, x, y, xs, ys) for trials in groups]
+    shown = np.stack(grids)
+    colours = colours_of(record, shown[~np.isnan(shown)].tolist())
+    for axes, means in zip(panels, grids, strict=True):
+        axes.imshow(means, origin="lower", aspect="auto", cmap=colours.map, norm=colours.norm)
+        axes.set_xticks(range(len(xs)), [text(value) for value in xs])
+        axes.set_yticks(range(len(ys)), [text(value) for value in ys])
+        for row, column in np.argwhere(~np.isnan(means)):
+            written = axes.text(column, row, figure_text(means[row, column]), ha="center", va="center", color="white")
+            written.set(fontsize=9, path_effects=[withStroke(linewidth=2, foreground="#00000099")])
+    return colours
+
+
+def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> Colours:
+    finished = record.finished
+    scales = [scale_of(record, key, finished) for key in (x, y)]
+    bins = min(MOST_BINS, max(1, isqrt(len(finished) // 2)))
+    edges = [_edges(scale, bins) for scale in scales]
+    colours = colours_of(record, [trial.final for trial in finished])
+    for axes, trials in zip(panels, by_regularizer(record, finished).values(), strict=True):
+        places = np.array([[scale.measure(trial.values[scale.key]) for scale in scales] for trial in trials])
+        values = np.array([trial.final for trial in trials])
+        means = binned_means(places, values, edges)
+        axes.pcolormesh(*edges, means, cmap=colours.map, norm=colours.norm, alpha=0.55)
+        axes.scatter(
+            places[:, 0],
+            places[:, 1],
+            c=values,
+            cmap=colours.map,
+            norm=colours.norm,
+            s=42,
+            edgecolors="white",
+            zorder=2,
+        )
+        if record.best_trial in trials:
+            at = [scale.measure(record.best_trial.values[scale.key]) for scale in scales]
+            axes.scatter(at[0], at[1], marker="*", s=260, color="#d1495b", edgecolors="white", zorder=3)
+        for axis, scale in zip((axes.xaxis, axes.yaxis), scales, strict=True):
+            axis.set_ticks([measure for measure, _ in scale.ticks()], [name for _, name in scale.ticks()])
+        axes.set(xlim=(edges[0][0], edges[0][-1]), ylim=(edges[1][0], edges[1][-1]))
+    return colours
+
+
+def _edges(scale: Scale, bins: int) -> npt.NDArray[np.float64]:
+    """Borders of bins, a little wider than the values so that no point lies on the frame."""
+    margin = 0.04 * (scale.high - scale.low) or 0.5
+    return np.linspace(scale.low - margin, scale.high + margin, bins + 1)

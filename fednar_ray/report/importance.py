@@ -1,0 +1,56 @@
+"""Which searched key the metric depends on, by Optuna's fANOVA."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+
+from fednar_ray.report.scales import Scale, scale_of, text
+from fednar_ray.tracking.searches import SearchRecord
+
+LEAST_TRIALS = 4
+SEED = 0  # of fANOVA's forest: a report is the same every time
+
+
+def why_no_importances(record: SearchRecord) -> str | None:
+    """Why nothing can be said about importances, as a sentence; None where something can."""
+    finished = record.finished
+    if len(finished) < LEAST_TRIALS:
+        return f"Importances need {LEAST_TRIALS} trials that ran all rounds; there are {len(finished)}."
+    if len({trial.final for trial in finished}) < 2:
+        return "All trials ended at the same value, so no key is more important than another."
+    if not _varied(record):
+        return "No searched key took two values, so none can be more important than another."
+    return None
+
+
+def importances(record: SearchRecord) -> dict[str, float]:
+    """The share of the metric's variance that each key that took two values explains, most important first."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells that it made a study
+    scales = _varied(record)
+    distributions = {
+        scale.key: _distribution(scale, [trial.values[scale.key] for trial in record.finished]) for scale in scales
+    }
+    study = optuna.create_study(direction="maximize" if record.mode == "max" else "minimize")
+    for trial in record.finished:
+        params = {scale.key: _param(scale, trial.values[scale.key]) for scale in scales}
+        study.add_trial(create_trial(params=params, distributions=distributions, value=trial.final))
+    return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=SEED)))
+
+
+def _varied(record: SearchRecord) -> list[Scale]:
+    scales = [scale_of(record, key, record.finished) for key in record.space]
+    return [scale for scale in scales if len({_param(scale, trial.values[scale.key]) for trial in record.finished}) > 1]
+
+
+def _param(scale: Scale, value: Any) -> str | float:
+    return text(value) if scale.categories else float(value)
+
+
+def _distribution(scale: Scale, values: Sequence[Any]) -> BaseDistribution:
+    if scale.categories:
+        return CategoricalDistribution(scale.categories)
+    return FloatDistribution(float(min(values)), float(max(values)), log=scale.log)

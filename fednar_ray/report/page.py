@@ -1,0 +1,217 @@
+"""One HTML page that opens without a network: pictures are inside it, and it asks nobody for anything."""
+
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from fednar_ray.report.results import Facts, ranked
+from fednar_ray.report.scales import figure_text, html_label, metric_label, text
+from fednar_ray.report.sensitivity import FACTORS, Fall, Sensitivity
+from fednar_ray.tracking.searches import SearchRecord
+
+STYLE = """
+:root { color: #1d2329; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+h1 { margin: .5rem 0; font-size: 1.7rem; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem; }
+.lead { font-size: 1.1rem; padding: .7rem 1rem; background: #f3f6f9; border-left: 4px solid #d1495b; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+.facts div { border: 1px solid #d8dee4; border-radius: 6px; padding: .5rem .8rem; }
+.facts dt { font-size: .85rem; color: #57606a; }
+.facts dd { margin: 0; font-size: 1.1rem; overflow-wrap: anywhere; }
+.scroll { overflow: auto; max-height: 90vh; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #e3e8ed; text-align: left; white-space: nowrap; }
+th { background: #f3f6f9; position: sticky; top: 0; }
+td.number { text-align: right; }
+figure { margin: 1rem 0; overflow-x: auto; }
+img { max-width: 100%; min-width: 34rem; height: auto; }
+figcaption, .note { color: #57606a; font-size: .92rem; }
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture of the page with its heading, or why there is none."""
+
+    title: str  # HTML
+    caption: str
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A cell of HTML that is aligned to the right."""
+
+    html: str
+
+
+Cell = str | Number
+"""HTML, aligned to the left or to the right."""
+
+
+def page(record: SearchRecord, facts: Facts, falls: Sensitivity, pictures: Sequence[Picture]) -> str:
+    """The whole page."""
+    title = f"Search {escape(record.name)}"
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<style>{STYLE}</style></head><body>",
+            f"<h1>{title}</h1>",
+            *(f'<p class="lead">{escape(sentence)}</p>' for sentence in claim(record, falls)),
+            _facts(record, facts),
+            "<h2>Best values</h2>",
+            _best_values(record, facts),
+            *map(_picture, pictures[:1]),
+            "<h2>Sensitivity</h2>",
+            *_sensitivity(record, falls),
+            *map(_picture, pictures[1:]),
+            "<h2>All trials</h2>",
+            _results(record),
+            "</body></html>\n",
+        ]
+    )
+
+
+def claim(record: SearchRecord, falls: Sensitivity) -> list[str]:
+    """The sensitivity as sentences, one a factor."""
+    sentences = []
+    for factor in FACTORS:
+        losses = [(name, falls.mean(name, factor)) for name in falls.regularizers]
+        known = [f"{name} {amount(record, loss)}" for name, loss in losses if loss is not None]
+        if known:
+            what = f"{'points of ' if _in_points(record) else ''}{metric_label(record)}"
+            sentences.append(f"With one setting off by {factor} times, the loss in {what}: {', '.join(known)}.")
+    return sentences
+
+
+def amount(record: SearchRecord, fall: float | None) -> str:
+    """A fall of the metric: of an accuracy in points, hundredths."""
+    if fall is None:
+        return "–"
+    return f"{100 * fall:.1f}" if _in_points(record) else figure_text(fall)
+
+
+def _in_points(record: SearchRecord) -> bool:
+    return "accuracy" in record.metric
+
+
+def _facts(record: SearchRecord, facts: Facts) -> str:
+    trials = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count) or "none"
+    seeds = f", {record.seeds} seeds each" if record.seeds > 1 else ""
+    shown = {
+        "metric": f"{metric_label(record)}, {'highest' if record.mode == 'max' else 'lowest'} is best",
+        "algorithm, scheduler": f"{record.algorithm}, {record.scheduler}",
+        "trials": trials + seeds,
+        "best trial": facts.best_trial or "–",
+        f"best {metric_label(record)}": figure_text(facts.best_value),
+        f"baseline {metric_label(record)}": figure_text(facts.baseline_value),
+        "test accuracy of the best": figure_text(facts.best_test_accuracy),
+        "test accuracy of the baseline": figure_text(facts.baseline_test_accuracy),
+        "rounds trained": f"{facts.rounds_trained:,}",
+        "rounds saved by early stopping": f"{facts.rounds_saved:,}",
+    }
+    boxes = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown.items())
+    return f'<dl class="facts">{"".join(boxes)}</dl>'
+
+
+def _best_values(record: SearchRecord, facts: Facts) -> str:
+    if facts.best_trial is None:
+        return '<p class="note">No trial ran all rounds, so none is the best.</p>'
+    baseline = record.baseline.settings if record.baseline else {}
+    rows: list[list[Cell]] = [
+        [
+            html_label(key),
+            f"<code>{escape(key)}</code>",
+            Number(escape(text(value))),
+            Number(escape(text(baseline[key])) if key in baseline else "–"),
+        ]
+        for key, value in facts.best_values.items()
+    ]
+    return _table(["setting", "key", "best", "baseline"], rows)
+
+
+def _sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
+    if not falls.known:
+        yield (
+            '<p class="note">No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: '
+            "a grid over A, λ and η has such trials.</p>"
+        )
+        return
+    unit = "points" if _in_points(record) else metric_label(record)
+    yield (
+        f'<p class="note">How much worse ({unit}) a regularizer does when one setting of its best trial is off, '
+        "in the worse direction, or in the only one that the trials reach; of an annealing rate γ it is 1 − γ that is "
+        "off.</p>"
+    )
+    rows: list[list[Cell]] = [
+        [
+            escape(fall.regularizer),
+            html_label(fall.key),
+            Number(f"{fall.factor} times"),
+            Number(_change(fall)),
+            Number(_loss(record, fall)),
+        ]
+        for fall in falls.falls
+    ]
+    means: list[list[Cell]] = [
+        [
+            f"<b>{escape(name)}</b>",
+            "<b>mean of the settings</b>",
+            Number(f"{factor} times"),
+            "",
+            Number(f"<b>{amount(record, falls.mean(name, factor))}</b>"),
+        ]
+        for name in falls.regularizers
+        for factor in FACTORS
+    ]
+    yield _table(["regularizer", "setting", "off by", "from → to", f"loss ({escape(unit)})"], [*means, *rows])
+
+
+def _change(fall: Fall) -> str:
+    return escape(f"{text(fall.right)} → {'–' if fall.wrong is None else text(fall.wrong)}")
+
+
+def _loss(record: SearchRecord, fall: Fall) -> str:
+    return amount(record, fall.fall) + (f" ({fall.failed} failed)" if fall.failed else "")
+
+
+def _results(record: SearchRecord) -> str:
+    if not record.trials:
+        return '<p class="note">No trial has begun.</p>'
+    rows: list[list[Cell]] = [
+        [
+            escape(trial.name),
+            escape(trial.status),
+            Number(str(trial.rounds)),
+            Number(figure_text(trial.value)),
+            *(Number(escape(text(trial.values[key]))) for key in record.space),
+        ]
+        for trial in ranked(record)
+    ]
+    header = ["trial", "status", "rounds", escape(metric_label(record)), *map(html_label, record.space)]
+    return _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """A table of cells that are HTML."""
+    head = "".join(f"<th>{name}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(cell: Cell) -> str:
+    return f'<td class="number">{cell.html}</td>' if isinstance(cell, Number) else f"<td>{cell}</td>"
+
+
+def _picture(picture: Picture) -> str:
+    heading = f"<h2>{picture.title}</h2>"
+    if picture.path is None:
+        return f'{heading}<p class="note">{escape(picture.caption)}</p>'
+    data = b64encode(picture.path.read_bytes()).decode("ascii")
+    image = f'<img alt="{escape(picture.caption)}" src="data:image/png;base64,{data}">'
+    return f"{heading}<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"

@@ -1,0 +1,167 @@
+"""How searched keys and values are named, and where they lie on an axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import floor, log10
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from fednar_ray.tracking.searches import SearchRecord, TrialRecord
+
+CLIP_BOUND, WEIGHT_DECAY, LOCAL_LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
+REGULARIZER = "regularizer.name"
+ANNEAL = "_anneal"  # what the names of annealing rates end in
+
+NAMES = {
+    CLIP_BOUND: ("clip bound", "A"),
+    CLIP_BOUND + ANNEAL: ("annealing rate", "γ_A"),
+    WEIGHT_DECAY: ("weight decay", "λ_0"),
+    WEIGHT_DECAY + ANNEAL: ("annealing rate", "γ_λ"),
+    LOCAL_LR: ("local learning rate", "η_0"),
+    LOCAL_LR + ANNEAL: ("annealing rate", "γ_η"),
+    "algorithm.server_lr": ("server learning rate", "η_g"),
+    "algorithm.mu": ("proximal weight", "μ"),
+    "algorithm.alpha": ("dynamic weight", "α"),
+    "algorithm.beta": ("momentum", "β"),
+    "algorithm.epsilon": ("epsilon", "ε_0"),
+    "algorithm.epsilon_anneal": ("annealing rate", "γ_ε"),
+    REGULARIZER: ("regularizer", ""),
+    "algorithm.name": ("preset", ""),
+}
+"""Keys in words, with the paper's symbols; others go by their dotted names."""
+
+COLOUR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
+DECADE = 10.0
+
+
+def label(key: str) -> str:
+    """A key on a picture's axis: words and symbol."""
+    words, symbol = NAMES.get(key, (key, ""))
+    return f"{words} ${symbol}$" if symbol else words
+
+
+def html_label(key: str) -> str:
+    """A key in HTML: words and symbol."""
+    words, symbol = NAMES.get(key, (key, ""))
+    letter, _, index = symbol.partition("_")
+    below = f"<sub>{index}</sub>" if index else ""
+    return f"{escape(words)} <i>{letter}</i>{below}" if symbol else escape(words)
+
+
+def text(value: Any) -> str:
+    """A searched value, as a file would have it but with four digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:.4g}"
+    return "null" if value is None else str(value)
+
+
+def drawn_text(value: Any) -> str:
+    """``text`` for a picture, where a dollar sign would begin a formula."""
+    return text(value).replace("$", r"\$")
+
+
+def figure_text(value: float | None) -> str:
+    """A metric's value: three decimals, or three digits of large ones."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def metric_label(record: SearchRecord) -> str:
+    """The metric in words."""
+    return record.metric.replace("_", " ")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a searched value lies on a numeric axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """The axis of one key: numeric, linear or logarithmic, or its categories one after the other."""
+
+    key: str
+    log: bool
+    categories: tuple[str, ...]  # none: numeric
+    low: float  # the ends, as ``measure`` gives them
+    high: float
+
+    def measure(self, value: Any) -> float:
+        """A value along the axis: itself, its logarithm to base 10, or its category's place."""
+        if self.categories:
+            return float(self.categories.index(text(value)))
+        return log10(value) if self.log else float(value)
+
+    def position(self, value: Any) -> float:
+        """A value along the axis from 0 to 1."""
+        return self.share(self.measure(value))
+
+    def share(self, measure: float) -> float:
+        """A measure along the axis from 0 to 1; in the middle where the axis has no length."""
+        return (measure - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Measures, with their texts."""
+        if self.categories:
+            return [(float(place), drawn_text(name)) for place, name in enumerate(self.categories)]
+        if self.high == self.low:
+            return [(self.low, text(10**self.low if self.log else self.low))]
+        places = _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
+        return [(place, f"{(10**place if self.log else place):.4g}") for place in places]
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    slack = 1e-9 * (high - low)
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low - slack <= tick <= high + slack]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, and where there are few of them some multiples; ``low`` and ``high`` are logarithms."""
+    steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 4 else (1,)
+    ticks = [log10(step) + power for power in range(floor(low), floor(high) + 1) for step in steps]
+    within = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
+    return within if len(within) > 1 else [low, high]
+
+
+def scale_of(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> Scale:
+    """The axis of a key over some trials' values."""
+    values = [trial.values[key] for trial in trials]
+    kind, listed = next(iter(record.space[key].items()))
+    if not all(map(is_number, values)):
+        known = [text(value) for value in (*(listed if kind in ("choice", "grid") else ()), *values)]
+        categories = tuple(dict.fromkeys(known))
+        return Scale(key=key, log=False, categories=categories, low=0.0, high=float(len(categories) - 1))
+    log = min(values) > 0 and (kind == "loguniform" or max(values) > DECADE * min(values))
+    ends = [log10(end) if log else float(end) for end in (min(values), max(values))]
+    return Scale(key=key, log=log, categories=(), low=ends[0], high=ends[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Colours:
+    """How values of the metric become colours."""
+
+    norm: Normalize
+    map: str
+    extend: str  # which end of the colour bar stands for values beyond it
+
+
+def colours_of(record: SearchRecord, values: Sequence[float]) -> Colours:
+    """Colours in which the better half of the values takes at least a quarter of the scale.
+
+    A few trials that learned nothing would otherwise leave one colour to all others.
+    """
+    best, worst = sorted((min(values), max(values)), key=record.cost)
+    limit = best - 4 * (best - float(np.median(values)))
+    bounded = min(worst, limit, key=record.cost) if limit != best else worst
+    low, high = sorted((best, bounded))
+    if low == high:
+        low, high = low - 0.01, high + 0.01
+    beyond = "neither" if bounded == worst else "min" if record.mode == "max" else "max"
+    return Colours(norm=Normalize(low, high), map=COLOUR_MAPS[record.mode], extend=beyond)

@@ -1,0 +1,103 @@
+"""What a search has come to, kept in ``searches/<name>/search.json`` so that it survives its driver."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fednar_ray.errors import BadInput
+from fednar_ray.tracking.lines import make_directory, replace
+
+SEARCHES = "searches"
+LEDGER_FILE = "search.json"
+SEARCH_FILE = "search.yaml"
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed"
+
+
+@dataclass(slots=True, kw_only=True)
+class TrialEntry:
+    """One trial."""
+
+    name: str  # trial-0007, in the order of their starts
+    run_id: str  # MLflow's
+    values: dict[str, Any]  # by searched key, as they are now: population-based training changes them
+    status: str = RUNNING
+    rounds: int = 0  # reported
+    value: float | None = None  # of the metric, in the last report
+    seconds: float = 0.0  # that its process trained
+    failure: str | None = None
+    cohort_width: int | None = None  # C, as it was resolved
+    begun: dict[str, Any] | None = None  # the values that its federation began with, where they are others now
+    changes: dict[str, dict[str, float]] | None = None  # and since which rounds, as ``Experiment.changes``
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """A search."""
+
+    name: str
+    run_id: str  # of the parent in MLflow
+    tracking_uri: str
+    experiment_id: str
+    trials: dict[str, TrialEntry] = field(default_factory=dict)  # by Tune's id
+    runs: dict[str, str] = field(default_factory=dict)  # best, baseline → MLflow's run id, once they have finished
+
+    @property
+    def directory(self) -> Path:
+        """``searches/<name>``, absolute."""
+        return directory_of(self.name)
+
+    def save(self) -> None:
+        """Write it; a crash leaves the previous one whole."""
+        make_directory(self.directory)
+        replace(self.directory / LEDGER_FILE, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, name: str) -> "Ledger":
+        """A kept search. Raises BadInput where there is none."""
+        path = directory_of(name) / LEDGER_FILE
+        try:
+            fields = json.loads(path.read_text())
+        except (OSError, ValueError):
+            names = ", ".join(searches()) or "none are kept in this directory"
+            raise BadInput(f"{name}: no such search; searches here: {names}") from None
+        trials = {trial_id: TrialEntry(**entry) for trial_id, entry in fields.pop("trials").items()}
+        return cls(trials=trials, **fields)
+
+    def best(self, mode: str) -> TrialEntry | None:
+        """The highest last value (lowest, for ``min``) among the trials that ran all rounds; of equals the first."""
+        finished = [entry for entry in self.trials.values() if entry.status == FINISHED and entry.value is not None]
+        sign = 1 if mode == "max" else -1
+        return max(finished, key=lambda entry: sign * (entry.value or 0.0), default=None)
+
+    def ranked(self, mode: str) -> list[TrialEntry]:
+        """All trials, those that ran all rounds first, each group best first."""
+        sign = 1 if mode == "max" else -1
+
+        def key(entry: TrialEntry) -> tuple[bool, float]:
+            return entry.status != FINISHED, -sign * entry.value if entry.value is not None else float("inf")
+
+        return sorted(self.trials.values(), key=key)
+
+    def count(self, status: str) -> int:
+        """How many trials have this status."""
+        return sum(entry.status == status for entry in self.trials.values())
+
+
+def directory_of(name: str) -> Path:
+    """``searches/<name>`` under the working directory, absolute."""
+    return Path(SEARCHES).absolute() / name
+
+
+def uri_of(name: str) -> str | None:
+    """The tracking store of a search that is kept here; None where it is not."""
+    try:
+        return Ledger.load(name).tracking_uri
+    except BadInput:
+        return None
+
+
+def searches() -> Iterator[str]:
+    """The names of the searches that are kept here, sorted."""
+    yield from sorted(path.parent.name for path in Path(SEARCHES).glob(f"*/{LEDGER_FILE}"))

@@ -1,0 +1,270 @@
+"""Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.stopper import Stopper
+
+from fednar_ray.config import SearchSettings
+from fednar_ray.tracking.journal import Journal, parse
+from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
+from fednar_ray.tuning.strategy import better
+from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
+
+STATUS_TAG = "fednar.status"
+KIND_TAG = "fednar.kind"
+PARENT_TAG = "mlflow.parentRunId"
+FAILURE_TAG = "fednar.failure"
+SCHEDULER_FILE = "scheduler.pickle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a search stands, for whoever watches."""
+
+    trials: int  # in all
+    rounds: int  # of a trial
+    running: tuple[TrialEntry, ...]
+    finished: int
+    stopped: int
+    failed: int
+    best: TrialEntry | None  # of the trials that ran all rounds
+    ended: TrialEntry | None  # by this event
+    seconds: float  # since the search began, or went on
+
+
+Show = Callable[[Standing], None]
+
+
+_recorders: WeakValueDictionary[str, "Recorder"] = WeakValueDictionary()
+
+
+class EarlyEnd(Stopper):  # type: ignore[misc]
+    """Ends the search once its recorder has seen enough. Tune pickles it with its own state, so it goes by a name."""
+
+    def __init__(self, search: str) -> None:
+        self._search = search
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is stopped here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Is it over?"""
+        return _recorders[self._search].enough()
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]
+    """A context manager around ``tune.run``, and its callback."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, plan: TrialPlan, scheduler: TrialScheduler, trials: int, show: Show
+    ) -> None:
+        self.ended_early: str | None = None  # which stop rule ended the search
+        self._ledger, self._store, self._plan, self._show = ledger, store, plan, show
+        self._scheduler = scheduler
+        self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
+        self._open: dict[str, _OpenTrial] = {}
+        self._start = time.monotonic()
+        self._since_best = 0  # trials that ended since the best did
+
+    @property
+    def _search(self) -> SearchSettings:
+        return self._plan.search
+
+    def __enter__(self) -> "Recorder":
+        _recorders[self._ledger.name] = self
+        self._held = ExitStack()
+        self._closing = self._held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="trials"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for trial_id in list(self._open):
+            self._close(trial_id)
+        self._held.close()
+        self._ledger.save()
+
+    def enough(self) -> bool:
+        """Has a stop rule been met?"""
+        stop = self._search.stop
+        if stop.wall_seconds is not None and time.monotonic() - self._start >= stop.wall_seconds:
+            self.ended_early = f"search.stop.wall_seconds ({stop.wall_seconds:g}) are over"
+        if stop.patience_trials is not None and self._since_best >= stop.patience_trials:
+            self.ended_early = f"{stop.patience_trials} trials ended without a new best"
+        return self.ended_early is not None
+
+    # Tune's events
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial starts, or goes on after a pause, a crash, or with the search."""
+        if trial.trial_id not in self._open:
+            self._begin(trial, trials)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Some rounds are done."""
+        if trial.trial_id not in self._open:
+            self._begin(trial, trials)
+        entry = self._ledger.trials[trial.trial_id]
+        entry.values, entry.value = _values(trial), float(result[self._search.metric])
+        entry.rounds, entry.failure = result[ROUNDS], result[FAILURE]
+        entry.seconds += result[SECONDS]
+        entry.cohort_width = result[WIDTH]
+        if result[LINEAGE] is not None:
+            entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
+        self._open[trial.trial_id].log(result[RECORDS])
+        target = self._search.stop.target
+        if target is not None and not better(self._search.mode, target, entry.value):
+            self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
+        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
+            self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
+        self._tell(None)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended: it ran all its rounds, was stopped, or could not go on."""
+        entry = self._ledger.trials.get(trial.trial_id)
+        if entry is None:
+            return  # it never started
+        best = self._ledger.best(self._search.mode)
+        if entry.failure is not None:
+            entry.status = FAILED
+        else:
+            entry.status = FINISHED if entry.rounds >= self._rounds else STOPPED
+        self._since_best = 0 if self._ledger.best(self._search.mode) is not best else self._since_best + 1
+        self._end(trial.trial_id, entry)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial crashed as often as it may."""
+        entry = self._ledger.trials.get(trial.trial_id)
+        if entry is None:
+            self._begin(trial, trials)
+            entry = self._ledger.trials[trial.trial_id]
+        entry.status, entry.failure = FAILED, _last_line(trial)
+        self._since_best += 1
+        self._end(trial.trial_id, entry)
+
+    # what they lead to
+
+    def _begin(self, trial: Trial, trials: Sequence[Trial]) -> None:
+        entry, resumed = self._ledger.trials.get(trial.trial_id) or self._orphan(trial, trials), True
+        if entry is None:
+            entry, resumed = self._new_entry(trial), False
+        entry.status = RUNNING
+        directory = self._ledger.directory / "trials" / entry.name
+        opened = _OpenTrial(self._store, entry, directory, self._plan, resumed=resumed)
+        self._open[trial.trial_id] = opened
+        self._tell(None)
+
+    def _orphan(self, trial: Trial, trials: Sequence[Trial]) -> TrialEntry | None:
+        """The entry of a trial that a killed driver had started and Tune forgot, and that is proposed once more."""
+        known = {each.trial_id for each in trials}
+        for trial_id, entry in self._ledger.trials.items():
+            if trial_id not in known and entry.status == RUNNING and entry.values == _values(trial):
+                del self._ledger.trials[trial_id]
+                self._ledger.trials[trial.trial_id] = entry
+                return entry
+        return None
+
+    def _new_entry(self, trial: Trial) -> TrialEntry:
+        name = f"trial-{len(self._ledger.trials):04d}"
+        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", "fednar.search": self._ledger.name}
+        run_id = self._store.create_run(self._ledger.experiment_id, name, tags)
+        entry = TrialEntry(name=name, run_id=run_id, values=_values(trial))
+        self._ledger.trials[trial.trial_id] = entry
+        self._ledger.save()
+        return entry
+
+    def _end(self, trial_id: str, entry: TrialEntry) -> None:
+        if trial_id in self._open:
+            self._close(trial_id)
+        self._ledger.save()
+        self._tell(entry)
+
+    def _close(self, trial_id: str) -> None:
+        """In the background: MLflow may take its time."""
+        entry = self._ledger.trials[trial_id]
+        self._closing.submit(self._open.pop(trial_id).close, entry.status, entry.failure)
+
+    def _tell(self, ended: TrialEntry | None) -> None:
+        ledger = self._ledger
+        self._show(
+            Standing(
+                trials=self._trials,
+                rounds=self._rounds,
+                running=tuple(entry for entry in ledger.trials.values() if entry.status == RUNNING),
+                finished=ledger.count(FINISHED),
+                stopped=ledger.count(STOPPED),
+                failed=ledger.count(FAILED),
+                best=ledger.best(self._search.mode),
+                ended=ended,
+                seconds=time.monotonic() - self._start,
+            )
+        )
+
+
+class _OpenTrial:
+    """The journal and the MLflow run of a trial that is under way."""
+
+    def __init__(self, store: Store, entry: TrialEntry, directory: Path, plan: TrialPlan, *, resumed: bool) -> None:
+        experiment = plan.experiment(entry.values)
+        self._held = ExitStack()
+        self._tracker = self._held.enter_context(RunTracker(store, entry.run_id, directory, resumed=resumed))
+        self._journal = self._held.enter_context(Journal(directory, experiment))
+        if not resumed:
+            self._tracker.log_params(entry.values)
+            self._tracker.log_experiment(experiment)
+
+    def log(self, lines: Sequence[str]) -> None:
+        """Rounds; those that are recorded already stay as they are."""
+        for line in lines:
+            self._journal.log(parse(line))
+        self._tracker.log(self._journal)
+
+    def close(self, status: str, failure: str | None) -> None:
+        """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
+        tags = {STATUS_TAG: status} if status != RUNNING else {}
+        self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
+        self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
+        self._held.close()
+
+
+def _values(trial: Trial) -> dict[str, Any]:
+    """What the trial was given, by searched key, in Python's own types."""
+    return {key: value.item() if hasattr(value, "item") else value for key, value in trial.config.items()}
+
+
+def _last_line(trial: Trial) -> str:
+    """What the crash was, in a line."""
+    error = trial.get_pickled_error()
+    text = str(error) if error is not None else "it crashed"
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "it crashed").strip()[:300]
+
+
+def table_of(ledger: Ledger, mode: str) -> list[Mapping[str, Any]]:
+    """The results, a row a trial, best first."""
+    return [
+        {
+            "trial": entry.name,
+            "status": entry.status,
+            "rounds": entry.rounds,
+            "value": entry.value,
+            "seconds": round(entry.seconds, 3),
+            **{key: entry.values[key] for key in sorted(entry.values)},
+            "failure": entry.failure,
+        }
+        for entry in ledger.ranked(mode)
+    ]

@@ -1,0 +1,93 @@
+"""What a trial takes of a cluster, decided before any is started: it and its actors are reserved together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune import PlacementGroupFactory
+
+from fednar_ray.config import Experiment
+from fednar_ray.errors import CapacityError
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.placement import resolve
+from fednar_ray.preparation import prepare
+
+Bundle = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResources:
+    """Where the clients of each trial train."""
+
+    execution: Mapping[str, Any]  # the execution section of every trial
+    bundles: tuple[Bundle, ...]  # the trial's own process, then its actors
+    at_once: int  # trials that fit
+
+    @property
+    def factory(self) -> PlacementGroupFactory:
+        """For Tune: all or nothing."""
+        return PlacementGroupFactory([dict(bundle) for bundle in self.bundles])
+
+
+def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
+    """In the trial's own process, unless the experiment names another placement, or there are GPUs for actors.
+
+    Raises CapacityError, with what would fit, where the cluster can never hold a trial.
+    """
+    session.connect()
+    settings = experiment.execution
+    gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
+    if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
+        execution = settings.model_copy(update={"placement": "serial"})
+        bundles: tuple[Bundle, ...] = ({"CPU": settings.cpus_per_actor},)
+    else:
+        single = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
+        execution = settings.model_copy(update=single if settings.placement == "auto" else {})
+        resolved = resolve(prepare(experiment.model_copy(update={"execution": execution})), session)
+        assert resolved.actors is not None
+        actors = resolved.actors
+        execution = execution.model_copy(
+            update={"actors": actors.count, "gpus_per_actor": actors.gpus, "cohort_width": resolved.width}
+        )
+        each = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
+        bundles = ({}, *(each for _ in range(actors.count)))
+    return TrialResources(
+        execution=execution.model_dump(exclude_none=True),
+        bundles=bundles,
+        at_once=_checked(fitting_trials(bundles, session.nodes()), bundles, session.nodes()),
+    )
+
+
+def fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
+    """How many trials fit side by side: bundles are put, largest first, on the first node with room for them."""
+    free = [dict(node) for node in nodes]
+    wanted = sorted((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True)
+    trials = 0
+    while all(_put(bundle, free) for bundle in wanted):
+        trials += 1
+    return trials
+
+
+def _put(bundle: Bundle, free: list[dict[str, float]]) -> bool:
+    for node in free:
+        if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in bundle.items()):
+            for name, amount in bundle.items():
+                node[name] -= amount
+            return True
+    return False
+
+
+def _checked(fits: int, bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
+    if fits:
+        return fits
+    each = max((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)))
+    largest = {name: max(node.get(name, 0.0) for node in nodes) for name in each}
+    raise CapacityError(
+        f"a trial takes {_told(bundles)} at once, and never fits: the cluster has {_told(nodes)}, "
+        f"its largest node {_told([largest])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
+    )
+
+
+def _told(bundles: Sequence[Bundle]) -> str:
+    totals = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+    return " and ".join(f"{total:g} {name}s" for name, total in totals.items() if total or name == "CPU")

@@ -1,0 +1,351 @@
+"""A search from its file to its best experiment: Tune runs the trials, the driver records and concludes."""
+
+import json
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import yaml
+from ray import tune
+from ray.tune import ResumeConfig
+
+from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump, load_document
+from fednar_ray.errors import BadInput, FednarError, RunFailed
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.experiment import Result, drain, open_store, train
+from fednar_ray.preparation import prepare
+from fednar_ray.report import Report
+from fednar_ray.reporting import REPORT, report_on
+from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, directory_of
+from fednar_ray.tuning.recorder import KIND_TAG, PARENT_TAG, SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
+from fednar_ray.tuning.resources import TrialResources, plan_resources
+from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
+from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
+
+log = logging.getLogger("fednar_ray")
+
+BEST_FILE = "best.yaml"
+TUNE = "tune"  # Tune's own directory within the search's
+BEST, BASELINE = "best", "baseline"
+QUIET: Mapping[str, str] = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a file of each kind a trial: MLflow and the journals have it all
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner shows whatever the verbosity
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # the most that a killed driver forgets
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """A finished search."""
+
+    name: str
+    directory: Path  # searches/<name>
+    trials: tuple[TrialEntry, ...]  # best first
+    best: TrialEntry
+    best_file: Path
+    test_accuracy: float  # of the best, trained once more; the mean over search.seeds
+    baseline_test_accuracy: float
+    rounds_trained: int
+    rounds_saved: int  # that the trials which were stopped early did not train
+    ended_early: str | None  # the stop rule that was met
+    report: Report | None  # None: MLflow did not answer
+    run_id: str  # the parent's in MLflow
+    tracking_uri: str
+
+
+def begin(document: Document, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
+    """Run a search. Raises BadInput's kinds before anything starts, RunFailed where no trial ran all its rounds."""
+    assert document.search is not None
+    name = document.search.name or document.experiment.name
+    directory = directory_of(name)
+    if directory.exists():
+        raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
+    resources = plan_resources(document.experiment, session)
+    points = _first_points(document.search)
+    store, experiment_id = open_store(document.experiment)
+    tags = {KIND_TAG: "search", "fednar.search": name}
+    run_id = store.create_run(experiment_id, name, tags)
+    ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
+    ledger.save()
+    replace(directory / SEARCH_FILE, _as_file(document))
+    return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
+
+
+def go_on(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
+    """Go on with a search whose driver died, or was interrupted; one that is finished is concluded again.
+
+    Raises BadInput where there is none of that name.
+    """
+    ledger = Ledger.load(name)
+    document = load_document(ledger.directory / SEARCH_FILE)
+    resources = plan_resources(document.experiment, session)
+    store = Store(ledger.tracking_uri)
+    store.check()
+    search = _Search(document, ledger, store, session, resources, show)
+    return search.run(points=(), register=register, resume=True)
+
+
+class _Search:
+    """A search that is under way."""
+
+    def __init__(
+        self,
+        document: Document,
+        ledger: Ledger,
+        store: Store,
+        session: RaySession,
+        resources: TrialResources,
+        show: Show,
+    ) -> None:
+        assert document.search is not None
+        self._document, self._search, self._ledger = document, document.search, ledger
+        self._store, self._session, self._resources, self._show = store, session, resources, show
+        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
+        self._rounds = document.experiment.federation.rounds
+
+    def run(self, *, points: Sequence[Mapping[str, Any]], register: str | None, resume: bool = False) -> SearchResult:
+        """The trials, then what follows from them."""
+        ledger = self._ledger
+        with RunTracker(self._store, ledger.run_id, ledger.directory, resumed=resume) as parent:
+            if not resume:
+                self._log_inputs(parent)
+            ended_early = self._run_trials(points, resume)
+            parent.log_table(table_of(ledger, self._search.mode), "results.json")
+            best = ledger.best(self._search.mode)
+            if best is None:
+                raise RunFailed(self._why_none())
+            experiment = self._best_experiment(best)
+            replace(ledger.directory / BEST_FILE, dump(experiment))
+            parent.log_file(ledger.directory / BEST_FILE)
+            baseline = self._as_single_run(self._document.varied(self._search.baseline), BASELINE, None)
+            tested = {
+                BEST: self._trained_once(BEST, experiment),
+                BASELINE: self._trained_once(BASELINE, baseline),
+            }
+            accuracies = {
+                role: float(np.mean([r.metrics["test_accuracy"] for r in runs])) for role, runs in tested.items()
+            }
+            _check_repeats(tested[BEST], best, self._search)
+            self._log_outputs(parent, best, tested, accuracies)
+            if register is not None:
+                self._store.register_model(tested[BEST][0].run_id, register)
+        stopped = [entry for entry in ledger.trials.values() if entry.status == STOPPED]
+        return SearchResult(
+            name=ledger.name,
+            directory=ledger.directory,
+            trials=tuple(ledger.ranked(self._search.mode)),
+            best=best,
+            best_file=ledger.directory / BEST_FILE,
+            test_accuracy=accuracies[BEST],
+            baseline_test_accuracy=accuracies[BASELINE],
+            rounds_trained=self._search.seeds * sum(entry.rounds for entry in ledger.trials.values()),
+            rounds_saved=self._search.seeds * sum(self._rounds - entry.rounds for entry in stopped),
+            ended_early=ended_early,
+            report=_reported(ledger),
+            run_id=ledger.run_id,
+            tracking_uri=self._store.uri,
+        )
+
+    def _log_inputs(self, parent: RunTracker) -> None:
+        search = self._search.model_dump(mode="json")
+        described = {f"search.{key}": value for key, value in search.items() if value not in (None, [], {})}
+        described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
+        parent.log_params({**dotted(self._document.experiment), **described})
+        parent.log_experiment(self._document.experiment)
+        parent.log_file(self._ledger.directory / SEARCH_FILE)
+
+    def _run_trials(self, points: Sequence[Mapping[str, Any]], resume: bool) -> str | None:
+        """Returns the stop rule that ended the search, if one did."""
+        search, ledger = self._search, self._ledger
+        # a population is there as a whole, and takes turns on what there is
+        at_once = trials_of(search) if search.scheduler.name == "pbt" else self._resources.at_once
+        if search.concurrent != "auto":
+            at_once = min(at_once, search.concurrent)
+        scheduler = scheduler_of(search, self._rounds)
+        scheduler_file = ledger.directory / SCHEDULER_FILE
+        if resume and scheduler_file.exists():
+            scheduler.restore(str(scheduler_file))
+        recorder = Recorder(ledger, self._store, self._plan, scheduler, trials_of(search), self._show)
+        begun = (ledger.directory / TUNE).exists()
+        self._session.discard_idle()
+        with recorder, _seeded(search.seed), _environment(QUIET), _ended_by_signals():
+            tune.run(
+                tune.with_parameters(FederatedTrial, plan=self._plan),
+                name=TUNE,
+                storage_path=str(ledger.directory),
+                config=space_of(search),
+                num_samples=search.trials,
+                resources_per_trial=self._resources.factory,
+                search_alg=algorithm_of(search, points, at_once),
+                max_concurrent_trials=at_once if search.algorithm == "optuna" else None,
+                scheduler=scheduler,
+                stop=EarlyEnd(ledger.name),
+                max_failures=search.retries,
+                raise_on_failed_trial=False,
+                reuse_actors=True,
+                callbacks=[recorder],
+                verbose=0,
+                resume_config=ResumeConfig() if resume and begun else None,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            )
+        return recorder.ended_early
+
+    def _why_none(self) -> str:
+        failures = [entry for entry in self._ledger.trials.values() if entry.failure is not None]
+        why = f"; {failures[0].name} failed: {failures[0].failure}" if failures else ""
+        return f"no trial of {self._ledger.name} ran all {self._rounds} rounds, so there is no best one{why}"
+
+    def _best_experiment(self, best: TrialEntry) -> Experiment:
+        experiment = self._plan.experiment(best.begun or best.values)
+        changes = best.changes
+        changed = Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
+        return self._as_single_run(changed, BEST, best.cohort_width)
+
+    def _as_single_run(self, experiment: Experiment, role: str, width: int | None) -> Experiment:
+        """As ``fednar run`` takes it: placed and evaluated as the file says, in the search's MLflow experiment."""
+        own = self._document.experiment
+        execution = own.execution.model_copy(update={"cohort_width": width} if width is not None else {})
+        tracking = own.tracking.model_copy(update={"experiment": own.tracking.experiment or own.name})
+        return experiment.model_copy(
+            update={
+                "name": f"{self._ledger.name}-{role}",
+                "execution": execution,
+                "evaluation": own.evaluation,
+                "tracking": tracking,
+            }
+        )
+
+    def _trained_once(self, role: str, experiment: Experiment) -> list[Result]:
+        """A tracked run for each seed, which measures test accuracy."""
+        results = []
+        for index, each in enumerate(repeated(experiment, self._search.seeds)):
+            kind = role if index == 0 else f"{role}, another seed"
+            tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: kind, "fednar.search": self._ledger.name}
+            name = role if index == 0 else f"{role}, seed {each.seed}"
+            results.append(drain(train(prepare(each), self._session, tags=tags, name=name)))
+        return results
+
+    def _log_outputs(
+        self,
+        parent: RunTracker,
+        best: TrialEntry,
+        tested: Mapping[str, Sequence[Result]],
+        accuracies: Mapping[str, float],
+    ) -> None:
+        """The best trial's values, and what was measured."""
+        figures = {f"best_{name}": value for name, value in tested[BEST][0].metrics.items()}
+        figures |= {f"{BASELINE}_{name}": value for name, value in tested[BASELINE][0].metrics.items()}
+        figures |= {f"{role}_test_accuracy": value for role, value in accuracies.items()}
+        assert best.value is not None
+        parent.log_metrics({**figures, f"best_{self._search.metric}": best.value})
+        parent.log_params({f"best.{key}": value for key, value in best.values.items()})
+        parent.log_tags({"fednar.best_trial": best.name, "fednar.best_run_id": tested[BEST][0].run_id})
+
+
+def _mean(metric: str, runs: Sequence[Result]) -> float:
+    return float(np.mean([run.metrics[metric] for run in runs]))
+
+
+def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSettings) -> None:
+    """Says so where the best trial, trained once more, comes out differently."""
+    again = _mean(search.metric, runs)
+    if again != best.value:
+        log.warning("%s reached a %s of %s, and trained once more %s", best.name, search.metric, best.value, again)
+
+
+def _reported(ledger: Ledger) -> Report | None:
+    try:
+        return report_on(ledger.name, ledger.tracking_uri, ledger.directory / REPORT)
+    except FednarError as error:
+        log.warning("no report: %s; fednar report %s makes it", error, ledger.name)
+        return None
+
+
+def _first_points(search: SearchSettings) -> list[Mapping[str, Any]]:
+    """Those of the file, then the best of an earlier search. Raises BadInput."""
+    points: list[Mapping[str, Any]] = list(search.points)
+    if search.warm_start is None:
+        return points
+    earlier = Ledger.load(search.warm_start.search)
+    ranked = [entry for entry in earlier.ranked(search.mode) if entry.value is not None]
+    for entry in ranked[: search.warm_start.points]:
+        missing = [key for key in search.space if key not in entry.values]
+        if missing:
+            raise BadInput(f"search.warm_start.search: {earlier.name} did not search {', '.join(missing)}")
+        points.append({key: entry.values[key] for key in search.space})
+    return points
+
+
+def _as_file(document: Document) -> str:
+    assert document.search is not None
+    search = document.search.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump({"experiment": dict(document.raw), "search": search}, sort_keys=False)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Some of Tune's schedulers draw from the global generators; they are given back as they were."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end Tune's loop, which writes where it stands; then they do what they did before.
+
+    Tune takes Ctrl-C over, and at the first one puts the handler back that it found: that tells whether there was one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received = [signal.SIGINT]
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        received[0] = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+    if callable(handlers[signal.SIGTERM]):
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+        interrupted = signal.getsignal(signal.SIGINT) is handlers[signal.SIGINT]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    handler = handlers[received[0]]
+    if interrupted and callable(handler):
+        handler(received[0], None)

@@ -1,0 +1,122 @@
+"""A search section to Tune's search algorithms and schedulers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+
+from fednar_ray.config import Domain, SearchSettings
+from fednar_ray.tuning.trial import ROUNDS
+
+PERTURBATIONS = (1.2, 0.8)
+STARTUP_TRIALS = 10  # that TPE draws at random before it models anything
+
+
+def space_of(search: SearchSettings) -> dict[str, Any]:
+    """Tune's parameter space."""
+    if search.algorithm == "grid":
+        return {key: tune.grid_search(list(domain.values)) for key, domain in search.space.items()}
+    return {key: _tune_domain(domain) for key, domain in search.space.items()}
+
+
+def _tune_domain(domain: Domain) -> Any:
+    if domain.kind == "choice":
+        return tune.choice(list(domain.values))
+    ranges = {
+        "uniform": tune.uniform,
+        "loguniform": tune.loguniform,
+        "quniform": tune.quniform,
+        "randint": tune.randint,
+    }
+    return ranges[domain.kind](*domain.values)
+
+
+def trials_of(search: SearchSettings) -> int:
+    """How many trials the search has."""
+    return search.trials * (len(grid_of(search)) if search.algorithm == "grid" else 1)
+
+
+def grid_of(search: SearchSettings) -> list[dict[str, Any]]:
+    """The points of a grid, in order."""
+    return [
+        dict(zip(search.space, values, strict=True)) for values in product(*(d.values for d in search.space.values()))
+    ]
+
+
+def algorithm_of(
+    search: SearchSettings, points: Sequence[Mapping[str, Any]], at_once: int
+) -> SearchAlgorithm | Searcher:
+    """What proposes the trials; ``points`` come first."""
+    first = [dict(point) for point in points]
+    if search.algorithm != "optuna":
+        return BasicVariantGenerator(
+            points_to_evaluate=first or None, max_concurrent=at_once, random_state=np.random.RandomState(search.seed)
+        )
+    from optuna.samplers import TPESampler
+    from ray.tune.search.optuna import OptunaSearch
+
+    sampler = TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
+    return OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler, points_to_evaluate=first or None)
+
+
+def scheduler_of(search: SearchSettings, rounds: int) -> TrialScheduler:
+    """Who decides on early ends."""
+    settings = search.scheduler
+    guided = {"time_attr": ROUNDS, "metric": search.metric, "mode": search.mode}
+    match settings.name:
+        case "asha":
+            grace, reduction = settings.grace_rounds, settings.reduction
+            return AsyncHyperBandScheduler(**guided, max_t=rounds, grace_period=grace, reduction_factor=reduction)
+        case "hyperband":
+            return HyperBandScheduler(**guided, max_t=rounds, reduction_factor=settings.reduction)
+        case "median":
+            return MedianStoppingRule(**guided, grace_period=settings.grace_rounds)
+        case "pbt":
+            return PopulationBasedTraining(
+                **guided,
+                perturbation_interval=settings.perturb_rounds,
+                hyperparam_mutations=_mutations(search),
+                quantile_fraction=settings.quantile,
+                resample_probability=settings.resample,
+                perturbation_factors=PERTURBATIONS,
+                custom_explore_fn=lambda values: _within(search, values),
+                synch=True,  # else who exchanges with whom would be a matter of timing
+            )
+        case _:
+            return FIFOScheduler()
+
+
+def _mutations(search: SearchSettings) -> dict[str, Any]:
+    """Lists move to a neighbour, ranges are perturbed."""
+    return {
+        key: list(domain.values) if domain.kind == "choice" else _tune_domain(domain)
+        for key, domain in search.space.items()
+    }
+
+
+def _within(search: SearchSettings, values: dict[str, Any]) -> dict[str, Any]:
+    """Perturbed values back in their ranges."""
+    for key, domain in search.space.items():
+        if domain.kind != "choice":
+            low, high = domain.extremes
+            values[key] = min(max(values[key], low), high)
+    return values
+
+
+def better(mode: str, value: float, than: float | None) -> bool:
+    """Is ``value`` the better one? NaN never is."""
+    if math.isnan(value):
+        return False
+    return than is None or (value > than if mode == "max" else value < than)

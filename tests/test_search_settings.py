@@ -1,0 +1,184 @@
+"""What a search section may say, and what is said to one that is wrong."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+import fednar_ray as fr
+from fednar_ray.config import Document, Domain, embedded
+from fednar_ray.config.files import parse_document
+from fednar_ray.tuning.resources import fitting_trials
+from fednar_ray.tuning.strategy import grid_of, trials_of
+
+A = "regularizer.clip_bound"
+
+
+def document(search: Any, *overrides: str, **experiment: Any) -> Document:
+    base = {
+        "name": "small",
+        "data": {"source": "digits", "validation": 0.1, "partition": {"kind": "iid", "clients": 4}},
+        "model": {"name": "mlp", "hidden": 4},
+        "federation": {"rounds": 6, "local_steps": 1},
+    }
+    return parse_document(yaml.safe_dump({"experiment": {**base, **experiment}, "search": search}), "f.yaml", overrides)
+
+
+def refused(search: Any, *overrides: str, **experiment: Any) -> tuple[str, ...]:
+    with pytest.raises(fr.ConfigError) as raised:
+        document(search, *overrides, **experiment)
+    return raised.value.problems
+
+
+ONE = {A: {"uniform": [1, 2]}}
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no space": ({}, "search.space: Field required"),
+    "empty space": ({"space": {}}, "search.space: Dictionary should have at least 1 item"),
+    "unknown key": (
+        {"space": {"regularizer.clip_bond": {"uniform": [1, 2]}}},
+        "search.space.regularizer.clip_bond: regularizer.clip_bond: 1: unknown key; did you mean clip_bound?",
+    ),
+    "out of its range": (
+        {"space": {"regularizer.weight_decay_anneal": {"uniform": [0.9, 1.1]}}},
+        "search.space.regularizer.weight_decay_anneal: regularizer.weight_decay_anneal: 1.1 should be less than",
+    ),
+    "inverted": ({"space": {A: {"uniform": [2, 1]}}}, "the range from 2 to 1 is inverted"),
+    "empty": ({"space": {A: {"uniform": [2, 2]}}}, "the range from 2 to 2 is empty"),
+    "log of zero": ({"space": {A: {"loguniform": [0, 2]}}}, "loguniform takes [low, high], both above 0"),
+    "text": ({"space": {A: {"uniform": ["a", 2]}}}, "uniform takes [low, high]"),
+    "three ends": ({"space": {A: {"uniform": [1, 2, 3]}}}, "uniform takes [low, high]"),
+    "step too long": ({"space": {A: {"quniform": [1, 2, 5]}}}, "the step 5 is not within the range from 1 to 2"),
+    "fractions": ({"space": {A: {"randint": [1.5, 2]}}}, "randint takes [low, high), whole numbers"),
+    "no choice": ({"space": {A: {"choice": []}}}, "choice is empty"),
+    "same choice twice": ({"space": {A: {"choice": [1, 1]}}}, "choice names a value twice"),
+    "unknown domain": ({"space": {A: {"gauss": [1, 2]}}}, "unknown domain; known here: uniform"),
+    "near domain": ({"space": {A: {"logunifrom": [1, 2]}}}, "unknown domain; did you mean loguniform?"),
+    "bare value": ({"space": {A: 3}}, "a domain is one of uniform"),
+    "where it trains": (
+        {"space": {"execution.actors": {"choice": [1, 2]}}},
+        "search.space.execution.actors: execution does not change what is trained",
+    ),
+    "grid elsewhere": ({"space": {A: {"grid": [1, 2]}}}, "a grid belongs to search.algorithm: grid; optuna takes"),
+    "grid of a range": ({"space": ONE, "algorithm": "grid"}, "algorithm grid goes through grid and choice; uniform"),
+    "test accuracy": ({"space": ONE, "metric": "test_accuracy"}, "test figures guide no search"),
+    "unknown metric": (
+        {"space": ONE, "metric": "validation_acuracy"},
+        "search.metric: 'validation_acuracy': no round reports it; did you mean validation_accuracy?",
+    ),
+    "federated metric": ({"space": ONE, "metric": "client_accuracy_mean"}, "set evaluation.federated=true"),
+    "wrong mode": ({"space": ONE, "mode": "min"}, "search.mode: 'min': validation_accuracy is better higher"),
+    "too much grace": (
+        {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 6}},
+        "search.scheduler.grace_rounds: 6 leaves nothing to stop in federation.rounds (6)",
+    ),
+    "unread": (
+        {"space": ONE, "scheduler": {"name": "median", "reduction": 3}},
+        "median does not read reduction; it reads grace_rounds",
+    ),
+    "reports between rungs": (
+        {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 3}, "report_rounds": 2},
+        "search.report_rounds: 2 does not divide search.scheduler.grace_rounds (3)",
+    ),
+    "pbt by optuna": ({"space": ONE, "scheduler": {"name": "pbt", "perturb_rounds": 2}}, "pbt draws its own values"),
+    "small population": (
+        {"space": ONE, "scheduler": {"name": "pbt", "perturb_rounds": 2}, "algorithm": "random", "trials": 3},
+        "search.trials: 3 is no population; pbt needs 4",
+    ),
+    "pbt of a preset": (
+        {
+            "space": {"algorithm.name": {"choice": ["fedavg", "fedadam"]}},
+            "scheduler": {"name": "pbt", "perturb_rounds": 2},
+            "algorithm": "random",
+        },
+        "search.space.algorithm.name: cannot change within a run",
+    ),
+    "foreign point": (
+        {"space": ONE, "points": [{"regularizer.weight_decay": 0.1}]},
+        "search.points.0: regularizer.weight_decay is not in search.space",
+    ),
+    "impossible point": ({"space": ONE, "points": [{A: -1}]}, "search.points.0: regularizer.clip_bound: -1 should"),
+    "bad baseline": (
+        {"space": ONE, "baseline": {"regularizer.name": "fednor"}},
+        "search.baseline: regularizer.name: 'fednor' should be 'fednar'",
+    ),
+    "unknown setting": ({"space": ONE, "trails": 3}, "search.trails: 3: unknown key; did you mean trials?"),
+    "a word": ("nonsense", "search: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_search_is_refused_with_what_would_be_right(case: str) -> None:
+    search, text = WRONG[case]
+    problems = refused(search)
+    assert any(text in problem for problem in problems), problems
+
+
+def test_validation_needs_held_out_examples() -> None:
+    data = {"source": "digits", "partition": {"kind": "iid", "clients": 4}}
+    assert refused({"space": ONE}, data=data) == (
+        "search.metric: 'validation_accuracy': no examples are held out; set data.validation=0.1",
+    )
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    space = {A: {"uniform": [-1, 2]}, "model.hiden": {"choice": [4, 8]}}
+    problems = refused({"space": space, "metric": "test_loss", "mode": "max", "scheduler": "asha"}, "compare.seeds=0")
+    for place in ("compare.seeds", f"search.space.{A}", "search.space.model.hiden", "search.metric", "search.mode"):
+        assert sum(problem.startswith(place) for problem in problems) == 1, (place, problems)
+
+
+def test_overrides_reach_keys_with_dots() -> None:
+    changed = document({"space": ONE}, "search.space.algorithm.local_lr={loguniform: [0.01, 1]}", "search.trials=3")
+    assert changed.search is not None
+    assert changed.search.trials == 3
+    assert changed.search.space["algorithm.local_lr"] == Domain(kind="loguniform", values=(0.01, 1))
+    assert set(changed.search.space) == {A, "algorithm.local_lr"}
+
+
+def test_a_file_without_a_search_has_none() -> None:
+    assert embedded("silos").search is None
+
+
+def test_another_preset_gets_its_own_defaults() -> None:
+    given = document({"space": {"algorithm.name": {"choice": ["fedprox", "fedadam"]}}}, algorithm={"name": "fedprox"})
+    assert given.varied({"algorithm.name": "fedadam"}).algorithm.server_lr == 0.1
+    assert given.varied({}).algorithm.mu == 0.001
+
+
+def test_a_grid_has_every_point_in_order() -> None:
+    search = document({"space": {A: {"grid": [1, 2]}, "seed": {"grid": [0, 1, 2]}}, "algorithm": "grid", "trials": 2})
+    assert search.search is not None
+    points = [(point[A], point["seed"]) for point in grid_of(search.search)]
+    assert points == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert trials_of(search.search) == 12
+
+
+def test_settings_change_in_mid_run_where_they_may() -> None:
+    experiment = document({"space": ONE}, "regularizer.clip_bound=8", "regularizer.clip_bound_anneal=0.5").experiment
+    changed = fr.Experiment.model_validate(
+        {**experiment.model_dump(), "changes": {2: {A: 4.0}, 4: {"regularizer.clip_bound_anneal": 1.0}}}
+    )
+    # 8·½^t before round 2, 4·½^t before round 4, then 4
+    assert [changed.scalars(t).clip_bound for t in range(6)] == [8.0, 4.0, 1.0, 0.5, 4.0, 4.0]
+    assert experiment.scalars(5).clip_bound == 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({2: {"algorithm.name": 1.0}}, "cannot change within a run"),
+        ({2: {A: -1.0}}, "Input should be greater than 0"),
+        ({6: {A: 1.0}}, "federation.rounds is 6"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(changes: Any, text: str) -> None:
+    assert text in "\n".join(refused({"space": ONE}, changes=changes))
+
+
+def test_trials_are_put_where_their_bundles_fit() -> None:
+    cpu, gpu = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}
+    assert fitting_trials([cpu], [{"CPU": 2.0}]) == 2
+    assert fitting_trials([{}, cpu, cpu], [{"CPU": 3.0}, {"CPU": 1.0}]) == 2
+    assert fitting_trials([{}, gpu, gpu], [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]) == 1
+    assert fitting_trials([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0  # four CPUs, and no node with three
