@@ -50,8 +50,8 @@ class Checkpointing:
         if self._every is None:
             return
         done = self._state.now.next_round
-        self._offered = done
         self._writer.offer(self._state.snapshot(self._journal.lines(done), self._facts))
+        self._offered = done  # last: where this is interrupted, leaving offers it
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

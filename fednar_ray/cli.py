@@ -66,13 +66,13 @@ def run(
     key=value overrides a setting: regularizer.clip_bound=5
     """
     arguments, resume = _resume_or_file(arguments, resume)
+    experiment, resumption = _experiment(arguments, resume, may_change)
     console = _console(stderr=as_json)
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import train
     from fednar_ray.preparation import prepare
 
-    experiment, resumption = _experiment(arguments, resume, may_change)
     with (
         RaySession(address) as session,
         closing(train(prepare(experiment), session, resumption=resumption)) as training,
@@ -96,13 +96,13 @@ def _experiment(
     arguments: tuple[str, ...], resume: str | None, may_change: tuple[str, ...]
 ) -> tuple["Experiment", "Resumption | None"]:
     """What is to run, and where it goes on."""
-    from fednar_ray.config import with_overrides
-    from fednar_ray.resumption import begun, resume_from
-
     if resume is None:
         if may_change:
             raise BadInput("--may-change goes with --resume")
         return _document(arguments, "digits").experiment, None
+    from fednar_ray.config import with_overrides
+    from fednar_ray.resumption import begun, resume_from
+
     files = [argument for argument in arguments if "=" not in argument]
     experiment = (
         _document(arguments, "digits").experiment if files or not resume else with_overrides(begun(resume), arguments)
@@ -217,7 +217,7 @@ def tune(
     """
     if resume is not None and arguments:
         raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
-    document = None if resume is not None else _searchable(arguments)
+    document = None if resume is not None else _document(arguments, "digits", to_search=True)
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
@@ -241,13 +241,6 @@ def tune(
         progress.print_result(console, result)
 
 
-def _searchable(arguments: tuple[str, ...]) -> "Document":
-    document = _document(arguments, "digits")
-    if document.search is None:
-        raise BadInput("search: the file has no such section, so nothing to tune; see tune_configs/digits.yaml")
-    return document
-
-
 @cli.command()
 @click.argument("name", metavar="SEARCH")
 @as_json
@@ -260,6 +253,42 @@ def report(name: str, as_json: bool, uri: str | None) -> None:
 
     written = report_on(name, uri or uri_of(name), directory_of(name) / REPORT)
     click.echo(json.dumps({"page": str(written.page)}) if as_json else f"report: {written.page}")
+
+
+@cli.group()
+def data() -> None:
+    """Look at the data of an experiment."""
+
+
+@data.command()
+@arguments
+@as_json
+@click.option("--figure", type=click.Path(path_type=Path), help="Where to draw it; default NAME-data.png, here.")
+def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> None:
+    """Show who holds how much of what in FILE's experiment, how unlike clients are, and the memory it takes.
+
+    key=value overrides a setting: data.partition.alpha=0.1
+    """
+    experiment = _document(arguments, "digits").experiment
+    if experiment.data is None:
+        raise BadInput("data: missing; there is nothing to look at without a data section")
+    from dataclasses import asdict
+
+    from fednar_ray.data.federation import load_federation
+    from fednar_ray.data.inspection import inspect as inspected
+    from fednar_ray.data.inspection import lines
+    from fednar_ray.figures import draw_federation
+
+    federation = load_federation(experiment.data, experiment.seed)
+    found = inspected(federation)
+    drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "figure": str(drawn)}))
+        return
+    click.echo(f"{found.name}, seed {experiment.seed}")
+    for topic, text in lines(found):
+        click.echo(f"  {topic:20}{text}")
+    click.echo(f"  {'figure':20}{drawn}")
 
 
 @cli.command()
@@ -300,7 +329,7 @@ def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
     sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
 
 
-def _document(arguments: Sequence[str], default: str) -> "Document":
+def _document(arguments: Sequence[str], default: str, *, to_search: bool = False) -> "Document":
     """The file, or the embedded default, with the overrides."""
     from fednar_ray.config import embedded, load_document
 
@@ -308,7 +337,9 @@ def _document(arguments: Sequence[str], default: str) -> "Document":
     overrides = [argument for argument in arguments if "=" in argument]
     if len(files) > 1:
         raise BadInput(f"one FILE at most: {' '.join(files)}; overrides read key=value")
-    return load_document(files[0], overrides) if files else embedded(default, overrides)
+    if files:
+        return load_document(files[0], overrides, to_search=to_search)
+    return embedded(default, overrides, to_search=to_search)
 
 
 def _drained(steps: Any, show: Callable[[Any], None]) -> Any:
@@ -476,13 +507,9 @@ def main() -> None:
     except FednarError as error:
         click.echo(f"failed: {error}", err=True)
         sys.exit(1)
-    except Terminated as end:
-        click.echo(f"terminated; {_how_to_go_on(end)}", err=True)
-        sys.exit(TERMINATED)
     except (KeyboardInterrupt, click.exceptions.Abort) as end:
-        click.echo(f"interrupted; {_how_to_go_on(end)}", err=True)
-        sys.exit(INTERRUPTED)
-
-
-def _how_to_go_on(end: BaseException) -> str:
-    return str(end) or "fednar runs shows what can be resumed"
+        signalled = end.__cause__ or end  # click makes an Abort of it
+        terminated = isinstance(signalled, Terminated)
+        how_to_go_on = str(signalled) or "fednar runs shows what can be resumed"
+        click.echo(f"{'terminated' if terminated else 'interrupted'}; {how_to_go_on}", err=True)
+        sys.exit(TERMINATED if terminated else INTERRUPTED)

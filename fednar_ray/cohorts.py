@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fednar_ray.data.federation import Examples
+from fednar_ray.data.examples import Examples
+from fednar_ray.data.transforms import Transform
 from fednar_ray.errors import ModelError
 from fednar_ray.gradients import CohortGradient
 from fednar_ray.tasks import CLASSIFICATION, Task
@@ -77,10 +78,17 @@ class ModelTraits:
     convolution_flops: float
 
 
-def probe(model: nn.Module, examples: Examples, classes: int, task: Task = CLASSIFICATION) -> ModelTraits:
+def probe(
+    model: nn.Module,
+    examples: Examples,
+    classes: int,
+    task: Task = CLASSIFICATION,
+    transform: Transform | None = None,
+) -> ModelTraits:
     """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
     trial = copy.deepcopy(model).cpu().train()
     x = torch.from_numpy(examples.x[[0, _unlike_the_first(examples), 0]])
+    x = x if transform is None else transform.normalised(x)
     before = flatten_buffers(trial)
     counter = _Counter()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
@@ -147,7 +155,8 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, task: Task) -> str
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
-        return f"torch.func.vmap cannot batch it ({str(error).splitlines()[0][:120]})"
+        sentence = str(error).splitlines()[0].partition(". ")[0]
+        return f"torch.func.vmap cannot batch it ({sentence[:120]})"
     return None
 
 

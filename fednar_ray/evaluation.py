@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fednar_ray.data.federation import Array, Examples, Federation, Shards
+from fednar_ray.data.examples import Array, Examples, Shards
+from fednar_ray.data.federation import Federation
 from fednar_ray.messages import Readout, Scores, ScoringTask
 from fednar_ray.tasks import CLASSIFICATION, TASKS, Task, perplexity
 from fednar_ray.transfers import on_device
@@ -57,7 +58,8 @@ class Scorer:
     @torch.no_grad()
     def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The answers to x [n, …] and their losses against y [n]: [n], [n]."""
-        outputs = self._model(x)
+        transform = self._shards.transform
+        outputs = self._model(x if transform is None else transform.normalised(x))
         return self._task.answers(outputs), self._task.losses(outputs, y)
 
     def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ class Scorer:
             split = self._splits[task.split]
             self._resident[task.split] = on_device(split.x, self._device), on_device(split.y, self._device)
         start, stop = task.start, task.stop
-        if task.client_id is not None:
+        if task.client_id is not None and task.split == CLIENTS:
             starts, sizes = self._shards.rows((task.client_id,))
             start, stop = int(starts[0]), int(starts[0] + sizes[0])
         x, y = self._resident[task.split]
@@ -83,13 +85,15 @@ class Evaluation:
         self._next_tokens = federation.task == "classification" and _tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
-        self._tasks = [task for name, split in held_out.items() for task in _ranges(name, len(split))]
+        own = federation.split_offsets()
+        self._tasks = [
+            task
+            for name, split in held_out.items()
+            for task in (_of_clients(name, own[name]) if name in own else _ranges(name, len(split)))
+        ]
         if federated:
-            self._tasks += self._of_clients() if by_client else _ranges(CLIENTS, len(federation.shards.examples))
-
-    def _of_clients(self) -> list[ScoringTask]:
-        bounds = zip(self._offsets[:-1].tolist(), self._offsets[1:].tolist(), strict=True)
-        return [ScoringTask(split=CLIENTS, start=a, stop=b, client_id=i) for i, (a, b) in enumerate(bounds) if b > a]
+            block = len(federation.shards.examples)
+            self._tasks += _of_clients(CLIENTS, self._offsets) if by_client else _ranges(CLIENTS, block)
 
     def __call__(self, readout: Readout) -> dict[str, float]:
         """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
@@ -133,6 +137,12 @@ def _joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
+def _of_clients(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:
+    """A call for each client's part, where it lies: rows are counted from the part's first."""
+    sizes = np.diff(offsets).tolist()
+    return [ScoringTask(split=split, start=0, stop=size, client_id=i) for i, size in enumerate(sizes) if size]
+
+
 def _ranges(split: str, examples: int) -> list[ScoringTask]:
     length = BATCH * TASK_BATCHES
     starts = range(0, examples, length)
@@ -145,7 +155,10 @@ def across_clients(right: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64])
     ``right`` [Σ n_i] in the order of clients, ``offsets`` [N + 1]; clients without examples do not count.
     """
     accuracies = np.sort(_client_means(right, offsets))
-    return {"client_accuracy_mean": float(accuracies.mean()), "client_accuracy_worst_decile": _of_first_tenth(accuracies)}
+    return {
+        "client_accuracy_mean": float(accuracies.mean()),
+        "client_accuracy_worst_decile": _of_first_tenth(accuracies),
+    }
 
 
 def errors_across_clients(squares: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -128,12 +128,13 @@ def train(
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        opening = background.submit(_identity, prepared.experiment, name, tags or {}, resumption)
+        opening = background.submit(_opened, prepared.experiment, resumption)
         digesting = background.submit(prepared.federation.digest)
         resolved = resolve(prepared, session)
         pool = stack.enter_context(place(prepared, resolved, session))
-        identity, data_digest = opening.result(), digesting.result()
+        opened, data_digest = opening.result(), digesting.result()
         _check_data(data_digest, resumption)
+        identity = _identity(prepared.experiment, *opened, name, tags or {}, resumption)
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
@@ -196,14 +197,23 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     )
 
 
+def _opened(experiment: Experiment, resumption: Resumption | None) -> tuple[Store, str | None]:
+    """The store, which must answer where the run is new; and the id of its MLflow experiment."""
+    return open_store(experiment) if resumption is None else (Store(resumption.tracking_uri), None)
+
+
 def _identity(
-    experiment: Experiment, name: str | None, tags: Mapping[str, str], resumption: Resumption | None
+    experiment: Experiment,
+    store: Store,
+    experiment_id: str | None,
+    name: str | None,
+    tags: Mapping[str, str],
+    resumption: Resumption | None,
 ) -> _Identity:
-    """A new MLflow run, for which the store must answer; or the one that goes on, whether it answers or not."""
+    """A new MLflow run, once everything else is at work; or the one that goes on, whether its store answers or not."""
     if resumption is not None:
-        store = Store(resumption.tracking_uri)
         return _Identity(store=store, run_id=resumption.run_id, directory=resumption.kept.directory)
-    store, experiment_id = open_store(experiment)
+    assert experiment_id is not None
     run_id = store.create_run(experiment_id, name or experiment.name, tags)
     return _Identity(store=store, run_id=run_id, directory=run_directory(experiment, run_id))
 
@@ -302,5 +312,5 @@ def _log_outputs(
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
         tracker.log_table(rows, "clients_that_did_not_count.json")
-    tracker.save_model(model, prepared.federation.test.x[:2])
+    tracker.save_model(model, prepared.federation.inputs(prepared.federation.test.x[:2]))
     torch.save(model.state_dict(), directory / "model.pt")

@@ -27,7 +27,15 @@ class FederationState:
     """The server's side and the clients' states; both move on together, at the end of a round."""
 
     def __init__(self, now: ServerSide, clients: ClientStates) -> None:
-        self.now, self.clients = now, clients
+        self._now, self.clients = now, clients
+        self._then: ServerSide | None = None  # of a round that is over, until all of it is taken over
+
+    @property
+    def now(self) -> ServerSide:
+        """The server's side, after the last round that is over."""
+        if self._then is not None:  # ``advance`` was interrupted: Ctrl-C, after which a checkpoint is still written
+            self._take_over(self._then)
+        return self._now
 
     @classmethod
     def initial(
@@ -40,8 +48,12 @@ class FederationState:
 
     def advance(self, then: ServerSide) -> None:
         """A round is over: what its clients staged becomes current."""
-        self.clients.commit(self.now.next_round)
-        self.now = then
+        self._then = then
+        self._take_over(then)
+
+    def _take_over(self, then: ServerSide) -> None:
+        self.clients.commit(self._now.next_round)
+        self._now, self._then = then, None
 
     def snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
         """For a checkpoint; ``history``: a line a finished round."""

@@ -27,6 +27,25 @@ def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
     return path
 
 
+def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
+    """How many examples clients have, and of which classes; ``counts`` [N, classes].
+
+    Above the sizes, largest first; below each client's shares of the classes in the same order.
+    """
+    sizes = counts.sum(axis=1)
+    order = np.argsort(-sizes, kind="stable")
+    shares = counts[order] / np.maximum(sizes[order, None], 1)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.5])
+    above.fill_between(np.arange(len(sizes)), sizes[order], step="mid", color="#30638e")
+    above.set(ylabel="examples", ylim=(0, None), title="How much each client has, and of what")
+    image = below.imshow(shares.T, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0, vmax=1)
+    below.set(xlabel="clients, largest first", ylabel="class")
+    figure.colorbar(image, ax=below, label="share of the client's examples")
+    figure.savefig(path, dpi=100)
+    return path
+
+
 def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
     """Accuracy, training loss, clipped steps and effective weight decay over the rounds of one run."""
     figure = Figure(figsize=(9, 6), layout="constrained")

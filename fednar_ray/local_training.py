@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fednar_ray.algorithms.local_rules import LocalRound, LocalRule
 from fednar_ray.algorithms.regularizers import Regularizer
 from fednar_ray.data.batches import BatchPlan, ResidentShards
-from fednar_ray.data.federation import Shards
+from fednar_ray.data.examples import Shards
 from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
 from fednar_ray.schedules import Workload

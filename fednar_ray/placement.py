@@ -16,6 +16,7 @@ from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.local_training import CohortTrainer
 from fednar_ray.preparation import Prepared
+from fednar_ray.tasks import TASKS
 
 CPU_DEVICE = torch.device("cpu")
 

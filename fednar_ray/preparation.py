@@ -10,12 +10,14 @@ from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.availability import Availability, load_trace
 from fednar_ray.cohorts import ModelTraits, probe
-from fednar_ray.config import Experiment
+from fednar_ray.config import Experiment, ModelSettings
 from fednar_ray.corruption import corrupted_clients
 from fednar_ray.data.federation import Federation, load_federation
+from fednar_ray.data.files import federation_of_files
 from fednar_ray.errors import ConfigError, ModelError
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.models import build_model
+from fednar_ray.tasks import TASKS
 from fednar_ray.vectors import ParameterLayout, flatten
 
 log = logging.getLogger("fednar_ray")
@@ -56,6 +58,7 @@ class Prepared:
             seed=self.experiment.seed,
             tracks_buffers=self.traits.tracks_buffers,
             corrupted=corrupted_clients(self.experiment.corruption, self.federation.clients, self.experiment.seed),
+            task=TASKS[self.federation.task],
         )
 
 
@@ -67,14 +70,15 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         raise ConfigError(("model: missing; give a model section, or model=",))
     if federation is None:
         assert experiment.data is not None
-        federation = load_federation(experiment.data, experiment.seed)
+        in_files = experiment.data.source == "folder" and experiment.execution.placement == "dedicated"
+        federation = (federation_of_files if in_files else load_federation)(experiment.data, experiment.seed)
     _check_sampling(experiment, federation)
     if model is None:
         assert experiment.model is not None
-        shape = federation.shards.examples.x.shape[1:]
-        model = build_model(experiment.model, shape, federation.classes, experiment.seed)
+        model = _built(experiment.model, federation, experiment.seed)
     ParameterLayout.of(model)
-    traits = probe(model, federation.shards.examples, federation.classes)
+    examples, task = federation.shards.examples, TASKS[federation.task]
+    traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.cohort_width != 1:
         log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
@@ -86,6 +90,23 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         traits=traits,
         availability=_availability(experiment, federation),
     )
+
+
+def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
+    """One output where the task wants one; else one a class, and of a language model one a character."""
+    vocabulary = settings.vocabulary or 0
+    if vocabulary:
+        _check_tokens(federation, vocabulary)
+    outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)
+    return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
+
+
+def _check_tokens(federation: Federation, vocabulary: int) -> None:
+    for part in (federation.shards.examples, *federation.splits().values()):
+        lowest, highest = part.x.min(), part.x.max()
+        if lowest < 0 or highest >= vocabulary:
+            text = f"tokens run from 0 to {vocabulary - 1}, those of the data from {lowest} to {highest}"
+            raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
 
 
 def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:

@@ -80,12 +80,9 @@ def _resumption(
     may_change: Sequence[str],
 ) -> Resumption:
     facts = checkpoint.facts
-    before = _as_begun(checkpoint)
-    experiment = wanted or before
+    before = _of_width(_as_begun(checkpoint), facts["cohort_width"])
+    experiment = before if wanted is None else _of_width(wanted, facts["cohort_width"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
-    if experiment.execution.cohort_width == "auto":  # as it was resolved then, whatever would be chosen here
-        execution = experiment.execution.model_copy(update={"cohort_width": facts["cohort_width"]})
-        experiment = experiment.model_copy(update={"execution": execution})
     return Resumption(
         kept=kept,
         checkpoint=checkpoint,
@@ -96,6 +93,14 @@ def _resumption(
         data_digest=facts["data_digest"],
         anew=anew,
     )
+
+
+def _of_width(experiment: Experiment, width: int) -> Experiment:
+    """With the cohort width that ``auto`` came to when the run was begun, whatever would be chosen here."""
+    if experiment.execution.cohort_width != "auto":
+        return experiment
+    execution = experiment.execution.model_copy(update={"cohort_width": width})
+    return experiment.model_copy(update={"execution": execution})
 
 
 def _differs(begun: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:

@@ -65,8 +65,9 @@ def kept_runs(prefix: str = "") -> Iterator[KeptRun]:
 def named(run: str) -> KeptRun:
     """A run by directory, name, id, or the place of its checkpoints. Raises BadInput where there is none."""
     path = Path(run).absolute()
-    if "://" not in run and (path / EXPERIMENT_FILE).is_file():
-        return kept_in(path)
+    directory = path.parent if path.name == CHECKPOINTS else path
+    if "://" not in run and (directory / EXPERIMENT_FILE).is_file():
+        return kept_in(directory)
     if "://" in run or any(path.glob("round-*.json")):
         location = run if "://" in run else str(path)
         name = location.partition("?")[0].rstrip("/").rpartition("/")[2]
@@ -83,14 +84,20 @@ def of_experiment(experiment: Experiment) -> Iterator[KeptRun]:
     """The runs of an experiment's name: those of ``runs/``, the newest first, then those at its storage alone."""
     seen = set()
     for kept in kept_runs(f"{experiment.name}-"):
-        seen.add(kept.name)
-        yield kept
+        if _experiment_name(kept.name) == experiment.name:
+            seen.add(kept.name)
+            yield kept
     storage = experiment.checkpoint.storage
     if storage is None:
         return
-    names = {path.partition("/")[0] for path in open_storage(storage).names() if path.startswith(f"{experiment.name}-")}
-    for name in sorted(names - seen):
+    names = {path.partition("/")[0] for path in open_storage(storage).names(f"{experiment.name}-")}
+    for name in sorted(name for name in names - seen if _experiment_name(name) == experiment.name):
         yield KeptRun(name=name, directory=Path(RUNS).absolute() / name, storage=_within(storage, name))
+
+
+def _experiment_name(run: str) -> str:
+    """Of <experiment>-<id>; ``digits-big-7f3a09c1`` is no run of ``digits``."""
+    return run.rpartition("-")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

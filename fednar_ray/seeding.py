@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     DROPOUT = 7
     SPEED = 8
     CORRUPTION = 9
+    TEST_SHARE = 10
+    CROPPING = 11
+    AUGMENTATION = 12
 
 
 def _sequence(seed: int, purpose: Purpose, round_index: int, client_id: int) -> np.random.SeedSequence:

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fednar_ray.messages import Scores
 
-Labels = npt.NDArray[Any]
+Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Task:
     weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
     answers: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
     right: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
-    metrics: Callable[[Labels, Scores], dict[str, float]]  # y and scores of a split → figures by name
+    metrics: Callable[[Numbers, Scores], dict[str, float]]  # y and scores of a split → figures by name
 
 
 # ——— classification: one of several classes ———
@@ -49,7 +49,7 @@ def _same(answers: Tensor, y: Tensor) -> Tensor:
     return answers == y
 
 
-def _classification_metrics(y: Labels, scores: Scores) -> dict[str, float]:
+def _classification_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
     return _accuracy_and_loss(scores) | {"macro_f1": macro_f1(y, scores.answers)}
 
 
@@ -81,7 +81,7 @@ def _on_its_side(logits: Tensor, y: Tensor) -> Tensor:
     return (logits > 0) == y
 
 
-def _binary_metrics(y: Labels, scores: Scores) -> dict[str, float]:
+def _binary_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
     figures = _accuracy_and_loss(scores)
     return figures | {"auc": auc(y, scores.answers)} if 0 < np.count_nonzero(y) < len(y) else figures
 
@@ -101,7 +101,7 @@ def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return (_squared_errors(outputs, y) * weights).sum()
 
 
-def _regression_metrics(y: Labels, scores: Scores) -> dict[str, float]:
+def _regression_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
     loss = mean_loss(scores)
     return {"rmse": float(np.sqrt(loss)), "loss": loss}
 
@@ -151,7 +151,7 @@ def perplexity(loss: float) -> float:
         return float(np.exp(loss))
 
 
-def macro_f1(y: npt.NDArray[np.int64], answers: npt.NDArray[np.integer[Any]]) -> float:
+def macro_f1(y: Numbers, answers: Numbers) -> float:
     """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
     classes = 1 + max(int(y.max()), int(answers.max()))
     labelled, answered = np.bincount(y, minlength=classes), np.bincount(answers, minlength=classes)
@@ -160,7 +160,7 @@ def macro_f1(y: npt.NDArray[np.int64], answers: npt.NDArray[np.integer[Any]]) ->
     return float((2 * found[occurs] / (labelled + answered)[occurs]).mean())
 
 
-def auc(y: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> float:
+def auc(y: Numbers, logits: Numbers) -> float:
     """The probability that a random yes (1) of y has a higher logit than a random no (0), ties counting half.
 
     From the ranks: Mann and Whitney, 1947. Both must occur; NaN where a logit is.

@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednar_ray.data.batches import ResidentShards, client_batches
+from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.data.transforms import Augmentation, Transform, channel_statistics
+from fednar_ray.evaluation import Scorer
+from fednar_ray.messages import Readout, ScoringTask
 from fednar_ray.seeding import Purpose, generator
+from fednar_ray.vectors import flatten, flatten_buffers
 
 from .conftest import small_federation
 
@@ -118,3 +123,122 @@ def test_read_only_shards_are_used_where_they_lie():
     plan = resident.plan([0], np.array([1]), 4, seed=0, round_index=0)
     assert plan.x.data_ptr() == shards.examples.x.ctypes.data
     assert resident.sizes([1, 0]).tolist() == [3, 4]
+
+
+# ——— images: normalised and augmented in the batch ———
+
+MEAN, STD = (0.2, 0.5), (0.1, 0.4)
+CHANNELS_2 = (2, 6, 5)
+
+
+def image_shards(augmentation: Augmentation | None = None) -> Shards:
+    """uint8 images of clients of unequal size."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(256, size=(sum(SIZES), *CHANNELS_2), dtype=np.uint8)
+    examples = Examples(images, np.arange(sum(SIZES)))
+    transform = Transform(mean=MEAN, std=STD, augmentation=augmentation)
+    return Shards(examples, np.cumsum([0, *SIZES]), transform=transform)
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """An independent normalisation, in float64."""
+    return (images / 255 - np.reshape(MEAN, (2, 1, 1))) / np.reshape(STD, (2, 1, 1))
+
+
+def windows(image: np.ndarray, padding: int, flip: bool) -> list[np.ndarray]:
+    """Every window that augmentation may take of a normalised image."""
+    height, width = image.shape[1:]
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    offsets = range(2 * padding + 1)
+    cut = [padded[:, i : i + height, j : j + width] for i in offsets for j in offsets]
+    return cut + [window[:, :, ::-1] for window in cut if flip]
+
+
+def test_images_stay_uint8_where_they_lie_and_are_normalised_in_the_batch() -> None:
+    shards = image_shards()
+    plan = ResidentShards(shards, CPU).plan([1, 3], np.array([4, 4]), 8, seed=0, round_index=0)
+    assert (plan.x.dtype, plan.x.data_ptr()) == (torch.uint8, shards.examples.x.ctypes.data)
+    batch = plan.batch(2)
+    assert batch.x.dtype == torch.float32
+    assert batch.x.shape == (2, 8, *CHANNELS_2)
+    real = int(plan.counts[2, 0])
+    expected = scaled(shards.examples.x[batch.y[0, :real].numpy()])  # a label is the number of its image
+    np.testing.assert_allclose(batch.x[0, :real], expected, rtol=1e-5, atol=1e-5)
+
+
+@drawn
+@given(ids=some_cohort, per_example=st.booleans(), flip=st.booleans(), padding=st.integers(0, 3))
+def test_a_clients_augmented_batches_do_not_depend_on_its_cohort(ids, per_example, flip, padding):
+    shards = image_shards(Augmentation(per_example=per_example, padding=padding, flip=flip))
+    steps = np.full(len(ids), 5)
+    together = ResidentShards(shards, CPU).plan(ids, steps, 8, seed=1, round_index=2)
+    for row, client in enumerate(ids):
+        longer = np.array([7])  # the first steps are the same
+        alone = ResidentShards(shards.only(client), CPU).plan([client], longer, 8, seed=1, round_index=2)
+        for step in range(5):
+            x, y = alone.single(step)
+            batch = together.batch(step)
+            torch.testing.assert_close(batch.x[row, : len(y)], x, rtol=0, atol=0)
+            torch.testing.assert_close(batch.y[row, : len(y)], y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_an_augmented_image_is_a_window_of_the_padded_one_and_all_windows_occur(per_example: bool, flip: bool) -> None:
+    shards = image_shards(Augmentation(per_example=per_example, padding=1, flip=flip))
+    plan = ResidentShards(shards, CPU).plan([1], np.array([150]), 6, seed=0, round_index=0)
+    seen, mixed = set(), 0
+    possible = {label: np.stack(windows(scaled(shards.examples.x[label]), 1, flip)) for label in range(7, 37)}
+    for step in range(150):
+        x, y = plan.single(step)
+        taken = []
+        for image, label in zip(x.numpy(), y.tolist(), strict=True):
+            near = np.flatnonzero(np.abs(possible[label] - image).max(axis=(1, 2, 3)) < 1e-4)
+            assert len(near) == 1
+            taken.append(int(near[0]))
+        seen.update(taken)
+        mixed += len(set(taken)) > 1
+    assert seen == set(range(18 if flip else 9))
+    assert mixed > 140 if per_example else mixed == 0
+
+
+def test_rounds_clients_steps_and_seeds_have_windows_of_their_own() -> None:
+    shards = ResidentShards(image_shards(Augmentation(per_example=True, padding=4, flip=True)), CPU)
+    moves = set()
+    for client, round_index, seed in [(1, 0, 0), (4, 0, 0), (1, 1, 0), (1, 0, 1)]:
+        drawn_moves = shards.plan([client], np.array([3]), 8, seed=seed, round_index=round_index).moves
+        assert drawn_moves is not None
+        moves |= {tuple(step.flatten().tolist()) for step in drawn_moves}
+    assert len(moves) == 12
+
+
+def test_a_warm_up_batch_of_images_has_the_shape_of_a_real_one() -> None:
+    shards = image_shards(Augmentation(per_example=False, padding=2, flip=True))
+    plan = ResidentShards(shards, CPU).plan([0, 1], np.array([1, 1]), 8, seed=0, round_index=0)
+    zeros, real = plan.of_zeros().batch(0), plan.batch(0)
+    assert (zeros.x.shape, zeros.x.dtype) == (real.x.shape, real.x.dtype)
+
+
+@pytest.mark.parametrize("count", [1, 3, 2500])
+def test_channel_statistics_are_those_of_the_values(count: int) -> None:
+    images = np.random.default_rng(2).integers(256, size=(count, 3, 4, 2), dtype=np.uint8)
+    images[:, 1] = 51
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(np.array(std)[[0, 2]], (images / 255).std(axis=(0, 2, 3))[[0, 2]])
+    assert std[1] == 1  # a constant channel is not divided by zero
+
+
+def test_evaluation_normalises_and_does_not_augment() -> None:
+    shards = image_shards(Augmentation(per_example=True, padding=2, flip=True))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 77))
+    held_out = Examples(shards.examples.x[:9], shards.examples.y[:9])
+    scorer = Scorer(model, shards, {"test": held_out}, CPU)
+    readout = Readout(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
+    weight, bias = (p.detach().double().numpy() for p in model.parameters())
+    for task, rows in ((ScoringTask(split="test", start=2, stop=9), slice(2, 9)),
+                       (ScoringTask(split="clients", start=0, stop=0, client_id=1), slice(7, 37))):  # fmt: skip
+        logits = scaled(shards.examples.x[rows]).reshape(-1, 60) @ weight.T + bias
+        likelihoods = logits[np.arange(len(logits)), shards.examples.y[rows]] - np.log(np.exp(logits).sum(axis=1))
+        np.testing.assert_allclose(scorer.score(readout, task).losses, -likelihoods, rtol=1e-4)

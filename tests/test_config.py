@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import fednar_ray as fr
-from fednar_ray.config import PRESET_SETTINGS, Document, dump, embedded, load_document
+from fednar_ray.config import PRESET_SETTINGS, Document, Domain, dump, embedded, load_document
 from fednar_ray.config.files import parse_document
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_an_unknown_section_suggests_the_nearest() -> None:
     [
         (["name=../x"], ["name: '../x'"]),
         (["seed=-1"], ["seed: -1 should be greater than or equal to 0"]),
-        (["data.source=mnist"], ["data.source: 'mnist' should be 'digits'"]),
+        (["data.source=minst"], ["data.source: 'minst' should be 'digits', 'cifar10'"]),
         (["data.validation=1"], ["data.validation: 1 should be less than 1"]),
         (["data.partition.alpha=0"], ["data.partition.alpha: 0 should be greater than 0"]),
         (["data.partition.clients=null"], ["data.partition.clients: None: say how many clients"]),
@@ -273,7 +273,8 @@ def test_yaml_anchors_and_merges_work() -> None:
         "experiment:\n  regularizer: &r {clip_bound: 2, weight_decay: 0.5}\n  federation: {rounds: 1, local_steps: 1}\n"
     )
     assert parse_document(text + "compare: {weight_decays: &w [0.1]}\n", "f.yaml").compare.weight_decays == (0.1,)
-    merged = "search: {base: &b {clip_bound: 2, weight_decay: 0.5}}\nexperiment: {regularizer: {<<: *b, clip_bound: 3}}"
+    base = "search: {space: {seed: {choice: [0]}}, baseline: &b {clip_bound: 2, weight_decay: 0.5}}\n"
+    merged = base + "experiment: {regularizer: {<<: *b, clip_bound: 3}}"
     regularizer = parse_document(merged, "f.yaml").experiment.regularizer
     assert (regularizer.clip_bound, regularizer.weight_decay) == (3, 0.5)
 
@@ -301,9 +302,10 @@ def test_overrides_address_settings(override: str, value: object) -> None:
 
 
 def test_later_overrides_win_and_sections_are_made() -> None:
-    document = parsed(SMALL, "seed=1", "seed=2", "compare.seeds=9", "search.space.a={uniform: [0, 1]}")
+    document = parsed(SMALL, "seed=1", "seed=2", "compare.seeds=9", "search.space.a.b={uniform: [0, 1]}")
     assert (document.experiment.seed, document.compare.seeds) == (2, 9)
-    assert document.search == {"space": {"a": {"uniform": [0, 1]}}}
+    assert document.search is not None
+    assert document.search.space == {"a.b": Domain(kind="uniform", values=(0, 1))}
 
 
 @pytest.mark.parametrize("override", ["a", "=1", "a.=1", ".a=1", "a..b=1", ""])
@@ -328,10 +330,9 @@ def test_an_override_that_cannot_be_applied_says_why(override: str, line: str) -
 
 
 def test_the_tune_configs_are_the_embedded_files() -> None:
-    written = {path.name: path.read_bytes() for path in (ROOT / "tune_configs").glob("*.yaml")}
     shipped = {path.name: path.read_bytes() for path in (ROOT / "fednar_ray" / "configs").glob("*.yaml")}
-    assert written == shipped
-    assert {"digits.yaml", "compare.yaml", "silos.yaml"} <= set(written)
+    assert set(shipped) == {"digits.yaml", "compare.yaml", "silos.yaml"}
+    assert shipped == {name: (ROOT / "tune_configs" / name).read_bytes() for name in shipped}
 
 
 @pytest.mark.parametrize("name", ["digits", "compare", "silos"])

@@ -12,7 +12,7 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.data.federation import Examples, Shards
-from fednar_ray.evaluation import SPLITS, BATCH, CLIENTS, TASK_BATCHES, Evaluation, Scorer, across_clients
+from fednar_ray.evaluation import BATCH, CLIENTS, SPLITS, TASK_BATCHES, Evaluation, Scorer, across_clients
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.messages import Readout, RoundReport, ScoringTask
 from fednar_ray.placement import place, resolve

@@ -10,7 +10,7 @@ import torch
 import fednar_ray as fr
 from fednar_ray.config import DataSettings
 from fednar_ray.data.federation import load_federation
-from fednar_ray.data.sources import SOURCES
+from fednar_ray.data.sources import digits
 from fednar_ray.errors import DataError
 
 from .conftest import small_federation
@@ -142,7 +142,7 @@ def images(*blocks: np.ndarray) -> Counter[bytes]:
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda p: p["kind"])
 def test_validation_is_held_out_before_partitioning(partition):
-    source = SOURCES["digits"]()
+    source = digits()
     settings = DataSettings.model_validate({"validation": 0.1, "partition": partition})
     federation = load_federation(settings, seed=3)
     examples = len(source.train_y)
@@ -158,7 +158,7 @@ def test_validation_is_held_out_before_partitioning(partition):
 
 
 def test_labels_stay_with_their_images():
-    source = SOURCES["digits"]()
+    source = digits()
     known = {image.tobytes(): label for image, label in zip(source.train_x, source.train_y, strict=True)}
     federation = load_federation(DataSettings.model_validate({"validation": 0.2, "partition": PARTITIONS[1]}), seed=0)
     for part in (federation.shards.examples, federation.validation):

@@ -1,11 +1,15 @@
 """A run that goes on: the same bytes, the same history and the same MLflow run as if nothing had happened."""
 
 import contextlib
+import hashlib
 import json
 import shutil
+import signal
 import sqlite3
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,17 @@ import torch
 from mlflow import MlflowClient
 
 import fednar_ray as fr
+from fednar_ray import config
 from fednar_ray.algorithms.registry import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.corruption import corrupted_clients
 from fednar_ray.errors import CheckpointError, RoundAborted
 from fednar_ray.experiment import train
+from fednar_ray.messages import RoundRecord
 from fednar_ray.preparation import prepare
 from fednar_ray.resumption import Resumption, resume_from
+from fednar_ray.runs import kept_in
+from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
 
 from .conftest import small_federation
@@ -34,6 +42,7 @@ ROUNDS = 6
 SIZES = (7, 30, 12, 2, 21)
 STATEFUL = ("scaffold", "scaffold+exp", "feddyn")
 REAL_TIME = ("round_seconds", "client_seconds")  # the only metrics that two equal runs do not share
+PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 
@@ -55,7 +64,7 @@ def settings(uri: str, **changes: Any) -> fr.Experiment:
         "regularizer": {"clip_bound": 0.8, "weight_decay": 0.1, "weight_decay_anneal": 0.8},
         "execution": {"placement": "serial"},
         "checkpoint": {"every": 2},
-        "tracking": {"uri": uri, "experiment": "resumed"},
+        "tracking": {"uri": uri, "experiment": Path.cwd().name},  # a test's own, in a store for all
     }
     merged = {
         key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()
@@ -82,19 +91,31 @@ def left(
     checked: bool = True,
     **inputs: Any,
 ) -> Path:
-    """The directory of a run that was left after so many rounds."""
-    inputs, done = inputs or given(), 0
+    """The directory of a run that was left after so many rounds, with every checkpoint that was due by then."""
+    inputs, start = inputs or given(), 0
     if resumption is not None:
-        experiment, done = resumption.experiment, resumption.checkpoint.next_round
-    prepared = prepare(experiment, inputs["federation"], inputs["model"])
+        experiment, start = resumption.experiment, resumption.checkpoint.next_round
+    prepared, every = prepare(experiment, inputs["federation"], inputs["model"]), experiment.checkpoint.every
     with contextlib.closing(train(prepared, fr.RaySession(), resumption=resumption)) as training:
-        for _ in range(rounds - done):
+        for done in range(start + 1, rounds + 1):
             next(training)
-    newest: Path = max(
-        Path("runs").absolute().iterdir(), key=lambda path: (path / "experiment.yaml").stat().st_ctime_ns
-    )
-    assert not checked or checkpoints(newest)[-1].name == f"round-{rounds:08d}.json"
-    return newest
+            if checked and every is not None and done % every == 0:
+                awaited((newest() / "checkpoints" / f"round-{done:08d}.json").exists)
+    assert not checked or checkpoints(newest())[-1].name == f"round-{rounds:08d}.json"
+    return newest()
+
+
+def newest() -> Path:
+    """The directory of the run that was begun, or gone on with, last."""
+    return max(Path("runs").absolute().iterdir(), key=lambda path: (path / "experiment.yaml").stat().st_ctime_ns)
+
+
+def awaited(condition: Callable[[], object]) -> None:
+    """Return once the condition is true."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.002)
 
 
 def killed(experiment: fr.Experiment, rounds: int, **inputs: Any) -> Path:
@@ -120,44 +141,54 @@ def assert_as_if_nothing_had_happened(result: fr.Result, experiment: fr.Experime
     assert torch.nn.utils.parameters_to_vector(result.model.parameters()).detach().numpy().tobytes() == (
         reports[-1].readout.tobytes()
     )
-    assert [record.round_index for record in result.history] == list(range(len(reports)))
-    for record, report in zip(result.history, reports, strict=True):
+    assert_same_history(result.history, reports)
+
+
+def assert_same_history(history: Sequence[RoundRecord], reports: Sequence[RoundRecord]) -> None:
+    assert [record.round_index for record in history] == list(range(len(reports)))
+    for record, report in zip(history, reports, strict=True):
         assert record.client_ids == report.client_ids
         assert record.failures == report.failures
         np.testing.assert_equal(on_paper(record.metrics), on_paper(report.metrics))
 
 
-def assert_recorded_once(result: fr.Result) -> None:
-    """MLflow has every metric of every round, once, in one finished run."""
-    client = MlflowClient(result.tracking_uri)
-    run = client.get_run(result.run_id)
+def assert_recorded_once(directory: Path) -> None:
+    """MLflow has every metric of every round, once, in one finished run; so has the journal."""
+    place = json.loads((directory / "run.json").read_text())
+    client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], recorded(directory)
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     same_name = client.search_runs([run.info.experiment_id], f"attributes.run_name = '{run.info.run_name}'")
     assert len(same_name) == len([path for path in Path("runs").iterdir() if path.name.startswith("long-")])
-    names = {name for record in result.history for name in record.metrics}
+    assert [record.round_index for record in history] == list(range(len(history)))
+    names = {name for record in history for name in record.metrics}
     assert set(run.data.metrics) == names
     for name in names:
-        points = sorted(client.get_metric_history(result.run_id, name), key=lambda point: point.step)
-        wanted = [(r.round_index, r.metrics[name]) for r in result.history if name in r.metrics]
+        points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
+        wanted = [(r.round_index, r.metrics[name]) for r in history if name in r.metrics]
         assert [(point.step, point.value) for point in points] == wanted, name
-    journal = (result.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["round"] for line in journal] == list(range(len(result.history)))
 
 
 # --- The same run, for everything that has a state
 
 
 @pytest.mark.parametrize(("preset", "regularizer"), [*zip(PRESETS, [*REGULARIZERS] * 4, strict=False)])
-def test_a_killed_run_ends_as_if_nothing_had_happened(preset: str, regularizer: str, uri: str) -> None:
+def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
+    preset: str, regularizer: str, uri: str
+) -> None:
     """For stateful presets the rows of the first part lie on disk, and those of the second in memory."""
-    algorithm, regularizers = {"name": preset}, {"name": regularizer}
+    begun = settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
     on_disk = {"state_memory_bytes": 0} if preset in STATEFUL else {}
-    begun = settings(uri, name=f"long-{preset.replace('+', '.')}", algorithm=algorithm, regularizer=regularizers)
-    killed(begun.model_copy(update={"execution": begun.execution.model_copy(update=on_disk)}), 5, **given())
-    result = fr.run(begun, **given(), resume=True)
-    assert result.resumed_from_round == 4
-    assert_as_if_nothing_had_happened(result, begun)
-    assert_recorded_once(result)
+    killed(begun.model_copy(update={"execution": begun.execution.model_copy(update=on_disk)}), 5)
+    resumption = resume_from(None, begun)
+    assert resumption is not None
+    assert resumption.checkpoint.next_round == 4
+    directory = left(begun, ROUNDS, resumption=resumption)
+    last = kept_in(directory).checkpoints().load()
+    assert last is not None
+    reports = list(fr.iter_rounds(begun, **given()))
+    assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
+    assert_same_history(recorded(directory), reports)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
@@ -201,6 +232,26 @@ def test_whatever_a_round_draws_or_keeps_goes_on(variant: str, uri: str) -> None
         np.testing.assert_array_equal(np.concatenate(buffers), last.buffers.astype(np.float32))
 
 
+def test_the_first_checkpoint_after_a_resumption_writes_only_the_rows_that_changed(uri: str) -> None:
+    experiment = settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1, "keep": 9})
+    directory = left(experiment, 4)
+    before = writes(directory / "checkpoints")
+    resumption = resume_from(None, experiment)
+    assert resumption is not None
+    left(experiment, 5, resumption=resumption)
+    after = writes(directory / "checkpoints")
+    assert before.items() <= after.items()
+    rows = [name.removeprefix("rows/").split("-")[0] for name in after.keys() - before.keys() if "rows/" in name]
+    assert sorted(map(int, rows)) == list(recorded(directory)[4].client_ids)
+    assert len(rows) < len(resumption.checkpoint.rows)
+
+
+def writes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Of every file the inode and the time of the last write: a file that is written again has others."""
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def test_a_run_that_is_left_again_and_again_is_still_the_same_run(uri: str) -> None:
     """The same experiment each time, as under a supervisor that starts one command line."""
     experiment = settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1})
@@ -213,27 +264,27 @@ def test_a_run_that_is_left_again_and_again_is_still_the_same_run(uri: str) -> N
     result = fr.run(experiment, **given(), resume=True)
     assert result.resumed_from_round == 4
     assert_as_if_nothing_had_happened(result, experiment)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     """Client 1 sends NaN. That two must count is how it is run, not what is trained."""
     schedule = [[0, 2], [2, 4], [0, 3], [0, 1], [2, 3], [3, 4]]
     strict = settings(
-        uri, federation={"participation": schedule}, corruption={"nan": 0.2}, execution={"min_clients": 2}, seed=4
+        uri, federation={"participation": schedule}, corruption={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
-    assert corrupted_clients(strict.corruption, strict.seed, len(SIZES)).keys() == {1}
+    assert corrupted_clients(strict.corruption, len(SIZES), strict.seed).keys() == {1}
     with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 clients count, 2 must"):
         fr.run(strict, **given())
     (directory,) = Path("runs").iterdir()
     client = MlflowClient(uri)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
-    lenient = settings(uri, federation={"participation": schedule}, corruption={"nan": 0.2}, seed=4)
+    lenient = settings(uri, federation={"participation": schedule}, corruption={"nan": 0.2}, seed=5)
     result = fr.run(lenient, **given(), resume=True)
     assert (result.resumed_from_round, result.run_id) == (3, run_id)
     assert_as_if_nothing_had_happened(result, lenient)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 @pytest.mark.ray
@@ -247,9 +298,12 @@ def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.
     result = fr.run(elsewhere, **given(), session=session, resume=True)
     assert (result.resumed_from_round, result.placement, len(result.places)) == (2, "pooled", 2)
     assert_as_if_nothing_had_happened(result, experiment)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
     found = sorted(path.name for path in (Path("kept") / directory.name).glob("round-*.json"))
-    assert found == ["round-00000004.json", "round-00000005.json", "round-00000006.json"]
+    assert found[-1] == "round-00000006.json"
+    assert set(found) <= {f"round-{done:08d}.json" for done in (3, 4, 5, 6)}  # some are overtaken by the next
+    assert len(found) <= 3
+    assert checkpoints(directory)[-1].name == "round-00000002.json"
 
 
 # --- More rounds, and fewer
@@ -261,7 +315,7 @@ def test_more_rounds_than_before_go_on(uri: str) -> None:
     result = fr.run(long, **given(), resume=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (4, first.run_id, first.directory)
     assert_as_if_nothing_had_happened(result, long)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 def test_as_many_rounds_as_are_done_finish_a_run_that_was_left(uri: str) -> None:
@@ -270,7 +324,7 @@ def test_as_many_rounds_as_are_done_finish_a_run_that_was_left(uri: str) -> None
     result = fr.run(exactly, **given(), resume=True)
     assert result.resumed_from_round == 3
     assert_as_if_nothing_had_happened(result, exactly)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 def test_fewer_rounds_than_are_done_are_refused(uri: str) -> None:
@@ -328,7 +382,7 @@ OTHERS = {
             "algorithm.epsilon_anneal: 1.0, and was None",
         ],
     ),
-    "another width": ({"execution": {"cohort_width": 3}}, ["execution.cohort_width: 3, and was 'auto'"]),
+    "another width": ({"execution": {"cohort_width": 3}}, ["execution.cohort_width: 3, and was 1"]),
     "another name": ({"name": "other"}, ["name: 'other', and was 'long'"]),
 }
 
@@ -349,7 +403,7 @@ def test_only_the_keys_that_are_named_may_change(begun: Path, uri: str) -> None:
     ]
     elsewhere = digits(uri, tracking={"experiment": "elsewhere"})
     assert refusal(elsewhere, may_change=["tracking"])[1:] == [
-        "tracking.experiment: 'elsewhere', and was 'resumed'"  # the MLflow run is where it is
+        f"tracking.experiment: 'elsewhere', and was '{Path.cwd().name}'"  # the MLflow run is where it is
     ]
 
 
@@ -383,7 +437,7 @@ def test_other_data_in_place_of_the_federation_is_refused(uri: str) -> None:
         fr.run(settings(uri), **given(model=network(torch.nn.Linear(5, 5))), resume=True)
     result = fr.run(settings(uri), **given(), resume=True)  # none of this has touched the run
     assert_as_if_nothing_had_happened(result, settings(uri))
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 # --- Which run
@@ -427,7 +481,7 @@ def test_a_run_goes_by_name_id_directory_and_the_place_of_its_checkpoints(uri: s
         more = settings(uri, federation={"rounds": rounds})
         result = fr.run(more, **given(), resume=name)
         assert (result.directory, result.run_id, result.resumed_from_round) == (directory, run_id, rounds - 1)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
     assert_as_if_nothing_had_happened(result, more)
 
 
@@ -492,13 +546,13 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
     result = fr.run(experiment, **given(), resume=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (3, run_id, directory)
     assert_as_if_nothing_had_happened(result, experiment)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
     shutil.rmtree("runs")
     more = settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
     again = fr.run(more, **given(), resume=tmp_path / "kept" / directory.name)
     assert (again.resumed_from_round, again.run_id, again.directory) == (ROUNDS, run_id, directory)
     assert again.parameters_sha256 == result.parameters_sha256
-    assert_recorded_once(again)
+    assert_recorded_once(again.directory)
 
 
 def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
@@ -526,18 +580,19 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
 ) -> None:
     directory = left(settings(uri, algorithm={"name": "scaffold"}), 5)
     older, newest = checkpoints(directory)
-    flip(arrays_of(newest))
+    arrays = arrays_of(newest)
+    flip(arrays)
     experiment = settings(uri, algorithm={"name": "scaffold"})
     result = fr.run(experiment, **given(), resume=True)
     (told,) = [message for message in caplog.messages if "cannot be used" in message]
     assert told == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
-        f"{arrays_of(newest).name} does not hold what was written: its SHA-256 is another"
+        f"{arrays.name} does not hold what was written: its SHA-256 is another"
     )
     assert older.name == "round-00000004.json"
     assert result.resumed_from_round == 4
     assert_as_if_nothing_had_happened(result, experiment)
-    assert_recorded_once(result)
+    assert_recorded_once(result.directory)
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_made_up(uri: str) -> None:
@@ -550,3 +605,87 @@ def test_where_every_checkpoint_is_damaged_nothing_is_made_up(uri: str) -> None:
             fr.run(settings(uri), **given(), resume=name)
     assert contents(directory) == files
     assert dump(uri) == before
+
+
+# --- As typed commands
+
+TYPED_ROUNDS = 60
+
+
+def typed(uri: str, every: int) -> list[str]:
+    """One command line for a run of rounds that take a while, as it stands under a supervisor that restarts it."""
+    work = {"rounds": TYPED_ROUNDS, "local_steps": 40, "batch_size": 32}
+    experiment = digits(uri, algorithm={"name": "scaffold"}, federation=work, checkpoint={"every": every})
+    Path("long.yaml").write_text(config.dump(experiment), encoding="utf-8")
+    return [FEDNAR, "run", "long.yaml", "--resume", "--json"]
+
+
+def said_to(command: list[str], number: signal.Signals, done: Callable[[], int], rounds: int) -> tuple[int, str]:
+    """Send a command a signal once so many rounds are done: its exit code, and what it said."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            awaited(lambda: done() >= rounds or process.poll() is not None)
+            process.send_signal(number)
+            output, said = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
+    assert output == ""
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, without an error."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rounds_recorded() -> int:
+    return max((len(recorded(path)) for path in Path("runs").glob("long-*")), default=0)
+
+
+def newest_checkpoint() -> int:
+    return max((int(path.stem.partition("-")[2]) for path in Path("runs").rglob("round-*.json")), default=0)
+
+
+def uninterrupted() -> str:
+    """The SHA-256 of the final parameters of a run in one piece."""
+    *_, last = fr.iter_rounds(fr.load("long.yaml"))
+    return hashlib.sha256(last.parameters.tobytes()).hexdigest()
+
+
+def test_after_sigkill_the_same_command_ends_in_the_same_bytes_and_then_prints_them_again(uri: str) -> None:
+    command = typed(uri, every=5)
+    code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 10)
+    assert code == -signal.SIGKILL, said
+    assert "no run of long to go on with: it begins" in said
+    start, most = newest_checkpoint(), rounds_recorded()
+    done = finished(command)
+    summary = json.loads(done.stdout)
+    directory = Path(summary["directory"])
+    assert f"{directory.name} goes on from round {start}" in done.stderr
+    assert 10 <= start <= most < TYPED_ROUNDS
+    assert summary["resumed_from_round"] == start
+    assert (summary["rounds"], summary["parameters_sha256"]) == (TYPED_ROUNDS, uninterrupted())
+    assert_recorded_once(directory)
+    assert json.loads(finished(command).stdout) == {**summary, "resumed_from_round": TYPED_ROUNDS}
+
+
+def test_sigterm_and_ctrl_c_each_leave_a_checkpoint_of_the_last_round_and_the_same_command_finishes(uri: str) -> None:
+    command = typed(uri, every=10 * TYPED_ROUNDS)  # none is due but those at the start and the end
+    for number, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
+        found, said = said_to(command, number, rounds_recorded, rounds_recorded() + 10)
+        assert found == code, said
+        assert said.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
+        assert newest_checkpoint() == rounds_recorded() < TYPED_ROUNDS
+        run_id = json.loads((newest() / "run.json").read_text())["run_id"]
+        assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
+    start = newest_checkpoint()
+    (row,) = [line for line in finished([FEDNAR, "runs"]).stdout.splitlines() if newest().name in line]
+    name, rounds, _, state = [cell.strip() for cell in row.strip("│").split("│")]
+    assert (name, rounds, state) == (newest().name, f"{start}/{TYPED_ROUNDS}", f"resumes from round {start}")
+    summary = json.loads(finished(command).stdout)
+    assert (summary["run_id"], summary["resumed_from_round"]) == (run_id, start)
+    assert (summary["rounds"], summary["parameters_sha256"]) == (TYPED_ROUNDS, uninterrupted())
+    assert_recorded_once(Path(summary["directory"]))

@@ -21,7 +21,8 @@ def document(search: Any, *overrides: str, **experiment: Any) -> Document:
         "model": {"name": "mlp", "hidden": 4},
         "federation": {"rounds": 6, "local_steps": 1},
     }
-    return parse_document(yaml.safe_dump({"experiment": {**base, **experiment}, "search": search}), "f.yaml", overrides)
+    text = yaml.safe_dump({"experiment": {**base, **experiment}, "search": search})
+    return parse_document(text, "f.yaml", overrides, to_search=True)
 
 
 def refused(search: Any, *overrides: str, **experiment: Any) -> tuple[str, ...]:
@@ -59,6 +60,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"space": {"execution.actors": {"choice": [1, 2]}}},
         "search.space.execution.actors: execution does not change what is trained",
     ),
+    "how long": ({"space": {"federation.rounds": {"choice": [5, 10]}}}, "trials of different lengths cannot be"),
     "grid elsewhere": ({"space": {A: {"grid": [1, 2]}}}, "a grid belongs to search.algorithm: grid; optuna takes"),
     "grid of a range": ({"space": ONE, "algorithm": "grid"}, "algorithm grid goes through grid and choice; uniform"),
     "test accuracy": ({"space": ONE, "metric": "test_accuracy"}, "test figures guide no search"),
@@ -136,8 +138,17 @@ def test_overrides_reach_keys_with_dots() -> None:
     assert set(changed.search.space) == {A, "algorithm.local_lr"}
 
 
-def test_a_file_without_a_search_has_none() -> None:
+def test_a_file_without_a_search_has_none_and_cannot_be_tuned() -> None:
     assert embedded("silos").search is None
+    with pytest.raises(fr.ConfigError, match="has no such section, so there is nothing to tune"):
+        embedded("silos", to_search=True)
+
+
+def test_a_run_does_not_ask_whether_the_search_goes_with_it() -> None:
+    """Three rounds leave the file's ASHA nothing to stop; that is the tuner's concern alone."""
+    assert embedded("digits", ["federation.rounds=3"]).experiment.federation.rounds == 3
+    with pytest.raises(fr.ConfigError, match="leaves nothing to stop"):
+        embedded("digits", ["federation.rounds=3"], to_search=True)
 
 
 def test_another_preset_gets_its_own_defaults() -> None:

@@ -45,7 +45,7 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 def file_of(uri: str, search: Mapping[str, Any], **experiment: Any) -> str:
     """A search; one trial at a time unless told otherwise, since each process takes seconds to start."""
-    execution = {"gpus_per_actor": 0, **experiment.pop("execution", {})}  # the suite's Ray has GPUs that torch has not
+    execution = experiment.pop("execution", {"placement": "serial"})
     base = {
         "name": "small",
         "data": {"source": "digits", "validation": 0.1, "partition": {"kind": "dirichlet", "clients": 6}},
@@ -60,7 +60,7 @@ def file_of(uri: str, search: Mapping[str, Any], **experiment: Any) -> str:
 
 
 def document(uri: str, search: Mapping[str, Any], **experiment: Any) -> Document:
-    return parse_document(file_of(uri, search, **experiment), "search.yaml")
+    return parse_document(file_of(uri, search, **experiment), "search.yaml", to_search=True)
 
 
 def silent(standing: Standing) -> None:
@@ -138,7 +138,7 @@ def test_a_trial_has_every_round_once_and_no_test_figure(grid: Searched) -> None
 def test_a_trial_is_the_run_of_its_values(grid: Searched) -> None:
     """Each trial equals the same experiment as ``iter_rounds`` trains it by itself."""
     for entry in grid.result.trials:
-        experiment = document("sqlite:////nowhere.db", GRID).varied({**entry.values, "execution.placement": "serial"})
+        experiment = document("sqlite:////nowhere.db", GRID).varied({**entry.values})
         *_, last = fr.iter_rounds(experiment)
         assert last.metrics["validation_loss"] == entry.value, entry.name
 
@@ -153,9 +153,7 @@ def test_the_best_has_the_lowest_last_loss_and_its_file_runs_to_the_same_bytes(
     assert experiment.federation.rounds == ROUNDS
     assert experiment.execution.cohort_width == best.cohort_width
     monkeypatch.chdir(tmp_path)
-    again = fr.run(
-        experiment.model_copy(update={"execution": experiment.execution.model_copy(update={"placement": "serial"})})
-    )
+    again = fr.run(experiment)
     assert again.metrics["validation_loss"] == best.value
     (recorded_run,) = [run for run in grid.children.values() if run.data.tags["fednar.kind"] == "best"]
     assert again.metrics["test_accuracy"] == recorded_run.data.metrics["test_accuracy"]
@@ -205,8 +203,11 @@ def test_a_name_in_use_is_refused(uri: str, session: fr.RaySession) -> None:
 
 def test_a_search_that_can_never_fit_is_refused_before_it_starts(uri: str, session: fr.RaySession) -> None:
     for execution, text in (
-        ({"cpus_per_actor": 64}, "a trial takes 64 CPUs at once, and never fits: the cluster has 4 CPUs"),
-        ({"placement": "pooled", "actors": 9}, "9 actors of 1 CPU"),
+        (
+            {"placement": "serial", "cpus_per_actor": 64},
+            "a trial takes 64 CPUs at once, and never fits: the cluster has",
+        ),
+        ({"placement": "pooled", "actors": 9, "gpus_per_actor": 0}, "9 actors of 1 CPU"),
     ):
         with pytest.raises(CapacityError, match=text):
             begin(document(uri, GRID, execution=execution), session, silent)
@@ -250,14 +251,7 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
     second = begin(document(uri, {**search, "name": "second"}), session, silent)
     assert outcomes(first) == outcomes(second)
     entry = first.trials[0]
-    single = [
-        list(
-            fr.iter_rounds(
-                document(uri, search).varied({**entry.values, "seed": seed, "execution.placement": "serial"})
-            )
-        )
-        for seed in (0, 1)
-    ]
+    single = [list(fr.iter_rounds(document(uri, search).varied({**entry.values, "seed": seed}))) for seed in (0, 1)]
     accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
     assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
     losses = [record.metrics["train_loss"] for record in recorded(first.directory / "trials" / entry.name)]
@@ -287,11 +281,11 @@ def test_pbt_hands_federations_on_and_its_best_file_repeats_what_it_found(uri: s
     for entry in result.trials:
         assert [record.round_index for record in recorded(result.directory / "trials" / entry.name)] == [*range(ROUNDS)]
     winner = next(entry for entry in result.trials if entry.changes is not None)
-    experiment = document(uri, search).varied({**(winner.begun or {}), "execution.placement": "serial"})
+    experiment = document(uri, search).varied({**(winner.begun or {})})
     changed = fr.Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": winner.changes})
     *_, report = fr.iter_rounds(changed)
     assert report.metrics["validation_accuracy"] == winner.value
-    *_, best = fr.iter_rounds(fr.load(result.best_file, overrides=["execution.placement=serial"]))
+    *_, best = fr.iter_rounds(fr.load(result.best_file))
     assert best.metrics["validation_accuracy"] == result.best.value
 
 
@@ -307,11 +301,9 @@ def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) 
 
 def test_actors_of_a_trial_are_reserved_with_it(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
-    width = {"cohort_width": 2}
-    pooled = begin(
-        document(uri, search, name="pooled", execution={"placement": "pooled", "actors": 2, **width}), session, silent
-    )
-    serial = begin(document(uri, search, name="serial", execution={"placement": "serial", **width}), session, silent)
+    actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "cohort_width": 2}
+    pooled = begin(document(uri, search, name="pooled", execution=actors), session, silent)
+    serial = begin(document(uri, search, name="serial", execution={**actors, "placement": "serial"}), session, silent)
     assert outcomes(pooled) == outcomes(serial)
 
 

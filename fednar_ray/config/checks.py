@@ -40,8 +40,8 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     execution, model = sections.get("execution"), sections.get("model")
     if data is not None and data.partition.kind != "natural" and data.partition.clients is None:
         yield problem(("data", "partition", "clients"), None, "say how many clients, or use kind: natural")
-    if data is not None and data.source == "digits" and data.partition.kind == "natural":
-        yield problem(("data", "partition", "kind"), "natural", "digits names no groups; use iid, dirichlet, …")
+    if data is not None and data.partition.kind == "natural" and not data.has_groups:
+        yield problem(("data", "partition", "kind"), "natural", f"{data.source} names no groups; use iid, dirichlet, …")
     if federation is not None:
         yield from _within_federation(federation, data.partition.clients if data is not None else None)
     if execution is not None and execution.placement == "dedicated" and execution.cohort_width not in ("auto", 1):

@@ -23,7 +23,9 @@ from fednar_ray.errors import ConfigError
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 SECTIONS = ("experiment", "compare", "search")
-PATHS = ("tracking.uri", "availability.trace", "checkpoint.storage")
+PATHS = (
+    "tracking.uri", "availability.trace", "checkpoint.storage", "model.weights", "data.directory", "data.path",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,15 +62,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return load_document(path, overrides).experiment
 
 
-def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a file with all its sections. Raises ConfigError with every problem at once."""
+def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
+    """Read a file with all its sections. Raises ConfigError with every problem at once.
+
+    ``to_search``: its search section is there, and goes with the experiment.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError((f"{path}: cannot be read: {reason}",)) from None
-    return parse_document(text, str(path), overrides)
+    return parse_document(text, str(path), overrides, to_search=to_search)
 
 
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -76,14 +81,14 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
     return parse_document(dump(experiment), "experiment", overrides).experiment if overrides else experiment
 
 
-def embedded(name: str, overrides: Sequence[str] = ()) -> Document:
+def embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
     """A file that ships inside the package: ``digits`` or ``compare``."""
     text = (resources.files("fednar_ray") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_document(text, f"{name}.yaml (embedded)", overrides)
+    return parse_document(text, f"{name}.yaml (embedded)", overrides, to_search=to_search)
 
 
-def parse_document(text: str, origin: str, overrides: Sequence[str] = ()) -> Document:
-    """Parse a file's text; ``origin`` names it in errors."""
+def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
+    """Parse a file's text, as ``load_document``; ``origin`` names it in errors."""
     raw = _parse_yaml(text, origin)
     problems = [f"{key}: unknown section{checks.nearest(str(key), SECTIONS)}" for key in raw if key not in SECTIONS]
     if "experiment" not in raw:
@@ -100,8 +105,11 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = ()) -> Doc
         comparison = CompareSettings.model_validate(compare)
     except ValidationError as error:
         problems.extend(_described(error, "compare", CompareSettings))
-    searched, wrong = _search(search, experiment, validated) if "search" in raw else (None, [])
+    searched, wrong = _search(search, experiment, validated if to_search else None) if "search" in raw else (None, ())
     problems.extend(wrong)
+    if to_search and "search" not in raw:
+        hint = "so there is nothing to tune; see tune_configs/digits.yaml"
+        problems.append(f"search: {origin} has no such section, {hint}")
     if problems:
         raise ConfigError(tuple(problems))
     assert validated is not None
@@ -118,7 +126,7 @@ def _described(error: ValidationError, section: str, model: type[Settings]) -> t
 def _search(
     given: Any, raw: Mapping[str, Any], experiment: Experiment | None
 ) -> tuple[SearchSettings | None, Sequence[str]]:
-    """The search section, and what is wrong with it; an experiment that is wrong itself says enough."""
+    """The search section, and what is wrong with it, by itself and with the experiment where there is a valid one."""
     try:
         search = SearchSettings.model_validate(given)
     except ValidationError as error:
@@ -198,9 +206,10 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
     """Relative paths become absolute when they are read: jobs and trials change directory."""
     for key in PATHS:
         section, name = key.split(".")
-        place = getattr(getattr(experiment, section), name)
+        settings = getattr(experiment, section)
+        place = None if settings is None else getattr(settings, name)
         if place:
-            changed = getattr(experiment, section).model_copy(update={name: _absolute(place)})
+            changed = settings.model_copy(update={name: _absolute(place)})
             experiment = experiment.model_copy(update={section: changed})
     return experiment
 

@@ -19,10 +19,11 @@ RANGES: Mapping[str, str] = {
     "randint": "[low, high), whole numbers",
 }
 LISTS = ("choice", "grid")
-NEEDS_VALIDATION = ("validation_accuracy", "validation_loss")
+HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "auc": True, "loss": False, "perplexity": False, "rmse": False}
+NEEDS_VALIDATION = tuple(f"validation_{name}" for name in HIGHER_IS_BETTER)
 NEEDS_FEDERATED = ("client_accuracy_mean", "client_accuracy_worst_decile")
 METRICS = (*NEEDS_VALIDATION, *NEEDS_FEDERATED, "train_loss")
-"""What may guide a search; test figures never do."""
+"""What may guide a search, as far as the task has it; test figures never do."""
 
 
 class Domain(Settings):
@@ -147,7 +148,7 @@ class StopSettings(Settings):
     patience_trials: Count | None = None
     """So many trials ended one after the other, and none was the best so far."""
     target: float | None = None
-    """The metric has reached it."""
+    """A trial that ran all its rounds has reached it."""
 
 
 class SearchSettings(Settings):
@@ -202,6 +203,8 @@ class SearchSettings(Settings):
         for key, domain in self.space.items():
             if key.partition(".")[0] in ("tracking", "checkpoint", "name", "execution"):
                 yield f"search.space.{key}: {key.partition('.')[0]} does not change what is trained; search another key"
+            elif key == "federation.rounds":
+                yield f"search.space.{key}: trials of different lengths cannot be compared; search another key"
             else:
                 yield from _of_values(f"search.space.{key}", ({key: value} for value in domain.extremes), varied)
             if domain.kind == "grid" and self.algorithm != "grid":
@@ -232,8 +235,9 @@ class SearchSettings(Settings):
             yield f"{metric}: no examples are held out; set data.validation=0.1"
         elif self.metric in NEEDS_FEDERATED and not experiment.evaluation.federated:
             yield f"{metric}: set evaluation.federated=true"
-        if self.metric.endswith("_loss") == (self.mode == "max"):
-            yield f"search.mode: {self.mode!r}: {self.metric} is better {'lower' if self.mode == 'max' else 'higher'}"
+        higher = self.metric in NEEDS_FEDERATED or HIGHER_IS_BETTER.get(self.metric.partition("_")[2], True)
+        if higher != (self.mode == "max"):
+            yield f"search.mode: {self.mode!r}: {self.metric} is better {'higher' if higher else 'lower'}"
 
     def _scheduler_problems(self, rounds: int) -> Iterator[str]:
         scheduler, place = self.scheduler, "search.scheduler"

@@ -40,7 +40,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+def _argument(value: Any) -> Any:
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(part, bool | int | float | str) for part in parts):
+        raise ValueError("should be a number, text, true, false, or a list of these")
+    return tuple(value) if isinstance(value, list) else value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**31 - 1)]
 Size = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
@@ -58,8 +65,8 @@ class PartitionSettings(Settings):
     """How examples become clients; kinds as in ``data.partition``."""
 
     kind: Literal["iid", "dirichlet", "dirichlet_equal", "shards", "natural"] = "iid"
-    clients: Count | None = None
-    """N; ``natural`` counts its groups instead."""
+    clients: Annotated[Count, Field(le=10_000_000)] | None = None
+    """N; of ``natural``, how many of its groups, drawn at random; null: all of them."""
     alpha: Positive = 0.3
     """Concentration of Dir(α), for both Dirichlet kinds."""
     shards_per_client: Count = 2
@@ -67,22 +74,233 @@ class PartitionSettings(Settings):
     """Every client gets at least this many; 0 allows empty clients, which are reported and never sampled."""
 
 
-class DataSettings(Settings):
-    """Where examples come from."""
+class NormalisationSettings(Settings):
+    """(value/255 − mean)/std of uint8 images: a number a channel, each."""
 
-    source: Literal["digits"] = "digits"
+    mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class AugmentationSettings(Settings):
+    """What training does to images, and evaluation does not: a window of the padded image, mirrored half of the time.
+
+    Windows are drawn by seed, so that a run does not depend on who trains whom.
+    """
+
+    kind: Literal["per_batch", "per_example"]
+    """One draw for a client's whole batch, as FedNAR's authors do, or one an example."""
+    padding: Size = 4
+    """Pixels on every side; they are 0 after normalisation, the mean."""
+    flip: bool = True
+
+
+class ArraySettings(Settings):
+    """What the arrays of an .npz file are called."""
+
+    train_x: str = "train_x"
+    train_y: str = "train_y"
+    test_x: str = "test_x"
+    test_y: str = "test_y"
+    groups: str | None = None
+    """A natural client for each training example, for ``partition.kind: natural``."""
+
+
+SourceName = Literal[
+    "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "npz", "shakespeare", "folder", "huggingface",
+    "entry_point",
+]  # fmt: skip
+
+_IMAGES: Mapping[str, Any] = {"normalisation": None, "augmentation": None}
+_FILES: Mapping[str, Any] = {"directory": None, "download": False, **_IMAGES}
+SOURCE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "digits": {},
+    "cifar10": _FILES,
+    "cifar100": _FILES,
+    "mnist": _FILES,
+    "fashion_mnist": _FILES,
+    "npz": {"path": None, "arrays": ArraySettings(), "task": "classification", **_IMAGES},
+    "shakespeare": {"path": None, "test_share": 0.2, "min_characters": 1000, "crop": False},
+    "folder": {
+        "directory": None,
+        "features": None,
+        "label": "y",
+        "task": "classification",
+        "test_share": 0.2,
+        "missing": "refuse",
+        "standardise": True,
+    },
+    "huggingface": {
+        "dataset": None,
+        "configuration": None,
+        "features": None,
+        "label": "label",
+        "groups": None,
+        "task": "classification",
+        "test_share": 0.2,
+        **_IMAGES,
+    },
+    "entry_point": {"entry_point": None, "arguments": None, **_IMAGES},
+}
+"""Each source with the settings it reads and their defaults."""
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "cifar10": ("directory",),
+    "cifar100": ("directory",),
+    "mnist": ("directory",),
+    "npz": ("path",),
+    "shakespeare": ("path",),
+    "folder": ("directory",),
+    "huggingface": ("dataset", "features"),
+    "entry_point": ("entry_point",),
+}
+NATURAL_SOURCES = ("shakespeare", "folder")
+"""Those whose clients are their own groups unless the partition says otherwise."""
+
+
+class DataSettings(Settings):
+    """Where examples come from; what a source reads, and its defaults, are in ``SOURCE_SETTINGS``."""
+
+    source: SourceName = "digits"
+    directory: str | None = None
+    """The directory of the files: of torchvision's, or of one file a client. null: Debian's, of fashion_mnist."""
+    download: bool | None = None
+    """May what ``directory`` lacks be downloaded into it?"""
+    path: str | None = None
+    """The file with the examples; of shakespeare also LEAF's directory."""
+    arrays: ArraySettings | None = None
+    dataset: str | None = None
+    """A data set of the hub by name, or a local directory."""
+    configuration: str | None = None
+    """Which of the configurations of the data set."""
+    entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")] | None = None
+    """package.module:function, importable; it is called with ``arguments``, and returns a Source."""
+    arguments: Mapping[str, Annotated[Any, BeforeValidator(_argument)]] | None = None
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Columns, or of .npz files arrays, that are inputs; null of folder: all columns but the label, or the array x."""
+    label: str | None = None
+    """The column, or the array, that is to be predicted."""
+    groups: str | None = None
+    """The column whose values are the natural clients."""
+    task: Literal["classification", "binary", "regression"] | None = None
+    """Labels are classes from 0; or 0 and 1, for one logit; or numbers."""
+    missing: Literal["refuse", "drop", "mean"] | None = None
+    """What becomes of missing inputs: an error; the row is dropped; the mean of the clients' training examples."""
+    standardise: bool | None = None
+    """Make each input's mean 0 and its deviation 1, over the training examples of all clients."""
+    test_share: Share | None = None
+    """The share held out as the test set: of each client; of shakespeare, its last examples."""
+    min_characters: Size | None = None
+    """Roles that say less are left out."""
+    crop: bool | None = None
+    """Take 2,000 training and 400 test examples of each role, from roles that have more of both."""
+    normalisation: NormalisationSettings | None = None
+    """null: the source's own."""
+    augmentation: AugmentationSettings | None = None
+    """null: none."""
     validation: Share = 0.0
     """The share of the training examples held out, before partitioning."""
     partition: PartitionSettings = PartitionSettings(clients=20)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        if "entry_point" in given:
+            given.setdefault("source", "entry_point")
+        source = str(given.get("source", "digits"))
+        partition = given.get("partition", {})
+        if source in NATURAL_SOURCES and isinstance(partition, dict):
+            given["partition"] = {"kind": "natural", **partition}
+        return {**SOURCE_SETTINGS.get(source, {}), **given}
+
+    @model_validator(mode="after")
+    def _only_what_is_read_and_all_that_is_needed(self) -> Self:
+        read, problems = SOURCE_SETTINGS[self.source], []
+        optional = sorted(set().union(*SOURCE_SETTINGS.values()))
+        unread = [key for key in optional if getattr(self, key) is not None and key not in read]
+        problems += [f"{self.source} does not read {key}: {_readers(key, SOURCE_SETTINGS)}" for key in unread]
+        problems += [f"{self.source} needs {key}" for key in _NEEDED.get(self.source, ()) if getattr(self, key) is None]
+        if self.source == "folder" and self.partition.kind != "natural":
+            problems.append("the clients of folder are its files: partition.kind can only be natural")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def has_groups(self) -> bool:
+        """May the source name natural clients? Of an entry point only its Source says."""
+        if self.source == "npz":
+            return self.arrays is not None and self.arrays.groups is not None
+        if self.source == "huggingface":
+            return self.groups is not None
+        return self.source in (*NATURAL_SOURCES, "entry_point")
+
+
+MODEL_SETTINGS: Mapping[str, Mapping[str, int | float | str]] = {
+    "mlp": {"hidden": 64, "dropout": 0.0},
+    "cnn": {"hidden": 64, "dropout": 0.0},
+    "logistic": {},
+    "lenet": {"hidden": 512, "dropout": 0.0},
+    "cnn_femnist": {"hidden": 2048, "dropout": 0.0},
+    "resnet18_gn": {"pooling": "authors"},
+    "char_transformer": {"hidden": 512, "dropout": 0.1, "layers": 6, "vocabulary": 80},
+    "char_lstm": {"hidden": 256, "layers": 2, "vocabulary": 80},
+}
+"""Each model with the settings it reads and their defaults."""
+
+ModelName = Literal[
+    "mlp", "cnn", "logistic", "lenet", "cnn_femnist", "resnet18_gn", "char_transformer", "char_lstm"
+]  # fmt: skip
+
 
 class ModelSettings(Settings):
-    """A model by name: ``mlp`` (flattened input, one hidden layer) or ``cnn`` (two convolutions with GroupNorm)."""
+    """A model by ``name``, by ``torchvision``'s name, or by the path of a ``function`` that returns one."""
 
-    name: Literal["mlp", "cnn"] = "mlp"
-    hidden: Count = 64
-    """Width of the hidden layer."""
-    dropout: Share = 0.0
+    name: ModelName | None = None
+    """null: mlp, where neither torchvision nor function names another."""
+    hidden: Count | None = None
+    """Width of the hidden layer; of a transformer's feed-forward layers; of an LSTM's states."""
+    dropout: Share | None = None
+    layers: Count | None = None
+    vocabulary: Count | None = None
+    """Characters that a language model reads and, in classification, at least as many as it predicts."""
+    pooling: Literal["authors", "whole"] | None = None
+    """How resnet18_gn averages its last map: the upper left 3x3, as FedNAR's authors do, or all of it."""
+    torchvision: str | None = None
+    """The name of one of torchvision's models; it gets ``num_classes`` unless ``arguments`` says otherwise."""
+    function: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")] | None = None
+    """module.function, importable; it is called with ``arguments``."""
+    arguments: Mapping[str, Annotated[Any, BeforeValidator(_argument)]] | None = None
+    weights: str | None = None
+    """A local file to start from: .safetensors, or a state dict that ``torch.save`` wrote."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        if not {"name", "torchvision", "function"} & given.keys():
+            given["name"] = "mlp"
+        return {**MODEL_SETTINGS.get(str(given.get("name")), {}), **given}
+
+    @model_validator(mode="after")
+    def _one_model_and_only_what_it_reads(self) -> Self:
+        named = [key for key in ("name", "torchvision", "function") if getattr(self, key) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} name a model each; give one")
+        model, read = self.name or named[0], MODEL_SETTINGS.get(self.name or "", {})
+        optional = sorted(set().union(*MODEL_SETTINGS.values()))
+        unread = [key for key in optional if getattr(self, key) is not None and key not in read]
+        if unread:
+            raise ValueError(
+                "; ".join(f"{model} does not read {key}: {_readers(key, MODEL_SETTINGS)}" for key in unread)
+            )
+        if self.arguments and self.name is not None:
+            raise ValueError(f"{model} does not read arguments: they belong to torchvision, function")
+        return self
 
 
 class FederationSettings(Settings):
@@ -137,12 +355,16 @@ class AlgorithmSettings(Settings):
         if self.epsilon == 0 and "exp" not in self.name.split("+")[-1]:
             raise ValueError(f"{self.name} divides by epsilon where an update is zero: it must be above 0")
         if unread:
-            raise ValueError("; ".join(f"{self.name} does not read {key}: {_readers(key)}" for key in sorted(unread)))
+            raise ValueError(
+                "; ".join(
+                    f"{self.name} does not read {key}: {_readers(key, PRESET_SETTINGS)}" for key in sorted(unread)
+                )
+            )
         return self
 
 
-def _readers(key: str) -> str:
-    return "it belongs to " + ", ".join(name for name, read in PRESET_SETTINGS.items() if key in read)
+def _readers(key: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    return "it belongs to " + ", ".join(name for name, read in settings.items() if key in read)
 
 
 class RegularizerSettings(Settings):

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.data.federation import Shards
+from fednar_ray.data.examples import Shards
+from fednar_ray.data.transforms import Transform
 from fednar_ray.seeding import Purpose, generator
 from fednar_ray.transfers import on_device
 
@@ -64,7 +65,15 @@ class ResidentShards:
             rng = generator(seed, Purpose.BATCHES, round_index=round_index, client_id=client_id)
             batches = client_batches(int(examples), batch_size, int(taken), rng)
             index[: len(batches), row, : batches.shape[1]] = batches
-        return self._placed(client_ids, index)
+        plan, transform = self._placed(client_ids, index), self._shards.transform
+        if transform is None or transform.augmentation is None:
+            return plan
+        moves = np.zeros((*index.shape, 3), dtype=np.int64)
+        for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
+            rng = generator(seed, Purpose.AUGMENTATION, round_index=round_index, client_id=client_id)
+            drawn = transform.augmentation.draws(int(taken), min(batch_size, int(examples)), rng)
+            moves[: int(taken), row, : min(batch_size, int(examples))] = drawn
+        return replace(plan, moves=on_device(moves, self._device))
 
     def _placed(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
         real = index >= 0
@@ -77,6 +86,7 @@ class ResidentShards:
             on_device(absolute, self._device),
             on_device(weights.astype(np.float32), self._device),
             real.sum(axis=-1),
+            self._shards.transform,
         )
 
 
@@ -89,6 +99,8 @@ class BatchPlan:
     index: Tensor  # [K, C, B] rows of x
     weights: Tensor  # [K, C, B]
     counts: npt.NDArray[np.int64]  # [K, C] real examples
+    transform: Transform | None = None
+    moves: Tensor | None = None  # [K, C, B, 3] of the augmentation, where there is one
 
     def of_zeros(self) -> "BatchPlan":
         """The same shapes with zeros for examples and labels."""
@@ -99,10 +111,20 @@ class BatchPlan:
         """The cohort's batch at ``step``, padded to B."""
         index = self.index[step]
         flat = index.reshape(-1)
-        x = self.x.index_select(0, flat).view(*index.shape, *self.x.shape[1:])
-        return Batch(x, self.y.index_select(0, flat).view(index.shape), self.weights[step])
+        x = self._inputs(flat, None if self.moves is None else self.moves[step].view(-1, 3))
+        y = self.y.index_select(0, flat).view(index.shape)
+        return Batch(x.view(*index.shape, *x.shape[1:]), y, self.weights[step])
 
     def single(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a cohort of one, without padding: x [B_i, …], y [B_i]."""
         index = self.index[step, 0, : int(self.counts[step, 0])]
-        return self.x.index_select(0, index), self.y.index_select(0, index)
+        moves = None if self.moves is None else self.moves[step, 0, : len(index)]
+        return self._inputs(index, moves), self.y.index_select(0, index)
+
+    def _inputs(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """The rows ``index`` [n] as the model takes them, moved by ``moves`` [n, 3]."""
+        x = self.x.index_select(0, index)
+        if self.transform is None:
+            return x
+        x = self.transform.normalised(x)
+        return x if moves is None else self.transform.augmented(x, moves)

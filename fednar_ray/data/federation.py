@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,119 +12,54 @@ import torch
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data import partition as partitions
-from fednar_ray.data.sources import SOURCES
+from fednar_ray.data.examples import Array, Examples, Pair, Shards
+from fednar_ray.data.sources import SOURCES, Source
+from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
 from fednar_ray.seeding import Purpose, generator
 
 log = logging.getLogger("fednar_ray")
-
-Array = npt.NDArray[Any]
-ArrayLike = Array | torch.Tensor | Sequence[Any]
-Pair = tuple[ArrayLike, ArrayLike]
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Inputs x [N, …] (float32, or integers for embeddings) and labels y [N] int64."""
-
-    x: Array
-    y: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    @classmethod
-    def of(cls, pair: Pair, place: str) -> "Examples":
-        """Checked arrays. Raises DataError for lengths that differ, labels that are no integers, NaN or infinity."""
-        x, y = (_as_array(part, place) for part in pair)
-        if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
-            raise DataError(f"{place}: x {x.shape} and y {y.shape} are not N examples and N labels")
-        if not len(y):
-            raise DataError(f"{place}: has no examples")
-        if not _whole_numbers(y):
-            raise DataError(f"{place}: labels are {y.dtype}; whole numbers from 0 are needed")
-        if np.issubdtype(x.dtype, np.floating):
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-                x = np.ascontiguousarray(x, dtype=np.float32)
-            bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
-            if len(bad):
-                raise DataError(f"{place}: {len(bad)} examples hold NaN or infinity, the first at index {bad[0]}")
-        elif not np.issubdtype(x.dtype, np.integer):
-            raise DataError(f"{place}: inputs are {x.dtype}; numbers are needed")
-        if y.min() < 0:
-            raise DataError(f"{place}: label {y.min()} at index {y.argmin()}; labels run from 0 to classes-1")
-        return cls(x, y.astype(np.int64))
-
-
-def _as_array(part: ArrayLike, place: str) -> Array:
-    try:
-        return np.asarray(part.detach().cpu() if isinstance(part, torch.Tensor) else part)
-    except ValueError as error:
-        raise DataError(f"{place}: not an array: {error}") from None
-
-
-def _whole_numbers(labels: Array) -> bool:
-    if np.issubdtype(labels.dtype, np.floating):
-        return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
-    return bool(np.issubdtype(labels.dtype, np.integer))
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """Clients' examples in one block: client ``first + i`` holds the rows ``offsets[i]`` to ``offsets[i + 1]``."""
-
-    examples: Examples
-    offsets: npt.NDArray[np.int64]  # [n + 1]
-    first: int = 0
-
-    @property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """n_i, [n]."""
-        return np.diff(self.offsets)
-
-    def rows(self, client_ids: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where the named clients' rows start, and how many they are: [C], [C]."""
-        at = np.asarray(client_ids) - self.first
-        return self.offsets[at], self.offsets[at + 1] - self.offsets[at]
-
-    def only(self, client_id: int) -> "Shards":
-        """One client's rows, as a block of their own."""
-        start, stop = self.offsets[client_id - self.first : client_id - self.first + 2]
-        rows = Examples(self.examples.x[start:stop].copy(), self.examples.y[start:stop].copy())
-        return Shards(rows, np.array([0, stop - start]), client_id)
 
 
 class Federation:
     """Clients' examples with a test set and, where it is wanted, a validation set.
 
     ``clients``: a pair (x, y) of arrays or tensors a client, x [n_i, …], y [n_i] labels 0..classes-1.
-    ``test``, ``validation``: such pairs too.  Raises DataError: no clients, a client without examples,
-    inputs of different shapes, labels below 0, NaN or infinity.
+    ``test``, ``validation``: such pairs too.  ``task``: classification, binary (labels 0 and 1) or regression
+    (labels are numbers).  Raises DataError: no clients, a client without examples, inputs of different shapes,
+    labels that the task has not, NaN or infinity.
     """
 
-    task: str = "classification"
-
-    def __init__(self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None) -> None:
+    def __init__(
+        self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None, *, task: str = "classification"
+    ) -> None:
         if not len(clients):
             raise DataError("clients: a federation needs at least one client")
-        parts = [Examples.of(pair, f"client {i}") for i, pair in enumerate(clients)]
+        parts = [Examples.of(pair, f"client {i}", task) for i, pair in enumerate(clients)]
         _same_shape(parts)
         sizes = [len(part) for part in parts]
         block = Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
         self.shards = Shards(block, np.concatenate([[0], np.cumsum(sizes)]))
-        self.test = Examples.of(test, "test")
-        self.validation = None if validation is None else Examples.of(validation, "validation")
+        self.test = Examples.of(test, "test", task)
+        self.validation = None if validation is None else Examples.of(validation, "validation", task)
         self.left_out = 0
-        self.name = "federation"
+        self.name, self.task = "federation", task
         _evaluable(self)
 
     @classmethod
     def from_shards(
-        cls, name: str, shards: Shards, test: Examples, validation: Examples | None, left_out: int
+        cls,
+        name: str,
+        shards: Shards,
+        test: Examples,
+        validation: Examples | None,
+        left_out: int,
+        task: str = "classification",
     ) -> "Federation":
         """A federation over examples that are already checked and in one block."""
         federation = cls.__new__(cls)
-        federation.name, federation.shards, federation.left_out = name, shards, left_out
+        federation.name, federation.task = name, task
+        federation.shards, federation.left_out = shards, left_out
         federation.test, federation.validation = test, validation
         _evaluable(federation)
         return federation
@@ -135,8 +70,22 @@ class Federation:
         return len(self.shards.sizes)
 
     @property
+    def transform(self) -> Transform | None:
+        """From stored inputs to a model's; None: they are the same."""
+        return self.shards.transform
+
+    def inputs(self, x: Array) -> Array:
+        """Stored inputs [n, …] as the model takes them."""
+        if self.transform is None:
+            return x
+        normalised: Array = self.transform.normalised(torch.from_numpy(x)).numpy()
+        return normalised
+
+    @property
     def classes(self) -> int:
-        """One more than the highest label anywhere."""
+        """One more than the highest label anywhere; 1 where labels are numbers."""
+        if self.task == "regression":
+            return 1
         parts = [self.shards.examples, *self.splits().values()]
         return 1 + max(int(part.y.max()) for part in parts)
 
@@ -151,8 +100,22 @@ class Federation:
         """The held-out examples by name: test and, where there is one, validation."""
         return {"test": self.test} | ({} if self.validation is None else {"validation": self.validation})
 
+    def held_by(self, client_id: int) -> Any:
+        """What a client's own actor gets: its shard, or where it reads it."""
+        return self.shards.only(client_id)
+
+    def shared_splits(self) -> dict[str, Examples]:
+        """What every actor gets to score."""
+        return self.splits()
+
+    def split_offsets(self) -> Mapping[str, npt.NDArray[np.int64]]:
+        """Of splits of which each client holds its part: where these begin and end, [N + 1]."""
+        return {}
+
     def label_counts(self) -> npt.NDArray[np.int64]:
         """Examples by client and class, [N, classes]."""
+        if self.task == "regression":
+            return self.shards.sizes[:, None]
         owner = np.repeat(np.arange(self.clients), self.shards.sizes)
         flat = np.bincount(owner * self.classes + self.shards.examples.y, minlength=self.clients * self.classes)
         return flat.reshape(self.clients, self.classes)
@@ -176,40 +139,89 @@ def _evaluable(federation: Federation) -> None:
 
 def load_federation(settings: DataSettings, seed: int) -> Federation:
     """The federation that a ``data`` section describes. The validation share is held out before partitioning."""
-    source = SOURCES[settings.source]()
-    order = generator(seed, Purpose.HOLDOUT).permutation(len(source.train_y))
+    source = SOURCES[settings.source](settings)
+    transform = _transform(settings, source)
+    division = divided(settings, seed, source.train_y, source.groups)
+    rows, held = division.rows, division.held
+    examples = Examples(source.train_x[rows], source.train_y[rows])
+    return Federation.from_shards(
+        source.name,
+        Shards(examples, division.offsets, transform=transform),
+        _test(settings, source, rows),
+        Examples(source.train_x[held], source.train_y[held]) if len(held) else None,
+        division.left_out,
+        source.task,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """Who holds which training examples: client i the ``rows[offsets[i]:offsets[i + 1]]``."""
+
+    rows: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]  # [N + 1]
+    held: npt.NDArray[np.int64]  # the rows held out for validation
+    left_out: int
+
+
+def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
+    """The validation share first, then the partition of what is left."""
+    order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
     held = round(settings.validation * len(order))
     kept = np.sort(order[held:])
-    groups = None if source.groups is None else source.groups[kept]
-    split = _partition(settings, source.train_y[kept], groups, generator(seed, Purpose.PARTITION))
-    rows = kept[split.order]
-    shards = Shards(Examples(source.train_x[rows], source.train_y[rows]), split.offsets)
-    validation = Examples(source.train_x[order[:held]], source.train_y[order[:held]]) if held else None
+    own = None if groups is None else groups[kept]
+    split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
     _report(split)
-    test = Examples(source.test_x, source.test_y)
-    return Federation.from_shards(source.name, shards, test, validation, len(split.left_out))
+    left_out = len(split.left_out)
+    return Division(rows=kept[split.order], offsets=split.offsets, held=order[:held], left_out=left_out)
 
 
 def _partition(
-    settings: DataSettings,
-    labels: npt.NDArray[np.int64],
-    groups: Array | None,
-    rng: np.random.Generator,
+    settings: DataSettings, labels: Array, groups: Array | None, rng: np.random.Generator
 ) -> partitions.Partition:
     wanted = settings.partition
     if wanted.kind == "natural":
         if groups is None:
             raise DataError(f"data.partition.kind: natural needs groups, and {settings.source} names none")
-        return partitions.with_minimum(partitions.natural(groups, rng), 0)
+        return partitions.with_minimum(partitions.natural(groups, rng, wanted.clients), 0)
     assert wanted.clients is not None  # checked with the experiment
     kind = partitions.KINDS[wanted.kind]
     split = kind(labels, wanted.clients, rng, wanted.alpha, wanted.shards_per_client)
     return partitions.with_minimum(split, wanted.min_examples)
 
 
+def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
+    """The test set; where clients are some of the groups, theirs of it."""
+    if settings.partition.kind != "natural" or source.groups is None or source.test_groups is None:
+        return Examples(source.test_x, source.test_y)
+    theirs = np.isin(source.test_groups, np.unique(source.groups[rows]))
+    if not theirs.any():
+        raise DataError(f"data.partition.clients: {settings.partition.clients}: these groups have no test examples")
+    return Examples(source.test_x[theirs], source.test_y[theirs])
+
+
+def _transform(settings: DataSettings, source: Source) -> Transform | None:
+    """The source's, with the normalisation and the augmentation that the settings name."""
+    transform, given, changes = source.transform, settings.normalisation, settings.augmentation
+    if transform is None:
+        if given is not None or changes is not None:
+            raise DataError(f"data: normalisation and augmentation are of uint8 images, and {source.name} has none")
+        return None
+    channels = source.train_x.shape[1]
+    if given is not None:
+        if {len(given.mean), len(given.std)} != {channels}:
+            raise DataError(f"data.normalisation: the images have {channels} channels; give as many of mean and std")
+        transform = replace(transform, mean=given.mean, std=given.std)
+    if changes is None:
+        return transform
+    per_example = changes.kind == "per_example"
+    augmentation = Augmentation(per_example=per_example, padding=changes.padding, flip=changes.flip)
+    return replace(transform, augmentation=augmentation)
+
+
 def _report(split: partitions.Partition) -> None:
     if len(split.left_out):
-        log.info("the partition leaves out %d examples, its remainder", len(split.left_out))
+        log.info("the partition leaves out %d examples", len(split.left_out))
     empty = np.flatnonzero(split.sizes == 0)
     if len(empty):
         log.warning("%d clients have no examples and are never sampled: %s", len(empty), empty[:20].tolist())

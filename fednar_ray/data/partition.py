@@ -127,19 +127,29 @@ def shards(labels: Indices, clients: int, rng: np.random.Generator, shards_per_c
     return _by_owner(owner, clients, rng)
 
 
-def natural(groups: npt.NDArray[Any], rng: np.random.Generator) -> Partition:
-    """A client for each distinct group label, in sorted order."""
+def natural(groups: npt.NDArray[Any], rng: np.random.Generator, clients: int | None = None) -> Partition:
+    """A client for each distinct group label, in sorted order; or for ``clients`` of them at random.
+
+    Raises DataError where there are fewer.
+    """
     names, owner = np.unique(groups, return_inverse=True)
-    return _by_owner(owner.astype(np.int64), len(names), rng)
+    if clients is None:
+        return _by_owner(owner.astype(np.int64), len(names), rng)
+    if clients > len(names):
+        raise DataError(f"data.partition.clients: {clients} is more than the groups ({len(names)})")
+    rank = np.full(len(names), -1)
+    rank[np.sort(rng.choice(len(names), clients, replace=False))] = np.arange(clients)
+    return _by_owner(rank[owner], clients, rng)
 
 
 def with_minimum(partition: Partition, min_examples: int) -> Partition:
     """Move examples from the largest clients to those below ``min_examples``. Raises DataError if there are too few."""
     sizes = partition.sizes
-    if sizes.sum() < min_examples * len(sizes):
+    examples = int(sizes.sum())
+    if examples < min_examples * len(sizes):
         raise DataError(
-            f"{sizes.sum()} examples cannot give each of {len(sizes)} clients {min_examples}; "
-            f"use at most {sizes.sum() // max(min_examples, 1)} clients or a smaller data.partition.min_examples"
+            f"data.partition: {examples} examples cannot give each of {len(sizes)} clients {min_examples}; "
+            f"use at most {examples // max(min_examples, 1)} clients or a smaller data.partition.min_examples"
         )
     deficits = np.maximum(min_examples - sizes, 0)
     if not deficits.any():

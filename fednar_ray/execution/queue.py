@@ -21,6 +21,7 @@ class Call(Generic[Task]):
     slot: int | None = field(default=None, compare=False)  # the one slot that may take it; None: any
     attempts: int = field(default=0, compare=False)  # that failed, and were its own fault
     avoid: frozenset[int] = field(default=frozenset(), compare=False)  # slots where they failed
+    alone: bool = field(default=False, compare=False)  # no other may wait behind it: its actor's death is its fault
 
 
 class CallQueue(Generic[Task]):
@@ -73,7 +74,8 @@ class CallQueue(Generic[Task]):
     def split(self: "CallQueue[CohortTask]", call: Call[CohortTask], attempts: int) -> None:
         """Two halves take the call's place."""
         halves = [
-            Call((*call.key, i), half, call.slot, attempts, call.avoid) for i, half in enumerate(call.task.halves())
+            Call((*call.key, i), half, call.slot, attempts, call.avoid, call.alone)
+            for i, half in enumerate(call.task.halves())
         ]
         place = self._order.index(call.key)
         self._order[place : place + 1] = [half.key for half in halves]

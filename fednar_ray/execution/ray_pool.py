@@ -57,6 +57,9 @@ class _Slot:
     def has_room(self) -> bool:
         return self.starting is None and len(self.calls) < OUTSTANDING_PER_ACTOR
 
+    def has_room_for(self, call: Call[Any]) -> bool:
+        return self.has_room and not (self.calls and (call.alone or self.calls[0][1].alone))
+
 
 class RayPool:
     """Actors that train one run's cohorts, and score. They start and warm up while the driver goes on."""
@@ -95,12 +98,12 @@ class RayPool:
         plan: TrainingPlan,
         federation: Federation,
     ) -> "RayPool":
-        """Exactly one actor a client, which gets its own shard and no other."""
+        """Exactly one actor a client, which gets its own shard and no other, or reads it from its file."""
         session.connect()
-        shared, splits = ray.put(plan), ray.put(federation.splits())
+        shared, splits = ray.put(plan), ray.put(federation.shared_splits())
 
         def prepare(client_id: int, actor: Any) -> Any:
-            return actor.prepare.remote(shared, federation.shards.only(client_id), splits, (client_id,))
+            return actor.prepare.remote(shared, federation.held_by(client_id), splits, (client_id,))
 
         return cls(session, actors, settings, prepare, dedicated=True)
 
@@ -187,10 +190,10 @@ class RayPool:
         """The least loaded slot that may take the call, elsewhere than where it failed if there is an elsewhere."""
         if call.slot is not None and (self._dedicated or self._slots[call.slot].starting is None):
             wanted = self._slots[call.slot]
-            return wanted if wanted.has_room else None
+            return wanted if wanted.has_room_for(call) else None
         ready = [(i, slot) for i, slot in enumerate(self._slots) if slot.starting is None]
         elsewhere = [slot for i, slot in ready if i not in call.avoid]
-        fit = [slot for slot in elsewhere or [slot for _, slot in ready] if slot.has_room]
+        fit = [slot for slot in elsewhere or [slot for _, slot in ready] if slot.has_room_for(call)]
         return min(fit, key=lambda slot: len(slot.calls)) if fit else None
 
     def _wait(self, stream: "_Stream[Any] | None" = None) -> None:
@@ -215,7 +218,8 @@ class RayPool:
             self._failed(index, ref, kind_of(cause), reason_of(cause), stream)
         except RayError as error:
             kind = Kind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Kind.LOST
-            self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream)
+            alone = len(self._slots[index].calls) == 1
+            self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream, charged=alone)
         else:
             call = self._take(index, ref)
             stream.queue.arrive(call, result)
@@ -240,18 +244,24 @@ class RayPool:
         slot.since = time.monotonic()
         return call
 
-    def _lose(self, index: int, kind: Kind, reason: str, stream: "_Stream[Any] | None") -> None:
-        """Another actor takes the slot. The oldest of its calls was under way, and is to blame; others were not."""
-        slot = self._slots[index]
-        calls = [call for _, call in slot.calls]
+    def _lose(
+        self, index: int, kind: Kind, reason: str, stream: "_Stream[Any] | None", *, charged: bool = True
+    ) -> None:
+        """Another actor takes the slot, and its calls go again, each alone on an actor.
+
+        The oldest is to blame, since it was under way, unless its result was lost with the actor and the next had
+        begun: ``charged`` says that this is ruled out.
+        """
+        calls = [call for _, call in self._slots[index].calls]
         self._refill(index)
-        for call in calls[1:]:
+        for call in calls:
             assert stream is not None
-            stream.queue.again(call)
-        if calls:
-            assert stream is not None
-            calls[0].attempts += 1
-            stream.judge(calls[0], kind, reason)
+            call.alone = True
+            if charged and call is calls[0]:
+                call.attempts += 1
+                stream.judge(call, kind, reason)
+            else:
+                stream.queue.again(call)
 
     def _refill(self, index: int) -> None:
         """A new actor, which starts as soon as there is room for it in the cluster."""

@@ -15,7 +15,8 @@ import psutil
 import ray
 import torch
 
-from fednar_ray.data.federation import Examples, Shards
+from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.data.files import ShardFile
 from fednar_ray.errors import RayUnavailable
 from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
@@ -48,9 +49,15 @@ class TrainingActor:
         return ActorPlace(context.get_node_id(), os.getpid(), gpus)
 
     def prepare(
-        self, plan: TrainingPlan, shards: Shards, splits: Mapping[str, Examples], warm_up: tuple[int, ...]
+        self,
+        plan: TrainingPlan,
+        shards: Shards | ShardFile,
+        splits: Mapping[str, Examples],
+        warm_up: tuple[int, ...],
     ) -> None:
-        """Take up a run, and warm up with a cohort like those to come."""
+        """Take up a run, and warm up with a cohort like those to come. A file is read here, on the actor's node."""
+        if isinstance(shards, ShardFile):
+            shards, splits = shards.load()
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
         self._trainer = CohortTrainer(plan, shards, device)
         self._scorer = Scorer(plan.model, shards, splits, device, plan.task)

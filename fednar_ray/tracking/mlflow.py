@@ -96,7 +96,6 @@ class Store:
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
         return str(run.info.run_id)
 
-
     def register_model(self, run_id: str, name: str) -> int:
         """The run's model as the next version of a registered model, made if it is new; returns the version."""
         with answering(self.uri):

@@ -127,9 +127,6 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if result[LINEAGE] is not None:
             entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
         self._open[trial.trial_id].log(result[RECORDS])
-        target = self._search.stop.target
-        if target is not None and not better(self._search.mode, target, entry.value):
-            self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
         if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
             self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
         self._tell(None)
@@ -144,6 +141,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             entry.status = FAILED
         else:
             entry.status = FINISHED if entry.rounds >= self._rounds else STOPPED
+        target = self._search.stop.target
+        if target is not None and entry.status == FINISHED and not better(self._search.mode, target, entry.value):
+            self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
         self._since_best = 0 if self._ledger.best(self._search.mode) is not best else self._since_best + 1
         self._end(trial.trial_id, entry)
 
@@ -255,7 +255,7 @@ def _last_line(trial: Trial) -> str:
 
 
 def table_of(ledger: Ledger, mode: str) -> list[Mapping[str, Any]]:
-    """The results, a row a trial, best first."""
+    """The results, a row a trial, best first. Keys have slashes: MLflow's UI shows no column whose name has a dot."""
     return [
         {
             "trial": entry.name,
@@ -263,7 +263,7 @@ def table_of(ledger: Ledger, mode: str) -> list[Mapping[str, Any]]:
             "rounds": entry.rounds,
             "value": entry.value,
             "seconds": round(entry.seconds, 3),
-            **{key: entry.values[key] for key in sorted(entry.values)},
+            **{key.replace(".", "/"): entry.values[key] for key in sorted(entry.values)},
             "failure": entry.failure,
         }
         for entry in ledger.ranked(mode)

@@ -90,7 +90,7 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     Raises BadInput where there is none of that name.
     """
     ledger = Ledger.load(name)
-    document = load_document(ledger.directory / SEARCH_FILE)
+    document = load_document(ledger.directory / SEARCH_FILE, to_search=True)
     resources = plan_resources(document.experiment, session)
     store = Store(ledger.tracking_uri)
     store.check()

@@ -60,9 +60,9 @@ def repeated(experiment: Experiment, seeds: int) -> list[Experiment]:
     return [experiment.model_copy(update={"seed": experiment.seed + i}) for i in range(seeds)]
 
 
-def worst(mode: str, metric: str) -> float:
+def worst(mode: str) -> float:
     """What a trial that cannot go on is worth."""
-    return 0.0 if mode == "max" else math.inf if metric.endswith("_loss") else 1.0
+    return 0.0 if mode == "max" else math.inf
 
 
 class FederatedTrial(tune.Trainable):  # type: ignore[misc]
@@ -108,7 +108,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         value = records[-1].metrics.get(search.metric, math.nan) if records else math.nan
         if failure is not None or not math.isfinite(value):
             failure = failure or f"{search.metric} is not finite"
-            value = worst(search.mode, search.metric)
+            value = worst(search.mode)
         return {
             search.metric: value,
             ROUNDS: min(branch.rounds for branch in self._branches),
@@ -146,7 +146,7 @@ class _Branch:
         self.records: list[RoundRecord] = []
         assert experiment.data is not None
         assert experiment.model is not None
-        prepared, bench = _bench(experiment.data, experiment.model, experiment.seed)
+        prepared, bench = _bench(experiment.data.model_dump_json(), experiment.model.model_dump_json(), experiment.seed)
         self._prepared = adapted(prepared, experiment)
         self._held = ExitStack()
         self._resolved = resolve(self._prepared, session)
@@ -215,9 +215,10 @@ def under_our_settings(begun: Experiment, ours: Experiment, next_round: int) -> 
 
 
 @lru_cache(maxsize=KEPT_BENCHES)
-def _bench(data: DataSettings, model: ModelSettings, seed: int) -> tuple[Prepared, SerialBench]:
-    """What trials of the same data and model share in a process."""
-    prepared = prepare(Experiment(data=data, model=model, seed=seed))
+def _bench(data: str, model: str, seed: int) -> tuple[Prepared, SerialBench]:
+    """What trials of the same data and model, as JSON, share in a process."""
+    sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
+    prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialBench(prepared)
 
 

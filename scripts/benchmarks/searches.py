@@ -55,7 +55,9 @@ def main() -> None:
         empty = empty_seconds(Path(folder))
         seconds: list[float] = []
         start = time.perf_counter()
-        result = begin(embedded("digits", OVERRIDES), session, lambda standing: seconds.append(standing.seconds))
+        result = begin(
+            embedded("digits", OVERRIDES, to_search=True), session, lambda standing: seconds.append(standing.seconds)
+        )
         row = {
             "search": seconds[-1],  # until the last trial ended
             "whole": time.perf_counter() - start,  # with the best and the baseline trained once more, and the report

@@ -39,7 +39,17 @@ class Undisturbed:
 
     def seconds_from(self, checkpoint: int) -> float:
         """From start to exit where a run goes on from this round."""
-        return self.seconds - self.training_seconds * checkpoint / len(self.history)
+        return self.seconds - self.round_seconds * checkpoint
+
+    @property
+    def rounds(self) -> int:
+        """How many it has."""
+        return len(self.history)
+
+    @property
+    def round_seconds(self) -> float:
+        """What a round takes."""
+        return self.training_seconds / self.rounds
 
 
 def training_seconds(run: Run) -> float:

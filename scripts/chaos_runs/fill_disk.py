@@ -47,12 +47,12 @@ def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
     with small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
         run.start()
         try:
-            instant = random.uniform(0, 0.8 * undisturbed.training_seconds)
-            if run.ended_before(lambda: run.rounds) or run.ended_within(instant):
+            target = random.uniform(1, 0.8 * undisturbed.rounds)
+            if run.ended_before_round(target, undisturbed.round_seconds):
                 problems: tuple[str, ...] = ("it ended before the disk was full",)
             else:
                 ended = _filled_up(run, folder / "filler")
-                full, hits = run.standing(), (ended.err.strip().splitlines()[-1],)
+                full, hits = run.standing(), (ended.err.strip().splitlines()[-1].replace(f"{folder}/", ""),)
                 problems = (*_unclear(ended), *_not_whole(run, full))
                 (folder / "filler").unlink()
                 run.start()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from random import Random
 
-from evidence import differences
+from evidence import Undisturbed, differences
 from runs import Hung, Run, Standing
 from stage import Outcome, Stage
 
@@ -12,7 +12,10 @@ KILLS_A_RUN = 2
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """So many kills over runs of all presets. An instant that a run has not come to is drawn again, in another run."""
+    """So many kills over runs of all presets. An instant that a run has not come to is drawn again, in another run.
+
+    The first kill of each run falls within its rounds: a run this short spends most of its life on its start.
+    """
     random, left = stage.random("driver"), kills
     for preset in islice(cycle(stage.presets), 3 * kills):
         if left:
@@ -27,9 +30,9 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
         hits: list[str] = []
         trained, before = 0, Standing()
         try:
-            while len(hits) < kills and _killed(run, random.uniform(0, undisturbed.seconds_from(before.checkpoint))):
+            while len(hits) < kills and _killed(run, undisturbed, before, random, within_rounds=not hits):
                 after = run.standing()
-                hits.append(_met(before, after, len(undisturbed.history)))
+                hits.append(_met(before, after, undisturbed.rounds))
                 trained += (after.rounds if after.rounds > before.rounds else after.checkpoint) - before.checkpoint
                 before = after
             if len(hits) == kills:
@@ -46,13 +49,17 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
     )
 
 
-def _killed(run: Run, instant: float) -> bool:
-    """Start it; kill it at the instant, if it comes to it."""
+def _killed(run: Run, undisturbed: Undisturbed, before: Standing, random: Random, *, within_rounds: bool) -> bool:
+    """Start it; kill it at a random instant of its rounds, or of all of its life, if it comes to it."""
     run.start()
-    if run.ended_within(instant):
-        return False
-    run.kill()
-    return True
+    if within_rounds:
+        target = random.uniform(before.rounds + 1, undisturbed.rounds)
+        ended = run.ended_before_round(target, undisturbed.round_seconds)
+    else:
+        ended = run.ended_within(random.uniform(0, undisturbed.seconds_from(before.checkpoint)))
+    if not ended:
+        run.kill()
+    return not ended
 
 
 def _met(before: Standing, after: Standing, rounds: int) -> str:

@@ -89,8 +89,8 @@ def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Out
     with stage.run(preset, f"tracking.uri={server.uri}") as run:
         run.start()
         try:
-            instant = random.uniform(0, 0.9 * undisturbed.training_seconds)
-            if not run.ended_before(lambda: run.rounds) and not run.ended_within(instant):
+            target = random.uniform(1, 0.9 * undisturbed.rounds)
+            if not run.ended_before_round(target, undisturbed.round_seconds):
                 server.kill()
                 run.ended_within(random.uniform(0, LONGEST_ABSENCE_SECONDS))
                 server.start()

@@ -20,8 +20,8 @@ HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray takes an address other than 127.0.
 LONGEST_ABSENCE_SECONDS = 4.0
 SHORT_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "2",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",  # a killed one refuses each at once; a busy one is slow
+    "RAY_health_check_timeout_ms": "2000",
 }
 
 
@@ -99,8 +99,8 @@ def _disturbed(stage: Stage, nodes: TwoNodes, preset: str, random: Random) -> Ou
     with stage.run(preset, "--address", nodes.address) as run:
         run.start()
         try:
-            instant = random.uniform(0, 0.8 * undisturbed.training_seconds)
-            if not run.ended_before(lambda: run.rounds) and not run.ended_within(instant):
+            target = random.uniform(1, 0.8 * undisturbed.rounds)
+            if not run.ended_before_round(target, undisturbed.round_seconds):
                 hits = (nodes.kill(),)
                 run.ended_within(random.uniform(0, LONGEST_ABSENCE_SECONDS))
                 nodes.join()

@@ -65,7 +65,7 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def awaited(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+def awaited(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

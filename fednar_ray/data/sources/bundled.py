@@ -1,23 +1,8 @@
-"""Data sources by name: arrays, already scaled, with their official or a fixed test split."""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+"""Data sets that ship with a dependency."""
 
 import numpy as np
-import numpy.typing as npt
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A data set: x [N, …] float32, y [N] int64 labels, and a natural group a training example where it has one."""
-
-    name: str
-    train_x: npt.NDArray[Any]
-    train_y: npt.NDArray[np.int64]
-    test_x: npt.NDArray[Any]
-    test_y: npt.NDArray[np.int64]
-    groups: npt.NDArray[Any] | None = None  # [N]
+from fednar_ray.data.sources.source import Source
 
 
 def digits() -> Source:
@@ -33,6 +18,3 @@ def digits() -> Source:
     images = (x / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
     split = train_test_split(images, y.astype(np.int64), test_size=0.2, stratify=y, random_state=0)
     return Source(name="digits", train_x=split[0], train_y=split[2], test_x=split[1], test_y=split[3])
-
-
-SOURCES: Mapping[str, Callable[[], Source]] = {"digits": digits}

@@ -1,0 +1,59 @@
+"""Anything else: a Python function that returns a source."""
+
+from importlib import import_module
+
+import numpy as np
+
+from fednar_ray.config import DataSettings
+from fednar_ray.data.examples import Array, Examples
+from fednar_ray.data.sources.source import Source
+from fednar_ray.errors import BadInput, DataError
+
+TASKS = ("classification", "binary", "regression")
+
+
+def entry_point(settings: DataSettings) -> Source:
+    """What the function at ``data.entry_point`` returns, called with ``data.arguments``; licence and citation are its.
+
+    Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
+    """
+    assert settings.entry_point is not None
+    place = f"data.entry_point: {settings.entry_point}"
+    module, _, name = settings.entry_point.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+        source = function(**(settings.arguments or {}))
+    except BadInput:
+        raise
+    except Exception as error:
+        raise DataError(f"{place}: {type(error).__name__}: {error}") from error
+    if not isinstance(source, Source):
+        raise DataError(f"{place}: returns {type(source).__name__}; a fednar_ray.data.sources.Source is needed")
+    return _checked(source, place)
+
+
+def _checked(source: Source, place: str) -> Source:
+    if source.task not in TASKS:
+        raise DataError(f"{place}: task {source.task!r} should be {', '.join(TASKS)}")
+    train = Examples.of((source.train_x, source.train_y), f"{place}: training set", source.task)
+    test = Examples.of((source.test_x, source.test_y), f"{place}: test set", source.task)
+    if source.transform is not None and (train.x.dtype != np.uint8 or train.x.ndim != 4):
+        raise DataError(f"{place}: a transform is of uint8 [N, channels, height, width], not of {train.x.dtype}")
+    _check_groups(source.groups, train, f"{place}: groups")
+    _check_groups(source.test_groups, test, f"{place}: test_groups")
+    return Source(
+        name=source.name,
+        train_x=train.x,
+        train_y=train.y,
+        test_x=test.x,
+        test_y=test.y,
+        groups=source.groups,
+        test_groups=source.test_groups,
+        task=source.task,
+        transform=source.transform,
+    )
+
+
+def _check_groups(groups: Array | None, examples: Examples, place: str) -> None:
+    if groups is not None and np.shape(groups) != examples.y.shape:
+        raise DataError(f"{place} {np.shape(groups)}: one for each of {len(examples)} examples is needed")

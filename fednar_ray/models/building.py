@@ -1,0 +1,74 @@
+"""The model that a ``model`` section describes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fednar_ray.config import ModelSettings
+from fednar_ray.errors import ModelError
+from fednar_ray.models.by_path import from_function, from_torchvision
+from fednar_ray.models.dense import logistic, mlp
+from fednar_ray.models.language import CharLSTM, CharTransformer
+from fednar_ray.models.vision import cnn, cnn_femnist, lenet, resnet18_gn
+from fednar_ray.models.weights import load_weights
+from fednar_ray.seeding import Purpose, torch_seed
+
+Build = Callable[[Any, Sequence[int], int], nn.Module]  # settings (what a model reads is never None), shape, outputs
+
+
+def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
+    """The model for inputs ``input_shape`` (without the batch), initialised from ``seed`` alone or from a file.
+
+    Raises ModelError where the model cannot take such inputs, cannot be built, or does not fit its file.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Purpose.INITIALISATION))
+        try:
+            model = _built(settings, input_shape, outputs)
+        except RuntimeError as error:  # torch's, where there is not so much memory
+            raise ModelError(f"model: cannot be built: {str(error).splitlines()[0]}") from error
+    if settings.weights is not None:
+        load_weights(model, Path(settings.weights))
+    return model
+
+
+def _built(settings: ModelSettings, shape: Sequence[int], outputs: int) -> nn.Module:
+    arguments = dict(settings.arguments or {})
+    if settings.function is not None:
+        return from_function(settings.function, arguments)
+    if settings.torchvision is not None:
+        return from_torchvision(settings.torchvision, {"num_classes": outputs, **arguments})
+    assert settings.name is not None
+    rank, wanted = INPUTS.get(settings.name, (len(shape), ""))
+    if len(shape) != rank:
+        raise ModelError(f"model.name: {settings.name} takes {wanted}, not {list(shape)}")
+    return BY_NAME[settings.name](settings, shape, outputs)
+
+
+IMAGES, SEQUENCES = (3, "images [channels, height, width]"), (1, "sequences [positions] of tokens")
+INPUTS: Mapping[str, tuple[int, str]] = {
+    "cnn": IMAGES,
+    "lenet": IMAGES,
+    "cnn_femnist": IMAGES,
+    "resnet18_gn": IMAGES,
+    "char_transformer": SEQUENCES,
+    "char_lstm": SEQUENCES,
+}
+"""What a model takes; the others flatten whatever there is."""
+
+BY_NAME: Mapping[str, Build] = {
+    "logistic": lambda s, shape, outputs: logistic(prod(shape), outputs),
+    "mlp": lambda s, shape, outputs: mlp(prod(shape), s.hidden, outputs, s.dropout),
+    "cnn": lambda s, shape, outputs: cnn(shape, s.hidden, outputs, s.dropout),
+    "lenet": lambda s, shape, outputs: lenet(shape, s.hidden, outputs, s.dropout),
+    "cnn_femnist": lambda s, shape, outputs: cnn_femnist(shape, s.hidden, outputs, s.dropout),
+    "resnet18_gn": lambda s, shape, outputs: resnet18_gn(shape, outputs, s.pooling),
+    "char_transformer": lambda s, shape, outputs: CharTransformer(
+        shape[0], s.vocabulary, outputs, s.hidden, s.layers, s.dropout
+    ),
+    "char_lstm": lambda s, shape, outputs: CharLSTM(s.vocabulary, outputs, s.hidden, s.layers),
+}

@@ -1,0 +1,115 @@
+"""Convolutional models of images [channels, height, width]."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from fednar_ray.errors import ModelError
+from fednar_ray.models.dense import head
+
+GROUPS = 2  # of every GroupNorm in ResNet-18
+WIDTHS = (64, 128, 256, 512)  # channels of its four stages
+
+
+def cnn(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """Two 3x3 convolutions (16 and 32 channels) with GroupNorm, each halving the image; one hidden layer."""
+    channels, height, width = image
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Flatten(),
+        *head(32 * -(-height // 4) * -(-width // 4), hidden, outputs, dropout),
+    )
+
+
+def lenet(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """Two 5x5 convolutions (32 and 64 channels) without padding, each with 2x2 pooling; one hidden layer.
+
+    After LeCun et al., Proceedings of the IEEE, 1998, in the widths that federated studies use.
+    """
+    channels, height, width = image
+    rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    if min(rows, columns) < 1:
+        raise ModelError(f"model.name: lenet takes images from 16x16, not {height}x{width}; cnn takes any")
+    return nn.Sequential(
+        *_convolved(channels, 32, padding=0),
+        *_convolved(32, 64, padding=0),
+        nn.Flatten(),
+        *head(64 * rows * columns, hidden, outputs, dropout),
+    )
+
+
+def cnn_femnist(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+    """LEAF's network for FEMNIST: two 5x5 convolutions (32 and 64 channels), padded; 6,603,710 parameters there.
+
+    Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018.
+    """
+    channels, height, width = image
+    if min(height, width) < 4:
+        raise ModelError(f"model.name: cnn_femnist takes images from 4x4, not {height}x{width}; cnn takes any")
+    return nn.Sequential(
+        *_convolved(channels, 32, padding=2),
+        *_convolved(32, 64, padding=2),
+        nn.Flatten(),
+        *head(64 * (height // 4) * (width // 4), hidden, outputs, dropout),
+    )
+
+
+def _convolved(channels: int, width: int, padding: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, width, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)
+
+
+def resnet18_gn(image: Sequence[int], outputs: int, pooling: str = "authors") -> nn.Sequential:
+    """ResNet-18 for small images: a 3x3 stem, and GroupNorm for BatchNorm; 11,173,962 parameters on CIFAR-10.
+
+    ``pooling``: ``authors`` averages the upper left 3x3 of the last map, as FedNAR's authors do (4x4 on CIFAR);
+    ``whole`` averages all of it.  He et al., CVPR 2016; Wu and He, ECCV 2018; Li et al., NeurIPS 2023.
+    """
+    channels, height, width = image
+    rows, columns = -(-height // 8), -(-width // 8)
+    if pooling == "authors" and not (3 <= rows <= 5 and 3 <= columns <= 5):
+        text = f"the last map is {rows}x{columns}, and authors averages 3x3 of 3x3 to 5x5; use whole"
+        raise ModelError(f"model.pooling: {pooling}: {text}")
+    blocks = [ResidualBlock(WIDTHS[0], WIDTHS[0], 1), ResidualBlock(WIDTHS[0], WIDTHS[0], 1)]
+    for before, after in pairwise(WIDTHS):
+        blocks += [ResidualBlock(before, after, 2), ResidualBlock(after, after, 1)]
+    return nn.Sequential(
+        nn.Conv2d(channels, WIDTHS[0], 3, padding=1, bias=False),
+        nn.GroupNorm(GROUPS, WIDTHS[0]),
+        nn.ReLU(),
+        *blocks,
+        nn.AvgPool2d(3) if pooling == "authors" else nn.AvgPool2d((rows, columns)),
+        nn.Flatten(),
+        nn.Linear(WIDTHS[-1], outputs),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(GROUPS, after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.GroupNorm(GROUPS, after),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if (before, stride) == (after, 1)
+            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(GROUPS, after))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, h, w] → [B, after, h/stride, w/stride]."""
+        return relu(self.body(x) + self.shortcut(x))

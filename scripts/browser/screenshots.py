@@ -1,0 +1,298 @@
+"""Opens a finished search in MLflow's UI and its report in Chromium, and takes pictures of them for the docs.
+
+Run by scripts/screenshots; writes docs/images/search-*.png.  Exit code 1, and a sentence that says why, where the
+parent, a child, a curve or an artifact is not there.  What it knows of the UI's pages is MLflow 3's.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+FEDNAR, IMAGES = ROOT / ".venv" / "bin" / "fednar", ROOT / "docs" / "images"
+PATIENCE_SECONDS = 120.0
+WIDTH, ROW = 1500, 32  # pixels
+QUIET = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
+ARTIFACTS = ("search.yaml", "best.yaml", "results.json", "report")
+# beside the search's own metric
+CURVES = ("clip_fraction", "effective_weight_decay", "local_lr", "train_loss", "update_norm")
+RESULTS_COLUMNS = 5  # trial, status, rounds, value, seconds; then the searched keys
+UNFOLD = "button[data-component-id$='runnamecellrenderer.tsx_46']"
+SIDEBAR = "[data-component-id='mlflow_header.toggle_sidebar_button']"
+UNCLUTTERED = "[data-assistant-ui] { display: none } .ag-cell-focus { border-color: transparent !important }"
+OPENS_WITH = {  # else the UI opens its pages for language models, and a chat
+    "mlflow.workflowType_v1": '"machine_learning"',
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    "mlflow.assistant.panelOpen_v1": "false",
+}
+# of a chart's runs, those that have no curve
+WITHOUT_CURVE = """([metric, runs]) => {
+    const cards = [...document.querySelectorAll("[data-testid='experiment-view-compare-runs-card']")];
+    const card = cards.find(each => each.querySelector("h4")?.title === metric);
+    const curves = card?.querySelector(".js-plotly-plot")?.data?.filter(each => each.y?.length > 1) ?? [];
+    return runs.filter(run => !curves.some(each => each.name === run));
+}"""
+TURNING = "document.getAnimations().filter(each => each.effect.getComputedTiming().iterations === Infinity).length"
+BROKEN_PICTURES = "pictures => pictures.filter(each => !each.complete || each.naturalWidth == 0).length"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What MLflow's API says of a search, which the UI is then to show."""
+
+    experiment_id: str
+    run_id: str
+    name: str
+    metric: str
+    keys: tuple[str, ...]  # that were searched
+    best: str  # trial's name
+    children: tuple[str, ...]  # names
+
+
+def main() -> None:
+    """Check and picture the search in a directory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, required=True, help="where mlflow.db and searches/ are")
+    directory = parser.parse_args().directory.resolve()
+    with served(directory / "mlflow.db") as address, chromium() as browser:
+        search = newest_search(address)
+        page = opened(browser, search)
+        picture_runs(page, address, search)
+        picture_charts(page, address, search)
+        picture_artifacts(page, address, search)
+        picture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
+
+
+@contextmanager
+def served(store: Path) -> Iterator[str]:
+    """``fednar ui`` on a store, until the block ends; gives its address."""
+    if not store.exists():
+        sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [FEDNAR, "ui", "--uri", f"sqlite:///{store}", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        # a session of its own, so that its workers end with it
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            if not answers(server, f"{address}/health"):
+                log.seek(0)
+                sys.exit(f"fednar ui does not answer on {address}:\n{log.read().decode()}")
+            yield address
+        finally:
+            end(server)
+
+
+def answers(server: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait for the first answer; False where the server ends, or takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=PATIENCE_SECONDS).close()  # noqa: S310 - our own server
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return True
+    return False
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server and its workers."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, how)
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def newest_search(address: str) -> Search:
+    """What MLflow has of the search that began last."""
+    experiments = asked(address, "experiments", max_results=1000)
+    ids = [each["experiment_id"] for each in experiments]
+    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
+    found = asked(address, "runs", experiment_ids=ids, filter="tags.`fednar.kind` = 'search'", **newest)
+    if not found:
+        sys.exit("MLflow has no search: no run with the tag fednar.kind = search")
+    info, params, tags = found[0]["info"], *(by_key(found[0]["data"], kind) for kind in ("params", "tags"))
+    of_parent = f"tags.`mlflow.parentRunId` = '{info['run_id']}'"
+    children = asked(address, "runs", experiment_ids=ids, filter=of_parent, max_results=1000)
+    names = tuple(sorted(child["info"]["run_name"] for child in children))
+    if missing := {"best", "baseline", tags.get("fednar.best_trial", "the best trial")} - set(names):
+        sys.exit(f"the search {info['run_name']} has no child run for {', '.join(sorted(missing))}: it did not finish")
+    return Search(
+        experiment_id=info["experiment_id"],
+        run_id=info["run_id"],
+        name=tags["fednar.search"],
+        metric=params["search.metric"],
+        keys=tuple(json.loads(params["search.space"])),
+        best=tags["fednar.best_trial"],
+        children=names,
+    )
+
+
+def asked(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
+    """Experiments or runs, by MLflow's own API."""
+    headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
+    post = urllib.request.Request(f"{address}/api/2.0/mlflow/{what}/search", body, headers)  # noqa: S310
+    with urllib.request.urlopen(post, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
+        return json.load(answer).get(what, [])
+
+
+def by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
+    """A run's parameters or tags."""
+    return {each["key"]: each["value"] for each in data.get(kind, [])}
+
+
+def opened(browser: Browser, search: Search) -> Page:
+    """A page that shows the UI as somebody has it who looks at searches: their columns, and every run in the charts."""
+    columns = [
+        "tags.`fednar.status`",
+        f"metrics.`{search.metric}`",
+        *(f"params.`{key}`" for key in search.keys),
+    ]
+    view = {
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {column: 6 * len(column.split("`")[1]) + 29 for column in columns},
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOWALL",
+        "autoRefreshEnabled": False,
+    }
+    stored = {
+        **OPENS_WITH,
+        f'MLflowLocalStorage-1.1-ExperimentPage-["{search.experiment_id}"]-ReactComponentState': json.dumps(view),
+    }
+    page = browser.new_page(viewport={"width": WIDTH, "height": 400 + ROW * len(search.children)})
+    page.set_default_timeout(1000 * PATIENCE_SECONDS)
+    page.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(stored)})) localStorage[k] ??= v")
+    return page
+
+
+def picture_runs(page: Page, address: str, search: Search) -> None:
+    """The parent, unfolded, and every child below it."""
+    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs")
+    there(link(page, search.name), "the parent run in the table of runs")
+    page.locator(SIDEBAR).click()
+    page.get_by_role("row").filter(has=link(page, search.name)).locator(UNFOLD).click()
+    for child in search.children:
+        there(link(page, child), f"{child}, a child run, in the table of runs")
+    for key in (search.metric, *search.keys):
+        there(page.get_by_text(key, exact=True), f"the column {key} in the table of runs")
+    take(page, "runs")
+
+
+def picture_charts(page: Page, address: str, search: Search) -> None:
+    """The children's rounds, a curve each."""
+    page.set_viewport_size({"width": WIDTH, "height": 1030})
+    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs?compareRunsMode=CHART")
+    page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
+    for metric in (*CURVES, search.metric):
+        all_drawn(page, metric, search.children)
+    take(page, "charts")
+
+
+def picture_artifacts(page: Page, address: str, search: Search) -> None:
+    """The parent's files: the results as a table, and the report."""
+    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
+    for name in ARTIFACTS:
+        there(artifact(page, name), f"the artifact {name} of the parent run")
+    artifact(page, "report").click()
+    there(artifact(page, "report/index.html"), "the artifact report/index.html of the parent run")
+    artifact(page, "results.json").click()
+    row = page.get_by_role("row").filter(has_text=search.best)
+    there(row, f"the row of {search.best} in results.json, shown as a table")
+    filled = [text for text in row.first.get_by_role("cell").all_inner_texts() if text not in ("", "null")]
+    if len(filled) < RESULTS_COLUMNS + len(search.keys):
+        sys.exit(f"results.json, shown as a table, lacks searched values: the row of {search.best} is {filled}")
+    take(page, "results")
+    artifact(page, "report/index.html").click()
+    there(page.frame_locator("iframe").get_by_role("heading", name=search.name), "the report among the artifacts")
+    take(page, "artifacts")
+
+
+def picture_report(browser: Browser, report: Path, search: Search) -> None:
+    """The report, from its file and without a network."""
+    if not report.exists():
+        sys.exit(f"{report} does not exist")
+    context = browser.new_context(viewport={"width": 1100, "height": 1100}, offline=True)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    there(page.get_by_role("heading", name=search.name), f"the search's name in {report}")
+    pictures = page.locator("img")
+    if pictures.count() == 0 or pictures.evaluate_all(BROKEN_PICTURES):
+        sys.exit(f"{report} lacks pictures where there is no network")
+    take(page, "report")
+
+
+def link(page: Page, run: str) -> Locator:
+    """A run's name, in the table."""
+    return page.get_by_role("link", name=run, exact=True)
+
+
+def artifact(page: Page, path: str) -> Locator:
+    """A file in the tree of artifacts."""
+    return page.locator(f"[data-testid='artifact-tree-node'][artifact-name='{Path(path).name}']")
+
+
+def there(element: Locator, what: str) -> None:
+    """Wait for an element. Exits where it does not come."""
+    try:
+        element.first.wait_for()
+    except TimeoutError:
+        sys.exit(f"not there after {PATIENCE_SECONDS:g} s: {what}")
+
+
+def all_drawn(page: Page, metric: str, runs: Sequence[str]) -> None:
+    """Wait until a chart has a curve for every run. Exits where it does not get there."""
+    try:
+        page.wait_for_function(f"asked => ({WITHOUT_CURVE})(asked).length === 0", arg=[metric, runs])
+    except TimeoutError:
+        missing = page.evaluate(WITHOUT_CURVE, [metric, runs])
+        sys.exit(
+            f"not there after {PATIENCE_SECONDS:g} s: in the chart of {metric}, the curves of {', '.join(missing)}"
+        )
+
+
+def take(page: Page, name: str) -> None:
+    """Write a picture of the page once nothing on it turns."""
+    page.mouse.move(WIDTH / 2, 0)
+    page.wait_for_function(f"{TURNING} === 0")
+    file = IMAGES / f"search-{name}.png"
+    page.screenshot(path=file, style=UNCLUTTERED, animations="disabled")
+    print(f"wrote {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

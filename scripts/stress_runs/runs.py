@@ -1,0 +1,72 @@
+"""Many runs of the digits experiment, in this machine's cores."""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import fednar_ray as fr
+
+FILE = Path(__file__).resolve().parents[2] / "tune_configs" / "digits.yaml"
+SEEDS = range(5)  # partition, start, sampling, and who misbehaves
+FINAL_ROUNDS = 10
+COMMON = ("execution.placement=serial", "federation.rounds=40")
+
+Overrides = tuple[str, ...]
+"""What a configuration changes in ``FILE``."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    accuracy: tuple[float, ...]  # on the test set, by round
+    clients: float  # that trained and counted; mean over rounds
+
+    @property
+    def final(self) -> float:
+        """The mean accuracy of the last rounds."""
+        return float(np.mean(self.accuracy[-FINAL_ROUNDS:]))
+
+    def rounds_to(self, target: float) -> int | None:
+        """Until the accuracy first reached ``target``."""
+        return next((t for t, accuracy in enumerate(self.accuracy, 1) if accuracy >= target), None)
+
+
+Outcomes = Mapping[Overrides, Sequence[Outcome]]
+"""An outcome a seed, in order."""
+
+
+def train(overrides: Overrides) -> Outcome:
+    """One run, in this process."""
+    metrics = [report.metrics for report in fr.iter_rounds(fr.load(FILE, overrides=[*COMMON, *overrides]))]
+    return Outcome(
+        accuracy=tuple(each["test_accuracy"] for each in metrics),
+        clients=float(np.mean([each["clients_trained"] for each in metrics])),
+    )
+
+
+def train_all(configurations: Iterable[Overrides]) -> Outcomes:
+    """Every configuration under every seed, each once, told as they end."""
+    wanted = list(dict.fromkeys(configurations))
+    runs = [(*overrides, f"seed={seed}") for overrides in wanted for seed in SEEDS]
+    outcomes, start = [], time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_alone) as pool:
+        for outcome in pool.map(train, runs):
+            outcomes.append(outcome)
+            seconds = time.monotonic() - start
+            label = " ".join(runs[len(outcomes) - 1])
+            print(f"{len(outcomes)}/{len(runs)}  {seconds:5.0f} s  {outcome.final:.3f}  {label}", flush=True)
+    return {overrides: outcomes[i * len(SEEDS) : (i + 1) * len(SEEDS)] for i, overrides in enumerate(wanted)}
+
+
+def _alone() -> None:
+    """A process of the pool: one thread, and silent about each client that does not count."""
+    torch.set_num_threads(1)
+    logging.getLogger("fednar_ray").setLevel(logging.ERROR)

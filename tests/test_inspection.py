@@ -1,0 +1,100 @@
+"""What ``fednar data inspect`` says of a federation, against figures taken by hand and by SciPy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+import fednar_ray as fr
+from fednar_ray.cli import cli
+from fednar_ray.config import DataSettings
+from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.data.federation import load_federation
+from fednar_ray.data.inspection import inspect, jensen_shannon_distance, lines
+from fednar_ray.figures import draw_federation
+
+rows_of_counts = st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6)
+
+
+def test_two_clients_of_a_class_each_lie_apart_by_hand() -> None:
+    # halves of either class: H(¾, ¼) − (0 + 1)/2 = 0.811278 − 0.5 bits, whose root is 0.557923
+    assert jensen_shannon_distance(np.array([[5, 0], [0, 5]])) == pytest.approx(0.557923, abs=1e-6)
+
+
+def test_clients_that_are_all_alike_lie_at_zero_and_empty_ones_do_not_count() -> None:
+    assert jensen_shannon_distance(np.array([[2, 4, 6], [1, 2, 3], [0, 0, 0]])) == pytest.approx(0, abs=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows_of_counts)
+def test_the_distance_is_scipys_mean_over_clients(rows: list[list[int]]) -> None:
+    counts = np.array(rows)
+    counts[0, 0] += 1
+    whole = counts.sum(axis=0) / counts.sum()
+    expected = np.mean([jensenshannon(row, whole, base=2) for row in counts if row.any()])
+    assert jensen_shannon_distance(counts) == pytest.approx(expected, abs=1e-6)
+    assert 0 <= jensen_shannon_distance(counts) <= 1
+
+
+def test_figures_of_a_small_federation_by_hand() -> None:
+    x = np.zeros((6, 3), dtype=np.float32)
+    shards = Shards(Examples(x, np.array([0, 0, 1, 2, 2, 2])), np.array([0, 1, 1, 6]))
+    held_out = Examples(x[:2], np.array([0, 2]))
+    found = inspect(fr.Federation.from_shards("small", shards, held_out, held_out, 4))
+    assert (found.clients, found.empty_clients, found.examples, found.left_out) == (3, 1, 6, 4)
+    assert (found.validation_examples, found.test_examples) == (2, 2)
+    assert found.classes == {0: pytest.approx(1 / 3), 1: pytest.approx(1 / 6), 2: pytest.approx(1 / 2)}
+    assert (found.sizes["least"], found.sizes["median"], found.sizes["most"], found.sizes["mean"]) == (0, 1, 5, 2)
+    assert (found.clients_bytes, found.held_out_bytes) == (6 * (3 * 4 + 8), 2 * 2 * (3 * 4 + 8))
+    text = dict(lines(found))
+    assert text["clients"] == "3, 1 of them empty"
+    assert text["training examples"] == "6, 4 left out"
+    assert text["classes"] == "3, each 16.7% to 50.0% of the examples"
+
+
+def test_of_numbers_as_labels_no_classes_are_counted(tmp_path: Path) -> None:
+    pairs = [(np.zeros((3, 2)), [0.5, -1.0, 7.25]), (np.ones((1, 2)), [3.0])]
+    federation = fr.Federation(pairs, pairs[0], task="regression")
+    found = inspect(federation)
+    assert (found.classes, found.heterogeneity, found.task) == (None, None, "regression")
+    assert federation.label_counts().tolist() == [[3], [1]]
+    assert not {"classes", "heterogeneity"} & dict(lines(found)).keys()
+    assert draw_federation(federation.label_counts(), tmp_path / "f.png").stat().st_size > 0
+
+
+def test_more_skew_is_more_heterogeneity() -> None:
+    found = []
+    for alpha in (100, 1, 0.1):
+        partition = {"kind": "dirichlet", "clients": 10, "alpha": alpha}
+        federation = load_federation(DataSettings.model_validate({"partition": partition}), seed=0)
+        found.append(inspect(federation).heterogeneity)
+    assert found == sorted(found)
+    assert found[0] < 0.2 < 0.6 < found[2]
+
+
+def test_the_command_prints_the_figures_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e.yaml").write_text(
+        "experiment: {name: mine, data: {partition: {clients: 7}}, model: {name: mlp}, federation: {local_steps: 1}}"
+    )
+    shown = CliRunner().invoke(cli, ["data", "inspect", "e.yaml", "data.validation=0.1"], catch_exceptions=False)
+    assert "digits, seed 0" in shown.output
+    assert "validation and test 144 and 360" in shown.output
+    assert Path("mine-data.png").read_bytes().startswith(b"\x89PNG")
+    arguments = ["data", "inspect", "e.yaml", "--json", "--figure", "other.png"]
+    found = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).output)
+    assert (found["clients"], found["examples"], found["figure"]) == (7, 1437, "other.png")
+    assert found["clients_bytes"] == 1437 * (64 * 4 + 8)
+    assert Path("other.png").exists()
+
+
+def test_the_command_needs_a_data_section(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_text("experiment: {federation: {local_steps: 1}}")
+    with pytest.raises(fr.BadInput, match="data: missing"):
+        CliRunner().invoke(cli, ["data", "inspect", str(path)], catch_exceptions=False)
