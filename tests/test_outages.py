@@ -133,7 +133,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 @pytest.fixture(autouse=True)

@@ -411,7 +411,7 @@ def _ended_of(name: str) -> int:
         return 0
 
 
-def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
+def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "it ended by itself"
@@ -444,7 +444,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
                 lines.append(process.stdout.readline())
                 assert lines[-1], lines
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 130, output

@@ -165,8 +165,8 @@ class SearchSettings(Settings):
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     algorithm: Literal["random", "grid", "optuna"] = "optuna"
     scheduler: SchedulerSettings = SchedulerSettings()
-    seed: Size = 0
-    """Of what is drawn from the space."""
+    seed: Annotated[Size, Field(lt=2**32)] = 0
+    """Of what is drawn from the space; NumPy takes no more."""
     concurrent: Literal["auto"] | Count = "auto"
     """Trials at a time; auto: as many as fit."""
     retries: Size = 1
