@@ -225,6 +225,7 @@ def picture_charts(page: Page, address: str, search: Search) -> None:
 
 def picture_artifacts(page: Page, address: str, search: Search) -> None:
     """The parent's files: the results as a table, and the report."""
+    page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
     for name in ARTIFACTS:
         there(artifact(page, name), f"the artifact {name} of the parent run")
@@ -246,7 +247,7 @@ def picture_report(browser: Browser, report: Path, search: Search) -> None:
     """The report, from its file and without a network."""
     if not report.exists():
         sys.exit(f"{report} does not exist")
-    context = browser.new_context(viewport={"width": 1100, "height": 1100}, offline=True)
+    context = browser.new_context(viewport={"width": 1100, "height": 1200}, offline=True)
     page = context.new_page()
     page.goto(report.as_uri())
     there(page.get_by_role("heading", name=search.name), f"the search's name in {report}")

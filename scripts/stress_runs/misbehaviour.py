@@ -19,7 +19,7 @@ DEFENCES = {
     "`screening.max_deviation=5`": ("screening.max_deviation=5",),
     "`norm_bound`": ("aggregation.name=norm_bound",),
     "`krum`, `byzantine=0.25`": ("aggregation.name=krum", "aggregation.byzantine=0.25"),
-    "`trimmed_mean`, `trim=0.25`": ("aggregation.name=trimmed_mean", "aggregation.trim=0.25"),
+    "`trimmed_mean`, `trim=0.2`": ("aggregation.name=trimmed_mean", "aggregation.trim=0.2"),
     "`median`": ("aggregation.name=median",),
 }
 
