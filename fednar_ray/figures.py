@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fednar_ray.messages import RoundRecord
 
 COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
+MOST_LABELS = 8  # beyond this many the axis chooses
 MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
 
 
@@ -105,3 +107,43 @@ def _bands(axes: "object", curves: Curves) -> None:
             rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
         )
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
+
+
+AccuracyByDecay = Mapping[str, Mapping[float, Sequence[float]]]
+"""Final accuracies, one a seed, by regularizer and weight decay λ_0."""
+
+
+def draw_accuracy_by_decay(accuracies: AccuracyByDecay, path: Path, *, measure: str = "test accuracy") -> Path:
+    """Final accuracy against weight decay, a line a regularizer: how forgiving each is of a badly chosen λ_0.
+
+    Points are means over seeds, bars their standard deviations; the axis of decays is logarithmic, with λ_0 = 0 at its
+    left end.  ``measure`` names what the numbers are.
+    """
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, by_decay in accuracies.items():
+        decays = sorted(by_decay)
+        means = [float(np.mean(by_decay[decay])) for decay in decays]
+        spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
+        style = {"color": COLOURS[name], "linestyle": STYLES[name]}
+        axes.errorbar(decays, means, yerr=spreads, label=name, marker="o", capsize=4, **style)
+    _decay_axis(axes, sorted({decay for by_decay in accuracies.values() for decay in by_decay}))
+    axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _decay_axis(axes: Axes, decays: Sequence[float]) -> None:
+    """A logarithmic axis with a tick at each decay, if they are few; zero, which has no logarithm, one decade below the others."""
+    positive = [decay for decay in decays if decay > 0]
+    if not positive:
+        return
+    if len(positive) < len(decays):
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=1)
+    else:
+        axes.set_xscale("log")
+    if len(decays) <= MOST_LABELS:
+        axes.set_xticks(decays, [f"{decay:g}" for decay in decays])
+        axes.minorticks_off()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fednar_ray.figures import draw_comparison, draw_curves, draw_partition
+from fednar_ray.figures import draw_accuracy_by_decay, draw_comparison, draw_curves, draw_partition
 from fednar_ray.messages import RoundRecord
 
 
@@ -139,3 +139,14 @@ def test_a_comparisons_lines_and_bands_run_straight_through_rounds_that_were_not
 def test_the_only_evaluation_of_a_comparison_leaves_its_mark(tmp_path):
     picture = pixels(draw_comparison(*comparison_of([[np.nan, np.nan, 0.9]]), tmp_path / "c.png"))
     assert inked(picture[: picture.shape[0] // 4]) > 20  # the upper half of its panel, the legend being below
+
+
+@pytest.mark.parametrize("decays", [(0.01,), (0.0,), (0.0, 0.01), (0.001, 0.01, 0.1), tuple(np.logspace(-5, 0, 20))])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_accuracy_by_decay(decays, seeds, tmp_path):
+    rng = np.random.default_rng(0)
+    names = ("decoupled", "fednar", "coupled", "none")
+    accuracies = {name: {decay: rng.random(seeds).tolist() for decay in decays} for name in names}
+    path = draw_accuracy_by_decay(accuracies, tmp_path / "decay.png")
+    assert_sensible(path)
+    assert inked(pixels(path)) > 100
