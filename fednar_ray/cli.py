@@ -496,6 +496,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    sys.path.append(os.getcwd())  # where your own functions are: algorithm.function, model.function, data.entry_point
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpointing import Checkpointing
@@ -278,7 +277,7 @@ def _store(prepared: Prepared, identity: _Identity, resumption: Resumption | Non
 def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
     """The model that is evaluated."""
     module = copy.deepcopy(prepared.model).cpu()
-    load_parameters(module, build_algorithm(prepared.experiment.algorithm).server.readout(state.now.server))
+    load_parameters(module, prepared.algorithm.server.readout(state.now.server))
     load_buffers(module, state.now.buffers)
     return module.eval()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.algorithms.registry import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.availability import Availability, load_trace
 from fednar_ray.cohorts import ModelTraits, probe
@@ -28,6 +28,7 @@ class Prepared:
     """What a run starts from."""
 
     experiment: Experiment
+    algorithm: Algorithm
     federation: Federation
     model: nn.Module
     traits: ModelTraits
@@ -48,12 +49,11 @@ class Prepared:
 
     def training_plan(self) -> TrainingPlan:
         """What every trainer of this run needs."""
-        algorithm = build_algorithm(self.experiment.algorithm)
         return TrainingPlan(
             model=self.model,
-            rule=algorithm.local,
+            rule=self.algorithm.local,
             regularizer=REGULARIZERS[self.experiment.regularizer.name],
-            weighted=algorithm.weighted,
+            weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
             tracks_buffers=self.traits.tracks_buffers,
@@ -68,6 +68,7 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         raise ConfigError(("data: missing; give a data section, or federation=",))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; give a model section, or model=",))
+    algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
         assert experiment.data is not None
         in_files = experiment.data.source == "folder" and experiment.execution.placement == "dedicated"
@@ -85,6 +86,7 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         raise ModelError("the model's parameters are not finite before training")
     return Prepared(
         experiment=experiment,
+        algorithm=algorithm,
         federation=federation,
         model=model,
         traits=traits,
@@ -115,7 +117,10 @@ def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
     assert same, "other data, or another model"
     _check_sampling(experiment, prepared.federation)
-    return replace(prepared, experiment=experiment, availability=_availability(experiment, prepared.federation))
+    availability = _availability(experiment, prepared.federation)
+    return replace(
+        prepared, experiment=experiment, algorithm=build_algorithm(experiment.algorithm), availability=availability
+    )
 
 
 def _availability(experiment: Experiment, federation: Federation) -> Availability:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from fednar_ray.algorithms.registry import build_algorithm
 from fednar_ray.client_states import ClientStates
 from fednar_ray.config import Experiment
 from fednar_ray.data.federation import Federation
@@ -54,7 +53,7 @@ def client_states(prepared: Prepared, directory: Path | None = None) -> ClientSt
 def initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
     """What round 0 starts from."""
     return FederationState.initial(
-        build_algorithm(prepared.experiment.algorithm),
+        prepared.algorithm,
         flatten(prepared.model),
         flatten_buffers(prepared.model),
         client_states(prepared, directory),
@@ -78,7 +77,7 @@ def rounds_of(
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
         width=resolved.width,
-        algorithm=build_algorithm(experiment.algorithm),
+        algorithm=prepared.algorithm,
         aggregation=experiment.aggregation,
         max_deviation=experiment.screening.max_deviation,
         min_clients=experiment.execution.min_clients,

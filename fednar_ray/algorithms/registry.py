@@ -7,6 +7,8 @@ from fednar_ray.algorithms import server_rules
 from fednar_ray.algorithms.local_rules import LocalRule, control_variate, dynamic, plain, proximal
 from fednar_ray.algorithms.server_rules import ServerRule, adaptive, extrapolated, extrapolated_momentum, momentum
 from fednar_ray.config import AlgorithmSettings
+from fednar_ray.errors import ConfigError
+from fednar_ray.importing import called_by_path
 
 
 class Algorithm(NamedTuple):
@@ -60,5 +62,15 @@ PRESETS: Mapping[str, Callable[[AlgorithmSettings], Algorithm]] = {
 
 
 def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
-    """The preset that ``settings`` name."""
-    return PRESETS[settings.name](settings)
+    """The preset that ``settings`` name, or what their function returns. Raises ConfigError where it returns none."""
+    if settings.name is not None:
+        return PRESETS[settings.name](settings)
+    assert settings.function is not None
+    return called_by_path(
+        "algorithm.function",
+        settings.function,
+        settings.arguments or {},
+        Algorithm,
+        "a fednar_ray.algorithms.registry.Algorithm",
+        lambda text: ConfigError((text,)),
+    )

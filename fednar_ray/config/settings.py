@@ -53,6 +53,8 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+FunctionPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")]
+Arguments = Mapping[str, Annotated[Any, BeforeValidator(_argument)]]
 
 
 class Settings(BaseModel):
@@ -174,7 +176,7 @@ class DataSettings(Settings):
     """Which of the configurations of the data set."""
     entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")] | None = None
     """package.module:function, importable; it is called with ``arguments``, and returns a Source."""
-    arguments: Mapping[str, Annotated[Any, BeforeValidator(_argument)]] | None = None
+    arguments: Arguments | None = None
     features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Columns, or of .npz files arrays, that are inputs; null of folder: all columns but the label, or the array x."""
     label: str | None = None
@@ -270,9 +272,9 @@ class ModelSettings(Settings):
     """How resnet18_gn averages its last map: the upper left 3x3, as FedNAR's authors do, or all of it."""
     torchvision: str | None = None
     """The name of one of torchvision's models; it gets ``num_classes`` unless ``arguments`` says otherwise."""
-    function: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")] | None = None
+    function: FunctionPath | None = None
     """module.function, importable; it is called with ``arguments``."""
-    arguments: Mapping[str, Annotated[Any, BeforeValidator(_argument)]] | None = None
+    arguments: Arguments | None = None
     weights: str | None = None
     """A local file to start from: .safetensors, or a state dict that ``torch.save`` wrote."""
 
@@ -323,9 +325,13 @@ class FederationSettings(Settings):
 
 
 class AlgorithmSettings(Settings):
-    """A preset and its settings; what a preset reads, and its defaults, are in ``PRESET_SETTINGS``."""
+    """A preset by ``name``, or an algorithm of your own by the path of a ``function`` that returns one.
 
-    name: PresetName = "fedavg"
+    What a preset reads, and its defaults, are in ``PRESET_SETTINGS``.
+    """
+
+    name: PresetName | None = None
+    """null: fedavg, where ``function`` names no other."""
     local_lr: Positive = 0.1  # η_0
     local_lr_anneal: Rate = 1.0  # γ_η
     server_lr: Positive | None = None  # η_g
@@ -336,6 +342,9 @@ class AlgorithmSettings(Settings):
     beta2: Share | None = None  # β₂
     epsilon: NonNegative | None = None  # ε_0
     epsilon_anneal: Rate | None = None  # γ_ε
+    function: FunctionPath | None = None
+    """module.function, importable; it is called with ``arguments``, and returns an Algorithm."""
+    arguments: Arguments | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -343,22 +352,32 @@ class AlgorithmSettings(Settings):
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
-        read = PRESET_SETTINGS.get(str(given.get("name", "fedavg")), {})
+        if not {"name", "function"} & given.keys():
+            given["name"] = "fedavg"
+        read = PRESET_SETTINGS.get(str(given.get("name")), {})
         if given.get("server_lr") == 1 and "server_lr" not in read:
             del given["server_lr"]  # the neutral value, for presets that set their own
         return {**read, **given}
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> Self:
-        optional = set().union(*PRESET_SETTINGS.values())
-        unread = [key for key in optional if getattr(self, key) is not None and key not in PRESET_SETTINGS[self.name]]
-        if self.epsilon == 0 and "exp" not in self.name.split("+")[-1]:
-            raise ValueError(f"{self.name} divides by epsilon where an update is zero: it must be above 0")
+    def _one_algorithm_and_only_what_it_reads(self) -> Self:
+        if self.name is None:
+            name, read = str(self.function), {"epsilon", "epsilon_anneal"}
+        else:
+            name, read = self.name, set(PRESET_SETTINGS[self.name])
+            if self.function is not None:
+                raise ValueError(
+                    f"name ({self.name}) and function are an algorithm each; give one, and null for the other"
+                )
+            if self.arguments:
+                raise ValueError(f"{name} does not read arguments: they belong to function")
+            if self.epsilon == 0 and "exp" not in name.split("+")[-1]:
+                raise ValueError(f"{name} divides by epsilon where an update is zero: it must be above 0")
+        optional = sorted(set().union(*PRESET_SETTINGS.values()))
+        unread = [key for key in optional if getattr(self, key) is not None and key not in read]
         if unread:
             raise ValueError(
-                "; ".join(
-                    f"{self.name} does not read {key}: {_readers(key, PRESET_SETTINGS)}" for key in sorted(unread)
-                )
+                "; ".join(f"{name} does not read {key}: {_readers(key, PRESET_SETTINGS)}" for key in unread)
             )
         return self
 

@@ -1,13 +1,15 @@
 """Models that are not ours: torchvision's by name, and what a function gives."""
 
 import difflib
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from fednar_ray.errors import ModelError
+from fednar_ray.importing import called, called_by_path
+
+MODULE = "a torch.nn.Module"
 
 
 def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -15,13 +17,7 @@ def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises ModelError where it cannot be imported, fails, or returns something else.
     """
-    module_name, _, name = path.rpartition(".")
-    place = f"model.function: {path}"
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise ModelError(f"{place}: cannot be imported: {error}") from error
-    return _called(place, function, arguments)
+    return called_by_path("model.function", path, arguments, nn.Module, MODULE, ModelError)
 
 
 def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -38,15 +34,8 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or known
         raise ModelError(f"{place}: torchvision has no such model; it has {', '.join(close)}")
-    return _called(place, lambda **given: get_model(name, weights=None, **given), arguments)
 
+    def built(**given: Any) -> nn.Module:
+        return get_model(name, weights=None, **given)  # type: ignore[no-any-return]
 
-def _called(place: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    try:
-        model = function(**arguments)
-    except Exception as error:
-        raise ModelError(f"{place}: fails when called with ({given}): {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{place}: gives {type(model).__name__}; a torch.nn.Module is needed")
-    return model
+    return called(place, built, arguments, nn.Module, MODULE, ModelError)

@@ -1,0 +1,129 @@
+"""Algorithms that are not presets: by the path of a function, and like a preset in everything else."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fednar_ray as fr
+
+from .conftest import small_federation
+
+RULES = """
+import numpy as np
+
+from fednar_ray.algorithms.local_rules import LocalRule, proximal
+from fednar_ray.algorithms.registry import Algorithm
+from fednar_ray.algorithms.server_rules import ServerRule, ServerState, mean
+
+
+def fedprox(mu):
+    return Algorithm(proximal(mu), mean(1.0))
+
+
+def half_a_step_and_a_memory(beta=0.5):
+    def init(start):
+        return ServerState(parameters=start, vectors={"m": np.zeros_like(start)})
+
+    def step(state, aggregate):
+        m = aggregate.delta + np.float32(beta) * state.vectors["m"]
+        moved = state.parameters + np.float32(0.5) * m
+        return ServerState(parameters=moved, vectors={"m": m}, server_lr=0.5)
+
+    pull = LocalRule(lambda r: lambda grad, params: grad + 0.1 * (params - r.origin))
+    return Algorithm(pull, ServerRule(init, step, lambda state: state.parameters))
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module with rules, which can be imported here."""
+    (tmp_path / "rules_of_a_user.py").write_text(RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "rules_of_a_user"
+    sys.modules.pop("rules_of_a_user", None)
+
+
+def experiment(algorithm: dict[str, Any], **sections: Any) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "data": {"source": "digits", "partition": {"clients": 6}},
+            "model": {"name": "logistic"},
+            "federation": {"rounds": 3, "local_steps": 2, "clients_per_round": 3},
+            "algorithm": algorithm,
+            "execution": {"placement": "serial"},
+            **sections,
+        }
+    )
+
+
+def parameters(one: fr.Experiment, **given: Any) -> np.ndarray:
+    return list(fr.iter_rounds(one, **given))[-1].parameters
+
+
+def test_a_preset_written_anew_is_the_preset(rules: str) -> None:
+    own = {"function": f"{rules}.fedprox", "arguments": {"mu": 0.3}, "local_lr": 0.2}
+    preset = {"name": "fedprox", "mu": 0.3, "local_lr": 0.2}
+    np.testing.assert_array_equal(parameters(experiment(own)), parameters(experiment(preset)))
+
+
+def test_its_memory_is_in_the_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = experiment({"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
+    fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
+    resumed = fr.run(one, resume=True)
+    assert resumed.resumed_from_round == 2
+    np.testing.assert_array_equal(resumed.parameters, parameters(one))
+
+
+@pytest.mark.ray
+def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) -> None:
+    """Actors of a Ray that knows nothing of the module: the rule itself travels."""
+    algorithm = {"function": f"{rules}.half_a_step_and_a_memory", "arguments": {"beta": 0.2}}
+    pooled = experiment(
+        algorithm, execution={"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "cohort_width": 2}
+    )
+    serial = experiment(algorithm, execution={"placement": "serial", "cohort_width": 2})
+    np.testing.assert_array_equal(parameters(pooled, session=session), parameters(serial))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("fedprocks", {}, "cannot be imported: module 'rules_of_a_user' has no attribute 'fedprocks'"),
+        ("fedprox", {}, r"fails when called with \(\): .*missing 1 required positional argument: 'mu'"),
+        ("number", {}, "gives int; a fednar_ray.algorithms.registry.Algorithm is needed"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said_before_anything_starts(
+    rules: str, function: str, arguments: dict[str, Any], message: str
+) -> None:
+    given = experiment({"function": f"{rules}.{function}", "arguments": arguments})
+    with pytest.raises(fr.ConfigError, match=rf"^algorithm.function: {rules}.{function}: {message}"):
+        next(fr.iter_rounds(given, federation=small_federation((4, 4, 4))))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ({"name": "fedavg", "function": "a.b"}, r"name \(fedavg\) and function are an algorithm each"),
+        ({"name": "fedavg", "arguments": {"mu": 1}}, "fedavg does not read arguments: they belong to function"),
+        ({"function": "a.b", "mu": 0.1}, "a.b does not read mu: it belongs to fedprox, fedprox"),
+        ({"function": "no path"}, "pattern"),
+    ],
+)
+def test_settings_that_contradict_are_refused(algorithm: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment(algorithm)
+
+
+def test_an_annealed_epsilon_reaches_its_server_rule() -> None:
+    given = experiment({"function": "a.b", "epsilon": 0.5, "epsilon_anneal": 0.1})
+    assert given.scalars(1).epsilon == pytest.approx(0.05)
