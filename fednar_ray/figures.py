@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,8 +126,8 @@ def draw_accuracy_by_decay(accuracies: AccuracyByDecay, path: Path, *, measure: 
         decays = sorted(by_decay)
         means = [float(np.mean(by_decay[decay])) for decay in decays]
         spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
-        style = {"color": COLOURS[name], "linestyle": STYLES[name]}
-        axes.errorbar(decays, means, yerr=spreads, label=name, marker="o", capsize=4, **style)
+        style: Any = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
+        axes.errorbar(decays, means, yerr=spreads, label=name, **style)
     _decay_axis(axes, sorted({decay for by_decay in accuracies.values() for decay in by_decay}))
     axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
     axes.grid(alpha=0.3)
@@ -136,7 +137,7 @@ def draw_accuracy_by_decay(accuracies: AccuracyByDecay, path: Path, *, measure: 
 
 
 def _decay_axis(axes: Axes, decays: Sequence[float]) -> None:
-    """A logarithmic axis with a tick at each decay, if they are few; zero, which has no logarithm, one decade below the others."""
+    """A logarithmic axis, ticks at the decays if they are few; zero, which has no logarithm, is at its left end."""
     positive = [decay for decay in decays if decay > 0]
     if not positive:
         return

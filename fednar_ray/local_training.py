@@ -52,6 +52,7 @@ class _Tally:
     loss: Tensor
     clipped: Tensor
     decay: Tensor
+    norm: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class CohortTrainer:
             steps=steps,
             clipped_steps=_numbers(tally.clipped).astype(np.int64),
             effective_weight_decay=_numbers(tally.decay) / steps,
+            step_norms=_numbers(tally.norm) / steps,
             losses=_numbers(tally.loss) / steps,
             delta_norms=_numbers(norms),
             train_seconds=time.perf_counter() - start,
@@ -210,7 +212,7 @@ class CohortTrainer:
         """x ← x − η_t·direction, K_i times for row i."""
         params, scalars = gradient.params, broadcast.scalars
         correct = self._plan.rule.correction(local_round)
-        tally = _Tally(*(params.new_zeros(len(params), 1) for _ in range(3)))
+        tally = _Tally(*(params.new_zeros(len(params), 1) for _ in range(4)))
         taken, active, rate = self._column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
         rate.fill_(scalars.local_lr)
         for step in range(int(steps.max())):
@@ -223,6 +225,7 @@ class CohortTrainer:
             tally.loss.addcmul_(loss.view(-1, 1), active)
             tally.clipped.addcmul_(direction.scale < 1, active)
             tally.decay.addcmul_(direction.decay, active)
+            tally.norm.addcmul_(direction.norm, active)
         return tally
 
     def _column(self, values: npt.NDArray[np.int64]) -> Tensor:

@@ -1,7 +1,7 @@
 """The frozen values that travel between the driver, its pools, and its callers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,7 @@ class ScoringTask:
     start: int
     stop: int
     client_id: int | None = None  # whose rows they are, where only that client's actor holds them
+    figures: bool = False  # a Tally of them is asked for, and no scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,31 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Sums over scored examples, from which metrics follow: all that leaves a site of its held-out examples."""
+
+    examples: int
+    losses: float  # Σ
+    right: int
+    classes: npt.NDArray[np.int64]  # [3, classes] of each class the labels, the answers, and the right answers
+    pairs: int = 0  # binary: of a yes and a no
+    ordered: float = 0.0  # those of them in which the yes has the higher logit, ties counting half
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Of both together; pairs are within either."""
+        classes = max(self.classes.shape[1], other.classes.shape[1])
+        own, others = (np.pad(t.classes, ((0, 0), (0, classes - t.classes.shape[1]))) for t in (self, other))
+        return Tally(
+            examples=self.examples + other.examples,
+            losses=self.losses + other.losses,
+            right=self.right + other.right,
+            classes=own + others,
+            pairs=self.pairs + other.pairs,
+            ordered=self.ordered + other.ordered,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFigures:
     """A few numbers for each client of a cohort: all that is kept of it once its vectors are added."""
 
@@ -82,6 +108,7 @@ class ClientFigures:
     steps: npt.NDArray[np.int64]  # [C] K_i
     clipped_steps: npt.NDArray[np.int64]  # [C]
     effective_weight_decay: npt.NDArray[np.float64]  # [C] mean over steps of s·λ_t
+    step_norms: npt.NDArray[np.float64]  # [C] mean over steps of ‖v‖, what is bounded: the gradient with the decay
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; of an update: times the client's factor
     train_seconds: float  # of the whole cohort
@@ -129,6 +156,7 @@ class RoundRecord:
     metrics: Mapping[str, float]  # names as in DESIGN, section 6
     client_ids: tuple[int, ...]  # the sampled clients that were there
     failures: Mapping[int, str]  # client id → why its update did not count
+    step_norms: Mapping[int, float] = field(default_factory=dict)  # client id → mean ‖v‖; of at most 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,5 +170,9 @@ class RoundReport(RoundRecord):
     def record(self) -> RoundRecord:
         """The report without its vectors."""
         return RoundRecord(
-            round_index=self.round_index, metrics=self.metrics, client_ids=self.client_ids, failures=self.failures
+            round_index=self.round_index,
+            metrics=self.metrics,
+            client_ids=self.client_ids,
+            failures=self.failures,
+            step_norms=self.step_norms,
         )

@@ -1,6 +1,7 @@
 """The round loop: a generator of reports.  It knows a pool that trains cohorts, and no Ray."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +29,17 @@ from fednar_ray.messages import (
     RoundReport,
     Scores,
     ScoringTask,
+    Tally,
 )
+from fednar_ray.phases import Phases
 from fednar_ray.robust import RULES, shortening
 from fednar_ray.schedules import RoundScalars, Workload
 from fednar_ray.screening import NOT_FINITE, screen
 
 log = logging.getLogger("fednar_ray")
+
+MOST_NORMS = 200
+"""Of how many clients a round's record keeps ‖v‖: it travels with every checkpoint."""
 
 Evaluate = Callable[[Readout], Mapping[str, float]]
 
@@ -51,7 +57,7 @@ class ClientPool(Protocol):
     def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
         """The figures of ``tasks``; the rest is held for ``train``, as far as there is memory."""
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
         """The scores of ``tasks``."""
 
     def close(self) -> None:
@@ -88,21 +94,25 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
 
     Raises RoundAborted for a round of which too few clients count.
     """
+    log_seconds = 0.0
     while state.now.next_round < plan.rounds:
-        start = time.perf_counter()
+        phases = Phases(log_seconds)
         with one_thread():
-            report, then = _round(plan, pool, state, evaluate)
+            report, then = _round(plan, pool, state, evaluate, phases)
         state.advance(then)
-        yield replace(report, metrics={**report.metrics, "round_seconds": time.perf_counter() - start})
+        report = replace(report, metrics={**report.metrics, **phases.metrics()})
+        end = time.perf_counter()
+        yield report
+        log_seconds = time.perf_counter() - end
 
 
 def _round(
-    plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate
+    plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate, phases: Phases
 ) -> tuple[RoundReport, ServerSide]:
     now, index = state.now, state.now.next_round
     named = None if plan.participation is None else plan.participation[index]
     selection = plan.availability.select(index, plan.clients_per_round, named)
-    sums = _train(plan, pool, state, selection.returned)
+    sums = _train(plan, pool, state, selection.returned, phases)
     if selection.returned:
         _check_enough(plan, index, selection, sums)
         aggregate = sums.aggregate(len(plan.sizes), plan.scalars(index).epsilon)
@@ -113,7 +123,8 @@ def _round(
     metrics |= _metrics(plan, now, selection, sums)
     readout = plan.algorithm.server.readout(then.server)
     if (index + 1) % plan.evaluate_every == 0 or index + 1 == plan.rounds:
-        metrics |= evaluate(Readout(round_index=index, parameters=readout, buffers=then.buffers))
+        with phases.timed("evaluate"):
+            metrics |= evaluate(Readout(round_index=index, parameters=readout, buffers=then.buffers))
     for vector in (then.server.parameters, readout, then.buffers):
         vector.flags.writeable = False
     report = RoundReport(
@@ -121,6 +132,7 @@ def _round(
         metrics=metrics,
         client_ids=selection.returned,
         failures=sums.reasons,
+        step_norms=_norms_by_client(sums),
         parameters=then.server.parameters,
         readout=readout,
         buffers=then.buffers,
@@ -128,7 +140,9 @@ def _round(
     return report, then
 
 
-def _train(plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids: tuple[int, ...]) -> RoundSums:
+def _train(
+    plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids: tuple[int, ...], phases: Phases
+) -> RoundSums:
     """The sums over the clients that count; their new states are staged."""
     now, robust = state.now, plan.aggregation if plan.aggregation.name in RULES else None
     sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
@@ -145,8 +159,12 @@ def _train(plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
     tasks = [_task(plan, state, cohort) for cohort in form_cohorts(client_ids, steps, plan.width)]
     if plan.looks_first:
-        tasks = _looked_at(plan, state, sums, pool.measure(broadcast, tasks))
-    for update in pool.train(broadcast, tasks):
+        with phases.timed("broadcast"):
+            measured = pool.measure(broadcast, tasks)
+        tasks = _looked_at(plan, state, sums, phases.each("train", measured))
+    with phases.timed("broadcast"):
+        updates = pool.train(broadcast, tasks)
+    for update in phases.each("train", updates):
         if isinstance(update, ClientsLost):
             _lose(sums, update.client_ids, update.reason)
         elif (problem := _misshapen(update, now)) is not None:
@@ -248,9 +266,31 @@ def _training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggrega
         "train_loss": float(weights @ sums.column("losses")),
         "clip_fraction": float(sums.column("clipped_steps").sum() / sums.column("steps").sum()),
         "effective_weight_decay": float(weights @ sums.column("effective_weight_decay")),
+        **_step_norms(sums),
         "update_norm": float(np.linalg.norm(aggregate.delta)),
+        "parameter_norm": float(np.linalg.norm(then.server.parameters)),
         "server_lr": float(np.mean(then.server.server_lr if then.server.server_lr is not None else np.nan)),
     }
+
+
+def _step_norms(sums: RoundSums) -> dict[str, float]:
+    """‖v‖ in the mean over all steps, and what a tenth of the clients are below and above in theirs."""
+    steps, norms = sums.column("steps"), sums.column("step_norms")
+    low, high = np.quantile(norms, (0.1, 0.9))
+    return {"step_norm": float(steps @ norms / steps.sum()), "step_norm_p10": float(low), "step_norm_p90": float(high)}
+
+
+def _norms_by_client(sums: RoundSums) -> dict[int, float]:
+    """Each client's mean ‖v‖, of those that count; of more than ``MOST_NORMS`` clients those with the lowest ids."""
+    norms = {
+        client_id: norm
+        for figures in sums.figures
+        for client_id, usable, norm in zip(
+            figures.client_ids, figures.usable.tolist(), figures.step_norms.tolist(), strict=True
+        )
+        if usable and math.isfinite(norm)
+    }
+    return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
 
 
 def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: RoundSums) -> dict[str, float]:

@@ -28,25 +28,28 @@ X = torch.tensor([[0.0, -80.0]])
 
 def test_coclipping_by_hand():
     # v = [3, 0] + 0.05·[0, -80] = [3, -4]; ‖v‖ = 5; scale 2.5/5.  Clipping g alone would give [2.5, -4.0].
-    step, scale, decay = fednar(G, X, 0.05, 2.5)
+    step, scale, decay, norm = fednar(G, X, 0.05, 2.5)
     torch.testing.assert_close(step, torch.tensor([[1.5, -2.0]]))
     torch.testing.assert_close(scale, torch.tensor([[0.5]]))
     torch.testing.assert_close(decay, torch.tensor([[0.025]]))
+    torch.testing.assert_close(norm, torch.tensor([[5.0]]))
 
 
 def test_decoupled_by_hand():
-    step, scale, decay = decoupled(G, X, 0.05, 2.5)
+    step, scale, decay, norm = decoupled(G, X, 0.05, 2.5)
     torch.testing.assert_close(step, torch.tensor([[2.5, -4.0]]))
     torch.testing.assert_close(scale, torch.tensor([[2.5 / 3]]))
     torch.testing.assert_close(decay, torch.tensor([[0.05]]))
+    torch.testing.assert_close(norm, torch.tensor([[3.0]]))  # of the gradient alone, which is what is clipped
 
 
 def test_coupled_and_none_by_hand():
-    for rule, step, decay in ((coupled, [[3.0, -4.0]], 0.05), (none, [[3.0, 0.0]], 0.0)):
+    for rule, step, decay, norm in ((coupled, [[3.0, -4.0]], 0.05, 5.0), (none, [[3.0, 0.0]], 0.0, 3.0)):
         direction = rule(G, X, 0.05, 2.5)
         torch.testing.assert_close(direction.step, torch.tensor(step))
         torch.testing.assert_close(direction.scale, torch.ones(1, 1))
         torch.testing.assert_close(direction.decay, torch.tensor([[decay]]))
+        torch.testing.assert_close(direction.norm, torch.tensor([[norm]]))
 
 
 def test_the_authors_tiny_constant_is_in_the_denominator():

@@ -26,6 +26,7 @@ def cohort(norms: list[float], first: int = 0, usable: list[bool] | None = None)
         steps=np.full(count, 5),
         clipped_steps=np.zeros(count, dtype=np.int64),
         effective_weight_decay=np.zeros(count),
+        step_norms=np.ones(count),
         losses=np.ones(count),
         delta_norms=np.array(norms, dtype=np.float64),
         train_seconds=0.1,

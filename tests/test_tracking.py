@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from subprocess import PIPE
 from typing import NamedTuple
 
 import mlflow
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
 
 METRICS = {
     "test_accuracy", "test_macro_f1", "test_loss", "train_loss", "clip_fraction", "effective_weight_decay",
-    "update_norm", "server_lr", "local_lr", "weight_decay", "clip_bound", "clients_trained", "clients_failed",
+    "step_norm", "step_norm_p10", "step_norm_p90", "update_norm", "parameter_norm",
+    "server_lr", "local_lr", "weight_decay", "clip_bound", "clients_trained", "clients_failed",
     "round_seconds", "bytes_down", "bytes_up",
 }  # fmt: skip
 VALIDATION = {"validation_accuracy", "validation_macro_f1", "validation_loss"}
@@ -294,3 +297,21 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
     assert run.info.status == "FAILED"
     assert run.data.tags["fednar.end"].startswith("RoundAborted: round ")
     assert "mlflow.source.git.commit" not in run.data.tags
+
+
+def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
+        "store = Store(sys.argv[1]); store.check(); print(store.experiment_id(sys.argv[2]))"
+    )
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    starting = [
+        subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    for each in starting:  # both wait for the end of their input, imports done or under way
+        assert each.stdin is not None
+        each.stdin.close()
+    ends = [(each.wait(timeout=300), each.stderr.read() if each.stderr else "") for each in starting]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert {experiment.name for experiment in MlflowClient(uri).search_experiments()} >= {"a", "b"}

@@ -23,40 +23,49 @@ class Direction(NamedTuple):
     step: Tensor  # [C, d]
     scale: Tensor  # [C, 1] s, below 1 where the clip fired
     decay: Tensor  # [C, 1] the weight decay that took effect
+    norm: Tensor  # [C, 1] ‖v‖₂ of what is bounded, before it is; where nothing is, of the step
 
 
 Regularizer = Callable[[Tensor, Tensor, Scalar, Scalar], Direction]
 
 
-def clip_scale(vector: Tensor, bound: Scalar) -> Tensor:
-    """s = min(1, A / (‖v‖₂ + 1e-6)) for each row: [C, d] → [C, 1]."""
-    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+def norms(vectors: Tensor) -> Tensor:
+    """‖v‖₂ of each row: [C, d] → [C, 1]."""
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+
+
+def clip_scale(norm: Tensor, bound: Scalar) -> Tensor:
+    """s = min(1, A / (‖v‖₂ + 1e-6)), for norms [C, 1]."""
     return torch.clamp(bound / (norm + TINY), max=1.0)
 
 
 def fednar(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """FedNAR: gradient and decay bounded together.  v = g + λx;  direction = s(v)·v;  decay s·λ."""
     v = grad + weight_decay * params
-    scale = clip_scale(v, bound)
-    return Direction(scale * v, scale, scale * weight_decay)
+    norm = norms(v)
+    scale = clip_scale(norm, bound)
+    return Direction(scale * v, scale, scale * weight_decay, norm)
 
 
 def decoupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """The usual baseline: the gradient clipped, then the decay added.  direction = s(g)·g + λx."""
-    scale = clip_scale(grad, bound)
-    return Direction(scale * grad + weight_decay * params, scale, torch.ones_like(scale) * weight_decay)
+    norm = norms(grad)
+    scale = clip_scale(norm, bound)
+    return Direction(scale * grad + weight_decay * params, scale, torch.ones_like(scale) * weight_decay, norm)
 
 
 def coupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """Plain SGD with weight decay, nothing clipped.  direction = g + λx."""
-    ones = grad.new_ones((*grad.shape[:-1], 1))
-    return Direction(grad + weight_decay * params, ones, ones * weight_decay)
+    v = grad + weight_decay * params
+    norm = norms(v)
+    ones = torch.ones_like(norm)
+    return Direction(v, ones, ones * weight_decay, norm)
 
 
 def none(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
     """Plain SGD, no decay and nothing clipped.  direction = g."""
-    ones = grad.new_ones((*grad.shape[:-1], 1))
-    return Direction(grad, ones, torch.zeros_like(ones))
+    norm = norms(grad)
+    return Direction(grad, torch.ones_like(norm), torch.zeros_like(norm), norm)
 
 
 REGULARIZERS: Mapping[str, Regularizer] = {

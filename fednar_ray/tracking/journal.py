@@ -34,6 +34,7 @@ def parse(line: str) -> RoundRecord:
         metrics={name: math.nan if value is None else value for name, value in fields["metrics"].items()},
         client_ids=tuple(fields["clients"]),
         failures={int(client_id): reason for client_id, reason in fields["failures"].items()},
+        step_norms={int(client_id): norm for client_id, norm in fields.get("step_norms", {}).items()},
     )
 
 
@@ -45,6 +46,7 @@ def line_of(record: RoundRecord) -> str:
         "clients": record.client_ids,
         "failures": record.failures,
         "metrics": for_json(record.metrics),
+        "step_norms": {client_id: float(f"{norm:.4g}") for client_id, norm in record.step_norms.items()},
     }
     return json.dumps(line)
 
