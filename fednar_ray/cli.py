@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.arguments import document_of, files_and_overrides, resume_or_file
+from fednar_ray.cluster.commands import list_jobs, logs, stop, submit
 from fednar_ray.errors import BadInput, FednarError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ SHOWN = (
 
 arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow under NAME.")
 ray_address = click.option("--address", help="A Ray cluster to join, host:port; default RAY_ADDRESS, else a local Ray.")
 
 
@@ -58,18 +61,25 @@ def cli() -> None:
     "experiment; where there is none, it begins.",
 )
 @click.option("--may-change", multiple=True, metavar="KEY", help="With --resume: a setting that may differ from then.")
+@register_option
 def run(
-    arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, may_change: tuple[str, ...]
+    arguments: tuple[str, ...],
+    as_json: bool,
+    address: str | None,
+    resume: str | None,
+    may_change: tuple[str, ...],
+    register: str | None,
 ) -> None:
     """Train one experiment; without FILE, the embedded digits.
 
     key=value overrides a setting: regularizer.clip_bound=5
     """
-    arguments, resume = _resume_or_file(arguments, resume)
+    arguments, resume = resume_or_file(arguments, resume)
     experiment, resumption = _experiment(arguments, resume, may_change)
     console = _console(stderr=as_json)
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.experiment import register as registered
     from fednar_ray.experiment import train
     from fednar_ray.preparation import prepare
 
@@ -79,17 +89,13 @@ def run(
         _progress(console, experiment.federation.rounds) as show,
     ):
         result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
+    version = None if register is None else registered(result, register)
     if as_json:
-        click.echo(json.dumps(_summary(result)))
-    else:
-        _print_result(console, result)
-
-
-def _resume_or_file(arguments: tuple[str, ...], resume: str | None) -> tuple[tuple[str, ...], str | None]:
-    """``--resume FILE`` and ``--resume key=value`` name no run: what follows the option is an argument then."""
-    if resume and ("=" in resume.partition("?")[0] or resume.endswith((".yaml", ".yml"))):
-        return (resume, *arguments), ""
-    return arguments, resume
+        click.echo(json.dumps({**_summary(result), "registered_version": version}))
+        return
+    _print_result(console, result)
+    if version is not None:
+        console.print(f"registered: {register}, version {version}", soft_wrap=True)
 
 
 def _experiment(
@@ -99,13 +105,15 @@ def _experiment(
     if resume is None:
         if may_change:
             raise BadInput("--may-change goes with --resume")
-        return _document(arguments, "digits").experiment, None
+        return _to_run("run", arguments, "digits").experiment, None
     from fednar_ray.config import with_overrides
     from fednar_ray.resumption import begun, resume_from
 
-    files = [argument for argument in arguments if "=" not in argument]
+    files, _ = files_and_overrides(arguments)
     experiment = (
-        _document(arguments, "digits").experiment if files or not resume else with_overrides(begun(resume), arguments)
+        _to_run("run", arguments, "digits").experiment
+        if files or not resume
+        else with_overrides(begun(resume), arguments)
     )
     resumption = resume_from(resume or None, experiment, may_change)
     if resumption is None:
@@ -179,7 +187,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
 
     key=value overrides a setting: compare.seeds=5, regularizer.clip_bound=1
     """
-    document = _document(arguments, "compare")
+    document = _to_run("compare", arguments, "compare")
     from fednar_ray.comparison import compare as compared
     from fednar_ray.comparison import variants
     from fednar_ray.execution.ray_session import RaySession
@@ -207,7 +215,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
 @as_json
 @ray_address
 @click.option("--resume", metavar="NAME", help="Go on with the search NAME, which was cut short.")
-@click.option("--register", metavar="NAME", help="Register the best model as a version of NAME.")
+@register_option
 def tune(
     arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, register: str | None
 ) -> None:
@@ -217,7 +225,7 @@ def tune(
     """
     if resume is not None and arguments:
         raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
-    document = None if resume is not None else _document(arguments, "digits", to_search=True)
+    document = None if resume is not None else _to_run("tune", arguments, "digits")
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
@@ -269,13 +277,14 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     key=value overrides a setting: data.partition.alpha=0.1
     """
-    experiment = _document(arguments, "digits").experiment
+    experiment = document_of(arguments, "digits").experiment
     if experiment.data is None:
         raise BadInput("data: missing; there is nothing to look at without a data section")
     from dataclasses import asdict
 
     from fednar_ray.data.federation import load_federation
     from fednar_ray.data.inspection import inspect as inspected
+    from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.data.inspection import lines
     from fednar_ray.figures import draw_federation
 
@@ -311,6 +320,10 @@ def ui(uri: str | None, host: str, port: int) -> None:
 
 
 @cli.command()
+for command in (submit, list_jobs, logs, stop):
+    cli.add_command(command)
+
+
 @as_json
 @ray_address
 @click.option("--uri", help="The tracking store to look at.")
@@ -329,17 +342,13 @@ def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
     sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
 
 
-def _document(arguments: Sequence[str], default: str, *, to_search: bool = False) -> "Document":
-    """The file, or the embedded default, with the overrides."""
-    from fednar_ray.config import embedded, load_document
+def _to_run(command: str, arguments: Sequence[str], default: str) -> "Document":
+    """What a command runs; within a Ray job, only if its results outlive the job."""
+    from fednar_ray.cluster.addresses import check_results_outlive_the_job
 
-    files = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    if len(files) > 1:
-        raise BadInput(f"one FILE at most: {' '.join(files)}; overrides read key=value")
-    if files:
-        return load_document(files[0], overrides, to_search=to_search)
-    return embedded(default, overrides, to_search=to_search)
+    document = document_of(arguments, default, to_search=command == "tune")
+    check_results_outlive_the_job(document, command)
+    return document
 
 
 def _drained(steps: Any, show: Callable[[Any], None]) -> Any:

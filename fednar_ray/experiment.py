@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fednar_ray.config import Experiment, digest, dotted
 from fednar_ray.data.federation import Federation
 from fednar_ray.errors import ConfigError
 from fednar_ray.execution.places import ActorPlace
+from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
 from fednar_ray.figures import draw_curves, draw_partition
@@ -30,6 +31,7 @@ from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import FINISHED, storage_of
 from fednar_ray.tracking.journal import Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.tracking.system_metrics import system_metrics
 from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
 from fednar_ray.vectors import FloatVector, load_buffers, load_parameters
 
@@ -89,6 +91,14 @@ def run(
         return drain(train(prepared, ray_session, resumption=resumption))
 
 
+def register(result: Result, name: str) -> int:
+    """The result's model as the next version of ``name`` in MLflow's registry; returns the version.
+
+    Raises TrackingUnavailable where MLflow does not answer, or has not got the model yet.
+    """
+    return Store(result.tracking_uri).register_model(result.run_id, name)
+
+
 def open_store(experiment: Experiment) -> tuple[Store, str]:
     """The experiment's tracking store, which answers, and the id of its MLflow experiment there."""
     store = Store(experiment.tracking.uri)
@@ -137,6 +147,7 @@ def train(
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
+        stack.enter_context(_system_metrics(prepared, identity, resumption))
         journal = stack.enter_context(_journal(prepared, identity.directory, resumption))
         if resumption is None:
             _log_inputs(prepared, resolved, tracker, identity.directory, data_digest)
@@ -145,10 +156,12 @@ def train(
         checkpoints = stack.enter_context(
             _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
         )
+        prometheus = RoundMetrics(identity.directory.name)
         for report in rounds_of(prepared, resolved, pool, state):
             journal.log(report)
             tracker.log(journal)
             checkpoints.round_ended()
+            prometheus.round_ended(report)
             yield report
         places = tuple(pool.places())
         history = journal.records()[: prepared.experiment.federation.rounds]
@@ -215,6 +228,13 @@ def _identity(
     assert experiment_id is not None
     run_id = store.create_run(experiment_id, name or experiment.name, tags)
     return _Identity(store=store, run_id=run_id, directory=run_directory(experiment, run_id))
+
+
+def _system_metrics(
+    prepared: Prepared, identity: _Identity, resumption: Resumption | None
+) -> AbstractContextManager[None]:
+    wanted = prepared.experiment.tracking.system_metrics
+    return system_metrics(wanted, identity.run_id, identity.store.uri, resumed=resumption is not None)
 
 
 def _journal(prepared: Prepared, directory: Path, resumption: Resumption | None) -> Journal:

@@ -66,7 +66,7 @@ def test_an_unknown_key_suggests_the_nearest_known_one(override: str, known: str
 
 
 def test_a_far_fetched_key_lists_the_known_ones() -> None:
-    assert problems("tracking.zzz=1") == ("tracking.zzz: 1: unknown key; known here: uri, experiment",)
+    assert problems("tracking.zzz=1") == ("tracking.zzz: 1: unknown key; known here: uri, experiment, system_metrics",)
 
 
 def test_an_unknown_section_suggests_the_nearest() -> None:

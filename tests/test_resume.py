@@ -26,6 +26,7 @@ from fednar_ray.corruption import corrupted_clients
 from fednar_ray.errors import CheckpointError, RoundAborted
 from fednar_ray.experiment import train
 from fednar_ray.messages import RoundRecord
+from fednar_ray.phases import DURATIONS
 from fednar_ray.preparation import prepare
 from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import kept_in
@@ -41,7 +42,6 @@ pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
 ROUNDS = 6
 SIZES = (7, 30, 12, 2, 21)
 STATEFUL = ("scaffold", "scaffold+exp", "feddyn")
-REAL_TIME = ("round_seconds", "client_seconds")  # the only metrics that two equal runs do not share
 PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 
@@ -131,7 +131,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def on_paper(metrics: Any) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in REAL_TIME}
+    return {name: value for name, value in metrics.items() if name not in DURATIONS}
 
 
 def assert_as_if_nothing_had_happened(result: fr.Result, experiment: fr.Experiment, **inputs: Any) -> None:

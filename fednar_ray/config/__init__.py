@@ -7,6 +7,7 @@ from fednar_ray.config.files import (
     dotted,
     dump,
     embedded,
+    is_relative,
     load,
     load_document,
     varied,
@@ -51,6 +52,7 @@ __all__ = [
     "embedded",
     "load",
     "load_document",
+    "is_relative",
     "varied",
     "with_overrides",
 ]

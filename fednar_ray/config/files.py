@@ -36,6 +36,7 @@ class Document:
     compare: CompareSettings
     search: SearchSettings | None
     raw: Mapping[str, Any]  # the experiment section as it was written, with the overrides
+    relative: Mapping[str, str]  # by key, the paths that were written relative to the working directory
 
     def varied(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment with other values by dotted key; defaults follow them. Raises ConfigError."""
@@ -115,7 +116,7 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
     assert validated is not None
     assert comparison is not None
     absolute = _with_absolute_paths(validated)
-    return Document(absolute, comparison, searched, _located(experiment, absolute))
+    return Document(absolute, comparison, searched, _located(experiment, absolute), _relative_paths(validated))
 
 
 def _described(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
@@ -212,6 +213,16 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
             changed = settings.model_copy(update={name: _absolute(place)})
             experiment = experiment.model_copy(update={section: changed})
     return experiment
+
+
+def _relative_paths(experiment: Experiment) -> dict[str, str]:
+    places = dotted(experiment)
+    return {key: places[key] for key in PATHS if places.get(key) and is_relative(places[key])}
+
+
+def is_relative(place: str) -> bool:
+    """Does a path, or the address of a store, depend on the working directory?"""
+    return _absolute(place) != place and not os.path.isabs(place)
 
 
 def _absolute(place: str) -> str:

@@ -9,10 +9,9 @@ from mlflow import MlflowClient
 from runs import Ended, Run
 
 from fednar_ray.messages import RoundRecord
+from fednar_ray.phases import DURATIONS
 from fednar_ray.tracking.journal import ROUNDS_FILE, parse
 from fednar_ray.tracking.lines import whole_lines
-
-DURATIONS = ("round_seconds", "client_seconds")  # of a round's metrics; all others are the same in every run
 
 
 @dataclass(frozen=True, kw_only=True)

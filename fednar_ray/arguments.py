@@ -1,0 +1,29 @@
+"""The words of a command line: at most one FILE, and overrides ``key=value``."""
+
+from collections.abc import Sequence
+
+from fednar_ray.config import Document, embedded, load_document
+from fednar_ray.errors import BadInput
+
+
+def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words apart. Raises BadInput for a second FILE."""
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise BadInput(f"one FILE at most: {' '.join(files)}; overrides read key=value")
+    return files, [word for word in words if "=" in word]
+
+
+def document_of(words: Sequence[str], default: str, *, to_search: bool = False) -> Document:
+    """The file, or the embedded ``default``, with the overrides."""
+    files, overrides = files_and_overrides(words)
+    if files:
+        return load_document(files[0], overrides, to_search=to_search)
+    return embedded(default, overrides, to_search=to_search)
+
+
+def resume_or_file(words: tuple[str, ...], resume: str | None) -> tuple[tuple[str, ...], str | None]:
+    """``--resume FILE`` and ``--resume key=value`` name no run: what follows the option is an argument then."""
+    if resume and ("=" in resume.partition("?")[0] or resume.endswith((".yaml", ".yml"))):
+        return (resume, *words), ""
+    return words, resume
