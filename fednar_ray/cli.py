@@ -284,8 +284,8 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     from fednar_ray.data.federation import load_federation
     from fednar_ray.data.inspection import inspect as inspected
-    from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.data.inspection import lines
+    from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.figures import draw_federation
 
     federation = load_federation(experiment.data, experiment.seed)
@@ -319,11 +319,11 @@ def ui(uri: str | None, host: str, port: int) -> None:
     os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
 
 
-@cli.command()
 for command in (submit, list_jobs, logs, stop):
     cli.add_command(command)
 
 
+@cli.command()
 @as_json
 @ray_address
 @click.option("--uri", help="The tracking store to look at.")

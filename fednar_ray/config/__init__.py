@@ -50,9 +50,9 @@ __all__ = [
     "dotted",
     "dump",
     "embedded",
+    "is_relative",
     "load",
     "load_document",
-    "is_relative",
     "varied",
     "with_overrides",
 ]

@@ -527,6 +527,9 @@ class TrackingSettings(Settings):
     uri: str | None = None
     experiment: str | None = None
     """The MLflow experiment; null takes the experiment's name."""
+    system_metrics: bool | None = None
+    """CPU, memory, disk, network and GPUs of the driver's machine as well; null: as
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, which is no unless set."""
 
 
 class CompareSettings(Settings):
@@ -540,6 +543,3 @@ class CompareSettings(Settings):
     target_accuracy: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = 0.8
     final_rounds: Count = 10
     """The final accuracy is the mean over this many last rounds."""
-    system_metrics: bool | None = None
-    """CPU, memory, disk, network and GPUs of the driver's machine as well; null: as
-    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, which is no unless set."""
