@@ -406,6 +406,8 @@ def _accuracy(metrics: dict[str, float]) -> str:
 
 
 def _summary(result: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from fednar_ray.tracking.journal import for_json
 
     return {
@@ -419,6 +421,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "actors": len(result.places),
         "cohort_width": result.cohort_width,
         "resumed_from_round": result.resumed_from_round,
+        "alerts": [asdict(alert) for alert in result.alerts],
     }
 
 
@@ -432,6 +435,8 @@ def _print_result(console: "Console", result: Any) -> None:
         if name in result.metrics:
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)
+    for alert in result.alerts:
+        console.print(f"{alert.name}, from round {alert.round_index}: {alert.message}", soft_wrap=True)
     console.print(_whereabouts(result), soft_wrap=True)
     _print_place(console, result.directory, result.tracking_uri)
 

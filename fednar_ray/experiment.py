@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fednar_ray.alerts import Alert, alerts_of
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpointing import Checkpointing
@@ -24,6 +25,7 @@ from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
 from fednar_ray.figures import draw_curves, draw_partition
+from fednar_ray.lookout import Lookout, chance_of
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
@@ -53,6 +55,7 @@ class Result:
     places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client; none where nothing was left to train
     cohort_width: int  # C
     resumed_from_round: int | None  # None: begun in this process
+    alerts: tuple[Alert, ...]  # what was wrong
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -152,6 +155,8 @@ def train(
         if resumption is None:
             _log_inputs(prepared, resolved, tracker, identity.directory, data_digest)
         tracker.log(journal)  # a run that goes on may owe rounds of before
+        label = name or identity.directory.name
+        lookout = stack.enter_context(Lookout(label, prepared, tracker, journal.records()))
         state = _state(prepared, resumption, identity.directory)
         checkpoints = stack.enter_context(
             _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
@@ -161,6 +166,7 @@ def train(
             journal.log(report)
             tracker.log(journal)
             checkpoints.round_ended()
+            lookout.round_ended(report)
             prometheus.round_ended(report)
             yield report
         places = tuple(pool.places())
@@ -179,6 +185,7 @@ def train(
             places=places,
             cohort_width=resolved.width,
             resumed_from_round=None if resumption is None else resumption.checkpoint.next_round,
+            alerts=lookout.alerts,
         )
     (result.directory / FINISHED).touch()
     return result
@@ -206,6 +213,7 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
         places=(),
         cohort_width=facts["cohort_width"],
         resumed_from_round=resumption.checkpoint.next_round,
+        alerts=alerts_of(prepared.experiment, history, chance_of(prepared.federation)),
     )
 
 

@@ -31,7 +31,8 @@ Regularizer = Callable[[Tensor, Tensor, Scalar, Scalar], Direction]
 
 def norms(vectors: Tensor) -> Tensor:
     """‖v‖₂ of each row: [C, d] → [C, 1]."""
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return found
 
 
 def clip_scale(norm: Tensor, bound: Scalar) -> Tensor:
