@@ -1,0 +1,100 @@
+"""Runs the commands in the console blocks of pages, and writes what they print below them.
+
+A page's commands run in one new directory, which its files (blocks with a title) are written to, and which is called
+/home/you/fednar_ray on the page. Exit code 1 where a command ends otherwise than with 0, unless the page says so:
+`$ command; echo "exit code $?"`.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from snippets import PROMPT, ROOT, Block, blocks, pages
+
+CALLED = "/home/you/fednar_ray"
+BIN = Path(sys.executable).parent
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+FORGOTTEN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+TIMEOUT_SECONDS = 1800.0
+
+
+def main() -> None:
+    """Record the pages that are named, or all."""
+    named = [Path(name).resolve() for name in sys.argv[1:]]
+    for page in named or pages():
+        consoles = [block for block in blocks(page) if block.language == "console"]
+        if consoles:
+            record(page, consoles)
+
+
+def record(page: Path, consoles: list[Block]) -> None:
+    """Run one page's commands in order, and write the page."""
+    with tempfile.TemporaryDirectory(prefix="federation") as directory:
+        for block in blocks(page):
+            if block.title:
+                path = Path(directory) / block.title
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text + "\n", encoding="utf-8")
+        shutil.copytree(ROOT / "tune_configs", Path(directory) / "tune_configs")
+        lines = page.read_text(encoding="utf-8").splitlines()
+        outputs = {block.line: run(block, directory) for block in consoles}
+    for block in reversed(consoles):
+        start = block.line - 1
+        lines[start : start + len(block.text.splitlines())] = outputs[block.line]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"recorded {page.relative_to(ROOT)}")
+
+
+def run(block: Block, directory: str) -> list[str]:
+    """The block's lines as they are to be: each command, and what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
+    environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}"}
+    shown: list[str] = []
+    with meanwhile(block, directory, environment):
+        for command in block.commands:
+            print(f"{block.place}: {command}", file=sys.stderr)
+            done = subprocess.run(
+                ["/bin/bash", "-c", command],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+            if done.returncode:
+                sys.exit(f"{block.place}: exit code {done.returncode}:\n{done.stdout}")
+            shown += [PROMPT + command, *done.stdout.replace(directory, CALLED).rstrip().splitlines()]
+    return shown
+
+
+@contextmanager
+def meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """What the block's note says runs beside it: `seconds to wait for it: command`."""
+    if block.note is None or block.note[0] != "meanwhile":
+        yield
+        return
+    seconds, _, command = block.note[1].partition(":")
+    beside = subprocess.Popen(
+        shlex.split(command), cwd=directory, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        time.sleep(float(seconds))
+        yield
+    finally:
+        os.killpg(beside.pid, signal.SIGTERM)
+        beside.wait(60)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The blocks of code on a page, and what they are.
+
+```python                     runs, after the page's blocks above it
+```python title="rules.py"    is a file that the page's other blocks and commands find
+```yaml title="mine.yaml"     the same
+```console                    commands behind a $, and what they print: written by `scripts/docs record`
+```sh                         commands that are not run here: they need what this machine lacks, or have no end
+<!-- not run: why -->         on the line above a block: it is only looked at
+<!-- meanwhile: 40: command -->   above a console block: what has run for 40 s, and runs on, while it is recorded
+<!-- again: in tests -->      above a console block: it prints the same everywhere, and the tests run it again
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+FENCE = re.compile(r"^```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")? *$")
+NOTE = re.compile(r"^<!-- (?P<kind>not run|meanwhile|again): (?P<text>.+) -->$")
+PROMPT = "$ "
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of a page."""
+
+    page: Path
+    line: int  # of its first line of text, from 1
+    language: str  # empty: indented, or a fence without one
+    title: str | None
+    note: tuple[str, str] | None  # what kind of note is above it, and its text
+    text: str
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def commands(self) -> list[str]:
+        """What is to be typed: in a console behind the prompt, elsewhere every line; without comments at the end."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        if self.language == "console":
+            lines = [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
+        typed = (re.sub(r"(^|\s+)#(\s.*)?$", "", line).strip() for line in lines)
+        return [line for line in typed if line]
+
+
+def pages() -> list[Path]:
+    """What people read: the documentation, and the pages at the top of the repository."""
+    return [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page, fenced or indented, from top to bottom."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    at = 0
+    while at < len(lines):
+        fence = FENCE.match(lines[at])
+        if fence:
+            end = next((i for i in range(at + 1, len(lines)) if lines[i] == "```"), len(lines))
+            text, found = "\n".join(lines[at + 1 : end]), fence.groupdict()
+            yield Block(page, at + 2, found["language"], found["title"], _note(lines, at), text)
+            at = end + 1
+        elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
+            end = next((i for i in range(at, len(lines)) if lines[i].strip() and lines[i][0] != " "), len(lines))
+            text = "\n".join(line[4:] for line in lines[at:end]).rstrip()
+            yield Block(page, at + 1, "", None, _note(lines, at), text)
+            at = end
+        else:
+            at += 1
+
+
+def _note(lines: list[str], at: int) -> tuple[str, str] | None:
+    above = next((lines[i] for i in range(at - 1, -1, -1) if lines[i].strip()), "")
+    found = NOTE.match(above)
+    return (found["kind"], found["text"]) if found else None
