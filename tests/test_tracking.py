@@ -1,6 +1,7 @@
 """What MLflow and the run directory hold of a run, read back as a user would."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -305,13 +306,13 @@ def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> No
         "store = Store(sys.argv[1]); store.check(); print(store.experiment_id(sys.argv[2]))"
     )
     uri = f"sqlite:///{tmp_path / 'm.db'}"
+    read, write = os.pipe()
     starting = [
-        subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=read, stdout=PIPE, stderr=PIPE, text=True)
         for name in ("a", "b")
     ]
-    for each in starting:  # both wait for the end of their input, imports done or under way
-        assert each.stdin is not None
-        each.stdin.close()
-    ends = [(each.wait(timeout=300), each.stderr.read() if each.stderr else "") for each in starting]
-    assert [code for code, _ in ends] == [0, 0], ends
+    os.close(read)
+    os.close(write)  # both wait for the end of this input
+    ends = [(*each.communicate(timeout=300), each.returncode) for each in starting]
+    assert [code for *_, code in ends] == [0, 0], ends
     assert {experiment.name for experiment in MlflowClient(uri).search_experiments()} >= {"a", "b"}

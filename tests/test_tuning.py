@@ -161,9 +161,9 @@ def test_the_best_has_the_lowest_last_loss_and_its_file_runs_to_the_same_bytes(
 
 def test_the_parent_carries_the_best_and_what_was_searched(grid: Searched, tmp_path: Path) -> None:
     best, parent = grid.result.best, grid.parent
-    assert parent.data.metrics["best_validation_loss"] == best.value
-    assert parent.data.metrics["best_test_accuracy"] == grid.result.test_accuracy
-    assert parent.data.metrics["baseline_test_accuracy"] == grid.result.baseline_test_accuracy
+    assert parent.data.metrics["best/validation_loss"] == best.value
+    assert parent.data.metrics["best/test_accuracy"] == grid.result.test_accuracy
+    assert parent.data.metrics["baseline/test_accuracy"] == grid.result.baseline_test_accuracy
     assert parent.data.params[f"best.{RATE}"] == str(best.values[RATE])
     assert json.loads(parent.data.params["search.space"])[RATE] == {"grid": [0.02, 0.3]}
     rows = grid.table(tmp_path)

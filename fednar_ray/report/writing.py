@@ -53,7 +53,7 @@ def _pictures(record: SearchRecord, directory: Path) -> Iterator[Picture]:
     yield from _heat_maps(record, directory)
     finished = bool(record.finished)
     yield Picture(
-        title="All trials",
+        title="Settings and results",
         caption="A line a trial, through its values to its result." if finished else NONE_FINISHED,
         path=draw_parallel(record, directory / "parallel_coordinates.png") if finished else None,
     )

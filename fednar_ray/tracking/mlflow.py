@@ -4,18 +4,21 @@ Only the driver reports.  What it reports is written to the run directory first,
 a run neither waits for MLflow nor fails with it.
 """
 
+import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -71,8 +74,9 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client; a database is opened by it, and brought up to date."""
-        return MlflowClient(self.uri)
+        """MLflow's client; a database is opened by it, and brought up to date, by one process at a time."""
+        with _opened_alone(self.uri):
+            return MlflowClient(self.uri)
 
     def check(self) -> None:
         """Raises TrackingUnavailable where the store cannot be read."""
@@ -110,6 +114,17 @@ class Store:
         """The files of a directory among a run's artifacts, below ``name``."""
         with answering(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
+
+
+@contextmanager
+def _opened_alone(uri: str) -> Iterator[None]:
+    """MLflow's migrations of a database end in an error where two processes begin them at once: the second waits."""
+    name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+    with ExitStack() as stack:
+        with suppress(OSError):  # another user's file, or a file system without locks
+            file = stack.enter_context(open(Path(tempfile.gettempdir()) / name, "a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -269,7 +284,8 @@ def _save_afresh(model: torch.nn.Module, directory: Path, **arguments: Any) -> N
     mlflow.pytorch.save_model(model, directory, **arguments)
 
 
-def _version_tags() -> dict[str, str]:
+@cache
+def _version_tags() -> Mapping[str, str]:
     tags = {
         "fednar.version": _version("fednar-ray"),
         "ray.version": _version("ray"),
@@ -277,6 +293,13 @@ def _version_tags() -> dict[str, str]:
     }
     commit = _git_commit()
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
+
+
+def run_id_of(directory: Path) -> str | None:
+    """MLflow's id of the run that a directory belongs to; None where it has none yet."""
+    with suppress(OSError, ValueError):
+        return str(json.loads((directory / RUN_FILE).read_text())["run_id"])
+    return None
 
 
 def _version(package: str) -> str:

@@ -20,8 +20,8 @@ class TrialEntry:
     """One trial."""
 
     name: str  # trial-0007, in the order of their starts
-    run_id: str  # MLflow's
     values: dict[str, Any]  # by searched key, as they are now: population-based training changes them
+    run_id: str | None = None  # MLflow's, once it has answered
     status: str = RUNNING
     rounds: int = 0  # reported
     value: float | None = None  # of the metric, in the last report

@@ -1,11 +1,11 @@
 """Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,12 +15,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
-from fednar_ray.config import SearchSettings
+from fednar_ray.config import Experiment, SearchSettings
+from fednar_ray.errors import TrackingUnavailable
 from fednar_ray.tracking.journal import Journal, parse
-from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow import RunTracker, Store, run_id_of
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
 from fednar_ray.tuning.strategy import better
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
+
+log = logging.getLogger("fednar_ray")
 
 STATUS_TAG = "fednar.status"
 KIND_TAG = "fednar.kind"
@@ -76,6 +79,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._scheduler = scheduler
         self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
         self._open: dict[str, _OpenTrial] = {}
+        self._told: list[Future[None]] = []
         self._start = time.monotonic()
         self._since_best = 0  # trials that ended since the best did
 
@@ -86,7 +90,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def __enter__(self) -> "Recorder":
         _recorders[self._ledger.name] = self
         self._held = ExitStack()
-        self._closing = self._held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="trials"))
+        self._telling = self._held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="trials"))
         return self
 
     def __exit__(
@@ -96,6 +100,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             self._close(trial_id)
         self._held.close()
         self._ledger.save()
+        if kind is None:
+            for done in self._told:
+                done.result()  # raises what went wrong there
 
     def enough(self) -> bool:
         """Has a stop rule been met?"""
@@ -160,13 +167,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     # what they lead to
 
     def _begin(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        entry, resumed = self._ledger.trials.get(trial.trial_id) or self._orphan(trial, trials), True
-        if entry is None:
-            entry, resumed = self._new_entry(trial), False
+        entry = self._ledger.trials.get(trial.trial_id) or self._orphan(trial, trials) or self._new_entry(trial)
         entry.status = RUNNING
-        directory = self._ledger.directory / "trials" / entry.name
-        opened = _OpenTrial(self._store, entry, directory, self._plan, resumed=resumed)
+        opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
         self._open[trial.trial_id] = opened
+        self._told.append(self._telling.submit(opened.tell))
         self._tell(None)
 
     def _orphan(self, trial: Trial, trials: Sequence[Trial]) -> TrialEntry | None:
@@ -180,10 +185,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         return None
 
     def _new_entry(self, trial: Trial) -> TrialEntry:
-        name = f"trial-{len(self._ledger.trials):04d}"
-        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", "fednar.search": self._ledger.name}
-        run_id = self._store.create_run(self._ledger.experiment_id, name, tags)
-        entry = TrialEntry(name=name, run_id=run_id, values=_values(trial))
+        entry = TrialEntry(name=f"trial-{len(self._ledger.trials):04d}", values=_values(trial))
         self._ledger.trials[trial.trial_id] = entry
         self._ledger.save()
         return entry
@@ -195,9 +197,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._tell(entry)
 
     def _close(self, trial_id: str) -> None:
-        """In the background: MLflow may take its time."""
         entry = self._ledger.trials[trial_id]
-        self._closing.submit(self._open.pop(trial_id).close, entry.status, entry.failure)
+        self._told.append(self._telling.submit(self._open.pop(trial_id).close, entry.status, entry.failure))
 
     def _tell(self, ended: TrialEntry | None) -> None:
         ledger = self._ledger
@@ -217,29 +218,52 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
 
 class _OpenTrial:
-    """The journal and the MLflow run of a trial that is under way."""
+    """The journal of a trial that is under way, and its MLflow run.
 
-    def __init__(self, store: Store, entry: TrialEntry, directory: Path, plan: TrialPlan, *, resumed: bool) -> None:
-        experiment = plan.experiment(entry.values)
-        self._held = ExitStack()
-        self._tracker = self._held.enter_context(RunTracker(store, entry.run_id, directory, resumed=resumed))
-        self._journal = self._held.enter_context(Journal(directory, experiment))
-        if not resumed:
-            self._tracker.log_params(entry.values)
-            self._tracker.log_experiment(experiment)
+    The journal is written at once.  ``tell`` and ``close`` belong to a thread of their own: MLflow may take its time.
+    """
+
+    def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
+        self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
+        self._tracker: RunTracker | None = None
+        self._directory = ledger.directory / "trials" / entry.name
+        self._journal = Journal(self._directory, experiment)
 
     def log(self, lines: Sequence[str]) -> None:
         """Rounds; those that are recorded already stay as they are."""
         for line in lines:
             self._journal.log(parse(line))
+
+    def tell(self) -> None:
+        """The run in MLflow, which is sent the rounds from now on; the one it had, where the trial goes on."""
+        entry = self._entry
+        kept = entry.run_id or run_id_of(self._directory)
+        try:
+            entry.run_id = kept or self._created()
+        except TrackingUnavailable as error:
+            log.warning("%s is not in MLflow yet: %s", entry.name, error)
+            return
+        self._tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=kept is not None).__enter__()
+        if kept is None:
+            self._tracker.log_params(entry.values)
+            self._tracker.log_experiment(self._experiment)
         self._tracker.log(self._journal)
+
+    def _created(self) -> str:
+        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", "fednar.search": self._ledger.name}
+        return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
 
     def close(self, status: str, failure: str | None) -> None:
         """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
-        tags = {STATUS_TAG: status} if status != RUNNING else {}
-        self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
-        self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
-        self._held.close()
+        if self._tracker is None:
+            self.tell()
+        with self._journal:
+            if self._tracker is None:
+                return
+            tags = {STATUS_TAG: status} if status != RUNNING else {}
+            self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
+            self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
+            self._tracker.__exit__(None, None, None)
 
 
 def _values(trial: Trial) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, d
 from fednar_ray.tuning.recorder import KIND_TAG, PARENT_TAG, SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
-from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
+from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated, warm_up
 
 log = logging.getLogger("fednar_ray")
 
@@ -75,13 +75,15 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
         raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
     resources = plan_resources(document.experiment, session)
     points = _first_points(document.search)
+    plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
+    warm_up(plan, resources)
     store, experiment_id = open_store(document.experiment)
     tags = {KIND_TAG: "search", "fednar.search": name}
     run_id = store.create_run(experiment_id, name, tags)
     ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
     ledger.save()
     replace(directory / SEARCH_FILE, _as_file(document))
-    return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
+    return _Search(document, ledger, store, session, resources, plan, show).run(points=points, register=register)
 
 
 def go_on(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
@@ -91,10 +93,13 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     """
     ledger = Ledger.load(name)
     document = load_document(ledger.directory / SEARCH_FILE, to_search=True)
+    assert document.search is not None
     resources = plan_resources(document.experiment, session)
+    plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
+    warm_up(plan, resources)
     store = Store(ledger.tracking_uri)
     store.check()
-    search = _Search(document, ledger, store, session, resources, show)
+    search = _Search(document, ledger, store, session, resources, plan, show)
     return search.run(points=(), register=register, resume=True)
 
 
@@ -108,12 +113,12 @@ class _Search:
         store: Store,
         session: RaySession,
         resources: TrialResources,
+        plan: TrialPlan,
         show: Show,
     ) -> None:
         assert document.search is not None
         self._document, self._search, self._ledger = document, document.search, ledger
-        self._store, self._session, self._resources, self._show = store, session, resources, show
-        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
+        self._store, self._session, self._resources, self._plan, self._show = store, session, resources, plan, show
         self._rounds = document.experiment.federation.rounds
 
     def run(self, *, points: Sequence[Mapping[str, Any]], register: str | None, resume: bool = False) -> SearchResult:
@@ -235,7 +240,7 @@ class _Search:
             kind = role if index == 0 else f"{role}, another seed"
             tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: kind, "fednar.search": self._ledger.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
-            results.append(drain(train(prepare(each), self._session, tags=tags, name=name)))
+            results.append(drain(train(prepare(each, session=self._session), self._session, tags=tags, name=name)))
         return results
 
     def _log_outputs(
@@ -246,11 +251,11 @@ class _Search:
         accuracies: Mapping[str, float],
     ) -> None:
         """The best trial's values, and what was measured."""
-        figures = {f"best_{name}": value for name, value in tested[BEST][0].metrics.items()}
-        figures |= {f"{BASELINE}_{name}": value for name, value in tested[BASELINE][0].metrics.items()}
-        figures |= {f"{role}_test_accuracy": value for role, value in accuracies.items()}
+        figures = {f"{BEST}/{name}": value for name, value in tested[BEST][0].metrics.items()}
+        figures |= {f"{BASELINE}/{name}": value for name, value in tested[BASELINE][0].metrics.items()}
+        figures |= {f"{role}/test_accuracy": value for role, value in accuracies.items()}
         assert best.value is not None
-        parent.log_metrics({**figures, f"best_{self._search.metric}": best.value})
+        parent.log_metrics({**figures, f"{BEST}/{self._search.metric}": best.value})
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({"fednar.best_trial": best.name, "fednar.best_run_id": tested[BEST][0].run_id})
 

@@ -1,0 +1,24 @@
+"""From one .npz with x [n, features], y [n] and hospital [n] to a file a hospital: silos as they are in the world.
+
+python scripts/reproduction/split_by_hospital.py heart_disease_by_hospital.npz data/heart_disease
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    """Split."""
+    source, directory = sys.argv[1], Path(sys.argv[2])
+    directory.mkdir(parents=True, exist_ok=True)
+    with np.load(source) as arrays:
+        for hospital in np.unique(arrays["hospital"]):
+            own = arrays["hospital"] == hospital
+            np.savez(directory / f"{hospital}.npz", x=arrays["x"][own], y=arrays["y"][own])
+            print(f"{hospital}: {own.sum()} patients")
+
+
+if __name__ == "__main__":
+    main()
