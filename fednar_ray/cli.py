@@ -85,7 +85,7 @@ def run(
 
     with (
         RaySession(address) as session,
-        closing(train(prepare(experiment), session, resumption=resumption)) as training,
+        closing(train(prepare(experiment, session=session), session, resumption=resumption)) as training,
         _progress(console, experiment.federation.rounds) as show,
     ):
         result = _drained(training, lambda report: show(report.round_index + 1, "", report.metrics))
@@ -282,13 +282,13 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
         raise BadInput("data: missing; there is nothing to look at without a data section")
     from dataclasses import asdict
 
-    from fednar_ray.data.federation import load_federation
     from fednar_ray.data.inspection import inspect as inspected
     from fednar_ray.data.inspection import lines
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.figures import draw_federation
 
-    federation = load_federation(experiment.data, experiment.seed)
+    with RaySession() as session:
+        federation = federation_of(experiment, session)
     found = inspected(federation)
     drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
     if as_json:
@@ -300,6 +300,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     click.echo(f"  {'figure':20}{drawn}")
 
 
+    from fednar_ray.preparation import federation_of
 @cli.command()
 @click.option("--uri", help="The tracking store; default MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")

@@ -76,6 +76,7 @@ class ModelTraits:
     convolutions: int
     matmul_flops: float  # of a forward pass for one example
     convolution_flops: float
+    activation_bytes: float = 0.0  # all that a forward pass computes for one example
 
 
 def probe(
@@ -87,7 +88,10 @@ def probe(
 ) -> ModelTraits:
     """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
     trial = copy.deepcopy(model).cpu().train()
-    x = torch.from_numpy(examples.x[[0, _unlike_the_first(examples), 0]])
+    other = _unlike_the_first(examples)
+    x = torch.from_numpy(examples.x[[0, other, 0]])
+    if other == 0 and x.is_floating_point():
+        x[1] += 1  # inputs are stood in for, or all alike
     x = x if transform is None else transform.normalised(x)
     before = flatten_buffers(trial)
     counter = _Counter()
@@ -106,19 +110,25 @@ def probe(
         convolutions=counter.calls[True],
         matmul_flops=counter.flops[False] / 2,
         convolution_flops=counter.flops[True] / 2,
+        activation_bytes=counter.bytes / 2,
     )
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False)."""
+    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False); and what all
+    operators return.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[bool] = Counter()
         self.flops: Counter[bool] = Counter()
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.bytes += out.nbytes
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             convolution = func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution)

@@ -106,7 +106,7 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
         for index, (offset, variant) in enumerate(runs):
             one = _variant_of(experiment, variant, experiment.seed + offset)
             label = f"{variant.regularizer} λ={variant.weight_decay:g} seed={one.seed}"
-            training = train(prepare(one), session, tags={"mlflow.parentRunId": run_id}, name=label)
+            training = train(prepare(one, session=session), session, tags={"mlflow.parentRunId": run_id}, name=label)
             result = yield from _labelled(training, index, len(runs), label)
             results[variant].append(result)
         chart = draw_comparison(*_curves(results), directory / "comparison.png")

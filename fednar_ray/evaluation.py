@@ -5,6 +5,9 @@ Scores come back example by example, in the order of the split, so a metric does
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import Federation
-from fednar_ray.messages import Readout, Scores, ScoringTask
+from fednar_ray.messages import Readout, Scores, ScoringTask, Tally
 from fednar_ray.tasks import CLASSIFICATION, TASKS, Task, perplexity
 from fednar_ray.transfers import on_device
 from fednar_ray.vectors import load_buffers, load_parameters
@@ -23,7 +26,8 @@ TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enoug
 CLIENTS = "clients"
 SPLITS = ("validation", "test")  # of a federation, where it has them
 
-Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores]]
+Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores | Tally]]
+Offsets = npt.NDArray[np.int64]
 
 
 class Scorer:
@@ -36,15 +40,17 @@ class Scorer:
         splits: Mapping[str, Examples],
         device: torch.device,
         task: Task = CLASSIFICATION,
+        offsets: Mapping[str, Offsets] | None = None,
     ) -> None:
-        self._task = task
+        """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1]."""
+        self._task, self._offsets = task, offsets or {}
         self._model = copy.deepcopy(model).to(device).eval()
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
         self._loaded: int | None = None
 
-    def score(self, readout: Readout, task: ScoringTask) -> Scores:
-        """The task's examples under the readout, batch by batch."""
+    def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
+        """The task's examples under the readout, batch by batch; of a task that asks for figures, their tally."""
         if self._loaded != readout.round_index:
             load_parameters(self._model, readout.parameters)
             load_buffers(self._model, readout.buffers)
@@ -53,7 +59,8 @@ class Scorer:
         parts = [self._answered(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(y), BATCH)]
         answers, losses = (torch.cat(column) for column in zip(*parts, strict=True))
         right = None if self._task.right is None else self._task.right(answers, y).cpu().numpy()
-        return Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
+        scores = Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
+        return self._task.tally(y.cpu().numpy(), scores) if task.figures else scores
 
     @torch.no_grad()
     def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +77,9 @@ class Scorer:
         if task.client_id is not None and task.split == CLIENTS:
             starts, sizes = self._shards.rows((task.client_id,))
             start, stop = int(starts[0]), int(starts[0] + sizes[0])
+        elif task.client_id is not None and task.split in self._offsets:
+            first = int(self._offsets[task.split][task.client_id])
+            start, stop = first + start, first + stop
         x, y = self._resident[task.split]
         return x[start:stop], y[start:stop]
 
@@ -81,7 +91,7 @@ class Evaluation:
         self, federation: Federation, score: Score, splits: Collection[str], *, federated: bool, by_client: bool
     ) -> None:
         self._score, self._task = score, TASKS[federation.task]
-        self._offsets = federation.shards.offsets
+        self._offsets, self._figures_only = federation.shards.offsets, federation.figures_only
         self._next_tokens = federation.task == "classification" and _tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
@@ -92,35 +102,47 @@ class Evaluation:
             for task in (_of_clients(name, own[name]) if name in own else _ranges(name, len(split)))
         ]
         if federated:
-            block = len(federation.shards.examples)
-            self._tasks += _of_clients(CLIENTS, self._offsets) if by_client else _ranges(CLIENTS, block)
+            alone, block = by_client or self._figures_only, len(federation.shards.examples)
+            self._tasks += _of_clients(CLIENTS, self._offsets) if alone else _ranges(CLIENTS, block)
+        if self._figures_only:
+            self._tasks = [replace(task, figures=True) for task in self._tasks]
 
     def __call__(self, readout: Readout) -> dict[str, float]:
         """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
 
         Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
-        tokens. Binary: accuracy, loss (nats), and auc where both labels occur. Regression: rmse, and loss (its square).
+        tokens. Binary: accuracy, loss (nats), and auc where both labels occur; where figures alone may leave a site,
+        the auc compares no example with one of another site. Regression: rmse, and loss (its square).
         """
-        gathered: dict[str, list[Scores]] = {}
-        for task, scores in zip(self._tasks, self._score(readout, self._tasks), strict=True):
-            gathered.setdefault(task.split, []).append(scores)
+        gathered: dict[str, list[Any]] = {}
+        for task, answer in zip(self._tasks, self._score(readout, self._tasks), strict=True):
+            gathered.setdefault(task.split, []).append(answer)
         metrics: dict[str, float] = {}
         for name, parts in gathered.items():
             if name == CLIENTS:
-                metrics |= self._across_clients(_joined(parts))
+                metrics |= self._across_clients(parts)
             else:
-                figures = self._figures(self._labels[name], _joined(parts))
-                metrics |= {f"{name}_{figure}": value for figure, value in figures.items()}
+                metrics |= {f"{name}_{figure}": value for figure, value in self._figures(name, parts).items()}
         return metrics
 
-    def _figures(self, labels: Array, scores: Scores) -> dict[str, float]:
-        figures = self._task.metrics(labels, scores)
+    def _figures(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
+        tally = reduce(Tally.__add__, parts) if self._figures_only else self._tally(split, parts)
+        figures = self._task.metrics(tally)
         return figures | {"perplexity": perplexity(figures["loss"])} if self._next_tokens else figures
 
-    def _across_clients(self, scores: Scores) -> dict[str, float]:
-        if scores.right is None:
-            return errors_across_clients(scores.losses, self._offsets)
-        return across_clients(scores.right, self._offsets)
+    def _tally(self, split: str, parts: Sequence[Scores]) -> Tally:
+        return self._task.tally(self._labels[split], _joined(parts))
+
+    def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
+        if self._task.right is None:
+            return errors_across_clients(self._means(parts, "losses"))
+        return across_clients(self._means(parts, "right"))
+
+    def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
+        """Of each client that has examples, in the order of clients."""
+        if self._figures_only:
+            return np.array([getattr(tally, name) / tally.examples for tally in parts])
+        return client_means(getattr(_joined(parts), name), self._offsets)
 
 
 def _tokens(examples: Examples) -> bool:
@@ -149,26 +171,23 @@ def _ranges(split: str, examples: int) -> list[ScoringTask]:
     return [ScoringTask(split=split, start=start, stop=min(start + length, examples)) for start in starts]
 
 
-def across_clients(right: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]) -> dict[str, float]:
-    """The mean over clients of their accuracies, and over the worst tenth of them (at least one client).
-
-    ``right`` [Σ n_i] in the order of clients, ``offsets`` [N + 1]; clients without examples do not count.
-    """
-    accuracies = np.sort(_client_means(right, offsets))
-    return {
-        "client_accuracy_mean": float(accuracies.mean()),
-        "client_accuracy_worst_decile": _of_first_tenth(accuracies),
-    }
+def across_clients(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The mean over clients of their accuracies, and over the worst tenth of them (at least one client)."""
+    ordered = np.sort(accuracies)
+    return {"client_accuracy_mean": float(ordered.mean()), "client_accuracy_worst_decile": _of_first_tenth(ordered)}
 
 
-def errors_across_clients(squares: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]) -> dict[str, float]:
+def errors_across_clients(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
     """The same of clients' root mean squared errors, of which the highest are the worst."""
-    errors = np.sort(np.sqrt(_client_means(squares, offsets)))[::-1]
+    errors = np.sort(np.sqrt(mean_squares))[::-1]
     return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _of_first_tenth(errors)}
 
 
-def _client_means(values: Array, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The mean of each client that has examples, in the order of clients."""
+def client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
+    """The mean of each client that has examples, in the order of clients.
+
+    ``values`` [Σ n_i] in that order, ``offsets`` [N + 1].
+    """
     sizes = np.diff(offsets)
     starts = offsets[:-1][sizes > 0]
     sums: npt.NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64)

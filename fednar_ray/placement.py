@@ -2,18 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from fednar_ray.cohorts import CPU, GPU, cohort_width
+from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.evaluation import Scorer
-from fednar_ray.execution.capacity import ActorPlan, ClusterResources, choose_placement, plan_dedicated, plan_pooled
+from fednar_ray.execution.capacity import (
+    ActorPlan,
+    Footprint,
+    choose_placement,
+    plan_dedicated,
+    plan_pooled,
+)
 from fednar_ray.execution.failures import Tolerance
+from fednar_ray.execution.gpu_memory import gpu_bytes
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.serial import SerialPool
+from fednar_ray.execution.sites import plan_sites
 from fednar_ray.local_training import CohortTrainer
 from fednar_ray.preparation import Prepared
 from fednar_ray.tasks import TASKS
@@ -47,31 +56,49 @@ def resolve(prepared: Prepared, session: RaySession) -> Resolved:
     if settings.placement == "serial":
         return Resolved(placement="serial", width=_width(prepared, gpu=False), actors=None)
     if session.local:
-        _on_cluster(prepared, session.resources())
+        _on_cluster(prepared, session)
         session.connect()
-    return _on_cluster(prepared, session.resources())
+    return _on_cluster(prepared, session)
 
 
-def _on_cluster(prepared: Prepared, cluster: ClusterResources) -> Resolved:
-    settings, clients = prepared.experiment.execution, prepared.federation.clients
+def _on_cluster(prepared: Prepared, session: RaySession) -> Resolved:
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.clients, session.resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
+    gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
     width = 1 if settings.placement == "dedicated" else _width(prepared, gpu)
-    placement = choose_placement(settings, width, clients, cluster, prepared.model_bytes)
-    if placement == "dedicated":
-        actors = plan_dedicated(settings, clients, cluster, prepared.model_bytes)
+    needs = _footprint(prepared, width)
+    if gpu and settings.gpus_per_actor == "auto" and not session.local:
+        cluster = replace(cluster, gpu_memory_bytes=session.gpu_memory_bytes())
+    placement = choose_placement(settings, width, clients, cluster, needs)
+    if isinstance(prepared.federation, FederationOfFiles) and settings.sites is not None:
+        actors = plan_sites(settings, prepared.federation.names, session.nodes(), needs)
+    elif placement == "dedicated":
+        actors = plan_dedicated(settings, clients, cluster, needs)
     else:
-        actors = plan_pooled(settings, _cohorts(prepared, width), cluster, prepared.model_bytes)
+        actors = plan_pooled(settings, _cohorts(prepared, width), cluster, needs)
     return Resolved(placement=placement, width=width, actors=actors)
+
+
+def _footprint(prepared: Prepared, width: int) -> Footprint:
+    """What one actor takes, whose cohorts are so wide."""
+    stateful = prepared.algorithm.local.next_state is not None
+    activations = prepared.traits.activation_bytes
+    takes = gpu_bytes(prepared.model_bytes, width, _batch_size(prepared), activations, stateful=stateful)
+    return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)
+
+
+def _batch_size(prepared: Prepared) -> int:
+    """B, or the largest client's examples where these are fewer."""
+    return min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
 
 
 def _width(prepared: Prepared, gpu: bool) -> int:
     wanted = prepared.experiment.execution.cohort_width
-    if prepared.traits.alone_because is not None:
+    if prepared.traits.alone_because is not None or prepared.experiment.execution.sites is not None:
         return 1
     if wanted != "auto":
         return wanted
-    batch_size = min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
-    return cohort_width(prepared.traits, prepared.clients_per_round, batch_size, GPU if gpu else CPU)
+    return cohort_width(prepared.traits, prepared.clients_per_round, _batch_size(prepared), GPU if gpu else CPU)
 
 
 def _cohorts(prepared: Prepared, width: int) -> int:
@@ -83,14 +110,14 @@ class SerialBench:
     """The driver's own trainer, which runs of the same data and model may share."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self._trainer = CohortTrainer(prepared.training_plan(), prepared.federation.shards, CPU_DEVICE)
+        self._shards, self._splits = prepared.federation.loaded()
+        self._trainer = CohortTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
 
     def pool(self, prepared: Prepared) -> SerialPool:
         """For one run; no other may be under way."""
         self._trainer.adopt(prepared.training_plan())
-        federation = prepared.federation
-        task = TASKS[federation.task]
-        scorer = Scorer(prepared.model, federation.shards, federation.splits(), CPU_DEVICE, task)
+        task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
+        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets)
         return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution))
 
 

@@ -13,8 +13,11 @@ from fednar_ray.cohorts import ModelTraits, probe
 from fednar_ray.config import Experiment, ModelSettings
 from fednar_ray.corruption import corrupted_clients
 from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files
+from fednar_ray.data.files import federation_of_files, federation_of_sites
+from fednar_ray.data.sources.client_files import files_of_sites
 from fednar_ray.errors import ConfigError, ModelError
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.sites import Here, OnNodes
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.models import build_model
 from fednar_ray.tasks import TASKS
@@ -62,17 +65,23 @@ class Prepared:
         )
 
 
-def prepare(experiment: Experiment, federation: Federation | None = None, model: nn.Module | None = None) -> Prepared:
-    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds."""
+def prepare(
+    experiment: Experiment,
+    federation: Federation | None = None,
+    model: nn.Module | None = None,
+    session: RaySession | None = None,
+) -> Prepared:
+    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds.
+
+    ``session`` is the Ray whose nodes have the data, where the experiment names sites.
+    """
     if federation is None and experiment.data is None:
         raise ConfigError(("data: missing; give a data section, or federation=",))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; give a model section, or model=",))
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
-        assert experiment.data is not None
-        in_files = experiment.data.source == "folder" and experiment.execution.placement == "dedicated"
-        federation = (federation_of_files if in_files else load_federation)(experiment.data, experiment.seed)
+        federation = federation_of(experiment, session)
     _check_sampling(experiment, federation)
     if model is None:
         assert experiment.model is not None
@@ -92,6 +101,26 @@ def prepare(experiment: Experiment, federation: Federation | None = None, model:
         traits=traits,
         availability=_availability(experiment, federation),
     )
+
+
+def _data_seed(experiment: Experiment) -> int:
+    own = experiment.data.seed if experiment.data is not None else None
+    return experiment.seed if own is None else own
+
+
+def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
+    """The federation of the data section; of files that stay where they are, what can be known of them.
+
+    Sites are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for sites
+    without a node.
+    """
+    data, seed, execution = experiment.data, _data_seed(experiment), experiment.execution
+    assert data is not None
+    if execution.sites is not None:
+        files = files_of_sites(data, {name: site.data for name, site in execution.sites.items()})
+        ask = Here() if execution.placement == "serial" else OnNodes(session or RaySession(), execution)
+        return federation_of_sites(files, data, seed, ask)
+    return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
 
 
 def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:

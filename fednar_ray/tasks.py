@@ -1,7 +1,7 @@
 """What a model's outputs mean: the loss that training lowers, and the metrics that evaluation reports."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from fednar_ray.messages import Scores
+from fednar_ray.messages import Scores, Tally
 
 Numbers = npt.NDArray[Any]
+NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,8 @@ class Task:
     weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
     answers: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
     right: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
-    metrics: Callable[[Numbers, Scores], dict[str, float]]  # y and scores of a split → figures by name
+    tally: Callable[[Numbers, Scores], Tally]  # y and scores of some examples → their sums
+    metrics: Callable[[Tally], dict[str, float]]  # the sums of a split → figures by name
 
 
 # ——— classification: one of several classes ———
@@ -49,13 +51,22 @@ def _same(answers: Tensor, y: Tensor) -> Tensor:
     return answers == y
 
 
-def _classification_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
-    return _accuracy_and_loss(scores) | {"macro_f1": macro_f1(y, scores.answers)}
+def _classification_tally(y: Numbers, scores: Scores) -> Tally:
+    return _sums(scores, by_class(y, scores.answers))
 
 
-def _accuracy_and_loss(scores: Scores) -> dict[str, float]:
-    assert scores.right is not None
-    return {"accuracy": float(scores.right.mean()), "loss": mean_loss(scores)}
+def _classification_metrics(tally: Tally) -> dict[str, float]:
+    return _accuracy_and_loss(tally) | {"macro_f1": macro_f1(tally.classes)}
+
+
+def _sums(scores: Scores, classes: Numbers) -> Tally:
+    right = 0 if scores.right is None else int(np.count_nonzero(scores.right))
+    losses = float(scores.losses.sum(dtype=np.float64))
+    return Tally(examples=len(scores.losses), losses=losses, right=right, classes=classes)
+
+
+def _accuracy_and_loss(tally: Tally) -> dict[str, float]:
+    return {"accuracy": tally.right / tally.examples, "loss": tally.losses / tally.examples}
 
 
 # ——— binary: yes or no, from one logit ———
@@ -81,9 +92,15 @@ def _on_its_side(logits: Tensor, y: Tensor) -> Tensor:
     return (logits > 0) == y
 
 
-def _binary_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
-    figures = _accuracy_and_loss(scores)
-    return figures | {"auc": auc(y, scores.answers)} if 0 < np.count_nonzero(y) < len(y) else figures
+def _binary_tally(y: Numbers, scores: Scores) -> Tally:
+    yes = int(np.count_nonzero(y))
+    pairs = yes * (len(y) - yes)
+    return replace(_sums(scores, NO_CLASSES), pairs=pairs, ordered=ordered_pairs(y, scores.answers) if pairs else 0.0)
+
+
+def _binary_metrics(tally: Tally) -> dict[str, float]:
+    figures = _accuracy_and_loss(tally)
+    return figures | {"auc": tally.ordered / tally.pairs} if tally.pairs else figures
 
 
 # ——— regression: a number ———
@@ -101,8 +118,12 @@ def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return (_squared_errors(outputs, y) * weights).sum()
 
 
-def _regression_metrics(y: Numbers, scores: Scores) -> dict[str, float]:
-    loss = mean_loss(scores)
+def _regression_tally(y: Numbers, scores: Scores) -> Tally:
+    return _sums(scores, NO_CLASSES)
+
+
+def _regression_metrics(tally: Tally) -> dict[str, float]:
+    loss = tally.losses / tally.examples
     return {"rmse": float(np.sqrt(loss)), "loss": loss}
 
 
@@ -113,6 +134,7 @@ CLASSIFICATION = Task(
     weighted_loss=_weighted_cross_entropy,
     answers=_likeliest,
     right=_same,
+    tally=_classification_tally,
     metrics=_classification_metrics,
 )
 BINARY = Task(
@@ -122,6 +144,7 @@ BINARY = Task(
     weighted_loss=_binary_weighted,
     answers=_only_output,
     right=_on_its_side,
+    tally=_binary_tally,
     metrics=_binary_metrics,
 )
 REGRESSION = Task(
@@ -131,6 +154,7 @@ REGRESSION = Task(
     weighted_loss=_squared_weighted,
     answers=_only_output,
     right=None,
+    tally=_regression_tally,
     metrics=_regression_metrics,
 )
 TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
@@ -140,34 +164,33 @@ TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY,
 # ——— figures ———
 
 
-def mean_loss(scores: Scores) -> float:
-    """The mean of the losses, added up in float64."""
-    return float(scores.losses.mean(dtype=np.float64))
-
-
 def perplexity(loss: float) -> float:
     """e to the cross-entropy of next tokens: among how many the model is as unsure as a fair die; may be infinite."""
     with np.errstate(over="ignore"):
         return float(np.exp(loss))
 
 
-def macro_f1(y: Numbers, answers: Numbers) -> float:
-    """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
+def by_class(y: Numbers, answers: Numbers) -> Numbers:
+    """Of each class the labels, the answers, and the right answers, [3, classes]; classes as far as any occurs."""
     classes = 1 + max(int(y.max()), int(answers.max()))
-    labelled, answered = np.bincount(y, minlength=classes), np.bincount(answers, minlength=classes)
-    found = np.bincount(y[answers == y], minlength=classes)
+    return np.stack([np.bincount(of, minlength=classes) for of in (y, answers, y[answers == y])])
+
+
+def macro_f1(classes: Numbers) -> float:
+    """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
+    labelled, answered, found = classes
     occurs = labelled + answered > 0
     return float((2 * found[occurs] / (labelled + answered)[occurs]).mean())
 
 
-def auc(y: Numbers, logits: Numbers) -> float:
-    """The probability that a random yes (1) of y has a higher logit than a random no (0), ties counting half.
+def ordered_pairs(y: Numbers, logits: Numbers) -> float:
+    """In how many pairs of a yes (1) of y and a no (0) the yes has the higher logit, ties counting half.
 
-    From the ranks: Mann and Whitney, 1947. Both must occur; NaN where a logit is.
+    From the ranks: Mann and Whitney, 1947. NaN where a logit is.
     """
     if np.isnan(logits).any():
         return float("nan")
     _, which, counts = np.unique(logits, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # those of ties are their mean
-    positives, negatives = np.count_nonzero(y), np.count_nonzero(y == 0)
-    return float((ranks[y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    yes = np.count_nonzero(y)
+    return float(ranks[y == 1].sum() - yes * (yes + 1) / 2)

@@ -32,8 +32,8 @@ def iter_rounds(
     the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
     alone.  Raises BadInput's kinds before training, RunFailed's during it.
     """
-    prepared = prepare(experiment, federation, model)
     with shared_or_own(session) as ray_session:
+        prepared = prepare(experiment, federation, model, ray_session)
         resolved = resolve(prepared, ray_session)
         with place(prepared, resolved, ray_session) as pool:
             yield from rounds_of(prepared, resolved, pool, initial_state(prepared))

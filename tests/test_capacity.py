@@ -13,6 +13,7 @@ from fednar_ray.errors import CapacityError, DeviceError
 from fednar_ray.execution.capacity import (
     ActorPlan,
     ClusterResources,
+    Footprint,
     choose_placement,
     fitting_actors,
     plan_dedicated,
@@ -21,6 +22,7 @@ from fednar_ray.execution.capacity import (
 from fednar_ray.execution.devices import choose_device
 
 MB = 10**6  # an actor takes 500 MB, and six times its model
+SMALL = Footprint(model_bytes=0)
 
 
 def cluster(cpus: float = 64, gpus: float = 0, memory_mb: float = 64_000) -> ClusterResources:
@@ -64,7 +66,7 @@ def test_an_assigned_gpu_that_torch_cannot_use_is_an_error() -> None:
     ],
 )
 def test_fitting_actors(resources: ClusterResources, cpus: float, gpus: float, model_mb: int, count: int) -> None:
-    assert fitting_actors(resources, cpus, gpus, model_mb * MB) == count
+    assert fitting_actors(resources, cpus, gpus, Footprint(model_bytes=model_mb * MB)) == count
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_pooled_auto_takes_what_fits(
 ) -> None:
     count, cpus, gpus = plan
     expected = ActorPlan(count=count, cpus=cpus, gpus=gpus)
-    assert plan_pooled(ExecutionSettings(**settings), cohorts, resources, 0) == expected
+    assert plan_pooled(ExecutionSettings(**settings), cohorts, resources, SMALL) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,8 @@ def test_pooled_auto_takes_what_fits(
 def test_actors_share_gpus_so_that_they_pack(actors: int, gpus: int, share: float) -> None:
     """One GPU never has to give an actor a part that another GPU completes."""
     expected = ActorPlan(count=actors, cpus=1, gpus=share)
-    assert plan_pooled(ExecutionSettings(actors=actors), 1, cluster(64, gpus), 0) == expected
-    assert plan_dedicated(ExecutionSettings(), actors, cluster(64, gpus), 0) == expected
+    assert plan_pooled(ExecutionSettings(actors=actors), 1, cluster(64, gpus), SMALL) == expected
+    assert plan_dedicated(ExecutionSettings(), actors, cluster(64, gpus), SMALL) == expected
 
 
 @pytest.mark.ray
@@ -111,7 +113,7 @@ def test_actors_share_gpus_so_that_they_pack(actors: int, gpus: int, share: floa
 def test_ray_packs_the_shares_that_are_planned(local_ray: str, actors_a_gpu: int) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    plan = plan_pooled(ExecutionSettings(actors=2 * actors_a_gpu, cpus_per_actor=0.01), 1, cluster(64, 2), 0)
+    plan = plan_pooled(ExecutionSettings(actors=2 * actors_a_gpu, cpus_per_actor=0.01), 1, cluster(64, 2), SMALL)
     group = placement_group([{"GPU": plan.gpus}] * plan.count)
     try:
         assert group.wait(timeout_seconds=30)
@@ -136,7 +138,7 @@ def test_ray_packs_the_shares_that_are_planned(local_ray: str, actors_a_gpu: int
 def test_auto_placement(
     settings: dict[str, float], width: int, clients: int, resources: ClusterResources, placement: str
 ) -> None:
-    assert choose_placement(ExecutionSettings(**settings), width, clients, resources, 0) == placement
+    assert choose_placement(ExecutionSettings(**settings), width, clients, resources, SMALL) == placement
 
 
 @pytest.mark.parametrize(
@@ -153,23 +155,23 @@ def test_what_cannot_fit_is_refused_with_what_would(
     settings: dict[str, float], resources: ClusterResources, words: str
 ) -> None:
     with pytest.raises(CapacityError, match=re.escape(words)):
-        plan_dedicated(ExecutionSettings(**settings), 500, resources, 0)
+        plan_dedicated(ExecutionSettings(**settings), 500, resources, SMALL)
 
 
 def test_pooled_refusals_name_the_setting_that_mends_them() -> None:
     with pytest.raises(CapacityError, match=r"3 actors .* 2 would fit\. execution\.actors=auto takes what fits"):
-        plan_pooled(ExecutionSettings(actors=3), 1, cluster(2), 0)
+        plan_pooled(ExecutionSettings(actors=3), 1, cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.cpus_per_actor"):
-        plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, cluster(2), 0)
+        plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.gpus_per_actor"):
-        plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, cluster(2), 0)
+        plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, cluster(2), SMALL)
 
 
 @pytest.mark.parametrize("settings", [{"gpus_per_actor": 1.5}, {"gpus_per_actor": 1e-7}, {"cpus_per_actor": 1e-7}])
 def test_shares_that_ray_does_not_know_are_refused(settings: dict[str, float]) -> None:
     """Whole GPUs above one; steps of 0.0001: anything else is a bare ValueError of Ray's once actors start."""
     with pytest.raises((fr.BadInput, ValidationError)):
-        plan_pooled(ExecutionSettings(**settings), 1, cluster(64, 8), 0)
+        plan_pooled(ExecutionSettings(**settings), 1, cluster(64, 8), SMALL)
 
 
 @given(
@@ -185,12 +187,12 @@ def test_a_plan_is_within_the_cluster_and_the_number_offered_would_fit(
     wanted: int, cpus: float, gpus: int, memory_mb: float, model_mb: int, share: float | str, each: float
 ) -> None:
     settings = ExecutionSettings(cpus_per_actor=each, gpus_per_actor=share)
-    resources = cluster(cpus, gpus, memory_mb)
+    resources, needs = cluster(cpus, gpus, memory_mb), Footprint(model_bytes=model_mb * MB)
     try:
-        plan = plan_dedicated(settings, wanted, resources, model_mb * MB)
+        plan = plan_dedicated(settings, wanted, resources, needs)
     except CapacityError as refusal:
         offered = int(re.findall(r"(\d+) would fit", str(refusal))[0])
-        plan = plan_dedicated(settings, offered, resources, model_mb * MB) if offered else None
+        plan = plan_dedicated(settings, offered, resources, needs) if offered else None
     if plan is not None:
         assert plan.count * plan.cpus <= cpus + 1e-6
         assert plan.count * plan.gpus <= gpus + 1e-6

@@ -12,7 +12,7 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.data.federation import Examples, Shards
-from fednar_ray.evaluation import BATCH, CLIENTS, SPLITS, TASK_BATCHES, Evaluation, Scorer, across_clients
+from fednar_ray.evaluation import BATCH, CLIENTS, SPLITS, TASK_BATCHES, Evaluation, Scorer, across_clients, client_means
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.messages import Readout, RoundReport, ScoringTask
 from fednar_ray.placement import place, resolve
@@ -171,10 +171,10 @@ def test_any_number_of_examples_is_scored_once(rows: int) -> None:
 # ——— across clients ———
 
 
-def blocks(clients: list[list[bool]]) -> tuple[np.ndarray, np.ndarray]:
-    """Clients' answers in one block, and its offsets."""
+def means(clients: list[list[bool]]) -> np.ndarray:
+    """Of clients' answers, which lie in one block."""
     right = np.array([answer for answers in clients for answer in answers], dtype=bool)
-    return right, np.cumsum([0, *(len(answers) for answers in clients)])
+    return client_means(right, np.cumsum([0, *(len(answers) for answers in clients)]))
 
 
 def answers(right: int, of: int) -> list[bool]:
@@ -183,28 +183,28 @@ def answers(right: int, of: int) -> list[bool]:
 
 def test_below_twenty_clients_the_worst_tenth_is_the_worst_client() -> None:
     few = [answers(3, of=4), answers(50, of=100), answers(1, of=1)]
-    assert across_clients(*blocks(few)) == {
+    assert across_clients(means(few)) == {
         "client_accuracy_mean": 0.75,  # of (3/4, 1/2, 1): clients count alike, whatever their size
         "client_accuracy_worst_decile": 0.5,  # the largest client, with 50 answers right
     }
     nineteen = [answers(1, of=1)] * 17 + [answers(1, of=4), answers(1, of=2)]
-    assert across_clients(*blocks(nineteen))["client_accuracy_worst_decile"] == 0.25
+    assert across_clients(means(nineteen))["client_accuracy_worst_decile"] == 0.25
 
 
 def test_the_worst_tenth_of_twenty_clients_are_two_and_empty_clients_are_nobody() -> None:
     twenty = [answers(1, of=4), *[answers(3, of=3)] * 9, answers(1, of=2), *[answers(1, of=1)] * 9]
     expected = {"client_accuracy_mean": (18 + 0.25 + 0.5) / 20, "client_accuracy_worst_decile": (0.25 + 0.5) / 2}
-    assert across_clients(*blocks(twenty)) == expected
+    assert across_clients(means(twenty)) == expected
     with_empty = [[], *twenty[:11], [], [], *twenty[11:], *[[]] * 20]
-    assert across_clients(*blocks(with_empty)) == expected
-    assert across_clients(*blocks([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5  # nineteen: the worst one
+    assert across_clients(means(with_empty)) == expected
+    assert across_clients(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5  # nineteen: the worst one
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data: st.DataObject) -> None:
     clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(any_answer))
-    figures = across_clients(*blocks(clients))
+    figures = across_clients(means(clients))
     mean, worst = figures["client_accuracy_mean"], figures["client_accuracy_worst_decile"]
     assert 0 <= worst <= mean + 1e-12
     assert mean <= 1 + 1e-12
@@ -212,7 +212,7 @@ def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data
     lowest = rates[: max(1, len(rates) // 10)]
     assert mean == pytest.approx(float(sum(rates) / len(rates)), abs=1e-12)
     assert worst == pytest.approx(float(sum(lowest) / len(lowest)), abs=1e-12)
-    assert across_clients(*blocks(data.draw(st.permutations(clients)))) == figures
+    assert across_clients(means(data.draw(st.permutations(clients)))) == figures
 
 
 def any_answer(clients: list[list[bool]]) -> bool:

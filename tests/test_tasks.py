@@ -13,8 +13,8 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.messages import RoundReport
-from fednar_ray.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, auc, macro_f1, perplexity
+from fednar_ray.messages import RoundReport, Scores
+from fednar_ray.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, by_class, macro_f1, perplexity
 
 drawn = settings(max_examples=200, deadline=None)
 SIZES = (9, 20, 0, 14)
@@ -228,7 +228,7 @@ def test_macro_f1_by_hand() -> None:
     # Class 0: TP 2, FP 1, FN 1 → 4/6.  Class 1: TP 1, FP 1, FN 1 → 2/4.  Class 2 is neither label nor answer.
     # Class 3: never answered → 0.  Class 4: never a label → 0.
     y, answers = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 0, 4])
-    assert macro_f1(y, answers) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
+    assert macro_f1(by_class(y, answers)) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
 
 
 labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)
@@ -239,7 +239,15 @@ labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     y, answers = np.array(pairs).T
     expected = f1_score(y, answers, average="macro", zero_division=0)
-    assert macro_f1(y, answers.astype(np.int32)) == pytest.approx(expected, abs=1e-12)
+    assert macro_f1(by_class(y, answers.astype(np.int32))) == pytest.approx(expected, abs=1e-12)
+
+
+def scored(y: np.ndarray, answers: np.ndarray) -> Scores:
+    return Scores(answers=answers, right=answers == y, losses=np.abs(answers - y).astype(np.float32))
+
+
+def auc(y: np.ndarray, logits: np.ndarray) -> float:
+    return BINARY.metrics(BINARY.tally(y, scored(y, logits)))["auc"]
 
 
 def test_auc_by_hand_with_a_tie() -> None:
@@ -263,6 +271,26 @@ def test_auc_of_what_is_not_finite_is_nan_and_of_infinity_is_not() -> None:
     y = np.array([0, 1, 1])
     assert np.isnan(auc(y, np.array([0, np.nan, 1], dtype=np.float32)))
     assert auc(y, np.array([0, np.inf, -np.inf], dtype=np.float32)) == 0.5
+
+
+@drawn
+@given(labels, labels)
+def test_tallies_of_two_parts_add_up_to_that_of_the_whole(
+    one: list[tuple[int, int]], other: list[tuple[int, int]]
+) -> None:
+    whole, *parts = (np.array(pairs).T for pairs in (one + other, one, other))
+    for task in (CLASSIFICATION, REGRESSION):
+        total, first, second = (task.metrics(task.tally(y, scored(y, a))) for y, a in (whole, *parts))
+        tallies = [task.tally(y, scored(y, answers)) for y, answers in parts]
+        assert task.metrics(tallies[0] + tallies[1]) == pytest.approx(total, abs=1e-12)
+        assert first["loss"] * len(one) + second["loss"] * len(other) == pytest.approx(total["loss"] * len(whole[0]))
+
+
+def test_the_auc_of_two_sites_is_that_of_the_pairs_within_them() -> None:
+    # Site a: 2>1, one pair in order.  Site b: 5>4, 5>7 no: one of two.  No pair is made of both.
+    a = BINARY.tally(y := np.array([1, 0]), scored(y, np.array([2.0, 1.0])))
+    b = BINARY.tally(y := np.array([1, 0, 0]), scored(y, np.array([5.0, 4.0, 7.0])))
+    assert BINARY.metrics(a + b)["auc"] == (1 + 1) / (1 + 2)
 
 
 def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_divergence_none() -> None:

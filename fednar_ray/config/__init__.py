@@ -27,6 +27,7 @@ from fednar_ray.config.settings import (
     ModelSettings,
     PartitionSettings,
     ScreeningSettings,
+    SiteSettings,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PartitionSettings",
     "ScreeningSettings",
     "SearchSettings",
+    "SiteSettings",
     "digest",
     "dotted",
     "dump",

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from fednar_ray.config.settings import FederationSettings, Settings
+from fednar_ray.config.settings import DataSettings, ExecutionSettings, FederationSettings, Settings
 
 
 def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
@@ -29,9 +29,10 @@ def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
 
 
 def _section(annotation: Any) -> type[Settings] | None:
-    """The section that an annotation such as ``DataSettings | None`` holds."""
-    candidates = (annotation, *getattr(annotation, "__args__", ()))
-    return next((t for t in candidates if isinstance(t, type) and issubclass(t, Settings)), None)
+    """The section that an annotation such as ``DataSettings | None``, or a mapping to sections, holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _section(part))), None)
 
 
 def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -47,8 +48,39 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if execution is not None and execution.placement == "dedicated" and execution.cohort_width not in ("auto", 1):
         width = execution.cohort_width
         yield problem(("execution", "cohort_width"), width, "dedicated trains one client an actor; use 1 or auto")
+    if execution is not None:
+        yield from _of_execution(execution, data)
     if data is not None and "model" in sections and model is None:
         yield problem(("model",), None, "a data section needs a model section")
+
+
+def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:
+    """Contradictions of where clients train, by itself and with where the data are."""
+    place, sites, placement = "execution", execution.sites, execution.placement
+    in_folder = data is not None and data.source == "folder"
+    if sites is not None:
+        named = ", ".join(sites)
+        if not in_folder:
+            yield problem((place, "sites"), named, "each reads its own file, as data.source: folder describes it")
+        if in_folder and data is not None and data.directory is not None:
+            yield problem(("data", "directory"), data.directory, "execution.sites says where the files are; give one")
+        if placement == "pooled":
+            text = "moves examples between nodes; with execution.sites use dedicated, or serial to read all files here"
+            yield problem((place, "placement"), placement, text)
+        if placement != "dedicated" and execution.cohort_width not in ("auto", 1):
+            text = "a site trains its one client; use 1 or auto"
+            yield problem((place, "cohort_width"), execution.cohort_width, text)
+        if execution.strategy != "default":
+            yield problem(
+                (place, "strategy"), execution.strategy, "execution.sites says which actor is where; give one"
+            )
+    elif in_folder and data is not None and data.directory is None:
+        yield problem(("data", "directory"), None, "folder needs the directory of its files, or execution.sites")
+    if placement == "serial" and (execution.autoscale or execution.strategy != "default"):
+        key = "autoscale" if execution.autoscale else "strategy"
+        yield problem((place, key), getattr(execution, key), "serial starts no actors; it belongs to the others")
+    if execution.autoscale and execution.actors == "auto" and sites is None and placement in ("auto", "pooled"):
+        yield problem((place, "actors"), "auto", "with execution.autoscale, say how many there are to be at most")
 
 
 def _within_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
@@ -87,7 +119,7 @@ def as_details(error: ValidationError, model: type[BaseModel]) -> list[InitError
 
 def _known_place(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A place without the branches of a union that pydantic appends."""
-    return place[:2] if len(place) > 2 and place[0] == "execution" else place
+    return place[:2] if len(place) > 2 and place[0] == "execution" and place[1] != "sites" else place
 
 
 def _as_detail(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDetails:
@@ -102,7 +134,8 @@ def _as_detail(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDeta
 
 def _known_keys(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
     for key in place:
-        model = _section(model.model_fields[str(key)].annotation) or model
+        field = model.model_fields.get(str(key))  # None: the key of a mapping
+        model = (field and _section(field.annotation)) or model
     return list(model.model_fields)
 
 

@@ -3,10 +3,11 @@
 Symbols in comments are those of Li et al., NeurIPS 2023.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fednar_ray.schedules import Workload
 
@@ -151,7 +152,6 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "mnist": ("directory",),
     "npz": ("path",),
     "shakespeare": ("path",),
-    "folder": ("directory",),
     "huggingface": ("dataset", "features"),
     "entry_point": ("entry_point",),
 }
@@ -164,7 +164,8 @@ class DataSettings(Settings):
 
     source: SourceName = "digits"
     directory: str | None = None
-    """The directory of the files: of torchvision's, or of one file a client. null: Debian's, of fashion_mnist."""
+    """The directory of torchvision's files, or of one file a client. null: of fashion_mnist Debian's; of folder, where
+    ``execution.sites`` says where each file is."""
     download: bool | None = None
     """May what ``directory`` lacks be downloaded into it?"""
     path: str | None = None
@@ -201,6 +202,8 @@ class DataSettings(Settings):
     """null: none."""
     validation: Share = 0.0
     """The share of the training examples held out, before partitioning."""
+    seed: Size | None = None
+    """What is held out, and who holds what, follow from it; null: from the experiment's seed, as all else does."""
     partition: PartitionSettings = PartitionSettings(clients=20)
 
     @model_validator(mode="before")
@@ -396,6 +399,30 @@ class RegularizerSettings(Settings):
     clip_bound_anneal: Rate = 1.0  # γ_A
 
 
+def _site_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError("the name of a site is of letters, digits, - and _")
+    return name
+
+
+class SiteSettings(Settings):
+    """A client that is pinned to the node that has its data."""
+
+    resources: Mapping[str, Annotated[float, BeforeValidator(_number), Field(ge=1e-4)]] = {}
+    """Custom resources of that node, and how much of each the client's actor takes; {}: any node will do."""
+    data: str
+    """The client's file on that node, or a directory with that one file."""
+
+    @model_validator(mode="after")
+    def _readable_from_anywhere(self) -> Self:
+        if not self.data.startswith("/"):
+            raise ValueError(f"data {self.data}: give an absolute path; it is read on the site's node")
+        taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys())
+        if taken:
+            raise ValueError(f"resources {', '.join(taken)}: custom ones are meant; see cpus_per_actor, gpus_per_actor")
+        return self
+
+
 class ExecutionSettings(Settings):
     """Where clients train."""
 
@@ -403,6 +430,15 @@ class ExecutionSettings(Settings):
     actors: Literal["auto"] | Count = "auto"
     cpus_per_actor: Annotated[float, BeforeValidator(_number), Field(ge=1e-4)] = 1.0  # Ray's resolution
     gpus_per_actor: Literal["auto"] | NonNegative = "auto"
+    """auto: an equal share of the GPUs; with ``actors: auto`` as many actors a GPU as its memory holds, at most 4."""
+    strategy: Literal["default", "pack", "spread"] = "default"
+    """Actors on as few nodes as possible, or on as many; default: Ray's own way between the two."""
+    autoscale: bool = False
+    """Begin with the actors that fit, and take up the others as nodes join; else all must fit from the start."""
+    sites: Annotated[Mapping[Annotated[str, AfterValidator(_site_name)], SiteSettings], Field(min_length=1)] | None = (
+        None
+    )
+    """The clients of source folder, in the order of their names, each with its node and its file there."""
     cohort_width: Literal["auto"] | Count = "auto"
     """C, how many clients train as one matrix."""
     retries: Size = 2

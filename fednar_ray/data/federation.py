@@ -30,6 +30,8 @@ class Federation:
     labels that the task has not, NaN or infinity.
     """
 
+    figures_only = False  # may nothing of an example leave who holds it, its scores included?
+
     def __init__(
         self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None, *, task: str = "classification"
     ) -> None:
@@ -103,6 +105,10 @@ class Federation:
     def held_by(self, client_id: int) -> Any:
         """What a client's own actor gets: its shard, or where it reads it."""
         return self.shards.only(client_id)
+
+    def loaded(self) -> tuple[Shards, dict[str, Examples]]:
+        """All clients' examples, and the held-out ones by name, for one trainer."""
+        return self.shards, self.splits()
 
     def shared_splits(self) -> dict[str, Examples]:
         """What every actor gets to score."""

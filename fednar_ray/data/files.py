@@ -1,12 +1,14 @@
 """A federation whose examples stay in one file a client: whoever trains reads its own.
 
-The driver keeps what a survey of each file says: sizes, moments, counts of labels, and the labels of what is held out.
+The driver keeps what a survey of each file says: sizes, moments and counts of labels; and the labels of what is held
+out, unless the files are those of sites, which show figures alone.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +16,28 @@ import numpy.typing as npt
 from fednar_ray.config import DataSettings
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import Division, Federation, divided
-from fednar_ray.data.sources.client_files import ClientFile, Scale, Survey, client_files, common_scale
+from fednar_ray.data.sources.client_files import (
+    ClientFile,
+    Counts,
+    Scale,
+    Survey,
+    client_files,
+    common_scale,
+    label_counts,
+    with_columns,
+)
+from fednar_ray.errors import DataError
 
 Indices = npt.NDArray[np.int64]
+Item = TypeVar("Item", "ClientFile", "ShardFile")
+Answer = TypeVar("Answer")
+
+
+class Ask(Protocol):
+    """Puts a question to the holder of each file."""
+
+    def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+        """The answers, in the order of the items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,39 +49,62 @@ class ShardFile:
     client_id: int
     train: Indices  # which of the file's training examples it trains on, in that order
     validation: Indices
+    digest: str  # of the rows that were surveyed
+
+    @property
+    def name(self) -> str:
+        """The client's."""
+        return self.file.name
 
     def load(self) -> tuple[Shards, dict[str, Examples]]:
-        """The client's shard, and its own examples of each split. Raises DataError, which names the file."""
-        train, test = self.scale.examples(self.file.read(), self.file)
+        """The client's shard, and its own examples of each split.
+
+        Raises DataError, which names the file; also where its rows are no longer those that were surveyed.
+        """
+        rows = self.file.read()
+        if rows.digest != self.digest:
+            raise DataError(f"{self.file.path}: its rows are not those that the run began with")
+        train, test = self.scale.examples(rows, self.file)
         own = Examples(train.x[self.train], train.y[self.train])
-        held_out = Examples(train.x[self.validation], train.y[self.validation])
-        splits = {"test": test, "validation": held_out}
+        splits = {"test": test, "validation": Examples(train.x[self.validation], train.y[self.validation])}
         return Shards(own, np.array([0, len(own)]), self.client_id), splits
+
+    def label_counts(self) -> Counts:
+        """Of the examples that it trains on, by class."""
+        return label_counts(self.load()[0].examples.y, str(self.file.settings.task))
 
 
 class FederationOfFiles(Federation):
-    """As a federation in memory, but ``x`` of its examples is a stand-in of zeros, which takes no memory."""
+    """As a federation in memory, but ``x`` of its examples is a stand-in of zeros, which takes no memory.
 
-    def __init__(self, name: str, task: str, shards: list[ShardFile], surveys: list[Survey], left_out: int) -> None:
+    ``counts``: of each client's training examples by class; labels that stay with their holder are stood in for too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        shards: Sequence[ShardFile],
+        surveys: Sequence[Survey],
+        counts: Sequence[Counts],
+        left_out: int,
+    ) -> None:
         self.name, self.task, self.left_out = name, task, left_out
-        self._files = shards
-        trained = [survey.train_y[shard.train] for shard, survey in zip(shards, surveys, strict=True)]
+        self._files, self.figures_only = shards, any(survey.labels is None for survey in surveys)
+        known = [_labels(survey, task) for survey in surveys]
         held_out = {
-            "test": [survey.test_y for survey in surveys],
-            "validation": [survey.train_y[s.validation] for s, survey in zip(shards, surveys, strict=True)],
+            "test": [test for _, test in known],
+            "validation": [train[s.validation] for s, (train, _) in zip(shards, known, strict=True)],
         }
         shape = surveys[0].moments.mean.shape
         self._offsets = {part: _offsets(labels) for part, labels in held_out.items()}
-        self._labels = {part: np.concatenate(labels) for part, labels in held_out.items()}
-        self._classes = 1
-        if task != "regression":
-            self._classes = 1 + max(int(y.max(initial=0)) for y in (*trained, *self._labels.values()))
-            self._counts = np.stack([np.bincount(y, minlength=self._classes) for y in trained])
-        offsets = _offsets(trained)
-        self.shards = Shards(_stand_in(np.zeros(offsets[-1], dtype=trained[0].dtype), shape), offsets)
-        self.test = _stand_in(self._labels["test"], shape)
-        validation = self._labels["validation"]
-        self.validation = _stand_in(validation, shape) if len(validation) else None
+        labels = {part: np.concatenate(parts) for part, parts in held_out.items()}
+        self._classes = max(survey.classes for survey in surveys)
+        self._counts = np.stack([np.pad(own, (0, self._classes - len(own))) for own in counts])
+        offsets = np.cumsum([0, *(len(shard.train) for shard in shards)])
+        self.shards = Shards(_stand_in(np.zeros(offsets[-1], dtype=labels["test"].dtype), shape), offsets)
+        self.test = _stand_in(labels["test"], shape)
+        self.validation = _stand_in(labels["validation"], shape) if len(labels["validation"]) else None
         digests = (survey.digest.encode() for survey in surveys)
         self._digest = hashlib.sha256(b"".join((*digests, *(shard.train.tobytes() for shard in shards)))).hexdigest()
 
@@ -69,9 +113,14 @@ class FederationOfFiles(Federation):
         """One more than the highest label anywhere; 1 where labels are numbers."""
         return self._classes
 
-    def label_counts(self) -> npt.NDArray[np.int64]:
+    def label_counts(self) -> Counts:
         """Examples by client and class, [N, classes]."""
-        return self.shards.sizes[:, None] if self.task == "regression" else self._counts
+        return self._counts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clients', by id."""
+        return tuple(file.name for file in self._files)
 
     def digest(self) -> str:
         """SHA-256 of the rows of the files, and of who holds which, as hexadecimal digits."""
@@ -81,6 +130,12 @@ class FederationOfFiles(Federation):
         """What a client's own actor needs to get at its examples."""
         return self._files[client_id]
 
+    def loaded(self) -> tuple[Shards, dict[str, Examples]]:
+        """All of it, read here."""
+        shards, splits = zip(*(file.load() for file in self._files), strict=True)
+        own = _joined([shard.examples for shard in shards])
+        return Shards(own, self.shards.offsets), {name: _joined([part[name] for part in splits]) for name in splits[0]}
+
     def shared_splits(self) -> dict[str, Examples]:
         """None: each client holds its own part of each."""
         return {}
@@ -88,6 +143,18 @@ class FederationOfFiles(Federation):
     def split_offsets(self) -> Mapping[str, Indices]:
         """Where each client's part of a split begins and ends, [N + 1]."""
         return self._offsets
+
+
+def _labels(survey: Survey, task: str) -> tuple[Array, Array]:
+    """Of training and test examples; zeros for those that stay with their holder."""
+    if survey.labels is not None:
+        return survey.labels
+    kind = np.float32 if task == "regression" else np.int64
+    return np.zeros(survey.train, dtype=kind), np.zeros(survey.test, dtype=kind)
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
 
 
 def _offsets(parts: list[Array]) -> Indices:
@@ -102,18 +169,45 @@ def federation_of_files(settings: DataSettings, seed: int) -> Federation:
     """The same clients, with the same examples in the same order, as in memory; each file is read, and let go of."""
     files = client_files(settings)
     surveys = [file.survey() for file in files]
+    division, shards = _divided(files, surveys, settings, seed)
+    own, task = [surveys[shard.file.client_id] for shard in shards], str(settings.task)
+    counts = [label_counts(_labels(survey, task)[0][s.train], task) for s, survey in zip(shards, own, strict=True)]
+    name = Path(str(settings.directory)).name
+    return FederationOfFiles(name, task, shards, own, counts, division.left_out)
+
+
+def federation_of_sites(files: Sequence[ClientFile], settings: DataSettings, seed: int, ask: Ask) -> Federation:
+    """The same of files that only their holders read: ``ask`` brings figures of them."""
+    if settings.features is None:
+        files = with_columns(files, ask(ClientFile.columns, files[:1])[0])
+    surveys = ask(ClientFile.figures, files)
+    division, shards = _divided(files, surveys, settings, seed)
+    own = [surveys[shard.file.client_id] for shard in shards]
+    counts = ask(ShardFile.label_counts, shards) if len(division.held) else [survey.counts for survey in own]
+    return FederationOfFiles("sites", str(settings.task), shards, own, counts, division.left_out)
+
+
+def _divided(
+    files: Sequence[ClientFile], surveys: Sequence[Survey], settings: DataSettings, seed: int
+) -> tuple[Division, list[ShardFile]]:
+    """Who trains on what. Raises DataError where inputs differ in shape, or nothing is held out to test with."""
     scale = common_scale(files, [survey.moments for survey in surveys])
-    sizes = np.array([len(survey.train_y) for survey in surveys])
+    sizes = np.array([survey.train for survey in surveys])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divided(settings, seed, owner, owner)
     clients = owner[division.rows[division.offsets[:-1]]]  # a natural client has examples
-    starts = np.cumsum(sizes) - sizes
-    shards = [_shard(files[j], scale, i, division, owner, int(starts[j])) for i, j in enumerate(clients)]
-    name, task = Path(str(settings.directory)).name, str(settings.task)
-    return FederationOfFiles(name, task, shards, [surveys[j] for j in clients], division.left_out)
-
-
-def _shard(file: ClientFile, scale: Scale, client_id: int, division: Division, owner: Indices, start: int) -> ShardFile:
-    train = division.rows[division.offsets[client_id] : division.offsets[client_id + 1]]
-    held = division.held[owner[division.held] == file.client_id]
-    return ShardFile(file=file, scale=scale, client_id=client_id, train=train - start, validation=held - start)
+    if not any(surveys[j].test for j in clients):
+        raise DataError(f"data.test_share: {settings.test_share:g}: no client is large enough to hold out that much")
+    starts, train = np.cumsum(sizes) - sizes, np.split(division.rows, division.offsets[1:-1])
+    shards = [
+        ShardFile(
+            file=files[j],
+            scale=scale,
+            client_id=i,
+            train=train[i] - starts[j],
+            validation=division.held[owner[division.held] == j] - starts[j],
+            digest=surveys[j].digest,
+        )
+        for i, j in enumerate(clients)
+    ]
+    return division, shards

@@ -1,10 +1,15 @@
 """How many actors fit, decided before any is started: pure functions of a request and a cluster."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import ceil, floor
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.errors import CapacityError
+from fednar_ray.execution.gpu_memory import MOST, actors_per_gpu
+
+log = logging.getLogger("fednar_ray")
 
 ACTOR_BYTES = 500_000_000  # a process that has imported torch: 330 to 530 MB were measured
 VECTORS_PER_ACTOR = 6  # x, x_round, g, v, Δ and the module, each as large as the model
@@ -17,6 +22,29 @@ class ClusterResources:
     cpus: float
     gpus: float
     memory_bytes: float
+    gpu_memory_bytes: float | None = None  # of the smallest GPU; None: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What an actor takes besides its CPUs."""
+
+    model_bytes: int  # 4·d
+    gpu_bytes: float = 0.0  # of its GPU's memory
+
+    @property
+    def memory_bytes(self) -> float:
+        """Of its node's."""
+        return ACTOR_BYTES + VECTORS_PER_ACTOR * self.model_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """The site that an actor belongs to: it starts on a node with these custom resources, and takes so much of them."""
+
+    site: str
+    resources: Mapping[str, float]
+    gpus: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +54,14 @@ class ActorPlan:
     count: int
     cpus: float
     gpus: float
+    strategy: str = "default"  # default, pack or spread
+    growing: bool = False  # those that do not fit yet start when nodes join
+    pins: tuple[Pin, ...] = field(default=())  # one an actor; none: they go anywhere
 
 
-def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, model_bytes: int) -> int:
+def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: Footprint) -> int:
     """How many actors with these shares the cluster holds at once."""
-    by_memory = floor(cluster.memory_bytes / (ACTOR_BYTES + VECTORS_PER_ACTOR * model_bytes))
+    by_memory = floor(cluster.memory_bytes / needs.memory_bytes)
     by_cpu = floor(cluster.cpus / cpus + 1e-9)
     if not gpus:
         by_gpu = by_cpu
@@ -42,54 +73,95 @@ def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, model_by
 
 
 def choose_placement(
-    settings: ExecutionSettings, width: int, clients: int, cluster: ClusterResources, model_bytes: int
+    settings: ExecutionSettings, width: int, clients: int, cluster: ClusterResources, needs: Footprint
 ) -> str:
-    """``auto``: dedicated where cohorts are single clients and each can have its slot at once, else pooled."""
+    """``auto``: dedicated where there are sites, or where cohorts are single clients and each can have its slot at
+    once; else pooled.
+    """
     if settings.placement != "auto":
         return settings.placement
-    share = _gpu_share(settings, clients, cluster)
-    fits = fitting_actors(cluster, settings.cpus_per_actor, share, model_bytes) >= clients
-    return "dedicated" if width == 1 and fits else "pooled"
+    if settings.sites is not None:
+        return "dedicated"
+    share, limit = _gpu_share(settings, clients, cluster, needs), _by_gpu_memory(settings, cluster, needs)
+    fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs) >= clients
+    return "dedicated" if width == 1 and fits and (limit is None or clients <= limit) else "pooled"
 
 
-def plan_dedicated(settings: ExecutionSettings, clients: int, cluster: ClusterResources, model_bytes: int) -> ActorPlan:
+def plan_dedicated(settings: ExecutionSettings, clients: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
     """An actor a client. Raises CapacityError, with what would fit, where the cluster cannot hold them."""
-    plan = ActorPlan(count=clients, cpus=settings.cpus_per_actor, gpus=_gpu_share(settings, clients, cluster))
-    return _checked(plan, cluster, model_bytes, "execution.placement=pooled lets each actor host many clients")
+    plan = _plan(settings, clients, _gpu_share(settings, clients, cluster, needs))
+    return _checked(plan, settings, cluster, needs, "execution.placement=pooled lets each actor host many clients")
 
 
-def plan_pooled(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, model_bytes: int) -> ActorPlan:
-    """As many actors as asked for; ``auto``: one a GPU, else one for each ``cpus_per_actor``, and no more than
-    a round has cohorts.  Raises CapacityError, with what would fit.
+def plan_pooled(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
+    """As many actors as asked for; ``auto``: where there are GPUs as many on each as its memory holds, one where that
+    is not known, else one for each ``cpus_per_actor``; and no more than a round has cohorts.
+
+    Raises CapacityError, with what would fit.
     """
     if settings.actors != "auto":
-        share = _gpu_share(settings, settings.actors, cluster)
-        plan = ActorPlan(count=settings.actors, cpus=settings.cpus_per_actor, gpus=share)
-        return _checked(plan, cluster, model_bytes, "execution.actors=auto takes what fits")
-    share = _gpu_share(settings, max(1, floor(cluster.gpus)), cluster)
-    fits = fitting_actors(cluster, settings.cpus_per_actor, share, model_bytes)
-    plan = ActorPlan(count=max(1, min(fits, cohorts)), cpus=settings.cpus_per_actor, gpus=share)
+        plan = _plan(settings, settings.actors, _gpu_share(settings, settings.actors, cluster, needs))
+        return _checked(plan, settings, cluster, needs, "execution.actors=auto takes what fits")
+    share = _gpu_share(settings, _useful_on_gpus(settings, cohorts, cluster, needs), cluster, needs)
+    fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs)
+    plan = _plan(settings, max(1, min(fits, cohorts)), share)
     hint = (
         "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory, or lower execution.cpus_per_actor"
     )
-    return _checked(plan, cluster, model_bytes, hint)
+    return _checked(plan, settings, cluster, needs, hint)
 
 
-def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResources) -> float:
-    """A GPU each where there are enough, else an equal share that packs: 3 actors on 2 GPUs take halves."""
+def _plan(settings: ExecutionSettings, count: int, gpus: float) -> ActorPlan:
+    strategy, growing = settings.strategy, settings.autoscale
+    return ActorPlan(count=count, cpus=settings.cpus_per_actor, gpus=gpus, strategy=strategy, growing=growing)
+
+
+def _useful_on_gpus(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, needs: Footprint) -> int:
+    """How many actors the GPUs are to hold, as far as there are cohorts and CPUs for them."""
+    gpus, each = max(1, floor(cluster.gpus)), actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1
+    by_cpu = floor(cluster.cpus / settings.cpus_per_actor / gpus)
+    return gpus * max(1, min(each, MOST, by_cpu, ceil(cohorts / gpus)))
+
+
+def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResources, needs: Footprint) -> float:
+    """A GPU each where there are enough, else an equal share that packs: 3 actors on 2 GPUs take halves.
+
+    Where more GPUs may come, the share that memory allows, whatever there is now.
+    """
     if settings.gpus_per_actor != "auto":
         return settings.gpus_per_actor
     gpus = floor(cluster.gpus)
-    return 1 / ceil(actors / gpus) if gpus else 0.0
+    if not gpus:
+        return 0.0
+    if settings.autoscale:
+        return 1 / min(actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1, MOST)
+    return 1 / ceil(actors / gpus)
 
 
-def _checked(plan: ActorPlan, cluster: ClusterResources, model_bytes: int, hint: str) -> ActorPlan:
-    fits = fitting_actors(cluster, plan.cpus, plan.gpus, model_bytes)
+def _by_gpu_memory(settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint) -> int | None:
+    """How many actors the memory of all GPUs holds; None: that is not known, or none of our business."""
+    each = actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes)
+    return None if each is None or settings.gpus_per_actor != "auto" else each * floor(cluster.gpus)
+
+
+def _checked(
+    plan: ActorPlan, settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint, hint: str
+) -> ActorPlan:
+    fits, limit = fitting_actors(cluster, plan.cpus, plan.gpus, needs), _by_gpu_memory(settings, cluster, needs)
+    if plan.gpus and limit is not None and plan.count > limit and not plan.growing:
+        memory = (cluster.gpu_memory_bytes or 0) / 1e9
+        raise CapacityError(
+            f"{plan.count} actors of {needs.gpu_bytes / 1e9:.1f} GB each do not fit on {cluster.gpus:g} GPUs of "
+            f"{memory:.1f} GB; {limit} would fit. {hint}; execution.gpus_per_actor sets their share by hand"
+        )
     if plan.count <= fits:
         return plan
+    if plan.growing:
+        log.warning("%d of %d actors fit now; the others start as nodes join", fits, plan.count)
+        return plan
     each = f"{plan.cpus:g} CPU" + (f", {plan.gpus:g} GPU" if plan.gpus else "")
-    needs = (ACTOR_BYTES + VECTORS_PER_ACTOR * model_bytes) / 1e9
     raise CapacityError(
-        f"{plan.count} actors of {each} and {needs:.1f} GB each do not fit: the cluster has {cluster.cpus:g} CPUs, "
-        f"{cluster.gpus:g} GPUs and {cluster.memory_bytes / 1e9:.1f} GB; {fits} would fit. {hint}"
+        f"{plan.count} actors of {each} and {needs.memory_bytes / 1e9:.1f} GB each do not fit: the cluster has "
+        f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs and {cluster.memory_bytes / 1e9:.1f} GB; {fits} would fit. "
+        f"{hint}; execution.autoscale=true waits for nodes that a cluster adds"
     )

@@ -31,6 +31,7 @@ from fednar_ray.messages import (
     Readout,
     Scores,
     ScoringTask,
+    Tally,
 )
 
 log = logging.getLogger("fednar_ray")
@@ -50,6 +51,7 @@ class _Slot:
     actor: Any
     starting: Any  # the call that makes it ready; None: it is
     failed_starts: int = 0
+    starting_since: float = field(default_factory=time.monotonic)
     calls: deque[tuple[Any, Call[Any]]] = field(default_factory=deque)  # under way, the oldest first
     since: float = 0.0  # the oldest began then, or earlier
 
@@ -85,9 +87,9 @@ class RayPool:
     ) -> "RayPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
         session.connect()
-        shared = [ray.put(value) for value in (plan, federation.shards, federation.splits())]
-        clients = tuple(warm_up)
-        return cls(session, actors, settings, lambda _, actor: actor.prepare.remote(*shared, clients), dedicated=False)
+        shared = [ray.put(value) for value in (plan, *federation.loaded())]
+        last = tuple(warm_up), federation.split_offsets()
+        return cls(session, actors, settings, lambda _, actor: actor.prepare.remote(*shared, *last), dedicated=False)
 
     @classmethod
     def dedicated(
@@ -108,10 +110,15 @@ class RayPool:
         return cls(session, actors, settings, prepare, dedicated=True)
 
     def places(self) -> list[ActorPlace]:
-        """Where the actors live, by slot; waits for those that start."""
-        while any(slot.starting is not None for slot in self._slots):
+        """Where the actors live, by slot; waits for those that start, or for one of a pool that may grow.
+
+        Those that do not start in time are left out.
+        """
+        enough = any if self._plan.growing and not self._dedicated else all
+        while not enough(slot.starting is None for slot in self._slots) and self._starts_in_time():
             self._wait()
-        places: list[ActorPlace] = ray.get([slot.actor.place.remote() for slot in self._slots])
+        ready = [slot.actor for slot in self._slots if slot.starting is None]
+        places: list[ActorPlace] = ray.get([actor.place.remote() for actor in ready])
         return places
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
@@ -123,9 +130,10 @@ class RayPool:
         self._holders.clear()
         return self._cohorts(broadcast, tasks, lambda actor: actor.measure, hold=True)
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
         """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
-        shared, queue = _shared(readout), CallQueue(tasks, [task.client_id for task in tasks])
+        slots = [task.client_id if self._dedicated else None for task in tasks]
+        shared, queue = _shared(readout), CallQueue(tasks, slots)
 
         def judge(call: Call[ScoringTask], kind: Kind, reason: str) -> None:
             if call.attempts > self._tolerance.retries:
@@ -200,7 +208,7 @@ class RayPool:
         """Until something happens: a result, a start, a loss, or a time that is over."""
         owners = {ref: i for i, slot in enumerate(self._slots) for ref, _ in slot.calls}
         owners |= {slot.starting: i for i, slot in enumerate(self._slots) if slot.starting is not None}
-        ready, _ = ray.wait(list(owners), num_returns=1, timeout=self._seconds_left())
+        ready, _ = ray.wait(list(owners), num_returns=1, timeout=self._seconds_left(stream))
         if not ready:
             self._give_up_what_is_late(stream)
         elif ready[0] is self._slots[owners[ready[0]]].starting:
@@ -218,8 +226,9 @@ class RayPool:
             self._failed(index, ref, kind_of(cause), reason_of(cause), stream)
         except RayError as error:
             kind = Kind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Kind.LOST
-            alone = len(self._slots[index].calls) == 1
-            self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream, charged=alone)
+            # a node that was taken away is nobody's fault
+            own = len(self._slots[index].calls) == 1 and not getattr(error, "preempted", False)
+            self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream, charged=own)
         else:
             call = self._take(index, ref)
             stream.queue.arrive(call, result)
@@ -266,7 +275,7 @@ class RayPool:
     def _refill(self, index: int) -> None:
         """A new actor, which starts as soon as there is room for it in the cluster."""
         ray.kill(self._slots[index].actor)
-        actor = self._session.replacement(self._plan)
+        (actor,) = self._session.new_actors(self._plan, [index])
         fresh = _Slot(actor, self._prepare(index, actor), self._slots[index].failed_starts)
         if all(slot.starting is not None for i, slot in enumerate(self._slots) if i != index):
             self._bare_since = time.monotonic()
@@ -287,24 +296,52 @@ class RayPool:
         else:
             slot.starting, slot.failed_starts = None, 0
 
-    def _seconds_left(self) -> float | None:
-        """Until a call is late, or nobody has been there for too long."""
+    def _seconds_left(self, stream: "_Stream[Any] | None") -> float | None:
+        """Until a call is late, a client's actor could not start for too long, or nobody has been there for so long."""
         now, limit = time.monotonic(), self._settings.client_timeout_seconds
         if all(slot.starting is not None for slot in self._slots):
             return max(0.0, self._bare_since + self._settings.capacity_timeout_seconds - now)
-        if limit is None:
-            return None
-        return max(0.0, min((slot.since for slot in self._slots if slot.calls), default=now) + limit - now)
+        ends = [since + self._settings.capacity_timeout_seconds for since in self._waited_for(stream)]
+        if limit is not None:
+            ends.append(min((slot.since for slot in self._slots if slot.calls), default=now) + limit)
+        return max(0.0, min(ends) - now) if ends else None
+
+    def _starts_in_time(self) -> bool:
+        """May an actor that is starting still be waited for?"""
+        limit = time.monotonic() - self._settings.capacity_timeout_seconds
+        return any(slot.starting is not None and slot.starting_since > limit for slot in self._slots)
+
+    def _waited_for(self, stream: "_Stream[Any] | None") -> list[float]:
+        """Since when those actors are starting that nobody can stand in for, or whose places are asked for."""
+        if stream is None:
+            return [slot.starting_since for slot in self._slots if slot.starting is not None]
+        return [self._slots[call.slot].starting_since for call in self._absent(stream) if call.slot is not None]
+
+    def _absent(self, stream: "_Stream[Any]") -> list[Call[Any]]:
+        """Calls that only one actor can take, which is not there."""
+        waiting = stream.queue.waiting() if self._dedicated else ()
+        return [call for call in waiting if call.slot is not None and self._slots[call.slot].starting is not None]
 
     def _give_up_what_is_late(self, stream: "_Stream[Any] | None") -> None:
         now, limit = time.monotonic(), self._settings.client_timeout_seconds
+        patience = self._settings.capacity_timeout_seconds
         if all(slot.starting is not None for slot in self._slots):
-            if now - self._bare_since >= self._settings.capacity_timeout_seconds:
+            if now - self._bare_since >= patience:
                 raise RunFailed(f"no actor could start for {now - self._bare_since:.0f} s: {self._session.shortage()}")
             return
+        for call in self._absent(stream) if stream is not None else ():
+            assert stream is not None
+            assert call.slot is not None
+            if now - self._slots[call.slot].starting_since >= patience:
+                stream.queue.sent(call)
+                call.attempts = self._tolerance.retries + 1
+                stream.judge(call, Kind.LOST, f"{self._called(call.slot)} has had no actor for {patience:g} s")
         for index, slot in enumerate(self._slots):
             if limit is not None and slot.calls and now - slot.since >= limit:
                 self._lose(index, Kind.TIMED_OUT, Kind.TIMED_OUT.value, stream)
+
+    def _called(self, slot: int) -> str:
+        return f"site {self._plan.pins[slot].site}" if self._plan.pins else f"client {slot}"
 
     def close(self) -> None:
         """Give the actors back to the session; end those that are starting, or were left with a call."""

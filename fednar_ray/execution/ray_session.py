@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -14,18 +14,21 @@ from urllib.parse import urlsplit
 import psutil
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.errors import RayUnavailable
-from fednar_ray.evaluation import Scorer
+from fednar_ray.evaluation import Offsets, Scorer
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.places import ActorPlace
+from fednar_ray.execution.scheduling import options_for
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
-from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate, Readout, Scores, ScoringTask
+from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate, Readout, Scores, ScoringTask, Tally
 
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0  # for a task that imports torch, on a node whose GPUs may all be taken
 LOCAL_OPTIONS: Mapping[str, Any] = {
     "include_dashboard": False,
     # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
@@ -54,13 +57,14 @@ class TrainingActor:
         shards: Shards | ShardFile,
         splits: Mapping[str, Examples],
         warm_up: tuple[int, ...],
+        offsets: Mapping[str, Offsets] | None = None,
     ) -> None:
         """Take up a run, and warm up with a cohort like those to come. A file is read here, on the actor's node."""
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
         self._trainer = CohortTrainer(plan, shards, device)
-        self._scorer = Scorer(plan.model, shards, splits, device, plan.task)
+        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets)
         self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
@@ -73,7 +77,7 @@ class TrainingActor:
         assert self._trainer is not None
         return self._trainer.measure(broadcast, task)
 
-    def score(self, readout: Readout, task: ScoringTask) -> Scores:
+    def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
         """Score examples."""
         assert self._scorer is not None
         return self._scorer.score(readout, task)
@@ -93,7 +97,8 @@ class RaySession:
     def __init__(self, address: str | None = None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._started_here = False
-        self._idle: dict[tuple[float, float], list[Any]] = defaultdict(list)
+        self._idle: dict[tuple[float, float, str], list[Any]] = defaultdict(list)
+        self._gpu_memory: list[float | None] = []  # once asked
 
     @property
     def local(self) -> bool:
@@ -109,7 +114,7 @@ class RaySession:
         self.close()
 
     def connect(self) -> None:
-        """Start or join Ray, once. Raises RayUnavailable where nobody answers at the address."""
+        """Start or join Ray, once. Raises RayUnavailable where it does not start, or nobody answers at the address."""
         if ray.is_initialized():
             return
         if self._address not in ("local", "auto"):
@@ -118,8 +123,9 @@ class RaySession:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-            raise RayUnavailable(f"Ray at {self._address} cannot be joined: {error}") from error
+        except Exception as error:  # of a start that takes too long Ray raises no kind of its own
+            what = "Ray does not start here" if self._address == "local" else f"Ray at {self._address} cannot be joined"
+            raise RayUnavailable(f"{what}: {error}") from error
         self._started_here = True
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, after which a process aborts
@@ -139,22 +145,42 @@ class RaySession:
         )
 
     def nodes(self) -> list[dict[str, float]]:
-        """The CPUs and GPUs of each living node."""
+        """What each living node has in all: CPU, GPU, memory, and custom resources."""
         self.connect()
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return [{name: float(node.get(name, 0.0)) for name in ("CPU", "GPU")} for node in alive]
+        return [{"CPU": 0.0, "GPU": 0.0} | {name: float(amount) for name, amount in node.items()} for node in alive]
+
+    def gpu_memory_bytes(self) -> float | None:
+        """Of the cluster's smallest GPU, asked once on each node that has one; None: not all of them told."""
+        if not self._gpu_memory:
+            nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+            options = {"num_cpus": 0, "num_gpus": 0.01, "max_retries": 0}
+            asked = [
+                ray.remote(**options)(_own_gpu_memory)
+                .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+                .remote()
+                for node in nodes
+            ]
+            told, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+            for ref in silent:
+                ray.cancel(ref, force=True)
+            sizes = [] if silent else ray.get(told)
+            self._gpu_memory = [min(sizes) if sizes and None not in sizes else None]
+        return self._gpu_memory[0]
 
     def lease(self, plan: ActorPlan) -> list[Any]:
-        """Actors with the plan's shares: idle ones first, then new ones."""
+        """Actors with the plan's shares: idle ones first, then new ones; those of sites are always new."""
         self.connect()
-        idle = self._idle[plan.cpus, plan.gpus]
+        idle = [] if plan.pins else self._idle[_kind(plan)]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
         self.discard_idle()  # those of other shares would keep CPUs from the new ones
-        return leased + [self.replacement(plan) for _ in range(plan.count - len(leased))]
+        return leased + self.new_actors(plan, range(len(leased), plan.count))
 
-    def replacement(self, plan: ActorPlan) -> Any:
-        """A new actor with one of the plan's shares; it starts once the cluster has room."""
-        return ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0)(TrainingActor).remote()
+    def new_actors(self, plan: ActorPlan, slots: Iterable[int]) -> list[Any]:
+        """For these slots of a plan; each starts once the cluster has room for it."""
+        return [
+            ray.remote(max_restarts=0, **options)(TrainingActor).remote() for options in options_for(plan, list(slots))
+        ]
 
     def shortage(self) -> str:
         """What the cluster has left, for an error."""
@@ -162,10 +188,13 @@ class RaySession:
         return f"the cluster has {nodes} nodes with {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
 
     def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
-        """Actors that have no call outstanding, for the session's next run."""
+        """Actors that have no call outstanding, for the session's next run; those of sites end."""
         for actor in actors:
-            actor.release.remote()
-        self._idle[plan.cpus, plan.gpus].extend(actors)
+            if plan.pins:
+                ray.kill(actor)
+            else:
+                actor.release.remote()
+                self._idle[_kind(plan)].append(actor)
 
     def close(self) -> None:
         """End the actors, and the local Ray if this session started it."""
@@ -181,6 +210,15 @@ class RaySession:
         for actors in self._idle.values():
             while actors:
                 ray.kill(actors.pop())
+
+
+def _kind(plan: ActorPlan) -> tuple[float, float, str]:
+    return plan.cpus, plan.gpus, plan.strategy
+
+
+def _own_gpu_memory() -> float | None:
+    """Of the GPU that this task was given; None where torch sees none."""
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def _check_reachable(address: str) -> None:

@@ -16,6 +16,7 @@ from fednar_ray.messages import (
     Readout,
     Scores,
     ScoringTask,
+    Tally,
 )
 
 Answer = TypeVar("Answer", CohortUpdate, ClientFigures)
@@ -42,7 +43,7 @@ class SerialPool:
         for task in tasks:
             yield from _tried(lambda task: work(broadcast, task), task, ledger, 0)
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores]:
+    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
         """The scores of ``tasks``, in their order."""
         return (self._scorer.score(readout, task) for task in tasks)
 

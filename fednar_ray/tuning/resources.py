@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import Experiment
-from fednar_ray.errors import CapacityError
+from fednar_ray.errors import CapacityError, ConfigError
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.placement import resolve
 from fednar_ray.preparation import prepare
@@ -26,7 +26,8 @@ class TrialResources:
     @property
     def factory(self) -> PlacementGroupFactory:
         """For Tune: all or nothing."""
-        return PlacementGroupFactory([dict(bundle) for bundle in self.bundles])
+        strategy = "SPREAD" if self.execution.get("strategy") == "spread" else "PACK"
+        return PlacementGroupFactory([dict(bundle) for bundle in self.bundles], strategy=strategy)
 
 
 def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
@@ -34,8 +35,10 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
 
     Raises CapacityError, with what would fit, where the cluster can never hold a trial.
     """
-    session.connect()
     settings = experiment.execution
+    if settings.sites is not None:
+        raise ConfigError(("execution.sites: a search trains in its own trials; fednar compare varies runs on sites",))
+    session.connect()
     gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
     if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
         execution = settings.model_copy(update={"placement": "serial"})

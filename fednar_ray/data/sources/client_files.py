@@ -1,8 +1,8 @@
 """One file a client: a directory of .npz, .csv or .parquet files, each read by itself."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from fednar_ray.errors import DataError
 from fednar_ray.seeding import Purpose, generator
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 ENDINGS = (".csv", ".npz", ".parquet")
 MISSING_IN_CSV = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL"]
@@ -92,30 +93,49 @@ class ClientRows:
     train_y: Array
     test_x: Floats
     test_y: Array
-    features: tuple[str, ...]
 
     @property
     def moments(self) -> Moments:
         """Of the training examples."""
         return Moments.of(self.train_x)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, as hexadecimal digits."""
+        parts = (self.train_x, self.train_y, self.test_x, self.test_y)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).data for part in parts)).hexdigest()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFile:
     """Where a client's rows are, and how they are read; it travels instead of them."""
 
-    path: Path
+    path: Path  # a file; of a site also a directory with that one file
     client_id: int
+    name: str  # the client's
     settings: DataSettings
 
-    @property
-    def name(self) -> str:
-        """The client's."""
-        return self.path.stem
+    def columns(self) -> tuple[str, ...]:
+        """The features that the file holds. Raises as ``read``."""
+        return _table(self.located(), self.settings)[2]
+
+    def located(self) -> Path:
+        """The file. Raises DataError where there is none, or a directory holds several."""
+        if not self.path.is_dir():
+            if not self.path.is_file():
+                raise DataError(f"{self.path}: there is no such file")
+            if self.path.suffix not in ENDINGS:
+                raise DataError(f"{self.path}: is not one of *{', *'.join(ENDINGS)}")
+            return self.path
+        found = _readable(self.path)
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or f"no file *{', *'.join(ENDINGS)}"
+            raise DataError(f"{self.path}: holds {names}; a client has one file")
+        return found[0]
 
     def read(self) -> ClientRows:
         """Raises DataError, which names the file, where it cannot be read, or is not as the settings say."""
-        x, y, features = _table(self.path, self.settings)
+        x, y, features = _table(self.located(), self.settings)
         if y.ndim != 1 or len(x) != len(y):
             raise DataError(f"{self.path}: inputs {x.shape} and {self.settings.label} {y.shape} do not go together")
         if not len(y):
@@ -124,18 +144,28 @@ class ClientFile:
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
         held = min(round((self.settings.test_share or 0) * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
-        return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test], features=features)
+        return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
 
     def survey(self) -> "Survey":
         """What is to be known of the file before anybody trains; raises as ``read``, and for labels of another task."""
         rows, task = self.read(), str(self.settings.task)
-        parts = (rows.train_x, rows.train_y, rows.test_x, rows.test_y)
-        labels = [
+        train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
-        ]
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(part).data for part in parts)).hexdigest()
-        return Survey(moments=rows.moments, train_y=labels[0], test_y=labels[1].astype(labels[0].dtype), digest=digest)
+        )
+        return Survey(
+            moments=rows.moments,
+            train=len(train_y),
+            test=len(test_y),
+            counts=label_counts(train_y, task),
+            classes=1 if task == "regression" else 1 + max(int(y.max(initial=0)) for y in (train_y, test_y)),
+            labels=(train_y, test_y.astype(train_y.dtype)),
+            digest=rows.digest,
+        )
+
+    def figures(self) -> "Survey":
+        """The survey without a label of any one example."""
+        return replace(self.survey(), labels=None)
 
     def _complete(self, x: Floats, y: Array, features: Sequence[str]) -> tuple[Floats, Array]:
         """Rows without what may not be missing."""
@@ -161,9 +191,17 @@ class Survey:
     """Of one client's file."""
 
     moments: Moments
-    train_y: Array
-    test_y: Array
-    digest: str  # SHA-256 of its rows
+    train: int  # examples
+    test: int
+    counts: Counts  # training examples by class, [classes]; in regression their number, [1]
+    classes: int  # one more than its highest label; 1 in regression
+    labels: tuple[Array, Array] | None  # of training and test examples; None: they stay with their holder
+    digest: str  # of its rows
+
+
+def label_counts(labels: Array, task: str) -> Counts:
+    """Examples by class, [classes]; in regression their number, [1]."""
+    return np.array([len(labels)]) if task == "regression" else np.bincount(labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,16 +243,32 @@ def client_files(settings: DataSettings) -> list[ClientFile]:
     directory = Path(str(settings.directory))
     if not directory.is_dir():
         raise DataError(f"{directory}: is no directory; data.directory holds one file a client")
-    paths = sorted((p for p in directory.iterdir() if p.suffix in ENDINGS and p.name[0] != "."), key=lambda p: p.stem)
+    paths = _readable(directory)
     if not paths:
         raise DataError(f"{directory}: holds no file *{', *'.join(ENDINGS)}")
     for before, path in pairwise(paths):
         if before.stem == path.stem:
             raise DataError(f"{path}: {before.name} is the same client's; a client has one file")
-    if settings.features is None:
-        first = _table(paths[0], settings)[2]
-        settings = settings.model_copy(update={"features": first})
-    return [ClientFile(path=path, client_id=i, settings=settings) for i, path in enumerate(paths)]
+    files = [ClientFile(path=path, client_id=i, name=path.stem, settings=settings) for i, path in enumerate(paths)]
+    return files if settings.features is not None else with_columns(files, files[0].columns())
+
+
+def files_of_sites(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
+    """The files of the named sites, by name, as if they lay in one directory; nothing is opened."""
+    return [
+        ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings)
+        for i, name in enumerate(sorted(places))
+    ]
+
+
+def with_columns(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:
+    """The same files, of which these columns are the inputs."""
+    settings = files[0].settings.model_copy(update={"features": features})
+    return [replace(file, settings=settings) for file in files]
+
+
+def _readable(directory: Path) -> list[Path]:
+    return sorted((p for p in directory.iterdir() if p.suffix in ENDINGS and p.name[0] != "."), key=lambda p: p.stem)
 
 
 # ——— files ———
