@@ -89,8 +89,6 @@ def run(
     resumption = resume_from(wanted, experiment, may_change) if resume else None
     settings = resumption.experiment if resumption is not None else experiment
     assert settings is not None
-    prepared = prepare(settings, federation, model)
-        prepared = prepare(settings, federation, model, ray_session)
     with shared_or_own(session) as ray_session:
         return drain(train(prepared, ray_session, resumption=resumption))
 
