@@ -3,17 +3,13 @@
 import dataclasses
 import json
 import logging
-import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -39,6 +35,8 @@ from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 
+from .servers import PATIENCE_SECONDS, Server, awaited
+
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
@@ -55,57 +53,6 @@ EXPERIMENT = fr.Experiment.model_validate(
 )
 FILES = {"experiment.yaml", "partition.png", "curves.png"}
 AWAY, BACK = "does not answer", "answers again"
-PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
-
-
-def awaited(condition: Callable[[], Any]) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-    return value
-
-
-class Server:
-    """A real ``mlflow server`` on a database, which can be killed, hung, and started again on its port."""
-
-    def __init__(self, database_uri: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._database_uri, self._folder = database_uri, folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        stores = ["--backend-store-uri", self._database_uri, "--artifacts-destination", "artifacts"]
-        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1"],
-                cwd=self._folder,
-                env={**os.environ, **settings},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        awaited(self._healthy)
-
-    def _healthy(self) -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-        return False
-
-    def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    def send(self, number: int) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
 
 
 @pytest.fixture(scope="module")
