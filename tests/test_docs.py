@@ -153,7 +153,9 @@ def check_fednar(place: str, page: Path, words: list[str]) -> None:
         command, words = command.commands[words[0]], words[1:]
     if isinstance(command, click.Group) or not words or {"-h", "--help", "--version"} & set(words):
         return
-    given = command.make_context(" ".join(path), words).params.get("arguments") or ()
+    given = command.make_context(" ".join(path), words, parent=click.Context(cli)).params.get("arguments") or ()
+    if path[-1] not in ("run", "compare", "tune", "inspect"):
+        return
     overrides = [word for word in given if "=" in word and not word.startswith("key=")]
     files = [word for word in given if "=" not in word and word not in PLACEHOLDERS]
     to_search = path[-1] == "tune"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from comments import comments
 from pydantic import BaseModel
@@ -49,7 +49,8 @@ def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
     inner = {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
     yield f"## {title}\n"
     yield f"{text(inspect.getdoc(model) or '')}\n"
-    rows = [row(prefix, name, entry, symbols) for name, entry in schema["properties"].items() if name not in inner]
+    keys = {name: entry for name, entry in schema["properties"].items() if name not in inner or inner[name][1]}
+    rows = [row(prefix, name, entry, symbols) for name, entry in keys.items()]
     if rows:
         yield "| key | values | default | |\n|---|---|---|---|"
         yield from (*rows, "")
@@ -57,14 +58,18 @@ def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield READ + "\n\n| | |\n|---|---|"
         yield from (f"| `{name}` | {settings(read)} |" for name, read in TABLES[model.__name__].items())
         yield ""
-    for name, held in inner.items():
-        yield from section(f"{prefix}{name}", held, f"{prefix}{name}.")
+    for name, (held, below) in inner.items():
+        yield from section(f"{prefix}{name}{below}", held, f"{prefix}{name}{below}.")
 
 
-def held_section(annotation: Any) -> type[Settings] | None:
-    """The section that an annotation such as ``SpeedSettings | None`` holds."""
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((each for each in candidates if isinstance(each, type) and issubclass(each, Settings)), None)
+def held_section(annotation: Any) -> tuple[type[Settings], str] | None:
+    """The section in ``SpeedSettings | None``, or below every name in ``Mapping[str, SiteSettings] | None``."""
+    for one in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,):
+        each = get_args(one)[0] if get_origin(one) is Annotated else one
+        named = get_args(each)[-1] if get_origin(each) is Mapping else each
+        if isinstance(named, type) and issubclass(named, Settings):
+            return named, "" if named is each else ".NAME"
+    return None
 
 
 def row(prefix: str, name: str, entry: Mapping[str, Any], symbols: Mapping[str, str]) -> str:
@@ -85,8 +90,8 @@ def values(entry: Mapping[str, Any]) -> str:
         return f"`{entry['const']}`"
     if entry.get("type") == "array":
         return f"a list: {values(entry.get('items', {}))}"
-    limits = [f"{LIMITS[key]} {value:g}" for key, value in entry.items() if key in LIMITS and value != LARGEST]
-    return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip()
+    limits = [f"{LIMITS[key]} {value}" for key, value in entry.items() if key in LIMITS and value != LARGEST]
+    return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip().replace("≥ ", "≥\u00a0")
 
 
 def settings(read: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_post_build(config: Any) -> None:
     """Refuse a site that needs a network."""
     site = Path(config["site_dir"])
+    (site / "404.html").unlink()  # a server's, with addresses that are none in a directory of files
     for path in sorted((*site.rglob("*.html"), *site.rglob("*.css"))):
         if found := FETCHED.search(path.read_text(encoding="utf-8")):
             raise PluginError(f"{path.relative_to(site)} fetches from a network: {found[0]}")

@@ -6,7 +6,7 @@ A page's commands run in one new directory, which its files (blocks with a title
 """
 
 import os
-import shlex
+import secrets
 import shutil
 import signal
 import subprocess
@@ -24,6 +24,8 @@ BIN = Path(sys.executable).parent
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 FORGOTTEN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 TIMEOUT_SECONDS = 1800.0
+ATTEMPTS, BUSY = 5, "timed out during startup"  # Ray gives its processes 30 seconds
+TOKEN = secrets.token_hex(32)  # of the cluster that a note starts
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
 
 def record(page: Path, consoles: list[Block]) -> None:
     """Run one page's commands in order, and write the page."""
-    with tempfile.TemporaryDirectory(prefix="federation") as directory:
+    with tempfile.TemporaryDirectory(prefix="fednar", ignore_cleanup_errors=True) as directory:
         for block in blocks(page):
             if block.title:
                 path = Path(directory) / block.title
@@ -56,37 +58,50 @@ def record(page: Path, consoles: list[Block]) -> None:
 def run(block: Block, directory: str) -> list[str]:
     """The block's lines as they are to be: each command, and what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
-    environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}"}
+    environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_TOKEN": TOKEN}
     shown: list[str] = []
     with meanwhile(block, directory, environment):
         for command in block.commands:
             print(f"{block.place}: {command}", file=sys.stderr)
-            done = subprocess.run(
-                ["/bin/bash", "-c", command],
-                cwd=directory,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=TIMEOUT_SECONDS,
-                check=False,
-            )
-            if done.returncode:
-                sys.exit(f"{block.place}: exit code {done.returncode}:\n{done.stdout}")
-            shown += [PROMPT + command, *done.stdout.replace(directory, CALLED).rstrip().splitlines()]
+            printed = output_of(command, directory, environment, block.place)
+            shown += [PROMPT + command, *printed.replace(directory, CALLED).rstrip().splitlines()]
     return shown
+
+
+def output_of(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:
+    """What a command prints. Exits where it fails, unless a busy machine kept Ray from starting a few times."""
+    for attempts_left in reversed(range(ATTEMPTS)):
+        done = subprocess.run(
+            ["/bin/bash", "-c", command],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+        if BUSY not in done.stdout or not attempts_left:
+            break
+    if done.returncode or BUSY in done.stdout:
+        sys.exit(f"{place}: exit code {done.returncode}:\n{done.stdout}")
+    return done.stdout
 
 
 @contextmanager
 def meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """What the block's note says runs beside it: `seconds to wait for it: command`."""
+    """What the block's note says runs beside it: how many seconds it gets to start, and the command."""
     if block.note is None or block.note[0] != "meanwhile":
         yield
         return
     seconds, _, command = block.note[1].partition(":")
     beside = subprocess.Popen(
-        shlex.split(command), cwd=directory, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        ["/bin/bash", "-c", f"exec {command.strip()}"],
+        cwd=directory,
+        env={**environment, "RAY_AUTH_MODE": "token"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         time.sleep(float(seconds))

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")? *$")
-NOTE = re.compile(r"^<!-- (?P<kind>not run|meanwhile|again): (?P<text>.+) -->$")
+NOTE = re.compile(r"<!-- (?P<kind>not run|meanwhile|again): (?P<text>(?:(?!-->).)+) -->\Z", re.DOTALL)
 PROMPT = "$ "
 
 
@@ -74,6 +74,5 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def _note(lines: list[str], at: int) -> tuple[str, str] | None:
-    above = next((lines[i] for i in range(at - 1, -1, -1) if lines[i].strip()), "")
-    found = NOTE.match(above)
-    return (found["kind"], found["text"]) if found else None
+    found = NOTE.search("\n".join(lines[:at]).rstrip())
+    return (found["kind"], found["text"].replace("\\\n", "")) if found else None

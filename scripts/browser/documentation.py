@@ -1,0 +1,61 @@
+"""Opens every page of the built documentation in Chromium, from its files and without a network, and searches it.
+
+Run by scripts/screenshots; writes docs/images/documentation.png.  Exit code 1, and a sentence that says why, where a
+page asks for something that is not a file beside it, lacks a picture, breaks in its scripts, or where search finds nothing.
+"""
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page
+from screenshots import BROKEN_PICTURES, IMAGES, ROOT, chromium, there
+
+SITE = ROOT / ".site"
+SOUGHT = "effective weight decay"
+
+
+def main() -> None:
+    """Look at all pages, then take a picture of the first."""
+    if not (SITE / "index.html").exists():
+        sys.exit(f"{SITE} has no documentation; scripts/docs builds it")
+    with chromium() as browser:
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}, offline=True).new_page()
+        asked: list[str] = []
+        broken: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: broken.append(request.url))
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        built = sorted(SITE.rglob("*.html"))
+        for path in built:
+            look(page, path)
+        search(page)
+        if elsewhere := [url for url in asked if not url.startswith((SITE.as_uri(), "data:", "about:"))]:
+            sys.exit(f"the documentation asks for {', '.join(elsewhere)}")
+        if broken:
+            sys.exit(f"broken: {', '.join(broken)}")
+        print(f"opened {len(built)} pages, none of which needs a network")
+        page.goto((SITE / "index.html").as_uri())
+        page.screenshot(path=IMAGES / "documentation.png", animations="disabled")
+        print(f"wrote {(IMAGES / 'documentation.png').relative_to(ROOT)}")
+
+
+def look(page: Page, path: Path) -> None:
+    """One page, with its pictures."""
+    page.goto(path.as_uri())
+    there(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
+    if page.locator("img").evaluate_all(BROKEN_PICTURES):
+        sys.exit(f"{path.relative_to(SITE)} lacks a picture")
+
+
+def search(page: Page) -> None:
+    """Find a page by its words; in a site that is opened from a file a frame stands in for the worker."""
+    page.goto((SITE / "index.html").as_uri())
+    box = page.locator("input.md-search__input")
+    box.click()
+    page.wait_for_function("typeof __index !== 'undefined'")
+    box.press_sequentially(SOUGHT, delay=20)
+    there(page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}")
+
+
+if __name__ == "__main__":
+    main()
