@@ -205,7 +205,9 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
         )
     if as_json:
         rows = [row.cells() for row in result.rows]
-        click.echo(json.dumps({"rows": rows, "chart": str(result.chart), "run_id": result.run_id}))
+        by_decay = None if result.accuracy_by_decay is None else str(result.accuracy_by_decay)
+        charts = {"chart": str(result.chart), "accuracy_by_decay": by_decay}
+        click.echo(json.dumps({"rows": rows, **charts, "run_id": result.run_id}))
     else:
         _print_comparison(console, result)
 
@@ -250,17 +252,28 @@ def tune(
 
 
 @cli.command()
-@click.argument("name", metavar="SEARCH")
+@click.argument("name")
 @as_json
 @click.option("--uri", help="The tracking store that it was recorded in; default as kept here, else MLflow's own.")
-def report(name: str, as_json: bool, uri: str | None) -> None:
-    """Make the report of a search anew, from what MLflow has of it, in searches/SEARCH/report."""
+@click.option("--output", type=click.Path(path_type=Path), help="Where to write to; default where NAME is kept.")
+def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> None:
+    """Draw what is recorded of NAME, a run, a comparison or a search: its name, its directory, or its id in MLflow.
+
+    Of a search, a page with pictures and tables; of a run, its curves and the norms that the bound meets; of a
+    comparison, its curves, and accuracy against weight decay.
+    """
     _quiet_libraries()
-    from fednar_ray.reporting import REPORT, report_on
+    from fednar_ray.reporting import report_of
     from fednar_ray.tuning.ledger import directory_of, uri_of
 
-    written = report_on(name, uri or uri_of(name), directory_of(name) / REPORT)
-    click.echo(json.dumps({"page": str(written.page)}) if as_json else f"report: {written.page}")
+    written = report_of(name, uri or uri_of(name), output, directory_of)
+    if as_json:
+        page = {} if written.page is None else {"page": str(written.page)}
+        click.echo(json.dumps({**page, "files": list(map(str, written.files))}))
+    elif written.page is not None:
+        click.echo(f"report: {written.page}")
+    else:
+        click.echo("\n".join(map(str, written.files)))
 
 
 @cli.group()
@@ -467,7 +480,13 @@ def _print_comparison(console: "Console", result: Any) -> None:
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+    for row in result.rows:
+        if row.alerts:
+            who = f"{row.variant.regularizer}, weight decay {row.variant.weight_decay:g}"
+            console.print(f"{who}: {', '.join(row.alerts)} (see above)", soft_wrap=True)
     console.print(f"chart: {result.chart}", soft_wrap=True)
+    if result.accuracy_by_decay is not None:
+        console.print(f"accuracy against weight decay: {result.accuracy_by_decay}", soft_wrap=True)
     _print_place(console, result.chart.parent, result.tracking_uri)
 
 
@@ -492,6 +511,7 @@ def _quiet_libraries() -> None:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 class Terminated(KeyboardInterrupt):

@@ -12,20 +12,13 @@ from scipy import stats
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, open_store, train
-from fednar_ray.figures import Curves, draw_comparison
 from fednar_ray.messages import RoundReport
 from fednar_ray.preparation import prepare
+from fednar_ray.report.runs import Variant, curve, draw_variants, final_accuracy
 from fednar_ray.tracking.journal import run_directory
 from fednar_ray.tracking.mlflow import RunTracker
 
 CONFIDENCE = 0.95
-
-
-class Variant(NamedTuple):
-    """One row of a comparison."""
-
-    weight_decay: float
-    regularizer: str
 
 
 class Progress(NamedTuple):
@@ -51,6 +44,7 @@ class Row:
     clip_fraction: float
     client_seconds: float  # of training, mean over seeds
     wall_seconds: float  # all rounds, mean over seeds
+    alerts: tuple[str, ...]  # of any seed, by kind
 
     def cells(self) -> dict[str, str]:
         """The row as text."""
@@ -80,6 +74,7 @@ class Comparison:
     settings: CompareSettings
     rows: tuple[Row, ...]
     chart: Path
+    accuracy_by_decay: Path | None  # a picture, where there are several weight decays
     run_id: str
     tracking_uri: str
 
@@ -109,12 +104,21 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
             training = train(prepare(one, session=session), session, tags={"mlflow.parentRunId": run_id}, name=label)
             result = yield from _labelled(training, index, len(runs), label)
             results[variant].append(result)
-        chart = draw_comparison(*_curves(results), directory / "comparison.png")
+        records = {variant: [run.history for run in seeds] for variant, seeds in results.items()}
+        chart, *further = draw_variants(records, document.compare.final_rounds, directory)
         rows = tuple(_rows(results, document.compare))
-        parent.log_file(chart)
+        for picture in (chart, *further):
+            parent.log_file(picture)
         parent.log_table([row.cells() for row in rows], "comparison.json")
         parent.log_metrics(_headline(rows))
-        return Comparison(settings=document.compare, rows=rows, chart=chart, run_id=run_id, tracking_uri=parent.uri)
+        return Comparison(
+            settings=document.compare,
+            rows=rows,
+            chart=chart,
+            accuracy_by_decay=further[0] if further else None,
+            run_id=run_id,
+            tracking_uri=parent.uri,
+        )
     raise AssertionError("unreachable: a tracker suppresses no error")
 
 
@@ -144,9 +148,9 @@ def _labelled(
 
 def _rows(results: Mapping[Variant, Sequence[Result]], settings: CompareSettings) -> Iterator[Row]:
     for variant, runs in results.items():
-        final = np.array([_final_accuracy(run, settings.final_rounds) for run in runs])
+        final = np.array([final_accuracy(run.history, settings.final_rounds) for run in runs])
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
-        reference = [_final_accuracy(run, settings.final_rounds) for run in results[baseline]]
+        reference = [final_accuracy(run.history, settings.final_rounds) for run in results[baseline]]
         difference, interval = (None, None) if variant == baseline else paired(final, np.array(reference))
         reached = [r for run in runs if (r := _to_target(run, settings.target_accuracy)) is not None]
         yield Row(
@@ -157,9 +161,10 @@ def _rows(results: Mapping[Variant, Sequence[Result]], settings: CompareSettings
             rounds_to_target=float(np.median([rounds for rounds, _ in reached])) if reached else None,
             bytes_to_target=float(np.median([sent for _, sent in reached])) if reached else None,
             reached=len(reached),
-            clip_fraction=float(np.mean([_curve(run, "clip_fraction").mean() for run in runs])),
-            client_seconds=float(np.mean([_curve(run, "client_seconds").sum() for run in runs])),
-            wall_seconds=float(np.mean([_curve(run, "round_seconds").sum() for run in runs])),
+            clip_fraction=float(np.mean([curve(run.history, "clip_fraction").mean() for run in runs])),
+            client_seconds=float(np.mean([curve(run.history, "client_seconds").sum() for run in runs])),
+            alerts=tuple(dict.fromkeys(alert.name for run in runs for alert in run.alerts)),
+            wall_seconds=float(np.mean([curve(run.history, "round_seconds").sum() for run in runs])),
         )
 
 
@@ -172,36 +177,14 @@ def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) 
     return float(differences.mean()), float(quantile * stats.sem(differences))
 
 
-def _curve(run: Result, metric: str) -> npt.NDArray[np.float64]:
-    """A metric by round; in rounds without an evaluation NaN."""
-    return np.array([record.metrics.get(metric, np.nan) for record in run.history])
-
-
-def _final_accuracy(run: Result, rounds: int) -> float:
-    return float(np.nanmean(_curve(run, "test_accuracy")[-rounds:]))
-
-
 def _to_target(run: Result, target: float) -> tuple[int, float] | None:
     """Rounds, and bytes down and up, until the test accuracy first reached ``target``."""
-    hits = np.flatnonzero(_curve(run, "test_accuracy") >= target)
+    hits = np.flatnonzero(curve(run.history, "test_accuracy") >= target)
     if not len(hits):
         return None
     rounds = int(hits[0]) + 1
-    sent = _curve(run, "bytes_down")[:rounds].sum() + _curve(run, "bytes_up")[:rounds].sum()
+    sent = sum(curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
     return rounds, float(sent)
-
-
-def _curves(results: Mapping[Variant, Sequence[Result]]) -> tuple[dict[float, Curves], dict[float, Curves]]:
-    """Accuracy and effective weight decay over rounds, by weight decay and regularizer."""
-
-    def of(metric: str) -> dict[float, Curves]:
-        curves: dict[float, dict[str, npt.NDArray[np.float64]]] = {}
-        for variant, runs in results.items():
-            stacked = np.stack([_curve(run, metric) for run in runs])
-            curves.setdefault(variant.weight_decay, {})[variant.regularizer] = stacked
-        return dict(curves)
-
-    return of("test_accuracy"), of("effective_weight_decay")
 
 
 def _headline(rows: Sequence[Row]) -> dict[str, float]:

@@ -24,14 +24,14 @@ from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
-from fednar_ray.figures import draw_curves, draw_partition
+from fednar_ray.figures import draw_curves, draw_partition, draw_step_norms
 from fednar_ray.lookout import Lookout, chance_of
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
 from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import FINISHED, storage_of
-from fednar_ray.tracking.journal import Journal, run_directory
+from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.system_metrics import system_metrics
 from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
@@ -334,6 +334,8 @@ def _log_outputs(
 ) -> None:
     """What the run ends with."""
     tracker.log_file(draw_curves(history, directory / "curves.png"))
+    tracker.log_file(draw_step_norms(history, directory / "step_norms.png"))
+    tracker.log_file(directory / ROUNDS_FILE)
     out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]

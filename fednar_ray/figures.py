@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fednar_ray.messages import RoundRecord
 
 COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
+WIDE = 20.0  # numbers further apart than this many times are on a logarithmic axis
+BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
 MOST_LABELS = 8  # beyond this many the axis chooses
 MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
 
@@ -50,10 +53,11 @@ def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
 
 
 def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
-    """Accuracy, training loss, clipped steps and effective weight decay over the rounds of one run."""
+    """Accuracy (or RMSE), training loss, clipped steps and effective weight decay over the rounds of one run."""
     figure = Figure(figsize=(9, 6), layout="constrained")
+    measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
     panels = {
-        "accuracy": ("test_accuracy", "validation_accuracy"),
+        measure: (f"test_{measure}", f"validation_{measure}"),
         "training loss": ("train_loss",),
         "share of clipped steps": ("clip_fraction",),
         "weight decay": ("effective_weight_decay", "weight_decay"),
@@ -69,6 +73,58 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
             axes.legend(frameon=False)
     figure.savefig(path, dpi=100)
     return path
+
+
+def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
+    """‖v‖, the norm that the bound A meets: over rounds, and by client in the last quarter of the rounds.
+
+    Over rounds the mean over steps, and what a tenth of the clients are below and above; by client means and ranges,
+    the largest first.  Clients are as far as the records keep them; without any, there is no second panel.
+    """
+    by_client = _norms_by_client(history[-max(1, len(history) // 4) :])
+    figure = Figure(figsize=(10, 4) if by_client else (6, 4), layout="constrained")
+    panels = figure.subplots(1, 2 if by_client else 1, sharey=True, squeeze=False)[0]
+    _norms_over_rounds(panels[0], history)
+    if by_client:
+        values = sorted(by_client.values(), key=np.mean, reverse=True)
+        x, means = np.arange(len(values)), np.array([np.mean(each) for each in values])
+        ranges = np.abs(np.array([[np.min(each), np.max(each)] for each in values]).T - means)
+        style: Any = {"color": BOUNDED, "markersize": 4, "elinewidth": 1, "alpha": 0.8}
+        panels[1].errorbar(x, means, yerr=ranges, fmt="o", **style)
+        bound = history[-1].metrics.get("clip_bound", np.nan)
+        panels[1].axhline(bound, color=BOUND, linestyle="--")
+        panels[1].set(xlabel="clients, largest first", title="‖v‖ by client, in the last quarter of the rounds")
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[1].grid(alpha=0.3)
+    lowest, highest = panels[0].dataLim.intervaly
+    if highest > WIDE * lowest > 0:
+        panels[0].set_yscale("log")
+    else:
+        panels[0].set_ylim(bottom=0)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:
+    names = ("step_norm", "step_norm_p10", "step_norm_p90", "clip_bound")
+    rounds = [record.round_index for record in history if "step_norm" in record.metrics]
+    mean, low, high, bound = (
+        np.array([r.metrics.get(name, np.nan) for r in history if "step_norm" in r.metrics]) for name in names
+    )
+    axes.fill_between(rounds, low, high, color=BOUNDED, alpha=0.2, linewidth=0, label="eight tenths of the clients")
+    axes.plot(rounds, mean, color=BOUNDED, label="mean over steps", marker=_marker(len(rounds)))
+    axes.plot(rounds, bound, color=BOUND, linestyle="--", label="bound A", marker=_marker(len(rounds)))
+    axes.set(xlabel="round", ylabel="‖v‖", title="‖v‖ over rounds")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
+    norms: dict[int, list[float]] = {}
+    for record in history:
+        for client_id, norm in record.step_norms.items():
+            norms.setdefault(client_id, []).append(norm)
+    return norms
 
 
 def _marker(points: int) -> str | None:

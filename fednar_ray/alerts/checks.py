@@ -189,8 +189,10 @@ def _less_decay(past: Past) -> str:
     lower = _to("regularizer.weight_decay", settings.weight_decay, settings.weight_decay / 10)
     if settings.name == "fednar":
         return lower
-    bound = _to("regularizer.clip_bound", settings.clip_bound, past.bound_for(0.3))
-    return f"{lower}, or regularizer.name: fednar with {bound}"
+    bound = past.bound_for(0.3)
+    if settings.clip_bound / 2 < bound < 2 * settings.clip_bound:
+        return f"{lower}, or regularizer.name: fednar"
+    return f"{lower}, or regularizer.name: fednar with {_to('regularizer.clip_bound', settings.clip_bound, bound)}"
 
 
 def _to(key: str, now: float, then: float) -> str:

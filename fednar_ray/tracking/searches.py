@@ -5,7 +5,7 @@ the runs of these two with further seeds as ``best, another seed`` and ``baselin
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,16 +17,13 @@ from mlflow.entities import Run
 
 from fednar_ray.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, answering
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, History, history_of, pages, runs_like
 
-KIND_TAG, NAME_TAG, STATUS_TAG, PARENT_TAG = "fednar.kind", "fednar.search", "fednar.status", "mlflow.parentRunId"
+NAME_TAG, STATUS_TAG = "fednar.search", "fednar.status"
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 ANOTHER_SEED = ", another seed"
 ABOUT = ("search.metric", "search.mode", "search.algorithm", "search.scheduler", "search.seeds", "search.space")
 """What a search is described by, among the parent's parameters."""
-NEWEST_FIRST = ("attributes.start_time DESC",)
-
-History = tuple[tuple[int, float], ...]
-"""(round, value), in the order of rounds; without the rounds that were not evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,31 +117,16 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
 def _searches(client: MlflowClient) -> Iterator[Run]:
     """The parent runs of all searches, newest first."""
     experiments = [
-        experiment.experiment_id for experiment in _pages(lambda token: client.search_experiments(page_token=token))
+        experiment.experiment_id for experiment in pages(lambda token: client.search_experiments(page_token=token))
     ]
-    return _runs(client, experiments, f"tags.`{KIND_TAG}` = 'search'")
-
-
-def _runs(client: MlflowClient, experiments: Sequence[str], wanted: str) -> Iterator[Run]:
-    return _pages(lambda token: client.search_runs(experiments, wanted, order_by=list(NEWEST_FIRST), page_token=token))
-
-
-def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What is found, over all of MLflow's pages."""
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return runs_like(client, experiments, f"tags.`{KIND_TAG}` = 'search'")
 
 
 def _record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     params, run_id = parent.data.params, parent.info.run_id
     space, metric = json.loads(params["search.space"]), params["search.metric"]
     children: dict[str, dict[str, Run]] = {"trial": {}, "best": {}, "baseline": {}}
-    for run in _runs(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
+    for run in runs_like(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
             children[kind].setdefault(run.info.run_name, run)  # the newest of a name
@@ -171,7 +153,7 @@ def _trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str, obje
         name=run.info.run_name,
         values={key: parsed(text) for key, text in run.data.params.items() if key in space},
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
-        history=_history(client, run, metric),
+        history=history_of(client, run, metric),
     )
 
 
@@ -185,8 +167,8 @@ def _curve(client: MlflowClient, runs: Iterable[Run], metric: str) -> Curve | No
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_settings(seeds[0].data.params),
-        history=_mean([_history(client, run, metric) for run in seeds]),
-        test_history=_mean([_history(client, run, on_test) for run in seeds]) if on_test != metric else (),
+        history=_mean([history_of(client, run, metric) for run in seeds]),
+        test_history=_mean([history_of(client, run, on_test) for run in seeds]) if on_test != metric else (),
         test_accuracy=fmean(accuracies) if accuracies else None,
     )
 
@@ -199,14 +181,6 @@ def _mean(histories: Sequence[History]) -> History:
 
 def _settings(params: Mapping[str, str]) -> dict[str, Any]:
     return {key: parsed(text) for key, text in params.items() if not key.startswith(("search.", "best."))}
-
-
-def _history(client: MlflowClient, run: Run, metric: str) -> History:
-    """Of a round that was trained twice, what it gave the last time."""
-    if metric not in run.data.metrics:
-        return ()
-    points = client.get_metric_history(run.info.run_id, metric)
-    return tuple({point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}.items())
 
 
 def parsed(text: str) -> Any:

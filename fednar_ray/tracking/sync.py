@@ -40,7 +40,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
     with ExitStack() as stack:
         try:
             stack.enter_context(sole_writer(directory))
-            run_id, known_uri = _identity(directory)
+            run_id, known_uri = identity_of(directory)
         except BadInput as reason:
             skipped = str(reason)
         else:
@@ -60,8 +60,8 @@ def _deliver(store: Store, run_id: str, directory: Path) -> tuple[int, int]:
         return delivery.delivered_operations, delivery.delivered_rounds
 
 
-def _identity(directory: Path) -> tuple[str, str]:
-    """The MLflow run that a run directory belongs to, and its store."""
+def identity_of(directory: Path) -> tuple[str, str]:
+    """The MLflow run that a run directory belongs to, and its store. Raises BadInput where it does not say."""
     path = directory / RUN_FILE
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
