@@ -266,7 +266,7 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     from fednar_ray.reporting import report_of
     from fednar_ray.tuning.ledger import directory_of, uri_of
 
-    written = report_of(name, uri or uri_of(name), output, directory_of)
+    written = report_of(name, uri, output, directory_of, uri_of(name))
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))
@@ -299,6 +299,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     from fednar_ray.data.inspection import lines
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.figures import draw_federation
+    from fednar_ray.preparation import federation_of
 
     with RaySession() as session:
         federation = federation_of(experiment, session)
@@ -313,7 +314,6 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     click.echo(f"  {'figure':20}{drawn}")
 
 
-    from fednar_ray.preparation import federation_of
 @cli.command()
 @click.option("--uri", help="The tracking store; default MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")

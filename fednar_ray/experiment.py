@@ -90,6 +90,7 @@ def run(
     settings = resumption.experiment if resumption is not None else experiment
     assert settings is not None
     with shared_or_own(session) as ray_session:
+        prepared = prepare(settings, federation, model, ray_session)
         return drain(train(prepared, ray_session, resumption=resumption))
 
 

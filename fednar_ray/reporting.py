@@ -39,14 +39,17 @@ def report_on(name: str, uri: str | None, directory: Path) -> Report:
     return report
 
 
-def report_of(name: str, uri: str | None, output: Path | None, home: Callable[[str], Path]) -> Written:
-    """Draw a run or a comparison, by name, directory or id, or make a search's report; ``home``: a search's directory.
+def report_of(
+    name: str, uri: str | None, output: Path | None, home: Callable[[str], Path], searched: str | None
+) -> Written:
+    """Draw a run or a comparison, by name, directory or id, or make a search's report.
 
+    ``home``: a search's directory; ``searched``: the store of the search of that name that is kept here, if one is.
     Raises BadInput where there is nothing of that name.
     """
-    if not home(name).is_dir() and (kept := _kept(name)) is not None:
+    if searched is None and (kept := _kept(name)) is not None:
         return _of_kept(kept, uri, output)
-    if not home(name).is_dir() and RUN_ID.fullmatch(name):
+    if searched is None and RUN_ID.fullmatch(name):
         store = Store(uri)
         run = run_of(store, name)
         if run is None:
@@ -54,7 +57,7 @@ def report_of(name: str, uri: str | None, output: Path | None, home: Callable[[s
         if run.data.tags.get(KIND_TAG) != "search":
             return _drawn(store, run, output or Path(RUNS).absolute() / f"{run.info.run_name}-{name[:8]}")
         name = run.data.tags[NAME_TAG]
-    report = report_on(name, uri, output or home(name) / REPORT)
+    report = report_on(name, uri or searched, output or home(name) / REPORT)
     return Written(page=report.page, files=report.files)
 
 

@@ -12,6 +12,8 @@ from fednar_ray.config import DataSettings
 from fednar_ray.data.federation import load_federation
 from fednar_ray.data.sources import digits
 from fednar_ray.errors import DataError
+from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.vectors import flatten
 
 from .conftest import small_federation
 
@@ -207,3 +209,15 @@ def test_sampling_more_than_the_clients_with_examples_is_refused():
     )
     with pytest.raises(fr.ConfigError, match=r"clients_per_round: 3 is more than the clients with examples \(2\)"):
         next(fr.iter_rounds(experiment, federation=small_federation((4, 5)), model=torch.nn.Linear(2, 3)))
+
+
+def test_the_data_may_have_a_seed_of_their_own() -> None:
+    def made(seed: int, own: int | None) -> Prepared:
+        data = {"validation": 0.2, "partition": {"kind": "dirichlet", "clients": 4}, "seed": own}
+        return prepare(fr.Experiment.model_validate({"seed": seed, "data": data, "model": {"hidden": 4}}))
+
+    here, there, free = made(0, 7), made(1, 7), made(1, None)
+    assert here.federation.digest() == there.federation.digest() == made(7, None).federation.digest()
+    assert here.federation.digest() != free.federation.digest()
+    assert not np.array_equal(flatten(here.model), flatten(there.model))
+    assert np.array_equal(flatten(there.model), flatten(free.model))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.alerts.past import LONGEST, SOON, Past
+from fednar_ray.alerts.past import LONGEST, SOON, Past, ratio
 from fednar_ray.errors import RoundAborted
 from fednar_ray.messages import RoundRecord
 from fednar_ray.screening import NOT_FINITE
@@ -74,13 +74,18 @@ def _stalls(past: Past) -> Finding | None:
     losses, progress = past.last("train_loss", window), past.progress(window)
     if len(losses) < window or past.best_progress > STALLED:
         return None
-    if past.chance is None and past.best_loss < 0.9 * past.first["train_loss"]:
+    evaluated = math.isfinite(past.best_progress)
+    if not evaluated and past.best_loss < 0.9 * past.first["train_loss"]:
         return None
     halves = np.array_split(losses, 2)
     improved = halves[1].mean() < 0.99 * halves[0].mean()
     if improved or (len(progress) >= 4 and _rises(progress)):
         return None
-    where = "" if past.chance is None else f"{past.chance.metric} is no better than chance ({past.chance.value:.3g}), "
+    where = (
+        ""
+        if past.chance is None or not evaluated
+        else f"{past.chance.metric} is no better than chance ({past.chance.value:.3g}), "
+    )
     what = f"{where}and the training loss has not fallen for {window} rounds".removeprefix("and ")
     return _why_nothing_is_learned(past, what)
 
@@ -161,7 +166,7 @@ def _clips_everything(past: Past) -> Finding | None:
     settings = past.experiment.regularizer
     if not past.clips_nearly_everything:
         return None
-    left = 100 / past.norm_in_bounds
+    left = ratio(100, past.norm_in_bounds)
     decay = (
         f"; the weight decay that acts is {past.typical('effective_weight_decay'):.2g}, not {settings.weight_decay:g}"
     )
@@ -173,7 +178,7 @@ def _clips_everything(past: Past) -> Finding | None:
 
 
 def _decay_dominates(past: Past) -> Finding | None:
-    shrunk = past.typical("parameter_norm") / past.first.get("parameter_norm", math.inf)
+    shrunk = ratio(past.typical("parameter_norm"), past.first.get("parameter_norm", math.inf))
     if len(past.last("parameter_norm", SOON)) < SOON or past.experiment.regularizer.name == "none":
         return None
     if past.decay_share < DOMINATES or shrunk > SHRUNK:

@@ -77,7 +77,7 @@ class Past:
     @property
     def norm_in_bounds(self) -> float:
         """‖v‖ / A."""
-        return _ratio(self.typical("step_norm"), self.typical("clip_bound"))
+        return ratio(self.typical("step_norm"), self.typical("clip_bound"))
 
     def bound_for(self, share: float) -> float:
         """The A_0 at which A is this share of ‖v‖ now."""
@@ -91,7 +91,7 @@ class Past:
         step = self.typical("step_norm")
         if self.experiment.regularizer.name == "decoupled":
             step = min(step, self.typical("clip_bound"))
-        return _ratio(self.typical("weight_decay") * self.typical("parameter_norm"), step)
+        return ratio(self.typical("weight_decay") * self.typical("parameter_norm"), step)
 
     @property
     def clips(self) -> bool:
@@ -109,7 +109,7 @@ class Past:
     def moved(self) -> npt.NDArray[np.float64]:
         """‖Δ‖ in ‖x‖, in each of the last rounds that have an update."""
         lengths, norms = self.last("update_norm", LONGEST), self.last("parameter_norm", LONGEST)
-        return np.array([_ratio(length, norm) for length, norm in zip(lengths, norms, strict=False)])
+        return np.array([ratio(length, norm) for length, norm in zip(lengths, norms, strict=False)])
 
     @property
     def unexplained(self) -> bool:
@@ -119,6 +119,6 @@ class Past:
         return self.typical("update_norm") > EXPLAINED * longest
 
 
-def _ratio(value: float, by: float) -> float:
+def ratio(value: float, by: float) -> float:
     """value / by; infinite where ``by`` is zero."""
     return value / by if by else math.inf

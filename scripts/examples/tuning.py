@@ -68,7 +68,7 @@ def example() -> bool:
         search = searched(Path(folder), str(FILE), *COMMAND, *COMMON)
         keep_pictures(search, "tuning", PICTURES)
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
-        defaults = list(pool.map(outcome, [[f"seed={seed}"] for seed in range(TRIALS)]))
+        defaults = list(pool.map(outcome, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS)]))
         fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
         fresh_tuned = list(pool.map(outcome, [[*tuned, *seed] for seed in fresh]))
         fresh_default = list(pool.map(outcome, fresh))
@@ -154,7 +154,8 @@ def told(
         "",
         f"    fednar tune tune_configs/digits.yaml {' '.join((*COMMAND, *COMMON))}",
         "",
-        f"and then the file's own settings under {TRIALS} seeds: {TRIALS * ROUNDS:,} rounds each.",
+        f"and then the file's own settings under {TRIALS} seeds: {TRIALS * ROUNDS:,} rounds each, all on the same "
+        "clients and judged on the same validation examples (`data.seed=0`).",
         "",
         "| | validation accuracy | test accuracy |",
         "|---|---:|---:|",

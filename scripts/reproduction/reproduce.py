@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import statistics
 import sys
@@ -24,6 +26,7 @@ from fednar_ray.figures import COLOURS, STYLES, draw_accuracy_by_decay
 from fednar_ray.tracking.lines import replace
 
 FINAL_ROUNDS = 10
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ def main() -> None:
     try:
         cells = list(table.cells(partial(load_cell, overrides, own)))
         _run(table, cells, arguments.seeds, fr.RaySession(arguments.address), output, _command(arguments))
+        if arguments.document:
+            _document(f"{arguments.table}-{scale}", output)
     except FednarError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -86,8 +91,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs a cell, counted up from the file's seed")
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of a Ray cluster")
+    parser.add_argument("--document", action="store_true", help="put what was measured into docs/reproduction.md too")
     parser.add_argument("--output", help="where runs, table and curves are kept; default: reproduction/TABLE-SCALE")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     wrong = [text for text in arguments.data if text.partition("=")[0] not in DATA_KEYS or "=" not in text]
     wrong += [text for text in arguments.overrides if "=" not in text]
     if wrong or arguments.seeds < 1:
@@ -111,11 +117,7 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
     with session:
         for index, cell in enumerate(cells):
             start = time.monotonic()
-            runs = [
-                fr.run(cell.experiment.model_copy(update={"seed": cell.experiment.seed + offset}),
-                       session=session, resume=True)
-                for offset in range(seeds)
-            ]  # fmt: skip
+            runs = [fr.run(_named(cell, offset), session=session, resume=True) for offset in range(seeds)]
             measured.append(_measured(cell, runs))
             _write(table, measured, output, command)
             print(
@@ -126,6 +128,14 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
             )
     print((output / "table.md").read_text())
     print(f"kept in {output}")
+
+
+def _named(cell: Cell, offset: int) -> fr.Experiment:
+    """The cell's experiment under a name of its own: by that it is found again."""
+    place = re.sub(r"[^A-Za-z0-9.]+", "", f"{cell.row}.{cell.column}")
+    seed = cell.experiment.seed + offset
+    name = f"{cell.experiment.name}-{place}-{cell.regularizer}-{seed}"
+    return cell.experiment.model_copy(update={"name": name, "seed": seed})
 
 
 def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
@@ -187,6 +197,19 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
         decay = " / ".join("–" if m is None else f"{m.decay:.2g}" for m in pair)
         lines.append(f"| {row} | {column} | {' | '.join(cells)} | {gain} | {clipped} | {decay} |")
     return "\n".join(lines) + "\n"
+
+
+def _document(name: str, output: Path) -> None:
+    """Put the table and the pictures at their place in docs/reproduction.md."""
+    pictures = []
+    for picture in sorted(output.glob("*.png")):
+        kept = f"reproduction-{name}-{picture.stem}.png".replace("_", "-")
+        shutil.copy(picture, DOCS / "images" / kept)
+        pictures += ["", f"![{picture.stem.replace('_', ' ')}](images/{kept})"]
+    text = "\n".join([(output / "table.md").read_text().rstrip(), *pictures])
+    page, begin, end = DOCS / "reproduction.md", f"<!-- {name}: by scripts/reproduce -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def _published(cell: Cell) -> str:

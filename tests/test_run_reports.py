@@ -1,0 +1,112 @@
+"""``fednar report`` of runs and comparisons: drawn from what is kept here, and alike from MLflow alone."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from matplotlib.image import imread
+from mlflow import MlflowClient
+
+from fednar_ray.cli import cli
+
+SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
+
+
+def fednar(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working directory with a run and a comparison."""
+    folder = tmp_path_factory.mktemp("reports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'm.db'}")
+        made = [
+            fednar("run", *SERIAL, "regularizer.clip_bound=0.5", "--json"),
+            fednar("compare", *SERIAL, "compare.seeds=2", "compare.weight_decays=[0.001, 0.1]", "--json"),
+        ]
+    for name, result in zip(("run", "comparison"), made, strict=True):
+        assert result.exit_code == 0, result.output
+        (folder / f"{name}.json").write_text(result.stdout)
+    return folder
+
+
+def summary(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def report(name: str, *options: str) -> list[Path]:
+    result = fednar("report", name, "--json", *options)
+    assert result.exit_code == 0, result.output
+    return [Path(path) for path in json.loads(result.stdout)["files"]]
+
+
+def same(path: Path, other: Path) -> bool:
+    return (imread(path) == imread(other)).all()
+
+
+def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    run = Path(summary(folder, "run")["directory"])
+    for name in (run.name, str(run), summary(folder, "run")["run_id"]):
+        files = report(name, "--output", str(tmp_path / "out"))
+        assert [path.name for path in files] == ["curves.png", "step_norms.png"]
+        assert all(same(path, run / path.name) for path in files)
+    assert report(run.name)[0].parent == run
+
+
+def test_and_from_mlflow_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, uri = summary(folder, "run"), f"sqlite:///{folder / 'm.db'}"
+    files = report(run["run_id"], "--uri", uri)
+    assert all(same(path, Path(run["directory"]) / path.name) for path in files)
+    assert files[0].parent == tmp_path / "runs" / Path(run["directory"]).name
+
+
+def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, uri = summary(folder, "run"), f"sqlite:///{folder / 'm.db'}"
+    client = MlflowClient(uri)
+    client.update_run(run["run_id"], status="RUNNING")
+    files = report(run["run_id"], "--uri", uri)
+    client.update_run(run["run_id"], status="FINISHED")
+    assert [path.name for path in files] == ["curves.png", "step_norms.png"]
+    assert same(files[0], Path(run["directory"]) / "curves.png")
+    assert imread(files[1]).shape[1] == 600  # without the clients
+
+
+def test_a_comparison_is_drawn_alike_from_here_and_from_elsewhere(folder, tmp_path, monkeypatch):
+    compared, uri = summary(folder, "comparison"), f"sqlite:///{folder / 'm.db'}"
+    made = Path(compared["chart"]).parent
+    assert Path(compared["accuracy_by_decay"]).parent == made
+    monkeypatch.chdir(folder)
+    here = report(made.name, "--output", str(tmp_path / "here"))
+    monkeypatch.chdir(tmp_path)
+    there = report(compared["run_id"], "--uri", uri)
+    for files in (here, there):
+        assert [path.name for path in files] == ["comparison.png", "accuracy_by_decay.png"]
+        assert all(same(path, made / path.name) for path in files)
+    artifacts = {file.path for file in MlflowClient(uri).list_artifacts(compared["run_id"])}
+    assert {"comparison.png", "accuracy_by_decay.png"} <= artifacts
+
+
+def test_one_weight_decay_has_no_accuracy_against_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'm.db'}")
+    result = fednar(
+        "compare", *SERIAL, "federation.rounds=1", "compare.seeds=1", "compare.weight_decays=null", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["accuracy_by_decay"] is None
+
+
+@pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])
+def test_what_is_not_there_is_refused(name, problem, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = fednar("report", name, "--uri", f"sqlite:///{folder / 'm.db'}")
+    assert re.search(problem, str(result.exception))
+    assert not list(tmp_path.glob("runs/*"))
