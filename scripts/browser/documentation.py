@@ -1,7 +1,8 @@
 """Opens every page of the built documentation in Chromium, from its files and without a network, and searches it.
 
 Run by scripts/screenshots; writes docs/images/documentation.png.  Exit code 1, and a sentence that says why, where a
-page asks for something that is not a file beside it, lacks a picture, breaks in its scripts, or where search finds nothing.
+page asks for something that is not a file beside it, lacks a picture, breaks in its scripts, or where search finds
+nothing.
 """
 
 import sys
