@@ -1,6 +1,7 @@
 """``fednar report`` of runs and comparisons: drawn from what is kept here, and alike from MLflow alone."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 
 from fednar_ray.cli import cli
+from fednar_ray.messages import RoundRecord
+from fednar_ray.report.runs import Variant, draw_variants, final_accuracy
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
 
@@ -27,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'm.db'}")
         made = [
             fednar("run", *SERIAL, "regularizer.clip_bound=0.5", "--json"),
-            fednar("compare", *SERIAL, "compare.seeds=2", "compare.weight_decays=[0.001, 0.1]", "--json"),
+            fednar("compare", *SERIAL, "compare.seeds=1", "compare.weight_decays=[0.001, 0.1]", "--json"),
         ]
     for name, result in zip(("run", "comparison"), made, strict=True):
         assert result.exit_code == 0, result.output
@@ -94,14 +97,21 @@ def test_a_comparison_is_drawn_alike_from_here_and_from_elsewhere(folder, tmp_pa
     assert {"comparison.png", "accuracy_by_decay.png"} <= artifacts
 
 
-def test_one_weight_decay_has_no_accuracy_against_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'm.db'}")
-    result = fednar(
-        "compare", *SERIAL, "federation.rounds=1", "compare.seeds=1", "compare.weight_decays=null", "--json"
-    )
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["accuracy_by_decay"] is None
+def rounds_of(count: int, accuracy: float) -> list[RoundRecord]:
+    metrics = {"test_accuracy": accuracy, "effective_weight_decay": 0.01}
+    return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), failures={}) for t in range(count)]
+
+
+def test_one_weight_decay_has_no_accuracy_against_it(tmp_path):
+    runs = {Variant(0.01, name): [rounds_of(3, 0.5)] for name in ("fednar", "decoupled")}
+    assert [path.name for path in draw_variants(runs, 2, tmp_path)] == ["comparison.png"]
+
+
+def test_a_comparison_that_was_cut_short_is_drawn_as_far_as_it_came(tmp_path):
+    runs = {Variant(0.01, "fednar"): [rounds_of(3, 0.5), rounds_of(5, 0.7)], Variant(0.1, "fednar"): [rounds_of(1, 0)]}
+    assert len(draw_variants(runs, 2, tmp_path)) == 2
+    assert final_accuracy(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
+    assert math.isnan(final_accuracy([], 2))
 
 
 @pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])
