@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,7 +206,13 @@ def test_chance(federation):
 # as a run goes
 
 
-def serial(folder, **sections: Any) -> fr.Experiment:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a tracking store."""
+    return tmp_path_factory.mktemp("watched")
+
+
+def serial(folder: Path, **sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "name": "watched",
@@ -219,14 +226,14 @@ def serial(folder, **sections: Any) -> fr.Experiment:
     )
 
 
-def tags(result_or_id: str, folder) -> dict[str, str]:
-    found = MlflowClient(f"sqlite:///{folder / 'm.db'}").get_run(result_or_id).data.tags
+def tags(run_id: str, folder: Path) -> dict[str, str]:
+    found = MlflowClient(f"sqlite:///{folder / 'm.db'}").get_run(run_id).data.tags
     return {key: value for key, value in found.items() if key.startswith("fednar.alert")}
 
 
-def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation, tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    settings = serial(tmp_path)
+def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation, folder, monkeypatch, caplog):
+    monkeypatch.chdir(folder)
+    settings = serial(folder)
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         result = fr.run(settings, federation=federation)
     (alert,) = result.alerts
@@ -234,27 +241,30 @@ def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation
     (line,) = [message for message in caplog.messages if "clips_everything" in message]
     assert alert.message in line
     kept = {"fednar.alerts": "clips_everything", "fednar.alert.clips_everything": alert.message}
-    assert tags(result.run_id, tmp_path) == kept
+    assert tags(result.run_id, folder) == kept
     longer = settings.model_copy(update={"federation": settings.federation.model_copy(update={"rounds": 8})})
     caplog.clear()
     for _ in range(2):  # goes on, and has nothing left to do
         again = fr.run(longer, federation=federation, resume=str(result.directory))
         assert again.alerts == result.alerts
-        assert tags(result.run_id, tmp_path) == kept
+        assert tags(result.run_id, folder) == kept
     assert not any("clips_everything" in message for message in caplog.messages)  # it was told
 
 
-def test_a_run_without_alerts_says_so(federation, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = fr.run(serial(tmp_path, regularizer={"clip_bound": 1.0}), federation=federation)
+def test_a_run_without_alerts_says_so(federation, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = fr.run(serial(folder, regularizer={"clip_bound": 1.0}), federation=federation)
     assert result.alerts == ()
-    assert tags(result.run_id, tmp_path) == {"fednar.alerts": "none"}
+    assert tags(result.run_id, folder) == {"fednar.alerts": "none"}
 
 
-def test_a_run_that_is_aborted_says_why(federation, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_run_that_is_aborted_says_why(federation, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     with pytest.raises(RoundAborted):
-        fr.run(serial(tmp_path, algorithm={"local_lr": 1e30}, regularizer={"name": "none"}), federation=federation)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'm.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
-    assert tags(run.info.run_id, tmp_path)["fednar.alerts"] == "diverges"
+        fr.run(
+            serial(folder, name="aborted", algorithm={"local_lr": 1e30}, regularizer={"name": "none"}),
+            federation=federation,
+        )
+    client = MlflowClient(f"sqlite:///{folder / 'm.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("aborted").experiment_id])
+    assert tags(run.info.run_id, folder)["fednar.alerts"] == "diverges"

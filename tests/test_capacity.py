@@ -1,6 +1,7 @@
 """How many actors fit, and on which device they train: pure functions, with cases derived by hand."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from fednar_ray.execution.capacity import (
     plan_pooled,
 )
 from fednar_ray.execution.devices import choose_device
+from fednar_ray.execution.gpu_memory import actors_per_gpu, gpu_bytes
 
 MB = 10**6  # an actor takes 500 MB, and six times its model
 SMALL = Footprint(model_bytes=0)
@@ -165,6 +167,79 @@ def test_pooled_refusals_name_the_setting_that_mends_them() -> None:
         plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.gpus_per_actor"):
         plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, cluster(2), SMALL)
+
+
+# ——— the memory of GPUs ———
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("model_mb", "width", "batch", "activation", "stateful", "expected"),
+    [
+        (0, 1, 1, 0, False, 700 * MB),
+        (100, 1, 1, 0, False, (700 + (5 + 3) * 100) * MB),
+        (100, 4, 1, 0, False, (700 + (4 * 5 + 3) * 100) * MB),
+        (100, 4, 1, 0, True, (700 + (4 * 7 + 3) * 100) * MB),
+        (0, 4, 50, 1 * MB, False, (700 + 2 * 4 * 50) * MB),  # forward, and back
+    ],
+)
+def test_what_an_actor_takes_of_a_gpu(
+    model_mb: int, width: int, batch: int, activation: float, stateful: bool, expected: float
+) -> None:
+    assert gpu_bytes(model_mb * MB, width, batch, activation, stateful=stateful) == expected
+
+
+@pytest.mark.parametrize(
+    ("each", "memory", "fits"),
+    [
+        (4 * GB, 40 * GB, 9),  # nine tenths are filled
+        (4 * GB, 17 * GB, 3),
+        (4 * GB, 3 * GB, 1),  # trains in halves, should it run out
+        (4 * GB, None, None),
+    ],
+)
+def test_how_many_actors_a_gpus_memory_holds(each: float, memory: float | None, fits: int | None) -> None:
+    assert actors_per_gpu(each, memory) == fits
+
+
+def with_memory(gpus: float, gpu_memory: float, cpus: float = 64) -> ClusterResources:
+    return replace(cluster(cpus, gpus), gpu_memory_bytes=gpu_memory)
+
+
+LARGE = Footprint(model_bytes=0, gpu_bytes=4 * GB)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cohorts", "resources", "plan"),
+    [
+        ({}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),  # 9 of 10 GB hold two
+        ({}, 100, with_memory(2, 80 * GB), (8, 1 / 4)),  # never more than four a GPU
+        ({}, 3, with_memory(2, 80 * GB), (3, 1 / 2)),  # no more than there are cohorts
+        ({}, 100, with_memory(2, 80 * GB, cpus=5), (4, 1 / 2)),  # nor than there are CPUs
+        ({}, 100, with_memory(2, 3 * GB), (2, 1)),
+        ({"actors": 4}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),
+        ({"actors": 9, "gpus_per_actor": 0.2}, 100, with_memory(2, 10 * GB), (9, 0.2)),  # whoever knows better
+        ({"actors": 64, "autoscale": True}, 100, with_memory(2, 10 * GB), (64, 1 / 2)),  # as on the GPUs to come
+        ({"actors": 64, "autoscale": True}, 100, cluster(64, 2), (64, 1)),
+        ({"actors": 64, "autoscale": True}, 100, cluster(1), (64, 0)),
+    ],
+)
+def test_gpu_shares_follow_from_memory(
+    settings: dict[str, float], cohorts: int, resources: ClusterResources, plan: tuple[int, float]
+) -> None:
+    found = plan_pooled(ExecutionSettings(**settings), cohorts, resources, LARGE)
+    assert (found.count, found.gpus) == plan
+    assert found.growing == bool(settings.get("autoscale"))
+
+
+def test_more_actors_than_the_memory_of_gpus_holds_are_refused_with_how_many_would_fit() -> None:
+    with pytest.raises(CapacityError, match=r"5 actors of 4\.0 GB each do not fit on 2 GPUs of 10\.0 GB; 4 would fit"):
+        plan_pooled(ExecutionSettings(actors=5), 100, with_memory(2, 10 * GB), LARGE)
+    with pytest.raises(CapacityError, match=r"5 actors .* 4 would fit\. execution\.placement=pooled"):
+        plan_dedicated(ExecutionSettings(), 5, with_memory(2, 10 * GB), LARGE)
+    assert choose_placement(ExecutionSettings(), 1, 5, with_memory(2, 10 * GB), LARGE) == "pooled"
+    assert choose_placement(ExecutionSettings(), 1, 4, with_memory(2, 10 * GB), LARGE) == "dedicated"
 
 
 @pytest.mark.parametrize("settings", [{"gpus_per_actor": 1.5}, {"gpus_per_actor": 1e-7}, {"cpus_per_actor": 1e-7}])

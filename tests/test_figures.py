@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fednar_ray.figures import draw_accuracy_by_decay, draw_comparison, draw_curves, draw_partition
+from fednar_ray.figures import draw_accuracy_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms
 from fednar_ray.messages import RoundRecord
 
 
@@ -150,3 +150,42 @@ def test_accuracy_by_decay(decays, seeds, tmp_path):
     path = draw_accuracy_by_decay(accuracies, tmp_path / "decay.png")
     assert_sensible(path)
     assert inked(pixels(path)) > 100
+
+
+def norms(rounds, clients, bound=1.0, largest=2.0):
+    rng = np.random.default_rng(0)
+    for t in range(rounds):
+        values = rng.uniform(0.5, largest, clients)
+        metrics = {"step_norm": values.mean() if clients else 1, "step_norm_p10": 0.6, "step_norm_p90": largest}
+        yield RoundRecord(
+            round_index=t,
+            metrics={**metrics, "clip_bound": bound},
+            client_ids=tuple(range(clients)),
+            failures={},
+            step_norms=dict(enumerate(values.tolist())),
+        )
+
+
+@pytest.mark.parametrize(("clients", "width"), [(0, 600), (1, 1000), (200, 1000)])
+@pytest.mark.parametrize("rounds", [1, 40])
+@pytest.mark.parametrize("bound", [1e-9, 1.0, 1e3])
+def test_step_norms(rounds, clients, width, bound, tmp_path):
+    path = draw_step_norms([*norms(rounds, clients, bound)], tmp_path / "norms.png")
+    assert_sensible(path)
+    assert dimensions(path)[0] == width
+    assert inked(pixels(path)) > 100
+
+
+def test_rounds_without_an_update_have_no_norm(tmp_path):
+    empty = RoundRecord(round_index=0, metrics={"clip_bound": 1.0}, client_ids=(), failures={})
+    assert_sensible(draw_step_norms([empty], tmp_path / "none.png"))
+    assert_sensible(draw_step_norms([empty, *norms(3, 4)], tmp_path / "some.png"))
+
+
+def test_curves_of_a_regression_show_its_errors(tmp_path):
+    history = [
+        RoundRecord(round_index=t, metrics={"test_rmse": 2 / (t + 1), "train_loss": 1}, client_ids=(0,), failures={})
+        for t in range(5)
+    ]
+    picture = pixels(draw_curves(history, tmp_path / "curves.png"))
+    assert inked(picture[: picture.shape[0] // 2, : picture.shape[1] // 2]) > 100

@@ -11,7 +11,7 @@ import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.data.federation import Shards
 from fednar_ray.errors import CapacityError, DeviceError, RayUnavailable
-from fednar_ray.execution.capacity import ActorPlan, plan_pooled
+from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import _check_reachable
 from fednar_ray.placement import place, resolve
@@ -101,7 +101,9 @@ def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySess
 def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     import ray
 
-    plan = plan_pooled(ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.resources(), 0)
+    plan = plan_pooled(
+        ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.resources(), Footprint(model_bytes=0)
+    )
     assert plan == ActorPlan(count=4, cpus=0.5, gpus=0.5)
     actors = session.lease(plan)
     gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.place.remote()).gpus)

@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,45 @@ def test_what_a_site_lacks_is_said_before_training(
         "the nodes have 1 CPU and 1 site_north; 1 CPU and 1 site_south; nothing; "
         "execution.autoscale=true waits for more",
     ]
+
+
+@pytest.mark.ray
+def test_a_site_that_is_away_for_too_long_does_not_count(tmp_path: Path, session: fr.RaySession) -> None:
+    import ray
+
+    chosen = experiment(places(write_sites(tmp_path)))
+    prepared = prepare(chosen, session=session)
+    resolved = resolve(prepared, session)
+    with place(prepared, resolved, session) as pool:
+        assert len(pool.places()) == 2
+        rounds = rounds_of(prepared, resolved, pool, initial_state(prepared), splits=())
+        assert next(rounds).failures == {}
+        pool._plan = replace(pool._plan, pins=(pool._plan.pins[0], replace(pool._plan.pins[1], resources={"gone": 1})))
+        pool._settings = chosen.execution.model_copy(update={"capacity_timeout_seconds": 0.5})
+        ray.kill(pool._slots[1].actor)
+        for _ in range(2):
+            assert next(rounds).failures == {1: "site south has had no actor for 0.5 s"}
+
+
+@pytest.mark.ray
+def test_a_run_on_sites_goes_on_serially_to_the_same_bytes(
+    tmp_path: Path, session: fr.RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files, kept = write_sites(tmp_path), {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+
+    def of(rounds: int, **execution: Any) -> fr.Experiment:
+        section = experiment(places(files), **execution).model_dump(exclude_none=True)
+        return fr.Experiment.model_validate(
+            {**section, **kept, "federation": {**section["federation"], "rounds": rounds}}
+        )
+
+    whole = list(fr.iter_rounds(of(3, placement="serial")))
+    begun = fr.run(of(2), session=session)
+    assert (begun.placement, len(begun.places)) == ("dedicated", 2)
+    result = fr.run(of(3, placement="serial"), resume=True)
+    assert (result.resumed_from_round, result.placement) == (2, "serial")
+    assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
 
 
 # ——— which nodes can take which sites ———

@@ -229,6 +229,8 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
     lines = (result.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     written = [json.loads(line) for line in lines]
     times = [line.pop("time") for line in written]
+    norms = [line.pop("step_norms") for line in written]
+    assert [sorted(map(int, each)) for each in norms] == [sorted(r.client_ids) for r in result.history]
     assert written == [
         {"round": r.round_index, "clients": [*r.client_ids], "failures": {}, "metrics": r.metrics}
         for r in result.history

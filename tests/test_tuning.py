@@ -125,6 +125,7 @@ def test_every_point_of_a_grid_is_a_nested_run_with_its_values(grid: Searched) -
     for run in trials:
         assert set(run.data.params) == {RATE, "regularizer.name"}
         assert (run.info.status, run.data.tags["fednar.status"]) == ("FINISHED", FINISHED)
+        assert run.data.tags["fednar.alerts"] == "none"
     assert grid.parent.info.status == "FINISHED"
 
 

@@ -153,6 +153,7 @@ class RaySession:
     def gpu_memory_bytes(self) -> float | None:
         """Of the cluster's smallest GPU, asked once on each node that has one; None: not all of them told."""
         if not self._gpu_memory:
+            self.discard_idle()  # they may hold the GPUs
             nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
             options = {"num_cpus": 0, "num_gpus": 0.01, "max_retries": 0}
             asked = [

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -284,8 +284,7 @@ def _save_afresh(model: torch.nn.Module, directory: Path, **arguments: Any) -> N
     mlflow.pytorch.save_model(model, directory, **arguments)
 
 
-@cache
-def _version_tags() -> Mapping[str, str]:
+def _version_tags() -> dict[str, str]:
     tags = {
         "fednar.version": _version("fednar-ray"),
         "ray.version": _version("ray"),

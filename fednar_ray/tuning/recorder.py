@@ -15,8 +15,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
+from fednar_ray.alerts import alerts_of
 from fednar_ray.config import Experiment, SearchSettings
 from fednar_ray.errors import TrackingUnavailable
+from fednar_ray.lookout import tags_of
 from fednar_ray.tracking.journal import Journal, parse
 from fednar_ray.tracking.mlflow import RunTracker, Store, run_id_of
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
@@ -260,7 +262,8 @@ class _OpenTrial:
         with self._journal:
             if self._tracker is None:
                 return
-            tags = {STATUS_TAG: status} if status != RUNNING else {}
+            tags = tags_of(alerts_of(self._experiment, self._journal.records()))
+            tags |= {STATUS_TAG: status} if status != RUNNING else {}
             self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
             self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
             self._tracker.__exit__(None, None, None)

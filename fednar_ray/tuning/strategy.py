@@ -64,9 +64,11 @@ def algorithm_of(
         return BasicVariantGenerator(
             points_to_evaluate=first or None, max_concurrent=at_once, random_state=np.random.RandomState(search.seed)
         )
+    from optuna import logging
     from optuna.samplers import TPESampler
     from ray.tune.search.optuna import OptunaSearch
 
+    logging.set_verbosity(logging.WARNING)  # else it tells that it made a study
     sampler = TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
     return OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler, points_to_evaluate=first or None)
 

@@ -29,12 +29,16 @@ TOKEN = secrets.token_hex(32)  # of the cluster that a note starts
 
 
 def main() -> None:
-    """Record the pages that are named, or all."""
-    named = [Path(name).resolve() for name in sys.argv[1:]]
-    for page in named or pages():
+    """Record the pages that are named, or all; of PAGE:LINE the one block with that line."""
+    for argument in sys.argv[1:] or map(str, pages()):
+        name, _, line = argument.partition(":")
+        page = Path(name).resolve()
         consoles = [block for block in blocks(page) if block.language == "console"]
-        if consoles:
-            record(page, consoles)
+        chosen = [block for block in consoles if not line or block.covers(int(line))]
+        if line and not chosen:
+            sys.exit(f"{argument}: no console block is there")
+        if chosen:
+            record(page, chosen)
 
 
 def record(page: Path, consoles: list[Block]) -> None:
@@ -64,7 +68,7 @@ def run(block: Block, directory: str) -> list[str]:
         for command in block.commands:
             print(f"{block.place}: {command}", file=sys.stderr)
             printed = output_of(command, directory, environment, block.place)
-            shown += [PROMPT + command, *printed.replace(directory, CALLED).rstrip().splitlines()]
+            shown += [PROMPT + command, *printed.rstrip().splitlines()]
     return shown
 
 
@@ -86,7 +90,7 @@ def output_of(command: str, directory: str, environment: Mapping[str, str], plac
             break
     if done.returncode or BUSY in done.stdout:
         sys.exit(f"{place}: exit code {done.returncode}:\n{done.stdout}")
-    return done.stdout
+    return done.stdout.replace(directory, CALLED).replace(str(ROOT), CALLED)
 
 
 @contextmanager

@@ -38,6 +38,10 @@ class Block:
         """For messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
+    def covers(self, line: int) -> bool:
+        """Is that line of the page the block's?"""
+        return self.line <= line < self.line + len(self.text.splitlines())
+
     @property
     def commands(self) -> list[str]:
         """What is to be typed: in a console behind the prompt, elsewhere every line; without comments at the end."""
