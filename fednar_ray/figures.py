@@ -69,7 +69,7 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker=_marker(len(points)))
         axes.set(title=title, xlabel="round")
         axes.grid(alpha=0.3)
-        if len(names) > 1:
+        if len(names) > 1 and axes.lines:
             axes.legend(frameon=False)
     figure.savefig(path, dpi=100)
     return path

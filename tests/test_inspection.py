@@ -36,7 +36,8 @@ def test_the_distance_is_scipys_mean_over_clients(rows: list[list[int]]) -> None
     counts = np.array(rows)
     counts[0, 0] += 1
     whole = counts.sum(axis=0) / counts.sum()
-    expected = np.mean([jensenshannon(row, whole, base=2) for row in counts if row.any()])
+    with np.errstate(invalid="ignore"):  # SciPy's root of what rounding made negative
+        expected = np.mean([np.nan_to_num(jensenshannon(row, whole, base=2)) for row in counts if row.any()])
     assert jensen_shannon_distance(counts) == pytest.approx(expected, abs=1e-6)
     assert 0 <= jensen_shannon_distance(counts) <= 1
 

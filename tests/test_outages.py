@@ -51,7 +51,7 @@ EXPERIMENT = fr.Experiment.model_validate(
         "execution": {"placement": "serial"},
     }
 )
-FILES = {"experiment.yaml", "partition.png", "curves.png"}
+FILES = {"experiment.yaml", "partition.png", "curves.png", "step_norms.png", "metrics.jsonl"}
 AWAY, BACK = "does not answer", "answers again"
 
 

@@ -27,10 +27,10 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'm.db'}")
+        there = f"tracking.uri=sqlite:///{folder / 'm.db'}"
         made = [
-            fednar("run", *SERIAL, "regularizer.clip_bound=0.5", "--json"),
-            fednar("compare", *SERIAL, "compare.seeds=1", "compare.weight_decays=[0.001, 0.1]", "--json"),
+            fednar("run", *SERIAL, there, "regularizer.clip_bound=0.5", "--json"),
+            fednar("compare", *SERIAL, there, "compare.seeds=1", "compare.weight_decays=[0.001, 0.1]", "--json"),
         ]
     for name, result in zip(("run", "comparison"), made, strict=True):
         assert result.exit_code == 0, result.output

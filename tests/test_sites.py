@@ -182,7 +182,9 @@ def test_a_site_that_is_away_for_too_long_does_not_count(tmp_path: Path, session
     import ray
 
     chosen = experiment(places(write_sites(tmp_path)))
-    prepared = prepare(chosen, session=session)
+    longer = {"federation": chosen.federation.model_copy(update={"rounds": 10})}
+    seldom = {"evaluation": chosen.evaluation.model_copy(update={"every": 10})}
+    prepared = prepare(chosen.model_copy(update=longer | seldom), session=session)
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         assert len(pool.places()) == 2
