@@ -31,7 +31,7 @@ from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, d
 from fednar_ray.tuning.recorder import KIND_TAG, PARENT_TAG, SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
-from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated, warm_up
+from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
 
 log = logging.getLogger("fednar_ray")
 
@@ -75,15 +75,13 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
         raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
     resources = plan_resources(document.experiment, session)
     points = _first_points(document.search)
-    plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
-    warm_up(plan, resources)
     store, experiment_id = open_store(document.experiment)
     tags = {KIND_TAG: "search", "fednar.search": name}
     run_id = store.create_run(experiment_id, name, tags)
     ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
     ledger.save()
     replace(directory / SEARCH_FILE, _as_file(document))
-    return _Search(document, ledger, store, session, resources, plan, show).run(points=points, register=register)
+    return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
 
 
 def go_on(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
@@ -93,13 +91,10 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     """
     ledger = Ledger.load(name)
     document = load_document(ledger.directory / SEARCH_FILE, to_search=True)
-    assert document.search is not None
     resources = plan_resources(document.experiment, session)
-    plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
-    warm_up(plan, resources)
     store = Store(ledger.tracking_uri)
     store.check()
-    search = _Search(document, ledger, store, session, resources, plan, show)
+    search = _Search(document, ledger, store, session, resources, show)
     return search.run(points=(), register=register, resume=True)
 
 
@@ -113,12 +108,12 @@ class _Search:
         store: Store,
         session: RaySession,
         resources: TrialResources,
-        plan: TrialPlan,
         show: Show,
     ) -> None:
         assert document.search is not None
         self._document, self._search, self._ledger = document, document.search, ledger
-        self._store, self._session, self._resources, self._plan, self._show = store, session, resources, plan, show
+        self._store, self._session, self._resources, self._show = store, session, resources, show
+        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
         self._rounds = document.experiment.federation.rounds
 
     def run(self, *, points: Sequence[Mapping[str, Any]], register: str | None, resume: bool = False) -> SearchResult:

@@ -8,20 +8,19 @@ stay, where the next trial has the same.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from ray import tune
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted, varied
-from fednar_ray.errors import BadInput, FednarError, RunFailed
+from fednar_ray.errors import BadInput, RunFailed
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
 from fednar_ray.messages import RoundRecord, RoundReport
@@ -29,7 +28,6 @@ from fednar_ray.placement import SerialBench, place, resolve
 from fednar_ray.preparation import Prepared, adapted, prepare
 from fednar_ray.tracking.journal import line_of, parse
 from fednar_ray.training import client_states, initial_state, rounds_of
-from fednar_ray.tuning.resources import TrialResources
 
 ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl
@@ -222,28 +220,6 @@ def _bench(data: str, model: str, seed: int) -> tuple[Prepared, SerialBench]:
     sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialBench(prepared)
-
-
-def warm_up(plan: TrialPlan, resources: TrialResources) -> None:
-    """Let the cluster start the processes of the first trials while the driver goes on: Tune's actors move in there.
-
-    Of trials whose clients train in their own process, without a GPU.
-    """
-    bundle, *actors = resources.bundles
-    if actors or "GPU" in bundle:
-        return
-    experiment = plan.experiment({})
-    assert experiment.data is not None
-    assert experiment.model is not None
-    sections = experiment.data.model_dump_json(), experiment.model.model_dump_json()
-    start = ray.remote(num_cpus=bundle["CPU"], max_retries=0)(_take_up)
-    for _ in range(min(resources.at_once, plan.search.trials)):
-        start.remote(*sections, experiment.seed)
-
-
-def _take_up(data: str, model: str, seed: int) -> None:
-    with suppress(FednarError):  # which the trial meets again, and tells
-        _bench(data, model, seed)
 
 
 def _means(branches: Sequence[Sequence[RoundRecord]]) -> list[RoundRecord]:
