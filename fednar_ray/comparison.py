@@ -17,6 +17,7 @@ from fednar_ray.preparation import prepare
 from fednar_ray.report.runs import Variant, curve, draw_variants, final_accuracy
 from fednar_ray.tracking.journal import run_directory
 from fednar_ray.tracking.mlflow import RunTracker
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
 
 CONFIDENCE = 0.95
 
@@ -91,7 +92,7 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
     store, experiment_id = open_store(experiment)
     if experiment.execution.placement != "serial":
         session.connect()
-    run_id = store.create_run(experiment_id, "comparison", {"fednar.kind": "comparison"})
+    run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
     directory = run_directory(experiment, run_id)
     with RunTracker(store, run_id, directory) as parent:
         parent.log_params({**dotted(experiment), **_compared(document.compare)})
@@ -101,7 +102,7 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
         for index, (offset, variant) in enumerate(runs):
             one = _variant_of(experiment, variant, experiment.seed + offset)
             label = f"{variant.regularizer} λ={variant.weight_decay:g} seed={one.seed}"
-            training = train(prepare(one, session=session), session, tags={"mlflow.parentRunId": run_id}, name=label)
+            training = train(prepare(one, session=session), session, tags={PARENT_TAG: run_id}, name=label)
             result = yield from _labelled(training, index, len(runs), label)
             results[variant].append(result)
         records = {variant: [run.history for run in seeds] for variant, seeds in results.items()}

@@ -294,13 +294,6 @@ def _version_tags() -> dict[str, str]:
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
 
 
-def run_id_of(directory: Path) -> str | None:
-    """MLflow's id of the run that a directory belongs to; None where it has none yet."""
-    with suppress(OSError, ValueError):
-        return str(json.loads((directory / RUN_FILE).read_text())["run_id"])
-    return None
-
-
 def _version(package: str) -> str:
     try:
         return version(package)

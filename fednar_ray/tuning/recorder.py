@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,19 +18,19 @@ from ray.tune.stopper import Stopper
 
 from fednar_ray.alerts import alerts_of
 from fednar_ray.config import Experiment, SearchSettings
-from fednar_ray.errors import TrackingUnavailable
+from fednar_ray.errors import BadInput, TrackingUnavailable
 from fednar_ray.lookout import tags_of
 from fednar_ray.tracking.journal import Journal, parse
-from fednar_ray.tracking.mlflow import RunTracker, Store, run_id_of
+from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
+from fednar_ray.tracking.sync import identity_of
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
 from fednar_ray.tuning.strategy import better
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
 
 log = logging.getLogger("fednar_ray")
 
-STATUS_TAG = "fednar.status"
-KIND_TAG = "fednar.kind"
-PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "fednar.failure"
 SCHEDULER_FILE = "scheduler.pickle"
 
@@ -228,6 +229,7 @@ class _OpenTrial:
     def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
         self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
         self._tracker: RunTracker | None = None
+        self._held = ExitStack()
         self._directory = ledger.directory / "trials" / entry.name
         self._journal = Journal(self._directory, experiment)
 
@@ -239,34 +241,42 @@ class _OpenTrial:
     def tell(self) -> None:
         """The run in MLflow, which is sent the rounds from now on; the one it had, where the trial goes on."""
         entry = self._entry
-        kept = entry.run_id or run_id_of(self._directory)
+        kept = entry.run_id or _recorded_id(self._directory)
         try:
             entry.run_id = kept or self._created()
         except TrackingUnavailable as error:
             log.warning("%s is not in MLflow yet: %s", entry.name, error)
             return
-        self._tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=kept is not None).__enter__()
+        tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=kept is not None)
+        self._tracker = self._held.enter_context(tracker)
         if kept is None:
             self._tracker.log_params(entry.values)
             self._tracker.log_experiment(self._experiment)
         self._tracker.log(self._journal)
 
     def _created(self) -> str:
-        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", "fednar.search": self._ledger.name}
+        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
         return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
 
     def close(self, status: str, failure: str | None) -> None:
         """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
         if self._tracker is None:
             self.tell()
-        with self._journal:
+        with self._journal, self._held:
             if self._tracker is None:
                 return
             tags = tags_of(alerts_of(self._experiment, self._journal.records()))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
             self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
-            self._tracker.__exit__(None, None, None)
+
+
+def _recorded_id(directory: Path) -> str | None:
+    """MLflow's run of a trial's directory; None where it has none yet."""
+    try:
+        return identity_of(directory)[0]
+    except BadInput:
+        return None
 
 
 def _values(trial: Trial) -> dict[str, Any]:

@@ -27,8 +27,10 @@ from fednar_ray.report import Report
 from fednar_ray.reporting import REPORT, report_on
 from fednar_ray.tracking.lines import replace
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.searches import NAME_TAG
 from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, directory_of
-from fednar_ray.tuning.recorder import KIND_TAG, PARENT_TAG, SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
+from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
 from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
@@ -76,7 +78,7 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
     resources = plan_resources(document.experiment, session)
     points = _first_points(document.search)
     store, experiment_id = open_store(document.experiment)
-    tags = {KIND_TAG: "search", "fednar.search": name}
+    tags = {KIND_TAG: "search", NAME_TAG: name}
     run_id = store.create_run(experiment_id, name, tags)
     ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
     ledger.save()
@@ -233,7 +235,7 @@ class _Search:
         results = []
         for index, each in enumerate(repeated(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}, another seed"
-            tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: kind, "fednar.search": self._ledger.name}
+            tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: kind, NAME_TAG: self._ledger.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
             results.append(drain(train(prepare(each, session=self._session), self._session, tags=tags, name=name)))
         return results
