@@ -1,9 +1,16 @@
-"""The words of a command line: at most one FILE, and overrides ``key=value``."""
+"""What commands have in common: at most one FILE, overrides ``key=value``, and ``--json``."""
 
 from collections.abc import Sequence
 
+import click
+
 from fednar_ray.config import Document, embedded, load_document
 from fednar_ray.errors import BadInput
+
+COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
+"""What trains, with the embedded file that each takes where none is given."""
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
 def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -14,12 +21,13 @@ def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, [word for word in words if "=" in word]
 
 
-def document_of(words: Sequence[str], default: str, *, to_search: bool = False) -> Document:
-    """The file, or the embedded ``default``, with the overrides."""
+def document_of(words: Sequence[str], command: str) -> Document:
+    """What one of ``COMMANDS`` is to do: the file, or its embedded one, with the overrides."""
     files, overrides = files_and_overrides(words)
+    to_search = command == "tune"
     if files:
         return load_document(files[0], overrides, to_search=to_search)
-    return embedded(default, overrides, to_search=to_search)
+    return embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
 def resume_or_file(words: tuple[str, ...], resume: str | None) -> tuple[tuple[str, ...], str | None]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fednar_ray.arguments import document_of, files_and_overrides, resume_or_file
+from fednar_ray.arguments import as_json, document_of, files_and_overrides, resume_or_file
+from fednar_ray.cluster.addresses import check_results_outlive_the_job
 from fednar_ray.cluster.commands import list_jobs, logs, stop, submit
 from fednar_ray.errors import BadInput, FednarError
 
@@ -37,7 +38,6 @@ SHOWN = (
 )  # fmt: skip
 
 arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow under NAME.")
 ray_address = click.option("--address", help="A Ray cluster to join, host:port; default RAY_ADDRESS, else a local Ray.")
 
@@ -105,15 +105,13 @@ def _experiment(
     if resume is None:
         if may_change:
             raise BadInput("--may-change goes with --resume")
-        return _to_run("run", arguments, "digits").experiment, None
+        return _to_run("run", arguments).experiment, None
     from fednar_ray.config import with_overrides
     from fednar_ray.resumption import begun, resume_from
 
     files, _ = files_and_overrides(arguments)
     experiment = (
-        _to_run("run", arguments, "digits").experiment
-        if files or not resume
-        else with_overrides(begun(resume), arguments)
+        _to_run("run", arguments).experiment if files or not resume else with_overrides(begun(resume), arguments)
     )
     resumption = resume_from(resume or None, experiment, may_change)
     if resumption is None:
@@ -187,7 +185,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> N
 
     key=value overrides a setting: compare.seeds=5, regularizer.clip_bound=1
     """
-    document = _to_run("compare", arguments, "compare")
+    document = _to_run("compare", arguments)
     from fednar_ray.comparison import compare as compared
     from fednar_ray.comparison import variants
     from fednar_ray.execution.ray_session import RaySession
@@ -227,7 +225,7 @@ def tune(
     """
     if resume is not None and arguments:
         raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
-    document = None if resume is not None else _to_run("tune", arguments, "digits")
+    document = None if resume is not None else _to_run("tune", arguments)
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
@@ -290,7 +288,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     key=value overrides a setting: data.partition.alpha=0.1
     """
-    experiment = document_of(arguments, "digits").experiment
+    experiment = document_of(arguments, "run").experiment
     if experiment.data is None:
         raise BadInput("data: missing; there is nothing to look at without a data section")
     from dataclasses import asdict
@@ -356,11 +354,9 @@ def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
     sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
 
 
-def _to_run(command: str, arguments: Sequence[str], default: str) -> "Document":
+def _to_run(command: str, arguments: Sequence[str]) -> "Document":
     """What a command runs; within a Ray job, only if its results outlive the job."""
-    from fednar_ray.cluster.addresses import check_results_outlive_the_job
-
-    document = document_of(arguments, default, to_search=command == "tune")
+    document = document_of(arguments, command)
     check_results_outlive_the_job(document, command)
     return document
 

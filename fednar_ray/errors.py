@@ -70,3 +70,8 @@ class RoundAborted(RunFailed):
 
     def __str__(self) -> str:
         return f"round {self.round_index} aborted: {self.reason}"
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -103,19 +103,15 @@ def prepare(
     )
 
 
-def _data_seed(experiment: Experiment) -> int:
-    own = experiment.data.seed if experiment.data is not None else None
-    return experiment.seed if own is None else own
-
-
 def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
     """The federation of the data section; of files that stay where they are, what can be known of them.
 
     Sites are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for sites
     without a node.
     """
-    data, seed, execution = experiment.data, _data_seed(experiment), experiment.execution
+    data, execution = experiment.data, experiment.execution
     assert data is not None
+    seed = experiment.seed if data.seed is None else data.seed
     if execution.sites is not None:
         files = files_of_sites(data, {name: site.data for name, site in execution.sites.items()})
         ask = Here() if execution.placement == "serial" else OnNodes(session or RaySession(), execution)

@@ -1,5 +1,6 @@
 """Real Ray nodes on loopback, each its own processes, directory and address; all end with the test."""
 
+import json
 import os
 import secrets
 import shutil
@@ -10,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from .servers import PATIENCE_SECONDS, awaited, free_port
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
 HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as it is given
 STARTS = 5
 SHORT_HEALTH_CHECKS = {
@@ -31,6 +34,28 @@ def clean_environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return {**kept, **quiet, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", **more}
+
+
+def on_a_cluster_of_its_own(module: str, function: str, *paths: Path) -> Any:
+    """What a function of a test module prints last, read as JSON.
+
+    It may start a Ray cluster: it runs in a process of its own, and Ray in a folder of its own, so that the suite's
+    Ray goes on beside it.
+    """
+    program = f"import sys, pathlib, tests.{module} as t; t.{function}(*map(pathlib.Path, sys.argv[1:]))"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, paths)],
+            cwd=ROOT,
+            env=clean_environment(**token, RAY_TMPDIR=short),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @dataclass(kw_only=True)

@@ -3,11 +3,7 @@
 import importlib
 import json
 import os
-import secrets
 import signal
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +18,7 @@ from fednar_ray.placement import place, resolve
 from fednar_ray.preparation import prepare
 from fednar_ray.training import initial_state, rounds_of
 
+from .cluster_nodes import on_a_cluster_of_its_own
 from .conftest import small_federation
 
 ROOT = Path(__file__).parents[1]
@@ -100,22 +97,7 @@ def lose_a_node(folder: Path) -> None:
 
 @pytest.mark.ray
 def test_a_run_that_loses_one_of_two_nodes_in_mid_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    # a cluster of its own, in a process and a folder of its own: the suite's Ray goes on beside it
-    program = "import sys, pathlib, tests.test_chaos as t; t.lose_a_node(pathlib.Path(sys.argv[1]))"
-    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)],
-            cwd=ROOT,
-            env={**others, **token, "RAY_TMPDIR": short},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    summary = on_a_cluster_of_its_own("test_chaos", "lose_a_node", tmp_path)
     assert (tmp_path / "sprung").exists()
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]

@@ -1,14 +1,7 @@
 """Clusters that grow and shrink during a run, and on which nodes actors start."""
 
 import json
-import os
-import secrets
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +13,10 @@ import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.scheduling import options_for, packed
 
+from .cluster_nodes import on_a_cluster_of_its_own
 from .conftest import small_federation
+from .servers import awaited
 
-ROOT = Path(__file__).parents[1]
 SIZES = (7, 30, 12, 3, 21)
 HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as it is given
 MOST_ROUNDS = 2000  # until another node and its actors are there, which is a matter of seconds, or of a minute
@@ -67,13 +61,13 @@ def grow_and_shrink() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     started, nodes = [], []
     for strategy, free in (("spread", 3), ("pack", 2)):
-        until(lambda free=free: ray.available_resources().get("CPU") == free)
+        awaited(lambda free=free: ray.available_resources().get("CPU") == free)
         started += start_two(strategy)
         nodes.append(len(set(ray.get([actor.node.remote() for actor in started[-2:]]))))
     for actor in started:
         ray.kill(actor)
     cluster.remove_node(another)
-    until(lambda: ray.available_resources().get("CPU") == 1)
+    awaited(lambda: ray.available_resources().get("CPU") == 1)
     settings = experiment(MOST_ROUNDS, placement="pooled", actors=3, autoscale=True)
     session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), Leisurely(0.01))
     resolved = resolve(prepared, session)
@@ -106,31 +100,9 @@ def start_two(strategy: str) -> list[Any]:
     return [ray.remote(**options)(Small).remote() for options in options_for(plan, [0, 1])]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what Ray comes to know."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.ray
 def test_a_run_takes_up_nodes_that_join_and_goes_on_when_they_leave_to_the_same_bytes() -> None:
-    # a cluster of its own, in a process and a folder of its own: the suite's Ray goes on beside it
-    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
-        done = subprocess.run(
-            [sys.executable, "-c", "import tests.test_growth as t; t.grow_and_shrink()"],
-            cwd=ROOT,
-            env={**others, **token, "RAY_TMPDIR": short},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = on_a_cluster_of_its_own("test_growth", "grow_and_shrink")
     assert found["nodes"] == [2, 1]  # spread, packed
     assert found["counts"][0] == 1
     assert max(found["counts"]) == 3

@@ -1,12 +1,8 @@
 """Sites: clients pinned to the nodes that have their data, of which the driver opens nothing."""
 
 import json
-import os
 import re
-import secrets
-import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,8 @@ from fednar_ray.placement import place, resolve
 from fednar_ray.preparation import prepare
 from fednar_ray.training import initial_state, rounds_of
 
-ROOT = Path(__file__).parents[1]
+from .cluster_nodes import on_a_cluster_of_its_own
+
 HEAD, SITE_A, SITE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as given
 SIZES = {"north": 40, "south": 31}
 
@@ -119,22 +116,7 @@ def on_two_nodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Pa
     """The sites' files, and what came of training where they lie."""
     folder = tmp_path_factory.mktemp("sites")
     files = write_sites(folder)
-    # a cluster of its own, in a process and a folder of its own: the suite's Ray goes on beside it
-    program = "import sys, pathlib, tests.test_sites as t; t.train_on_two_nodes(pathlib.Path(sys.argv[1]))"
-    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(folder)],
-            cwd=ROOT,
-            env={**others, **token, "RAY_TMPDIR": short},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-    assert done.returncode == 0, done.stderr
-    return files, json.loads(done.stdout.splitlines()[-1])
+    return files, on_a_cluster_of_its_own("test_sites", "train_on_two_nodes", folder)
 
 
 @pytest.mark.ray

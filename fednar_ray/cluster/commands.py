@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fednar_ray.arguments import document_of, files_and_overrides, resume_or_file
+from fednar_ray.arguments import COMMANDS, as_json, document_of, files_and_overrides, resume_or_file
 from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, holds_password, on_the_cluster
 from fednar_ray.cluster.packing import Package, gather
 from fednar_ray.config import Document
@@ -23,7 +23,6 @@ from fednar_ray.errors import BadInput
 if TYPE_CHECKING:
     from fednar_ray.cluster.jobs import Jobs
 
-COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}  # with the embedded file of each
 PASSED_ON = (
     TRACKING_VARIABLE,
     "MLFLOW_DISABLE_TELEMETRY",
@@ -37,7 +36,6 @@ READ_FROM_PACKAGE = ("availability.trace", "model.weights")
 address_option = click.option(
     "--address", metavar="URL", help="The cluster's dashboard, http://head:8265; default RAY_API_SERVER_ADDRESS."
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +122,7 @@ def _document(name: str, words: Sequence[str], resume: str | None, directory: st
     if resume and not files:
         _check_goes_on(resume, directory)
         return None
-    return document_of(words, COMMANDS[name], to_search=name == "tune")
+    return document_of(words, name)
 
 
 def _check_goes_on(resume: str, directory: str | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.errors import BadInput, FednarError, RayUnavailable
+from fednar_ray.errors import BadInput, FednarError, RayUnavailable, first_line
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -196,17 +196,13 @@ def _answering(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         how = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        raise RayUnavailable(f"Ray at {address} does not let you in: {_first_line(error)}; {how}") from error
+        raise RayUnavailable(f"Ray at {address} does not let you in: {first_line(error)}; {how}") from error
     except RuntimeError as error:
         if "status code 404" in str(error) and "does not exist" in str(error):
             raise BadInput(f"{address} knows no such job; fednar jobs lists them") from error
-        raise RayUnavailable(f"Ray at {address}: {_first_line(error)}") from error
+        raise RayUnavailable(f"Ray at {address}: {first_line(error)}") from error
     except unreachable as error:
-        raise RayUnavailable(f"Ray at {address}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise RayUnavailable(f"Ray at {address}: {first_line(error)}") from error
 
 
 def _summary(details: Any) -> JobSummary:

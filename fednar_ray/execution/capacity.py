@@ -1,8 +1,8 @@
 """How many actors fit, decided before any is started: pure functions of a request and a cluster."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, floor
 
 from fednar_ray.config import ExecutionSettings
@@ -56,7 +56,7 @@ class ActorPlan:
     gpus: float
     strategy: str = "default"  # default, pack or spread
     growing: bool = False  # those that do not fit yet start when nodes join
-    pins: tuple[Pin, ...] = field(default=())  # one an actor; none: they go anywhere
+    pins: tuple[Pin, ...] = ()  # one an actor; none: they go anywhere
 
 
 def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: Footprint) -> int:
@@ -70,6 +70,20 @@ def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: F
     else:
         by_gpu = floor(cluster.gpus) * floor(1 / gpus + 1e-9)
     return min(by_memory, by_cpu, by_gpu)
+
+
+def has_room(node: Mapping[str, float], takes: Mapping[str, float]) -> bool:
+    """Has a node as much of everything?"""
+    return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in takes.items())
+
+
+def put(takes: Mapping[str, float], free: Sequence[dict[str, float]], places: Iterable[int] | None = None) -> bool:
+    """Take it from the first node with room for it, of those at ``places``; False where there is none."""
+    for place in range(len(free)) if places is None else places:
+        if has_room(free[place], takes):
+            free[place] |= {name: free[place].get(name, 0.0) - amount for name, amount in takes.items()}
+            return True
+    return False
 
 
 def choose_placement(

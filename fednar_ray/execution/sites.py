@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from fednar_ray.config import ExecutionSettings, SiteSettings
 from fednar_ray.data.files import Answer, Item
 from fednar_ray.errors import CapacityError, DataError
-from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin
+from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, put
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.scheduling import options_for
 
@@ -46,7 +46,7 @@ def plan_sites(settings: ExecutionSettings, names: Sequence[str], nodes: Sequenc
 def _has(node: Node, site: SiteSettings, settings: ExecutionSettings) -> bool:
     gpus = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
     wanted = {**site.resources, "CPU": settings.cpus_per_actor, "GPU": gpus}
-    return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in wanted.items())
+    return has_room(node, wanted)
 
 
 def _gpus(settings: ExecutionSettings, name: str, able: Mapping[str, Sequence[int]], nodes: Sequence[Node]) -> float:
@@ -79,17 +79,10 @@ def _too_many(
     free, problems = [dict(node) for node in nodes], []
     for pin in sorted(pins, key=lambda pin: len(able[pin.site])):
         takes = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": needs.memory_bytes}
-        place = next((i for i in able[pin.site] if _fits(takes, free[i])), None)
-        if place is None:
+        if not put(takes, free, able[pin.site]):
             memory = f"{needs.memory_bytes / 1e9:.1f} GB"
             problems.append(f"execution.sites.{pin.site}: no room beside the other sites for its actor ({memory})")
-        else:
-            free[place] |= {name: free[place].get(name, 0.0) - amount for name, amount in takes.items()}
     return problems
-
-
-def _fits(takes: Node, free: Node) -> bool:
-    return all(free.get(name, 0.0) >= amount - 1e-9 for name, amount in takes.items())
 
 
 def _listed(nodes: Sequence[Node]) -> str:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fednar_ray.errors import ModelError
+from fednar_ray.errors import ModelError, first_line
 
 SHOWN = 5  # names of a kind in an error
 
@@ -31,14 +31,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelError(f"model.weights: {path}: cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"model.weights: {path}: cannot be read: {first_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"model.weights: {path}: is no state dict (names with tensors)")
     return dict(state)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import Experiment
 from fednar_ray.errors import CapacityError, ConfigError
+from fednar_ray.execution.capacity import put
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.placement import resolve
 from fednar_ray.preparation import prepare
@@ -66,18 +67,9 @@ def fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
     free = [dict(node) for node in nodes]
     wanted = sorted((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True)
     trials = 0
-    while all(_put(bundle, free) for bundle in wanted):
+    while all(put(bundle, free) for bundle in wanted):
         trials += 1
     return trials
-
-
-def _put(bundle: Bundle, free: list[dict[str, float]]) -> bool:
-    for node in free:
-        if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in bundle.items()):
-            for name, amount in bundle.items():
-                node[name] -= amount
-            return True
-    return False
 
 
 def _checked(fits: int, bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:

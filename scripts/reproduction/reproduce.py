@@ -23,6 +23,7 @@ from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_ove
 import fednar_ray as fr
 from fednar_ray.errors import FednarError
 from fednar_ray.figures import COLOURS, STYLES, draw_accuracy_by_decay
+from fednar_ray.report.runs import final_accuracy
 from fednar_ray.tracking.lines import replace
 
 FINAL_ROUNDS = 10
@@ -142,8 +143,7 @@ def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
     final, best, curves = [], [], []
     for run in runs:
         curve = [(r.round_index, 100 * r.metrics["test_accuracy"]) for r in run.history if "test_accuracy" in r.metrics]
-        last = [accuracy for index, accuracy in curve if index >= len(run.history) - FINAL_ROUNDS]
-        final.append(statistics.fmean(last))
+        final.append(100 * final_accuracy(run.history, FINAL_ROUNDS))
         best.append(max(accuracy for _, accuracy in curve))
         curves.append(tuple(curve))
 
