@@ -17,12 +17,12 @@ from typing import Any
 PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
 
 
-def awaited(condition: Callable[[], Any], what: str = "the condition") -> Any:
-    """The condition's first true value."""
+def awaited(condition: Callable[[], Any], what: str = "the condition", *, pause: float = 0.02) -> Any:
+    """The condition's first true value; ``pause``: seconds from one look to the next."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from mlflow import MlflowClient
 
 import fednar_ray as fr
 from fednar_ray.config import embedded
+
+from .servers import PATIENCE_SECONDS, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -35,7 +36,6 @@ TINY = [
     "model.hidden=8",
 ]
 SERIAL = [*TINY, "execution.placement=serial"]
-PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
 REMOVED = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "COLUMNS", "FORCE_COLOR")
 
 
@@ -51,15 +51,6 @@ def fednar(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProces
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     return done
-
-
-def awaited(condition: Callable[[], Any]) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
-    return value
 
 
 def store(folder: Path) -> MlflowClient:

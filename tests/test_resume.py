@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
 
 from .conftest import small_federation
+from .servers import PATIENCE_SECONDS, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -42,7 +42,6 @@ pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
 ROUNDS = 6
 SIZES = (7, 30, 12, 2, 21)
 STATEFUL = ("scaffold", "scaffold+exp", "feddyn")
-PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 
@@ -100,7 +99,7 @@ def left(
         for done in range(start + 1, rounds + 1):
             next(training)
             if checked and every is not None and done % every == 0:
-                awaited((newest() / "checkpoints" / f"round-{done:08d}.json").exists)
+                awaited((newest() / "checkpoints" / f"round-{done:08d}.json").exists, pause=0.002)
     assert not checked or checkpoints(newest())[-1].name == f"round-{rounds:08d}.json"
     return newest()
 
@@ -108,14 +107,6 @@ def left(
 def newest() -> Path:
     """The directory of the run that was begun, or gone on with, last."""
     return max(Path("runs").absolute().iterdir(), key=lambda path: (path / "experiment.yaml").stat().st_ctime_ns)
-
-
-def awaited(condition: Callable[[], object]) -> None:
-    """Return once the condition is true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.002)
 
 
 def killed(experiment: fr.Experiment, rounds: int, **inputs: Any) -> Path:
@@ -626,7 +617,7 @@ def said_to(command: list[str], number: signal.Signals, done: Callable[[], int],
     """Send a command a signal once so many rounds are done: its exit code, and what it said."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            awaited(lambda: done() >= rounds or process.poll() is not None)
+            awaited(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
             process.send_signal(number)
             output, said = process.communicate(timeout=PATIENCE_SECONDS)
         finally:
