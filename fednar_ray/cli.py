@@ -446,7 +446,7 @@ def _print_result(console: "Console", result: Any) -> None:
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)
     for alert in result.alerts:
-        console.print(f"{alert.name}, from round {alert.round_index}: {alert.message}", soft_wrap=True)
+        console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
     console.print(_whereabouts(result), soft_wrap=True)
     _print_place(console, result.directory, result.tracking_uri)
 

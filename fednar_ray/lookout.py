@@ -44,7 +44,8 @@ class Lookout:
 
     def _tell(self, new: Sequence[Alert]) -> None:
         for alert in new:
-            log.warning("%s: %s, round %d: %s", self._name, alert.name, alert.round_index, alert.message)
+            number = alert.round_index + 1  # as progress counts
+            log.warning("%s: %s, round %d: %s", self._name, alert.name, number, alert.message)
         if new:
             self._tracker.log_tags(tags_of(self.alerts))
 

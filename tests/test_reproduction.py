@@ -89,7 +89,8 @@ def hospitals(tmp_path: Path) -> Path:
     x = random.normal(size=(90, 5)).astype(np.float32)
     x[::17, 2] = np.nan
     names = np.repeat(["a", "b", "c"], [40, 30, 20])
-    np.savez(tmp_path / "all.npz", x=x, y=(x[:, 0] > 0).astype(np.int8), hospital=names)
+    degrees = np.where(x[:, 0] > 0, 1 + np.arange(90) % 4, 0)
+    np.savez(tmp_path / "all.npz", x=x, y=degrees, hospital=names)
     split = ROOT / "scripts" / "reproduction" / "split_by_hospital.py"
     subprocess.run([sys.executable, split, tmp_path / "all.npz", directory], check=True, capture_output=True)
     return directory

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,11 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
     directory = directory_of(name)
     if directory.exists():
         raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
-    resources = plan_resources(document.experiment, session)
     points = _first_points(document.search)
-    store, experiment_id = open_store(document.experiment)
+    with ThreadPoolExecutor(1) as background:
+        opening = background.submit(open_store, document.experiment)  # while Ray starts
+        resources = plan_resources(document.experiment, session)
+        store, experiment_id = opening.result()
     tags = {KIND_TAG: "search", NAME_TAG: name}
     run_id = store.create_run(experiment_id, name, tags)
     ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)

@@ -350,8 +350,8 @@ def search_section(row: dict[str, float], note: str) -> str:
     lines = ["### A search of 32 trials of 20 rounds on digits", "", note, "", "| | s |", "|---|---:|"]
     lines += [
         f"| the trials' own time, over {row['cores']:g} cores | {trials:.1f} |",
-        f"| 32 empty trials with bare Tune, in the same Ray | {empty:.1f} |",
-        f"| the search, until its last trial ended | {row['search']:.1f} |",
+        f"| 32 empty trials with bare Tune, from the start of Ray | {empty:.1f} |",
+        f"| the search, from the start of Ray until its last trial ended | {row['search']:.1f} |",
         f"| the most it may take: 1.15 × the trials + the empty trials + 5 s | {limit:.1f} |",
         f"| with best and baseline trained once more, tracked, and the report | {row['whole']:.1f} |",
     ]

@@ -1,5 +1,7 @@
 """From one .npz with x [n, features], y [n] and hospital [n] to a file a hospital: silos as they are in the world.
 
+The label, UCI's degree of narrowing 0 to 4, becomes 0 or 1: is the heart ill?
+
 python scripts/reproduction/split_by_hospital.py heart_disease_by_hospital.npz data/heart_disease
 """
 
@@ -16,7 +18,7 @@ def main() -> None:
     with np.load(source) as arrays:
         for hospital in np.unique(arrays["hospital"]):
             own = arrays["hospital"] == hospital
-            np.savez(directory / f"{hospital}.npz", x=arrays["x"][own], y=arrays["y"][own])
+            np.savez(directory / f"{hospital}.npz", x=arrays["x"][own], y=(arrays["y"][own] > 0).astype(np.int8))
             print(f"{hospital}: {own.sum()} patients")
 
 
