@@ -16,7 +16,7 @@ from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.tracking.mlflow import Store
 
 Verdict = Literal["ok", "warning", "wrong"]
-PACKAGES = ("fednar-ray", "ray", "torch", "mlflow", "numpy", "scikit-learn")
+PACKAGES = ("fednar-ray", "ray", "torch", "mlflow", "numpy")
 LEAST_DISK_BYTES = 1e9
 
 

@@ -11,7 +11,6 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist, squareform
 
 from fednar_ray.config.settings import AggregationSettings
 from fednar_ray.vectors import FloatVector
@@ -122,5 +121,7 @@ def _squared_distances(rows: Rows) -> npt.NDArray[np.float64]:
 
     From differences: a Gram matrix is faster, but leaves rounding errors where rows are equal, and ties would be noise.
     """
+    from scipy.spatial.distance import pdist, squareform  # a third of a second, for each process
+
     distances = sum(pdist(columns.astype(np.float64), "sqeuclidean") for _, columns in _columns(rows))
     return cast(npt.NDArray[np.float64], squareform(distances))

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 import fednar_ray as fr
@@ -41,6 +43,19 @@ def federation(**settings: Any) -> Federation:
 
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# ——— the digits that ship with the package ———
+
+
+def test_digits_are_those_of_scikit_learn():
+    x, y = load_digits(return_X_y=True)
+    expected = train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
+    found = source(source="digits")
+    for ours, theirs in zip((found.train_x, found.test_x), expected[:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs.reshape(-1, 1, 8, 8).astype(np.float32), strict=True)
+    for ours, theirs in zip((found.train_y, found.test_y), expected[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
 
 
 # ——— settings ———

@@ -32,9 +32,10 @@ from fednar_ray.training import client_states, initial_state, rounds_of
 ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl
 FAILURE = "failure"  # of a result: why the trial cannot go on, where it cannot
-SECONDS = "train_seconds"  # of a result: this process's, since the report before
+SECONDS = "train_seconds"  # of a result: of work since the report before, data and model taken up included
 WIDTH = "cohort_width"  # of a result
 LINEAGE = "lineage"  # of a result: the values that the federation began with, and its changes, where there are some
+REPORT_SECONDS = 1.0  # each report costs Tune's loop some 20 ms
 KEPT_BENCHES = 8  # data sets and models that a process holds on to
 
 
@@ -87,22 +88,23 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
             branch.close()
 
     def _open(self, values: Mapping[str, Any]) -> None:
+        start = time.perf_counter()
         self._experiment = self._plan.experiment(values)
         self._branches = [_Branch(each, self._session) for each in repeated(self._experiment, self._plan.search.seeds)]
         self._reported = 0  # rounds
         self._saved = time.monotonic()
+        self._spent = time.perf_counter() - start
 
     def step(self) -> dict[str, Any]:
-        """The rounds up to the next report."""
+        """The rounds up to the next report; where nothing is decided on the way, as many as a second holds."""
         start, search = time.perf_counter(), self._plan.search
         rounds = self._experiment.federation.rounds
-        until = min(self._branches[0].rounds + search.rounds_a_report(rounds), rounds)
-        failure = None
-        for branch in self._branches:
-            try:
-                branch.advance(until)
-            except (RunFailed, BadInput) as error:
-                failure = str(error)
+        often = search.scheduler.name != "none" or search.report_rounds != "auto"
+        seconds = 0.0 if often else min(REPORT_SECONDS, search.checkpoint_seconds)
+        failure, until = self._advanced(rounds)
+        while failure is None and until < rounds and time.perf_counter() - start < seconds:
+            failure, until = self._advanced(rounds)
+        spent, self._spent = self._spent, 0.0
         records = _means([branch.records[self._reported :] for branch in self._branches])
         self._reported += len(records)
         value = records[-1].metrics.get(search.metric, math.nan) if records else math.nan
@@ -114,12 +116,23 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
             ROUNDS: min(branch.rounds for branch in self._branches),
             RECORDS: [line_of(record) for record in records],
             FAILURE: failure,
-            SECONDS: time.perf_counter() - start,
+            SECONDS: spent + time.perf_counter() - start,
             WIDTH: self._branches[0].width,
             LINEAGE: _lineage(self._branches[0].experiment, search),
             "done": until == rounds or failure is not None,
             "should_checkpoint": until < rounds and time.monotonic() - self._saved >= search.checkpoint_seconds,
         }
+
+    def _advanced(self, rounds: int) -> tuple[str | None, int]:
+        """A report's rounds further: why not, where that failed; and how many should be done."""
+        until = min(self._branches[0].rounds + self._plan.search.rounds_a_report(rounds), rounds)
+        failure = None
+        for branch in self._branches:
+            try:
+                branch.advance(until)
+            except (RunFailed, BadInput) as error:
+                failure = str(error)
+        return failure, until
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A checkpoint a seed."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data.sources.arrays import npz
-from fednar_ray.data.sources.bundled import digits
 from fednar_ray.data.sources.client_files import folder
 from fednar_ray.data.sources.entry_points import entry_point
+from fednar_ray.data.sources.handwriting import digits
 from fednar_ray.data.sources.hub import huggingface
 from fednar_ray.data.sources.pictures import cifar10, cifar100, fashion_mnist, mnist
 from fednar_ray.data.sources.plays import shakespeare
