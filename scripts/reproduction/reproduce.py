@@ -156,7 +156,7 @@ def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
 
 
 def _write(table: Table, measured: Sequence[Measured], output: Path, command: str) -> None:
-    _draw_curves(measured, output / "curves.png")
+    _draw_curves(measured, output / "curves.png", "λ = " if table.by_decay else "")
     if table.by_decay:
         for row in dict.fromkeys(each.cell.row for each in measured):
             accuracies: dict[str, dict[float, list[float]]] = {}
@@ -184,7 +184,8 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
         f"{table.title}. {label} Test accuracy (%), mean of the last {FINAL_ROUNDS} rounds"
         f"{f', of {seeds} seeds' if seeds > 1 else ', one run each'}; `{command}`, {time.strftime('%Y-%m-%d')}.",
         "",
-        "| preset | | " + " | ".join(REGULARIZERS) + " | difference | clipped | effective decay |",
+        f"| preset | {'weight decay' if table.by_decay else ''} | {' | '.join(REGULARIZERS)} "
+        "| difference | clipped | effective decay |",
         "|---|---|" + "---:|" * (len(REGULARIZERS) + 3),
     ]
     by_place = {(m.cell.row, m.cell.column, m.cell.regularizer): m for m in measured}
@@ -216,7 +217,7 @@ def _published(cell: Cell) -> str:
     return f" (published {cell.published:.2f})" if cell.published is not None else ""
 
 
-def _draw_curves(measured: Sequence[Measured], path: Path) -> None:
+def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
     """Test accuracy over rounds, a panel a cell of the table."""
     rows = list(dict.fromkeys(m.cell.row for m in measured))
     columns = list(dict.fromkeys(m.cell.column for m in measured))
@@ -228,7 +229,7 @@ def _draw_curves(measured: Sequence[Measured], path: Path) -> None:
             name = m.cell.regularizer
             style = {"color": COLOURS[name], "linestyle": STYLES[name], "label": name if index == 0 else None}
             axes.plot([r + 1 for r, _ in curve], [accuracy for _, accuracy in curve], **style)
-        axes.set_title(f"{m.cell.row}, {m.cell.column}", fontsize=10)
+        axes.set_title(f"{m.cell.row}, {column}{m.cell.column}", fontsize=10)
         axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False)
     figure.supxlabel("round")
