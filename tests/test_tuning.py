@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -117,6 +118,26 @@ def grid(tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Se
     return Searched(result, parent, {run.info.run_name: run for run in found}, client, shown)
 
 
+def test_a_search_of_a_regression_is_judged_by_its_error(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
+    x = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+    y = x @ np.array([1.0, -2.0, 0.5, 0.0], dtype=np.float32)
+    np.savez(tmp_path / "line.npz", train_x=x[:90], train_y=y[:90], test_x=x[90:], test_y=y[90:])
+    search = {"algorithm": "grid", "metric": "validation_rmse", "mode": "min", "space": {RATE: {"grid": [1e-4, 0.1]}}}
+    data = {
+        "source": "npz",
+        "path": str(tmp_path / "line.npz"),
+        "task": "regression",
+        "validation": 0.2,
+        "partition": {"clients": 6},
+    }
+    result = begin(document(uri, search, data=data, model={"name": "mlp", "hidden": 8}), session, silent)
+    assert result.best.values == {RATE: 0.1}
+    assert result.test_metric == "test_rmse"
+    again = fr.run(fr.load(result.best_file), session=session)
+    assert again.metrics["test_rmse"] == result.best_test
+    assert result.report is not None
+
+
 def test_every_point_of_a_grid_is_a_nested_run_with_its_values(grid: Searched) -> None:
     trials = [run for name, run in grid.children.items() if name.startswith("trial-")]
     points = {(run.data.params[RATE], run.data.params["regularizer.name"]) for run in trials}
@@ -163,8 +184,8 @@ def test_the_best_has_the_lowest_last_loss_and_its_file_runs_to_the_same_bytes(
 def test_the_parent_carries_the_best_and_what_was_searched(grid: Searched, tmp_path: Path) -> None:
     best, parent = grid.result.best, grid.parent
     assert parent.data.metrics["best/validation_loss"] == best.value
-    assert parent.data.metrics["best/test_accuracy"] == grid.result.test_accuracy
-    assert parent.data.metrics["baseline/test_accuracy"] == grid.result.baseline_test_accuracy
+    assert parent.data.metrics["best/test_accuracy"] == grid.result.best_test
+    assert parent.data.metrics["baseline/test_accuracy"] == grid.result.baseline_test
     assert parent.data.params[f"best.{RATE}"] == str(best.values[RATE])
     assert json.loads(parent.data.params["search.space"])[RATE] == {"grid": [0.02, 0.3]}
     rows = grid.table(tmp_path)

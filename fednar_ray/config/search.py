@@ -178,7 +178,8 @@ class SearchSettings(Settings):
     baseline: Mapping[str, Any] = {"regularizer.name": "decoupled"}
     """What differs from the experiment in the run that the best trial is compared with."""
     report_rounds: Literal["auto"] | Count = "auto"
-    """Rounds from one report of a trial to the next; auto: what the scheduler looks at, else a tenth of the rounds."""
+    """Rounds from one report of a trial to the next; auto: what the scheduler looks at; without one a tenth of the
+    rounds, or as many tenths as a second holds."""
     checkpoint_seconds: Annotated[NonNegative, BeforeValidator(float)] = 30.0
     """How much of a trial may have to be trained again after a crash."""
 

@@ -98,8 +98,8 @@ def print_result(console: Console, result: SearchResult) -> None:
     if result.ended_early is not None:
         console.print(f"ended early: {result.ended_early}")
     console.print(f"trained {result.rounds_trained} rounds; early stopping saved {result.rounds_saved}")
-    accuracies = f"best {result.test_accuracy:.4g}, baseline {result.baseline_test_accuracy:.4g}"
-    console.print(f"test accuracy, measured once: {accuracies}")
+    values = f"best {result.best_test:.4g}, baseline {result.baseline_test:.4g}"
+    console.print(f"{result.test_metric.replace('_', ' ')}, measured once: {values}")
     console.print(f"best: fednar run {result.best_file}", soft_wrap=True)
     if result.report is not None:
         console.print(f"report: {result.report.page}", soft_wrap=True)
@@ -116,8 +116,8 @@ def summary(result: SearchResult) -> dict[str, Any]:
         "best_trial": best.name,
         "best_value": best.value,
         "best_values": best.values,
-        "test_accuracy": result.test_accuracy,
-        "baseline_test_accuracy": result.baseline_test_accuracy,
+        result.test_metric: result.best_test,
+        f"baseline_{result.test_metric}": result.baseline_test,
         "rounds_trained": result.rounds_trained,
         "rounds_saved": result.rounds_saved,
         "ended_early": result.ended_early,

@@ -59,8 +59,9 @@ class SearchResult:
     trials: tuple[TrialEntry, ...]  # best first
     best: TrialEntry
     best_file: Path
-    test_accuracy: float  # of the best, trained once more; the mean over search.seeds
-    baseline_test_accuracy: float
+    test_metric: str  # test_accuracy; in regression test_rmse
+    best_test: float  # of the best, trained once more; the mean over search.seeds
+    baseline_test: float
     rounds_trained: int
     rounds_saved: int  # that the trials which were stopped early did not train
     ended_early: str | None  # the stop rule that was met
@@ -140,11 +141,10 @@ class _Search:
                 BEST: self._trained_once(BEST, experiment),
                 BASELINE: self._trained_once(BASELINE, baseline),
             }
-            accuracies = {
-                role: float(np.mean([r.metrics["test_accuracy"] for r in runs])) for role, runs in tested.items()
-            }
+            test_metric = "test_accuracy" if "test_accuracy" in tested[BEST][0].metrics else "test_rmse"
+            test_values = {role: _mean(test_metric, runs) for role, runs in tested.items()}
             _check_repeats(tested[BEST], best, self._search)
-            self._log_outputs(parent, best, tested, accuracies)
+            self._log_outputs(parent, best, tested, {f"{role}/{test_metric}": v for role, v in test_values.items()})
             if register is not None:
                 self._store.register_model(tested[BEST][0].run_id, register)
         stopped = [entry for entry in ledger.trials.values() if entry.status == STOPPED]
@@ -154,8 +154,9 @@ class _Search:
             trials=tuple(ledger.ranked(self._search.mode)),
             best=best,
             best_file=ledger.directory / BEST_FILE,
-            test_accuracy=accuracies[BEST],
-            baseline_test_accuracy=accuracies[BASELINE],
+            test_metric=test_metric,
+            best_test=test_values[BEST],
+            baseline_test=test_values[BASELINE],
             rounds_trained=self._search.seeds * sum(entry.rounds for entry in ledger.trials.values()),
             rounds_saved=self._search.seeds * sum(self._rounds - entry.rounds for entry in stopped),
             ended_early=ended_early,
@@ -248,14 +249,13 @@ class _Search:
         parent: RunTracker,
         best: TrialEntry,
         tested: Mapping[str, Sequence[Result]],
-        accuracies: Mapping[str, float],
+        means: Mapping[str, float],
     ) -> None:
         """The best trial's values, and what was measured."""
         figures = {f"{BEST}/{name}": value for name, value in tested[BEST][0].metrics.items()}
         figures |= {f"{BASELINE}/{name}": value for name, value in tested[BASELINE][0].metrics.items()}
-        figures |= {f"{role}/test_accuracy": value for role, value in accuracies.items()}
         assert best.value is not None
-        parent.log_metrics({**figures, f"{BEST}/{self._search.metric}": best.value})
+        parent.log_metrics({**figures, **means, f"{BEST}/{self._search.metric}": best.value})
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({"fednar.best_trial": best.name, "fednar.best_run_id": tested[BEST][0].run_id})
 
