@@ -39,7 +39,6 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
     settings = experiment.execution
     if settings.sites is not None:
         raise ConfigError(("execution.sites: a search trains in its own trials; fednar compare varies runs on sites",))
-    session.connect()
     gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
     if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
         execution = settings.model_copy(update={"placement": "serial"})
@@ -55,11 +54,20 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
         )
         each = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
         bundles = ({}, *(each for _ in range(actors.count)))
+    nodes = _nodes(session)
     return TrialResources(
         execution=execution.model_dump(exclude_none=True),
         bundles=bundles,
-        at_once=_checked(fitting_trials(bundles, session.nodes()), bundles, session.nodes()),
+        at_once=_checked(fitting_trials(bundles, nodes), bundles, nodes),
     )
+
+
+def _nodes(session: RaySession) -> list[dict[str, float]]:
+    """What each node has; of a local Ray before it starts, what it will have."""
+    if not session.local:
+        return session.nodes()
+    machine = session.resources()
+    return [{"CPU": machine.cpus, "GPU": machine.gpus}]
 
 
 def fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:

@@ -77,10 +77,11 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
     directory = directory_of(name)
     if directory.exists():
         raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
+    resources = plan_resources(document.experiment, session)
     points = _first_points(document.search)
     with ThreadPoolExecutor(1) as background:
-        opening = background.submit(open_store, document.experiment)  # while Ray starts
-        resources = plan_resources(document.experiment, session)
+        opening = background.submit(open_store, document.experiment)
+        session.connect()  # a local Ray starts meanwhile
         store, experiment_id = opening.result()
     tags = {KIND_TAG: "search", NAME_TAG: name}
     run_id = store.create_run(experiment_id, name, tags)
@@ -100,6 +101,7 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     resources = plan_resources(document.experiment, session)
     store = Store(ledger.tracking_uri)
     store.check()
+    session.connect()
     search = _Search(document, ledger, store, session, resources, show)
     return search.run(points=(), register=register, resume=True)
 
