@@ -28,9 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, IMAGES = ROOT / "docs" / "tuning.md", ROOT / "docs" / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
 FEDNAR = Path(sys.executable).with_name("fednar")
-TRIALS, ROUNDS = 40, 30
+TRIALS, SEEDS, ROUNDS = 40, 3, 30
 FRESH_SEEDS = range(100, 110)  # that neither side has seen
-COMMAND = ("search.name=digits-40", f"search.trials={TRIALS}", "search.scheduler=none", f"federation.rounds={ROUNDS}")
+COMMAND = (
+    *("search.name=digits-40", f"search.trials={TRIALS}", f"search.seeds={SEEDS}", "search.scheduler=none"),
+    *(f"federation.rounds={ROUNDS}", "data.seed=0"),
+)
 COMMON = ("data.validation=0.2",)  # larger than the file's: differences of a point must show
 PICTURES = ("parallel_coordinates", "best_and_baseline", "importance", "clip_bound_and_weight_decay")
 
@@ -48,6 +51,17 @@ def outcome(overrides: Sequence[str]) -> Outcome:
     settings = (*COMMON, f"federation.rounds={ROUNDS}", "execution.placement=serial", f"evaluation.every={ROUNDS}")
     *_, last = fr.iter_rounds(fr.load(FILE, overrides=[*settings, *overrides]))
     return Outcome(last.metrics["validation_accuracy"], last.metrics["test_accuracy"])
+
+
+def chosen(outcomes: Sequence[Outcome]) -> Outcome:
+    """The best by validation accuracy."""
+    return max(outcomes, key=lambda each: each.validation)
+
+
+def mean(outcomes: Sequence[Outcome]) -> Outcome:
+    """Over seeds."""
+    each = [statistics.fmean(values) for values in zip(*((o.validation, o.test) for o in outcomes), strict=True)]
+    return Outcome(*each)
 
 
 def main() -> None:
@@ -68,12 +82,13 @@ def example() -> bool:
         search = searched(Path(folder), str(FILE), *COMMAND, *COMMON)
         keep_pictures(search, "tuning", PICTURES)
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
-        defaults = list(pool.map(outcome, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS)]))
+        singles = list(pool.map(outcome, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
+        defaults = [mean(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
         fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
         fresh_tuned = list(pool.map(outcome, [[*tuned, *seed] for seed in fresh]))
         fresh_default = list(pool.map(outcome, fresh))
     write("example", told(search, defaults, fresh_tuned, fresh_default, (time.monotonic() - start) / 60))
-    return bool(search["best_value"] > max(each.validation for each in defaults))
+    return bool(search["test_accuracy"] > chosen(defaults).test)
 
 
 def sensitivity() -> None:
@@ -144,7 +159,7 @@ def told(
     minutes: float,
 ) -> str:
     """The example in words and tables."""
-    best_default = max(defaults, key=lambda each: each.validation)
+    best_default = chosen(defaults)
     median = statistics.median(each.validation for each in defaults)
     tuned, default = (np.array([each.test for each in runs]) for runs in (fresh_tuned, fresh_default))
     difference, interval = paired(tuned, default)
@@ -154,13 +169,15 @@ def told(
         "",
         f"    fednar tune tune_configs/digits.yaml {' '.join((*COMMAND, *COMMON))}",
         "",
-        f"and then the file's own settings under {TRIALS} seeds: {TRIALS * ROUNDS:,} rounds each, all on the same "
-        "clients and judged on the same validation examples (`data.seed=0`).",
+        f"and then the file's own settings {TRIALS} times as well, each time under {SEEDS} other seeds: "
+        f"{TRIALS * SEEDS * ROUNDS:,} rounds on either side, all on the same clients and judged on the same validation "
+        f"examples (`data.seed=0`). A figure is the mean over {SEEDS} seeds. Either side's best is chosen by validation "
+        "accuracy, and judged by test accuracy.",
         "",
         "| | validation accuracy | test accuracy |",
         "|---|---:|---:|",
         f"| best of {TRIALS} trials | {search['best_value']:.3f} | {search['test_accuracy']:.3f} |",
-        f"| best of {TRIALS} runs with default settings | {best_default.validation:.3f} | {best_default.test:.3f} |",
+        f"| best of {TRIALS} times the default settings | {best_default.validation:.3f} | {best_default.test:.3f} |",
         f"| their median | {median:.3f} | {statistics.median(each.test for each in defaults):.3f} |",
         "",
         f"The best values: {values}.",
