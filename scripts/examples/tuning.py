@@ -171,8 +171,8 @@ def told(
         "",
         f"and then the file's own settings {TRIALS} times as well, each time under {SEEDS} other seeds: "
         f"{TRIALS * SEEDS * ROUNDS:,} rounds on either side, all on the same clients and judged on the same validation "
-        f"examples (`data.seed=0`). A figure is the mean over {SEEDS} seeds. Either side's best is chosen by validation "
-        "accuracy, and judged by test accuracy.",
+        f"examples (`data.seed=0`). A figure is the mean over {SEEDS} seeds. Either side's best is chosen by "
+        "validation accuracy, and judged by test accuracy.",
         "",
         "| | validation accuracy | test accuracy |",
         "|---|---:|---:|",
