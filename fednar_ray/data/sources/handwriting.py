@@ -18,6 +18,6 @@ def digits() -> Source:
     """
     with (files("fednar_ray.data.sources") / "digits.csv").open() as file:
         rows = np.loadtxt(file, dtype=np.int64, delimiter=",")  # 64 pixels in 0..16, then the label
-    images, y = (rows[:, :64] / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), rows[:, 64].copy()
+    images, y = (rows[:, :64] / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), rows[:, 64]
     train_x, test_x = images[:-TEST].copy(), images[-TEST:].copy()
     return Source(name="digits", train_x=train_x, train_y=y[:-TEST].copy(), test_x=test_x, test_y=y[-TEST:].copy())
