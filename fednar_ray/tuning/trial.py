@@ -101,9 +101,10 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         rounds = self._experiment.federation.rounds
         often = search.scheduler.name != "none" or search.report_rounds != "auto"
         seconds = 0.0 if often else min(REPORT_SECONDS, search.checkpoint_seconds)
-        failure, until = self._advanced(rounds)
-        while failure is None and until < rounds and time.perf_counter() - start < seconds:
+        while True:
             failure, until = self._advanced(rounds)
+            if failure is not None or until == rounds or time.perf_counter() - start >= seconds:
+                break
         spent, self._spent = self._spent, 0.0
         records = _means([branch.records[self._reported :] for branch in self._branches])
         self._reported += len(records)
