@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fednar_ray.buffers import copy_buffers, find_changed_buffers
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
-from fednar_ray.errors import ModelError
+from fednar_ray.errors import ModelError, first_line
+from fednar_ray.exits import exits_as_errors
 from fednar_ray.gradients import CohortGradient
 from fednar_ray.tasks import CLASSIFICATION, Task
-from fednar_ray.vectors import ParameterLayout, flatten_buffers
+from fednar_ray.vectors import ParameterLayout
 
 WIDEST = 32
 ACTORS = (1, 2, 3, 4)  # numbers of actors for which a width must be right
+FORWARDS = 4  # training forwards after which a buffer counts as constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ GPU = StepCosts(
 class ModelTraits:
     """What a trial batch shows of a model."""
 
-    tracks_buffers: bool  # its training changes buffers (BatchNorm's running statistics)
+    changed_buffers: tuple[str, ...]  # those that training changes, by name (BatchNorm's running statistics)
     alone_because: str | None  # why clients must train one by one; None where cohorts may be wide
     parameters: int  # d
     matmuls: int  # in a forward pass
@@ -77,6 +80,11 @@ class ModelTraits:
     matmul_flops: float  # of a forward pass for one example
     convolution_flops: float
     activation_bytes: float = 0.0  # all that a forward pass computes for one example
+
+    @property
+    def tracks_buffers(self) -> bool:
+        """Whether training changes any buffer."""
+        return bool(self.changed_buffers)
 
 
 def probe(
@@ -93,18 +101,17 @@ def probe(
     if other == 0 and x.is_floating_point():
         x[1] += 1  # inputs are stood in for, or all alike
     x = x if transform is None else transform.normalised(x)
-    before = flatten_buffers(trial)
+    before = copy_buffers(trial)
     counter = _Counter()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
-        try:
-            outputs = trial(x[:2])
-        except Exception as error:
-            raise ModelError(f"the model fails on a batch of shape {list(x[:2].shape)}: {error}") from error
+    with counter:
+        outputs = _tried(trial, x[:2])
     _check_outputs(outputs, classes, task)
-    tracks = not np.array_equal(before, flatten_buffers(trial), equal_nan=True)
+    for _ in range(FORWARDS - 1):
+        _tried(trial, x[:2])
+    changed = find_changed_buffers(before, trial)
     return ModelTraits(
-        tracks_buffers=tracks,
-        alone_because=_alone_because(trial, x, tracks, task),
+        changed_buffers=changed,
+        alone_because=_alone_because(trial, x, bool(changed), task),
         parameters=ParameterLayout.of(trial).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -112,6 +119,24 @@ def probe(
         convolution_flops=counter.flops[True] / 2,
         activation_bytes=counter.bytes / 2,
     )
+
+
+def _tried(trial: nn.Module, x: Tensor) -> Any:
+    """The outputs for x; random layers draw from a generator of their own. Raises ModelError where the model fails."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            with exits_as_errors():
+                return trial(x)
+        except Exception as error:
+            text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
+            raise ModelError(text + _hint_of_types(x)) from error
+
+
+def _hint_of_types(x: Tensor) -> str:
+    if x.is_floating_point():
+        return ""
+    kind = str(x.dtype).removeprefix("torch.")
+    return f" (the inputs are {kind} and reach the model as such; give float32 inputs if it computes with them)"
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -60,6 +60,27 @@ class CheckpointError(RunFailed):
     """A checkpoint that could not be written, or checkpoints of which none can be read."""
 
 
+class BuffersChanged(RunFailed):
+    """Training changed buffers that the trial before round 0 found constant. ``names``: of these buffers."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(names)
+        self.names = names
+
+    def __str__(self) -> str:
+        return (
+            f"training changed buffer {', '.join(self.names)}, which it had not changed in the trial before round 0, "
+            "so clients would influence each other; change a buffer in every training step, or in none"
+        )
+
+
+class UserCodeExited(BadInput):
+    """A model or a function of the user's called ``sys.exit``, or raised something else that is no ``Exception``.
+
+    In training it counts as the failure of a client.
+    """
+
+
 class RoundAborted(RunFailed):
     """A round without any usable update."""
 

@@ -41,8 +41,13 @@ class Scorer:
         device: torch.device,
         task: Task = CLASSIFICATION,
         offsets: Mapping[str, Offsets] | None = None,
+        changed_buffers: Sequence[str] | None = None,
     ) -> None:
-        """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1]."""
+        """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
+
+        ``changed_buffers``: the names of the buffers that a readout brings; None: all of them.
+        """
+        self._changed_buffers = changed_buffers
         self._task, self._offsets = task, offsets or {}
         self._model = copy.deepcopy(model).to(device).eval()
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
@@ -53,7 +58,7 @@ class Scorer:
         """The task's examples under the readout, batch by batch; of a task that asks for figures, their tally."""
         if self._loaded != readout.round_index:
             load_parameters(self._model, readout.parameters)
-            load_buffers(self._model, readout.buffers)
+            load_buffers(self._model, readout.buffers, self._changed_buffers)
             self._loaded = readout.round_index
         x, y = self._rows(task)
         parts = [self._answered(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(y), BATCH)]
@@ -88,11 +93,19 @@ class Evaluation:
     """The metrics of a readout; ``by_client``: an actor scores its own client's examples and no other's."""
 
     def __init__(
-        self, federation: Federation, score: Score, splits: Collection[str], *, federated: bool, by_client: bool
+        self,
+        federation: Federation,
+        score: Score,
+        splits: Collection[str],
+        *,
+        federated: bool,
+        by_client: bool,
+        texts: bool = True,
     ) -> None:
+        """``texts``: whole numbers as inputs may be tokens; False: the model takes them for quantities."""
         self._score, self._task = score, TASKS[federation.task]
         self._offsets, self._figures_only = federation.shards.offsets, federation.figures_only
-        self._next_tokens = federation.task == "classification" and _tokens(federation.test)
+        self._next_tokens = texts and federation.task == "classification" and _tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
         own = federation.split_offsets()

@@ -35,7 +35,7 @@ from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.system_metrics import system_metrics
 from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
-from fednar_ray.vectors import FloatVector, load_buffers, load_parameters
+from fednar_ray.vectors import FloatVector, flatten_buffers, load_buffers, load_parameters
 
 log = logging.getLogger("fednar_ray")
 
@@ -137,6 +137,8 @@ def train(
     resumption: Resumption | None = None,
 ) -> Generator[RoundReport, None, Result]:
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
+    if resumption is not None:
+        _check_buffers(prepared, resumption)
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
@@ -189,6 +191,17 @@ def train(
         )
     (result.directory / FINISHED).touch()
     return result
+
+
+def _check_buffers(prepared: Prepared, resumption: Resumption) -> None:
+    """Raises ConfigError where the checkpoint averages other buffers than this model does."""
+    kept = len(resumption.checkpoint.arrays["buffers"])
+    now = len(flatten_buffers(prepared.model, prepared.traits.changed_buffers))
+    if kept != now:
+        text = f"its checkpoint has {kept} values of averaged buffers, and this model has {now}"
+        raise ConfigError(
+            (f"{resumption.kept.name}: {text}; resume it with the model and version that it started with",)
+        )
 
 
 def _rounds_left(prepared: Prepared, resumption: Resumption) -> bool:
@@ -306,7 +319,7 @@ def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
     """The model that is evaluated."""
     module = copy.deepcopy(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.readout(state.now.server))
-    load_buffers(module, state.now.buffers)
+    load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
     return module.eval()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fednar_ray.errors import BadInput
+from fednar_ray.exits import exits_as_errors
 
 T = TypeVar("T")
 Refusal = Callable[[str], BadInput]
@@ -20,7 +21,8 @@ def called_by_path(
     module_name, _, name = path.rpartition(".")
     place = f"{place}: {path}"
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        with exits_as_errors():
+            function = getattr(importlib.import_module(module_name), name)
     except Exception as error:
         raise refuse(f"{place}: cannot be imported: {error}") from error
     return called(place, function, arguments, wanted, kind, refuse)
@@ -32,7 +34,8 @@ def called(
     """What a function returns. Raises as ``called_by_path``."""
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     try:
-        made = function(**arguments)
+        with exits_as_errors():
+            made = function(**arguments)
     except Exception as error:
         raise refuse(f"{place}: fails when called with ({given}): {error}") from error
     if not isinstance(made, wanted):

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.local_rules import LocalRound, LocalRule
 from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.buffers import check_unchanged, why_not_averaged
 from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
+from fednar_ray.exits import exits_as_errors
 from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
 from fednar_ray.schedules import Workload
@@ -36,7 +38,7 @@ class TrainingPlan:
     weighted: bool  # sums weigh a client by n_i, else by 1
     workload: Workload
     seed: int
-    tracks_buffers: bool  # the model keeps running statistics: cohorts of one, buffers averaged over clients
+    changed_buffers: tuple[str, ...]  # by name: averaged over clients, which then train one by one; all others stay
     corrupted: Mapping[int, float] = field(default_factory=dict)  # client id → what its update is multiplied by
     task: Task = CLASSIFICATION
 
@@ -90,6 +92,8 @@ class CohortTrainer:
         self._device = device
         self._shards = ResidentShards(shards, device)
         self._origin, self._control = Landing(self._layout.dimension, device), Landing(self._layout.dimension, device)
+        constant = (item for item in plan.model.named_buffers() if item[0] not in plan.changed_buffers)
+        self._constant_buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in constant}
         self._gradients: dict[int, SingleGradient | CohortGradient] = {}
         self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
 
@@ -107,7 +111,8 @@ class CohortTrainer:
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        with one_thread(), torch.no_grad(), torch.random.fork_rng(devices=self._generators()), suppress(Exception):
+        generators = torch.random.fork_rng(devices=self._generators())
+        with one_thread(), torch.no_grad(), generators, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
             self._gradient(len(client_ids))(plan.of_zeros(), 0)
 
@@ -139,7 +144,7 @@ class CohortTrainer:
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
             try:
                 return self._local_steps(broadcast, task, start)
-            except Exception:
+            except BaseException:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out
                 raise
 
@@ -148,18 +153,21 @@ class CohortTrainer:
         origin = self._origin.fill(broadcast.parameters)
         gradient.params.copy_(origin)
         if broadcast.buffers is not None:
-            load_buffers(gradient.module, broadcast.buffers)
+            load_buffers(gradient.module, broadcast.buffers, self._plan.changed_buffers)
         examples = self._shards.sizes(task.client_ids)
         steps = self._plan.workload.steps(examples)
         local_round = self._local_round(broadcast, task, origin)
         batches = self._batches(broadcast, task, steps)
         tally = self._descend(gradient, batches, steps, local_round, broadcast)
+        check_unchanged(gradient.module, self._constant_buffers)
         delta = gradient.params.sub_(origin)  # in place: the next cohort loads its parameters anew
         self._corrupt(task.client_ids, delta)
-        buffers = flatten_buffers(gradient.module) if self._plan.tracks_buffers else None
+        changed = self._plan.changed_buffers
+        buffers = flatten_buffers(gradient.module, changed) if changed else None
         norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
         usable = torch.isfinite(norms) & torch.isfinite(tally.loss)
-        if buffers is not None and not np.isfinite(buffers).all():
+        problem = why_not_averaged(gradient.module, changed)
+        if problem is not None:
             usable = torch.zeros_like(usable)
         figures = ClientFigures(
             client_ids=task.client_ids,
@@ -172,6 +180,7 @@ class CohortTrainer:
             losses=_numbers(tally.loss) / steps,
             delta_norms=_numbers(norms),
             train_seconds=time.perf_counter() - start,
+            reasons={} if problem is None else dict.fromkeys(task.client_ids, problem),
         )
         return _Trained(figures, delta, buffers, local_round)
 

@@ -112,6 +112,7 @@ class ClientFigures:
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; of an update: times the client's factor
     train_seconds: float  # of the whole cohort
+    reasons: Mapping[int, str] = field(default_factory=dict)  # client id → why it is not usable, where more is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.sites import plan_sites
 from fednar_ray.local_training import CohortTrainer
-from fednar_ray.preparation import Prepared
+from fednar_ray.preparation import Prepared, check_model_and_rule
 from fednar_ray.tasks import TASKS
 
 CPU_DEVICE = torch.device("cpu")
@@ -48,10 +48,11 @@ class Resolved:
 
 
 def resolve(prepared: Prepared, session: RaySession) -> Resolved:
-    """Placement, width and actors for the session's cluster. Raises CapacityError where they do not fit.
+    """Placement, width and actors for the session's cluster. Raises BadInput's kinds where they do not fit.
 
     A local Ray is started in between: after a look whether this machine holds the run, and before Ray's own count.
     """
+    check_model_and_rule(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
         return Resolved(placement="serial", width=_width(prepared, gpu=False), actors=None)
@@ -117,7 +118,8 @@ class SerialBench:
         """For one run; no other may be under way."""
         self._trainer.adopt(prepared.training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
-        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets)
+        changed = prepared.traits.changed_buffers
+        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, changed)
         return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution))
 
 

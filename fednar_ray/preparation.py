@@ -4,7 +4,8 @@ import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fednar_ray.algorithms.registry import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
@@ -17,9 +18,14 @@ from fednar_ray.data.files import federation_of_files, federation_of_sites
 from fednar_ray.data.sources.client_files import files_of_sites
 from fednar_ray.errors import ConfigError, ModelError
 from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.shipping import check_model_travels, check_rule_travels
 from fednar_ray.execution.sites import Here, OnNodes
+from fednar_ray.exits import exits_as_errors
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.models import build_model
+from fednar_ray.models.copying import copy_model
+from fednar_ray.models.lazy import initialize_lazy_layers
+from fednar_ray.single_examples import check_single_example_batches
 from fednar_ray.tasks import TASKS
 from fednar_ray.vectors import ParameterLayout, flatten
 
@@ -59,7 +65,7 @@ class Prepared:
             weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
-            tracks_buffers=self.traits.tracks_buffers,
+            changed_buffers=self.traits.changed_buffers,
             corrupted=corrupted_clients(self.experiment.corruption, self.federation.clients, self.experiment.seed),
             task=TASKS[self.federation.task],
         )
@@ -79,20 +85,26 @@ def prepare(
         raise ConfigError(("data: missing; give a data section, or federation=",))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; give a model section, or model=",))
+    given = None if model is None else copy_model(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
         federation = federation_of(experiment, session)
     _check_sampling(experiment, federation)
-    if model is None:
+    if given is None:
         assert experiment.model is not None
-        model = _built(experiment.model, federation, experiment.seed)
+        given = copy_model(_built(experiment.model, federation, experiment.seed))
+    model = given
+    initialize_lazy_layers(model, _first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
     examples, task = federation.shards.examples, TASKS[federation.task]
-    traits = probe(model, examples, federation.classes, task, federation.transform)
+    with exits_as_errors():
+        traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.cohort_width != 1:
         log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
+    if experiment.execution.placement != "serial":
+        check_model_travels(model)
     return Prepared(
         experiment=experiment,
         algorithm=algorithm,
@@ -101,6 +113,36 @@ def prepare(
         traits=traits,
         availability=_availability(experiment, federation),
     )
+
+
+def _first_inputs(federation: Federation) -> Tensor:
+    """Two examples as the model takes them."""
+    return torch.from_numpy(federation.inputs(federation.shards.examples.x[[0, -1]]))
+
+
+def check_model_and_rule(prepared: Prepared) -> None:
+    """Checks the model and the algorithm's functions under the settings, which differ between trials of one model.
+
+    Raises:
+        BadInput: A client reaches a batch that the model cannot train on, or a function of the user's does not fit.
+    """
+    experiment, federation = prepared.experiment, prepared.federation
+    settings, sizes = experiment.federation, federation.shards.sizes
+    if prepared.traits.alone_because is not None or _trains_alone(experiment):
+        sampled = set(range(len(sizes))) if settings.participation is None else set().union(*settings.participation)
+        check_single_example_batches(
+            prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
+        )
+    if experiment.algorithm.function is not None:
+        prepared.algorithm.server.init(flatten(prepared.model))
+        if experiment.execution.placement != "serial":
+            check_rule_travels(experiment.algorithm.function, prepared.algorithm.local)
+
+
+def _trains_alone(experiment: Experiment) -> bool:
+    """Whether the settings demand that clients train one by one."""
+    execution = experiment.execution
+    return execution.cohort_width == 1 or execution.placement == "dedicated" or execution.sites is not None
 
 
 def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:

@@ -231,7 +231,7 @@ def _add(state: FederationState, sums: RoundSums, update: CohortUpdate) -> None:
     figures = update.figures
     for client_id, usable in zip(figures.client_ids, figures.usable.tolist(), strict=True):
         if not usable and client_id not in sums.reasons:
-            _lose(sums, (client_id,), NOT_FINITE)
+            _lose(sums, (client_id,), figures.reasons.get(client_id, NOT_FINITE))
     sums.add(update)
     if update.states is not None:
         for client_id, row in zip(figures.client_ids, update.states, strict=True):

@@ -31,9 +31,10 @@ def screen(figures: Sequence[ClientFigures], max_deviation: float | None) -> dic
     ]
     median, limit = _median_and_limit([norm for _, usable, norm in clients if usable], max_deviation)
     reasons = {}
+    known = {client_id: reason for cohort in figures for client_id, reason in cohort.reasons.items()}
     for client_id, usable, norm in clients:
         if not usable:
-            reasons[client_id] = NOT_FINITE
+            reasons[client_id] = known.get(client_id, NOT_FINITE)
         elif norm > limit:
             reasons[client_id] = (
                 f"its update's norm {norm:.4g} is far above the round's median {median:.4g} (limit {limit:.4g})"

@@ -13,6 +13,7 @@ from fednar_ray.evaluation import SPLITS, Evaluation
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federation_state import FederationState
 from fednar_ray.messages import RoundReport
+from fednar_ray.models.dense import NumericSequential
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
 from fednar_ray.rounds import ClientPool, RoundPlan, run_rounds
@@ -55,7 +56,7 @@ def initial_state(prepared: Prepared, directory: Path | None = None) -> Federati
     return FederationState.initial(
         prepared.algorithm,
         flatten(prepared.model),
-        flatten_buffers(prepared.model),
+        flatten_buffers(prepared.model, prepared.traits.changed_buffers),
         client_states(prepared, directory),
     )
 
@@ -86,5 +87,6 @@ def rounds_of(
         scalars=experiment.scalars,
     )
     by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
-    evaluation = Evaluation(federation, pool.score, splits, federated=federated, by_client=by_client)
+    texts = not isinstance(prepared.model, NumericSequential)
+    evaluation = Evaluation(federation, pool.score, splits, federated=federated, by_client=by_client, texts=texts)
     return run_rounds(plan, pool, state, evaluation)

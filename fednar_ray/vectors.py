@@ -1,10 +1,10 @@
 """A module seen as one flat float32 vector of its trainable parameters, in ``module.parameters()`` order.
 
-Frozen parameters are in neither the vector nor any norm. Buffers (running statistics) travel as a
-flat float64 vector of their own, which holds integer counters exactly.
+Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics)
+travel as a flat float64 vector of their own, which holds integers up to 2^53 exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,16 +68,54 @@ def load_parameters(module: nn.Module, vector: FloatVector) -> None:
             parameter.copy_(part.view_as(parameter))
 
 
-def flatten_buffers(module: nn.Module) -> BufferVector:
-    """Every buffer as one fresh vector [b]; empty where there is none."""
-    parts = [b.detach().reshape(-1).to("cpu", torch.float64) for b in module.buffers()]
+def flatten_buffers(module: nn.Module, names: Sequence[str] | None = None) -> BufferVector:
+    """Returns the buffers as one fresh vector [b], which is empty if there are none.
+
+    Args:
+        module: Whose buffers are taken.
+        names: Which buffers, in this order. None takes all of them.
+
+    Returns:
+        The values one buffer after the other. A complex number takes two places.
+    """
+    parts = [_reals(b.detach()).reshape(-1).to("cpu", torch.float64) for b in _named(module, names)]
     return torch.cat(parts).numpy() if parts else np.empty(0)
 
 
-def load_buffers(module: nn.Module, vector: BufferVector) -> None:
-    """Copy ``vector`` [b] into the buffers; integer buffers are rounded to nearest."""
-    buffers = list(module.buffers())
-    parts = torch.split(torch.tensor(vector), [b.numel() for b in buffers]) if buffers else ()
+def load_buffers(module: nn.Module, vector: BufferVector, names: Sequence[str] | None = None) -> None:
+    """Copies ``vector`` [b] into the buffers; those of integers and bools are rounded to nearest.
+
+    Args:
+        module: Whose buffers are overwritten.
+        vector: What ``flatten_buffers`` returns for the same ``names``, or an average of such vectors.
+        names: Which buffers, in this order. None takes all of them.
+    """
+    buffers = _named(module, names)
+    parts = torch.split(torch.tensor(vector), [_places(b) for b in buffers]) if buffers else ()
     with torch.no_grad():
         for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_((part if buffer.is_floating_point() else part.round()).view_as(buffer))
+            buffer.copy_(_values_for(buffer, part).view_as(buffer))
+
+
+def _named(module: nn.Module, names: Sequence[str] | None) -> list[Tensor]:
+    if names is None:
+        return list(module.buffers())
+    buffers = dict(module.named_buffers()) if names else {}
+    return [buffers[name] for name in names]
+
+
+def _reals(buffer: Tensor) -> Tensor:
+    """Returns complex numbers as pairs of reals, and other tensors as they are."""
+    return torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
+
+
+def _places(buffer: Tensor) -> int:
+    """Returns how many numbers of a vector the buffer takes."""
+    return buffer.numel() * (2 if buffer.is_complex() else 1)
+
+
+def _values_for(buffer: Tensor, part: Tensor) -> Tensor:
+    """Returns the buffer's part of a vector as values of its kind, in float64 or complex128."""
+    if buffer.is_complex():
+        return torch.view_as_complex(part.view(-1, 2))
+    return part if buffer.is_floating_point() else part.round()

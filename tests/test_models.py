@@ -602,7 +602,7 @@ def test_tasks_of_one_output_refuse_more(task):
 
 def traits(alone: str | None = None, **figures: float) -> ModelTraits:
     nothing = {"parameters": 0, "matmuls": 0, "convolutions": 0, "matmul_flops": 0.0, "convolution_flops": 0.0}
-    return ModelTraits(tracks_buffers=False, alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
+    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
 
 
 def costs(**figures: object) -> StepCosts:

@@ -14,7 +14,8 @@ class FedNARSGD(Optimizer):
     """SGD whose gradient and weight decay are bounded by one norm (Li et al., NeurIPS 2023, Algorithm 1).
 
     v = g + λ·x;  s = min(1, A / (‖v‖₂ + 1e-6));  x ← x − η·s·v.  One norm over every parameter with a
-    gradient, in all groups.  ``lr`` (η), ``weight_decay`` (λ) and ``clip_bound`` (A) live in
+    gradient, in all groups.  Sparse gradients count as dense ones, and steps of float16 and bfloat16
+    parameters are computed in float32.  ``lr`` (η), ``weight_decay`` (λ) and ``clip_bound`` (A) live in
     ``param_groups``, so they can be annealed from round to round; λ and η may differ by group, A may not.
     ``last_scale`` holds s of the last step, a tensor [] (below 1: the clip fired).
     Raises ValueError for lr or clip_bound ≤ 0, weight_decay < 0, or bounds that differ by group.
@@ -49,9 +50,7 @@ class FedNARSGD(Optimizer):
                 loss = closure()
         directions = [(group["lr"], p, self._direction(group, p)) for group, p in self._with_gradient()]
         if directions:
-            norms = [torch.linalg.vector_norm(v) for _, _, v in directions]
-            norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-            self.last_scale = (self._bound() / (norm + TINY)).clamp(max=1.0)
+            self.last_scale = _clip_scale([v for _, _, v in directions], self._bound())
         for lr, parameter, v in directions:
             parameter.sub_(lr * self.last_scale.to(v.device) * v)
         return loss
@@ -61,8 +60,11 @@ class FedNARSGD(Optimizer):
 
     @staticmethod
     def _direction(group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
-        assert parameter.grad is not None
-        v: Tensor = parameter.grad + group["weight_decay"] * parameter
+        """v = g + λ·x as a dense tensor, of at least float32."""
+        grad = parameter.grad
+        assert grad is not None
+        dense = grad if grad.layout == torch.strided else grad.to_dense()
+        v: Tensor = _widened(dense) + group["weight_decay"] * _widened(parameter)
         return v
 
     def _bound(self) -> float:
@@ -70,3 +72,24 @@ class FedNARSGD(Optimizer):
         if len(bounds) > 1:
             raise ValueError(f"one norm has one bound; the groups' clip_bound differ: {sorted(bounds)}")
         return bounds.pop()
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32, and other types as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _clip_scale(vectors: list[Tensor], bound: float) -> Tensor:
+    """s = min(1, A / (‖v‖₂ + 1e-6)) over all vectors together, as a tensor []."""
+    norm = _norm(vectors, torch.float32)
+    scale = (bound / (norm + TINY)).clamp(max=1.0)
+    # squares exceed float32 from 1.8e19 on; chosen on the device, so that no step waits for it
+    wide_scale = (bound / (_norm(vectors, torch.float64) + TINY)).clamp(max=1.0)
+    return torch.where(norm.isfinite(), scale, wide_scale.to(scale.dtype))
+
+
+def _norm(vectors: list[Tensor], least: torch.dtype) -> Tensor:
+    """‖v‖₂ over all vectors together, a tensor [], in ``least`` or their own type, whichever is wider."""
+    norms = [torch.linalg.vector_norm(v, dtype=torch.promote_types(v.dtype, least)) for v in vectors]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return total

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fednar_ray.algorithms import server_rules
+from fednar_ray.algorithms.checked_rules import checked_rule
 from fednar_ray.algorithms.local_rules import LocalRule, control_variate, dynamic, plain, proximal
 from fednar_ray.algorithms.server_rules import ServerRule, adaptive, extrapolated, extrapolated_momentum, momentum
 from fednar_ray.config import AlgorithmSettings
@@ -66,7 +67,7 @@ def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
     if settings.name is not None:
         return PRESETS[settings.name](settings)
     assert settings.function is not None
-    return called_by_path(
+    algorithm = called_by_path(
         "algorithm.function",
         settings.function,
         settings.arguments or {},
@@ -74,3 +75,4 @@ def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
         "a fednar_ray.algorithms.registry.Algorithm",
         lambda text: ConfigError((text,)),
     )
+    return algorithm._replace(server=checked_rule(algorithm.server, settings.function))

@@ -24,6 +24,7 @@ from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.scheduling import options_for
+from fednar_ray.exits import exits_as_errors
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate, Readout, Scores, ScoringTask, Tally
 
@@ -64,23 +65,26 @@ class TrainingActor:
             shards, splits = shards.load()
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
         self._trainer = CohortTrainer(plan, shards, device)
-        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets)
+        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.changed_buffers)
         self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
         """The local round of one cohort."""
         assert self._trainer is not None
-        return self._trainer.train(broadcast, task)
+        with exits_as_errors():
+            return self._trainer.train(broadcast, task)
 
     def measure(self, broadcast: Broadcast, task: CohortTask) -> ClientFigures:
         """The local round of one cohort, held for ``train``; its figures alone travel."""
         assert self._trainer is not None
-        return self._trainer.measure(broadcast, task)
+        with exits_as_errors():
+            return self._trainer.measure(broadcast, task)
 
     def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
         """Score examples."""
         assert self._scorer is not None
-        return self._scorer.score(readout, task)
+        with exits_as_errors():
+            return self._scorer.score(readout, task)
 
     def release(self) -> None:
         """Let go of the run's shards and buffers."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from fednar_ray.errors import RunFailed
 from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.failures import Decision, Ledger, Tolerance, kind_of, reason_of
 from fednar_ray.execution.places import ActorPlace
+from fednar_ray.exits import exits_as_errors
 from fednar_ray.local_training import CohortTrainer
 from fednar_ray.messages import (
     Broadcast,
@@ -45,7 +47,14 @@ class SerialPool:
 
     def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
         """The scores of ``tasks``, in their order."""
-        return (self._scorer.score(readout, task) for task in tasks)
+        for task in tasks:
+            try:
+                with exits_as_errors():
+                    scores = self._scorer.score(readout, task)
+            except Exception as error:
+                text = f"round {readout.round_index}: {task.split} cannot be scored: {reason_of(error)}"
+                raise RunFailed(text) from error
+            yield scores
 
     def places(self) -> list[ActorPlace]:
         """No actor lives anywhere."""
@@ -61,7 +70,10 @@ def _tried(
     """The cohort's answer; of its halves, where it fails; or its loss."""
     while True:
         try:
-            answer = work(task)
+            with exits_as_errors():
+                answer = work(task)
+        except RunFailed:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a client's model raises
             kind, reason = kind_of(error), reason_of(error)
         else:

@@ -1,16 +1,27 @@
 """Models of flattened inputs."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 
-def logistic(features: int, outputs: int) -> nn.Sequential:
+class NumericSequential(nn.Sequential):
+    """Layers in sequence, for inputs that are numbers: whole numbers become float32 first."""
+
+    def forward(self, input: Tensor) -> Any:
+        """[n, …] of any real type → the last layer's outputs."""
+        numbers = input if input.is_floating_point() else input.float()
+        return super().forward(numbers)  # type: ignore[no-untyped-call]
+
+
+def logistic(features: int, outputs: int) -> NumericSequential:
     """One linear layer: logistic regression, or linear regression."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(features, outputs))
+    return NumericSequential(nn.Flatten(), nn.Linear(features, outputs))
 
 
-def mlp(features: int, hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+def mlp(features: int, hidden: int, outputs: int, dropout: float = 0.0) -> NumericSequential:
     """features–hidden–outputs with ReLU."""
-    return nn.Sequential(nn.Flatten(), *head(features, hidden, outputs, dropout))
+    return NumericSequential(nn.Flatten(), *head(features, hidden, outputs, dropout))
 
 
 def head(features: int, hidden: int, outputs: int, dropout: float) -> tuple[nn.Module, ...]:

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fednar_ray.errors import ModelError
-from fednar_ray.models.dense import head
+from fednar_ray.models.dense import NumericSequential, head
 
 GROUPS = 2  # of every GroupNorm in ResNet-18
 WIDTHS = (64, 128, 256, 512)  # channels of its four stages
 
 
-def cnn(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+def cnn(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> NumericSequential:
     """Two 3x3 convolutions (16 and 32 channels) with GroupNorm, each halving the image; one hidden layer."""
     channels, height, width = image
-    return nn.Sequential(
+    return NumericSequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.GroupNorm(4, 16),
         nn.ReLU(),
@@ -30,7 +30,7 @@ def cnn(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -
     )
 
 
-def lenet(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+def lenet(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> NumericSequential:
     """Two 5x5 convolutions (32 and 64 channels) without padding, each with 2x2 pooling; one hidden layer.
 
     After LeCun et al., Proceedings of the IEEE, 1998, in the widths that federated studies use.
@@ -39,7 +39,7 @@ def lenet(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0)
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if min(rows, columns) < 1:
         raise ModelError(f"model.name: lenet takes images from 16x16, not {height}x{width}; cnn takes any")
-    return nn.Sequential(
+    return NumericSequential(
         *_convolved(channels, 32, padding=0),
         *_convolved(32, 64, padding=0),
         nn.Flatten(),
@@ -47,7 +47,7 @@ def lenet(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0)
     )
 
 
-def cnn_femnist(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> nn.Sequential:
+def cnn_femnist(image: Sequence[int], hidden: int, outputs: int, dropout: float = 0.0) -> NumericSequential:
     """LEAF's network for FEMNIST: two 5x5 convolutions (32 and 64 channels), padded; 6,603,710 parameters there.
 
     Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018.
@@ -55,7 +55,7 @@ def cnn_femnist(image: Sequence[int], hidden: int, outputs: int, dropout: float 
     channels, height, width = image
     if min(height, width) < 4:
         raise ModelError(f"model.name: cnn_femnist takes images from 4x4, not {height}x{width}; cnn takes any")
-    return nn.Sequential(
+    return NumericSequential(
         *_convolved(channels, 32, padding=2),
         *_convolved(32, 64, padding=2),
         nn.Flatten(),
@@ -67,7 +67,7 @@ def _convolved(channels: int, width: int, padding: int) -> tuple[nn.Module, ...]
     return nn.Conv2d(channels, width, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2)
 
 
-def resnet18_gn(image: Sequence[int], outputs: int, pooling: str = "authors") -> nn.Sequential:
+def resnet18_gn(image: Sequence[int], outputs: int, pooling: str = "authors") -> NumericSequential:
     """ResNet-18 for small images: a 3x3 stem, and GroupNorm for BatchNorm; 11,173,962 parameters on CIFAR-10.
 
     ``pooling``: ``authors`` averages the upper left 3x3 of the last map, as FedNAR's authors do (4x4 on CIFAR);
@@ -81,7 +81,7 @@ def resnet18_gn(image: Sequence[int], outputs: int, pooling: str = "authors") ->
     blocks = [ResidualBlock(WIDTHS[0], WIDTHS[0], 1), ResidualBlock(WIDTHS[0], WIDTHS[0], 1)]
     for before, after in pairwise(WIDTHS):
         blocks += [ResidualBlock(before, after, 2), ResidualBlock(after, after, 1)]
-    return nn.Sequential(
+    return NumericSequential(
         nn.Conv2d(channels, WIDTHS[0], 3, padding=1, bias=False),
         nn.GroupNorm(GROUPS, WIDTHS[0]),
         nn.ReLU(),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fednar_ray.errors import ModelError, first_line
 
@@ -43,7 +44,7 @@ def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[st
     shapes = [
         f"{name} {list(state[name].shape)}, not {list(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state and not is_lazy(own[name]) and state[name].shape != own[name].shape
     ]
     for what, names in (("missing", missing), ("not in the model", unknown), ("of another shape", shapes)):
         if names:

@@ -1,0 +1,81 @@
+"""A server rule of the user's, with its results checked: whatever does not fit is an error that names the function."""
+
+from collections.abc import Callable
+from traceback import extract_tb
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fednar_ray.algorithms.server_rules import ServerRule, ServerState
+from fednar_ray.errors import ConfigError, FednarError, RunFailed, first_line
+from fednar_ray.exits import exits_as_errors
+from fednar_ray.messages import RoundAggregate
+from fednar_ray.vectors import FloatVector
+
+T = TypeVar("T")
+Refuse = Callable[[str], FednarError]
+
+
+def checked_rule(rule: ServerRule, function: str) -> ServerRule:
+    """Returns ``rule`` with every result checked; ``function`` is the path that names it in errors.
+
+    Its ``init`` raises ConfigError, its ``step`` and ``readout`` raise RunFailed: where the rule's own code raises,
+    or returns vectors of another length or type, or values that are not finite.
+    """
+
+    def refuse(text: str) -> ConfigError:
+        return ConfigError((f"algorithm.function: {function}: {text}",))
+
+    def fail(text: str) -> RunFailed:
+        return RunFailed(f"algorithm.function: {function}: {text}")
+
+    def init(parameters: FloatVector) -> ServerState:
+        state = _called("init", rule.init, refuse, parameters)
+        _check_state("init", state, parameters, refuse)
+        return state
+
+    def step(state: ServerState, aggregate: RoundAggregate) -> ServerState:
+        after = _called("step", rule.step, fail, state, aggregate)
+        _check_state("step", after, state.parameters, fail)
+        return after
+
+    def readout(state: ServerState) -> FloatVector:
+        vector = _called("readout", rule.readout, fail, state)
+        _check_vector("readout returned", vector, state.parameters, fail)
+        return vector
+
+    return ServerRule(init, step, readout)
+
+
+def _called(name: str, function: Callable[..., T], error: Refuse, *arguments: Any) -> T:
+    try:
+        with exits_as_errors():
+            return function(*arguments)
+    except Exception as raised:
+        place = extract_tb(raised.__traceback__)[-1]
+        where = f"{place.filename}:{place.lineno}"
+        raise error(f"{name} fails at {where}: {type(raised).__name__}: {first_line(raised)}") from raised
+
+
+def _check_state(name: str, state: object, parameters: FloatVector, error: Refuse) -> None:
+    if not isinstance(state, ServerState):
+        raise error(f"{name} returned {type(state).__name__}; a ServerState is needed")
+    _check_vector(f"{name} returned parameters:", state.parameters, parameters, error)
+    for key, vector in state.vectors.items():
+        _check_vector(f"{name} returned vectors[{key!r}]:", vector, parameters, error)
+    for key, value in state.scalars.items():
+        if not isinstance(value, int | float | np.ndarray):
+            raise error(f"{name} returned scalars[{key!r}]: {type(value).__name__}; a float is needed (float(value))")
+
+
+def _check_vector(what: str, vector: object, parameters: FloatVector, error: Refuse) -> None:
+    if not isinstance(vector, np.ndarray):
+        raise error(f"{what} {type(vector).__name__}; a NumPy array is needed")
+    if vector.shape != parameters.shape:
+        found, wanted = (f"{v.size:,} numbers in shape {list(v.shape)}" for v in (vector, parameters))
+        raise error(f"{what} {found}; the model has {wanted}")
+    if vector.dtype != np.float32:
+        raise error(f"{what} {vector.dtype} numbers; float32 is needed (.astype(np.float32))")
+    if not np.isfinite(vector).all():
+        bad = np.flatnonzero(~np.isfinite(vector))
+        raise error(f"{what} {len(bad):,} of {vector.size:,} numbers are NaN or infinite, the first at index {bad[0]}")

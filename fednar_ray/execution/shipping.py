@@ -1,0 +1,39 @@
+"""Whether a run's objects can travel to Ray's actors: found before Ray starts."""
+
+from typing import Any
+
+from ray import cloudpickle
+from torch import nn
+
+from fednar_ray.errors import ConfigError, ModelError, first_line
+from fednar_ray.models.copying import find_culprit
+
+
+class _Nowhere:
+    """A file that forgets what is written to it."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def check_model_travels(model: nn.Module) -> None:
+    """Raises ModelError, naming the module and attribute, if the model cannot be pickled for Ray's actors."""
+    try:
+        _pickle(model)
+    except Exception as error:
+        culprit = find_culprit(model, _pickle)
+        text = f"the model cannot be sent to Ray's actors: {culprit}: {first_line(error)}"
+        raise ModelError(f"{text}; leave it out in __getstate__, or use execution.placement=serial") from error
+
+
+def check_rule_travels(function: str, rule: Any) -> None:
+    """Raises ConfigError if a local rule, which ``function`` returned, cannot be pickled for Ray's actors."""
+    try:
+        _pickle(rule)
+    except Exception as error:
+        text = f"algorithm.function: {function}: its local rule cannot be sent to Ray's actors: {first_line(error)}"
+        raise ConfigError((f"{text}; let it hold no such object, or use execution.placement=serial",)) from error
+
+
+def _pickle(value: object) -> None:
+    cloudpickle.CloudPickler(_Nowhere()).dump(value)
