@@ -25,7 +25,7 @@ from fednar_ray.errors import ModelError, first_line
 from fednar_ray.exits import exits_as_errors
 from fednar_ray.gradients import CohortGradient
 from fednar_ray.tasks import CLASSIFICATION, Task
-from fednar_ray.vectors import ParameterLayout
+from fednar_ray.vectors import ParameterLayout, trainable
 
 WIDEST = 32
 ACTORS = (1, 2, 3, 4)  # numbers of actors for which a width must be right
@@ -101,14 +101,11 @@ def probe(
     if other == 0 and x.is_floating_point():
         x[1] += 1  # inputs are stood in for, or all alike
     x = x if transform is None else transform.normalised(x)
-    before = copy_buffers(trial)
     counter = _Counter()
     with counter:
         outputs = _tried(trial, x[:2])
     _check_outputs(outputs, classes, task)
-    for _ in range(FORWARDS - 1):
-        _tried(trial, x[:2])
-    changed = find_changed_buffers(before, trial)
+    changed = _changed_buffers(model, x[:2])
     return ModelTraits(
         changed_buffers=changed,
         alone_because=_alone_because(trial, x, bool(changed), task),
@@ -119,6 +116,18 @@ def probe(
         convolution_flops=counter.flops[True] / 2,
         activation_bytes=counter.bytes / 2,
     )
+
+
+def _changed_buffers(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Which buffers change in training: over several forward passes, and with parameters that move in between."""
+    trial = copy.deepcopy(model).cpu().train()
+    before = copy_buffers(trial)
+    for _ in range(FORWARDS):
+        _tried(trial, x)
+        with torch.no_grad():
+            for parameter in trainable(trial):
+                parameter.add_(0.01)
+    return find_changed_buffers(before, trial)
 
 
 def _tried(trial: nn.Module, x: Tensor) -> Any:
@@ -152,7 +161,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
+        if isinstance(out, Tensor) and out.layout == torch.strided:
             self.bytes += out.nbytes
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:

@@ -1,6 +1,7 @@
 """Models that cannot train on a batch of one example, as BatchNorm cannot: refused before round 0."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -72,7 +73,8 @@ def _remedy(sizes: npt.NDArray[np.int64], workload: Workload) -> str:
 def _problem_with_one_example(model: nn.Module, x: Tensor) -> str | None:
     """Why a training forward pass on one example fails, or gives something else than on two; None if it does not."""
     trial = copy.deepcopy(model).cpu().train()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deviations over one example, which the result shows
         try:
             with exits_as_errors():
                 two, one = trial(x[:2]), trial(x[:1])

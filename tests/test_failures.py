@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch._C import _functorch
 
 import fednar_ray as fr
-from fednar_ray.errors import RoundAborted
+from fednar_ray.errors import BadInput, BuffersChanged, ModelError, RoundAborted, RunFailed
 from fednar_ray.execution.failures import Decision, Failure, Kind, Ledger, Tolerance, decide, kind_of
 from fednar_ray.execution.queue import CallQueue
 from fednar_ray.execution.ray_pool import RayPool
@@ -139,6 +140,10 @@ def unwrapped(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+class Leaves(BaseException):
+    """Not an ``Exception``, as ``SystemExit`` is none."""
+
+
 class Trap(torch.nn.Module):
     """A model that does ``what`` when it meets the bad client's examples: once, or always."""
 
@@ -154,6 +159,12 @@ class Trap(torch.nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.what == "hang":
                 time.sleep(3600)
+            if self.what == "exit":
+                sys.exit(3)
+            if self.what == "interrupt":
+                raise KeyboardInterrupt
+            if self.what == "leave":
+                raise Leaves("for good")
             raise ArithmeticError("this client cannot be trained")
         return self.layers(torch.where(x == SENTINEL, 0.0, x))
 
@@ -217,7 +228,7 @@ def without_the_bad_client(rounds: int = 3) -> bytes:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("what", ["die", "hang", "raise"])
+@pytest.mark.parametrize("what", ["die", "hang", "raise", "exit"])
 def test_what_fails_once_changes_nothing(what: str, session: fr.RaySession, tmp_path: Path) -> None:
     settings = experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
     reports = trained(settings, Trap(what, tmp_path / "sprung"), session)
@@ -227,14 +238,15 @@ def test_what_fails_once_changes_nothing(what: str, session: fr.RaySession, tmp_
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("what", "retries", "rounds"), [("die", 0, 1), ("raise", 1, 2)])
+@pytest.mark.parametrize(("what", "retries", "rounds"), [("die", 0, 1), ("raise", 1, 2), ("exit", 1, 1)])
 def test_a_poisoned_client_is_dropped_and_nobody_else(
     what: str, retries: int, rounds: int, session: fr.RaySession
 ) -> None:
     settings = experiment({**POOLED, "retries": retries}, federation={"rounds": rounds})
     reports = trained(settings, Trap(what, None), session)
     assert [set(report.failures) for report in reports] == [{BAD}] * rounds
-    assert ("ArithmeticError" if what == "raise" else "actor was lost") in reports[0].failures[BAD]
+    reasons = {"die": "actor was lost", "raise": "ArithmeticError", "exit": "raised SystemExit(3)"}
+    assert reasons[what] in reports[0].failures[BAD]
     assert [report.metrics["clients_trained"] for report in reports] == [6] * rounds
     assert reports[-1].parameters.tobytes() == without_the_bad_client(rounds)
 
@@ -296,6 +308,83 @@ def test_a_dedicated_actor_that_dies_is_replaced_with_its_own_shard(session: fr.
 
 
 SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "corruption": {"scaled": 0.3, "factor": 30}}
+
+
+# ---- code that ends the process, in the driver's own
+
+
+@pytest.mark.parametrize(("what", "reason"), [("exit", "SystemExit(3)"), ("leave", "Leaves(for good)")])
+@pytest.mark.parametrize("screening", [{}, {"max_deviation": 50}], ids=["one phase", "two phases"])
+def test_an_exit_of_one_client_is_its_own_failure(what: str, reason: str, screening: dict[str, Any]) -> None:
+    settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
+    reports = trained(settings, Trap(what, None))
+    assert [report.failures for report in reports] == [{BAD: f"UserCodeExited: the code raised {reason}"}] * 3
+    assert reports[-1].parameters.tobytes() == without_the_bad_client()
+
+
+def test_an_exit_that_does_not_come_again_changes_nothing(tmp_path: Path) -> None:
+    reports = trained(experiment({"placement": "serial"}), Trap("exit", tmp_path / "sprung"))
+    assert (tmp_path / "sprung").exists()
+    assert reports[-1].parameters.tobytes() == undisturbed()
+
+
+def test_an_interrupt_still_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(experiment({"placement": "serial"}), Trap("interrupt", None))
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_an_exit_in_the_trial_is_a_refusal(always: bool) -> None:
+    class Exits(torch.nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Exits.calls += 1
+            if always or Exits.calls == 6:
+                sys.exit(5)
+            return super().forward(x)
+
+    with pytest.raises(BadInput, match=r"raised SystemExit\(5\)"):
+        trained(experiment({"placement": "serial"}), Exits(2, 3))
+
+
+def test_an_exit_while_a_function_builds_the_model_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_of_a_user.py").write_text("import sys\n\ndef build():\n    sys.exit('usage: …')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = experiment({"placement": "serial"}, model={"function": "exits_of_a_user.build"})
+    with pytest.raises(ModelError, match=r"exits_of_a_user.build: fails .*raised SystemExit\(usage: …\)"):
+        next(fr.iter_rounds(settings, federation=federation()))
+
+
+@pytest.mark.parametrize("what", ["exit", "raise"])
+def test_what_fails_in_scoring_ends_the_run_and_names_the_split(what: str) -> None:
+    class FailsWhenScoring(Trap):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if self.training else torch.full_like(x, SENTINEL))
+
+    with pytest.raises(RunFailed, match="round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
+        trained(
+            experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3}),
+            FailsWhenScoring(what, None),
+        )
+
+
+@pytest.mark.ray
+def test_buffers_that_change_after_all_end_a_run_on_actors_too(session: fr.RaySession) -> None:
+    class Late(Trap):
+        def __init__(self) -> None:
+            super().__init__("", None)
+            self.register_buffer("mask", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if bool((unwrapped(x) == SENTINEL).any()):
+                self.mask += 1
+            return super().forward(x)
+
+    with pytest.raises(BuffersChanged, match="training changed buffer mask"):
+        trained(experiment(POOLED), Late(), session)
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
+from fednar_ray.errors import RunFailed
 
 from .conftest import small_federation
 
@@ -127,3 +128,154 @@ def test_settings_that_contradict_are_refused(algorithm: dict[str, Any], message
 def test_an_annealed_epsilon_reaches_its_server_rule() -> None:
     given = experiment({"function": "a.b", "epsilon": 0.5, "epsilon_anneal": 0.1})
     assert given.scalars(1).epsilon == pytest.approx(0.05)
+
+
+# ——— server rules that do not fit ———
+
+WRONG = """
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from fednar_ray.algorithms.local_rules import plain
+from fednar_ray.algorithms.registry import Algorithm
+from fednar_ray.algorithms.server_rules import ServerRule, ServerState, mean
+
+
+def changed(step=None, init=None, readout=None):
+    rule = mean(1.0)
+    return Algorithm(plain(), ServerRule(init or rule.init, step or rule.step, readout or rule.readout))
+
+
+def after(change):
+    rule = mean(1.0)
+    return changed(step=lambda state, aggregate: change(rule.step(state, aggregate)))
+
+
+def of_parameters(change):
+    return after(lambda state: replace(state, parameters=change(state.parameters)))
+
+
+def shorter():
+    return of_parameters(lambda x: x[:-2])
+
+
+def column():
+    return of_parameters(lambda x: x[:, None])
+
+
+def wide():
+    return of_parameters(lambda x: x.astype(np.float64))
+
+
+def infinite():
+    return of_parameters(lambda x: np.where(np.arange(len(x)) == 3, np.float32(np.inf), x))
+
+
+def a_list():
+    return of_parameters(list)
+
+
+def memory():
+    return after(lambda state: replace(state, vectors={"m": state.parameters[:5]}))
+
+
+def scalar():
+    return after(lambda state: replace(state, scalars={"r": np.float32(1)}))
+
+
+def vector():
+    return changed(step=lambda state, aggregate: state.parameters)
+
+
+def starts_short():
+    return changed(init=lambda x: ServerState(parameters=x[1:]))
+
+
+def start_fails():
+    return changed(init=lambda x: x.nothing)
+
+
+def reads_short():
+    return changed(readout=lambda state: state.parameters[:1])
+
+
+def fails():
+    def step(state, aggregate):
+        return state.parameters + aggregate.delta[:7]
+
+    return changed(step=step)
+
+
+def exits():
+    return changed(step=lambda state, aggregate: sys.exit(7))
+
+
+def locked():
+    import threading
+
+    from fednar_ray.algorithms.local_rules import LocalRule
+
+    lock = threading.Lock()
+
+    def correction(round_):
+        with lock:
+            return lambda grad, params: grad
+
+    return Algorithm(LocalRule(correction), mean(1.0))
+"""
+
+
+@pytest.fixture
+def wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "wrong_rules_of_a_user.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "wrong_rules_of_a_user"
+    sys.modules.pop("wrong_rules_of_a_user", None)
+
+
+D = 2 * 3 + 3  # of the logistic model
+
+
+def first_round(function: str, **execution: Any) -> None:
+    given = experiment({"function": function}, execution={"placement": "serial", **execution})
+    next(fr.iter_rounds(given, federation=small_federation((4, 4, 4))))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("shorter", rf"step returned parameters: {D - 2} numbers in shape \[{D - 2}\]; the model has {D} numbers"),
+        ("column", rf"step returned parameters: {D} numbers in shape \[{D}, 1\]; the model has {D} numbers in shape"),
+        ("wide", "step returned parameters: float64 numbers; float32 is needed"),
+        ("infinite", f"step returned parameters: 1 of {D} numbers are NaN or infinite, the first at index 3"),
+        ("a_list", "step returned parameters: list; a NumPy array is needed"),
+        ("memory", rf"step returned vectors\['m'\]: 5 numbers in shape \[5\]; the model has {D}"),
+        ("scalar", r"step returned scalars\['r'\]: float32; a float is needed"),
+        ("vector", "step returned ndarray; a ServerState is needed"),
+        ("reads_short", rf"readout returned 1 numbers in shape \[1\]; the model has {D} numbers"),
+        ("fails", r"step fails at .*wrong_rules_of_a_user.py:\d+: ValueError: operands could not be broadcast"),
+        ("exits", r"step fails at .*: UserCodeExited: the code raised SystemExit\(7\)"),
+    ],
+)
+def test_a_step_that_does_not_fit_ends_round_0_naming_the_function(wrong: str, function: str, message: str) -> None:
+    with pytest.raises(RunFailed, match=rf"^algorithm.function: {wrong}.{function}: {message}"):
+        first_round(f"{wrong}.{function}")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("starts_short", rf"init returned parameters: {D - 1} numbers in shape \[{D - 1}\]; the model has {D} numbers"),
+        ("start_fails", "init fails at .*: AttributeError: 'numpy.ndarray' object has no attribute 'nothing'"),
+        ("locked", "its local rule cannot be sent to Ray's actors: cannot pickle '_thread.lock' object"),
+    ],
+)
+def test_what_is_wrong_before_any_round_is_refused_before_ray_starts(wrong: str, function: str, message: str) -> None:
+    import ray
+
+    started = ray.is_initialized()
+    with pytest.raises(fr.ConfigError, match=rf"^algorithm.function: {wrong}.{function}: {message}"):
+        first_round(f"{wrong}.{function}", placement="pooled")
+    assert ray.is_initialized() == started

@@ -248,3 +248,89 @@ def test_one_parameter_tied_in_two_places_counts_once():
     before = flatten(module)
     fr.FedNARSGD(module.parameters(), lr=0.5, clip_bound=1e-3).step()
     assert np.linalg.norm(flatten(module) - before) == pytest.approx(0.5e-3, rel=1e-2)
+
+
+# ——— FedNARSGD beyond float32 ———
+
+
+def in_float64(parameters: list[nn.Parameter], lr: float, decay: float, bound: float) -> tuple[list[np.ndarray], float]:
+    """FedNAR's step and its scale, in NumPy."""
+
+    def wide(tensor: Tensor) -> np.ndarray:
+        dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+        return dense.to(torch.complex128 if dense.is_complex() else torch.float64).numpy()
+
+    x, g = [wide(p) for p in parameters], [wide(p.grad) for p in parameters]
+    v = [gradient + decay * value for gradient, value in zip(g, x, strict=True)]
+    scale = min(1.0, bound / (np.sqrt(sum((np.abs(part) ** 2).sum() for part in v)) + 1e-6))
+    return [value - lr * scale * part for value, part in zip(x, v, strict=True)], scale
+
+
+@pytest.mark.parametrize("bound", [3.0, 1e6], ids=["clipped", "free"])
+@pytest.mark.parametrize(
+    ("types", "size"),
+    [
+        ([torch.float16], 60.0),  # a norm of 22,000 at most, whose square float16 cannot hold
+        ([torch.float16], 6e4),
+        ([torch.bfloat16], 50.0),
+        ([torch.bfloat16], 1e30),
+        ([torch.float32], 1e30),
+        ([torch.float32], 3e38),  # the norm itself is beyond float32
+        ([torch.float64], 1e30),
+        ([torch.complex64], 2.0),
+        ([torch.complex64], 1e30),
+        ([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64], 20.0),
+        ([torch.float16], 1e-6),
+    ],
+    ids=str,
+)
+def test_a_step_in_any_type_is_float64s(types, size, bound):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(1000, generator=generator).to(kind)) for kind in types]
+    for parameter in parameters:
+        signs = torch.randn(1000, generator=generator).clamp(-1, 1)
+        parameter.grad = (signs * size).to(parameter.dtype)
+    if bound > 10 and size > 1e9:
+        bound = 10.0  # a free step would leave every type
+    lr = 1e-3 if bound > 10 else 1.0
+    expected, scale = in_float64(parameters, lr=lr, decay=0.1, bound=bound)
+    optimizer = fr.FedNARSGD(parameters, lr=lr, weight_decay=0.1, clip_bound=bound)
+    optimizer.step()
+    assert float(optimizer.last_scale) == pytest.approx(scale, rel=1e-5)
+    for parameter, wanted in zip(parameters, expected, strict=True):
+        # the step rounds to the parameter's type once
+        precision = torch.finfo(parameter.dtype).eps
+        wide = torch.complex128 if parameter.is_complex() else torch.float64
+        np.testing.assert_allclose(parameter.detach().to(wide).numpy(), wanted, rtol=precision, atol=precision)
+
+
+def test_the_norm_of_half_precision_is_not_float16s():
+    parameter = nn.Parameter(torch.zeros(100_000, dtype=torch.float16))
+    parameter.grad = torch.full_like(parameter, 300.0)  # ‖v‖ = 94,868, beyond 65,504
+    fr.FedNARSGD([parameter], lr=1.0, clip_bound=10.0).step()
+    assert parameter.detach().double().norm().item() == pytest.approx(10, rel=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("bound", [0.5, 1e6])
+def test_sparse_gradients_step_as_dense_ones(decay, bound):
+    torch.manual_seed(0)
+    sparse = nn.Embedding(6, 3, sparse=True)
+    dense = nn.Embedding(6, 3, _weight=sparse.weight.detach().clone())
+    for table in (sparse, dense):
+        table(torch.tensor([1, 1, 4])).square().sum().backward()  # row 1 occurs twice: uncoalesced
+    assert sparse.weight.grad.is_sparse
+    expected, _ = in_float64([sparse.weight], lr=0.5, decay=decay, bound=bound)
+    for table in (sparse, dense):
+        fr.FedNARSGD(table.parameters(), lr=0.5, weight_decay=decay, clip_bound=bound).step()
+    np.testing.assert_allclose(sparse.weight.detach(), expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sparse.weight, dense.weight)
+
+
+def test_an_infinite_gradient_is_not_hidden():
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, float("inf")])
+    optimizer = fr.FedNARSGD([parameter])
+    optimizer.step()
+    assert optimizer.last_scale == 0
+    assert parameter[1].isnan()
