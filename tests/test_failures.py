@@ -364,11 +364,9 @@ def test_what_fails_in_scoring_ends_the_run_and_names_the_split(what: str) -> No
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x if self.training else torch.full_like(x, SENTINEL))
 
-    with pytest.raises(RunFailed, match="round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
-        trained(
-            experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3}),
-            FailsWhenScoring(what, None),
-        )
+    settings = experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3})
+    with pytest.raises(RunFailed, match=r"round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
+        trained(settings, FailsWhenScoring(what, None))
 
 
 @pytest.mark.ray
