@@ -1,6 +1,6 @@
 """A module's buffers, by what training does to them: changed ones are averaged, all others stay as they were given."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,9 @@ def _exceeds_float64(buffer: Tensor) -> bool:
     return highest > LARGEST_INTEGER or lowest < (0 if buffer.dtype == torch.uint64 else -LARGEST_INTEGER)
 
 
-def why_not_averaged(module: nn.Module, names: Iterable[str]) -> str | None:
+def why_not_averaged(module: nn.Module, names: Sequence[str]) -> str | None:
     """Returns why a client's buffers cannot enter the average, naming the first such buffer; None if they can."""
-    buffers = dict(module.named_buffers())
+    buffers = dict(module.named_buffers()) if names else {}
     for name in names:
         if not torch.isfinite(buffers[name]).all():
             return f"its buffer {name} is not finite after training"

@@ -107,6 +107,15 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> None:
+    given: dict[str, Any] = {"federation": small_federation(SIZES)}
+    fr.run(experiment(tracking={"uri": uri}), model=Net(torch.zeros(2), lambda m, x: mean_of(x)), **given)
+    longer = experiment(tracking={"uri": uri}, federation={"rounds": 2, "local_steps": 2, "batch_size": 100})
+    message = "its checkpoint has 2 values of averaged buffers, and this model has 0"
+    with pytest.raises(fr.ConfigError, match=message):
+        fr.run(longer, model=Net(torch.zeros(2)), resume=True, **given)
+
+
 @pytest.mark.parametrize("name", CONSTANT)
 def test_a_constant_buffer_alone_leaves_groups_wide_and_is_not_sent(name: str) -> None:
     model = Net(CONSTANT[name])
