@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,15 @@ import torch
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data import partition as partitions
+from fednar_ray.data.conversion import CODES, named_clients, numbered
 from fednar_ray.data.examples import Array, Examples, Pair, Shards
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
 from fednar_ray.seeding import Purpose, generator
+
+MANY_CLASSES = 1000
+"""Up to here an output too many costs nothing, and some classes of a known data set may well be absent."""
 
 log = logging.getLogger("fednar_ray")
 
@@ -24,21 +28,36 @@ log = logging.getLogger("fednar_ray")
 class Federation:
     """Clients' examples with a test set and, where it is wanted, a validation set.
 
-    ``clients``: a pair (x, y) of arrays or tensors a client, x [n_i, …], y [n_i] labels 0..classes-1.
-    ``test``, ``validation``: such pairs too.  ``task``: classification, binary (labels 0 and 1) or regression
-    (labels are numbers).  Raises DataError: no clients, a client without examples, inputs of different shapes,
-    labels that the task has not, NaN or infinity.
+    Args:
+        clients: One pair (x, y) of arrays or tensors per client, x [n_i, …] and y [n_i]: a list or any other iterable
+            of pairs, or a mapping from the clients' names to their pairs. A TensorDataset of both may stand for a pair.
+        test: Such a pair.
+        validation: Such a pair, or None.
+        task: classification (labels are classes from 0), binary (0 and 1) or regression (numbers).
+
+    Attributes:
+        client_names: The clients' names by id; "0", "1", … where none are given.
+
+    Raises:
+        DataError: There is no client, one has no examples, inputs differ in shape, labels do not fit the task, or
+            values are missing or infinite. The message names the client.
     """
 
+    client_names: tuple[str, ...]
     figures_only = False  # may nothing of an example leave who holds it, its scores included?
 
     def __init__(
-        self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None, *, task: str = "classification"
+        self,
+        clients: Mapping[str, Pair] | Iterable[Pair],
+        test: Pair,
+        validation: Pair | None = None,
+        *,
+        task: str = "classification",
     ) -> None:
-        if not len(clients):
-            raise DataError("clients: a federation needs at least one client")
-        parts = [Examples.of(pair, f"client {i}", task) for i, pair in enumerate(clients)]
-        _same_shape(parts)
+        self.client_names, pairs = named_clients(clients)
+        places = [f"client {name}" for name in self.client_names]
+        parts = [Examples.of(pair, place, task) for pair, place in zip(pairs, places, strict=True)]
+        _same_shape(parts, places)
         sizes = [len(part) for part in parts]
         block = Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
         self.shards = Shards(block, np.concatenate([[0], np.cumsum(sizes)]))
@@ -47,6 +66,7 @@ class Federation:
         self.left_out = 0
         self.name, self.task = "federation", task
         _evaluable(self)
+        _warn_of_codes(self)
 
     @classmethod
     def from_shards(
@@ -61,9 +81,11 @@ class Federation:
         """A federation over examples that are already checked and in one block."""
         federation = cls.__new__(cls)
         federation.name, federation.task = name, task
+        federation.client_names = numbered(len(shards.sizes))
         federation.shards, federation.left_out = shards, left_out
         federation.test, federation.validation = test, validation
         _evaluable(federation)
+        _warn_of_codes(federation)
         return federation
 
     @property
@@ -127,11 +149,11 @@ class Federation:
         return flat.reshape(self.clients, self.classes)
 
 
-def _same_shape(parts: Sequence[Examples]) -> None:
-    for i, part in enumerate(parts):
+def _same_shape(parts: Sequence[Examples], places: Sequence[str]) -> None:
+    for part, place in zip(parts, places, strict=True):
         if part.x.shape[1:] != parts[0].x.shape[1:] or part.x.dtype != parts[0].x.dtype:
             here, there = (f"{p.x.shape[1:]} {p.x.dtype}" for p in (part, parts[0]))
-            raise DataError(f"client {i}: inputs are {here}, those of client 0 are {there}")
+            raise DataError(f"{place}: inputs are {here}, those of {places[0]} are {there}")
 
 
 def _evaluable(federation: Federation) -> None:
@@ -141,6 +163,20 @@ def _evaluable(federation: Federation) -> None:
         if part is not None and (part.x.shape[1:] != block.shape[1:] or part.x.dtype != block.dtype):
             theirs = f"those of the clients {block.shape[1:]} {block.dtype}"
             raise DataError(f"{name}: inputs are {part.x.shape[1:]} {part.x.dtype}, {theirs}")
+
+
+def _warn_of_codes(federation: Federation) -> None:
+    """Says so where most classes up to the highest label never occur: labels are then codes, as a rule."""
+    classes = federation.classes
+    if classes <= MANY_CLASSES:
+        return
+    labels = [federation.shards.examples.y, *(part.y for part in federation.splits().values())]
+    found = len(np.unique(np.concatenate([np.unique(part) for part in labels])))
+    if found * 10 < classes:
+        text = (
+            "the highest label is %d, but only %d classes occur, and a model gets %d outputs; if labels are codes, %s"
+        )
+        log.warning(text, classes - 1, found, classes, CODES)
 
 
 def load_federation(settings: DataSettings, seed: int) -> Federation:
@@ -173,13 +209,29 @@ class Division:
 def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
     """The validation share first, then the partition of what is left."""
     order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
-    held = round(settings.validation * len(order))
+    held = held_out(settings.validation, len(order), "data.validation")
     kept = np.sort(order[held:])
     own = None if groups is None else groups[kept]
     split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
     _report(split)
     left_out = len(split.left_out)
     return Division(rows=kept[split.order], offsets=split.offsets, held=order[:held], left_out=left_out)
+
+
+def held_out(share: float, examples: int, key: str) -> int:
+    """How many of so many examples a share holds out.
+
+    Raises:
+        DataError: The share is not 0, and rounds to no example or to all of them.
+    """
+    held = round(share * examples)
+    if not share or 0 < held < examples:
+        return held
+    if examples < 2:
+        raise DataError(f"{key}: {share:g} of {examples} examples cannot be held out; use 0, or give more examples")
+    if not held:
+        raise DataError(f"{key}: {share:g} of {examples} examples is none; use at least {1 / examples:g}, or 0")
+    raise DataError(f"{key}: {share:g} of {examples} examples is all of them; use at most {1 - 1 / examples:g}")
 
 
 def _partition(

@@ -90,6 +90,7 @@ class FederationOfFiles(Federation):
         left_out: int,
     ) -> None:
         self.name, self.task, self.left_out = name, task, left_out
+        self.client_names = tuple(shard.name for shard in shards)
         self._files, self.figures_only = shards, any(survey.labels is None for survey in surveys)
         known = [_labels(survey, task) for survey in surveys]
         held_out = {
@@ -116,11 +117,6 @@ class FederationOfFiles(Federation):
     def label_counts(self) -> Counts:
         """Examples by client and class, [N, classes]."""
         return self._counts
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The clients', by id."""
-        return tuple(file.name for file in self._files)
 
     def digest(self) -> str:
         """SHA-256 of the rows of the files, and of who holds which, as hexadecimal digits."""
