@@ -168,9 +168,9 @@ def _unmasked(array: Any, place: str, what: str) -> Array:
     """The data of a masked array in which nothing is masked."""
     mask = np.ma.getmaskarray(array)
     if mask.any():
-        first = _index(np.argwhere(mask)[0])
+        first = f", the first at {_index(np.argwhere(mask)[0])}" if mask.ndim else ""
         filled = "fill them, e.g. x.filled(0), or leave these examples out"
-        raise DataError(f"{place}: {int(mask.sum())} {what} are masked (missing), the first at {first}; {filled}")
+        raise DataError(f"{place}: {int(mask.sum())} {what} are masked (missing){first}; {filled}")
     return np.asarray(array.data)
 
 
@@ -223,5 +223,7 @@ def _is_frame(part: Any) -> bool:
 
 def _a(part: Any) -> str:
     """What it is, with its article: "a dict"."""
-    name = "None" if part is None else type(part).__name__
-    return name if part is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    if part is None:
+        return "None"
+    name = type(part).__name__.replace("ndarray", "array")
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -99,7 +99,7 @@ def _classes(y: Array, place: str, task: str) -> npt.NDArray[np.int64]:
         raise DataError(f"{place}: label {y.min()} at index {y.argmin()}; labels run from 0 to classes-1")
     if task == "binary" and y.max() > 1:
         raise DataError(f"{place}: label {y.max()} at index {y.argmax()}; the labels of task binary are 0 and 1")
-    if y.max() >= MAX_CLASSES:
+    if int(y.max()) >= MAX_CLASSES:
         found = f"label {y.max()} at index {y.argmax()}; labels are classes from 0, at most {MAX_CLASSES - 1}"
         raise DataError(f"{place}: {found}; if they are codes, {CODES}")
     return y.astype(np.int64, order="C")
@@ -112,6 +112,37 @@ def _targets(y: Array, place: str) -> npt.NDArray[np.float32]:
     if len(bad):
         raise DataError(f"{place}: {len(bad)} labels are NaN or infinite, the first at index {bad[0]}")
     return targets
+
+
+def one_group_each(groups: Any, examples: Examples, place: str) -> Array:
+    """Checks groups, the natural clients of examples: one name or number for each.
+
+    Returns:
+        The groups as an array [N].
+
+    Raises:
+        DataError: There are more or fewer than examples, one is missing, or they cannot be sorted (texts and numbers).
+    """
+    if isinstance(groups, np.ma.MaskedArray) and np.ma.getmaskarray(groups).any():
+        raise DataError(f"{place}: {int(groups.mask.sum())} are masked (missing); every example needs one")
+    found = np.asarray(groups)
+    if found.shape != examples.y.shape:
+        raise DataError(f"{place} {found.shape}: one for each of {len(examples)} examples is needed")
+    lacking = np.flatnonzero(_missing(found))
+    if len(lacking):
+        text = f"{len(lacking)} are missing, the first at index {lacking[0]}"
+        raise DataError(f"{place}: {text}; every example needs one")
+    try:
+        np.unique(found)
+    except TypeError:
+        raise DataError(f"{place}: hold texts and numbers; one type is needed") from None
+    return found
+
+
+def _missing(groups: Array) -> npt.NDArray[np.bool_]:
+    if groups.dtype.kind == "O":
+        return np.array([repr(group) in ("None", "nan", "<NA>", "NaT") for group in groups])
+    return np.isnan(groups) if groups.dtype.kind in "fmM" else np.zeros(len(groups), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
     source = SOURCES[settings.source](settings)
     transform = _transform(settings, source)
     division = divided(settings, seed, source.train_y, source.groups)
+    report_lost(settings, [str(group) for group in division.lost])
     rows, held = division.rows, division.held
     examples = Examples(source.train_x[rows], source.train_y[rows])
     return Federation.from_shards(
@@ -204,34 +205,31 @@ class Division:
     offsets: npt.NDArray[np.int64]  # [N + 1]
     held: npt.NDArray[np.int64]  # the rows held out for validation
     left_out: int
+    lost: Array  # the groups, natural clients, all of whose examples are held out
 
 
 def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
     """The validation share first, then the partition of what is left."""
     order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
-    held = held_out(settings.validation, len(order), "data.validation")
+    held = partitions.held_out(settings.validation, len(order), "data.validation")
     kept = np.sort(order[held:])
     own = None if groups is None else groups[kept]
     split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
     _report(split)
-    left_out = len(split.left_out)
-    return Division(rows=kept[split.order], offsets=split.offsets, held=order[:held], left_out=left_out)
+    return Division(
+        rows=kept[split.order],
+        offsets=split.offsets,
+        held=order[:held],
+        left_out=len(split.left_out),
+        lost=np.empty(0) if groups is None or own is None else np.setdiff1d(groups, own),
+    )
 
 
-def held_out(share: float, examples: int, key: str) -> int:
-    """How many of so many examples a share holds out.
-
-    Raises:
-        DataError: The share is not 0, and rounds to no example or to all of them.
-    """
-    held = round(share * examples)
-    if not share or 0 < held < examples:
-        return held
-    if examples < 2:
-        raise DataError(f"{key}: {share:g} of {examples} examples cannot be held out; use 0, or give more examples")
-    if not held:
-        raise DataError(f"{key}: {share:g} of {examples} examples is none; use at least {1 / examples:g}, or 0")
-    raise DataError(f"{key}: {share:g} of {examples} examples is all of them; use at most {1 - 1 / examples:g}")
+def report_lost(settings: DataSettings, names: Sequence[str]) -> None:
+    """Warns of natural clients that the validation share leaves no training example."""
+    if names and settings.partition.kind == "natural":
+        text = "data.validation: %g holds out every example of %d clients, which take no part: %s"
+        log.warning(text, settings.validation, len(names), ", ".join(names[:20]))
 
 
 def _partition(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import Division, Federation, divided
+from fednar_ray.data.federation import Division, Federation, divided, report_lost
 from fednar_ray.data.sources.client_files import (
     ClientFile,
     Counts,
@@ -191,6 +191,7 @@ def _divided(
     sizes = np.array([survey.train for survey in surveys])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divided(settings, seed, owner, owner)
+    report_lost(settings, [files[j].name for j in division.lost])
     clients = owner[division.rows[division.offsets[:-1]]]  # a natural client has examples
     if not any(surveys[j].test for j in clients):
         raise DataError(f"data.test_share: {settings.test_share:g}: no client is large enough to hold out that much")
