@@ -27,7 +27,7 @@ from fednar_ray.config import DataSettings
 from fednar_ray.config.files import parse_document
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.data.files import federation_of_files
-from fednar_ray.data.sources import SOURCES, Source, pictures
+from fednar_ray.data.sources import SOURCES, Source, hub, pictures
 from fednar_ray.data.sources.client_files import Moments
 from fednar_ray.data.sources.plays import ALPHABET, roles_of_text
 from fednar_ray.errors import DataError
@@ -224,6 +224,17 @@ def test_an_idx_file_that_is_cut_short_empty_or_missing_is_named(packed: bool, c
     write_idx(tmp_path, packed=packed)
     content(tmp_path / ("t10k-images-idx3-ubyte" + (".gz" if packed else "")))
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
+        source(source="mnist", directory=str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [7, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_an_idx_file_that_claims_more_than_it_holds_is_named(name: str, count: int, tmp_path: Path) -> None:
+    write_idx(tmp_path, packed=False)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[4:8] = struct.pack(">I", count)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"{name}: is damaged, or no IDX file"):
         source(source="mnist", directory=str(tmp_path))
 
 
@@ -881,6 +892,16 @@ def test_the_hub_without_its_package_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'fednar-ray\[hub\]'"):
         source(source="huggingface", dataset="ylecun/mnist", features=["image"])
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (3, 3, 3), (8, 8, 2), (5, 4)])
+def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> None:
+    images, labels = images_of(4, *shape), [0, 1, 1, 0]
+    wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
+    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
+    found = hub._examples(part, DataSettings.model_validate(wanted), "train")
+    expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
+    np.testing.assert_array_equal(found.x, expected)
 
 
 def test_a_data_set_of_the_hubs_format_is_read_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
