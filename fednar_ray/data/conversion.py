@@ -21,6 +21,7 @@ from fednar_ray.errors import DataError
 Array = npt.NDArray[Any]
 
 NUMBERS = "biuf"  # the kinds of NumPy's types: bool, integers, unsigned integers, floats
+SCALARS = frozenset({int, float, bool, complex, str, type(None)})  # of Python itself: NumPy reads lists of them
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 PAIR = "a pair (x, y) of inputs and labels is needed"
 CODES = "map them to 0..classes-1, e.g. with np.unique(labels, return_inverse=True)[1]"
@@ -81,8 +82,8 @@ def as_pair(given: Any, place: str) -> tuple[Any, Any]:
     Raises:
         DataError: It is neither; the message says what it is.
     """
-    parts = given.tensors if isinstance(given, TensorDataset) else given
-    if isinstance(given, TensorDataset | tuple | list):
+    if isinstance(given, tuple | list | TensorDataset):
+        parts = given.tensors if isinstance(given, TensorDataset) else given
         if len(parts) != 2:
             raise DataError(f"{place}: is {_a(given)} of {len(parts)} parts; {PAIR}")
         return parts[0], parts[1]
@@ -119,12 +120,14 @@ def to_array(part: Any, place: str, what: str) -> Array:
 
 
 def _converted(part: Any, place: str, what: str) -> Array:
+    if type(part) is np.ndarray:
+        return part
     if isinstance(part, torch.Tensor):
         return _from_tensor(part, place, what)
     if isinstance(part, np.ma.MaskedArray):
         return _unmasked(part, place, what)
     if isinstance(part, list | tuple):
-        part = [_row(row, i, place, what) for i, row in enumerate(part)]
+        part = _readable(part, place, what)
     elif _is_frame(part):
         return _from_frame(part, place, what)
     elif hasattr(part, "nnz"):
@@ -139,11 +142,19 @@ def _converted(part: Any, place: str, what: str) -> Array:
     return array
 
 
+def _readable(rows: list[Any] | tuple[Any, ...], place: str, what: str) -> Any:
+    """A list in which tensors and masked arrays are arrays, so that NumPy reads it without loss."""
+    if SCALARS.issuperset(map(type, rows)):
+        return rows
+    return [_row(row, i, place, what) for i, row in enumerate(rows)]
+
+
 def _row(row: Any, index: int, place: str, what: str) -> Any:
-    """One element of a list, made readable for NumPy."""
+    if isinstance(row, list | tuple):
+        return _readable(row, place, what)
     if isinstance(row, torch.Tensor | np.ma.MaskedArray):
         return _converted(row, place, f"{what} in row {index}")
-    return [_row(inner, index, place, what) for inner in row] if isinstance(row, list | tuple) else row
+    return row
 
 
 def _from_tensor(tensor: torch.Tensor, place: str, what: str) -> Array:
