@@ -233,6 +233,16 @@ def test_of_files_too_a_share_of_none_or_all_is_refused(tmp_path, share, said, s
         prepare(fr.Experiment.model_validate(raw))
 
 
+def test_natural_clients_are_called_as_their_groups(tmp_path):
+    who = np.array(["ann", "bob", "ann", "zoe", "bob", "ann"])
+    found = load_federation(tiny(tmp_path, 6, 0, who=who), seed=0)
+    assert found.client_names == ("ann", "bob", "zoe")
+    for name, client in zip(found.client_names, range(3), strict=True):
+        mine = 2 * np.flatnonzero(who == name)  # the first column counts rows by twos
+        assert sorted(found.shards.only(client).examples.x[:, 0]) == mine.tolist()
+    assert load_federation(tiny(tmp_path, 6, 0), seed=0).client_names == ("0", "1")
+
+
 def test_a_natural_client_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
     settings = tiny(tmp_path, 6, 0.5, who=np.array(list("abcdef")))
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):

@@ -77,11 +77,12 @@ class Federation:
         validation: Examples | None,
         left_out: int,
         task: str = "classification",
+        client_names: tuple[str, ...] | None = None,
     ) -> "Federation":
-        """A federation over examples that are already checked and in one block."""
+        """A federation over examples that are already checked and in one block; clients without names are numbered."""
         federation = cls.__new__(cls)
         federation.name, federation.task = name, task
-        federation.client_names = numbered(len(shards.sizes))
+        federation.client_names = numbered(len(shards.sizes)) if client_names is None else client_names
         federation.shards, federation.left_out = shards, left_out
         federation.test, federation.validation = test, validation
         _evaluable(federation)
@@ -194,7 +195,15 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
         Examples(source.train_x[held], source.train_y[held]) if len(held) else None,
         division.left_out,
         source.task,
+        _group_names(settings, source, division),
     )
+
+
+def _group_names(settings: DataSettings, source: Source, division: "Division") -> tuple[str, ...] | None:
+    """The names of natural clients: their groups'. A natural client has an example, so its first one tells."""
+    if settings.partition.kind != "natural" or source.groups is None:
+        return None
+    return tuple(map(str, source.groups[division.rows[division.offsets[:-1]]]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
