@@ -267,6 +267,11 @@ def test_what_is_no_collection_of_clients_is_refused(clients: Any, message: str)
         fr.Federation(clients, test=PAIR)
 
 
+def test_a_task_that_there_is_not_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^task: 'clasification' should be one of classification, binary, regression"):
+        fr.Federation([PAIR], test=PAIR, task="clasification")
+
+
 # ——— label codes ———
 
 

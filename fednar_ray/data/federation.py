@@ -18,6 +18,7 @@ from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
 from fednar_ray.seeding import Purpose, generator
+from fednar_ray.tasks import TASKS
 
 MANY_CLASSES = 1000
 """Up to here an output too many costs nothing, and some classes of a known data set may well be absent."""
@@ -54,6 +55,8 @@ class Federation:
         *,
         task: str = "classification",
     ) -> None:
+        if task not in TASKS:
+            raise DataError(f"task: {task!r} should be one of {', '.join(TASKS)}")
         self.client_names, pairs = named_clients(clients)
         places = [f"client {name}" for name in self.client_names]
         parts = [Examples.of(pair, place, task) for pair, place in zip(pairs, places, strict=True)]
