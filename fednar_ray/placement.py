@@ -72,7 +72,7 @@ def _on_cluster(prepared: Prepared, session: RaySession) -> Resolved:
         cluster = replace(cluster, gpu_memory_bytes=session.gpu_memory_bytes())
     placement = choose_placement(settings, width, clients, cluster, needs)
     if isinstance(prepared.federation, FederationOfFiles) and settings.sites is not None:
-        actors = plan_sites(settings, prepared.federation.names, session.nodes(), needs)
+        actors = plan_sites(settings, prepared.federation.client_names, session.nodes(), needs)
     elif placement == "dedicated":
         actors = plan_dedicated(settings, clients, cluster, needs)
     else:

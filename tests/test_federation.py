@@ -1,6 +1,7 @@
 """Federations from arrays and from a data section: what is accepted, what is refused, and how."""
 
 import logging
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import fednar_ray as fr
 from fednar_ray.config import DataSettings
 from fednar_ray.data.federation import load_federation
+from fednar_ray.data.files import federation_of_files
 from fednar_ray.data.sources import digits
 from fednar_ray.errors import DataError
 from fednar_ray.preparation import Prepared, prepare
@@ -169,6 +171,95 @@ def test_labels_stay_with_their_images():
 
 def test_without_a_validation_share_there_is_no_validation_set():
     assert load_federation(DataSettings(), seed=0).validation is None
+
+
+def tiny(tmp_path, examples, validation, clients=2, **arrays):
+    x = np.arange(2 * examples, dtype=np.float32).reshape(examples, 2)
+    given = {"train_x": x, "train_y": np.arange(examples) % 2, "test_x": x[:1], "test_y": [0], **arrays}
+    np.savez(tmp_path / "t.npz", **given)
+    partition = {"kind": "natural"} if "who" in arrays else {"clients": clients, "min_examples": 0}
+    names = {"groups": "who"} if "who" in arrays else {}
+    data = {"source": "npz", "path": str(tmp_path / "t.npz"), "arrays": names, "partition": partition}
+    return DataSettings.model_validate({**data, "validation": validation})
+
+
+SHARES = [
+    (4, 0.1, "0.1 of 4 examples is none; use at least 0.25, or 0$"),
+    (10, 0.05, "0.05 of 10 examples is none; use at least 0.1, or 0$"),  # half an example rounds to an even number
+    (4, 0.9, "0.9 of 4 examples is all of them; use at most 0.75$"),
+    (2, 0.75, "0.75 of 2 examples is all of them; use at most 0.5$"),
+    (3, 0.999, "0.999 of 3 examples is all of them; use at most 0.666667$"),
+    (1, 0.1, "0.1 of 1 examples cannot be held out; use 0, or give more examples$"),
+    (1, 0.9, "0.9 of 1 examples cannot be held out"),
+]
+
+
+@pytest.mark.parametrize(("examples", "share", "message"), SHARES)
+def test_a_validation_share_that_holds_out_none_or_all_is_refused(tmp_path, examples, share, message):
+    with pytest.raises(DataError, match=rf"^data\.validation: {message}"):
+        load_federation(tiny(tmp_path, examples, share, clients=1), seed=0)
+
+
+@pytest.mark.parametrize(("examples", "share"), [(examples, share) for examples, share, _ in SHARES if examples > 1])
+def test_the_share_that_the_message_names_holds_out_some(tmp_path, examples, share):
+    with pytest.raises(DataError) as caught:
+        load_federation(tiny(tmp_path, examples, share), seed=0)
+    named = float(re.search(r"use at \w+ ([\d.]+)", str(caught.value))[1])
+    found = load_federation(tiny(tmp_path, examples, named), seed=0)
+    assert (len(found.validation), len(found.shards.examples)) == (
+        (1, examples - 1) if share < 0.5 else (examples - 1, 1)
+    )
+
+
+def write_silo(directory, name, rows):
+    lines = [f"{i},{i % 2}" for i in range(rows)]
+    (directory / f"{name}.csv").write_text("\n".join(["x,y", *lines]) + "\n")
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.01, "0.01 of 6 examples is none"), (0.95, "0.95 of 6 examples is all")])
+@pytest.mark.parametrize("silos", [False, True])
+def test_of_files_too_a_share_of_none_or_all_is_refused(tmp_path, share, said, silos):
+    write_silo(tmp_path, "north", 4)
+    write_silo(tmp_path, "south", 4)  # of each a fifth, one row, is its test set
+    data = {"source": "folder", "validation": share, "partition": {"kind": "natural"}, "test_share": 0.2}
+    sites = {name: {"data": str(tmp_path / f"{name}.csv")} for name in ("north", "south")}
+    raw = {
+        "data": data if silos else {**data, "directory": str(tmp_path)},
+        "model": {"name": "logistic"},
+        "federation": {"rounds": 1, "local_steps": 1},
+        "execution": {"placement": "serial", **({"sites": sites} if silos else {})},
+    }
+    with pytest.raises(DataError, match=rf"^data\.validation: {said}"):
+        prepare(fr.Experiment.model_validate(raw))
+
+
+def test_natural_clients_are_called_as_their_groups(tmp_path):
+    who = np.array(["ann", "bob", "ann", "zoe", "bob", "ann"])
+    found = load_federation(tiny(tmp_path, 6, 0, who=who), seed=0)
+    assert found.client_names == ("ann", "bob", "zoe")
+    for name, client in zip(found.client_names, range(3), strict=True):
+        mine = 2 * np.flatnonzero(who == name)  # the first column counts rows by twos
+        assert sorted(found.shards.only(client).examples.x[:, 0]) == mine.tolist()
+    assert load_federation(tiny(tmp_path, 6, 0), seed=0).client_names == ("0", "1")
+
+
+def test_a_natural_client_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
+    settings = tiny(tmp_path, 6, 0.5, who=np.array(list("abcdef")))
+    with caplog.at_level(logging.WARNING, logger="fednar_ray"):
+        found = load_federation(settings, seed=0)
+    lost = [chr(ord("a") + int(x) // 2) for x in sorted(found.validation.x[:, 0])]
+    assert f"0.5 holds out every example of 3 clients, which take no part: {', '.join(lost)}" in caplog.text
+
+
+def test_a_file_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
+    for name in ("north", "east", "south", "west"):
+        write_silo(tmp_path, name, 1 if name != "west" else 12)
+    settings = {"source": "folder", "directory": str(tmp_path), "validation": 0.75}
+    with caplog.at_level(logging.WARNING, logger="fednar_ray"):
+        found = federation_of_files(DataSettings.model_validate(settings), seed=0)
+    lost = sorted({"north", "east", "south", "west"} - set(found.client_names))
+    assert lost
+    assert f"holds out every example of {len(lost)} clients, which take no part: {', '.join(lost)}" in caplog.text
 
 
 def test_the_seed_decides_the_partition():

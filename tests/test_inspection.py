@@ -99,3 +99,21 @@ def test_the_command_needs_a_data_section(tmp_path: Path) -> None:
     path.write_text("experiment: {federation: {local_steps: 1}}")
     with pytest.raises(fr.BadInput, match="data: missing"):
         CliRunner().invoke(cli, ["data", "inspect", str(path)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", [["data", "inspect"], ["run"], ["tune"]])
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.0001, "is none; use at least"), (0.9999, "is all of them; use at most")]
+)
+def test_every_command_refuses_a_validation_share_of_none_or_all(
+    command: list[str], share: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e.yaml").write_text(
+        f"experiment: {{name: mine, data: {{validation: {share}, partition: {{clients: 7}}}}, model: {{name: mlp}},"
+        " federation: {local_steps: 1}, tracking: {uri: 'sqlite:///m.db'}, execution: {placement: serial}}\n"
+        "search: {space: {algorithm.local_lr: {uniform: [0.1, 0.2]}}, trials: 2}\n"
+    )
+    with pytest.raises(fr.BadInput, match=rf"data\.validation: {share:g} of 1437 examples {said}"):
+        CliRunner().invoke(cli, [*command, "e.yaml"], catch_exceptions=False)
+    assert not Path("searches").exists()

@@ -296,7 +296,7 @@ def test_of_a_site_the_driver_knows_figures_and_no_example(tmp_path: Path) -> No
     files = write_sites(tmp_path)
     known = prepare(experiment(places(files), placement="serial")).federation
     assert isinstance(known, FederationOfFiles)
-    assert known.names == ("north", "south")
+    assert known.client_names == ("north", "south")
     for examples in (known.shards.examples, *known.splits().values()):
         assert not examples.x.any()
         assert not examples.y.any()

@@ -6,10 +6,15 @@ import json
 import pickle
 import struct
 import sys
+import zipfile
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
@@ -22,7 +27,7 @@ from fednar_ray.config import DataSettings
 from fednar_ray.config.files import parse_document
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.data.files import federation_of_files
-from fednar_ray.data.sources import SOURCES, Source, pictures
+from fednar_ray.data.sources import SOURCES, Source, hub, pictures
 from fednar_ray.data.sources.client_files import Moments
 from fednar_ray.data.sources.plays import ALPHABET, roles_of_text
 from fednar_ray.errors import DataError
@@ -222,6 +227,17 @@ def test_an_idx_file_that_is_cut_short_empty_or_missing_is_named(packed: bool, c
         source(source="mnist", directory=str(tmp_path))
 
 
+@pytest.mark.parametrize("count", [7, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_an_idx_file_that_claims_more_than_it_holds_is_named(name: str, count: int, tmp_path: Path) -> None:
+    write_idx(tmp_path, packed=False)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[4:8] = struct.pack(">I", count)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"{name}: is damaged, or no IDX file"):
+        source(source="mnist", directory=str(tmp_path))
+
+
 def test_images_without_as_many_labels_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, packed=False, labels=IDX_LABELS[:5])
     with pytest.raises(DataError, match=rf"{tmp_path} \(train files\): x \(6, 1, 28, 28\) and y \(5,\)"):
@@ -302,6 +318,160 @@ def damaged_inside(path: Path) -> None:
     path.write_bytes(data)
 
 
+def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> None:
+    """The file with ``train_x`` of a header of its own: an array as it may lie in a file that was made to harm."""
+    arrays = dict(np.load(path))
+    arrays.pop("train_x")
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("train_x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data)
+
+
+def header_of(shape: str, kind: str = "<f8") -> bytes:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+
+
+HEADERS = {
+    "rows": (header_of("(1000000000000, 4)"), r"claims \[1000000000000, 4\] of float64, 32,000,000,000,000 bytes"),
+    "rows that overflow": (header_of(f"({2**62}, 8)"), "its header claims"),
+    "fewer rows than there are": (header_of("(2, 2)"), "and the file holds 64"),
+    "one row too many": (header_of("(9, 1)"), "claims .*72 bytes, and the file holds 64"),
+    "rows below none": (header_of("(-8, -1)"), "its header claims"),
+    "objects": (header_of("(8,)", "|O"), "train_x: holds Python objects, which are never read"),
+    "no type": (header_of("(8,)", "<q9"), "train_x: is damaged"),
+    "no dictionary": (b"[1, 2]\n", "train_x: is damaged"),
+    "no Python": (b"{'descr': (((\n", "train_x: is damaged"),
+    "nothing": (b"", "train_x: is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_an_npz_header_that_claims_what_the_file_does_not_hold_is_refused(kind: str, tmp_path: Path) -> None:
+    header, message = HEADERS[kind]
+    path = write_npz(tmp_path / "a.npz")
+    with_header(path, header)
+    with pytest.raises(DataError, match=rf"a\.npz: .*({message})"):
+        federation(source="npz", path=str(path), partition=TWO)
+    (tmp_path / "wards").mkdir()
+    np.savez(tmp_path / "wards" / "b.npz", x=np.zeros((4, 2)), y=np.arange(4) % 2)
+    path.rename(tmp_path / "wards" / "a.npz")
+    with pytest.raises(DataError, match=rf"a\.npz: .*({message}|has no array)"):
+        federation(source="folder", directory=str(tmp_path / "wards"), features=["train_x"], label="train_y")
+
+
+def test_an_array_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npz(tmp_path / "a.npz", train_x=np.zeros((6, 1000)), test_x=np.zeros((2, 1000)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000))
+    with pytest.raises(DataError, match=r"a\.npz: train_x: takes 48,000 bytes of memory, of which 40,000 are free"):
+        source(source="npz", path=str(path))
+
+
+@pytest.mark.parametrize(("local", "central", "value"), [(6, 8, 1), (8, 10, 97)], ids=["encrypted", "unknown packing"])
+def test_an_archive_that_cannot_be_unpacked_is_named(local: int, central: int, value: int, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz")
+    data = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
+        data[data.find(mark) + offset] = value  # of the first array, train_x
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz: train_x: is damaged, or no \.npz"):
+        source(source="npz", path=str(path))
+
+
+def test_a_damaged_header_is_never_a_traceback(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = write_npz(tmp_path / "good.npz").read_bytes()
+    path = tmp_path / "a.npz"
+    for _ in range(300):
+        data = bytearray(good)
+        data[rng.integers(160)] = rng.integers(256)  # the archive's header and the first array's
+        path.write_bytes(data)
+        with suppress(DataError):
+            source(source="npz", path=str(path))
+
+
+# ——— where uint8 images have their channels ———
+
+
+def images_of(*shape: int) -> np.ndarray:
+    return RNG.integers(256, size=shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((3, 8, 8), "first"),
+        ((1, 28, 28), "first"), ((4, 6, 5), "first"), ((3, 3, 8), "first"), ((5, 32, 32), "first"),
+        ((2, 64, 64), "first"), ((8, 8, 3), "last"), ((28, 28, 1), "last"), ((8, 3, 4), "last"),
+        ((3, 3, 3), None), ((3, 8, 3), None), ((1, 28, 3), None), ((3, 5, 4), None), ((1, 1, 1), None),
+        ((28, 28, 2), None), ((8, 8, 8), None), ((8, 8, 5), None), ((5, 5, 5), None),
+    ],
+)  # fmt: skip
+def test_channels_are_where_the_shape_says_or_the_settings(
+    shape: tuple[int, ...], axis: str | None, tmp_path: Path
+) -> None:
+    x = images_of(8, *shape)
+    settings = {"source": "npz", "path": str(write_npz(tmp_path / "a.npz", train_x=x[:6], test_x=x[6:]))}
+    if axis is None:
+        with pytest.raises(DataError, match=r"a\.npz: train_x: \[6, .*\] may be .*; set data\.arrays\.channels to"):
+            source(**settings)
+    else:
+        expected = x if axis == "first" else x.transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(source(**settings).train_x, expected[:6])
+    for given, expected in (("first", x), ("last", x.transpose(0, 3, 1, 2))):
+        found = source(**settings, arrays={"channels": given})
+        np.testing.assert_array_equal(found.train_x, expected[:6])
+        np.testing.assert_array_equal(found.test_x, expected[6:])
+        assert found.transform is not None
+        assert len(found.transform.mean) == expected.shape[1]
+
+
+def test_test_images_have_their_channels_where_the_training_images_have_them(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", train_x=images_of(6, 8, 8, 3), test_x=images_of(2, 3, 8, 3))
+    with pytest.raises(DataError, match=r"test: inputs are \(3, 3, 8\) uint8, those of the clients \(3, 8, 8\)"):
+        federation(source="npz", path=str(path), partition=TWO)
+
+
+def test_other_arrays_of_such_shapes_are_no_images(tmp_path: Path) -> None:
+    x = RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    path = write_npz(tmp_path / "a.npz", train_x=x[:6], test_x=x[6:])
+    np.testing.assert_array_equal(source(source="npz", path=str(path)).train_x, x[:6])
+
+
+# ——— groups ———
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([1, 2, 3], r"groups \(3,\): one for each of 4 examples"),
+        (["a", None, "b", "a"], "groups: 1 are missing, the first at index 1"),
+        ([1.0, float("nan"), 2.0, 1.0], "groups: 1 are missing, the first at index 1"),
+        ([None, 1, 2, float("nan")], "groups: 2 are missing, the first at index 0"),
+        (np.ma.masked_less([1, 2, -9, 1], 0), r"groups: 1 are masked \(missing\)"),
+        (np.array(["a", 1, "b", 2], dtype=object), "groups: hold texts and numbers"),
+    ],
+)
+def test_groups_that_name_no_client_for_an_example_are_refused(
+    groups: Any, message: str, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    x, y = np.zeros((4, 2)), np.arange(4) % 2
+    mine = import_module(module)
+    made = Source(name="mine", train_x=x, train_y=y, test_x=x, test_y=y, groups=groups)
+    monkeypatch.setattr(mine, "made", lambda: made, raising=False)
+    with pytest.raises(DataError, match=rf"data\.entry_point: {module}:made: {message}"):
+        source(entry_point=f"{module}:made")
+
+
+def test_groups_may_be_a_list(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    x, y = np.zeros((4, 2)), np.arange(4) % 2
+    made = Source(name="mine", train_x=x, train_y=y, test_x=x, test_y=y, groups=["a", "b", "a", "a"])  # type: ignore[arg-type]
+    monkeypatch.setattr(import_module(module), "made", lambda: made, raising=False)
+    found = federation(entry_point=f"{module}:made", partition={"kind": "natural"})
+    assert found.shards.sizes.tolist() == [3, 1]
+
+
 BAD_NPZ = {
     "missing": (lambda path: path.unlink(), "a.npz: is missing"),
     "empty": (lambda path: path.write_bytes(b""), "a.npz: is damaged"),
@@ -309,7 +479,10 @@ BAD_NPZ = {
     "damaged": (damaged_inside, "a.npz: train_x: is damaged"),
     "no .npz": (lambda path: path.write_text("x,y\n1,2\n"), "a.npz: is damaged, or no .npz"),
     "a single array": (only_one_array, "a.npz: is damaged, or no .npz"),
-    "pickles": (lambda path: write_npz(path, train_x=np.array([{}], dtype=object)), "a.npz: train_x: is damaged"),
+    "pickles": (
+        lambda path: write_npz(path, train_x=np.array([{}], dtype=object)),
+        "a.npz: train_x: holds Python objects",
+    ),
     "fewer labels": (lambda path: write_npz(path, train_y=LABELS[:5]), r"a.npz: train_x, train_y: x \(6, 3, 5, 4\)"),
     "another shape in the test set": (
         lambda path: write_npz(path, test_x=COLOUR[6:].repeat(2, 1)[:, :6]),
@@ -616,7 +789,7 @@ BAD_FOLDERS = {
     ),
     "labels that are text": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0], "dose": [1.0], "ill": ["yes"]}),
-        r"a\.csv: labels are .*; whole numbers from 0 are needed",
+        r"a\.csv: labels are .*; numbers are needed",
     ),
     "labels that lack": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0, 2], "dose": [1.0, 2], "ill": [1, None]}),
@@ -719,6 +892,16 @@ def test_the_hub_without_its_package_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'fednar-ray\[hub\]'"):
         source(source="huggingface", dataset="ylecun/mnist", features=["image"])
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (3, 3, 3), (8, 8, 2), (5, 4)])
+def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> None:
+    images, labels = images_of(4, *shape), [0, 1, 1, 0]
+    wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
+    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
+    found = hub._examples(part, DataSettings.model_validate(wanted), "train")
+    expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
+    np.testing.assert_array_equal(found.x, expected)
 
 
 def test_a_data_set_of_the_hubs_format_is_read_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

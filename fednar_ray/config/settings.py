@@ -106,6 +106,9 @@ class ArraySettings(Settings):
     test_y: str = "test_y"
     groups: str | None = None
     """A natural client for each training example, for ``partition.kind: natural``."""
+    channels: Literal["first", "last"] | None = None
+    """Where uint8 images have their channels: [N, channels, height, width] or [N, height, width, channels]; null: the
+    shape says it, and is refused where it can be read either way."""
 
 
 SourceName = Literal[

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,16 @@ import torch
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data import partition as partitions
+from fednar_ray.data.conversion import CODES, named_clients, numbered
 from fednar_ray.data.examples import Array, Examples, Pair, Shards
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
 from fednar_ray.seeding import Purpose, generator
+from fednar_ray.tasks import TASKS
+
+MANY_CLASSES = 1000
+"""Up to here an output too many costs nothing, and some classes of a known data set may well be absent."""
 
 log = logging.getLogger("fednar_ray")
 
@@ -24,21 +29,38 @@ log = logging.getLogger("fednar_ray")
 class Federation:
     """Clients' examples with a test set and, where it is wanted, a validation set.
 
-    ``clients``: a pair (x, y) of arrays or tensors a client, x [n_i, …], y [n_i] labels 0..classes-1.
-    ``test``, ``validation``: such pairs too.  ``task``: classification, binary (labels 0 and 1) or regression
-    (labels are numbers).  Raises DataError: no clients, a client without examples, inputs of different shapes,
-    labels that the task has not, NaN or infinity.
+    Args:
+        clients: One pair (x, y) of arrays or tensors per client, x [n_i, …] and y [n_i]: a list or any other iterable
+            of pairs, or a mapping from the clients' names to their pairs. A TensorDataset of both may stand for a pair.
+        test: Such a pair.
+        validation: Such a pair, or None.
+        task: classification (labels are classes from 0), binary (0 and 1) or regression (numbers).
+
+    Attributes:
+        client_names: The clients' names by id; "0", "1", … where none are given.
+
+    Raises:
+        DataError: There is no client, one has no examples, inputs differ in shape, labels do not fit the task, or
+            values are missing or infinite. The message names the client.
     """
 
+    client_names: tuple[str, ...]
     figures_only = False  # may nothing of an example leave who holds it, its scores included?
 
     def __init__(
-        self, clients: Sequence[Pair], test: Pair, validation: Pair | None = None, *, task: str = "classification"
+        self,
+        clients: Mapping[str, Pair] | Iterable[Pair],
+        test: Pair,
+        validation: Pair | None = None,
+        *,
+        task: str = "classification",
     ) -> None:
-        if not len(clients):
-            raise DataError("clients: a federation needs at least one client")
-        parts = [Examples.of(pair, f"client {i}", task) for i, pair in enumerate(clients)]
-        _same_shape(parts)
+        if task not in TASKS:
+            raise DataError(f"task: {task!r} should be one of {', '.join(TASKS)}")
+        self.client_names, pairs = named_clients(clients)
+        places = [f"client {name}" for name in self.client_names]
+        parts = [Examples.of(pair, place, task) for pair, place in zip(pairs, places, strict=True)]
+        _same_shape(parts, places)
         sizes = [len(part) for part in parts]
         block = Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
         self.shards = Shards(block, np.concatenate([[0], np.cumsum(sizes)]))
@@ -47,6 +69,7 @@ class Federation:
         self.left_out = 0
         self.name, self.task = "federation", task
         _evaluable(self)
+        _warn_of_codes(self)
 
     @classmethod
     def from_shards(
@@ -57,13 +80,16 @@ class Federation:
         validation: Examples | None,
         left_out: int,
         task: str = "classification",
+        client_names: tuple[str, ...] | None = None,
     ) -> "Federation":
-        """A federation over examples that are already checked and in one block."""
+        """A federation over examples that are already checked and in one block; clients without names are numbered."""
         federation = cls.__new__(cls)
         federation.name, federation.task = name, task
+        federation.client_names = numbered(len(shards.sizes)) if client_names is None else client_names
         federation.shards, federation.left_out = shards, left_out
         federation.test, federation.validation = test, validation
         _evaluable(federation)
+        _warn_of_codes(federation)
         return federation
 
     @property
@@ -127,11 +153,11 @@ class Federation:
         return flat.reshape(self.clients, self.classes)
 
 
-def _same_shape(parts: Sequence[Examples]) -> None:
-    for i, part in enumerate(parts):
+def _same_shape(parts: Sequence[Examples], places: Sequence[str]) -> None:
+    for part, place in zip(parts, places, strict=True):
         if part.x.shape[1:] != parts[0].x.shape[1:] or part.x.dtype != parts[0].x.dtype:
             here, there = (f"{p.x.shape[1:]} {p.x.dtype}" for p in (part, parts[0]))
-            raise DataError(f"client {i}: inputs are {here}, those of client 0 are {there}")
+            raise DataError(f"{place}: inputs are {here}, those of {places[0]} are {there}")
 
 
 def _evaluable(federation: Federation) -> None:
@@ -143,11 +169,26 @@ def _evaluable(federation: Federation) -> None:
             raise DataError(f"{name}: inputs are {part.x.shape[1:]} {part.x.dtype}, {theirs}")
 
 
+def _warn_of_codes(federation: Federation) -> None:
+    """Says so where most classes up to the highest label never occur: labels are then codes, as a rule."""
+    classes = federation.classes
+    if classes <= MANY_CLASSES:
+        return
+    labels = [federation.shards.examples.y, *(part.y for part in federation.splits().values())]
+    found = len(np.unique(np.concatenate([np.unique(part) for part in labels])))
+    if found * 10 < classes:
+        text = (
+            "the highest label is %d, but only %d classes occur, and a model gets %d outputs; if labels are codes, %s"
+        )
+        log.warning(text, classes - 1, found, classes, CODES)
+
+
 def load_federation(settings: DataSettings, seed: int) -> Federation:
     """The federation that a ``data`` section describes. The validation share is held out before partitioning."""
     source = SOURCES[settings.source](settings)
     transform = _transform(settings, source)
     division = divided(settings, seed, source.train_y, source.groups)
+    report_lost(settings, [str(group) for group in division.lost])
     rows, held = division.rows, division.held
     examples = Examples(source.train_x[rows], source.train_y[rows])
     return Federation.from_shards(
@@ -157,7 +198,15 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
         Examples(source.train_x[held], source.train_y[held]) if len(held) else None,
         division.left_out,
         source.task,
+        _group_names(settings, source, division),
     )
+
+
+def _group_names(settings: DataSettings, source: Source, division: "Division") -> tuple[str, ...] | None:
+    """The names of natural clients: their groups'. A natural client has an example, so its first one tells."""
+    if settings.partition.kind != "natural" or source.groups is None:
+        return None
+    return tuple(map(str, source.groups[division.rows[division.offsets[:-1]]]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,18 +217,31 @@ class Division:
     offsets: npt.NDArray[np.int64]  # [N + 1]
     held: npt.NDArray[np.int64]  # the rows held out for validation
     left_out: int
+    lost: Array  # the groups, natural clients, all of whose examples are held out
 
 
 def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
     """The validation share first, then the partition of what is left."""
     order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
-    held = round(settings.validation * len(order))
+    held = partitions.held_out(settings.validation, len(order), "data.validation")
     kept = np.sort(order[held:])
     own = None if groups is None else groups[kept]
     split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
     _report(split)
-    left_out = len(split.left_out)
-    return Division(rows=kept[split.order], offsets=split.offsets, held=order[:held], left_out=left_out)
+    return Division(
+        rows=kept[split.order],
+        offsets=split.offsets,
+        held=order[:held],
+        left_out=len(split.left_out),
+        lost=np.empty(0) if groups is None or own is None else np.setdiff1d(groups, own),
+    )
+
+
+def report_lost(settings: DataSettings, names: Sequence[str]) -> None:
+    """Warns of natural clients that the validation share leaves no training example."""
+    if names and settings.partition.kind == "natural":
+        text = "data.validation: %g holds out every example of %d clients, which take no part: %s"
+        log.warning(text, settings.validation, len(names), ", ".join(names[:20]))
 
 
 def _partition(

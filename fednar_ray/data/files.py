@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import Division, Federation, divided
+from fednar_ray.data.federation import Division, Federation, divided, report_lost
 from fednar_ray.data.sources.client_files import (
     ClientFile,
     Counts,
@@ -90,6 +90,7 @@ class FederationOfFiles(Federation):
         left_out: int,
     ) -> None:
         self.name, self.task, self.left_out = name, task, left_out
+        self.client_names = tuple(shard.name for shard in shards)
         self._files, self.figures_only = shards, any(survey.labels is None for survey in surveys)
         known = [_labels(survey, task) for survey in surveys]
         held_out = {
@@ -116,11 +117,6 @@ class FederationOfFiles(Federation):
     def label_counts(self) -> Counts:
         """Examples by client and class, [N, classes]."""
         return self._counts
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The clients', by id."""
-        return tuple(file.name for file in self._files)
 
     def digest(self) -> str:
         """SHA-256 of the rows of the files, and of who holds which, as hexadecimal digits."""
@@ -195,6 +191,7 @@ def _divided(
     sizes = np.array([survey.train for survey in surveys])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divided(settings, seed, owner, owner)
+    report_lost(settings, [files[j].name for j in division.lost])
     clients = owner[division.rows[division.offsets[:-1]]]  # a natural client has examples
     if not any(surveys[j].test for j in clients):
         raise DataError(f"data.test_share: {settings.test_share:g}: no client is large enough to hold out that much")

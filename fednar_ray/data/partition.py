@@ -34,6 +34,22 @@ class Partition:
         return self.order[self.offsets[client_id] : self.offsets[client_id + 1]]
 
 
+def held_out(share: float, examples: int, key: str) -> int:
+    """How many of so many examples a share holds out.
+
+    Raises:
+        DataError: The share is not 0, and rounds to no example or to all of them.
+    """
+    held = round(share * examples)
+    if not share or 0 < held < examples:
+        return held
+    if examples < 2:
+        raise DataError(f"{key}: {share:g} of {examples} examples cannot be held out; use 0, or give more examples")
+    if not held:
+        raise DataError(f"{key}: {share:g} of {examples} examples is none; use at least {1 / examples:g}, or 0")
+    raise DataError(f"{key}: {share:g} of {examples} examples is all of them; use at most {1 - 1 / examples:g}")
+
+
 def _by_owner(owner: Indices, clients: int, rng: np.random.Generator) -> Partition:
     """Gather examples by their owner [N] (−1: nobody), shuffled within each client."""
     order = np.lexsort((rng.random(len(owner)), owner))

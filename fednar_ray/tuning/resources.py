@@ -34,7 +34,10 @@ class TrialResources:
 def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
     """In the trial's own process, unless the experiment names another placement, or there are GPUs for actors.
 
-    Raises CapacityError, with what would fit, where the cluster can never hold a trial.
+    Data and model are loaded and checked once here, before Ray starts and before any trial: what is wrong with them is
+    wrong for all trials.
+
+    Raises CapacityError, with what would fit, where the cluster can never hold a trial; else BadInput's kinds.
     """
     settings = experiment.execution
     if settings.sites is not None:
@@ -42,6 +45,7 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
     gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
     if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
         execution = settings.model_copy(update={"placement": "serial"})
+        prepare(experiment.model_copy(update={"execution": execution}))
         bundles: tuple[Bundle, ...] = ({"CPU": settings.cpus_per_actor},)
     else:
         single = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}

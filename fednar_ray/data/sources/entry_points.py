@@ -5,7 +5,7 @@ from importlib import import_module
 import numpy as np
 
 from fednar_ray.config import DataSettings
-from fednar_ray.data.examples import Array, Examples
+from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
 from fednar_ray.errors import BadInput, DataError
 
@@ -39,21 +39,18 @@ def _checked(source: Source, place: str) -> Source:
     test = Examples.of((source.test_x, source.test_y), f"{place}: test set", source.task)
     if source.transform is not None and (train.x.dtype != np.uint8 or train.x.ndim != 4):
         raise DataError(f"{place}: a transform is of uint8 [N, channels, height, width], not of {train.x.dtype}")
-    _check_groups(source.groups, train, f"{place}: groups")
-    _check_groups(source.test_groups, test, f"{place}: test_groups")
+    groups, test_groups = (
+        None if own is None else one_group_each(own, examples, f"{place}: {name}")
+        for own, examples, name in ((source.groups, train, "groups"), (source.test_groups, test, "test_groups"))
+    )
     return Source(
         name=source.name,
         train_x=train.x,
         train_y=train.y,
         test_x=test.x,
         test_y=test.y,
-        groups=source.groups,
-        test_groups=source.test_groups,
+        groups=groups,
+        test_groups=test_groups,
         task=source.task,
         transform=source.transform,
     )
-
-
-def _check_groups(groups: Array | None, examples: Examples, place: str) -> None:
-    if groups is not None and np.shape(groups) != examples.y.shape:
-        raise DataError(f"{place} {np.shape(groups)}: one for each of {len(examples)} examples is needed")

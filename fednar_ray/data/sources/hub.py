@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from fednar_ray.config import DataSettings
-from fednar_ray.data.examples import Array, Examples
+from fednar_ray.data.examples import Array, Examples, one_group_each
+from fednar_ray.data.partition import held_out
 from fednar_ray.data.sources.arrays import as_images, own_normalisation
 from fednar_ray.data.sources.source import Source
 from fednar_ray.errors import DataError
@@ -28,18 +29,20 @@ def huggingface(settings: DataSettings) -> Source:
         test_part = _split(splits, "test", settings)
     else:
         order = generator(0, Purpose.TEST_SHARE).permutation(len(train_part))
-        held = round(settings.test_share * len(order))
+        held = held_out(settings.test_share, len(order), "data.test_share")
+        if not held:
+            raise DataError(f"data.test_share: 0, and {settings.dataset} has no split test; set it to 0.2, say")
         train_part, test_part = train_part.select(np.sort(order[held:])), train_part.select(np.sort(order[:held]))
     train, test = _examples(train_part, settings, "train"), _examples(test_part, settings, "test")
-    groups = settings.groups
+    groups, test_groups = (_groups(part, own, settings) for part, own in ((train_part, train), (test_part, test)))
     return Source(
         name=str(settings.dataset),
         train_x=train.x,
         train_y=train.y,
         test_x=test.x,
         test_y=test.y,
-        groups=None if groups is None else _column(train_part, groups),
-        test_groups=None if groups is None else _column(test_part, groups),
+        groups=groups,
+        test_groups=test_groups,
         task=str(settings.task),
         transform=own_normalisation(train.x),
     )
@@ -76,7 +79,13 @@ def _examples(part: Any, settings: DataSettings, name: str) -> Examples:
     if len(shapes) > 1:
         raise DataError(f"{place}: the features {', '.join(settings.features or ())} differ in shape: {shapes}")
     x = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return Examples.of((as_images(x), _column(part, str(settings.label))), place, str(settings.task))
+    return Examples.of((as_images(x, "last"), _column(part, str(settings.label))), place, str(settings.task))
+
+
+def _groups(part: Any, examples: Examples, settings: DataSettings) -> Array | None:
+    if settings.groups is None:
+        return None
+    return one_group_each(_column(part, settings.groups), examples, f"data.groups: {settings.groups}")
 
 
 def _column(part: Any, name: str) -> Array:

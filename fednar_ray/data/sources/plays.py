@@ -57,6 +57,8 @@ def shakespeare(settings: DataSettings) -> Source:
     train, test = _examples(kept, "train"), _examples(kept, "test")
     if not len(test[1]):
         raise DataError(f"{path}: no role has test examples; raise data.test_share")
+    if not len(train[1]):
+        raise DataError(f"{path}: data.test_share leaves no training example; lower it")
     numbers = np.arange(len(kept))  # in the order of names, which as texts would outweigh the examples
     return Source(
         name="shakespeare",
