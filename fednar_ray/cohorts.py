@@ -3,7 +3,6 @@
 Never from the number of actors, since the cohorts decide the order of every sum (DESIGN: determinism).
 """
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,9 @@ from torch.utils.flop_counter import flop_registry
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
 from fednar_ray.errors import ModelError
+from fednar_ray.forward_trial import changed_parameter, check_repeatable, forward, fresh
 from fednar_ray.gradients import CohortGradient
+from fednar_ray.seeding import global_generators
 from fednar_ray.tasks import CLASSIFICATION, Task
 from fednar_ray.vectors import ParameterLayout, flatten_buffers
 
@@ -87,7 +88,7 @@ def probe(
     transform: Transform | None = None,
 ) -> ModelTraits:
     """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
-    trial = copy.deepcopy(model).cpu().train()
+    trial, again = fresh(model), fresh(model)
     other = _unlike_the_first(examples)
     x = torch.from_numpy(examples.x[[0, other, 0]])
     if other == 0 and x.is_floating_point():
@@ -95,16 +96,15 @@ def probe(
     x = x if transform is None else transform.normalised(x)
     before = flatten_buffers(trial)
     counter = _Counter()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), counter:
-        try:
-            outputs = trial(x[:2])
-        except Exception as error:
-            raise ModelError(f"the model fails on a batch of shape {list(x[:2].shape)}: {error}") from error
-    _check_outputs(outputs, classes, task)
+    first = forward(trial, x[:2], counter)
+    _check_outputs(first.outputs, classes, task)
     tracks = not np.array_equal(before, flatten_buffers(trial), equal_nan=True)
+    written = changed_parameter(trial, again)
+    second = check_repeatable(first, again, x[:2])
+    state = first.python_state or second.python_state or written
     return ModelTraits(
         tracks_buffers=tracks,
-        alone_because=_alone_because(trial, x, tracks, task),
+        alone_because=_alone_because(trial, x, tracks, state, task),
         parameters=ParameterLayout.of(trial).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -154,29 +154,26 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, task: Task) -> str | None:
-    if tracks:
-        return "it keeps running statistics"
+def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
+    """``state``: what forward changes or draws that tracing would freeze."""
+    if tracks or state is not None:
+        return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
     if _examples_mix(trial, x):
         return "examples of a batch influence each other"
     try:
         gradient = CohortGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         sentence = str(error).splitlines()[0].partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
-    return None
+    return gradient.given.change()
 
 
 def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
     """Does an example's output change with its neighbour, the random draws being the same?"""
-    first = []
-    for pair in (x[[0, 1]], x[[0, 2]]):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            first.append(trial(pair)[0])
+    first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 

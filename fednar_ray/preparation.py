@@ -20,6 +20,7 @@ from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.sites import Here, OnNodes
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.models import build_model
+from fednar_ray.module_state import own_copy
 from fednar_ray.tasks import TASKS
 from fednar_ray.vectors import ParameterLayout, flatten
 
@@ -87,6 +88,7 @@ def prepare(
         assert experiment.model is not None
         model = _built(experiment.model, federation, experiment.seed)
     ParameterLayout.of(model)
+    model = own_copy(model)
     examples, task = federation.shards.examples, TASKS[federation.task]
     traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.cohort_width != 1:

@@ -223,6 +223,8 @@ class RayPool:
             result = ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, RunFailed):
+                raise cause from None
             self._failed(index, ref, kind_of(cause), reason_of(cause), stream)
         except RayError as error:
             kind = Kind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Kind.LOST

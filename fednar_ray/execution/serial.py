@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from fednar_ray.errors import RunFailed
 from fednar_ray.evaluation import Scorer
 from fednar_ray.execution.failures import Decision, Ledger, Tolerance, kind_of, reason_of
 from fednar_ray.execution.places import ActorPlace
@@ -62,6 +63,8 @@ def _tried(
     while True:
         try:
             answer = work(task)
+        except RunFailed:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a client's model raises
             kind, reason = kind_of(error), reason_of(error)
         else:
