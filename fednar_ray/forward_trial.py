@@ -9,11 +9,16 @@ from torch import Tensor, nn
 
 from fednar_ray.errors import ModelError, first_line
 from fednar_ray.module_state import GivenState, called, drawn, own_copy
+from fednar_ray.outside_state import outside_change, outside_state
 from fednar_ray.seeding import global_generators, global_states
 
 TRIAL_SEED = 0x0FED9A3
 """Torch's seed of every trial, unlikely to be one that a model sets itself."""
 
+OUTSIDE = (
+    "which lies outside of the module: no client could start with it as given; keep it in an attribute of the module, "
+    "which starts as given for each client and round, or in a buffer, which is averaged over clients"
+)
 UNREPEATABLE = (
     "gives other outputs for the same input, parameters, attributes and seeds: its forward depends on something else, "
     "such as a global variable, the clock, or a generator that it creates without a seed; keep state in attributes or "
@@ -41,7 +46,7 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
     ``counter`` is entered for the call alone.
     Python's, NumPy's and torch's generators are put back. Raises ModelError where the module fails.
     """
-    given = GivenState(module)
+    given, outside = GivenState(module), outside_state(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators():
         torch.default_generator.manual_seed(TRIAL_SEED)
         before = global_states()
@@ -53,6 +58,8 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
         found = given.change() or drawn(before, global_states())
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
+    if (elsewhere := outside_change(outside, outside_state(module))) is not None:
+        raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
     return TrialForward(module=module, outputs=outputs, python_state=found)
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.errors import InconsistentModel, is_of_memory
-from fednar_ray.module_state import GivenState, called, drawn
+from fednar_ray.module_state import GivenState, called, drawn, same_tensor
 from fednar_ray.seeding import global_states
 from fednar_ray.tasks import Task
 from fednar_ray.tracing import traced
@@ -37,7 +37,7 @@ class SingleGradient:
     """Plain autograd for a cohort of one: the module's parameters and gradients are views of [1, d] buffers."""
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
-        self._mean_loss = task.mean_loss
+        self._mean_loss, self._source = task.mean_loss, module
         self.module = copy.deepcopy(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
@@ -45,6 +45,7 @@ class SingleGradient:
         values, grads = layout.unflatten(self.params[0]), layout.unflatten(self._grad[0])
         for name, parameter in zip(layout.names, trainable(self.module), strict=True):
             parameter.data, parameter.grad = values[name], grads[name]
+        self._versions = self._buffer_versions()
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """The gradient lives in a buffer that the next call overwrites."""
@@ -54,6 +55,24 @@ class SingleGradient:
             loss = self._mean_loss(self.module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
         return self._grad, loss.detach().view(1)
+
+    def check_buffers(self) -> None:
+        """Raises InconsistentModel where a buffer is not what it was given as, of a module that showed no such change.
+
+        Values are compared only where something was written since.
+        """
+        if self._buffer_versions() == self._versions:
+            return
+        for (name, now), (_, given) in zip(self.module.named_buffers(), self._source.named_buffers(), strict=True):
+            if not same_tensor(given.to(now.device), now):
+                raise InconsistentModel(
+                    f"{called('', self.module)} changes its buffer '{name}' in training, which the trial before the "
+                    "first round did not show: it would be averaged over clients; write it from the first forward on"
+                )
+        self._versions = self._buffer_versions()
+
+    def _buffer_versions(self) -> list[tuple[int, int]]:
+        return [(id(buffer), buffer._version) for buffer in self.module.buffers()]
 
 
 class CohortGradient:

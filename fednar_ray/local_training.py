@@ -164,6 +164,8 @@ class CohortTrainer:
         if task.verify and isinstance(gradient, CohortGradient):
             gradient.verify(batches, 0)
         tally = self._descend(gradient, batches, steps, local_round, broadcast)
+        if isinstance(gradient, SingleGradient) and not self._plan.tracks_buffers:
+            gradient.check_buffers()
         delta = gradient.params.sub_(origin)  # in place: the next cohort loads its parameters anew
         self._corrupt(task.client_ids, delta)
         buffers = flatten_buffers(gradient.module) if self._plan.tracks_buffers else None

@@ -168,7 +168,7 @@ def _same(a: Any, b: Any, seen: Seen) -> bool:
     if isinstance(a, bool | int | str | bytes | float | complex):
         return bool(a == b) or (a != a and b != b)
     if isinstance(a, Tensor):
-        return _same_tensor(a, b)
+        return same_tensor(a, b)
     if isinstance(a, np.ndarray) and not a.dtype.hasobject:
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if (id(a), id(b)) in seen:
@@ -177,7 +177,8 @@ def _same(a: Any, b: Any, seen: Seen) -> bool:
     return _same_parts(a, b, seen)
 
 
-def _same_tensor(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Are shape, type, place and values the same? NaN equals NaN."""
     if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
         return False
     if a.device.type == "meta":
@@ -185,7 +186,7 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     try:
         a, b = a.detach(), b.detach()
         if a.layout is torch.sparse_coo:
-            return torch.equal(a._indices(), b._indices()) and _same_tensor(a._values(), b._values())
+            return torch.equal(a._indices(), b._indices()) and same_tensor(a._values(), b._values())
         if a.layout is not torch.strided or a.is_quantized:
             return _same(_taken_apart(a), _taken_apart(b), {})
         return bool(((a == b) | ((a != a) & (b != b))).all())
