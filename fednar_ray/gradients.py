@@ -151,7 +151,7 @@ class CohortGradient:
 
     def _fail(self, problem: str) -> None:
         raise InconsistentModel(
-            f"{called('', self.module)}: {problem}, which the trial before the first round did not show and a group "
+            f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
             "of clients cannot follow; train clients one by one: execution.cohort_width=1"
         )
 
