@@ -4,6 +4,8 @@
 ``RunFailed`` and its children end a run that had started (exit code 1).
 """
 
+MEMORY_TEXT = "can't allocate memory"
+
 
 class FednarError(Exception):
     """The root of every error that this package raises on purpose."""
@@ -60,7 +62,11 @@ class CheckpointError(RunFailed):
     """A checkpoint that could not be written, or checkpoints of which none can be read."""
 
 
-class BuffersChanged(RunFailed):
+class InconsistentModel(RunFailed):
+    """A model whose forward does in training what the trial before the first round did not show."""
+
+
+class BuffersChanged(InconsistentModel):
     """Training changed buffers that the trial before round 0 found constant. ``names``: of these buffers."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -96,3 +102,8 @@ class RoundAborted(RunFailed):
 def first_line(error: Exception) -> str:
     """Of what an error says; its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Did memory run out? What torch raises on the CPU has no kind of its own."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_TEXT in str(error)
