@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data import partition as partitions
@@ -16,6 +15,7 @@ from fednar_ray.data.examples import Array, Examples, Pair, Shards
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
+from fednar_ray.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
 from fednar_ray.seeding import Purpose, generator
 
 log = logging.getLogger("fednar_ray")
@@ -30,6 +30,8 @@ class Federation:
     labels that the task has not, NaN or infinity.
     """
 
+    ignored_files: tuple[str, ...] = ()  # what lies beside the clients' files
+    _preprocessing: Preprocessing | None = None
     figures_only = False  # may nothing of an example leave who holds it, its scores included?
 
     def __init__(
@@ -76,12 +78,18 @@ class Federation:
         """From stored inputs to a model's; None: they are the same."""
         return self.shards.transform
 
-    def inputs(self, x: Array) -> Array:
-        """Stored inputs [n, …] as the model takes them."""
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """From raw inputs to the network's, as the saved model begins with it; None: they are the same."""
         if self.transform is None:
-            return x
-        normalised: Array = self.transform.normalised(torch.from_numpy(x)).numpy()
-        return normalised
+            return self._preprocessing
+        return ImagePreprocessing(mean=self.transform.mean, std=self.transform.std)
+
+    def build_example(self) -> Array:
+        """Two raw inputs, [2, …], for the record of the saved model; of tables they are nobody's."""
+        if isinstance(self.preprocessing, TablePreprocessing):
+            return self.preprocessing.build_example()
+        return np.concatenate([self.test.x[:2], self.test.x[:1]])[:2]
 
     @property
     def classes(self) -> int:
@@ -150,7 +158,7 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
     division = divided(settings, seed, source.train_y, source.groups)
     rows, held = division.rows, division.held
     examples = Examples(source.train_x[rows], source.train_y[rows])
-    return Federation.from_shards(
+    federation = Federation.from_shards(
         source.name,
         Shards(examples, division.offsets, transform=transform),
         _test(settings, source, rows),
@@ -158,6 +166,8 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
         division.left_out,
         source.task,
     )
+    federation._preprocessing = source.preprocessing
+    return federation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

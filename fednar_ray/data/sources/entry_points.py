@@ -51,6 +51,7 @@ def _checked(source: Source, place: str) -> Source:
         test_groups=source.test_groups,
         task=source.task,
         transform=source.transform,
+        preprocessing=source.preprocessing,
     )
 
 
