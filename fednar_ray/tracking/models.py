@@ -9,8 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow.pyfunc
-import mlflow.pytorch
+import mlflow  # its modules are loaded when they are used, where what they warn of is not shown
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
