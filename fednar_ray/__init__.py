@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import Result, run
     from fednar_ray.messages import RoundRecord, RoundReport
+    from fednar_ray.models.weights import load_model
     from fednar_ray.training import iter_rounds
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RunFailed",
     "iter_rounds",
     "load",
+    "load_model",
     "run",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "execution.ray_session": ("RaySession",),
     "experiment": ("Result", "run"),
     "messages": ("RoundRecord", "RoundReport"),
+    "models.weights": ("load_model",),
     "training": ("iter_rounds",),
 }
 

@@ -29,6 +29,7 @@ from fednar_ray.lookout import Lookout, chance_of
 from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.preprocessing import join_preprocessing
 from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import FINISHED, storage_of
 from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
@@ -47,7 +48,7 @@ class Result:
     experiment: Experiment
     history: tuple[RoundRecord, ...]  # one a round
     parameters: FloatVector  # [d] the final iterate
-    model: nn.Module  # the evaluated parameters (FedExP: its average)
+    model: nn.Module  # takes raw inputs, as the data hold them; with the evaluated parameters (FedExP: their average)
     run_id: str  # MLflow's
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
@@ -173,7 +174,7 @@ def train(
             yield report
         places = tuple(pool.places())
         history = journal.records()[: prepared.experiment.federation.rounds]
-        final = _model_of(prepared, state)
+        final = _saved_model(prepared, state)
         _log_outputs(prepared, tracker, identity.directory, history, final)
         result = Result(
             experiment=prepared.experiment,
@@ -218,7 +219,7 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
         experiment=prepared.experiment,
         history=history,
         parameters=state.now.server.parameters,
-        model=_model_of(prepared, state),
+        model=_saved_model(prepared, state),
         run_id=resumption.run_id,
         tracking_uri=resumption.tracking_uri,
         directory=resumption.kept.directory,
@@ -323,6 +324,11 @@ def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
     return module.eval()
 
 
+def _saved_model(prepared: Prepared, state: FederationState) -> nn.Module:
+    """The model that is evaluated, behind what the run does to raw inputs."""
+    return join_preprocessing(prepared.federation.preprocessing, _model_of(prepared, state))
+
+
 def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, directory: Path, data_digest: str) -> None:
     """What the run starts from."""
     federation = prepared.federation
@@ -354,5 +360,7 @@ def _log_outputs(
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
         tracker.log_table(rows, "clients_that_did_not_count.json")
-    tracker.save_model(model, prepared.federation.inputs(prepared.federation.test.x[:2]))
+    preprocessing = prepared.federation.preprocessing
+    columns = None if preprocessing is None else preprocessing.columns
+    tracker.save_model(model, prepared.federation.build_example(), columns)
     torch.save(model.state_dict(), directory / "model.pt")

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.data.files import FederationOfFiles
+from fednar_ray.data.sources.client_files import files_of_sites
 from fednar_ray.errors import CapacityError, DataError
 from fednar_ray.execution.capacity import Footprint
 from fednar_ray.execution.sites import plan_sites
@@ -198,6 +200,11 @@ def test_a_run_on_sites_goes_on_serially_to_the_same_bytes(
     result = fr.run(of(3, placement="serial"), resume=True)
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
+    for end in (begun, result):  # what was learnt at the sites for scaling is in the model: it takes their raw rows
+        rows = [file.read() for file in files_of_sites(end.experiment.data, {n: str(f) for n, f in files.items()})]
+        x, y = (np.concatenate([getattr(part, name) for part in rows]) for name in ("test_x", "test_y"))
+        ill = end.model(torch.from_numpy(x)).detach().numpy()[:, 0] > 0
+        assert (ill == y).mean() == end.metrics["test_accuracy"]
 
 
 # ——— which nodes can take which sites ———

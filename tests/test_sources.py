@@ -28,7 +28,7 @@ from fednar_ray.config.files import parse_document
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.data.files import federation_of_files
 from fednar_ray.data.sources import SOURCES, Source, hub, pictures
-from fednar_ray.data.sources.client_files import Moments
+from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.plays import ALPHABET, roles_of_text
 from fednar_ray.errors import DataError
 from fednar_ray.placement import place, resolve
@@ -785,11 +785,11 @@ BAD_FOLDERS = {
     ),
     "text among the inputs": (
         lambda d: write_ward(d / "b.parquet", {"age": ["old"], "dose": [1.0], "ill": [0]}),
-        r"b\.parquet: age holds .*; numbers are needed",
+        r"b\.parquet, row 1, column age: 'old' is not a number",
     ),
     "labels that are text": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0], "dose": [1.0], "ill": ["yes"]}),
-        r"a\.csv: labels are .*; numbers are needed",
+        r"a\.csv, line 2, column ill: 'yes' is not a number; labels are whole numbers from 0",
     ),
     "labels that lack": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0, 2], "dose": [1.0, 2], "ill": [1, None]}),
@@ -809,12 +809,12 @@ BAD_FOLDERS = {
     ),
     "infinity": (
         lambda d: write_ward(d / "a.csv", {"age": [np.inf, 1.0], "dose": [1.0, 2.0], "ill": [0, 1]}),
-        r"NaN or infinity",
+        r"a\.csv, line 2, column age: 'inf' is infinite",
     ),
     "two files of one client": (lambda d: write_ward(d / "a.npz", WARDS["a.csv"]), r"a\.npz: a\.csv is the same"),
     "a label beyond 1": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0], "dose": [1.0], "ill": [2]}),
-        r"a\.csv: label 2.* the labels of task binary are 0 and 1",
+        r"a\.csv, line 2, column ill: '2' is no label; the labels of task binary are 0 and 1",
     ),
 }
 
@@ -835,7 +835,7 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
         federation(**settings)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"holds no file \*\.csv, \*\.npz, \*\.parquet"):
+    with pytest.raises(DataError, match=r"holds no \.csv, \.tsv, \.parquet or \.npz file, but notes\.txt"):
         federation(**settings)
 
 

@@ -230,6 +230,11 @@ class DataSettings(Settings):
         unread = [key for key in optional if getattr(self, key) is not None and key not in read]
         problems += [f"{self.source} does not read {key}: {_readers(key, SOURCE_SETTINGS)}" for key in unread]
         problems += [f"{self.source} needs {key}" for key in _NEEDED.get(self.source, ()) if getattr(self, key) is None]
+        features = self.features or ()
+        twice = sorted({name for name in features if features.count(name) > 1})
+        problems += [f"features names {name} twice" for name in twice]
+        if self.label in features:
+            problems.append(f"features holds {self.label}, which is the label")
         if self.source == "folder" and self.partition.kind != "natural":
             problems.append("the clients of folder are its files: partition.kind can only be natural")
         if problems:

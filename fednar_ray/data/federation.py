@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data import partition as partitions
@@ -17,6 +16,7 @@ from fednar_ray.data.examples import Array, Examples, Pair, Shards
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 from fednar_ray.errors import DataError
+from fednar_ray.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
 from fednar_ray.seeding import Purpose, generator
 from fednar_ray.tasks import TASKS
 
@@ -45,6 +45,8 @@ class Federation:
     """
 
     client_names: tuple[str, ...]
+    ignored_files: tuple[str, ...] = ()  # what lies beside the clients' files
+    _preprocessing: Preprocessing | None = None
     figures_only = False  # may nothing of an example leave who holds it, its scores included?
 
     def __init__(
@@ -102,12 +104,18 @@ class Federation:
         """From stored inputs to a model's; None: they are the same."""
         return self.shards.transform
 
-    def inputs(self, x: Array) -> Array:
-        """Stored inputs [n, …] as the model takes them."""
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """From raw inputs to the network's, as the saved model begins with it; None: they are the same."""
         if self.transform is None:
-            return x
-        normalised: Array = self.transform.normalised(torch.from_numpy(x)).numpy()
-        return normalised
+            return self._preprocessing
+        return ImagePreprocessing(mean=self.transform.mean, std=self.transform.std)
+
+    def build_example(self) -> Array:
+        """Two raw inputs, [2, …], for the record of the saved model; of tables they are nobody's."""
+        if isinstance(self.preprocessing, TablePreprocessing):
+            return self.preprocessing.build_example()
+        return np.concatenate([self.test.x[:2], self.test.x[:1]])[:2]
 
     @property
     def classes(self) -> int:
@@ -191,7 +199,7 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
     report_lost(settings, [str(group) for group in division.lost])
     rows, held = division.rows, division.held
     examples = Examples(source.train_x[rows], source.train_y[rows])
-    return Federation.from_shards(
+    federation = Federation.from_shards(
         source.name,
         Shards(examples, division.offsets, transform=transform),
         _test(settings, source, rows),
@@ -200,6 +208,8 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
         source.task,
         _group_names(settings, source, division),
     )
+    federation._preprocessing = source.preprocessing
+    return federation
 
 
 def _group_names(settings: DataSettings, source: Source, division: "Division") -> tuple[str, ...] | None:

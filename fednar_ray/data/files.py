@@ -5,6 +5,7 @@ out, unless the files are those of sites, which show figures alone.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,19 @@ from fednar_ray.data.federation import Division, Federation, divided, report_los
 from fednar_ray.data.sources.client_files import (
     ClientFile,
     Counts,
-    Scale,
     Survey,
     client_files,
-    common_scale,
+    common_preprocessing,
+    find_ignored,
     label_counts,
+    list_names,
     with_columns,
 )
+from fednar_ray.data.sources.tables import FORMATS
 from fednar_ray.errors import DataError
+from fednar_ray.preprocessing import TablePreprocessing
+
+log = logging.getLogger("fednar_ray")
 
 Indices = npt.NDArray[np.int64]
 Item = TypeVar("Item", "ClientFile", "ShardFile")
@@ -45,7 +51,7 @@ class ShardFile:
     """Where a client's examples are; it travels instead of them."""
 
     file: ClientFile
-    scale: Scale
+    preprocessing: TablePreprocessing
     client_id: int
     train: Indices  # which of the file's training examples it trains on, in that order
     validation: Indices
@@ -64,7 +70,7 @@ class ShardFile:
         rows = self.file.read()
         if rows.digest != self.digest:
             raise DataError(f"{self.file.path}: its rows are not those that the run began with")
-        train, test = self.scale.examples(rows, self.file)
+        train, test = self.file.examples_of(rows, self.preprocessing)
         own = Examples(train.x[self.train], train.y[self.train])
         splits = {"test": test, "validation": Examples(train.x[self.validation], train.y[self.validation])}
         return Shards(own, np.array([0, len(own)]), self.client_id), splits
@@ -88,16 +94,18 @@ class FederationOfFiles(Federation):
         surveys: Sequence[Survey],
         counts: Sequence[Counts],
         left_out: int,
+        ignored_files: Sequence[str] = (),
     ) -> None:
-        self.name, self.task, self.left_out = name, task, left_out
+        self.name, self.task, self.left_out, self.ignored_files = name, task, left_out, tuple(ignored_files)
         self.client_names = tuple(shard.name for shard in shards)
+        self._preprocessing = shards[0].preprocessing
         self._files, self.figures_only = shards, any(survey.labels is None for survey in surveys)
         known = [_labels(survey, task) for survey in surveys]
         held_out = {
             "test": [test for _, test in known],
             "validation": [train[s.validation] for s, (train, _) in zip(shards, known, strict=True)],
         }
-        shape = surveys[0].moments.mean.shape
+        shape = shards[0].preprocessing.mean.shape
         self._offsets = {part: _offsets(labels) for part, labels in held_out.items()}
         labels = {part: np.concatenate(parts) for part, parts in held_out.items()}
         self._classes = max(survey.classes for survey in surveys)
@@ -168,8 +176,10 @@ def federation_of_files(settings: DataSettings, seed: int) -> Federation:
     division, shards = _divided(files, surveys, settings, seed)
     own, task = [surveys[shard.file.client_id] for shard in shards], str(settings.task)
     counts = [label_counts(_labels(survey, task)[0][s.train], task) for s, survey in zip(shards, own, strict=True)]
-    name = Path(str(settings.directory)).name
-    return FederationOfFiles(name, task, shards, own, counts, division.left_out)
+    name, ignored = Path(str(settings.directory)).name, find_ignored(settings)
+    if ignored:
+        log.warning("%s: ignored %s; clients' files are %s", settings.directory, list_names(ignored), FORMATS)
+    return FederationOfFiles(name, task, shards, own, counts, division.left_out, ignored)
 
 
 def federation_of_sites(files: Sequence[ClientFile], settings: DataSettings, seed: int, ask: Ask) -> Federation:
@@ -187,7 +197,7 @@ def _divided(
     files: Sequence[ClientFile], surveys: Sequence[Survey], settings: DataSettings, seed: int
 ) -> tuple[Division, list[ShardFile]]:
     """Who trains on what. Raises DataError where inputs differ in shape, or nothing is held out to test with."""
-    scale = common_scale(files, [survey.moments for survey in surveys])
+    preprocessing = common_preprocessing(files, [survey.moments for survey in surveys])
     sizes = np.array([survey.train for survey in surveys])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divided(settings, seed, owner, owner)
@@ -199,7 +209,7 @@ def _divided(
     shards = [
         ShardFile(
             file=files[j],
-            scale=scale,
+            preprocessing=preprocessing,
             client_id=i,
             train=train[i] - starts[j],
             validation=division.held[owner[division.held] == j] - starts[j],

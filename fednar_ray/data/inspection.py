@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.data.federation import Federation
+from fednar_ray.data.sources.client_files import list_names
 
 Counts = npt.NDArray[np.int64]
 
@@ -29,6 +30,7 @@ class Inspection:
     heterogeneity: float | None  # mean Jensen-Shannon distance, 0 alike to 1 apart
     clients_bytes: int  # the block that lies once in each node's memory
     held_out_bytes: int
+    ignored_files: tuple[str, ...] = ()  # what lies beside the clients' files in data.directory
 
 
 def inspect(federation: Federation) -> Inspection:
@@ -53,6 +55,7 @@ def inspect(federation: Federation) -> Inspection:
         heterogeneity=jensen_shannon_distance(counts) if classified else None,
         clients_bytes=block.bytes,
         held_out_bytes=sum(part.bytes for part in held_out.values()),
+        ignored_files=federation.ignored_files,
     )
 
 
@@ -99,5 +102,7 @@ def lines(found: Inspection) -> list[tuple[str, str]]:
         shares = found.classes.values()
         rows.append(("classes", f"{len(shares)}, each {min(shares):.1%} to {max(shares):.1%} of the examples"))
         rows.append(("heterogeneity", f"{found.heterogeneity:.3f} (mean Jensen-Shannon distance; 0 alike, 1 apart)"))
+    if found.ignored_files:
+        rows.append(("ignored files", list_names(found.ignored_files)))
     memory = f"{found.clients_bytes / 1e6:.1f} MB once a node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fednar_ray.errors import ModelError, first_line
+from fednar_ray.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
 
@@ -17,24 +18,56 @@ SHOWN = 5  # names of a kind in an error
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` from a state dict: .safetensors, else what ``torch.save`` wrote, of which only tensors are read.
 
-    Raises ModelError, naming the file, where it cannot be read, or its names and shapes are not exactly the model's.
+    Of a run's ``model.pt`` the network's part is taken; the preprocessing follows from the data at hand.
+
+    Raises:
+        ModelError: It names the file, where it cannot be read, or its names and shapes are not exactly the model's.
     """
-    state, own = _read(path), model.state_dict()
-    problems = list(_mismatches(own, state))
+    state = _read(path, "model.weights")
+    _fill(model, state if set(state) == set(model.state_dict()) else split_state(state)[1], path, "model.weights")
+
+
+def load_model(path: str | Path, network: nn.Module) -> nn.Module:
+    """The model of a finished run, from its ``model.pt``: what ``result.model`` was.
+
+    Example:
+        >>> model = fr.load_model("runs/hospitals-1a2b3c4d", torch.nn.Linear(2, 1))
+        >>> model(torch.tensor([[63.0, float("nan")]]))  # a raw row, with a missing value
+
+    Args:
+        path: The run's directory, or the file ``model.pt``.
+        network: A module of the architecture that was trained. It is filled with the trained weights.
+
+    Returns:
+        A module that takes raw inputs, in evaluation mode: the network behind the run's preprocessing, or the network
+        itself where the run had none.
+
+    Raises:
+        ModelError: It names the file, where it cannot be read, or does not fit ``network``.
+    """
+    file = Path(path)
+    file = file / "model.pt" if file.is_dir() else file
+    preprocessing, state = split_state(_read(file, "model"))
+    _fill(network, state, file, "model")
+    return join_saved_preprocessing(preprocessing, network).eval()
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, place: str) -> None:
+    problems = list(_mismatches(model.state_dict(), state))
     if problems:
-        raise ModelError(f"model.weights: {path}: does not fit the model: " + "; ".join(problems))
+        raise ModelError(f"{place}: {path}: does not fit the model: " + "; ".join(problems))
     model.load_state_dict(state)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, place: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelError(f"model.weights: {path}: cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"model.weights: {path}: is no state dict (names with tensors)")
+        raise ModelError(f"{place}: {path}: is no state dict (names with tensors)")
     return dict(state)
 
 

@@ -10,11 +10,9 @@ import json
 import logging
 import math
 import os
-import shutil
 import subprocess
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,18 +23,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import mlflow
-import mlflow.pytorch
-import numpy as np
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
-from mlflow.models import infer_signature
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.errors import RunFailed, TrackingUnavailable
 from fednar_ray.tracking.delivery import END_TAG, MODEL_NAME, Delivery, reason_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
 from fednar_ray.tracking.lines import make_directory, replace, sole_writer
+from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sender import Sender
 
@@ -215,9 +211,17 @@ class RunTracker:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._queue("metrics", metrics=finite, step=step, time=_now())
 
-    def save_model(self, model: torch.nn.Module, example: npt.NDArray[Any]) -> None:
-        """The model with its signature; ``example`` is a batch of two or more inputs."""
-        _save_model(model, example, self._directory / MODEL_NAME)
+    def save_model(
+        self, model: torch.nn.Module, example: npt.NDArray[Any], columns: Sequence[str] | None = None
+    ) -> None:
+        """The model with its signature.
+
+        Args:
+            model: Takes raw inputs.
+            example: Two or more raw inputs, [n, …].
+            columns: The names of the columns of ``example`` [n, columns], where they have names.
+        """
+        save_model(model, example, self._directory / MODEL_NAME, columns)
         self._queue("model", path=MODEL_NAME)
 
     def ends_as(self, status: str) -> None:
@@ -254,34 +258,6 @@ def _now() -> int:
 
 def _for_table(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _save_model(model: torch.nn.Module, example: npt.NDArray[Any], directory: Path) -> None:
-    """Write MLflow's format: an exported graph (pt2, which runs no code when loaded), or where torch.export cannot
-    trace the model a pickle.
-    """
-    with torch.no_grad():
-        outputs = model(torch.from_numpy(example)).numpy()
-    arguments: dict[str, Any] = {
-        "signature": infer_signature(example, outputs),
-        "input_example": example,
-        "pip_requirements": [f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export and MLflow, about themselves
-        try:
-            _save_afresh(model, directory, serialization_format="pt2", **arguments)
-        except Exception as error:  # noqa: BLE001 - torch.export raises many kinds
-            log.info("the model is stored as a pickle, since torch.export cannot trace it: %s", error)
-            try:
-                _save_afresh(model, directory, serialization_format="pickle", **arguments)
-            except Exception as failure:
-                raise RunFailed(f"{directory}: the model cannot be saved: {reason_of(failure)}") from failure
-
-
-def _save_afresh(model: torch.nn.Module, directory: Path, **arguments: Any) -> None:
-    shutil.rmtree(directory, ignore_errors=True)  # of an attempt that did not end, or of the run before its resumption
-    mlflow.pytorch.save_model(model, directory, **arguments)
 
 
 def _version_tags() -> dict[str, str]:

@@ -1,28 +1,33 @@
-"""One file a client: a directory of .npz, .csv or .parquet files, each read by itself."""
+"""One file per client: a directory of .csv, .tsv, .parquet or .npz files, each read by itself."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config import DataSettings
 from fednar_ray.data.examples import Array, Examples
-from fednar_ray.data.sources.arrays import read_npz
+from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
+from fednar_ray.data.sources.tables import FORMATS, Table, find_ending, find_text, read_columns
 from fednar_ray.errors import DataError
+from fednar_ray.preprocessing import TablePreprocessing
 from fednar_ray.seeding import Purpose, generator
+
+log = logging.getLogger("fednar_ray")
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
 
-ENDINGS = (".csv", ".npz", ".parquet")
-MISSING_IN_CSV = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL"]
+LARGEST = float(np.finfo(np.float32).max)
+SHOWN = 5  # names of ignored files in a message
 
 
 def folder(settings: DataSettings) -> Source:
@@ -34,8 +39,8 @@ def folder(settings: DataSettings) -> Source:
     """
     files = client_files(settings)
     read = [file.read() for file in files]
-    scale = common_scale(files, [part.moments for part in read])
-    parts = [scale.examples(part, file) for part, file in zip(read, files, strict=True)]
+    preprocessing = common_preprocessing(files, [part.moments for part in read])
+    parts = [file.examples_of(part, preprocessing) for part, file in zip(read, files, strict=True)]
     train, test = (_joined([part[i] for part in parts]) for i in (0, 1))
     if not len(test):
         raise DataError(f"{settings.directory}: no client is large enough to hold out {settings.test_share:g} of it")
@@ -48,41 +53,12 @@ def folder(settings: DataSettings) -> Source:
         groups=np.repeat(np.arange(len(files)), [len(part[0]) for part in parts]),
         test_groups=np.repeat(np.arange(len(files)), [len(part[1]) for part in parts]),
         task=str(settings.task),
+        preprocessing=preprocessing,
     )
 
 
 def _joined(parts: Sequence[Examples]) -> Examples:
     return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """What is to be known of one client's inputs, or of several clients': of each input [f…] by itself."""
-
-    count: Floats  # of what is not missing
-    mean: Floats
-    squares: Floats  # Σ (x − mean)²
-
-    @classmethod
-    def of(cls, x: Floats) -> "Moments":
-        """Of the rows x [n, f…], in which NaN is missing."""
-        there = ~np.isnan(x)
-        count = there.sum(axis=0).astype(np.float64)
-        mean = np.where(there, x, 0.0).sum(axis=0) / np.maximum(count, 1)
-        return cls(count=count, mean=mean, squares=(np.where(there, x - mean, 0.0) ** 2).sum(axis=0))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Of both together (Chan, Golub and LeVeque, 1979)."""
-        count, apart = self.count + other.count, other.mean - self.mean
-        share = other.count / np.maximum(count, 1)
-        squares = self.squares + other.squares + apart**2 * self.count * share
-        return Moments(count=count, mean=self.mean + apart * share, squares=squares)
-
-    @property
-    def deviation(self) -> Floats:
-        """[f…]; 1 of what is constant."""
-        deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
-        return np.where(deviation > 0, deviation, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,37 +90,45 @@ class ClientFile:
     client_id: int
     name: str  # the client's
     settings: DataSettings
+    show_values: bool = True  # may an error name a value of the file? False at sites, whose rows stay there
 
     def columns(self) -> tuple[str, ...]:
         """The features that the file holds. Raises as ``read``."""
-        return _table(self.located(), self.settings)[2]
+        return read_columns(self.located(), self.settings.features, str(self.settings.label))[1]
 
     def located(self) -> Path:
         """The file. Raises DataError where there is none, or a directory holds several."""
         if not self.path.is_dir():
             if not self.path.is_file():
                 raise DataError(f"{self.path}: there is no such file")
-            if self.path.suffix not in ENDINGS:
-                raise DataError(f"{self.path}: is not one of *{', *'.join(ENDINGS)}")
+            if find_ending(self.path) is None:
+                raise DataError(f"{self.path}: is not a {FORMATS} file")
             return self.path
-        found = _readable(self.path)
+        found, _ = _list_files(self.path)
         if len(found) != 1:
-            names = ", ".join(path.name for path in found) or f"no file *{', *'.join(ENDINGS)}"
+            names = ", ".join(path.name for path in found) or f"no {FORMATS} file"
             raise DataError(f"{self.path}: holds {names}; a client has one file")
         return found[0]
 
     def read(self) -> ClientRows:
         """Raises DataError, which names the file, where it cannot be read, or is not as the settings say."""
-        x, y, features = _table(self.located(), self.settings)
-        if y.ndim != 1 or len(x) != len(y):
-            raise DataError(f"{self.path}: inputs {x.shape} and {self.settings.label} {y.shape} do not go together")
-        if not len(y):
-            raise DataError(f"{self.path}: has no rows")
-        x, y = self._complete(x, y, features)
+        table, features = read_columns(self.located(), self.settings.features, str(self.settings.label))
+        x, y = self._arrays(table, features)
+        kept = self._complete_rows(table, x, y, features)
+        self._check_values(table, features, kept)
+        x, y = x[kept], y[kept]
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
         held = min(round((self.settings.test_share or 0) * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
         return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
+
+    def examples_of(self, rows: ClientRows, preprocessing: TablePreprocessing) -> tuple[Examples, Examples]:
+        """The client's training and test examples; the test set may be empty."""
+        task, place = str(self.settings.task), str(self.path)
+        train = Examples.of((preprocessing.apply(rows.train_x), rows.train_y), place, task)
+        if not len(rows.test_y):
+            return train, Examples(train.x[:0], train.y[:0])
+        return train, Examples.of((preprocessing.apply(rows.test_x), rows.test_y), place, task)
 
     def survey(self) -> "Survey":
         """What is to be known of the file before anybody trains; raises as ``read``, and for labels of another task."""
@@ -167,23 +151,64 @@ class ClientFile:
         """The survey without a label of any one example."""
         return replace(self.survey(), labels=None)
 
-    def _complete(self, x: Floats, y: Array, features: Sequence[str]) -> tuple[Floats, Array]:
-        """Rows without what may not be missing."""
+    def _arrays(self, table: Table, features: Sequence[str]) -> tuple[Floats, Array]:
+        """The inputs [n, f…] and labels [n]. Raises DataError for text, and for arrays that do not go together."""
+        label = str(self.settings.label)
+        text = [self._text(table, name) for name in (*features, label) if table.columns[name].dtype == object]
+        if text:
+            raise DataError("\n".join(text))
+        x, y = _inputs([table.columns[name] for name in features], features, self.path), table.columns[label]
+        if y.ndim != 1 or len(x) != len(y):
+            raise DataError(f"{self.path}: inputs {x.shape} and {label} {y.shape} do not go together")
+        if not len(y):
+            raise DataError(f"{self.path}: has no rows")
+        return x, y
+
+    def _text(self, table: Table, name: str) -> str:
+        """What is wrong with a column that holds text."""
+        classes = name == self.settings.label and self.settings.task != "regression"
+        why = "is not a number" + ("; labels are whole numbers from 0" if classes else "; write numbers as 1234.5")
+        return str(table.bad_values(name, find_text(table.columns[name]), why, show_values=self.show_values))
+
+    def _complete_rows(self, table: Table, x: Floats, y: Array, features: Sequence[str]) -> Rows:
+        """The rows that lack nothing they may not lack."""
         gaps: npt.NDArray[np.bool_] = np.isnan(x).reshape(len(x), -1)
         unlabelled = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.zeros(len(y), dtype=bool)
         if self.settings.missing == "drop":
-            kept = ~(gaps.any(axis=1) | unlabelled)
-            if not kept.any():
+            kept = np.flatnonzero(~(gaps.any(axis=1) | unlabelled))
+            if not len(kept):
                 raise DataError(f"{self.path}: every row lacks something; data.missing: mean keeps them")
-            return x[kept], y[kept]
+            return kept
         if unlabelled.any():
-            raise DataError(f"{self.path}: {unlabelled.sum()} rows lack {self.settings.label}; data.missing: drop")
+            first = table.find_cell(int(unlabelled.argmax()), str(self.settings.label))[0]
+            where = f"{unlabelled.sum()} rows lack {self.settings.label} (the first: {first})"
+            raise DataError(f"{self.path}: {where}; data.missing: drop leaves them out")
         if self.settings.missing == "refuse" and gaps.any():
             lacking = set(np.flatnonzero(gaps.any(axis=0)).tolist())
             named = [name for i, name in enumerate(features) if i in lacking or gaps.shape[1] != len(features)]
+            first = table.find_cell(int(gaps.any(axis=1).argmax()), named[0])[0]
             places = f"{gaps.sum()} values are missing, of {', '.join(named)}"
-            raise DataError(f"{self.path}: {places}; set data.missing to mean or drop")
-        return x, y
+            raise DataError(f"{self.path}: {places}; set data.missing to mean or drop (the first: {first})")
+        return np.arange(len(y))
+
+    def _check_values(self, table: Table, features: Sequence[str], kept: Rows) -> None:
+        """Raises DataError for infinite inputs, and for labels that the task does not have."""
+        label, task = str(self.settings.label), str(self.settings.task)
+        problems = [
+            (name, _infinite(table.columns[name][kept]), "is infinite, or more than float32 can hold (3.4e38)")
+            for name in features
+        ]
+        y = table.columns[label][kept]
+        if np.issubdtype(y.dtype, np.number) and not np.issubdtype(y.dtype, np.complexfloating):
+            wrong = _infinite(y) if task == "regression" else _no_class(y, task)
+            problems.append((label, wrong, f"is no label; {LABELS[task]}"))
+        found = [
+            str(table.bad_values(name, kept[rows], why, show_values=self.show_values))
+            for name, rows, why in problems
+            if len(rows)
+        ]
+        if found:
+            raise DataError("\n".join(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,96 +229,32 @@ def label_counts(labels: Array, task: str) -> Counts:
     return np.array([len(labels)]) if task == "regression" else np.bincount(labels)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """From a client's rows to its examples, with what is known of all clients."""
-
-    moments: Moments
-
-    def examples(self, rows: ClientRows, file: ClientFile) -> tuple[Examples, Examples]:
-        """A client's training and test examples; the test set may be empty."""
-        task, place = str(file.settings.task), str(file.path)
-        train = Examples.of((self._scaled(rows.train_x, file.settings), rows.train_y), place, task)
-        if not len(rows.test_y):
-            return train, Examples(train.x[:0], train.y[:0])
-        return train, Examples.of((self._scaled(rows.test_x, file.settings), rows.test_y), place, task)
-
-    def _scaled(self, x: Floats, settings: DataSettings) -> Floats:
-        if settings.missing == "mean":
-            x = np.where(np.isnan(x), self.moments.mean, x)
-        return (x - self.moments.mean) / self.moments.deviation if settings.standardise else x
+LABELS = {
+    "classification": "labels are whole numbers from 0 to classes-1",
+    "binary": "the labels of task binary are 0 and 1",
+    "regression": "labels are numbers that float32 can hold",
+}
 
 
-def common_scale(files: Sequence[ClientFile], moments: Iterable[Moments]) -> Scale:
-    """Of all clients. Raises DataError for a file whose inputs have another shape than the first's."""
-    found = list(moments)
-    for file, own in zip(files, found, strict=True):
-        if own.mean.shape != found[0].mean.shape:
-            here, there = own.mean.shape, found[0].mean.shape
-            raise DataError(f"{file.path}: an input is {list(here)}, in {files[0].path.name} {list(there)}")
-    return Scale(moments=reduce(Moments.__add__, found))
+def _infinite(values: Array) -> Rows:
+    """The rows of values [n, …] with a number that float32 cannot hold."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    return np.flatnonzero((np.abs(flat) > LARGEST).any(axis=1))
 
 
-def client_files(settings: DataSettings) -> list[ClientFile]:
-    """The files of ``data.directory`` that can be read, by name.
-
-    Where the settings name no columns, those of the first file hold for all. Raises DataError where there is no file,
-    or two of a name.
-    """
-    directory = Path(str(settings.directory))
-    if not directory.is_dir():
-        raise DataError(f"{directory}: is no directory; data.directory holds one file a client")
-    paths = _readable(directory)
-    if not paths:
-        raise DataError(f"{directory}: holds no file *{', *'.join(ENDINGS)}")
-    for before, path in pairwise(paths):
-        if before.stem == path.stem:
-            raise DataError(f"{path}: {before.name} is the same client's; a client has one file")
-    files = [ClientFile(path=path, client_id=i, name=path.stem, settings=settings) for i, path in enumerate(paths)]
-    return files if settings.features is not None else with_columns(files, files[0].columns())
-
-
-def files_of_sites(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
-    """The files of the named sites, by name, as if they lay in one directory; nothing is opened."""
-    return [
-        ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings)
-        for i, name in enumerate(sorted(places))
-    ]
-
-
-def with_columns(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:
-    """The same files, of which these columns are the inputs."""
-    settings = files[0].settings.model_copy(update={"features": features})
-    return [replace(file, settings=settings) for file in files]
-
-
-def _readable(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.iterdir() if p.suffix in ENDINGS and p.name[0] != "."), key=lambda p: p.stem)
-
-
-# ——— files ———
-
-
-def _table(path: Path, settings: DataSettings) -> tuple[Floats, Array, tuple[str, ...]]:
-    """x [n, f…] with NaN for what is missing, y [n], and the names of the features."""
-    label = str(settings.label)
-    if path.suffix == ".npz":
-        features = settings.features or ("x",)
-        columns: dict[str, Array] = read_npz(path, [*features, label])
-    else:
-        columns = _columns(path)
-        features = settings.features or tuple(name for name in columns if name != label)
-        missing = [name for name in (*features, label) if name not in columns]
-        if missing:
-            raise DataError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(columns)}")
-    return _inputs([columns[name] for name in features], features, path), columns[label], features
+def _no_class(labels: Array, task: str) -> Rows:
+    """The rows of labels [n] that are no classes of the task."""
+    numbers = labels.astype(np.float64)
+    wrong = ~np.isfinite(numbers) | (numbers != np.round(numbers)) | (numbers < 0)
+    return np.flatnonzero(wrong | (numbers > 1) if task == "binary" else wrong)
 
 
 def _inputs(columns: Sequence[Array], features: Sequence[str], path: Path) -> Floats:
     """One array as it is; several as the columns of one."""
     for name, column in zip(features, columns, strict=True):
-        if not np.issubdtype(column.dtype, np.number) and column.dtype != np.bool_:
-            raise DataError(f"{path}: {name} holds {column.dtype}; numbers are needed")
+        kind = column.dtype
+        if not (np.issubdtype(kind, np.number) or kind == np.bool_) or np.issubdtype(kind, np.complexfloating):
+            raise DataError(f"{path}: {name} holds {kind}; real numbers are needed")
         if column.ndim == 0 or len(column) != len(columns[0]):
             raise DataError(f"{path}: {name} has another number of rows than {features[0]}")
     whole = [column[:, None] if column.ndim == 1 else column for column in columns]
@@ -304,28 +265,97 @@ def _inputs(columns: Sequence[Array], features: Sequence[str], path: Path) -> Fl
     return np.concatenate(whole, axis=1, dtype=np.float64)
 
 
-def _columns(path: Path) -> dict[str, Array]:
-    """The columns of a .csv or .parquet file; numbers as float64, with NaN where there is none."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
+def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]) -> TablePreprocessing:
+    """What all clients do to their rows, from the moments of each.
 
-    try:
-        if path.suffix == ".csv":
-            missing = csv.ConvertOptions(null_values=MISSING_IN_CSV, strings_can_be_null=True)
-            table = csv.read_csv(path, convert_options=missing)
+    Raises DataError for a file whose inputs have another shape than the first's, and for inputs that cannot be imputed
+    or scaled.
+    """
+    found, settings = list(moments), files[0].settings
+    for file, own in zip(files, found, strict=True):
+        if own.mean.shape != found[0].mean.shape:
+            here, there = own.mean.shape, found[0].mean.shape
+            raise DataError(f"{file.path}: an input is {list(here)}, in {files[0].path.name} {list(there)}")
+    together, features = reduce(Moments.__add__, found), settings.features or ()
+    columns = features if together.mean.shape == (len(features),) else None
+    if settings.missing == "mean" and not together.count.all():
+        empty = _name_columns(columns, together.count == 0)
+        raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
+    scaled = bool(settings.standardise)
+    return TablePreprocessing(
+        columns=columns,
+        fill=together.mean if settings.missing == "mean" else np.full_like(together.mean, np.nan),
+        mean=together.mean if scaled else np.zeros_like(together.mean),
+        scale=together.deviation if scaled else np.ones_like(together.mean),
+    )
+
+
+def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) -> str:
+    """The chosen inputs by name, or by index where they have none."""
+    if columns is not None:
+        return ", ".join(name for name, here in zip(columns, chosen, strict=True) if here)
+    return f"{int(chosen.sum())} of the inputs"
+
+
+def client_files(settings: DataSettings) -> list[ClientFile]:
+    """The files of ``data.directory`` that can be read, by name.
+
+    Where the settings name no columns, those of the first file hold for all. Raises DataError where there is no file,
+    or two of one client.
+    """
+    directory = Path(str(settings.directory))
+    if not directory.is_dir():
+        raise DataError(f"{directory}: is no directory; data.directory holds one file per client")
+    paths, others = _list_files(directory)
+    if not paths:
+        raise DataError(f"{directory}: holds no {FORMATS} file" + (f", but {list_names(others)}" if others else ""))
+    for before, path in pairwise(sorted(paths, key=lambda path: _client_name(path).casefold())):
+        if _client_name(before).casefold() == _client_name(path).casefold():
+            raise DataError(f"{path}: {before.name} is the same client's; a client has one file")
+    for path in paths:
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; a client has one file")
+    files = [
+        ClientFile(path=path, client_id=i, name=_client_name(path), settings=settings) for i, path in enumerate(paths)
+    ]
+    return files if settings.features is not None else with_columns(files, files[0].columns())
+
+
+def find_ignored(settings: DataSettings) -> tuple[str, ...]:
+    """The names in ``data.directory`` that are no client's file."""
+    return tuple(_list_files(Path(str(settings.directory)))[1])
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def files_of_sites(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
+    """The files of the named sites, by name, as if they lay in one directory; nothing is opened."""
+    return [
+        ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings, show_values=False)
+        for i, name in enumerate(sorted(places))
+    ]
+
+
+def with_columns(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:
+    """The same files, of which these columns are the inputs."""
+    settings = files[0].settings.model_copy(update={"features": features})
+    return [replace(file, settings=settings) for file in files]
+
+
+def _client_name(path: Path) -> str:
+    return path.name.removesuffix(find_ending(path) or "")
+
+
+def _list_files(directory: Path) -> tuple[list[Path], list[str]]:
+    """The clients' files in a directory, by name, and the names of all else."""
+    paths, others = [], []
+    for path in sorted(directory.iterdir()):
+        if path.name[0] != "." and find_ending(path) is not None:
+            paths.append(path)
         else:
-            table = parquet.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    return {name: _numbers(table[name]) for name in table.column_names}
-
-
-def _numbers(column: Any) -> Array:
-    """float64, where the column can be; else as it is."""
-    import pyarrow as pa
-
-    try:
-        numbers: Array = column.cast(pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return np.asarray(column.to_numpy(), dtype=str)
-    return numbers
+            others.append(path.name + ("/" if path.is_dir() else ""))
+    return sorted(paths, key=_client_name), others

@@ -53,4 +53,5 @@ def _checked(source: Source, place: str) -> Source:
         test_groups=test_groups,
         task=source.task,
         transform=source.transform,
+        preprocessing=source.preprocessing,
     )

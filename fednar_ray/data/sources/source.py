@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fednar_ray.data.examples import Array
 from fednar_ray.data.transforms import Transform
+from fednar_ray.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +20,4 @@ class Source:
     test_groups: Array | None = None  # of the test examples; where clients are some of the groups, they keep theirs
     task: str = "classification"
     transform: Transform | None = None  # of uint8 images: their normalisation
+    preprocessing: Preprocessing | None = None  # what led from raw inputs to x; the saved model begins with it

@@ -1,0 +1,38 @@
+"""How MLflow's pyfunc calls a model of tables. MLflow copies this file into the model: it needs nothing of fednar_ray.
+
+MLflow's own loader for PyTorch turns a DataFrame into float32 first, which times in seconds since 1970 do not survive.
+"""
+
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import pandas as pd
+
+
+class TableModel:
+    """Predicts from rows whose columns MLflow has put in the order of the signature."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """One row of outputs per row, with its index; what is missing may be NaN or None."""
+        rows = np.stack([_numbers(data[name]) for name in data], axis=1)
+        return pd.DataFrame(self._model.predict(rows), index=data.index)
+
+    def get_raw_model(self) -> Any:
+        """The PyTorch module."""
+        return self._model.get_raw_model()
+
+
+def _numbers(column: Any) -> Any:
+    try:
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {column.name}: {error}; numbers are needed") from None
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> TableModel:
+    """MLflow calls this with the folder of the PyTorch model."""
+    return TableModel(mlflow.pytorch._load_pyfunc(path, model_config))
