@@ -276,7 +276,7 @@ def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSetti
 def _reported(ledger: Ledger) -> Report | None:
     try:
         return report_on(ledger.name, ledger.tracking_uri, ledger.directory / REPORT)
-    except FednarError as error:
+    except (FednarError, OSError) as error:
         log.warning("no report: %s; fednar report %s makes it", error, ledger.name)
         return None
 
