@@ -335,6 +335,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 def ui(uri: str | None, host: str, port: int) -> None:
     """Open MLflow's UI on the runs made here, until Ctrl-C."""
+    from fednar_ray.store_uris import within_its_folder
     from fednar_ray.tracking.mlflow import Store
 
     _quiet_libraries()
@@ -344,7 +345,10 @@ def ui(uri: str | None, host: str, port: int) -> None:
     click.echo(f"MLflow's UI on {store.uri}: http://{host}:{port}  (Ctrl-C ends it)")
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
+    address, folder = within_its_folder(store.uri)
+    if folder is not None:
+        os.chdir(folder)
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--workers", "1"]
     os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
 
 

@@ -42,6 +42,18 @@ def sqlite_file(uri: str) -> Path | None:
     return None if sqlite is None else Path(unquote(uri[sqlite.end() :].partition("?")[0]))
 
 
+def within_its_folder(uri: str) -> tuple[str, Path | None]:
+    """Returns an address for a program that makes the folder of a SQLite file without decoding its name.
+
+    Where the name of the folder is encoded, that is an address relative to the folder, and the folder to start the
+    program in; otherwise the address as it is, and None.
+    """
+    file = sqlite_file(uri)
+    if file is None or str(file.parent) in uri:
+        return uri, None
+    return f"sqlite:///{_encoded(file.name)}", file.parent
+
+
 def folder_misread_by_mlflow(uri: str) -> str | None:
     """Returns the folder of a ``file:`` store that MLflow decodes twice; None for every other store."""
     folder = unquote(uri.removeprefix("file://"))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import pytest
@@ -13,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.config.files import parse_document
 from fednar_ray.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.resumption import resume_from
-from fednar_ray.store_uris import absolute_uri, artifact_folder, sqlite_file
+from fednar_ray.store_uris import absolute_uri, artifact_folder, sqlite_file, within_its_folder
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.ledger import Ledger
 
@@ -105,6 +106,18 @@ def test_a_relative_address_means_the_file_that_the_operating_system_means(
     assert absolute_uri("sqlite:///m.db?timeout=5").endswith("/m.db?timeout=5")
     for folder in ("mlruns", "file:mlruns", "file:./mlruns"):
         assert absolute_uri(folder) == (tmp_path / name / "mlruns").as_uri()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_makes_no_folder_beside_the_one_of_its_store(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = within_its_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(folder or tmp_path)
+    assert os.path.abspath(str(make_url(uri).database)) == str(tmp_path / name / "m.db")
+    MlflowClient(uri).search_experiments()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,16 @@ def original_of(directory: Path, identity: Identity) -> Path | None:
     except (OSError, ValueError, BadInput):  # it was moved, or its disk is elsewhere
         return None
     return original
+
+
+def check_no_copy(directory: Path, what: str) -> None:
+    """Raises BadInput where ``directory`` was copied from one that is still there; ``what`` says what it holds."""
+    try:
+        original = original_of(directory, identity_of(directory))
+    except BadInput:
+        return
+    if original is not None:
+        raise BadInput(
+            f"{directory} is a copy of {original}, and both would record into one MLflow run; resume the {what} there, "
+            f"or start one of another name"
+        )
