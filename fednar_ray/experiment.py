@@ -424,6 +424,6 @@ def _with_how_to_resume(experiment: Experiment, directory: Path) -> Iterator[Non
     try:
         yield
     except RunFailed as error:
-        if experiment.checkpoint.every is not None and directory.exists():
+        if experiment.checkpoint.every is not None and (directory / ROUNDS_FILE).exists():
             error.add_note(f"once that is mended, resume with: fednar run --resume {shlex.quote(directory.name)}")
         raise

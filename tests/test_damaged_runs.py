@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import fednar_ray as fr
-from fednar_ray.errors import BadInput, FednarError
+from fednar_ray.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.resumption import resume_from
 from fednar_ray.runs import kept_runs, named, summarise
 from fednar_ray.tracking.journal import Journal, is_round, recorded
@@ -126,7 +126,7 @@ def damage(run: Path, name: str, how: Callable[[Path, np.random.Generator], None
     how(path, rng)
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     name=st.sampled_from(FILES), how=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32), owed=st.booleans()
 )
@@ -238,7 +238,7 @@ def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
     assert resumption.kept.name == good.name
     assert "good-00000000 cannot be resumed: every checkpoint" in caplog.text
     shutil.rmtree(good)
-    with pytest.raises(fr.CheckpointError, match="every checkpoint"):
+    with pytest.raises(CheckpointError, match="every checkpoint"):
         resume_from(None, experiment)
 
 

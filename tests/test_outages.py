@@ -247,7 +247,7 @@ def test_a_server_that_answers_nonsense_is_refused_before_anything_is_trained(ki
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["an empty object", "HTML", "foreign JSON"])
+@pytest.mark.parametrize("kind", ["an empty object", "HTML"])
 def test_what_is_answered_with_nonsense_in_mid_run_is_not_taken_for_sent(
     kind: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -151,7 +151,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        raise RunFailed(f"{path} cannot be written: {reason}; what was written before is whole") from error
+        kept = "" if error.errno in (errno.ENOENT, errno.ELOOP) else "; what was written before is whole"
+        raise RunFailed(f"{path} cannot be written: {reason}{kept}") from error
 
 
 @contextmanager
