@@ -20,7 +20,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpointing import Checkpointing
 from fednar_ray.config import Experiment, digest, dotted
 from fednar_ray.data.federation import Federation
-from fednar_ray.errors import BadInput, ConfigError, RunFailed, first_line
+from fednar_ray.errors import ConfigError, RunFailed, first_line
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
@@ -144,7 +144,6 @@ def train(
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        _check_storage(resumption)
         opening = background.submit(_opened, prepared.experiment, resumption)
         digesting = background.submit(prepared.federation.digest)
         resolved = resolve(prepared, session)
@@ -257,18 +256,6 @@ def _is_copy(resumption: Resumption, store: Store) -> bool:
         identity.run_id, resumption.kept.directory,
     )  # fmt: skip
     return True
-
-
-def _check_storage(resumption: Resumption | None) -> None:
-    """Raises BadInput where a copy and its original would write their checkpoints into one place."""
-    if resumption is None or resumption.copied_from is None:
-        return
-    if resumption.kept.storage == storage_of(resumption.experiment, resumption.copied_from):
-        kept, original = resumption.kept, resumption.copied_from
-        raise BadInput(
-            f"{kept.directory} is a copy of {original}, and both keep their checkpoints in {kept.storage}; resume the "
-            f"original: fednar run --resume {shlex.quote(str(original))}"
-        )
 
 
 def _identity(

@@ -1,6 +1,7 @@
 """From a kept run to where it goes on, if the experiment is still the same."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,9 @@ def _resumption(
     experiment = before if wanted is None else _of_width(wanted, facts["cohort_width"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
     identity = _identity(kept)
+    original = None if identity is None else original_of(kept.directory, identity)
+    if original is not None:
+        _check_storage(kept, original, experiment)
     return Resumption(
         kept=kept,
         checkpoint=checkpoint,
@@ -104,9 +108,18 @@ def _resumption(
         tracking_uri=facts["tracking_uri"] if identity is None else identity.tracking_uri,
         data_digest=facts["data_digest"],
         identity=identity,
-        copied_from=None if identity is None else original_of(kept.directory, identity),
+        copied_from=original,
         anew=anew,
     )
+
+
+def _check_storage(kept: KeptRun, original: Path, experiment: Experiment) -> None:
+    """Raises BadInput where a copy and its original would write their checkpoints into one place."""
+    if kept.storage == runs.storage_of(experiment, original):
+        raise BadInput(
+            f"{kept.directory} is a copy of {original}, and both keep their checkpoints in {kept.storage}; resume the "
+            f"original: fednar run --resume {shlex.quote(str(original))}"
+        )
 
 
 def _identity(kept: KeptRun) -> Identity | None:

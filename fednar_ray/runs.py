@@ -60,9 +60,10 @@ def kept_in(directory: Path) -> KeptRun:
     try:
         experiment = load(directory / EXPERIMENT_FILE)
     except ConfigError as error:
-        checkpoints = directory / CHECKPOINTS
-        hint = f"; its checkpoints are in {checkpoints}, and --resume takes that place" if os.path.isdir(checkpoints) else ""
-        raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{hint}") from None
+        checkpoints = os.path.join(directory, CHECKPOINTS)
+        hint = f"; its checkpoints are in {checkpoints}, and --resume takes that place"
+        found = hint if os.path.isdir(checkpoints) else ""
+        raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{found}") from None
     return KeptRun(name=directory.name, directory=directory, storage=storage_of(experiment, directory))
 
 

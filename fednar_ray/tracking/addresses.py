@@ -37,7 +37,7 @@ def check_confirmed(uri: str, directory: Path) -> None:
     """Raises BadInput unless the store that a run directory names is one of this user's."""
     import mlflow
 
-    address = _without_credentials(uri)
+    address = _without_credentials(absolute_uri(uri))
     settings = _without_credentials(absolute_uri(mlflow.get_tracking_uri()))
     if address != settings and address not in _confirmed():
         raise BadInput(
