@@ -380,8 +380,9 @@ def test_a_server_that_answers_500_to_everything_stops_nothing(
             awaited(lambda: told(caplog, AWAY))
         assert told(caplog, AWAY) == 1
         assert told(caplog, "7 rounds and 8 other things") == 1
+        assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever made there
         with pytest.raises(TrackingUnavailable):
-            sync(directory)
+            sync(directory, uri)
         with pytest.raises(fr.BadInput, match="does not answer"):
             next(training(uri))  # before anything is trained, an absent MLflow is an error
     assert not steps(database.client, run_id)
