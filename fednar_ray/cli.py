@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 """
 
+import errno
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -20,7 +22,7 @@ import click
 from fednar_ray.arguments import as_json, document_of, files_and_overrides, resume_or_file
 from fednar_ray.cluster.addresses import check_results_outlive_the_job
 from fednar_ray.cluster.commands import list_jobs, logs, stop, submit
-from fednar_ray.errors import BadInput, FednarError
+from fednar_ray.errors import BadInput, FednarError, TrackingUnavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 TERMINATED = 143
 PIPE_COLUMNS = 150
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM)
 SHOWN = (
     "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
     "test_loss", "train_loss", "clip_fraction", "effective_weight_decay", "clients_failed",
@@ -159,21 +162,35 @@ def _state(row: "RunSummary") -> str:
 @as_json
 @click.option("--uri", help="Another address of the tracking store than the one that the run was recorded in.")
 def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
-    """Send MLflow what it missed of RUN …, or of every run in ./runs."""
+    """Send MLflow what it missed of RUN …, or of every run in ./runs.
+
+    A run that names a tracking store other than that of your settings, in which you never recorded a run, is sent there
+    only if --uri confirms the address.
+    """
     _quiet_libraries()
     from dataclasses import asdict
 
     from fednar_ray.runs import kept_runs, named
+    from fednar_ray.tracking.sync import SyncReport
     from fednar_ray.tracking.sync import sync as synchronise
 
-    reports = []
+    reports, problems = [], []
     for kept in [named(name) for name in names] or kept_runs():
-        report = synchronise(kept.directory, uri)
+        try:
+            report = synchronise(kept.directory, uri)
+        except TrackingUnavailable as error:
+            report = SyncReport(directory=kept.directory, problem=str(error))
+            problems.append(f"{kept.name}: {error}")
+        else:
+            if report.problem is not None and names:
+                problems.append(f"{kept.name}: {report.problem}")
         reports.append({"run": kept.name, **asdict(report)})
         if not as_json:
             click.echo(f"{kept.name}: {report}")
     if as_json:
         click.echo(json.dumps(reports, default=str))
+    if problems:
+        raise BadInput("; ".join(problems))
 
 
 @cli.command()
@@ -318,6 +335,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 def ui(uri: str | None, host: str, port: int) -> None:
     """Open MLflow's UI on the runs made here, until Ctrl-C."""
+    from fednar_ray.store_uris import within_its_folder
     from fednar_ray.tracking.mlflow import Store
 
     _quiet_libraries()
@@ -327,7 +345,10 @@ def ui(uri: str | None, host: str, port: int) -> None:
     click.echo(f"MLflow's UI on {store.uri}: http://{host}:{port}  (Ctrl-C ends it)")
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
+    address, folder = within_its_folder(store.uri)
+    if folder is not None:
+        os.chdir(folder)
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--workers", "1"]
     os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
 
 
@@ -488,7 +509,7 @@ def _print_comparison(console: "Console", result: Any) -> None:
 
 def _print_place(console: "Console", directory: Path, uri: str) -> None:
     console.print(f"files: {directory}", soft_wrap=True)
-    console.print(f"browse: fednar ui --uri {uri}", soft_wrap=True)
+    console.print(f"browse: fednar ui --uri {shlex.quote(uri)}", soft_wrap=True)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -527,8 +548,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    sys.path.append(os.getcwd())  # where your own functions are: algorithm.function, model.function, data.entry_point
     try:
+        sys.path.append(os.getcwd())  # where your functions are: algorithm.function, model.function, data.entry_point
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -537,7 +558,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except FednarError as error:
-        click.echo(f"failed: {error}", err=True)
+        click.echo("; ".join([f"failed: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.exceptions.Abort) as end:
         signalled = end.__cause__ or end  # click makes an Abort of it
@@ -545,3 +566,20 @@ def main() -> None:
         how_to_go_on = str(signalled) or "fednar runs shows what can be resumed"
         click.echo(f"{'terminated' if terminated else 'interrupted'}; {how_to_go_on}", err=True)
         sys.exit(TERMINATED if terminated else INTERRUPTED)
+    except Exception as error:
+        problem = _problem_of_the_disk(error)
+        if problem is None:
+            raise
+        click.echo(f"failed: {problem}", err=True)
+        sys.exit(1)
+
+
+def _problem_of_the_disk(error: Exception) -> str | None:
+    """What is wrong with the disk or the working directory; None where that is not what ended the command."""
+    try:
+        os.getcwd()
+    except OSError:
+        return f"the working directory, {os.environ.get('PWD', '')}, was deleted; start again from one that is there"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+    return None

@@ -1,5 +1,6 @@
 """The same experiment under several regularizers and seeds: what FedNAR is worth, as a table and a chart."""
 
+import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, open_store, train
 from fednar_ray.messages import RoundReport
 from fednar_ray.preparation import prepare
-from fednar_ray.report.runs import Variant, curve, draw_variants, final_accuracy
+from fednar_ray.report.runs import CHART, Records, Variant, curve, draw_variants, final_accuracy
 from fednar_ray.tracking.journal import run_directory
 from fednar_ray.tracking.mlflow import RunTracker
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
+
+log = logging.getLogger("fednar_ray")
 
 CONFIDENCE = 0.95
 
@@ -106,9 +109,9 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
             result = yield from _labelled(training, index, len(runs), label)
             results[variant].append(result)
         records = {variant: [run.history for run in seeds] for variant, seeds in results.items()}
-        chart, *further = draw_variants(records, document.compare.final_rounds, directory)
+        chart, *further = _drawn(records, document.compare.final_rounds, directory)
         rows = tuple(_rows(results, document.compare))
-        for picture in (chart, *further):
+        for picture in filter(Path.exists, (chart, *further)):
             parent.log_file(picture)
         parent.log_table([row.cells() for row in rows], "comparison.json")
         parent.log_metrics(_headline(rows))
@@ -121,6 +124,15 @@ def compare(document: Document, session: RaySession) -> Generator[Progress, None
             tracking_uri=parent.uri,
         )
     raise AssertionError("unreachable: a tracker suppresses no error")
+
+
+def _drawn(records: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
+    """The pictures. Where one cannot be written this is warned about: the table does without them."""
+    try:
+        return draw_variants(records, final_rounds, directory)
+    except OSError as error:
+        log.warning("the comparison was not drawn: %s; fednar report %s draws it", error, directory.name)
+        return (directory / CHART,)
 
 
 def _compared(settings: CompareSettings) -> dict[str, object]:

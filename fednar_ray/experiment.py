@@ -3,9 +3,10 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Generator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpointing import Checkpointing
 from fednar_ray.config import Experiment, digest, dotted
 from fednar_ray.data.federation import Federation
-from fednar_ray.errors import ConfigError
+from fednar_ray.errors import ConfigError, RunFailed, first_line
 from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
@@ -33,12 +34,15 @@ from fednar_ray.preprocessing import join_preprocessing
 from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import FINISHED, storage_of
 from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
+from fednar_ray.tracking.lines import sole_writer, writing
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.system_metrics import system_metrics
 from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
 from fednar_ray.vectors import FloatVector, flatten_buffers, load_buffers, load_parameters
 
 log = logging.getLogger("fednar_ray")
+
+COPIED_TAG = "fednar.copied_from"  # the MLflow run of the directory that this run's was copied from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +154,11 @@ def train(
         opened, data_digest = opening.result(), digesting.result()
         _check_data(data_digest, resumption)
         identity = _identity(prepared.experiment, *opened, name, tags or {}, resumption)
+        stack.enter_context(_with_how_to_resume(prepared.experiment, identity.directory))
+        copied = resumption is not None and identity.run_id != resumption.run_id
+        resumed = resumption is not None and not copied
         tracker = stack.enter_context(
-            RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
+            RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumed, copied=copied)
         )
         stack.enter_context(_system_metrics(prepared, identity, resumption))
         journal = stack.enter_context(_journal(prepared, identity.directory, resumption))
@@ -190,7 +197,8 @@ def train(
             resumed_from_round=None if resumption is None else resumption.checkpoint.next_round,
             alerts=lookout.alerts,
         )
-    (result.directory / FINISHED).touch()
+    with writing(result.directory / FINISHED):
+        (result.directory / FINISHED).touch()
     return result
 
 
@@ -212,7 +220,11 @@ def _rounds_left(prepared: Prepared, resumption: Resumption) -> bool:
 def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     """The result of a run that left nothing to do, from its last checkpoint."""
     state = FederationState.restored(resumption.checkpoint, client_states(prepared))
-    with Journal(resumption.kept.directory, prepared.experiment, lines=resumption.checkpoint.history) as journal:
+    directory = resumption.kept.directory
+    with (
+        sole_writer(directory),
+        Journal(directory, prepared.experiment, lines=resumption.checkpoint.history) as journal,
+    ):
         history = journal.records()
     facts = resumption.checkpoint.facts
     return Result(
@@ -232,8 +244,32 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
 
 
 def _opened(experiment: Experiment, resumption: Resumption | None) -> tuple[Store, str | None]:
-    """The store, which must answer where the run is new; and the id of its MLflow experiment."""
-    return open_store(experiment) if resumption is None else (Store(resumption.tracking_uri), None)
+    """The store, which must answer where an MLflow run is to be made there; and the id of its experiment then."""
+    if resumption is None:
+        return open_store(experiment)
+    store = Store(resumption.tracking_uri)
+    if not _is_copy(resumption, store):
+        return store, None
+    store.check()
+    return store, store.experiment_id(experiment.tracking.experiment or experiment.name)
+
+
+def _is_copy(resumption: Resumption, store: Store) -> bool:
+    """Whether the run's directory was copied, so that another one goes on in its MLflow run."""
+    original, identity = resumption.copied_from, resumption.identity
+    if original is not None:
+        log.warning("%s is a copy of %s: it gets an MLflow run of its own", resumption.kept.directory, original)
+        return True
+    if identity is None or identity.writer is None:
+        return False
+    writer = store.last_writer(identity.run_id)
+    if writer is None or writer in identity.writers:
+        return False
+    log.warning(
+        "MLflow run %s was resumed from another copy of %s: this one gets an MLflow run of its own",
+        identity.run_id, resumption.kept.directory,
+    )  # fmt: skip
+    return True
 
 
 def _identity(
@@ -245,11 +281,13 @@ def _identity(
     resumption: Resumption | None,
 ) -> _Identity:
     """A new MLflow run, once everything else is at work; or the one that goes on, whether its store answers or not."""
-    if resumption is not None:
+    if resumption is not None and experiment_id is None:
         return _Identity(store=store, run_id=resumption.run_id, directory=resumption.kept.directory)
     assert experiment_id is not None
-    run_id = store.create_run(experiment_id, name or experiment.name, tags)
-    return _Identity(store=store, run_id=run_id, directory=run_directory(experiment, run_id))
+    copied = {} if resumption is None else {COPIED_TAG: resumption.run_id}
+    run_id = store.create_run(experiment_id, name or experiment.name, {**tags, **copied})
+    directory = run_directory(experiment, run_id) if resumption is None else resumption.kept.directory
+    return _Identity(store=store, run_id=run_id, directory=directory)
 
 
 def _system_metrics(
@@ -346,15 +384,16 @@ def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, dir
         )
     )
     tracker.log_experiment(prepared.experiment)
-    tracker.log_file(draw_partition(federation.label_counts(), directory / "partition.png"))
+    counts = federation.label_counts()
+    _log_picture(tracker, lambda path: draw_partition(counts, path), directory / "partition.png")
 
 
 def _log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
     """What the run ends with."""
-    tracker.log_file(draw_curves(history, directory / "curves.png"))
-    tracker.log_file(draw_step_norms(history, directory / "step_norms.png"))
+    _log_picture(tracker, lambda path: draw_curves(history, path), directory / "curves.png")
+    _log_picture(tracker, lambda path: draw_step_norms(history, path), directory / "step_norms.png")
     tracker.log_file(directory / ROUNDS_FILE)
     out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
     if out:
@@ -363,4 +402,36 @@ def _log_outputs(
     preprocessing = prepared.federation.preprocessing
     columns = None if preprocessing is None else preprocessing.columns
     tracker.save_model(model, prepared.federation.build_example(), columns)
-    torch.save(model.state_dict(), directory / "model.pt")
+    _save_parameters(model, directory / "model.pt")
+
+
+def _log_picture(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -> None:
+    """Draws a picture and logs it. One that cannot be written is warned about: the run does without it."""
+    try:
+        draw(path)
+    except OSError as error:
+        log.warning("%s was not drawn: %s", path, error.strerror or error)
+        with suppress(OSError):
+            path.unlink()  # half a picture
+    else:
+        tracker.log_file(path)
+
+
+def _save_parameters(model: nn.Module, path: Path) -> None:
+    """Raises RunFailed where there is no room."""
+    try:
+        with writing(path):
+            torch.save(model.state_dict(), path)
+    except RuntimeError as error:  # torch's own, for a file that it cannot write
+        raise RunFailed(f"{path} cannot be written: {first_line(error)}") from error
+
+
+@contextmanager
+def _with_how_to_resume(experiment: Experiment, directory: Path) -> Iterator[None]:
+    """Adds to what ended a run how it is resumed."""
+    try:
+        yield
+    except RunFailed as error:
+        if experiment.checkpoint.every is not None and (directory / ROUNDS_FILE).exists():
+            error.add_note(f"once that is mended, resume with: fednar run --resume {shlex.quote(directory.name)}")
+        raise

@@ -117,7 +117,8 @@ def prepare(
 
 def _first_inputs(federation: Federation) -> Tensor:
     """Two examples as the model takes them."""
-    return torch.from_numpy(federation.inputs(federation.shards.examples.x[[0, -1]]))
+    x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
+    return x if federation.transform is None else federation.transform.normalised(x)
 
 
 def check_model_and_rule(prepared: Prepared) -> None:

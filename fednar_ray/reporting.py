@@ -11,11 +11,12 @@ from fednar_ray.errors import BadInput
 from fednar_ray.report import Report, write_report
 from fednar_ray.report.runs import OF_VARIANTS, Records, Variant, draw_run, draw_variants
 from fednar_ray.runs import RUNS, KeptRun, named
+from fednar_ray.tracking.addresses import check_confirmed
+from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import KIND_TAG, children_of, measured, records_of, run_of
 from fednar_ray.tracking.searches import NAME_TAG, read_search
-from fednar_ray.tracking.sync import identity_of
 
 REPORT = "report"
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -73,11 +74,13 @@ def _of_kept(kept: KeptRun, uri: str | None, output: Path | None) -> Written:
     records, directory = recorded(kept.directory), output or kept.directory
     if records:
         return Written(page=None, files=draw_run(records, directory))
-    run_id, known_uri = identity_of(kept.directory)  # a comparison, or a run that did not get far
-    store = Store(uri or known_uri)
-    run = run_of(store, run_id)
+    identity = identity_of(kept.directory)  # a comparison, or a run that did not get far
+    if uri is None:
+        check_confirmed(identity.tracking_uri, kept.directory)
+    store = Store(uri or identity.tracking_uri)
+    run = run_of(store, identity.run_id)
     if run is None:
-        raise BadInput(f"MLflow at {store.uri} has no run {run_id}, which {kept.name} is")
+        raise BadInput(f"MLflow at {store.uri} has no run {identity.run_id}, which {kept.name} is")
     return _drawn(store, run, directory)
 
 

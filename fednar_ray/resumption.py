@@ -1,14 +1,21 @@
 """From a kept run to where it goes on, if the experiment is still the same."""
 
+import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fednar_ray import runs
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, dotted
-from fednar_ray.errors import BadInput, ConfigError
+from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable
 from fednar_ray.runs import KeptRun
+from fednar_ray.tracking.identity import Identity, identity_of, original_of
+from fednar_ray.tracking.lines import LOCK_FILE, sole_writer
+
+log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
 FREE = ("execution.", "checkpoint.")  # where a run trains, and how it is kept, do not change what it trains
@@ -26,6 +33,8 @@ class Resumption:
     run_id: str
     tracking_uri: str
     data_digest: str
+    identity: Identity | None  # what its directory says of itself; None where it is gone, or damaged
+    copied_from: Path | None  # the directory that its own is a copy of, which is still there
     anew: bool  # rounds that were recorded after the checkpoint may come out differently now
 
 
@@ -58,17 +67,20 @@ def resume_from(wanted: str | None, experiment: Experiment | None, may_change: S
         checkpoints = kept.checkpoints()
         return _resumption(kept, checkpoints, _loaded(kept, checkpoints), experiment, may_change)
     assert experiment is not None
-    refused: ConfigError | None = None
+    problems: list[FednarError] = []
     for kept in runs.of_experiment(experiment):
-        checkpoints = kept.checkpoints()
-        checkpoint = checkpoints.load()
         try:
+            checkpoints = kept.checkpoints()
+            checkpoint = checkpoints.load()
             if checkpoint is not None:
                 return _resumption(kept, checkpoints, checkpoint, experiment, may_change)
-        except ConfigError as error:  # another experiment of that name; of several, the newest is spoken of
-            refused = refused or error
-    if refused is not None:
-        raise refused
+        except ConfigError as error:  # another experiment of that name
+            problems.append(error)
+        except (CheckpointError, StorageUnavailable, OSError) as error:
+            log.warning("%s cannot be resumed: %s", kept.name, error)
+            problems.append(error if isinstance(error, FednarError) else CheckpointError(f"{kept.name}: {error}"))
+    if problems:
+        raise problems[0]  # of the newest
     return None
 
 
@@ -83,16 +95,42 @@ def _resumption(
     before = _of_width(_as_begun(checkpoint), facts["cohort_width"])
     experiment = before if wanted is None else _of_width(wanted, facts["cohort_width"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
+    identity = _identity(kept)
+    original = None if identity is None else original_of(kept.directory, identity)
+    if original is not None:
+        _check_storage(kept, original, experiment)
     return Resumption(
         kept=kept,
         checkpoint=checkpoint,
         checkpoints=checkpoints,
         experiment=experiment,
-        run_id=facts["run_id"],
-        tracking_uri=facts["tracking_uri"],
+        run_id=facts["run_id"] if identity is None else identity.run_id,
+        tracking_uri=facts["tracking_uri"] if identity is None else identity.tracking_uri,
         data_digest=facts["data_digest"],
+        identity=identity,
+        copied_from=original,
         anew=anew,
     )
+
+
+def _check_storage(kept: KeptRun, original: Path, experiment: Experiment) -> None:
+    """Raises BadInput where a copy and its original would write their checkpoints into one place."""
+    if kept.storage == runs.storage_of(experiment, original):
+        raise BadInput(
+            f"{kept.directory} is a copy of {original}, and both keep their checkpoints in {kept.storage}; resume the "
+            f"original: fednar run --resume {shlex.quote(str(original))}"
+        )
+
+
+def _identity(kept: KeptRun) -> Identity | None:
+    """What the run's directory says of itself. Raises BadInput where another process writes it."""
+    if (kept.directory / LOCK_FILE).exists():
+        with sole_writer(kept.directory):
+            pass
+    try:
+        return identity_of(kept.directory)
+    except BadInput:
+        return None
 
 
 def _of_width(experiment: Experiment, width: int) -> Experiment:

@@ -13,6 +13,14 @@ import pytest
 import fednar_ray as fr
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Addresses that runs are recorded in are remembered here, and not in the home directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The suite's one Ray: four logical CPUs and two logical GPUs. Gives its address."""

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import socket
+from threading import Thread
 from typing import Any
 
 PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
@@ -72,6 +75,64 @@ class Server:
     def send(self, number: int) -> None:
         assert self._process is not None
         os.killpg(self._process.pid, number)
+
+
+class Proxy:
+    """An HTTP server on loopback that answers 200 with ``nonsense``, or passes on to a real one where it has none.
+
+    ``only`` restricts nonsense to paths that contain it.  ``calls`` holds the path of each call.
+    """
+
+    def __init__(self, behind: str | None = None, nonsense: bytes | None = None, only: str = "") -> None:
+        self.behind, self.nonsense, self.only = behind, nonsense, only
+        self.status = 200  # of nonsense
+        self.calls: list[str] = []
+        handler = type("Handler", (_Proxied,), {"proxy": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Proxied(BaseHTTPRequestHandler):
+    proxy: Proxy
+
+    def _answer(self) -> None:
+        proxy = self.proxy
+        proxy.calls.append(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if proxy.nonsense is not None and proxy.only in self.path:
+            status, answer = proxy.status, proxy.nonsense
+        else:
+            status, answer = self._passed_on(body)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def _passed_on(self, body: bytes) -> tuple[int, bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")}
+        request = urllib.request.Request(  # noqa: S310 - http only
+            f"{self.proxy.behind}{self.path}", data=body or None, headers=headers, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 def postgresql_programs() -> Path | None:

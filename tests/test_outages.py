@@ -35,7 +35,7 @@ from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 
-from .servers import PATIENCE_SECONDS, Server, awaited
+from .servers import PATIENCE_SECONDS, Proxy, Server, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -223,8 +223,127 @@ def broken_server() -> Iterator[str]:
         thread.join()
 
 
-def new_run(database: Store) -> str:
-    return database.create_run(database.experiment_id("by hand"), "by hand", {})
+NONSENSE = {
+    "an empty object": b"{}",
+    "null": b"null",
+    "a list": b"[]",
+    "nothing": b"",
+    "text": b"OK",
+    "HTML": b"<html><body>Please log in</body></html>",
+    "foreign JSON": b'{"status": "ok", "data": {"items": [1, 2]}}',
+    "an empty run": b'{"run": {}, "experiment": {}, "experiment_id": ""}',
+    "another experiment": b'{"experiment": {"experiment_id": "7", "name": "other"}, "experiments": []}',
+    "a path for an id": b'{"experiment": {"experiment_id": "0", "name": "outages"}, "experiments": [],'
+    b' "run": {"info": {"run_id": "../../x", "experiment_id": "0"}}}',
+    "fields of other kinds": b'{"run": 5, "experiment": [], "experiments": "none"}',
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_a_server_that_answers_nonsense_is_refused_before_anything_is_trained(kind: str, tmp_path: Path) -> None:
+    with Proxy(nonsense=NONSENSE[kind]) as proxy:
+        with pytest.raises(TrackingUnavailable, match=f"{proxy.uri} answers, but not as an MLflow server: "):
+            next(training(proxy.uri))
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["an empty object", "HTML"])
+def test_what_is_answered_with_nonsense_in_mid_run_is_not_taken_for_sent(
+    kind: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(server.uri) as proxy:
+        rounds = training(proxy.uri)
+        for _ in range(4):
+            next(rounds)
+        client = MlflowClient(server.uri)
+        awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+        proxy.nonsense = NONSENSE[kind]
+        result = drain(rounds)
+        assert told(caplog, f"fednar sync {result.directory}") == 1
+        assert steps(client, result.run_id) == [0, 1, 2, 3]
+        with pytest.raises(TrackingUnavailable, match="answers, but not as an MLflow server"):
+            sync(result.directory)
+        proxy.nonsense = None
+        report = sync(result.directory)
+        assert ROUNDS - 4 <= report.rounds <= ROUNDS
+        assert_all_is_there_once(server.uri, result)
+        assert str(sync(result.directory)) == "MLflow has everything"
+
+
+@pytest.mark.parametrize("only", ["log-batch", "mlflow-artifacts", "logged-models", "runs/update"])
+def test_a_part_that_was_swallowed_for_a_while_is_found_missing_and_sent_again(
+    only: str, server: Server, database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, directory = new_run(database, server.uri), tmp_path / "run"
+    with Proxy(server.uri, NONSENSE["an empty object"], only) as proxy:
+        with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+            log_everything(tracker, directory)
+            follow(tracker, journal, range(7))
+        assert told(caplog, "fednar sync") == 1
+        proxy.nonsense = None
+        report = sync(directory, proxy.uri)
+        assert report.operations + report.rounds > 0
+    assert_by_hand_once(Store(server.uri), run_id, rounds=7)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
+def test_a_proxy_that_finds_nothing_behind_it_refuses_nothing_for_good(
+    status: int, database: Store, tmp_path: Path
+) -> None:
+    run_id, directory = new_run(database), tmp_path / "run"
+    with Proxy(nonsense=b"<html>nothing here</html>") as proxy:
+        proxy.status = status
+        with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+            tracker.log_params({"a": 1})
+            follow(tracker, journal, range(3))
+    assert str(sync(directory, database.uri)) == "sent 3 rounds and 2 other things"
+    assert database.client.get_run(run_id).data.params == {"a": "1"}
+    assert steps(database.client, run_id) == [0, 1, 2]
+
+
+def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
+    database: Store, tmp_path: Path
+) -> None:
+    """As a version left them that took any answer for MLflow's."""
+    run_id, directory = new_run(database), tmp_path / "run"
+    with (
+        broken_server() as uri,
+        RunTracker(Store(uri), run_id, directory) as tracker,
+        Journal(directory, EXPERIMENT) as journal,
+    ):
+        follow(tracker, journal, range(6))
+    lines = [json.loads(line) for line in whole_lines(directory / "metrics.jsonl")]
+    for index in (0, 1, 4):
+        for name, value in lines[index]["metrics"].items():
+            database.client.log_metric(run_id, name, value, lines[index]["time"], index)
+    (directory / "outbox.sent").write_text(json.dumps({"operations": 1, "rounds": 6}))
+    with RunTracker(database, run_id, directory, resumed=True) as tracker, Journal(directory, EXPERIMENT) as journal:
+        tracker.log(journal)
+    assert steps(database.client, run_id) == list(range(6))
+
+
+def test_many_rounds_are_asked_for_now_and_then(server: Server, database: Store, tmp_path: Path) -> None:
+    """So that little is sent again after a crash, and asking does not grow faster than the rounds."""
+    run_id, directory = new_run(database, server.uri), tmp_path / "run"
+    with Proxy(server.uri) as proxy:
+        with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
+            for chunk in range(10):
+                follow(tracker, journal, range(100 * chunk, 100 * (chunk + 1)))
+                awaited(lambda: sent_rounds(directory) >= 100 if chunk else True)  # noqa: B023 - called at once
+        asked = sum("get-history" in call for call in proxy.calls)
+    assert 2 <= asked <= 6  # at 100, 200, 400, 800 and the end at most
+    assert steps(database.client, run_id) == list(range(1000))
+
+
+def sent_rounds(directory: Path) -> int:
+    path = directory / "outbox.sent"
+    return int(json.loads(path.read_text())["rounds"]) if path.exists() else 0
+
+
+def new_run(database: Store, uri: str | None = None) -> str:
+    """By hand; with ``uri`` one whose artifacts go through that server."""
+    store = database if uri is None else Store(uri)
+    return store.create_run(store.experiment_id("by hand" if uri is None else "by hand, by a server"), "by hand", {})
 
 
 def record(index: int, loss: float = 0.5) -> RoundRecord:
@@ -261,8 +380,9 @@ def test_a_server_that_answers_500_to_everything_stops_nothing(
             awaited(lambda: told(caplog, AWAY))
         assert told(caplog, AWAY) == 1
         assert told(caplog, "7 rounds and 8 other things") == 1
+        assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever made there
         with pytest.raises(TrackingUnavailable):
-            sync(directory)
+            sync(directory, uri)
         with pytest.raises(fr.BadInput, match="does not answer"):
             next(training(uri))  # before anything is trained, an absent MLflow is an error
     assert not steps(database.client, run_id)
@@ -502,13 +622,12 @@ def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for
     outbox.append({"kind": "tags", "tags": {"a": "1"}})
     with full_disk(room=(tmp_path / "outbox.jsonl").stat().st_size + 10), pytest.raises(RunFailed):
         outbox.append({"kind": "tags", "tags": {"b": "2"}})
-    assert [operation["tags"] for operation, _ in outbox.pending] == [{"a": "1"}, {"b": "2"}]
-    outbox.acknowledge_operation()
-    outbox.acknowledge_operation()
+    assert [operation and operation["tags"] for operation, _ in outbox.pending] == [{"a": "1"}, {"b": "2"}]
+    outbox.acknowledge(operations=2, rounds=0)
     outbox.append({"kind": "tags", "tags": {"c": "3"}})
     outbox.close()
     again = Outbox(tmp_path)
-    assert [operation["tags"] for operation, _ in again.pending] == [{"c": "3"}]
+    assert [operation and operation["tags"] for operation, _ in again.pending] == [{"c": "3"}]
     again.close()
 
 

@@ -20,6 +20,7 @@ from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
 from fednar_ray.config.settings import CompareSettings, Settings
 from fednar_ray.errors import ConfigError
+from fednar_ray.store_uris import absolute_uri
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 SECTIONS = ("experiment", "compare", "search")
@@ -226,9 +227,9 @@ def is_relative(place: str) -> bool:
 
 
 def _absolute(place: str) -> str:
-    """A path, or a SQLite file, as an absolute one; other addresses as they are."""
-    if place.startswith("sqlite:///") and not place.startswith("sqlite:////"):
-        return "sqlite:///" + os.path.abspath(place.removeprefix("sqlite:///"))
+    """A path, or the address of a local store, as an absolute one; other addresses as they are."""
+    if place.startswith(("sqlite:", "sqlite+", "file:")):
+        return absolute_uri(place)
     return place if "://" in place or place.startswith("databricks") else os.path.abspath(place)
 
 

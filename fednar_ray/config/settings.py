@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fednar_ray.schedules import Workload
+from fednar_ray.store_uris import experiment_name_problem
 
 PRESET_SETTINGS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {"server_lr": 1.0},
@@ -46,6 +47,13 @@ def _argument(value: Any) -> Any:
     if not all(isinstance(part, bool | int | float | str) for part in parts):
         raise ValueError("should be a number, text, true, false, or a list of these")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _experiment_name(value: str) -> str:
+    problem = experiment_name_problem(value)
+    if problem is not None:
+        raise ValueError(f"{problem}; name an MLflow experiment, such as digits or team/digits")
+    return value
 
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=2**31 - 1)]
@@ -569,7 +577,7 @@ class TrackingSettings(Settings):
     """Where MLflow records; null means what MLflow itself would take (``MLFLOW_TRACKING_URI``, else ./mlflow.db)."""
 
     uri: str | None = None
-    experiment: str | None = None
+    experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
     """The MLflow experiment; null takes the experiment's name."""
     system_metrics: bool | None = None
     """CPU, memory, disk, network and GPUs of the driver's machine as well; null: as

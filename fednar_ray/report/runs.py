@@ -19,6 +19,7 @@ class Variant(NamedTuple):
 
 
 Records = Sequence[RoundRecord]
+CHART = "comparison.png"
 OF_VARIANTS = ("test_accuracy", "effective_weight_decay")
 """The metrics that a comparison's pictures are made of."""
 
@@ -39,7 +40,7 @@ def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, 
     """
     directory.mkdir(parents=True, exist_ok=True)
     accuracy, decay = (_by_decay(runs, name) for name in OF_VARIANTS)
-    drawn = [draw_comparison(accuracy, decay, directory / "comparison.png")]
+    drawn = [draw_comparison(accuracy, decay, directory / CHART)]
     if len(accuracy) > 1:
         finals: dict[str, dict[float, list[float]]] = {}
         for variant, seeds in runs.items():

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,38 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
+from fednar_ray.errors import BadInput
+from fednar_ray.tracking.arrival import (
+    END_TAG,
+    WITNESS,
+    NotAnswered,
+    first_missing,
+    first_not_arrived,
+    read_run,
+    reason_of,
+    rounds_in,
+)
+from fednar_ray.tracking.inside import path_inside
 from fednar_ray.tracking.lines import Lines
 from fednar_ray.tracking.outbox import Operation, Outbox
 
 log = logging.getLogger("fednar_ray")
 
 METRICS_A_CALL = 1000  # MLflow's limit
-WITNESS = "clients_trained"  # finite in every round: its history says which rounds MLflow has
 MODEL_NAME = "model"
-END_TAG = "fednar.end"  # why a run ended early
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 MENDABLE_BY_USER = (401, 403, 407)  # HTTP: credentials may come
 MENDABLE_BY_TIME = (408, 425, 429)
+NOBODY_THERE = (404, 405, 410)  # a proxy's, or of another program
+ASKED_EVERY_ROUNDS = 100
 
 
 class Delivery:
     """Sends what an outbox and a journal owe to one MLflow run; one thread calls ``step``, any may ask ``owes``.
 
-    Rounds go before operations, since those of a run's end build on them.  ``ask`` first asks MLflow which rounds
-    it has, for a run whose directory may know less.
+    Rounds go before operations, since those of a run's end build on them.  What was sent is owed until MLflow has been
+    asked whether it has it: something else may answer at its address.  ``ask`` first asks MLflow which rounds it has,
+    for a run whose directory may know less.
     """
 
     def __init__(
@@ -41,77 +55,103 @@ class Delivery:
         self._connect, self._run_id, self._directory = connect, run_id, directory
         self._outbox, self._ask = outbox, ask
         self._refusals: set[str] = set()
+        self._sent_rounds = outbox.sent_rounds  # without those that are not known to have arrived, the outbox's
+        self._sent: list[Operation | None] = []  # not known to have arrived; None: refused, or damaged
+        self._refused_rounds: set[int] = set()
         self.rounds: Lines | None = None  # the journal's, once there is one
         self.behind = False  # the last batch of rounds was full
+        self.in_doubt = False  # something that was sent had not arrived when MLflow was last asked
         self.delivered_operations = self.delivered_rounds = 0
 
     @property
     def owed_operations(self) -> int:
-        """How many are yet to be sent."""
+        """How many are not known to have arrived."""
         return len(self._outbox.pending)
 
     @property
     def owed_rounds(self) -> int:
-        """How many are yet to be sent."""
+        """How many are not known to have arrived."""
         return max(0, len(self.rounds) - self._outbox.sent_rounds) if self.rounds is not None else 0
 
     @property
     def owes(self) -> bool:
-        """Whether anything is yet to be sent."""
+        """Whether anything is not known to have arrived."""
         return bool(self.owed_operations or self.owed_rounds)
+
+    @property
+    def unsent_operations(self) -> int:
+        """How many are yet to be sent, or sent again."""
+        return len(self._outbox.pending) - len(self._sent)
+
+    @property
+    def unsent_rounds(self) -> int:
+        """How many are yet to be sent, or sent again."""
+        return max(0, len(self.rounds) - self._sent_rounds) if self.rounds is not None else 0
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to do before the end: to send, or to ask whether enough has arrived.
+
+        Asking costs time in proportion to all rounds, so they are asked for each time they have doubled.
+        """
+        unconfirmed = self._sent_rounds - self._outbox.sent_rounds
+        many = unconfirmed >= max(ASKED_EVERY_ROUNDS, self._outbox.sent_rounds)
+        return bool(self.unsent_operations or self.unsent_rounds) or self.in_doubt or many
 
     def bytes_of_next_step(self) -> int:
         """The size of the files that it uploads."""
-        if self.owed_rounds or not self.owed_operations:
+        if self.unsent_rounds or not self.unsent_operations:
             return 0
-        operation, _ = self._outbox.pending[0]
+        operation, _ = self._outbox.pending[len(self._sent)]
         size = 0
-        if "path" in operation:
-            path = self._directory / operation["path"]
-            with suppress(OSError):
+        if operation is not None and "path" in operation:
+            with suppress(OSError, BadInput):
+                path = path_inside(self._directory, operation["path"])
                 size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         return size
 
     def step(self) -> None:
-        """Send a batch of rounds, or where none are owed an operation. What MLflow refuses is warned about and skipped.
+        """Send a batch of rounds, or where none are owed an operation, or else ask whether what was sent has arrived.
 
-        Raises whatever MLflow and its storage raise where they do not answer; what is owed stays owed then.
+        What MLflow refuses is warned about and skipped.  Raises whatever MLflow and its storage raise where they do not
+        answer, and NotAnswered where something is missing; what is owed stays owed then.
         """
         client = self._connect()
         if self._ask:
             with self._or_skip("which rounds it has"):
                 self._ask_for_rounds(client)
             self._ask = False
-        if self.owed_rounds:
+        if self.unsent_rounds:
             self._send_rounds(client)
-        elif self.owed_operations:
-            operation, _ = self._outbox.pending[0]
-            with self._or_skip(operation["kind"]):
-                self._send(client, operation)
-                self.delivered_operations += 1
-            self._outbox.acknowledge_operation()
+        elif self.unsent_operations:
+            self._send_operation(client)
+        else:
+            self._confirm(client)
 
     @contextmanager
-    def _or_skip(self, what: str) -> Iterator[None]:
+    def _or_skip(self, what: str) -> Iterator[list[str]]:
+        """Yields the reasons why MLflow refused it: none, or one in the end."""
+        reasons: list[str] = []
         try:
-            yield
+            yield reasons
         except Exception as error:
             if not refused(error):
                 raise
-            reason = reason_of(error)
-            if reason not in self._refusals:
+            reasons.append(reason_of(error))
+            if reasons[0] not in self._refusals:
                 log.warning("MLflow refuses a part of run %s (%s), which stays in %s: %s",
-                            self._run_id, what, self._directory, reason)  # fmt: skip
-            self._refusals.add(reason)
+                            self._run_id, what, self._directory, reasons[0])  # fmt: skip
+            self._refusals.add(reasons[0])
 
     def _ask_for_rounds(self, client: MlflowClient) -> None:
-        steps = [point.step for point in client.get_metric_history(self._run_id, WITNESS)]
-        if steps and max(steps) >= self._outbox.sent_rounds:
-            self._outbox.acknowledge_rounds(max(steps) + 1)  # they are sent in order
+        read_run(client, self._run_id)
+        there = rounds_in(client, self._run_id)
+        self._sent_rounds = next(index for index in count() if index not in there)
+        self._outbox.acknowledge(operations=0, rounds=self._sent_rounds)
 
     def _send_rounds(self, client: MlflowClient) -> None:
         assert self.rounds is not None
-        first = stop = self._outbox.sent_rounds
+        first = stop = self._sent_rounds
         batch: list[Metric] = []
         for line in self.rounds.read(first, min(len(self.rounds), first + METRICS_A_CALL)):
             metrics = _metrics_of(line)
@@ -119,10 +159,54 @@ class Delivery:
             if self.behind:
                 break
             batch, stop = batch + metrics, stop + 1
-        with self._or_skip(f"rounds {first} to {stop - 1}"):
+        with self._or_skip(f"rounds {first} to {stop - 1}") as reasons:
             client.log_batch(self._run_id, metrics=batch)
-            self.delivered_rounds += stop - first
-        self._outbox.acknowledge_rounds(stop)
+        if reasons:
+            self._refused_rounds |= set(range(first, stop))
+        self._sent_rounds = stop
+
+    def _send_operation(self, client: MlflowClient) -> None:
+        operation, _ = self._outbox.pending[len(self._sent)]
+        if operation is None:
+            log.warning("%s: a line of its outbox is damaged, and is not sent", self._directory)
+            self._sent.append(None)
+            return
+        with self._or_skip(operation["kind"]) as reasons:
+            self._send(client, operation)
+        self._sent.append(None if reasons else operation)
+
+    def _confirm(self, client: MlflowClient) -> None:
+        """Ask MLflow for what was sent; what it does not have is sent again. Raises NotAnswered then."""
+        rounds, sent = self._sent_rounds, len(self._sent)
+        with self._or_skip("what it has"):
+            self.in_doubt = True
+            self._check_arrival(client)
+        self.in_doubt = False
+        self.delivered_operations += sum(operation is not None for operation in self._sent)
+        arrived = range(self._outbox.sent_rounds, rounds)
+        self.delivered_rounds += sum(index not in self._refused_rounds for index in arrived)
+        self._sent.clear()
+        self._outbox.acknowledge(operations=sent, rounds=max(rounds, self._outbox.sent_rounds))
+
+    def _check_arrival(self, client: MlflowClient) -> None:
+        run = read_run(client, self._run_id)
+        sent = [index for index in range(self._outbox.sent_rounds, self._sent_rounds)
+                if index not in self._refused_rounds and self._has_witness(index)]  # fmt: skip
+        missing = first_missing(sent, rounds_in(client, self._run_id) if sent else set())
+        if missing is not None:
+            self._sent_rounds = missing
+            raise NotAnswered(f"it took round {missing} of run {self._run_id} and does not have it")
+        index = first_not_arrived(client, run, self._sent)
+        if index is not None:
+            operation = self._sent[index]
+            del self._sent[index:]
+            kind = None if operation is None else operation["kind"]
+            raise NotAnswered(f"it took a part of run {self._run_id} ({kind}) and does not have it")
+
+    def _has_witness(self, index: int) -> bool:
+        assert self.rounds is not None
+        (line,) = self.rounds.read(index, index + 1)
+        return json.loads(line)["metrics"].get(WITNESS) is not None
 
     def _send(self, client: MlflowClient, operation: Operation) -> None:
         run_id = self._run_id
@@ -138,12 +222,12 @@ class Delivery:
             case "data":
                 client.log_inputs(run_id, [_dataset(operation)])
             case "file":
-                client.log_artifact(run_id, self._directory / operation["path"])
+                client.log_artifact(run_id, self._path_of(operation))
             case "table":
-                client.log_artifact(run_id, self._directory / operation["path"])
+                client.log_artifact(run_id, self._path_of(operation))
                 _mark_table(client, run_id, operation["path"])
             case "model":
-                self._send_model(client, self._directory / operation["path"])
+                self._send_model(client, self._path_of(operation))
             case "resumed":
                 if END_TAG in client.get_run(run_id).data.tags:
                     client.delete_tag(run_id, END_TAG)
@@ -151,14 +235,26 @@ class Delivery:
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
 
+    def _path_of(self, operation: Operation) -> Path:
+        """The file that it sends. Raises FileNotFoundError where there is none, or where it is no part of the run."""
+        try:
+            path = path_inside(self._directory, operation["path"])
+        except BadInput as reason:
+            raise FileNotFoundError(str(reason)) from None
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there")
+        return path
+
     def _send_model(self, client: MlflowClient, directory: Path) -> None:
         """The saved model as a LoggedModel of the run; one that an earlier attempt made is filled."""
-        run = client.get_run(self._run_id)
+        run = read_run(client, self._run_id)
         experiment = run.info.experiment_id
         made = client.search_logged_models([experiment], f"source_run_id = '{self._run_id}' AND name = '{MODEL_NAME}'")
         model = (
             made[0] if made else client.create_logged_model(experiment, MODEL_NAME, self._run_id, None, run.data.params)
         )
+        if not model.model_id:
+            raise NotAnswered(f"asked for a model of run {self._run_id}, it answered with one without an id")
         linked = run.outputs.model_outputs if run.outputs else []
         last = self.rounds.read(len(self.rounds) - 1, len(self.rounds)) if self.rounds else ()
         if model.model_id not in [output.model_id for output in linked]:
@@ -203,13 +299,13 @@ def _sign(directory: Path, model_id: str, run_id: str, location: str) -> None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether trying again cannot mend an error, and neither can other credentials."""
+    """Whether trying again cannot mend an error, and neither can other credentials.
+
+    Over HTTP only MLflow itself refuses, by an error in its own form: a proxy that finds nothing behind it does not.
+    """
     status = getattr(getattr(error, "response", None), "status_code", 0)  # of an upload over HTTP
     if 400 <= status < 500:
-        return status not in (*MENDABLE_BY_USER, *MENDABLE_BY_TIME)
+        return status not in (*MENDABLE_BY_USER, *MENDABLE_BY_TIME, *NOBODY_THERE)
+    if isinstance(error, MlflowException) and "API request to endpoint" in str(error):
+        return False
     return isinstance(error, FileNotFoundError) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -38,6 +38,21 @@ def parse(line: str) -> RoundRecord:
     )
 
 
+def is_round(line: str, index: int) -> bool:
+    """Whether a line of a journal records round ``index``, with everything that is read from it."""
+    try:
+        fields, record = json.loads(line), parse(line)
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return False
+    numbers = [fields["time"], *record.metrics.values(), *record.client_ids, *record.step_norms.values()]
+    return (
+        type(fields["round"]) is int
+        and fields["round"] == index
+        and all(type(number) in (int, float) for number in numbers)
+        and all(isinstance(reason, str) for reason in record.failures.values())
+    )
+
+
 def line_of(record: RoundRecord) -> str:
     """A round that has just ended, as a line of the journal."""
     line = {
@@ -52,8 +67,11 @@ def line_of(record: RoundRecord) -> str:
 
 
 def recorded(directory: Path) -> tuple[RoundRecord, ...]:
-    """The rounds in a run directory, whether or not its run is still being written."""
-    return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE))
+    """The rounds in a run directory, whether or not its run is still being written.
+
+    They end at the first line that is not the next round.  Raises OSError where the file cannot be read.
+    """
+    return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE, is_round))
 
 
 class Journal:
@@ -66,7 +84,7 @@ class Journal:
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
         make_directory(directory)
         replace(directory / EXPERIMENT_FILE, dump(experiment))
-        self.file = Lines(directory / ROUNDS_FILE)
+        self.file = Lines(directory / ROUNDS_FILE, is_round)
         for line in lines[self.rounds :]:
             self.file.append(line)
 

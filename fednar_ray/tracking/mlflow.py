@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -26,10 +27,21 @@ import mlflow
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import RestException
 
 from fednar_ray.config import Experiment, dump
-from fednar_ray.errors import RunFailed, TrackingUnavailable
-from fednar_ray.tracking.delivery import END_TAG, MODEL_NAME, Delivery, reason_of
+from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.store_uris import (
+    absolute_uri,
+    artifact_folder,
+    experiment_name_problem,
+    folder_misread_by_mlflow,
+    sqlite_file,
+)
+from fednar_ray.tracking.addresses import confirm
+from fednar_ray.tracking.arrival import END_TAG, NotAnswered, unreachable
+from fednar_ray.tracking.delivery import MODEL_NAME, Delivery
+from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
 from fednar_ray.tracking.lines import make_directory, replace, sole_writer
 from fednar_ray.tracking.models import save_model
@@ -38,7 +50,7 @@ from fednar_ray.tracking.sender import Sender
 
 log = logging.getLogger("fednar_ray")
 
-RUN_FILE = "run.json"  # of a run directory: whose it is
+WRITER_TAG = "fednar.writer"  # which start of which copy of its directory wrote to the run last
 HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds, of silence
@@ -62,39 +74,68 @@ class Store:
     """A tracking store: where it is, and whether it answers. Making one contacts nothing."""
 
     def __init__(self, uri: str | None) -> None:
-        self.uri = uri or mlflow.get_tracking_uri()
-        if self.uri.startswith("sqlite:///") and not self.uri.startswith("sqlite:////"):
-            self.uri = "sqlite:///" + os.path.abspath(self.uri.removeprefix("sqlite:///"))
+        self.uri = absolute_uri(uri or mlflow.get_tracking_uri())
         for name, value in HTTP_SETTINGS.items():
             os.environ.setdefault(name, value)
 
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's client; a database is opened by it, and brought up to date, by one process at a time."""
-        with _opened_alone(self.uri):
+        with _opened_alone(self.uri), _without_stray_folders(self.uri):
             return MlflowClient(self.uri)
 
     def check(self) -> None:
-        """Raises TrackingUnavailable where the store cannot be read."""
+        """Raises TrackingUnavailable where the store cannot be read, or is a folder that MLflow would misread."""
+        folder = folder_misread_by_mlflow(self.uri)
+        if folder is not None:
+            raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
         with answering(self.uri):
-            self.client.search_experiments(max_results=1)
+            if not self.client.search_experiments(max_results=1) and self.uri.startswith("http"):
+                self._ask_for_the_default_experiment()
+
+    def _ask_for_the_default_experiment(self) -> None:
+        """An empty answer may come from anything; MLflow knows experiment 0, or says that there is none."""
+        try:
+            known = self.client.get_experiment("0").experiment_id
+        except RestException:
+            return
+        if known != "0":
+            raise NotAnswered(f"asked for experiment 0, it answered with {known!r}")
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of that name, made if it is new; beside a SQLite file, its artifacts lie there too."""
+        """The experiment of that name, made if it is new; beside a SQLite file, its artifacts lie there too.
+
+        Raises BadInput for a name that would lead its artifacts elsewhere, and TrackingUnavailable.
+        """
+        problem = experiment_name_problem(name)
+        if problem is not None:
+            raise BadInput(f"{name!r} cannot be the name of an MLflow experiment: {problem}")
         with answering(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
-                return str(found.experiment_id)
-            location = None
-            if self.uri.startswith("sqlite:///"):
-                location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri()
-            return str(self.client.create_experiment(name, artifact_location=location))
+                if found.name != name:
+                    raise NotAnswered(f"asked for experiment {name!r}, it answered with {found.name!r}")
+                return _checked_id("experiment", found.experiment_id)
+            file = sqlite_file(self.uri)
+            location = None if file is None else (file.parent / "mlruns" / artifact_folder(name)).as_uri()
+            return _checked_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """A new run, tagged with what runs it as well; returns its id."""
         with answering(self.uri):
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
-        return str(run.info.run_id)
+            if run.info.experiment_id != experiment_id:
+                raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
+            run_id = _checked_id("run", run.info.run_id)
+        confirm(self.uri)
+        return run_id
+
+    def last_writer(self, run_id: str) -> str | None:
+        """Which start of which copy of a run's directory wrote to it last; None where that is not known."""
+        with suppress(Exception):  # a run goes on whether or not its store answers
+            writer: str | None = self.client.get_run(run_id).data.tags.get(WRITER_TAG)
+            return writer
+        return None
 
     def register_model(self, run_id: str, name: str) -> int:
         """The run's model as the next version of a registered model, made if it is new; returns the version."""
@@ -112,6 +153,12 @@ class Store:
             self.client.log_artifacts(run_id, str(directory), name)
 
 
+def _checked_id(of: str, answered: object) -> str:
+    if not (isinstance(answered, str) and RUN_ID.fullmatch(answered)):
+        raise NotAnswered(f"asked for the id of a new {of}, it answered with {answered!r}")
+    return answered
+
+
 @contextmanager
 def _opened_alone(uri: str) -> Iterator[None]:
     """MLflow's migrations of a database end in an error where two processes begin them at once: the second waits."""
@@ -124,12 +171,26 @@ def _opened_alone(uri: str) -> Iterator[None]:
 
 
 @contextmanager
+def _without_stray_folders(uri: str) -> Iterator[None]:
+    """Removes the folder that MLflow makes for a SQLite file whose percent-encoded path it does not decode."""
+    file = sqlite_file(uri)
+    folder = Path(uri.partition(":///")[2].partition("?")[0]).parent
+    made = [] if file is None or file.parent == folder else [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is not there, or not empty
+            for stray in made:
+                stray.rmdir()
+
+
+@contextmanager
 def answering(uri: str) -> Iterator[None]:
     """Whatever a store raises (MLflow lets SQLAlchemy's and requests' through) as TrackingUnavailable."""
     try:
         yield
     except Exception as error:
-        raise TrackingUnavailable(f"MLflow at {uri} does not answer: {reason_of(error)}") from error
+        raise TrackingUnavailable(unreachable(uri, error)) from error
 
 
 class RunTracker:
@@ -138,12 +199,15 @@ class RunTracker:
     Everything that is logged is in ``directory`` before MLflow hears of it, and what MLflow has not heard by the end
     is sent by ``sync``.  Logging raises RunFailed where the directory's disk is full, and never for MLflow's sake.
     ``resumed``: the run was recorded before; its outbox goes on, and no round that MLflow has is sent again.
+    ``copied``: it was recorded before as another MLflow run, and everything recorded so far is sent to this one too.
     Entering raises BadInput where another process writes ``directory``.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: Path, *, resumed: bool = False) -> None:
+    def __init__(
+        self, store: Store, run_id: str, directory: Path, *, resumed: bool = False, copied: bool = False
+    ) -> None:
         self.run_id = run_id
-        self._store, self._directory, self._resumed = store, directory, resumed
+        self._store, self._directory, self._resumed, self._copied = store, directory, resumed, copied
         self._held = ExitStack()
         self._ends_as = "FINISHED"
 
@@ -156,16 +220,30 @@ class RunTracker:
         make_directory(self._directory)
         with ExitStack() as stack:
             stack.enter_context(sole_writer(self._directory))
-            replace(self._directory / RUN_FILE, json.dumps({"run_id": self.run_id, "tracking_uri": self.uri}))
+            if self._copied:
+                Outbox.forget_what_arrived(self._directory)
+            identity = self._identity().started_in(self._directory)
+            identity.write(self._directory)
             self._outbox = stack.enter_context(closing(Outbox(self._directory)))
-            if self._resumed:
+            if self._resumed or self._copied:
                 self._outbox.append({"kind": "resumed"})
+                self._outbox.append({"kind": "tags", "tags": {WRITER_TAG: str(identity.writer)}})
             self._delivery = Delivery(
                 lambda: self._store.client, self.run_id, self._directory, self._outbox, ask=self._resumed
             )
             self._sender = Sender(self._delivery, self.uri)
             self._held = stack.pop_all()
         return self
+
+    def _identity(self) -> Identity:
+        """Of the run in this directory; what the directory says of itself, if that is the same run."""
+        new = Identity(run_id=self.run_id, tracking_uri=self.uri)
+        try:
+            recorded = identity_of(self._directory)
+        except BadInput:
+            return new
+        same = (recorded.run_id, recorded.tracking_uri) == (new.run_id, new.tracking_uri)
+        return recorded if same else new
 
     def _queue(self, kind: str, **fields: object) -> None:
         try:
@@ -247,7 +325,7 @@ class RunTracker:
             log.warning(
                 "MLflow at %s does not have everything of this run: %d rounds and %d other things are yet to be sent; "
                 "when it answers, do so with: fednar sync %s",
-                self.uri, self._delivery.owed_rounds, self._delivery.owed_operations, self._directory,
+                self.uri, self._delivery.owed_rounds, self._delivery.owed_operations, shlex.quote(str(self._directory)),
             )  # fmt: skip
 
 

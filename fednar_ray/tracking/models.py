@@ -19,7 +19,7 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from fednar_ray.errors import RunFailed
 from fednar_ray.tracking import fednar_table_model
-from fednar_ray.tracking.delivery import reason_of
+from fednar_ray.tracking.arrival import reason_of
 
 log = logging.getLogger("fednar_ray")
 

@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from fednar_ray.errors import BadInput
 from fednar_ray.messages import RoundRecord
-from fednar_ray.tracking.journal import ROUNDS_FILE, parse
+from fednar_ray.tracking.arrival import read_run
+from fednar_ray.tracking.journal import ROUNDS_FILE, is_round, parse
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.mlflow import Store, answering
 
@@ -31,7 +32,7 @@ def run_of(store: Store, run_id: str) -> Run | None:
     """The run of that id; None where the store has none. Raises TrackingUnavailable."""
     with answering(store.uri):
         try:
-            return store.client.get_run(run_id)
+            return read_run(store.client, run_id)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -54,7 +55,7 @@ def records_of(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     with answering(store.uri):
         if finished and any(file.path == ROUNDS_FILE for file in store.client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as directory:
-                lines = whole_lines(Path(store.client.download_artifacts(run_id, ROUNDS_FILE, directory)))
+                lines = whole_lines(Path(store.client.download_artifacts(run_id, ROUNDS_FILE, directory)), is_round)
                 return tuple(map(parse, lines))
     return measured(store, run, OF_FIGURES)
 

@@ -5,7 +5,8 @@ import math
 import threading
 import time
 
-from fednar_ray.tracking.delivery import Delivery, reason_of
+from fednar_ray.tracking.arrival import unreachable
+from fednar_ray.tracking.delivery import Delivery
 
 log = logging.getLogger("fednar_ray")
 
@@ -84,13 +85,16 @@ class Sender:
 
     def _pause(self) -> float:
         """Seconds until the next call. Rounds come without a wake: a round costs no lock."""
-        if not self._delivery.owes:
+        if not self._delivery.owes or not (self._closing or self._delivery.due):
             return FLUSH_SECONDS
-        if self._delivery.owed_operations and not self._failures:
+        if self._delivery.unsent_operations and not self._failures:
             return 0.0
         return self._due - time.monotonic()
 
     def _answered(self) -> None:
+        if self._delivery.in_doubt:
+            self._sent_again()
+            return
         with self._changed:
             back = self._told and not self._stopped
             self._failures, self._told, self._answer_due = 0, False, math.inf
@@ -98,6 +102,12 @@ class Sender:
             self._changed.notify_all()
         if back:
             log.warning("MLflow at %s answers again; what it missed is being sent", self._uri)
+
+    def _sent_again(self) -> None:
+        """Something that had not arrived was sent once more: whether MLflow answers is known when it has arrived."""
+        with self._changed:
+            self._answer_due, self._due = math.inf, time.monotonic()
+            self._changed.notify_all()
 
     def _failed(self, error: Exception) -> None:
         with self._changed:
@@ -109,7 +119,6 @@ class Sender:
             self._told |= tell
         if tell:
             log.warning(
-                "MLflow at %s does not answer; training goes on, and what is recorded is sent later (%s)",
-                self._uri,
-                reason_of(error),
+                "%s; training goes on, and what is recorded is sent later",
+                unreachable(self._uri, error),
             )

@@ -1,15 +1,19 @@
-"""Sends to MLflow what a run directory still owes it: after an outage that outlasted the run, or a crash."""
+"""Sends to MLflow what a run directory still owes it: after an outage that outlasted the run, or a crash.
 
-import json
+Where a directory's record says that it belongs is not enough to send anything there: the directory may be a stranger's.
+"""
+
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednar_ray.errors import BadInput
+from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.journal import ROUNDS_FILE
-from fednar_ray.tracking.lines import Lines, sole_writer
-from fednar_ray.tracking.mlflow import RUN_FILE, Store, answering
+from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.journal import ROUNDS_FILE, is_round
+from fednar_ray.tracking.lines import BeingWritten, Lines, sole_writer
+from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.outbox import Outbox
 
 
@@ -18,11 +22,14 @@ class SyncReport:
     """What one ``sync`` did."""
 
     directory: Path
-    operations: int  # sent now: parameters, tags, files, the model, the run's end
-    rounds: int  # sent now
-    skipped: str | None  # why nothing was tried
+    operations: int = 0  # sent now: parameters, tags, files, the model, the run's end
+    rounds: int = 0  # sent now
+    skipped: str | None = None  # why nothing was tried: the run sends for itself
+    problem: str | None = None  # why nothing can be sent: the directory is damaged, or its store is not confirmed
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"not sent: {self.problem}"
         if self.skipped is not None:
             return f"skipped: {self.skipped}"
         if not self.operations and not self.rounds:
@@ -33,38 +40,35 @@ class SyncReport:
 def sync(directory: Path, uri: str | None = None) -> SyncReport:
     """Send everything that ``directory`` owes, to the store that it names or to ``uri``.
 
-    A run that is still being written sends for itself, and is skipped; so is a directory that names no MLflow run.
-    Raises TrackingUnavailable when MLflow does not answer.
+    The store that it names must be confirmed: be the one that the settings name (``MLFLOW_TRACKING_URI``, or MLflow's
+    default here), or one that this user has recorded runs in; ``uri`` confirms itself.  A run that is still being
+    written sends for itself, and is skipped.  Raises TrackingUnavailable when MLflow does not answer.
     """
-    sent, skipped = (0, 0), None
     with ExitStack() as stack:
         try:
+            identity = identity_of(directory)
             stack.enter_context(sole_writer(directory))
-            run_id, known_uri = identity_of(directory)
-        except BadInput as reason:
-            skipped = str(reason)
-        else:
-            sent = _deliver(Store(uri or known_uri), run_id, directory)
-    return SyncReport(directory=directory, operations=sent[0], rounds=sent[1], skipped=skipped)
-
-
-def _deliver(store: Store, run_id: str, directory: Path) -> tuple[int, int]:
-    """Operations and rounds sent."""
-    with closing(Outbox(directory)) as outbox, ExitStack() as stack:
-        delivery = Delivery(lambda: store.client, run_id, directory, outbox)
-        if (directory / ROUNDS_FILE).exists():
-            delivery.rounds = stack.enter_context(closing(Lines(directory / ROUNDS_FILE)))
+            if uri is None:
+                check_confirmed(identity.tracking_uri, directory)
+        except BeingWritten as reason:
+            return SyncReport(directory=directory, skipped=str(reason))
+        except (BadInput, RunFailed) as reason:
+            return SyncReport(directory=directory, problem=str(reason))
+        store = Store(uri or identity.tracking_uri)
+        try:
+            delivery = _opened(stack, store, identity.run_id, directory)
+        except RunFailed as reason:
+            return SyncReport(directory=directory, problem=str(reason))
         with answering(store.uri):
             while delivery.owes:
                 delivery.step()
-        return delivery.delivered_operations, delivery.delivered_rounds
+    return SyncReport(directory=directory, operations=delivery.delivered_operations, rounds=delivery.delivered_rounds)
 
 
-def identity_of(directory: Path) -> tuple[str, str]:
-    """The MLflow run that a run directory belongs to, and its store. Raises BadInput where it does not say."""
-    path = directory / RUN_FILE
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-        return str(identity["run_id"]), str(identity["tracking_uri"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} does not say which MLflow run {directory.name} is: {error}") from error
+def _opened(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Delivery:
+    """What a run directory owes. Its journal is only read: what is damaged in it is for a resumed run to mend."""
+    outbox = stack.enter_context(closing(Outbox(directory)))
+    delivery = Delivery(lambda: store.client, run_id, directory, outbox)
+    if (directory / ROUNDS_FILE).exists():
+        delivery.rounds = stack.enter_context(closing(Lines(directory / ROUNDS_FILE, is_round, grows=False)))
+    return delivery

@@ -1,6 +1,7 @@
 """What a search has come to, kept in ``searches/<name>/search.json`` so that it survives its driver."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from fednar_ray.tracking.lines import make_directory, replace
 SEARCHES = "searches"
 LEDGER_FILE = "search.json"
 SEARCH_FILE = "search.yaml"
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed"
 
 
@@ -56,6 +58,8 @@ class Ledger:
     @classmethod
     def load(cls, name: str) -> "Ledger":
         """A kept search. Raises BadInput where there is none."""
+        if not NAME.fullmatch(name):
+            raise BadInput(f"{name}: not the name of a search, which has letters, digits, '.', '_' and '-' only")
         path = directory_of(name) / LEDGER_FILE
         try:
             fields = json.loads(path.read_text())

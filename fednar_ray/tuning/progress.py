@@ -1,5 +1,6 @@
 """A search as a person follows it: a live table on a terminal, plain lines in a pipe, and what it came to."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,7 +105,7 @@ def print_result(console: Console, result: SearchResult) -> None:
     if result.report is not None:
         console.print(f"report: {result.report.page}", soft_wrap=True)
     console.print(f"files: {result.directory}", soft_wrap=True)
-    console.print(f"browse: fednar ui --uri {result.tracking_uri}", soft_wrap=True)
+    console.print(f"browse: fednar ui --uri {shlex.quote(result.tracking_uri)}", soft_wrap=True)
 
 
 def summary(result: SearchResult) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from fednar_ray.alerts import alerts_of
 from fednar_ray.config import Experiment, SearchSettings
 from fednar_ray.errors import BadInput, TrackingUnavailable
 from fednar_ray.lookout import tags_of
+from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import Journal, parse
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
 from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
-from fednar_ray.tracking.sync import identity_of
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
 from fednar_ray.tuning.strategy import better
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
@@ -274,7 +274,7 @@ class _OpenTrial:
 def _recorded_id(directory: Path) -> str | None:
     """MLflow's run of a trial's directory; None where it has none yet."""
     try:
-        return identity_of(directory)[0]
+        return identity_of(directory).run_id
     except BadInput:
         return None
 

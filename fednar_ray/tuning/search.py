@@ -26,6 +26,7 @@ from fednar_ray.experiment import Result, drain, open_store, train
 from fednar_ray.preparation import prepare
 from fednar_ray.report import Report
 from fednar_ray.reporting import REPORT, report_on
+from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.lines import replace
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
@@ -97,6 +98,7 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     Raises BadInput where there is none of that name.
     """
     ledger = Ledger.load(name)
+    check_no_copy(ledger.directory, "search")
     document = load_document(ledger.directory / SEARCH_FILE, to_search=True)
     resources = plan_resources(document.experiment, session)
     store = Store(ledger.tracking_uri)
@@ -276,7 +278,7 @@ def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSetti
 def _reported(ledger: Ledger) -> Report | None:
     try:
         return report_on(ledger.name, ledger.tracking_uri, ledger.directory / REPORT)
-    except FednarError as error:
+    except (FednarError, OSError) as error:
         log.warning("no report: %s; fednar report %s makes it", error, ledger.name)
         return None
 

@@ -1,0 +1,61 @@
+"""The addresses of tracking stores that this user has confirmed: by recording runs in them.
+
+They are kept in the user's state directory, outside every project: a directory that came from elsewhere cannot add one.
+"""
+
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.store_uris import absolute_uri
+from fednar_ray.tracking.lines import replace
+
+ADDRESSES_FILE = "tracking_addresses"
+
+
+def addresses_file() -> Path:
+    """Returns the file of confirmed addresses, one per line: in ``XDG_STATE_HOME``, else ``~/.local/state``."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "fednar" / ADDRESSES_FILE
+
+
+def confirm(uri: str) -> None:
+    """Remember that this user records runs in a store. Where there is no home directory, nothing is remembered."""
+    file, address = addresses_file(), _without_credentials(uri)
+    known = _confirmed()
+    if address in known or "\n" in address:
+        return
+    with suppress(OSError, RunFailed):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace(file, "".join(f"{each}\n" for each in (*known, address)))
+
+
+def check_confirmed(uri: str, directory: Path) -> None:
+    """Raises BadInput unless the store that a run directory names is one of this user's."""
+    import mlflow
+
+    address = _without_credentials(absolute_uri(uri))
+    settings = _without_credentials(absolute_uri(mlflow.get_tracking_uri()))
+    if address != settings and address not in _confirmed():
+        raise BadInput(
+            f"{directory} names the tracking store {address}, which is not the one of your settings ({settings}), and "
+            f"no run of yours was recorded there; if it is right, confirm it with --uri {shlex.quote(address)}"
+        )
+
+
+def _confirmed() -> tuple[str, ...]:
+    try:
+        return tuple(addresses_file().read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return ()
+
+
+def _without_credentials(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri

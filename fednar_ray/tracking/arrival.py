@@ -1,0 +1,103 @@
+"""Whether what was sent to MLflow has arrived, and whether it is MLflow that answers.
+
+A proxy, or another program at the address, may answer every call with 200 and something that means nothing.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
+
+from fednar_ray.tracking.outbox import Operation
+
+WITNESS = "clients_trained"  # finite in every round: its history says which rounds MLflow has
+END_TAG = "fednar.end"  # why a run ended early
+BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifacts that go through the tracking server
+NOT_JSON = "not in a valid JSON format"  # in MLflow's own message
+
+
+class NotAnswered(Exception):
+    """An answer that MLflow would not give, or one that says that something sent has not arrived."""
+
+
+def unreachable(uri: str, error: Exception) -> str:
+    """Says what is wrong with the store at ``uri``, for a message."""
+    foreign = (
+        isinstance(error, NotAnswered | json.JSONDecodeError)
+        or NOT_JSON in str(error)
+        or type(error).__module__.startswith("google.protobuf")  # JSON that is not of the form asked for
+    )
+    if foreign and uri.startswith("http"):
+        return f"{uri} answers, but not as an MLflow server: {reason_of(error)}"
+    return f"MLflow at {uri} does not answer: {reason_of(error)}"
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, for a message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def read_run(client: MlflowClient, run_id: str) -> Run:
+    """Returns the run of that id. Raises NotAnswered where the answer is about no run or another one."""
+    run = client.get_run(run_id)
+    if run.info.run_id != run_id:
+        raise NotAnswered(f"asked for run {run_id}, it answered with {run.info.run_id!r}")
+    return run
+
+
+def rounds_in(client: MlflowClient, run_id: str) -> set[int]:
+    """Returns the rounds that MLflow has of a run."""
+    return {point.step for point in client.get_metric_history(run_id, WITNESS)}
+
+
+def first_missing(rounds: Iterable[int], there: set[int]) -> int | None:
+    """Returns the first of ``rounds`` that is not ``there``; None where none is missing."""
+    return next((index for index in rounds if index not in there), None)
+
+
+def first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Operation | None]) -> int | None:
+    """Returns the index of the first operation (None: one that need not arrive) that MLflow does not have.
+
+    What somebody may have changed since, as the text of a tag, is not compared: that it is there suffices.
+    """
+    files = _files(client, run, operations)
+    resumed = any(operation is not None and operation["kind"] == "resumed" for operation in operations)
+    for index, operation in enumerate(operations):
+        if operation is None or (resumed and operation["kind"] == "end"):
+            continue
+        if not _has(client, run, files, operation):
+            return index
+    return None
+
+
+def _files(client: MlflowClient, run: Run, operations: Iterable[Operation | None]) -> set[str] | None:
+    """The run's artifacts; None where they are not the tracking server's, or none were sent."""
+    sent = any(operation is not None and operation["kind"] in ("file", "table") for operation in operations)
+    if not sent or not (run.info.artifact_uri or "").startswith(BY_THE_SERVER):
+        return None
+    return {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def _has(client: MlflowClient, run: Run, files: set[str] | None, operation: Operation) -> bool:
+    match operation["kind"]:
+        case "params":
+            return set(operation["params"]) <= set(run.data.params)
+        case "tags":
+            return set(operation["tags"]) - {END_TAG} <= set(run.data.tags)  # a resumed run drops that one
+        case "metrics":
+            return set(operation["metrics"]) <= set(run.data.metrics)
+        case "data":
+            return run.inputs is not None and bool(run.inputs.dataset_inputs)
+        case "file" | "table":
+            return files is None or operation["path"].rpartition("/")[2] in files
+        case "model":
+            return _has_model(client, run)
+        case "end":
+            return bool(run.info.status) and run.info.status != "RUNNING"
+    return True
+
+
+def _has_model(client: MlflowClient, run: Run) -> bool:
+    models = run.outputs.model_outputs if run.outputs else []
+    return any(client.get_logged_model(model.model_id).status == LoggedModelStatus.READY for model in models)

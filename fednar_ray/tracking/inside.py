@@ -1,0 +1,33 @@
+"""Paths that a run directory names must lie in it: a directory may come from a stranger."""
+
+import stat
+from pathlib import Path
+
+from fednar_ray.errors import BadInput
+
+
+def path_inside(directory: Path, name: str) -> Path:
+    """Returns the path of ``name`` below ``directory``, with every file below that.
+
+    Raises BadInput where it, or a file below it, lies outside the directory (``..``, an absolute path, a link), or is
+    neither a file nor a directory.
+    """
+    home, path = directory.resolve(), directory / name
+    try:
+        entries = [(each, each.resolve(), _mode(each)) for each in (path, *path.rglob("*"))]
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a null in a name
+        raise BadInput(f"{name!r} cannot be read, and is not sent: {error}") from None
+    for each, target, mode in entries:
+        if not target.is_relative_to(home):
+            raise BadInput(f"{name!r} is not sent: {each} lies outside {directory}, or leads there")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BadInput(f"{name!r} is not sent: {each} is neither a file nor a directory")
+    return path
+
+
+def _mode(path: Path) -> int:
+    """Returns the kind of a file, links followed; that of an ordinary one where there is none."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return stat.S_IFREG
