@@ -3,7 +3,6 @@
 Never from the number of actors, since the cohorts decide the order of every sum (DESIGN: determinism).
 """
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from torch.utils.flop_counter import flop_registry
 from fednar_ray.buffers import copy_buffers, find_changed_buffers
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
-from fednar_ray.errors import ModelError, first_line
-from fednar_ray.exits import exits_as_errors
+from fednar_ray.errors import ModelError
+from fednar_ray.forward_trial import changed_parameter, check_repeatable, forward, fresh
 from fednar_ray.gradients import CohortGradient
+from fednar_ray.seeding import global_generators
 from fednar_ray.tasks import CLASSIFICATION, Task
 from fednar_ray.vectors import ParameterLayout, trainable
 
@@ -95,20 +95,22 @@ def probe(
     transform: Transform | None = None,
 ) -> ModelTraits:
     """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
-    trial = copy.deepcopy(model).cpu().train()
+    trial, again = fresh(model), fresh(model)
     other = _unlike_the_first(examples)
     x = torch.from_numpy(examples.x[[0, other, 0]])
     if other == 0 and x.is_floating_point():
         x[1] += 1  # inputs are stood in for, or all alike
     x = x if transform is None else transform.normalised(x)
     counter = _Counter()
-    with counter:
-        outputs = _tried(trial, x[:2])
-    _check_outputs(outputs, classes, task)
+    first = forward(trial, x[:2], counter)
+    _check_outputs(first.outputs, classes, task)
     changed = _changed_buffers(model, x[:2])
+    written = changed_parameter(trial, again)
+    second = check_repeatable(first, again, x[:2])
+    state = first.python_state or second.python_state or written
     return ModelTraits(
         changed_buffers=changed,
-        alone_because=_alone_because(trial, x, bool(changed), task),
+        alone_because=_alone_because(trial, x, bool(changed), state, task),
         parameters=ParameterLayout.of(trial).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -120,32 +122,14 @@ def probe(
 
 def _changed_buffers(model: nn.Module, x: Tensor) -> tuple[str, ...]:
     """Which buffers change in training: over several forward passes, and with parameters that move in between."""
-    trial = copy.deepcopy(model).cpu().train()
+    trial = fresh(model)
     before = copy_buffers(trial)
     for _ in range(FORWARDS):
-        _tried(trial, x)
+        forward(trial, x)
         with torch.no_grad():
             for parameter in trainable(trial):
                 parameter.add_(0.01)
     return find_changed_buffers(before, trial)
-
-
-def _tried(trial: nn.Module, x: Tensor) -> Any:
-    """The outputs for x; random layers draw from a generator of their own. Raises ModelError where the model fails."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            with exits_as_errors():
-                return trial(x)
-        except Exception as error:
-            text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
-            raise ModelError(text + _hint_of_types(x)) from error
-
-
-def _hint_of_types(x: Tensor) -> str:
-    if x.is_floating_point():
-        return ""
-    kind = str(x.dtype).removeprefix("torch.")
-    return f" (the inputs are {kind} and reach the model as such; give float32 inputs if it computes with them)"
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -188,29 +172,26 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, task: Task) -> str | None:
-    if tracks:
-        return "it keeps running statistics"
+def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
+    """``state``: what forward changes or draws that tracing would freeze."""
+    if tracks or state is not None:
+        return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
     if _examples_mix(trial, x):
         return "examples of a batch influence each other"
     try:
         gradient = CohortGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         sentence = str(error).splitlines()[0].partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
-    return None
+    return gradient.given.change()
 
 
 def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
     """Does an example's output change with its neighbour, the random draws being the same?"""
-    first = []
-    for pair in (x[[0, 1]], x[[0, 2]]):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            first.append(trial(pair)[0])
+    first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 

@@ -4,6 +4,8 @@
 ``RunFailed`` and its children end a run that had started (exit code 1).
 """
 
+MEMORY_TEXT = "can't allocate memory"
+
 
 class FednarError(Exception):
     """The root of every error that this package raises on purpose."""
@@ -81,6 +83,10 @@ class UserCodeExited(BadInput):
     """
 
 
+class InconsistentModel(RunFailed):
+    """A model whose forward does in training what the trial before the first round did not show."""
+
+
 class RoundAborted(RunFailed):
     """A round without any usable update."""
 
@@ -96,3 +102,8 @@ class RoundAborted(RunFailed):
 def first_line(error: Exception) -> str:
     """Of what an error says; its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Did memory run out? What torch raises on the CPU has no kind of its own."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_TEXT in str(error)

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fednar_ray.buffers import copy_buffers, restore_buffers
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import Federation
 from fednar_ray.messages import Readout, Scores, ScoringTask, Tally
+from fednar_ray.module_state import GivenState
+from fednar_ray.seeding import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.tasks import CLASSIFICATION, TASKS, Task, perplexity
 from fednar_ray.transfers import on_device
 from fednar_ray.vectors import load_buffers, load_parameters
@@ -41,6 +45,7 @@ class Scorer:
         device: torch.device,
         task: Task = CLASSIFICATION,
         offsets: Mapping[str, Offsets] | None = None,
+        seed: int = 0,
         changed_buffers: Sequence[str] | None = None,
     ) -> None:
         """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
@@ -48,24 +53,49 @@ class Scorer:
         ``changed_buffers``: the names of the buffers that a readout brings; None: all of them.
         """
         self._changed_buffers = changed_buffers
-        self._task, self._offsets = task, offsets or {}
+        self._task, self._offsets, self._seed = task, offsets or {}, seed
         self._model = copy.deepcopy(model).to(device).eval()
+        self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
-        self._loaded: int | None = None
+        self._loaded: tuple[object, ...] = ()
 
     def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
         """The task's examples under the readout, batch by batch; of a task that asks for figures, their tally."""
-        if self._loaded != readout.round_index:
-            load_parameters(self._model, readout.parameters)
-            load_buffers(self._model, readout.buffers, self._changed_buffers)
-            self._loaded = readout.round_index
         x, y = self._rows(task)
-        parts = [self._answered(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(y), BATCH)]
+        parts = [self._batch(readout, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
         answers, losses = (torch.cat(column) for column in zip(*parts, strict=True))
         right = None if self._task.right is None else self._task.right(answers, y).cpu().numpy()
         scores = Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
         return self._task.tally(y.cpu().numpy(), scores) if task.figures else scores
+
+    def _batch(self, readout: Readout, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
+        """Score the batch from row ``first`` on, from the model as given: no batch depends on those before it.
+
+        Random layers draw from generators that the round and the batch's place in its split address.
+        """
+        where = {"round_index": readout.round_index, "client_id": address}
+        seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
+        self._load(readout)
+        self._given.restore(seeds)
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), global_generators(seeds):
+            torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
+            if devices:
+                torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
+            return self._answered(x[first : first + BATCH], y[first : first + BATCH])
+
+    def _load(self, readout: Readout) -> None:
+        """The readout's parameters and buffers, unless they are there and no forward pass wrote to them."""
+        if self._loaded != (readout.round_index, *self._versions()):
+            load_parameters(self._model, readout.parameters)
+            restore_buffers(self._model, self._given_buffers)
+            load_buffers(self._model, readout.buffers, self._changed_buffers)
+            self._loaded = (readout.round_index, *self._versions())
+
+    def _versions(self) -> Iterator[tuple[int, int]]:
+        for tensor in chain(self._model.parameters(), self._model.buffers()):
+            yield id(tensor), tensor._version
 
     @torch.no_grad()
     def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

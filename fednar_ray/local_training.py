@@ -22,7 +22,7 @@ from fednar_ray.exits import exits_as_errors
 from fednar_ray.gradients import CohortGradient, Gradient, SingleGradient
 from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate
 from fednar_ray.schedules import Workload
-from fednar_ray.seeding import Purpose, torch_seed
+from fednar_ray.seeding import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.tasks import CLASSIFICATION, Task
 from fednar_ray.transfers import Landing, on_device
 from fednar_ray.vectors import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
@@ -111,8 +111,8 @@ class CohortTrainer:
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        generators = torch.random.fork_rng(devices=self._generators())
-        with one_thread(), torch.no_grad(), generators, suppress(Exception), exits_as_errors():
+        fork, global_ = torch.random.fork_rng(devices=self._generators()), global_generators()
+        with one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
             self._gradient(len(client_ids))(plan.of_zeros(), 0)
 
@@ -139,14 +139,21 @@ class CohortTrainer:
     def _trained(self, broadcast: Broadcast, task: CohortTask) -> "_Trained":
         """Random layers draw from a generator addressed by the cohort."""
         start = time.perf_counter()
-        address = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
-        with torch.random.fork_rng(devices=self._generators()):
-            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **address))
+        where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
+        address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
+        with torch.random.fork_rng(devices=self._generators()), global_generators(address):
+            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
+                self._as_given(len(task.client_ids), address)
                 return self._local_steps(broadcast, task, start)
             except BaseException:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out
                 raise
+
+    def _as_given(self, width: int, address: np.random.SeedSequence) -> None:
+        """A client that trains alone starts with the module's attributes as they were given."""
+        if width == 1:
+            self._gradient(1).given.restore(address)
 
     def _local_steps(self, broadcast: Broadcast, task: CohortTask, start: float) -> "_Trained":
         gradient = self._gradient(len(task.client_ids))
@@ -158,6 +165,8 @@ class CohortTrainer:
         steps = self._plan.workload.steps(examples)
         local_round = self._local_round(broadcast, task, origin)
         batches = self._batches(broadcast, task, steps)
+        if task.verify and isinstance(gradient, CohortGradient):
+            gradient.verify(batches, 0)
         tally = self._descend(gradient, batches, steps, local_round, broadcast)
         check_unchanged(gradient.module, self._constant_buffers)
         delta = gradient.params.sub_(origin)  # in place: the next cohort loads its parameters anew

@@ -29,6 +29,7 @@ class CohortTask:
     states: tuple[FloatVector | None, ...] | None  # a row [d] a client (None: still zero), for stateful local rules
     factors: tuple[float, ...] | None = None  # of each client's update in the sums; 0: it does not count. None: all 1
     rows: bool = False  # the update is to bring the clients' own rows
+    verify: bool = False  # compare the traced gradient with an eager one before training
 
     def halves(self) -> "tuple[CohortTask, CohortTask]":
         """The same clients as two cohorts."""

@@ -3,7 +3,12 @@
 So resumption, failures, and the number of actors cannot change what is drawn (DESIGN: determinism).
 """
 
+import pickle
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -24,18 +29,40 @@ class Purpose(IntEnum):
     TEST_SHARE = 10
     CROPPING = 11
     AUGMENTATION = 12
+    SCORING = 13
 
 
-def _sequence(seed: int, purpose: Purpose, round_index: int, client_id: int) -> np.random.SeedSequence:
+def seed_sequence(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.SeedSequence:
+    """What the random numbers at one address follow from."""
     return np.random.SeedSequence(seed, spawn_key=(purpose.value, round_index, client_id))
 
 
 def generator(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.Generator:
     """The NumPy generator at one address."""
-    return np.random.default_rng(_sequence(seed, purpose, round_index, client_id))
+    return np.random.default_rng(seed_sequence(seed, purpose, round_index=round_index, client_id=client_id))
 
 
 def torch_seed(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> int:
     """A 63-bit seed for ``torch.manual_seed`` at one address."""
-    word = _sequence(seed, purpose, round_index, client_id).generate_state(1, np.uint64)[0]
+    word = seed_sequence(seed, purpose, round_index=round_index, client_id=client_id).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))
+
+
+def global_states() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's global generators, equal where nothing was drawn in between."""
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
+
+
+@contextmanager
+def global_generators(address: np.random.SeedSequence | None = None) -> Iterator[None]:
+    """Python's and NumPy's global generators, seeded at ``address`` inside and put back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        if address is not None:
+            words = address.generate_state(4)
+            random.seed(int.from_bytes(words.tobytes(), "little"))
+            np.random.seed(words)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

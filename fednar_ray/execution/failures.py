@@ -4,10 +4,8 @@ import logging
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
-
 from fednar_ray.config import ExecutionSettings
-from fednar_ray.errors import RoundAborted
+from fednar_ray.errors import RoundAborted, is_of_memory
 
 log = logging.getLogger("fednar_ray")
 
@@ -69,7 +67,7 @@ def decide(failure: Failure, tolerance: Tolerance) -> Decision:
 
 def kind_of(error: BaseException) -> Kind:
     """What an exception of a client means."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_of_memory(error):
         return Kind.OUT_OF_MEMORY
     return Kind.LOST if "CUDA error" in str(error) else Kind.RAISED  # the process's CUDA context is of no more use
 
