@@ -31,6 +31,19 @@ WIDEST = 32
 ACTORS = (1, 2, 3, 4)  # numbers of actors for which a width must be right
 FORWARDS = 4  # training forwards after which a buffer counts as constant
 
+RANDOM = (
+    "rand",
+    "normal",
+    "uniform",
+    "bernoulli",
+    "native_dropout",
+    "exponential",
+    "multinomial",
+    "log_normal",
+    "poisson",
+)
+"""How the names of operators begin that draw from torch's generators whenever they are called."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
@@ -107,11 +120,13 @@ def probe(
     changed = _changed_buffers(model, x[:2])
     written = changed_parameter(trial, again)
     second = check_repeatable(first, again, x[:2])
-    state = first.python_state or second.python_state or written
+    own_draws = counter.own_generator or (counter.draws and not first.moved_torch)
+    seeded = "forward seeds random numbers of torch" if own_draws else None
+    state = first.python_state or second.python_state or written or seeded
     return ModelTraits(
         changed_buffers=changed,
         alone_because=_alone_because(trial, x, bool(changed), state, task),
-        parameters=ParameterLayout.of(trial).dimension,
+        parameters=ParameterLayout.of(model).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
         matmul_flops=counter.flops[False] / 2,
@@ -133,8 +148,8 @@ def _changed_buffers(model: nn.Module, x: Tensor) -> tuple[str, ...]:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False); and what all
-    operators return.
+    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False); what all
+    operators return; and whether any draws random numbers.
     """
 
     def __init__(self) -> None:
@@ -142,11 +157,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: Counter[bool] = Counter()
         self.flops: Counter[bool] = Counter()
         self.bytes = 0
+        self.draws = self.own_generator = False  # random numbers; with a generator of the model's own
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.layout == torch.strided:
             self.bytes += out.nbytes
+        self.draws |= func.overloadpacket.__name__.startswith(RANDOM)
+        self.own_generator |= (kwargs or {}).get("generator") is not None
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             convolution = func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution)

@@ -76,8 +76,8 @@ class Scorer:
         """
         where = {"round_index": readout.round_index, "client_id": address}
         seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
-        self._load(readout)
         self._given.restore(seeds)
+        self._load(readout)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), global_generators(seeds):
             torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))

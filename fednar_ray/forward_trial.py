@@ -33,6 +33,7 @@ class TrialForward:
 
     module: nn.Module  # the copy of the model that it ran on
     outputs: Tensor
+    moved_torch: bool  # it drew from torch's global generator
     python_state: str | None  # what clients must train one by one for: Python state or randomness, in words
 
 
@@ -50,7 +51,7 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
     given, outside = GivenState(module), outside_state(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators():
         torch.default_generator.manual_seed(TRIAL_SEED)
-        before = global_states()
+        before, of_torch = global_states(), torch.get_rng_state()
         try:
             with exits_as_errors(), counter or nullcontext():
                 outputs = module(x)
@@ -60,9 +61,10 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
         found = given.change() or drawn(before, global_states())
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
+        moved = not torch.equal(of_torch, torch.get_rng_state())
     if (elsewhere := outside_change(outside, outside_state(module))) is not None:
         raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
-    return TrialForward(module=module, outputs=outputs, python_state=found)
+    return TrialForward(module=module, outputs=outputs, moved_torch=moved, python_state=found)
 
 
 def _hint_of_types(x: Tensor) -> str:

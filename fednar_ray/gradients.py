@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.errors import InconsistentModel, is_of_memory
-from fednar_ray.module_state import GivenState, called, drawn
+from fednar_ray.module_state import GivenState, drawn
 from fednar_ray.seeding import global_states
 from fednar_ray.tasks import Task
 from fednar_ray.tracing import traced
@@ -132,7 +132,7 @@ class CohortGradient:
 
     def _fail(self, problem: str) -> None:
         raise InconsistentModel(
-            f"{called('', self.module)}: {problem}, which the trial before the first round did not show and a group "
+            f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
             "of clients cannot follow; train clients one by one: execution.cohort_width=1"
         )
 

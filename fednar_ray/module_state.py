@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from fednar_ray.errors import ModelError, first_line
 
@@ -43,6 +44,7 @@ class GivenState:
         self._owners = list(module.named_modules())
         self._tree = _tree(module)
         self._registered = [{key: dict(part) for key, part in _registered(m).items()} for _, m in self._owners]
+        self._trainable = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
         memo = self._memo()
         self._given = copy.deepcopy([_plain(m) for _, m in self._owners], memo)
         self._draws = any(isinstance(value, GENERATORS) for value in memo.values())
@@ -59,6 +61,8 @@ class GivenState:
             module.__dict__.update(plain)
             for key, part in registered.items():
                 _keep_only(module.__dict__[key], part, replace=key != "_buffers")
+        for _, parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
         _reseed([value for value in memo.values() if isinstance(value, GENERATORS)], address)
 
     def change(self) -> str | None:
@@ -71,7 +75,8 @@ class GivenState:
             for key, part in _registered(module).items():
                 if changed := sorted(part.keys() ^ registered[key].keys()):
                     return f"{called(name, module)} adds or removes {', '.join(changed)} in forward"
-        return None
+        frozen = (name for name, parameter, trainable in self._trainable if parameter.requires_grad != trainable)
+        return next((f"forward freezes or unfreezes the parameter '{name}'" for name in frozen), None)
 
     def _memo(self) -> dict[int, Any]:
         """For ``copy.deepcopy``: an attribute that refers to a part of the model goes on referring to it."""
@@ -84,8 +89,8 @@ def own_copy(model: nn.Module) -> nn.Module:
     Raises ModelError, which names the attribute, where the model cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for tensor in chain.from_iterable(_of_a_graph(_plain(module)) for module in model.modules()):
-        memo[id(tensor)] = tensor.detach().clone()
+    for tensor in chain.from_iterable(_of_a_graph(vars(module), set()) for module in model.modules()):
+        memo[id(tensor)] = _without_graph(tensor)
     kept = tuple(memo.values())
     try:
         return copy.deepcopy(model, memo)
@@ -112,14 +117,19 @@ def _tree(module: nn.Module) -> list[Any]:
     return [*module.modules(), *module.parameters(), *module.buffers()]
 
 
+def _compiled(module: nn.Module) -> bool:
+    """Are a module's attributes the compiler's own?"""
+    return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch._dynamo")
+
+
 def _plain(module: nn.Module) -> dict[str, Any]:
-    if isinstance(module, torch.jit.ScriptModule):
-        return {}  # its attributes live in TorchScript
+    if _compiled(module):
+        return {}
     return {key: value for key, value in module.__dict__.items() if key not in REGISTERED}
 
 
 def _registered(module: nn.Module) -> dict[str, dict[str, Any]]:
-    if isinstance(module, torch.jit.ScriptModule):
+    if _compiled(module):
         return {}
     return {key: module.__dict__[key] for key in REGISTERED}
 
@@ -131,14 +141,20 @@ def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> 
         now[key] = given[key]
 
 
-def _of_a_graph(value: Any) -> Iterator[Tensor]:
-    """Tensors with a history, which ``copy.deepcopy`` refuses."""
-    if isinstance(value, Tensor) and not value.is_leaf:
+def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
+    if isinstance(value, UninitializedBuffer) or (isinstance(value, Tensor) and not value.is_leaf):
         yield value
-    elif isinstance(value, dict):
-        yield from chain.from_iterable(map(_of_a_graph, value.values()))
-    elif isinstance(value, list | tuple):
-        yield from chain.from_iterable(map(_of_a_graph, value))
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _of_a_graph(part, seen)
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, UninitializedBuffer):
+        return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]
+    return tensor.detach().clone()
 
 
 def _what_cannot_be_copied(model: nn.Module) -> str:

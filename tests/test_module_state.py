@@ -465,6 +465,95 @@ def test_what_cannot_be_right_is_refused_by_name(kind: type[nn.Module]) -> None:
         final(kind())
 
 
+# ——— other things that a trace would freeze ———
+
+
+class Does(Net):
+    """Calls a function in forward."""
+
+    def __init__(self, what: Callable[["Does", Tensor], Any]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.what(self, x) if self.training else None
+        outputs = self.first(x) + self.second(x)
+        return outputs if shift is None else outputs + shift
+
+
+def seed_torch(module: Does, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return torch.rand(3)
+
+
+def seed_torch_inside(module: Does, x: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.rand(3)
+
+
+def draw_from_a_new_generator(module: Does, x: Tensor) -> Tensor:
+    return torch.rand(3, generator=torch.Generator().manual_seed(0))
+
+
+def switch_to_evaluation(module: Does, x: Tensor) -> None:
+    module.second.eval()
+
+
+def freeze(module: Does, x: Tensor) -> None:
+    module.second.requires_grad_(False)
+
+
+def clamp(module: Does, x: Tensor) -> None:
+    module.first.weight.data.clamp_(-0.1, 0.1)
+
+
+def cache(module: Does, x: Tensor) -> None:
+    module.mask = torch.ones(len(x))
+
+
+DONE = {
+    seed_torch: "forward seeds torch's random numbers",
+    seed_torch_inside: "forward seeds random numbers of torch",
+    draw_from_a_new_generator: "forward seeds random numbers of torch",
+    switch_to_evaluation: "module 'second' (Linear) changes its attribute 'training' in forward",
+    freeze: "forward freezes or unfreezes the parameter 'second.weight'",
+    clamp: "forward changes the parameter 'first.weight'",
+    cache: "the model (Does) changes its attribute 'mask' in forward",
+}
+
+
+@pytest.mark.parametrize("what", DONE, ids=lambda what: what.__name__)
+def test_what_a_trace_would_freeze_trains_one_by_one_and_says_why(what: Callable[..., Any]) -> None:
+    model = Does(what)
+    assert probe(model, EXAMPLES, classes=3).alone_because == DONE[what]
+    assert final(model).parameters.tobytes() == final(model, width=1).parameters.tobytes()
+    assert model.second.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_running_statistics_do_not_hide_a_counter() -> None:
+    reason = probe(nn.Sequential(Counter(), nn.BatchNorm1d(3)), EXAMPLES, classes=3).alone_because
+    assert reason == "it keeps running statistics; module '0' (Counter) changes its attribute 'calls' in forward"
+
+
+def test_attributes_that_refer_to_parts_of_the_model_or_to_themselves_are_no_change() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 3))
+    loop: list[Any] = [float("nan"), torch.eye(3).to_sparse(), np.array([None, 1], dtype=object)]
+    loop.append(loop)
+    model.parts = [model, model[0], model[0].weight, loop, logging.getLogger("x"), lambda x: x]
+    copied = own_copy(model)
+    assert copied.parts[:3] == [copied, copied[0], copied[0].weight]
+    given = GivenState(copied)
+    given.restore(ADDRESS)
+    assert given.change() is None
+    copied.parts[3][0] = 1.0
+    assert given.change() == "the model (Sequential) changes its attribute 'parts' in forward"
+    given.restore(ADDRESS)
+    assert given.change() is None
+    assert copied.parts[:3] == [copied, copied[0], copied[0].weight]
+
+
 # ——— the choice is made once ———
 
 
@@ -498,7 +587,7 @@ def test_a_traced_gradient_is_compared_with_a_fresh_one_at_fixed_rounds(
     monkeypatch.setenv("LATE", "outputs")
     for _ in range(turns, ends):
         next(reports)
-    with pytest.raises(InconsistentModel, match=r"the model \(Late\): the traced gradient .* execution.cohort_width=1"):
+    with pytest.raises(InconsistentModel, match=r"Late: the traced gradient .* execution.cohort_width=1"):
         next(reports)  # one of the rounds 2, 4 and 8
 
 
