@@ -62,7 +62,11 @@ class CheckpointError(RunFailed):
     """A checkpoint that could not be written, or checkpoints of which none can be read."""
 
 
-class BuffersChanged(RunFailed):
+class InconsistentModel(RunFailed):
+    """A model whose forward does in training what the trial before the first round did not show."""
+
+
+class BuffersChanged(InconsistentModel):
     """Training changed buffers that the trial before round 0 found constant. ``names``: of these buffers."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -81,10 +85,6 @@ class UserCodeExited(BadInput):
 
     In training it counts as the failure of a client.
     """
-
-
-class InconsistentModel(RunFailed):
-    """A model whose forward does in training what the trial before the first round did not show."""
 
 
 class RoundAborted(RunFailed):

@@ -631,7 +631,7 @@ def test_a_buffer_that_starts_to_change_ends_a_run_that_would_not_average_it(mon
     reports = fr.iter_rounds(experiment(1), federation=small_federation(SIZES), model=Late())
     next(reports)
     monkeypatch.setenv("LATE", "buffer")
-    with pytest.raises(InconsistentModel, match=r"the model \(Late\) changes its buffer 'offset' in training"):
+    with pytest.raises(InconsistentModel, match="training changed buffer offset, which"):
         list(reports)
 
 
