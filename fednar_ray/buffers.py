@@ -11,19 +11,9 @@ LARGEST_INTEGER = 2**53
 """Up to here float64, in which buffers are averaged, holds every integer."""
 
 
-def copy_buffers(module: nn.Module, *, without: Sequence[str] | None = ()) -> dict[str, Tensor]:
-    """Returns a copy of every buffer by its name, except of those named in ``without`` (None: of no buffer)."""
-    if without is None:
-        return {}
-    return {name: buffer.detach().clone() for name, buffer in module.named_buffers() if name not in without}
-
-
-def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Gives the buffers named in ``given`` these values again, where a forward pass wrote to them."""
-    now = dict(module.named_buffers()) if given else {}
-    for name, buffer in given.items():
-        if not same_bits(buffer, now[name]):
-            now[name].copy_(buffer)
+def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a copy of every buffer by its name."""
+    return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
 
 def find_changed_buffers(before: Mapping[str, Tensor], module: nn.Module) -> tuple[str, ...]:
@@ -89,6 +79,15 @@ def check_unchanged(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     changed = [name for name, buffer in given.items() if name not in now or not same_bits(buffer, now[name])]
     if changed:
         raise BuffersChanged(tuple(changed))
+
+
+def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Gives every buffer named in ``given`` that value again; one with the same bits stays the same tensor."""
+    now = dict(module.named_buffers())
+    for name, buffer in given.items():
+        if name not in now or not same_bits(buffer, now[name]):
+            owner, _, own_name = name.rpartition(".")
+            setattr(module.get_submodule(owner), own_name, buffer.clone())
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

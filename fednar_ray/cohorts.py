@@ -117,9 +117,9 @@ def probe(
     counter = _Counter()
     first = forward(trial, x[:2], counter)
     _check_outputs(first.outputs, classes, task)
-    changed = _changed_buffers(model, x[:2])
     written = changed_parameter(trial, again)
     second = check_repeatable(first, again, x[:2])
+    changed = _changed_buffers(model, x[:2])
     own_draws = counter.own_generator or (counter.draws and not first.moved_torch)
     seeded = "forward seeds random numbers of torch" if own_draws else None
     state = first.python_state or second.python_state or written or seeded

@@ -45,18 +45,17 @@ class Scorer:
         device: torch.device,
         task: Task = CLASSIFICATION,
         offsets: Mapping[str, Offsets] | None = None,
-        changed_buffers: Sequence[str] | None = None,
         seed: int = 0,
+        changed_buffers: Sequence[str] | None = None,
     ) -> None:
         """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
 
         ``changed_buffers``: the names of the buffers that a readout brings; None: all of them.
         """
-        self._changed_buffers, self._seed = changed_buffers, seed
-        self._task, self._offsets = task, offsets or {}
+        self._changed_buffers = changed_buffers
+        self._task, self._offsets, self._seed = task, offsets or {}, seed
         self._model = copy.deepcopy(model).to(device).eval()
-        self._given = GivenState(self._model)
-        self._constant = copy_buffers(self._model, without=changed_buffers)
+        self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
         self._loaded: tuple[object, ...] = ()
@@ -90,7 +89,7 @@ class Scorer:
         """The readout's parameters and buffers, unless they are there and no forward pass wrote to them."""
         if self._loaded != (readout.round_index, *self._versions()):
             load_parameters(self._model, readout.parameters)
-            restore_buffers(self._model, self._constant)
+            restore_buffers(self._model, self._given_buffers)
             load_buffers(self._model, readout.buffers, self._changed_buffers)
             self._loaded = (readout.round_index, *self._versions())
 

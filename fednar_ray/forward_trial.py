@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fednar_ray.errors import ModelError, first_line
 from fednar_ray.exits import exits_as_errors
-from fednar_ray.models.copying import copy_model
-from fednar_ray.module_state import GivenState, called, drawn
+from fednar_ray.module_state import GivenState, called, drawn, own_copy
 from fednar_ray.outside_state import outside_change, outside_state
 from fednar_ray.seeding import global_generators, global_states
 
@@ -40,7 +39,7 @@ class TrialForward:
 
 def fresh(model: nn.Module) -> nn.Module:
     """A copy of the model on the CPU, in training mode."""
-    return copy_model(model).cpu().train()
+    return own_copy(model).cpu().train()
 
 
 def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] | None = None) -> TrialForward:
@@ -54,7 +53,7 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
         torch.default_generator.manual_seed(TRIAL_SEED)
         before, of_torch = global_states(), torch.get_rng_state()
         try:
-            with counter or nullcontext(), exits_as_errors():
+            with exits_as_errors(), counter or nullcontext():
                 outputs = module(x)
         except Exception as error:
             text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
@@ -80,7 +79,7 @@ def check_repeatable(first: TrialForward, again: nn.Module, x: Tensor) -> TrialF
 
     Raises ModelError where its outputs are others: then nothing could make a run the same twice.
     """
-    _check_frozen(first.module, again)
+    _check_parts(first.module, again)
     second = forward(again, x)
     same = first.outputs.shape == second.outputs.shape and torch.allclose(
         first.outputs, second.outputs, rtol=1e-3, atol=1e-5, equal_nan=True
@@ -90,8 +89,15 @@ def check_repeatable(first: TrialForward, again: nn.Module, x: Tensor) -> TrialF
     return second
 
 
-def _check_frozen(ran: nn.Module, given: nn.Module) -> None:
-    """Forward may not write frozen parameters, which no client sends."""
+def _check_parts(ran: nn.Module, given: nn.Module) -> None:
+    """Forward may not write frozen parameters, which no client sends, nor add buffers."""
+    for (name, module), (_, other) in zip(ran.named_modules(), given.named_modules(), strict=False):
+        here, there = dict(module.named_buffers(recurse=False)), dict(other.named_buffers(recurse=False))
+        if changed := ", ".join(sorted(here.keys() ^ there.keys())):
+            raise ModelError(
+                f"{called(name, module)} gets or loses a buffer in forward ({changed}); register it with its final "
+                "shape in __init__"
+            )
     for (name, parameter), (_, other) in zip(ran.named_parameters(), given.named_parameters(), strict=False):
         if not parameter.requires_grad and not _equal(parameter, other):
             raise ModelError(

@@ -111,8 +111,8 @@ class CohortTrainer:
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        generators = torch.random.fork_rng(devices=self._generators()), global_generators()
-        with one_thread(), torch.no_grad(), generators[0], generators[1], suppress(Exception), exits_as_errors():
+        fork, global_ = torch.random.fork_rng(devices=self._generators()), global_generators()
+        with one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
             self._gradient(len(client_ids))(plan.of_zeros(), 0)
 

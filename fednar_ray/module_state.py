@@ -8,12 +8,16 @@ import functools
 import random
 import types
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
+
+from fednar_ray.errors import ModelError, first_line
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -79,6 +83,22 @@ class GivenState:
         return {id(part): part for part in self._tree}
 
 
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model; tensors that a forward pass left in attributes lose their graph.
+
+    Raises ModelError, which names the attribute, where the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in chain.from_iterable(_of_a_graph(vars(module), set()) for module in model.modules()):
+        memo[id(tensor)] = _without_graph(tensor)
+    kept = tuple(memo.values())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        assert kept is not None
+        raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error)[:200]}") from error
+
+
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
     """Seed each generator with a stream of its own at ``address``."""
     for index, generator in enumerate(generators):
@@ -119,6 +139,33 @@ def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> 
         del now[key]
     for key in given if replace else given.keys() - now.keys():
         now[key] = given[key]
+
+
+def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
+    if isinstance(value, UninitializedBuffer) or (isinstance(value, Tensor) and not value.is_leaf):
+        yield value
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _of_a_graph(part, seen)
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, UninitializedBuffer):
+        return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]
+    return tensor.detach().clone()
+
+
+def _what_cannot_be_copied(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        for key, value in _plain(module).items():
+            try:
+                copy.deepcopy(value, {id(part): part for part in _tree(model)})
+            except Exception:  # noqa: BLE001 - whatever a user's object raises
+                what = f"{called(name, module)} has an attribute '{key}' that cannot be copied"
+                return f"{what}, and every client trains a copy of the model; create it in forward, or leave it out"
+    return f"{called('', model)} cannot be copied, and every client trains a copy of it"
 
 
 # ——— comparison by content ———

@@ -118,8 +118,8 @@ class SerialBench:
         """For one run; no other may be under way."""
         self._trainer.adopt(prepared.training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
-        changed, seed = prepared.traits.changed_buffers, prepared.experiment.seed
-        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, changed, seed)
+        seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
+        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
         return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution))
 
 

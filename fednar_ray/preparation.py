@@ -23,8 +23,8 @@ from fednar_ray.execution.sites import Here, OnNodes
 from fednar_ray.exits import exits_as_errors
 from fednar_ray.local_training import TrainingPlan
 from fednar_ray.models import build_model
-from fednar_ray.models.copying import copy_model
 from fednar_ray.models.lazy import initialize_lazy_layers
+from fednar_ray.module_state import own_copy
 from fednar_ray.single_examples import check_single_example_batches
 from fednar_ray.tasks import TASKS
 from fednar_ray.vectors import ParameterLayout, flatten
@@ -85,14 +85,14 @@ def prepare(
         raise ConfigError(("data: missing; give a data section, or federation=",))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; give a model section, or model=",))
-    given = None if model is None else copy_model(model)
+    given = None if model is None else own_copy(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
         federation = federation_of(experiment, session)
     _check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
-        given = copy_model(_built(experiment.model, federation, experiment.seed))
+        given = own_copy(_built(experiment.model, federation, experiment.seed))
     model = given
     initialize_lazy_layers(model, _first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)

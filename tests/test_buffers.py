@@ -204,7 +204,7 @@ def test_a_buffer_that_appears_in_the_forward_pass_is_refused_by_name() -> None:
             self.register_buffer("cosines", x[0].detach().cos())
             return super().forward(x)
 
-    with pytest.raises(ModelError, match=r"adds or removes buffers \(0.cosines\)"):
+    with pytest.raises(ModelError, match=r"'0' \(Caches\) gets or loses a buffer in forward \(cosines\)"):
         reports(nn.Sequential(Caches(2, 3)))
 
 

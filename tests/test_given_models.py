@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.config import ModelSettings
 from fednar_ray.errors import ModelError
 from fednar_ray.models import build_model
-from fednar_ray.models.copying import copy_model
+from fednar_ray.module_state import own_copy
 from fednar_ray.vectors import flatten
 
 from .conftest import small_federation
@@ -138,7 +138,7 @@ def test_lazy_layers_train_as_others_from_the_same_start() -> None:
     start = prepare(experiment, small_federation((8, 24)), model).model
     assert [type(layer).__name__ for layer in start] == ["Linear", "ReLU", "Linear"]
     assert start.training
-    np.testing.assert_allclose(reports(model)[0].parameters, by_hand(copy_model(start)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(reports(model)[0].parameters, by_hand(own_copy(start)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
@@ -185,8 +185,8 @@ UNCOPYABLE = {
 def test_what_cannot_be_copied_is_refused_by_module_and_attribute(attribute: str, placement: str) -> None:
     value, message = UNCOPYABLE[attribute]
     model = holding(attribute, value())
-    place = rf"attribute {attribute} of module 1.0 \(Linear\)"
-    with pytest.raises(ModelError, match=f"cannot be copied: {place}: {message}"):
+    place = rf"module '1.0' \(Linear\) has an attribute '{attribute}' that cannot be copied"
+    with pytest.raises(ModelError, match=f"{place}, .*: {message}"):
         reports(model, {"placement": placement})
     getattr(getattr(model[1][0], attribute), "close", lambda: None)()
 
@@ -208,7 +208,7 @@ def test_what_can_be_copied_but_not_sent_is_refused_where_actors_train() -> None
     model = holding("activation", activation)
     assert reports(model)[0].metrics["clients_failed"] == 0
     started = ray.is_initialized()
-    with pytest.raises(ModelError, match=r"sent to Ray's actors: attribute activation of module 1.0 \(Linear\)"):
+    with pytest.raises(ModelError, match=r"module '1.0' \(Linear\) has an attribute 'activation' that cannot be sent"):
         reports(model, {"placement": "pooled"})
     assert ray.is_initialized() == started
 

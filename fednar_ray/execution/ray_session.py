@@ -65,8 +65,8 @@ class TrainingActor:
             shards, splits = shards.load()
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
         self._trainer = CohortTrainer(plan, shards, device)
-        buffers = plan.changed_buffers
-        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, buffers, plan.seed)
+        changed = plan.changed_buffers
+        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
         self._trainer.warm_up(warm_up)
 
     def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:

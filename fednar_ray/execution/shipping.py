@@ -6,7 +6,7 @@ from ray import cloudpickle
 from torch import nn
 
 from fednar_ray.errors import ConfigError, ModelError, first_line
-from fednar_ray.models.copying import find_culprit
+from fednar_ray.module_state import called
 
 
 class _Nowhere:
@@ -21,8 +21,7 @@ def check_model_travels(model: nn.Module) -> None:
     try:
         _pickle(model)
     except Exception as error:
-        culprit = find_culprit(model, _pickle)
-        text = f"the model cannot be sent to Ray's actors: {culprit}: {first_line(error)}"
+        text = f"{_what_cannot_be_sent(model)}: {first_line(error)}"
         raise ModelError(f"{text}; leave it out in __getstate__, or use execution.placement=serial") from error
 
 
@@ -33,6 +32,22 @@ def check_rule_travels(function: str, rule: Any) -> None:
     except Exception as error:
         text = f"algorithm.function: {function}: its local rule cannot be sent to Ray's actors: {first_line(error)}"
         raise ConfigError((f"{text}; let it hold no such object, or use execution.placement=serial",)) from error
+
+
+def _what_cannot_be_sent(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute != "_modules" and not _travels(value):
+                return f"{called(name, module)} has an attribute '{attribute}' that cannot be sent to Ray's actors"
+    return f"{called('', model)} cannot be sent to Ray's actors"
+
+
+def _travels(value: object) -> bool:
+    try:
+        _pickle(value)
+    except Exception:  # noqa: BLE001 - whatever a user's object raises
+        return False
+    return True
 
 
 def _pickle(value: object) -> None:
