@@ -200,8 +200,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._tell(entry)
 
     def _close(self, trial_id: str) -> None:
-        entry = self._ledger.trials[trial_id]
-        self._told.append(self._telling.submit(self._open.pop(trial_id).close, entry.status, entry.failure))
+        entry, opened = self._ledger.trials[trial_id], self._open.pop(trial_id)
+        opened.end_journal()
+        self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
 
     def _tell(self, ended: TrialEntry | None) -> None:
         ledger = self._ledger
@@ -223,7 +224,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 class _OpenTrial:
     """The journal of a trial that is under way, and its MLflow run.
 
-    The journal is written at once.  ``tell`` and ``close`` belong to a thread of their own: MLflow may take its time.
+    The journal is written at once.  ``tell`` and ``close`` belong to a thread of their own, since MLflow may take its
+    time.  Trials that have ended can wait there in any number, so an ended trial holds no open file.
     """
 
     def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
@@ -237,6 +239,10 @@ class _OpenTrial:
         """Rounds; those that are recorded already stay as they are."""
         for line in lines:
             self._journal.log(parse(line))
+
+    def end_journal(self) -> None:
+        """Close the journal's file. The rounds in it can still be read and sent."""
+        self._journal.file.close()
 
     def tell(self) -> None:
         """The run in MLflow, which is sent the rounds from now on; the one it had, where the trial goes on."""
@@ -262,7 +268,7 @@ class _OpenTrial:
         """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
         if self._tracker is None:
             self.tell()
-        with self._journal, self._held:
+        with self._held:
             if self._tracker is None:
                 return
             tags = tags_of(alerts_of(self._experiment, self._journal.records()))
