@@ -10,6 +10,7 @@ from typing import Any
 from fednar_ray.errors import RunFailed
 from fednar_ray.tracking.lines import Lines, replace
 
+OUTBOX_FILE = "outbox.jsonl"
 Operation = Mapping[str, Any]
 """``kind`` and what goes with it, as JSON; the kinds are those of ``Delivery``."""
 
@@ -22,7 +23,7 @@ class Outbox:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._lines = Lines(directory / "outbox.jsonl")
+        self._lines = Lines(directory / OUTBOX_FILE)
         self._sent_path = directory / "outbox.sent"
         sent = _read_sent(self._sent_path)
         self._sent_operations = min(sent["operations"], len(self._lines))

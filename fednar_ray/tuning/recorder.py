@@ -1,10 +1,11 @@
 """Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +21,15 @@ from fednar_ray.alerts import alerts_of
 from fednar_ray.config import Experiment, SearchSettings
 from fednar_ray.errors import BadInput, TrackingUnavailable
 from fednar_ray.lookout import tags_of
-from fednar_ray.tracking.journal import Journal, parse
+from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, parse
+from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.outbox import OUTBOX_FILE, Outbox
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
 from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
 from fednar_ray.tracking.sync import identity_of
-from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
-from fednar_ray.tuning.strategy import better
+from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry, trial_directory
+from fednar_ray.tuning.strategy import better, rename_in_rungs
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
 
 log = logging.getLogger("fednar_ray")
@@ -75,15 +78,25 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     """A context manager around ``tune.run``, and its callback."""
 
     def __init__(
-        self, ledger: Ledger, store: Store, plan: TrialPlan, scheduler: TrialScheduler, trials: int, show: Show
+        self,
+        ledger: Ledger,
+        store: Store,
+        plan: TrialPlan,
+        scheduler: TrialScheduler,
+        trials: int,
+        show: Show,
+        lost: frozenset[str] = frozenset(),
     ) -> None:
+        """``lost``: ids of trials in the ledger that Tune has forgotten, and may propose again under other ids."""
         self.ended_early: str | None = None  # which stop rule ended the search
         self._ledger, self._store, self._plan, self._show = ledger, store, plan, show
-        self._scheduler = scheduler
+        self._scheduler, self._lost = scheduler, set(lost)
         self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
         self._open: dict[str, _OpenTrial] = {}
+        self._opened: set[str] = set()  # ids of all trials that were open at some time
         self._told: list[Future[None]] = []
         self._start = time.monotonic()
+        self._best = ledger.best(plan.search.mode)
         self._since_best = 0  # trials that ended since the best did
 
     @property
@@ -101,6 +114,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         for trial_id in list(self._open):
             self._close(trial_id)
+        if kind is None:
+            self._close_untold()
         self._held.close()
         self._ledger.save()
         if kind is None:
@@ -121,47 +136,52 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial starts, or goes on after a pause, a crash, or with the search."""
         if trial.trial_id not in self._open:
-            self._begin(trial, trials)
+            self._begin(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Some rounds are done."""
         if trial.trial_id not in self._open:
-            self._begin(trial, trials)
+            self._begin(trial)
         entry = self._ledger.trials[trial.trial_id]
+        if entry.status == RUNNING:  # else it had ended before the search was resumed
+            self._update(entry, trial, result)
+        self._open[trial.trial_id].log(result[RECORDS])
+        if result["done"]:  # before Tune has heard of it: a driver that is killed from here on trains it no more
+            entry.status = self._final_status(entry)
+            self._ledger.save()
+        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
+            self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
+        self._tell(None)
+
+    def _update(self, entry: TrialEntry, trial: Trial, result: Mapping[str, Any]) -> None:
         entry.values, entry.value = _values(trial), float(result[self._search.metric])
         entry.rounds, entry.failure = result[ROUNDS], result[FAILURE]
         entry.seconds += result[SECONDS]
         entry.cohort_width = result[WIDTH]
         if result[LINEAGE] is not None:
             entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
-        self._open[trial.trial_id].log(result[RECORDS])
-        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
-            self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
-        self._tell(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended: it ran all its rounds, was stopped, or could not go on."""
         entry = self._ledger.trials.get(trial.trial_id)
         if entry is None:
             return  # it never started
-        best = self._ledger.best(self._search.mode)
-        if entry.failure is not None:
-            entry.status = FAILED
-        else:
-            entry.status = FINISHED if entry.rounds >= self._rounds else STOPPED
+        entry.status = self._final_status(entry)
         target = self._search.stop.target
         if target is not None and entry.status == FINISHED and not better(self._search.mode, target, entry.value):
             self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
-        self._since_best = 0 if self._ledger.best(self._search.mode) is not best else self._since_best + 1
+        best = self._ledger.best(self._search.mode)
+        self._since_best = 0 if best is not self._best else self._since_best + 1
+        self._best = best
         self._end(trial.trial_id, entry)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial crashed as often as it may."""
         entry = self._ledger.trials.get(trial.trial_id)
         if entry is None:
-            self._begin(trial, trials)
+            self._begin(trial)
             entry = self._ledger.trials[trial.trial_id]
         entry.status, entry.failure = FAILED, _last_line(trial)
         self._since_best += 1
@@ -169,21 +189,30 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     # what they lead to
 
-    def _begin(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        entry = self._ledger.trials.get(trial.trial_id) or self._orphan(trial, trials) or self._new_entry(trial)
-        entry.status = RUNNING
+    def _final_status(self, entry: TrialEntry) -> str:
+        """What a trial comes to that reports no more."""
+        if entry.failure is not None:
+            return FAILED
+        return FINISHED if entry.rounds >= self._rounds else STOPPED
+
+    def _begin(self, trial: Trial) -> None:
+        entry = self._ledger.trials.get(trial.trial_id) or self._found_again(trial) or self._new_entry(trial)
+        if self._plan.recorded_of(trial.trial_id, trial.config) is None:  # else it has ended, and stays so
+            entry.status = RUNNING
         opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
         self._open[trial.trial_id] = opened
+        self._opened.add(trial.trial_id)
         self._told.append(self._telling.submit(opened.tell))
         self._tell(None)
 
-    def _orphan(self, trial: Trial, trials: Sequence[Trial]) -> TrialEntry | None:
-        """The entry of a trial that a killed driver had started and Tune forgot, and that is proposed once more."""
-        known = {each.trial_id for each in trials}
-        for trial_id, entry in self._ledger.trials.items():
-            if trial_id not in known and entry.status == RUNNING and entry.values == _values(trial):
-                del self._ledger.trials[trial_id]
-                self._ledger.trials[trial.trial_id] = entry
+    def _found_again(self, trial: Trial) -> TrialEntry | None:
+        """The entry of a trial that Tune had forgotten, and that it proposes once more under another id."""
+        for trial_id in sorted(self._lost):
+            entry = self._ledger.trials[trial_id]
+            if (entry.begun or entry.values) == _values(trial):
+                self._lost.remove(trial_id)
+                rename_in_rungs(self._scheduler, trial_id, trial.trial_id)
+                self._ledger.trials[trial.trial_id] = self._ledger.trials.pop(trial_id)
                 return entry
         return None
 
@@ -203,6 +232,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         entry, opened = self._ledger.trials[trial_id], self._open.pop(trial_id)
         opened.end_journal()
         self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
+
+    def _close_untold(self) -> None:
+        """End the MLflow runs of trials whose driver was killed before it had done so."""
+        for trial_id, entry in self._ledger.trials.items():
+            if trial_id not in self._opened and _owes_mlflow(trial_directory(self._ledger, entry)):
+                opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
+                opened.end_journal()
+                self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
 
     def _tell(self, ended: TrialEntry | None) -> None:
         ledger = self._ledger
@@ -232,7 +269,7 @@ class _OpenTrial:
         self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
         self._tracker: RunTracker | None = None
         self._held = ExitStack()
-        self._directory = ledger.directory / "trials" / entry.name
+        self._directory = trial_directory(ledger, entry)
         self._journal = Journal(self._directory, experiment)
 
     def log(self, lines: Sequence[str]) -> None:
@@ -261,7 +298,7 @@ class _OpenTrial:
         self._tracker.log(self._journal)
 
     def _created(self) -> str:
-        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
+        tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
         return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
 
     def close(self, status: str, failure: str | None) -> None:
@@ -283,6 +320,15 @@ def _recorded_id(directory: Path) -> str | None:
         return identity_of(directory)[0]
     except BadInput:
         return None
+
+
+def _owes_mlflow(directory: Path) -> bool:
+    """Whether a trial's run has not ended in MLflow, or lacks something there."""
+    operations = whole_lines(directory / OUTBOX_FILE)
+    if not operations or json.loads(operations[-1])["kind"] != "end":
+        return True
+    with closing(Outbox(directory)) as outbox:
+        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(directory / ROUNDS_FILE))
 
 
 def _values(trial: Trial) -> dict[str, Any]:

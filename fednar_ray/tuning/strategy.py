@@ -100,6 +100,15 @@ def scheduler_of(search: SearchSettings, rounds: int) -> TrialScheduler:
             return FIFOScheduler()
 
 
+def rename_in_rungs(scheduler: TrialScheduler, before: str, now: str) -> None:
+    """A trial that Tune proposes again under another id keeps its places on ASHA's rungs, and gets no second ones."""
+    if isinstance(scheduler, AsyncHyperBandScheduler):
+        for bracket in scheduler._brackets:
+            for _, values in bracket._rungs:
+                if before in values:
+                    values[now] = values.pop(before)
+
+
 def _mutations(search: SearchSettings) -> dict[str, Any]:
     """Lists move to a neighbour, ranges are perturbed."""
     return {
