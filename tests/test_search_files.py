@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,8 +40,9 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path / "m.db")
     return Store(f"sqlite:///{tmp_path}/m.db")
 
 

@@ -33,6 +33,7 @@ from fednar_ray.tracking import lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
 from fednar_ray.tracking.searches import NAME_TAG, parent_run
+from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, check_unused
 from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.recovery import NOTHING, recover
@@ -87,6 +88,7 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
         check_unused(name)
         assert document.search is not None
         resources = plan_resources(document.experiment, session)
+        check_trials(document, session)
         points = _first_points(document.search)
         with ThreadPoolExecutor(1) as background:
             opening = background.submit(open_store, document.experiment)
@@ -130,6 +132,7 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
         ledger = Ledger.load(name)  # as the process that held it before left it
         document = _kept_document(ledger)
         resources = plan_resources(document.experiment, session)
+        check_trials(document, session)
         store = Store(ledger.tracking_uri)
         store.check()
         session.connect()
