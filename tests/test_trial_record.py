@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sqlite3
@@ -154,13 +155,16 @@ def entry_of(name: str, rate: float, status: str, value: float | None) -> TrialE
     return TrialEntry(name=name, values={RATE: rate}, status=status, rounds=2, value=value)
 
 
+SEARCHER_STATE = "basic-variant-state-2026-01-02_03-04-05.json"  # a pickle, in spite of its name
+
+
 def tune_state(folder: Path, statuses: Mapping[str, str]) -> Path:
     """A state as Tune writes it, as far as it is read."""
     folder.mkdir(parents=True)
     trials = [[json.dumps({"trial_id": key, "status": status}), "{}"] for key, status in statuses.items()]
     path = folder / "experiment_state-2026-01-02_03-04-05.json"
     path.write_text(json.dumps({"trial_data": trials, "runner_data": {}}))
-    (folder / "basic-variant-state-2026-01-02_03-04-05.json").write_text("{}")
+    (folder / SEARCHER_STATE).write_bytes(pickle.dumps({"counter": 2}))
     return path
 
 
@@ -209,7 +213,7 @@ def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, b
         case "no trials":
             path.write_text(json.dumps({"trial_data": [], "runner_data": {}}))
         case "searcher cut short":
-            (path.parent / "basic-variant-state-2026-01-02_03-04-05.json").write_text('{"a')
+            (path.parent / SEARCHER_STATE).write_bytes((path.parent / SEARCHER_STATE).read_bytes()[:-3])
         case "missing":
             behind.directory.joinpath("tune").rename(behind.directory / "elsewhere")
         case "no state":
@@ -323,7 +327,9 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     before = Ledger.load("small")
     assert [entry.status for entry in before.trials.values()] == [FINISHED, FINISHED]
     for path in (tmp_path / "searches/small/tune").glob("*.json") if state == "cut short" else ():
-        path.write_text(path.read_text()[:100])
+        path.write_bytes(path.read_bytes()[:100])
+    resumed = recover(before, killing_document(str(tmp_path)).search, ROUNDS, before.directory / "tune").resumes_tune
+    assert resumed == (state == "behind")
     monkeypatch.setattr("fednar_ray.tuning.search.FederatedTrial", CountedTrial)
     result = go_on("small", session, lambda standing: None)
     assert len(trained.read_text().split()) == TRIALS * ROUNDS  # exact, over both processes

@@ -197,6 +197,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def _begin(self, trial: Trial) -> None:
         entry = self._ledger.trials.get(trial.trial_id) or self._found_again(trial) or self._new_entry(trial)
+        self._lost.discard(trial.trial_id)
         if self._plan.recorded_of(trial.trial_id, trial.config) is None:  # else it has ended, and stays so
             entry.status = RUNNING
         opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray.cloudpickle import load as unpickle
 
@@ -21,7 +20,11 @@ log = logging.getLogger("fednar_ray")
 
 ENDED_IN_TUNE = ("TERMINATED", "ERROR")
 STATE_FILES = "experiment_state-*.json"
-SEARCHER_FILES = ("basic-variant-state-*.json", "search_gen_state-*.json", "searcher-state-*.pkl")
+SEARCHER_FILES = (  # pickles, whatever their names say
+    "basic-variant-state-*.json",
+    "search_gen_state-*.json",
+    "searcher-state-*.pkl",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +90,12 @@ def _recorded_trial(ledger: Ledger, entry: TrialEntry) -> RecordedTrial:
 def _tune_statuses(tune: Path) -> dict[str, str] | None:
     """Tune's status of each trial by id, in its newest state; None where there is none that can be resumed."""
     try:
-        trials = [json.loads(trial[0]) for trial in _newest(tune, STATE_FILES)["trial_data"]]
-        statuses = {trial["trial_id"]: trial["status"] for trial in trials}
+        state = json.loads(sorted(tune.glob(STATE_FILES))[-1].read_text(encoding="utf-8"))
+        trials = [json.loads(trial[0]) for trial in state["trial_data"]]
         for pattern in SEARCHER_FILES:
-            _newest(tune, pattern)
+            for path in sorted(tune.glob(pattern))[-1:]:  # their names have the time
+                with path.open("rb") as file:
+                    unpickle(file)
+        return {trial["trial_id"]: trial["status"] for trial in trials} or None
     except Exception:  # noqa: BLE001 - a file that is cut short raises many kinds, and a pickle any
         return None
-    return statuses or None
-
-
-def _newest(tune: Path, pattern: str) -> Any:
-    """The contents of the newest of Tune's files of one kind; empty where there is none."""
-    paths = sorted(tune.glob(pattern))  # their names have the time
-    if not paths:
-        return {}
-    with paths[-1].open("rb") as file:
-        return json.load(file) if paths[-1].suffix == ".json" else unpickle(file)
