@@ -28,6 +28,7 @@ from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger,
 from fednar_ray.tuning.recorder import Recorder, Standing
 from fednar_ray.tuning.recovery import recover
 from fednar_ray.tuning.search import begin, go_on
+from fednar_ray.tuning.strategy import rename_in_rungs, restore_scheduler, save_scheduler, scheduler_of
 from fednar_ray.tuning.trial import FederatedTrial, RecordedTrial, TrialPlan, values_key
 
 pytestmark = [
@@ -263,6 +264,24 @@ def test_a_trial_that_ended_before_mlflow_was_told_is_told_when_the_search_is_re
         assert [point.step for point in history] == list(range(ROUNDS))
     operations = (trial_directory(ledger, told) / "outbox.jsonl").read_text()
     assert '"resumed"' not in operations  # what MLflow had is left alone
+
+
+def test_rungs_are_kept_whole_and_move_to_a_trial_s_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    search = document(scheduler={"name": "asha", "grace_rounds": 1, "reduction": 2}).search
+    assert search is not None
+    scheduler, trials = scheduler_of(search, 8), [Trial("FederatedTrial", trial_id=key, stub=True) for key in "abc"]
+    for trial, value in zip(trials, (0.9, 0.1, 0.5), strict=True):
+        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_result(None, trial, {"rounds": 1, "validation_accuracy": value})
+    save_scheduler(scheduler, tmp_path / "s.pickle")
+    again = scheduler_of(search, 8)
+    restore_scheduler(again, tmp_path / "s.pickle")
+    rename_in_rungs(again, "b", "new")
+    (*_, (milestone, values)) = again._brackets[0]._rungs
+    assert (milestone, values) == (1, {"a": 0.9, "new": 0.1, "c": 0.5})
+    (tmp_path / "s.pickle").write_bytes((tmp_path / "s.pickle").read_bytes()[:40])
+    restore_scheduler(scheduler_of(search, 8), tmp_path / "s.pickle")
+    assert "s.pickle cannot be read" in caplog.text
 
 
 # --- a real search, whose driver kills itself ---

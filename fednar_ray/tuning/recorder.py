@@ -29,7 +29,7 @@ from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
 from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
 from fednar_ray.tracking.sync import identity_of
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry, trial_directory
-from fednar_ray.tuning.strategy import better, rename_in_rungs
+from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
 
 log = logging.getLogger("fednar_ray")
@@ -152,7 +152,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             entry.status = self._final_status(entry)
             self._ledger.save()
         if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
-            self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
+            save_scheduler(self._scheduler, self._ledger.directory / SCHEDULER_FILE)
         self._tell(None)
 
     def _update(self, entry: TrialEntry, trial: Trial, result: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show,
 from fednar_ray.tuning.recovery import NOTHING, recover
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
+from fednar_ray.tuning.strategy import algorithm_of, restore_scheduler, scheduler_of, space_of, trials_of
 from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
 
 log = logging.getLogger("fednar_ray")
@@ -233,9 +233,8 @@ class _Search:
         if search.concurrent != "auto":
             at_once = min(at_once, search.concurrent)
         scheduler = scheduler_of(search, self._rounds)
-        scheduler_file = ledger.directory / SCHEDULER_FILE
-        if resume and scheduler_file.exists():
-            scheduler.restore(str(scheduler_file))
+        if resume:
+            restore_scheduler(scheduler, ledger.directory / SCHEDULER_FILE)
         tune_directory = ledger.directory / TUNE
         recovery = recover(ledger, search, self._rounds, tune_directory) if resume else NOTHING
         plan = replace(self._plan, recorded=recovery.recorded)
