@@ -229,8 +229,9 @@ def tune(
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
+    from fednar_ray.tuning.creation import name_of
     from fednar_ray.tuning.ledger import uri_of
-    from fednar_ray.tuning.search import begin, go_on, name_of
+    from fednar_ray.tuning.search import begin, go_on
 
     console = _console(stderr=as_json)
     with RaySession(address) as session, progress.shown(console) as show:

@@ -22,8 +22,9 @@ from fednar_ray.config import Document, load_document
 from fednar_ray.config.files import parse_document
 from fednar_ray.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tuning.creation import add_parent_run, create_search
 from fednar_ray.tuning.ledger import SEARCH_FILE, Ledger, check_unused, directory_of, searches
-from fednar_ray.tuning.search import add_parent_run, begin, create_search, go_on
+from fednar_ray.tuning.search import begin, go_on
 from fednar_ray.tuning.search_lock import hold_search
 from tests.servers import awaited
 

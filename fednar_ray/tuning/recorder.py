@@ -1,13 +1,11 @@
 """Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,24 +15,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
-from fednar_ray.alerts import alerts_of
-from fednar_ray.config import Experiment, SearchSettings
-from fednar_ray.errors import BadInput, TrackingUnavailable
-from fednar_ray.lookout import tags_of
-from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, parse
-from fednar_ray.tracking.lines import whole_lines
-from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.outbox import OUTBOX_FILE, Outbox
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
-from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
-from fednar_ray.tracking.sync import identity_of
+from fednar_ray.config import SearchSettings
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry, trial_directory
+from fednar_ray.tuning.open_trial import OpenTrial, owes_mlflow
 from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
 
 log = logging.getLogger("fednar_ray")
 
-FAILURE_TAG = "fednar.failure"
 SCHEDULER_FILE = "scheduler.pickle"
 
 
@@ -92,7 +81,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._ledger, self._store, self._plan, self._show = ledger, store, plan, show
         self._scheduler, self._lost = scheduler, set(lost)
         self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
-        self._open: dict[str, _OpenTrial] = {}
+        self._open: dict[str, OpenTrial] = {}
         self._opened: set[str] = set()  # ids of all trials that were open at some time
         self._told: list[Future[None]] = []
         self._start = time.monotonic()
@@ -200,7 +189,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._lost.discard(trial.trial_id)
         if self._plan.recorded_of(trial.trial_id, trial.config) is None:  # else it has ended, and stays so
             entry.status = RUNNING
-        opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
+        opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
         self._open[trial.trial_id] = opened
         self._opened.add(trial.trial_id)
         self._told.append(self._telling.submit(opened.tell))
@@ -237,8 +226,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def _close_untold(self) -> None:
         """End the MLflow runs of trials whose driver was killed before it had done so."""
         for trial_id, entry in self._ledger.trials.items():
-            if trial_id not in self._opened and _owes_mlflow(trial_directory(self._ledger, entry)):
-                opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
+            if trial_id not in self._opened and owes_mlflow(trial_directory(self._ledger, entry)):
+                opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
                 opened.end_journal()
                 self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
 
@@ -257,79 +246,6 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                 seconds=time.monotonic() - self._start,
             )
         )
-
-
-class _OpenTrial:
-    """The journal of a trial that is under way, and its MLflow run.
-
-    The journal is written at once.  ``tell`` and ``close`` belong to a thread of their own, since MLflow may take its
-    time.  Trials that have ended can wait there in any number, so an ended trial holds no open file.
-    """
-
-    def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
-        self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
-        self._tracker: RunTracker | None = None
-        self._held = ExitStack()
-        self._directory = trial_directory(ledger, entry)
-        self._journal = Journal(self._directory, experiment)
-
-    def log(self, lines: Sequence[str]) -> None:
-        """Rounds; those that are recorded already stay as they are."""
-        for line in lines:
-            self._journal.log(parse(line))
-
-    def end_journal(self) -> None:
-        """Close the journal's file. The rounds in it can still be read and sent."""
-        self._journal.file.close()
-
-    def tell(self) -> None:
-        """The run in MLflow, which is sent the rounds from now on; the one it had, where the trial goes on."""
-        entry = self._entry
-        kept = entry.run_id or _recorded_id(self._directory)
-        try:
-            entry.run_id = kept or self._created()
-        except TrackingUnavailable as error:
-            log.warning("%s is not in MLflow yet: %s", entry.name, error)
-            return
-        tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=kept is not None)
-        self._tracker = self._held.enter_context(tracker)
-        if kept is None:
-            self._tracker.log_params(entry.values)
-            self._tracker.log_experiment(self._experiment)
-        self._tracker.log(self._journal)
-
-    def _created(self) -> str:
-        tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
-        return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
-
-    def close(self, status: str, failure: str | None) -> None:
-        """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
-        if self._tracker is None:
-            self.tell()
-        with self._held:
-            if self._tracker is None:
-                return
-            tags = tags_of(alerts_of(self._experiment, self._journal.records()))
-            tags |= {STATUS_TAG: status} if status != RUNNING else {}
-            self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
-            self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
-
-
-def _recorded_id(directory: Path) -> str | None:
-    """MLflow's run of a trial's directory; None where it has none yet."""
-    try:
-        return identity_of(directory)[0]
-    except BadInput:
-        return None
-
-
-def _owes_mlflow(directory: Path) -> bool:
-    """Whether a trial's run has not ended in MLflow, or lacks something there."""
-    operations = whole_lines(directory / OUTBOX_FILE)
-    if not operations or json.loads(operations[-1])["kind"] != "end":
-        return True
-    with closing(Outbox(directory)) as outbox:
-        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(directory / ROUNDS_FILE))
 
 
 def _values(trial: Trial) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
-import yaml
 from ray import tune
 from ray.tune import ResumeConfig
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump, load_document
-from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed, TrackingUnavailable
+from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
+from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, drain, open_store, train
 from fednar_ray.preparation import prepare
@@ -32,8 +29,9 @@ from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.tracking import lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
-from fednar_ray.tracking.searches import NAME_TAG, parent_run
+from fednar_ray.tracking.searches import NAME_TAG
 from fednar_ray.tuning.checking import check_trials
+from fednar_ray.tuning.creation import add_parent_run, create_search, kept_document, name_of
 from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, check_unused
 from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.recovery import NOTHING, recover
@@ -98,29 +96,6 @@ def begin(document: Document, session: RaySession, show: Show, register: str | N
         return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
 
 
-def create_search(document: Document, store: Store, experiment_id: str) -> Ledger:
-    """A new search: its directory first, then its parent run in MLflow.
-
-    A process that is killed here leaves no search, or one that can be resumed.
-    """
-    name = name_of(document)
-    ledger = Ledger(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
-    ledger.create(_as_file(document))
-    try:
-        add_parent_run(ledger, store)
-    except TrackingUnavailable:
-        shutil.rmtree(ledger.directory)
-        raise
-    return ledger
-
-
-def add_parent_run(ledger: Ledger, store: Store) -> None:
-    """Give the search its parent run in MLflow, unless it has one."""
-    if ledger.run_id is None:
-        ledger.run_id = parent_run(store, ledger.experiment_id, ledger.name, ledger.search_id)
-        ledger.save()
-
-
 def go_on(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
     """Resume a search whose driver died or was interrupted. One that is finished is concluded again.
 
@@ -130,7 +105,7 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     Ledger.load(name)  # there is one
     with hold_search(name):
         ledger = Ledger.load(name)  # as the process that held it before left it
-        document = _kept_document(ledger)
+        document = kept_document(ledger)
         resources = plan_resources(document.experiment, session)
         check_trials(document, session)
         store = Store(ledger.tracking_uri)
@@ -139,19 +114,6 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
         add_parent_run(ledger, store)
         search = _Search(document, ledger, store, session, resources, show)
         return search.run(points=(), register=register, resume=True)
-
-
-def name_of(document: Document) -> str:
-    """The search's name."""
-    assert document.search is not None
-    return document.search.name or document.experiment.name
-
-
-def _kept_document(ledger: Ledger) -> Document:
-    path = ledger.directory / SEARCH_FILE
-    if not path.exists():
-        raise BadInput(f"{path} is missing, so no trial was started; remove {path.parent} and start the search again")
-    return load_document(path, to_search=True)
 
 
 class _Search:
@@ -359,12 +321,6 @@ def _first_points(search: SearchSettings) -> list[Mapping[str, Any]]:
             raise BadInput(f"search.warm_start.search: {earlier.name} did not search {', '.join(missing)}")
         points.append({key: entry.values[key] for key in search.space})
     return points
-
-
-def _as_file(document: Document) -> str:
-    assert document.search is not None
-    search = document.search.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({"experiment": dict(document.raw), "search": search}, sort_keys=False)
 
 
 @contextmanager
