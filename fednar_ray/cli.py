@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -246,6 +246,8 @@ def tune(
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
+    from fednar_ray.tuning.creation import name_of
+    from fednar_ray.tuning.ledger import uri_of
     from fednar_ray.tuning.search import begin, go_on
 
     console = _console(stderr=as_json)
@@ -257,8 +259,9 @@ def tune(
                 assert resume is not None
                 result = go_on(resume, session, show, register)
         except KeyboardInterrupt as error:
-            name = resume or (document and progress.name_of(document))
-            error.args = (f"fednar tune --resume {name} goes on",)
+            name = resume if document is None else name_of(document)
+            if name is not None and uri_of(name) is not None:  # it exists
+                error.args = (f"fednar tune --resume {name} goes on",)
             raise
     if as_json:
         click.echo(json.dumps(progress.summary(result)))
@@ -280,8 +283,11 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     _quiet_libraries()
     from fednar_ray.reporting import report_of
     from fednar_ray.tuning.ledger import directory_of, uri_of
+    from fednar_ray.tuning.search_lock import hold_search
 
-    written = report_of(name, uri, output, directory_of, uri_of(name))
+    searched = uri_of(name)
+    with hold_search(name) if searched is not None and output is None else nullcontext():
+        written = report_of(name, uri, output, directory_of, searched)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))

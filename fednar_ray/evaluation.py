@@ -188,6 +188,34 @@ class Evaluation:
         return client_means(getattr(_joined(parts), name), self._offsets)
 
 
+def metric_names(federation: Federation, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+    """The metrics that an ``Evaluation`` of this federation reports.
+
+    Args:
+        federation: Its task and its labels decide: an auc takes both labels, a perplexity takes tokens.
+        splits: The splits that are evaluated, as far as the federation has them.
+        federated: Whether each client's own examples are evaluated too.
+
+    Returns:
+        The names, in the order in which they are reported.
+    """
+    task, names = TASKS[federation.task], []
+    for split, examples in federation.splits().items():
+        if split in splits and len(examples):
+            names += [f"{split}_{figure}" for figure in _figure_names(task, examples.y)]
+            names += [f"{split}_perplexity"] if federation.task == "classification" and _tokens(federation.test) else []
+    if federated:
+        names += list(errors_across_clients(np.ones(1)) if task.right is None else across_clients(np.ones(1)))
+    return tuple(names)
+
+
+def _figure_names(task: Task, y: Array) -> list[str]:
+    """What is reported of a split with the labels y [n], whatever the model."""
+    right = None if task.right is None else np.ones(len(y), dtype=np.bool_)
+    scores = Scores(answers=y, right=right, losses=np.zeros(len(y), dtype=np.float32))
+    return list(task.metrics(task.tally(y, scores)))
+
+
 def _tokens(examples: Examples) -> bool:
     """Are inputs sequences of whole numbers?"""
     return examples.x.ndim == 2 and np.issubdtype(examples.x.dtype, np.integer)

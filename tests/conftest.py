@@ -7,6 +7,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,16 @@ def session(local_ray: str) -> Iterator[fr.RaySession]:
     """A session on the suite's Ray, whose actors stay warm from test to test."""
     with fr.RaySession() as shared:
         yield shared
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables and nothing in them, to be copied: making one takes seconds."""
+    from fednar_ray.tracking.mlflow import Store
+
+    path = tmp_path_factory.mktemp("empty") / "m.db"
+    Store(f"sqlite:///{path}").check()
+    return path
 
 
 @pytest.fixture

@@ -69,6 +69,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "search.metric: 'validation_acuracy': no round reports it; did you mean validation_accuracy?",
     ),
     "federated metric": ({"space": ONE, "metric": "client_accuracy_mean"}, "set evaluation.federated=true"),
+    "federated error": ({"space": ONE, "metric": "client_rmse_mean", "mode": "min"}, "set evaluation.federated=true"),
+    "wrong mode of a client's error": (
+        {"space": ONE, "metric": "client_rmse_mean"},
+        "search.mode: 'max': client_rmse_mean is better lower",
+    ),
+    "nothing held out in a trial": (
+        {"space": {"data.validation": {"choice": [0, 0.2]}}},
+        "search.space.data.validation: 0: such a trial does not report validation_accuracy; leave it out",
+    ),
+    "nothing held out at a range's end": (
+        {"space": {"data.validation": {"uniform": [0, 0.2]}}},
+        "search.space.data.validation: 0: such a trial does not report validation_accuracy",
+    ),
+    "not evaluated in a trial": (
+        {
+            "space": {"evaluation.federated": {"choice": [True, False]}},
+            "metric": "client_accuracy_mean",
+        },
+        "search.space.evaluation.federated: False: such a trial does not report client_accuracy_mean",
+    ),
     "wrong mode": ({"space": ONE, "mode": "min"}, "search.mode: 'min': validation_accuracy is better higher"),
     "too much grace": (
         {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 6}},

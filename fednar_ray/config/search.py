@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
@@ -21,7 +22,11 @@ RANGES: Mapping[str, str] = {
 LISTS = ("choice", "grid")
 HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "auc": True, "loss": False, "perplexity": False, "rmse": False}
 NEEDS_VALIDATION = tuple(f"validation_{name}" for name in HIGHER_IS_BETTER)
-NEEDS_FEDERATED = ("client_accuracy_mean", "client_accuracy_worst_decile")
+CLIENT_METRICS = {
+    "client_accuracy_mean": True, "client_accuracy_worst_decile": True,
+    "client_rmse_mean": False, "client_rmse_worst_decile": False,
+}  # fmt: skip
+NEEDS_FEDERATED = tuple(CLIENT_METRICS)
 METRICS = (*NEEDS_VALIDATION, *NEEDS_FEDERATED, "train_loss")
 """What may guide a search, as far as the task has it; test figures never do."""
 
@@ -224,6 +229,7 @@ class SearchSettings(Settings):
         if self.algorithm == "grid" and (self.points or self.warm_start is not None):
             yield "search.points: a grid goes through all its points anyway; use random or optuna"
         yield from self._metric_problems(experiment)
+        yield from self._values_without_the_metric(varied)
         yield from self._scheduler_problems(experiment.federation.rounds)
 
     def _metric_problems(self, experiment: Experiment) -> Iterator[str]:
@@ -232,13 +238,29 @@ class SearchSettings(Settings):
             yield f"{metric}: test figures guide no search, or they mean nothing at its end; use validation_accuracy"
         elif self.metric not in METRICS:
             yield f"{metric}: no round reports it{checks.nearest(self.metric, METRICS)}"
-        elif self.metric in NEEDS_VALIDATION and experiment.data is not None and not experiment.data.validation:
-            yield f"{metric}: no examples are held out; set data.validation=0.1"
-        elif self.metric in NEEDS_FEDERATED and not experiment.evaluation.federated:
-            yield f"{metric}: set evaluation.federated=true"
-        higher = self.metric in NEEDS_FEDERATED or HIGHER_IS_BETTER.get(self.metric.partition("_")[2], True)
+        elif (lacking := self._lacking(experiment)) is not None:
+            yield f"{metric}: {lacking}"
+        name = self.metric
+        higher = CLIENT_METRICS[name] if name in CLIENT_METRICS else HIGHER_IS_BETTER.get(name.partition("_")[2], True)
         if higher != (self.mode == "max"):
             yield f"search.mode: {self.mode!r}: {self.metric} is better {'higher' if higher else 'lower'}"
+
+    def _lacking(self, experiment: Experiment) -> str | None:
+        """What the experiment would need to report the metric; None where it needs nothing more."""
+        if self.metric in NEEDS_VALIDATION and experiment.data is not None and not experiment.data.validation:
+            return "no examples are held out; set data.validation=0.1"
+        if self.metric in NEEDS_FEDERATED and not experiment.evaluation.federated:
+            return "set evaluation.federated=true"
+        return None
+
+    def _values_without_the_metric(self, varied: Callable[[Mapping[str, Any]], Experiment]) -> Iterator[str]:
+        """Values of the space under which a trial would not report the metric."""
+        for key in ("data.validation", "evaluation.federated"):
+            for value in self.space[key].extremes if key in self.space else ():
+                with suppress(ConfigError):  # said already
+                    lacking = self._lacking(varied({key: value}))
+                    if lacking is not None:
+                        yield f"search.space.{key}: {value!r}: such a trial does not report {self.metric}; leave it out"
 
     def _scheduler_problems(self, rounds: int) -> Iterator[str]:
         scheduler, place = self.scheduler, "search.scheduler"

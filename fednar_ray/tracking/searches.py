@@ -20,6 +20,7 @@ from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, History, history_of, pages, runs_like
 
 NAME_TAG, STATUS_TAG = "fednar.search", "fednar.status"
+ID_TAG = "fednar.search_id"  # of a parent: known before MLflow gives the run's id
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 ANOTHER_SEED = ", another seed"
 ABOUT = ("search.metric", "search.mode", "search.algorithm", "search.scheduler", "search.seeds", "search.space")
@@ -112,6 +113,18 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
         raise BadInput(f"MLflow at {store.uri} does not know yet what the search {name!r} is; try again in a moment")
     with answering(store.uri):
         return _record(store.client, parent, name)
+
+
+def parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> str:
+    """The id of a search's parent run, which is created unless an earlier process did so and was killed.
+
+    Raises TrackingUnavailable.
+    """
+    with answering(store.uri):
+        found = next(runs_like(store.client, [experiment_id], f"tags.`{ID_TAG}` = '{search_id}'"), None)
+    if found is not None:
+        return str(found.info.run_id)
+    return store.create_run(experiment_id, name, {KIND_TAG: "search", NAME_TAG: name, ID_TAG: search_id})
 
 
 def _searches(client: MlflowClient) -> Iterator[Run]:

@@ -10,18 +10,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fednar_ray.config import Document
 from fednar_ray.tuning.ledger import TrialEntry
 from fednar_ray.tuning.recorder import Show, Standing
 from fednar_ray.tuning.search import SearchResult
 
 LISTED_TRIALS = 10
-
-
-def name_of(document: Document) -> str:
-    """The search's name."""
-    assert document.search is not None
-    return document.search.name or document.experiment.name
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,22 +15,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.stopper import Stopper
 
-from fednar_ray.alerts import alerts_of
-from fednar_ray.config import Experiment, SearchSettings
-from fednar_ray.errors import BadInput, TrackingUnavailable
-from fednar_ray.lookout import tags_of
-from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import Journal, parse
-from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
-from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
-from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry
-from fednar_ray.tuning.strategy import better
+from fednar_ray.config import SearchSettings
+from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry, trial_directory
+from fednar_ray.tuning.open_trial import OpenTrial, owes_mlflow
+from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
 
 log = logging.getLogger("fednar_ray")
 
-FAILURE_TAG = "fednar.failure"
 SCHEDULER_FILE = "scheduler.pickle"
 
 
@@ -75,15 +67,25 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     """A context manager around ``tune.run``, and its callback."""
 
     def __init__(
-        self, ledger: Ledger, store: Store, plan: TrialPlan, scheduler: TrialScheduler, trials: int, show: Show
+        self,
+        ledger: Ledger,
+        store: Store,
+        plan: TrialPlan,
+        scheduler: TrialScheduler,
+        trials: int,
+        show: Show,
+        lost: frozenset[str] = frozenset(),
     ) -> None:
+        """``lost``: ids of trials in the ledger that Tune has forgotten, and may propose again under other ids."""
         self.ended_early: str | None = None  # which stop rule ended the search
         self._ledger, self._store, self._plan, self._show = ledger, store, plan, show
-        self._scheduler = scheduler
+        self._scheduler, self._lost = scheduler, set(lost)
         self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
-        self._open: dict[str, _OpenTrial] = {}
+        self._open: dict[str, OpenTrial] = {}
+        self._opened: set[str] = set()  # ids of all trials that were open at some time
         self._told: list[Future[None]] = []
         self._start = time.monotonic()
+        self._best = ledger.best(plan.search.mode)
         self._since_best = 0  # trials that ended since the best did
 
     @property
@@ -101,6 +103,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         for trial_id in list(self._open):
             self._close(trial_id)
+        if kind is None:
+            self._close_untold()
         self._held.close()
         self._ledger.save()
         if kind is None:
@@ -121,47 +125,52 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial starts, or goes on after a pause, a crash, or with the search."""
         if trial.trial_id not in self._open:
-            self._begin(trial, trials)
+            self._begin(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Some rounds are done."""
         if trial.trial_id not in self._open:
-            self._begin(trial, trials)
+            self._begin(trial)
         entry = self._ledger.trials[trial.trial_id]
+        if entry.status == RUNNING:  # else it had ended before the search was resumed
+            self._update(entry, trial, result)
+        self._open[trial.trial_id].log(result[RECORDS])
+        if result["done"]:  # before Tune has heard of it: a driver that is killed from here on trains it no more
+            entry.status = self._final_status(entry)
+            self._ledger.save()
+        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
+            save_scheduler(self._scheduler, self._ledger.directory / SCHEDULER_FILE)
+        self._tell(None)
+
+    def _update(self, entry: TrialEntry, trial: Trial, result: Mapping[str, Any]) -> None:
         entry.values, entry.value = _values(trial), float(result[self._search.metric])
         entry.rounds, entry.failure = result[ROUNDS], result[FAILURE]
         entry.seconds += result[SECONDS]
         entry.cohort_width = result[WIDTH]
         if result[LINEAGE] is not None:
             entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
-        self._open[trial.trial_id].log(result[RECORDS])
-        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
-            self._scheduler.save(str(self._ledger.directory / SCHEDULER_FILE))
-        self._tell(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended: it ran all its rounds, was stopped, or could not go on."""
         entry = self._ledger.trials.get(trial.trial_id)
         if entry is None:
             return  # it never started
-        best = self._ledger.best(self._search.mode)
-        if entry.failure is not None:
-            entry.status = FAILED
-        else:
-            entry.status = FINISHED if entry.rounds >= self._rounds else STOPPED
+        entry.status = self._final_status(entry)
         target = self._search.stop.target
         if target is not None and entry.status == FINISHED and not better(self._search.mode, target, entry.value):
             self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
-        self._since_best = 0 if self._ledger.best(self._search.mode) is not best else self._since_best + 1
+        best = self._ledger.best(self._search.mode)
+        self._since_best = 0 if best is not self._best else self._since_best + 1
+        self._best = best
         self._end(trial.trial_id, entry)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial crashed as often as it may."""
         entry = self._ledger.trials.get(trial.trial_id)
         if entry is None:
-            self._begin(trial, trials)
+            self._begin(trial)
             entry = self._ledger.trials[trial.trial_id]
         entry.status, entry.failure = FAILED, _last_line(trial)
         self._since_best += 1
@@ -169,21 +178,31 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     # what they lead to
 
-    def _begin(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        entry = self._ledger.trials.get(trial.trial_id) or self._orphan(trial, trials) or self._new_entry(trial)
-        entry.status = RUNNING
-        opened = _OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
+    def _final_status(self, entry: TrialEntry) -> str:
+        """What a trial comes to that reports no more."""
+        if entry.failure is not None:
+            return FAILED
+        return FINISHED if entry.rounds >= self._rounds else STOPPED
+
+    def _begin(self, trial: Trial) -> None:
+        entry = self._ledger.trials.get(trial.trial_id) or self._found_again(trial) or self._new_entry(trial)
+        self._lost.discard(trial.trial_id)
+        if self._plan.recorded_of(trial.trial_id, trial.config) is None:  # else it has ended, and stays so
+            entry.status = RUNNING
+        opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
         self._open[trial.trial_id] = opened
+        self._opened.add(trial.trial_id)
         self._told.append(self._telling.submit(opened.tell))
         self._tell(None)
 
-    def _orphan(self, trial: Trial, trials: Sequence[Trial]) -> TrialEntry | None:
-        """The entry of a trial that a killed driver had started and Tune forgot, and that is proposed once more."""
-        known = {each.trial_id for each in trials}
-        for trial_id, entry in self._ledger.trials.items():
-            if trial_id not in known and entry.status == RUNNING and entry.values == _values(trial):
-                del self._ledger.trials[trial_id]
-                self._ledger.trials[trial.trial_id] = entry
+    def _found_again(self, trial: Trial) -> TrialEntry | None:
+        """The entry of a trial that Tune had forgotten, and that it proposes once more under another id."""
+        for trial_id in sorted(self._lost):
+            entry = self._ledger.trials[trial_id]
+            if (entry.begun or entry.values) == _values(trial):
+                self._lost.remove(trial_id)
+                rename_in_rungs(self._scheduler, trial_id, trial.trial_id)
+                self._ledger.trials[trial.trial_id] = self._ledger.trials.pop(trial_id)
                 return entry
         return None
 
@@ -200,8 +219,17 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._tell(entry)
 
     def _close(self, trial_id: str) -> None:
-        entry = self._ledger.trials[trial_id]
-        self._told.append(self._telling.submit(self._open.pop(trial_id).close, entry.status, entry.failure))
+        entry, opened = self._ledger.trials[trial_id], self._open.pop(trial_id)
+        opened.end_journal()
+        self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
+
+    def _close_untold(self) -> None:
+        """End the MLflow runs of trials whose driver was killed before it had done so."""
+        for trial_id, entry in self._ledger.trials.items():
+            if trial_id not in self._opened and owes_mlflow(trial_directory(self._ledger, entry)):
+                opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
+                opened.end_journal()
+                self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
 
     def _tell(self, ended: TrialEntry | None) -> None:
         ledger = self._ledger
@@ -218,65 +246,6 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                 seconds=time.monotonic() - self._start,
             )
         )
-
-
-class _OpenTrial:
-    """The journal of a trial that is under way, and its MLflow run.
-
-    The journal is written at once.  ``tell`` and ``close`` belong to a thread of their own: MLflow may take its time.
-    """
-
-    def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
-        self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
-        self._tracker: RunTracker | None = None
-        self._held = ExitStack()
-        self._directory = ledger.directory / "trials" / entry.name
-        self._journal = Journal(self._directory, experiment)
-
-    def log(self, lines: Sequence[str]) -> None:
-        """Rounds; those that are recorded already stay as they are."""
-        for line in lines:
-            self._journal.log(parse(line))
-
-    def tell(self) -> None:
-        """The run in MLflow, which is sent the rounds from now on; the one it had, where the trial goes on."""
-        entry = self._entry
-        kept = entry.run_id or _recorded_id(self._directory)
-        try:
-            entry.run_id = kept or self._created()
-        except TrackingUnavailable as error:
-            log.warning("%s is not in MLflow yet: %s", entry.name, error)
-            return
-        tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=kept is not None)
-        self._tracker = self._held.enter_context(tracker)
-        if kept is None:
-            self._tracker.log_params(entry.values)
-            self._tracker.log_experiment(self._experiment)
-        self._tracker.log(self._journal)
-
-    def _created(self) -> str:
-        tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
-        return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
-
-    def close(self, status: str, failure: str | None) -> None:
-        """End the run: FINISHED, KILLED where it was stopped or left, FAILED where it failed."""
-        if self._tracker is None:
-            self.tell()
-        with self._journal, self._held:
-            if self._tracker is None:
-                return
-            tags = tags_of(alerts_of(self._experiment, self._journal.records()))
-            tags |= {STATUS_TAG: status} if status != RUNNING else {}
-            self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
-            self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))
-
-
-def _recorded_id(directory: Path) -> str | None:
-    """MLflow's run of a trial's directory; None where it has none yet."""
-    try:
-        return identity_of(directory).run_id
-    except BadInput:
-        return None
 
 
 def _values(trial: Trial) -> dict[str, Any]:

@@ -9,32 +9,36 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
-import yaml
 from ray import tune
 from ray.tune import ResumeConfig
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump, load_document
-from fednar_ray.errors import BadInput, FednarError, RunFailed
+from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
+from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, drain, open_store, train
 from fednar_ray.preparation import prepare
 from fednar_ray.report import Report
 from fednar_ray.reporting import REPORT, report_on
+from fednar_ray.resumption import Resumption, resume_from
+from fednar_ray.tracking import lines
 from fednar_ray.tracking.identity import check_no_copy
-from fednar_ray.tracking.lines import replace
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
 from fednar_ray.tracking.searches import NAME_TAG
-from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, directory_of
+from fednar_ray.tuning.checking import check_trials
+from fednar_ray.tuning.creation import add_parent_run, create_search, kept_document, name_of
+from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, check_unused
 from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
+from fednar_ray.tuning.recovery import NOTHING, recover
 from fednar_ray.tuning.resources import TrialResources, plan_resources
-from fednar_ray.tuning.strategy import algorithm_of, scheduler_of, space_of, trials_of
+from fednar_ray.tuning.search_lock import hold_search
+from fednar_ray.tuning.strategy import algorithm_of, restore_scheduler, scheduler_of, space_of, trials_of
 from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
 
 log = logging.getLogger("fednar_ray")
@@ -72,40 +76,45 @@ class SearchResult:
 
 
 def begin(document: Document, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
-    """Run a search. Raises BadInput's kinds before anything starts, RunFailed where no trial ran all its rounds."""
-    assert document.search is not None
-    name = document.search.name or document.experiment.name
-    directory = directory_of(name)
-    if directory.exists():
-        raise BadInput(f"search.name: {name!r} is in use: fednar tune --resume {name} goes on; or give another name")
-    resources = plan_resources(document.experiment, session)
-    points = _first_points(document.search)
-    with ThreadPoolExecutor(1) as background:
-        opening = background.submit(open_store, document.experiment)
-        session.connect()  # a local Ray starts meanwhile
-        store, experiment_id = opening.result()
-    tags = {KIND_TAG: "search", NAME_TAG: name}
-    run_id = store.create_run(experiment_id, name, tags)
-    ledger = Ledger(name=name, run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
-    ledger.save()
-    replace(directory / SEARCH_FILE, _as_file(document))
-    return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
+    """Run a search.
+
+    Raises:
+        BadInput: Something that was given is wrong, or another process runs the search. Nothing was started.
+        RunFailed: No trial ran all its rounds.
+    """
+    name = name_of(document)
+    with hold_search(name):
+        check_unused(name)
+        assert document.search is not None
+        resources = plan_resources(document.experiment, session)
+        check_trials(document, session)
+        points = _first_points(document.search)
+        with ThreadPoolExecutor(1) as background:
+            opening = background.submit(open_store, document.experiment)
+            session.connect()  # a local Ray starts meanwhile
+            store, experiment_id = opening.result()
+        ledger = create_search(document, store, experiment_id)
+        return _Search(document, ledger, store, session, resources, show).run(points=points, register=register)
 
 
 def go_on(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
-    """Go on with a search whose driver died, or was interrupted; one that is finished is concluded again.
+    """Resume a search whose driver died or was interrupted. One that is finished is concluded again.
 
-    Raises BadInput where there is none of that name.
+    Raises:
+        BadInput: There is no search of that name, or another process runs it.
     """
-    ledger = Ledger.load(name)
-    check_no_copy(ledger.directory, "search")
-    document = load_document(ledger.directory / SEARCH_FILE, to_search=True)
-    resources = plan_resources(document.experiment, session)
-    store = Store(ledger.tracking_uri)
-    store.check()
-    session.connect()
-    search = _Search(document, ledger, store, session, resources, show)
-    return search.run(points=(), register=register, resume=True)
+    check_no_copy(Ledger.load(name).directory, "search")  # there is one
+    with hold_search(name):
+        ledger = Ledger.load(name)  # as the process that held it before left it
+        document = kept_document(ledger)
+        resources = plan_resources(document.experiment, session)
+        check_trials(document, session)
+        store = Store(ledger.tracking_uri)
+        store.check()
+        session.connect()
+        add_parent_run(ledger, store)
+        search = _Search(document, ledger, store, session, resources, show)
+        return search.run(points=(), register=register, resume=True)
 
 
 class _Search:
@@ -129,21 +138,23 @@ class _Search:
     def run(self, *, points: Sequence[Mapping[str, Any]], register: str | None, resume: bool = False) -> SearchResult:
         """The trials, then what follows from them."""
         ledger = self._ledger
-        with RunTracker(self._store, ledger.run_id, ledger.directory, resumed=resume) as parent:
-            if not resume:
+        with RunTracker(self._store, ledger.parent_id, ledger.directory, resumed=resume) as parent:
+            if not ledger.described:
                 self._log_inputs(parent)
+                ledger.described = True
+                ledger.save()
             ended_early = self._run_trials(points, resume)
             parent.log_table(table_of(ledger, self._search.mode), "results.json")
             best = ledger.best(self._search.mode)
             if best is None:
                 raise RunFailed(self._why_none())
             experiment = self._best_experiment(best)
-            replace(ledger.directory / BEST_FILE, dump(experiment))
+            lines.replace(ledger.directory / BEST_FILE, dump(experiment))
             parent.log_file(ledger.directory / BEST_FILE)
             baseline = self._as_single_run(self._document.varied(self._search.baseline), BASELINE, None)
             tested = {
-                BEST: self._trained_once(BEST, experiment),
-                BASELINE: self._trained_once(BASELINE, baseline),
+                BEST: self._trained_once(BEST, experiment, resume),
+                BASELINE: self._trained_once(BASELINE, baseline, resume),
             }
             test_metric = "test_accuracy" if "test_accuracy" in tested[BEST][0].metrics else "test_rmse"
             test_values = {role: _mean(test_metric, runs) for role, runs in tested.items()}
@@ -165,7 +176,7 @@ class _Search:
             rounds_saved=self._search.seeds * sum(self._rounds - entry.rounds for entry in stopped),
             ended_early=ended_early,
             report=_reported(ledger),
-            run_id=ledger.run_id,
+            run_id=ledger.parent_id,
             tracking_uri=self._store.uri,
         )
 
@@ -185,15 +196,16 @@ class _Search:
         if search.concurrent != "auto":
             at_once = min(at_once, search.concurrent)
         scheduler = scheduler_of(search, self._rounds)
-        scheduler_file = ledger.directory / SCHEDULER_FILE
-        if resume and scheduler_file.exists():
-            scheduler.restore(str(scheduler_file))
-        recorder = Recorder(ledger, self._store, self._plan, scheduler, trials_of(search), self._show)
-        begun = (ledger.directory / TUNE).exists()
+        if resume:
+            restore_scheduler(scheduler, ledger.directory / SCHEDULER_FILE)
+        tune_directory = ledger.directory / TUNE
+        recovery = recover(ledger, search, self._rounds, tune_directory) if resume else NOTHING
+        plan = replace(self._plan, recorded=recovery.recorded)
+        recorder = Recorder(ledger, self._store, plan, scheduler, trials_of(search), self._show, recovery.lost)
         self._session.discard_idle()
         with recorder, _seeded(search.seed), _environment(QUIET), _ended_by_signals():
             tune.run(
-                tune.with_parameters(FederatedTrial, plan=self._plan),
+                tune.with_parameters(FederatedTrial, plan=plan),
                 name=TUNE,
                 storage_path=str(ledger.directory),
                 config=space_of(search),
@@ -208,7 +220,7 @@ class _Search:
                 reuse_actors=True,
                 callbacks=[recorder],
                 verbose=0,
-                resume_config=ResumeConfig() if resume and begun else None,
+                resume_config=ResumeConfig() if recovery.resumes_tune else None,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             )
         return recorder.ended_early
@@ -238,15 +250,29 @@ class _Search:
             }
         )
 
-    def _trained_once(self, role: str, experiment: Experiment) -> list[Result]:
-        """A tracked run for each seed, which measures test accuracy."""
+    def _trained_once(self, role: str, experiment: Experiment, resume: bool) -> list[Result]:
+        """A tracked run for each seed, which measures test accuracy.
+
+        Where the search is resumed, runs of before are taken as they are if they have finished, and else resumed.
+        """
         results = []
         for index, each in enumerate(repeated(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}, another seed"
-            tags = {PARENT_TAG: self._ledger.run_id, KIND_TAG: kind, NAME_TAG: self._ledger.name}
+            tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: kind, NAME_TAG: self._ledger.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
-            results.append(drain(train(prepare(each, session=self._session), self._session, tags=tags, name=name)))
+            kept = self._kept_run(each) if resume else None
+            prepared = prepare(each if kept is None else kept.experiment, session=self._session)
+            results.append(drain(train(prepared, self._session, tags=tags, name=name, resumption=kept)))
         return results
+
+    def _kept_run(self, experiment: Experiment) -> Resumption | None:
+        """The run of this search that an earlier process began with this experiment."""
+        try:
+            kept = resume_from(None, experiment)
+        except (ConfigError, CheckpointError):
+            return None
+        run = None if kept is None else run_of(self._store, kept.run_id)
+        return kept if run is not None and run.data.tags.get(PARENT_TAG) == self._ledger.parent_id else None
 
     def _log_outputs(
         self,
@@ -296,12 +322,6 @@ def _first_points(search: SearchSettings) -> list[Mapping[str, Any]]:
             raise BadInput(f"search.warm_start.search: {earlier.name} did not search {', '.join(missing)}")
         points.append({key: entry.values[key] for key in search.space})
     return points
-
-
-def _as_file(document: Document) -> str:
-    assert document.search is not None
-    search = document.search.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({"experiment": dict(document.raw), "search": search}, sort_keys=False)
 
 
 @contextmanager

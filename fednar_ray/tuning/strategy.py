@@ -1,8 +1,11 @@
 """A search section to Tune's search algorithms and schedulers."""
 
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from fednar_ray.config import Domain, SearchSettings
 from fednar_ray.tuning.trial import ROUNDS
+
+log = logging.getLogger("fednar_ray")
 
 PERTURBATIONS = (1.2, 0.8)
 STARTUP_TRIALS = 10  # that TPE draws at random before it models anything
@@ -98,6 +103,32 @@ def scheduler_of(search: SearchSettings, rounds: int) -> TrialScheduler:
             )
         case _:
             return FIFOScheduler()
+
+
+def save_scheduler(scheduler: TrialScheduler, path: Path) -> None:
+    """Write a scheduler's state in one step: a process that is killed here leaves the previous one whole."""
+    new = path.with_name(f"{path.name}.new")
+    scheduler.save(str(new))
+    os.replace(new, path)
+
+
+def restore_scheduler(scheduler: TrialScheduler, path: Path) -> None:
+    """Take up the state that was saved, if there is one that can be read."""
+    if not path.exists():
+        return
+    try:
+        scheduler.restore(str(path))
+    except Exception as error:  # noqa: BLE001 - a damaged pickle raises any kind
+        log.warning("%s cannot be read, so early stopping compares trials anew from here on: %s", path, error)
+
+
+def rename_in_rungs(scheduler: TrialScheduler, before: str, now: str) -> None:
+    """A trial that Tune proposes again under another id keeps its places on ASHA's rungs, and gets no second ones."""
+    if isinstance(scheduler, AsyncHyperBandScheduler):
+        for bracket in scheduler._brackets:
+            for _, values in bracket._rungs:
+                if before in values:
+                    values[now] = values.pop(before)
 
 
 def _mutations(search: SearchSettings) -> dict[str, Any]:

@@ -5,11 +5,12 @@ federation it had, to the same bytes.  The process serves one trial after the ot
 stay, where the next trial has the same.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,30 @@ KEPT_BENCHES = 8  # data sets and models that a process holds on to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedTrial:
+    """A trial that ended before the search was resumed. It returns this, and trains nothing."""
+
+    value: float  # of the metric, in its last report
+    rounds: int
+    lines: tuple[str, ...]  # its journal
+    failure: str | None
+    width: int | None
+    lineage: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
     """What all trials of a search have in common."""
 
     raw: Mapping[str, Any]  # the experiment section as it was written
     execution: Mapping[str, Any]  # where a trial's clients train
     search: SearchSettings
+    recorded: Mapping[str, RecordedTrial] = field(default_factory=dict)
+    """By Tune's trial id; by ``values_key`` of a trial that Tune has forgotten, and proposes again under another id."""
+
+    def recorded_of(self, trial_id: str, values: Mapping[str, Any]) -> RecordedTrial | None:
+        """What is recorded of a trial that ended before the search was resumed."""
+        return self.recorded.get(trial_id) or self.recorded.get(values_key(values))
 
     def experiment(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment of a trial. Raises ConfigError."""
@@ -54,6 +73,12 @@ class TrialPlan:
         every = experiment.evaluation.every
         evaluation = experiment.evaluation.model_copy(update={"every": every if report % every == 0 else report})
         return experiment.model_copy(update={"evaluation": evaluation})
+
+
+def values_key(values: Mapping[str, Any]) -> str:
+    """A trial's values as text, the same wherever they come from."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+    return json.dumps(plain, sort_keys=True, default=str)
 
 
 def repeated(experiment: Experiment, seeds: int) -> list[Experiment]:
@@ -89,6 +114,10 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
 
     def _open(self, values: Mapping[str, Any]) -> None:
         start = time.perf_counter()
+        self._branches: list[_Branch] = []
+        self._recorded = self._plan.recorded_of(self.trial_id, values)
+        if self._recorded is not None:
+            return
         self._experiment = self._plan.experiment(values)
         self._branches = [_Branch(each, self._session) for each in repeated(self._experiment, self._plan.search.seeds)]
         self._reported = 0  # rounds
@@ -98,6 +127,8 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """The rounds up to the next report; where nothing is decided on the way, as many as a second holds."""
         start, search = time.perf_counter(), self._plan.search
+        if self._recorded is not None:
+            return _as_result(self._recorded, search.metric)
         rounds = self._experiment.federation.rounds
         often = search.scheduler.name != "none" or search.report_rounds != "auto"
         seconds = 0.0 if often else min(REPORT_SECONDS, search.checkpoint_seconds)
@@ -146,6 +177,21 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         for branch in self._branches:
             branch.load(_place(checkpoint, branch.experiment.seed))
         self._reported = 0  # whoever listens knows which rounds it has
+
+
+def _as_result(recorded: RecordedTrial, metric: str) -> dict[str, Any]:
+    """The last report of a trial that has ended."""
+    return {
+        metric: recorded.value,
+        ROUNDS: recorded.rounds,
+        RECORDS: list(recorded.lines),
+        FAILURE: recorded.failure,
+        SECONDS: 0.0,
+        WIDTH: recorded.width,
+        LINEAGE: recorded.lineage,
+        "done": True,
+        "should_checkpoint": False,
+    }
 
 
 def _place(directory: str, seed: int) -> Path:

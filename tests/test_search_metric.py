@@ -1,0 +1,137 @@
+"""A metric that no trial reports is refused before Ray starts, with the metrics that trials do report."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import fednar_ray as fr
+from fednar_ray.config import Document
+from fednar_ray.config.files import parse_document
+from fednar_ray.evaluation import metric_names
+from fednar_ray.preparation import federation_of
+from fednar_ray.tuning.checking import check_trials
+from fednar_ray.tuning.search import begin
+
+LABELS = {
+    "classification": np.arange(60) % 3,
+    "binary": np.arange(60) % 2,
+    "regression": np.arange(60, dtype=np.float32) / 60,
+}
+OF_TASK = {
+    "classification": ("accuracy", "loss", "macro_f1"),
+    "binary": ("accuracy", "loss", "auc"),
+    "regression": ("rmse", "loss"),
+}
+KNOWN = ("accuracy", "macro_f1", "auc", "loss", "perplexity", "rmse")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def document(task: str, metric: str, *, labels: Any = None, federated: bool = False, **space: Any) -> Document:
+    y = LABELS[task] if labels is None else labels
+    x = np.random.default_rng(0).normal(size=(len(y), 3)).astype(np.float32)
+    np.savez("data.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+    experiment = {
+        "name": "small",
+        "data": {"source": "npz", "path": "data.npz", "task": task, "validation": 0.3, "partition": {"clients": 3}},
+        "model": {"name": "mlp", "hidden": 4},
+        "federation": {"rounds": 2, "local_steps": 1},
+        "evaluation": {"federated": federated},
+        "execution": {"placement": "serial"},
+    }
+    lower = metric.rpartition("_")[2] in ("loss", "rmse", "perplexity") or "rmse" in metric
+    search = {
+        "metric": metric,
+        "mode": "min" if lower else "max",
+        "space": {"algorithm.local_lr": {"uniform": [0.01, 0.1]}, **space},
+    }
+    return parse_document(yaml.safe_dump({"experiment": experiment, "search": search}), "f.yaml", to_search=True)
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("figure", KNOWN)
+def test_a_metric_of_another_task_is_refused_with_those_that_there_are(task: str, figure: str) -> None:
+    given = document(task, f"validation_{figure}")
+    if figure in OF_TASK[task]:
+        check_trials(given, fr.RaySession())
+        return
+    there = ", ".join([*(f"validation_{name}" for name in OF_TASK[task]), "train_loss"])
+    with pytest.raises(
+        fr.ConfigError, match=rf"^search.metric: 'validation_{figure}': no round .*; there are {there}$"
+    ):
+        check_trials(given, fr.RaySession())
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "reported"),
+    [
+        ("classification", "client_accuracy_mean", True),
+        ("binary", "client_accuracy_worst_decile", True),
+        ("regression", "client_accuracy_mean", False),
+        ("regression", "client_rmse_mean", True),
+        ("classification", "client_rmse_worst_decile", False),
+    ],
+)
+def test_metrics_across_clients_are_those_of_the_task(task: str, metric: str, reported: bool) -> None:
+    given = document(task, metric, federated=True)
+    if reported:
+        check_trials(given, fr.RaySession())
+        return
+    with pytest.raises(fr.ConfigError, match=f"search.metric: '{metric}': no round of a trial on these data reports"):
+        check_trials(given, fr.RaySession())
+
+
+def test_an_auc_takes_both_labels_among_the_examples_held_out() -> None:
+    with pytest.raises(fr.ConfigError, match="there are validation_accuracy, validation_loss, train_loss"):
+        check_trials(document("binary", "validation_auc", labels=np.zeros(60, dtype=np.int64)), fr.RaySession())
+
+
+def test_searched_data_are_looked_at_too() -> None:
+    space = {"data.task": {"choice": ["classification", "binary"]}}
+    given = document("binary", "validation_auc", **space)
+    with pytest.raises(fr.ConfigError) as raised:
+        check_trials(given, fr.RaySession())
+    (problem,) = raised.value.problems
+    assert problem.startswith("search.space.data.task: 'classification': search.metric: 'validation_auc': no round")
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_the_names_are_those_that_rounds_report(task: str) -> None:
+    """Against what training reports, evaluated in all ways."""
+    experiment = document(task, "validation_loss", federated=True).experiment
+    *_, last = fr.iter_rounds(experiment)
+    evaluated = {name for name in last.metrics if name.startswith(("validation_", "test_", "client_"))}
+    evaluated.remove("client_seconds")  # how long clients took
+    names = metric_names(federation_of(experiment), ("validation", "test"), federated=True)
+    assert set(names) == evaluated
+    assert len(names) == len(evaluated)
+
+
+def test_a_perplexity_takes_tokens() -> None:
+    tokens = np.arange(40).reshape(10, 4)
+    pair = (tokens, np.arange(10))
+    assert "validation_perplexity" in metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
+    pair = (tokens.astype(np.float32), np.arange(10))
+    names = metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
+    assert names == ("validation_accuracy", "validation_loss", "validation_macro_f1")
+
+
+def test_a_search_is_refused_before_anything_starts() -> None:
+    given = document("classification", "validation_auc")
+    with fr.RaySession() as session, pytest.raises(fr.ConfigError, match=r"search\.metric: 'validation_auc'"):
+        begin(given, session, lambda standing: None)
+    assert sorted(path.name for path in Path().iterdir()) == ["data.npz"]  # no search, and no MLflow
+
+
+def test_data_that_cannot_be_used_are_refused_before_anything_starts() -> None:
+    given = document("classification", "validation_loss")
+    Path("data.npz").unlink()
+    with pytest.raises(fr.BadInput, match=r"data\.npz"):
+        begin(given, fr.RaySession(), lambda standing: None)
+    assert list(Path().iterdir()) == []
