@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fednar_ray.figures import draw_accuracy_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms
+from fednar_ray.figures import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms
 from fednar_ray.messages import RoundRecord
 
 
@@ -147,7 +147,7 @@ def test_accuracy_by_decay(decays, seeds, tmp_path):
     rng = np.random.default_rng(0)
     names = ("decoupled", "fednar", "coupled", "none")
     accuracies = {name: {decay: rng.random(seeds).tolist() for decay in decays} for name in names}
-    path = draw_accuracy_by_decay(accuracies, tmp_path / "decay.png")
+    path = draw_by_decay(accuracies, tmp_path / "decay.png")
     assert_sensible(path)
     assert inked(pixels(path)) > 100
 
