@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -135,8 +135,14 @@ def train(
     tags: Mapping[str, str] | None = None,
     name: str | None = None,
     resumption: Resumption | None = None,
+    started: Callable[[Path, int], None] | None = None,
+    ready_first: bool = False,
 ) -> Generator[RoundReport, None, Result]:
-    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
+    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run.
+
+    ``started`` is called with the run directory and the cohort width of a new run, before its first round.
+    ``ready_first``: the first round begins when all actors have started and warmed up, so that no round contains that.
+    """
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
@@ -150,6 +156,8 @@ def train(
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
+        if started is not None and resumption is None:
+            started(identity.directory, resolved.width)
         stack.enter_context(_system_metrics(prepared, identity, resumption))
         journal = stack.enter_context(_journal(prepared, identity.directory, resumption))
         if resumption is None:
@@ -162,6 +170,8 @@ def train(
             _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
         )
         prometheus = RoundMetrics(identity.directory.name)
+        if ready_first:
+            pool.wait_until_ready()
         for report in rounds_of(prepared, resolved, pool, state):
             journal.log(report)
             tracker.log(journal)

@@ -47,6 +47,7 @@ HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds, of silence
 }
+ABANDONED_TAG = "fednar.abandoned"  # of a run that another one takes the place of
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
 
 
@@ -99,6 +100,13 @@ class Store:
         with answering(self.uri):
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
         return str(run.info.run_id)
+
+    def abandon_run(self, run_id: str) -> None:
+        """End a run that nobody continues as KILLED, and mark it; one that has ended is only marked."""
+        with answering(self.uri):
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+            self.client.set_tag(run_id, ABANDONED_TAG, "true")
 
     def register_model(self, run_id: str, name: str) -> int:
         """The run's model as the next version of a registered model, made if it is new; returns the version."""
