@@ -25,7 +25,7 @@ from fednar_ray.errors import BadInput, FednarError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fednar_ray.comparison import ComparisonRecord
+    from fednar_ray.comparison.record import ComparisonRecord
     from fednar_ray.config import Document, Experiment
     from fednar_ray.resumption import Resumption
     from fednar_ray.runs import RunSummary
@@ -80,6 +80,7 @@ def run(
     experiment, resumption = _experiment(arguments, resume, may_change)
     console = _console(stderr=as_json)
     _quiet_libraries()
+    _check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import register as registered
     from fednar_ray.experiment import train
@@ -139,15 +140,23 @@ def runs(as_json: bool) -> None:
         return
     from rich.table import Table
 
+    from fednar_ray.comparison.record import kept_comparisons
+
     table = Table()
     for name in ("run", "rounds", "test accuracy", "state"):
         table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
+    comparisons = {record.name: record for record in kept_comparisons()}
     for row in rows:
         accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
-        table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _state(row))
+        if row.run in comparisons:
+            table.add_row(row.run, "–", accuracy, comparisons[row.run].state)
+        else:
+            table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _state(row))
     console = _console(stderr=False)
     console.print(table)
     console.print("fednar run --resume RUN goes on with one", soft_wrap=True)
+    if any(not record.finished for record in comparisons.values()):
+        console.print("resume a comparison with: fednar compare --resume COMPARISON", soft_wrap=True)
 
 
 def _state(row: "RunSummary") -> str:
@@ -197,8 +206,8 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     """
     arguments, resume = resume_or_file(arguments, resume)
     document, record = _comparison(arguments, resume)
-    from fednar_ray.comparison import compare as compared
-    from fednar_ray.comparison import planned_runs
+    from fednar_ray.comparison.record import planned_runs
+    from fednar_ray.comparison.running import compare as compared
     from fednar_ray.execution.ray_session import RaySession
 
     console, rounds = _console(stderr=as_json), document.experiment.federation.rounds
@@ -222,7 +231,7 @@ def _comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["Docume
     """What is compared, and the comparison that is resumed."""
     if resume is None:
         return _to_run("compare", arguments), None
-    from fednar_ray.comparison import find, find_newest
+    from fednar_ray.comparison.record import find, find_newest
 
     if resume and arguments:
         raise BadInput(f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value")
@@ -256,7 +265,12 @@ def tune(
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
+    from fednar_ray.tuning.ledger import uri_of
     from fednar_ray.tuning.search import begin, go_on
+
+    uri = document.experiment.tracking.uri if document is not None else uri_of(resume or "")
+    if document is not None or uri is not None:  # of a search that is not there, its name is what is wrong
+        _check_registration(register, uri)
 
     console = _console(stderr=as_json)
     with RaySession(address) as session, progress.shown(console) as show:
@@ -539,6 +553,14 @@ def _print_comparison(console: "Console", result: Any) -> None:
 def _print_place(console: "Console", directory: Path, uri: str) -> None:
     console.print(f"files: {directory}", soft_wrap=True)
     console.print(f"browse: fednar ui --uri {uri}", soft_wrap=True)
+
+
+def _check_registration(name: str | None, uri: str | None) -> None:
+    """Raises BadInput where a model cannot be registered under the name; None asks for nothing."""
+    if name is not None:
+        from fednar_ray.tracking.mlflow import Store
+
+        Store(uri).check_registration(name)
 
 
 def _check_port(host: str, port: int) -> None:

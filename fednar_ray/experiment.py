@@ -97,9 +97,12 @@ def run(
 def register(result: Result, name: str) -> int:
     """The result's model as the next version of ``name`` in MLflow's registry; returns the version.
 
-    Raises TrackingUnavailable where MLflow does not answer, or has not got the model yet.
+    Raises BadInput where MLflow does not accept the name, and TrackingUnavailable where it does not answer, or has not
+    got the model yet.
     """
-    return Store(result.tracking_uri).register_model(result.run_id, name)
+    store = Store(result.tracking_uri)
+    store.check_registration(name)
+    return store.register_model(result.run_id, name)
 
 
 def open_store(experiment: Experiment) -> tuple[Store, str]:

@@ -3,6 +3,7 @@
 The file is written whole before anything is trained, and again whenever one of the runs starts.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from fednar_ray.report.runs import Variant
 from fednar_ray.resumption import FIXED, FREE
 from fednar_ray.runs import FINISHED, RUNS
 from fednar_ray.tracking.lines import replace
+
+log = logging.getLogger("fednar_ray")
 
 RECORD_FILE = "comparison.yaml"
 
@@ -86,6 +89,11 @@ class ComparisonRecord:
         """Whether the comparison itself came to its end."""
         return (self.directory / FINISHED).exists()
 
+    @property
+    def state(self) -> str:
+        """What a list of runs says of it."""
+        return "comparison, finished" if self.finished else f"comparison, {self.finished_runs}/{len(self.runs)} runs"
+
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
@@ -109,12 +117,21 @@ def _sections(document: Document) -> dict[str, Any]:
     return {"experiment": dict(document.raw), "compare": compare}
 
 
+def kept_comparisons() -> Iterator[ComparisonRecord]:
+    """The comparisons in ``runs/``, the newest first; one whose record cannot be read is warned about."""
+    for directory in _directories():
+        try:
+            yield ComparisonRecord.load(directory)
+        except BadInput as error:
+            log.warning("%s", error)
+
+
 def find(name: str) -> ComparisonRecord:
     """A comparison by its name, id or directory. Raises BadInput where there is none."""
     directory = Path(name).absolute()
     if (directory / RECORD_FILE).is_file():
         return ComparisonRecord.load(directory)
-    known = list(_directories(""))
+    known = list(_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
     if not found:
         names = ", ".join(path.name for path in known[:10]) or "none are kept in this directory"
@@ -128,10 +145,9 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     Raises ConfigError where there are only comparisons of other settings under that name.
     """
     name, refused = document.experiment.name, None
-    for directory in _directories(f"{name}-"):
-        if directory.name.rpartition("-")[0] != name:
+    for record in kept_comparisons():
+        if record.name.rpartition("-")[0] != name:
             continue
-        record = ComparisonRecord.load(directory)
         different = list(_differences(record.document, document))
         if not different:
             return ComparisonRecord(directory=record.directory, document=document, runs=record.runs)
@@ -141,11 +157,11 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     return None
 
 
-def _directories(prefix: str) -> Iterator[Path]:
-    """The directories of comparisons whose names begin so, the newest first."""
+def _directories() -> Iterator[Path]:
+    """The directories of comparisons, the newest first."""
     records = sorted(
-        Path(RUNS).absolute().glob(f"{prefix}*/{RECORD_FILE}"),
-        key=lambda path: (path.parent / "experiment.yaml").stat().st_ctime_ns,
+        Path(RUNS).absolute().glob(f"*/{RECORD_FILE}"),
+        key=lambda path: path.stat().st_ctime_ns,
         reverse=True,
     )
     return (path.parent for path in records)
