@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROUNDS = 4
-RUNS = 4  # two regularizers, two seeds
+RUNS = 2  # one for each regularizer
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def write(data: Path, task: str = "regression", folder: Path | None = None, **co
         "tracking": {"uri": f"sqlite:///{(folder or Path.cwd()) / 'mlflow.db'}"},
     }
     path = (folder or Path.cwd()) / "small.yaml"
-    path.write_text(yaml.safe_dump({"experiment": experiment, "compare": {"seeds": 2, "final_rounds": 2, **compared}}))
+    path.write_text(yaml.safe_dump({"experiment": experiment, "compare": {"seeds": 1, "final_rounds": 2, **compared}}))
     return path
 
 
@@ -122,7 +122,7 @@ def history(run: Any, metric: str) -> list[float]:
 
 
 def test_a_regression_is_judged_by_its_rmse(data):
-    result = printed(str(write(data, target_rmse=0.7)))
+    result = printed(str(write(data, target_rmse=0.7, seeds=2)))
     assert "nan" not in json.dumps(result).lower()
     runs = children(result["run_id"])
     finals = {
@@ -152,7 +152,7 @@ def test_a_regression_is_judged_by_its_rmse(data):
 
 
 def test_a_regression_without_a_target_shows_a_dash_and_says_that_lower_is_better(data):
-    result = fednar("compare", str(write(data)), "compare.seeds=1", "compare.weight_decays=[0.01, 0.1]")
+    result = fednar("compare", str(write(data)), "compare.weight_decays=[0.01, 0.1]")
     assert result.exit_code == 0, result.output
     assert "1 seed; no target rmse; difference to decoupled; a lower rmse is better" in result.output
     assert "nan" not in result.output.lower()
@@ -168,7 +168,7 @@ def test_a_regression_without_a_target_shows_a_dash_and_says_that_lower_is_bette
 
 
 def test_a_binary_task_is_judged_by_its_accuracy(data):
-    result = printed(str(write(data, "binary")), "compare.target_accuracy=0.6", "compare.seeds=1")
+    result = printed(str(write(data, "binary")), "compare.target_accuracy=0.6")
     runs = children(result["run_id"])
     for row in result["rows"]:
         accuracies = history(runs[0.05, row["regularizer"], 0], "test_accuracy")
@@ -244,7 +244,7 @@ def test_a_serial_run_is_warm_before_its_first_round(data):
 
 @pytest.mark.ray
 def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, session):
-    overrides = ["execution.placement=pooled", "execution.actors=2"]
+    overrides = ["execution.placement=pooled", "execution.actors=2", "execution.gpus_per_actor=0"]
     prepared = prepare(load_document(write(data), overrides).experiment)
     with place(prepared, resolve(prepared, session), session) as pool:
         pool.wait_until_ready()
@@ -296,7 +296,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[An
         return without_durations(result["rows"]), trajectories(result["name"])
 
 
-@pytest.mark.parametrize("rounds", [1, ROUNDS - 1, ROUNDS, 2 * ROUNDS + 3, RUNS * ROUNDS])
+@pytest.mark.parametrize("rounds", [1, ROUNDS, ROUNDS + 3, RUNS * ROUNDS])
 def test_a_resumed_comparison_ends_as_if_nothing_had_happened(rounds, data, whole):
     name = interrupted(document(data), rounds)
     started = -(-rounds // ROUNDS)
@@ -329,7 +329,7 @@ def test_where_it_trains_may_differ_and_nothing_else(data):
     name = interrupted(document(data), 1)
     file = str(Path("small.yaml"))
     for change, says in [
-        ("compare.seeds=3", "compare.seeds: 3, and was 2"),
+        ("compare.seeds=3", "compare.seeds: 3, and was 1"),
         ("federation.rounds=5", "federation.rounds: 5, and was 4"),
         ("regularizer.clip_bound=1", "regularizer.clip_bound: 1.0, and was 0.5"),
     ]:
@@ -380,7 +380,7 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
     assert statuses() == ["FINISHED"] * (RUNS + 1) + ["KILLED"]  # the attempt that another one replaced
     assert len(children(summary["run_id"])) == RUNS
     drawn = fednar("report", summary["run_id"], "--uri", f"sqlite:///{Path.cwd() / 'mlflow.db'}", "--json")
-    assert drawn.exit_code == 0, drawn.output  # each variant has its two seeds, and no third
+    assert drawn.exit_code == 0, drawn.output
 
 
 def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
@@ -395,7 +395,7 @@ def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
 def test_runs_says_what_is_a_comparison_and_how_far_it_is(data):
     name = interrupted(document(data), ROUNDS + 1)
     output = fednar("runs").output
-    assert re.search(rf"{name} .*comparison, 1/4 runs", output)
+    assert re.search(rf"{name} .*comparison, 1/2 runs", output)
     assert "resume a comparison with: fednar compare --resume COMPARISON" in output
     printed("--resume", name)
     assert re.search(rf"{name} .*comparison, finished", fednar("runs").output)
