@@ -27,6 +27,7 @@ from fednar_ray.errors import BadInput, FednarError, TrackingUnavailable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fednar_ray.comparison.record import ComparisonRecord
     from fednar_ray.config import Document, Experiment
     from fednar_ray.resumption import Resumption
     from fednar_ray.runs import RunSummary
@@ -37,6 +38,7 @@ PIPE_COLUMNS = 150
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM)
 SHOWN = (
     "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
+    "test_rmse", "validation_rmse", "client_rmse_mean", "client_rmse_worst_decile",
     "test_loss", "train_loss", "clip_fraction", "effective_weight_decay", "clients_failed",
 )  # fmt: skip
 
@@ -81,6 +83,7 @@ def run(
     experiment, resumption = _experiment(arguments, resume, may_change)
     console = _console(stderr=as_json)
     _quiet_libraries()
+    _check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.experiment import register as registered
     from fednar_ray.experiment import train
@@ -140,15 +143,23 @@ def runs(as_json: bool) -> None:
         return
     from rich.table import Table
 
+    from fednar_ray.comparison.record import kept_comparisons
+
     table = Table()
     for name in ("run", "rounds", "test accuracy", "state"):
         table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
+    comparisons = {record.name: record for record in kept_comparisons()}
     for row in rows:
         accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
-        table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _state(row))
+        if row.run in comparisons:
+            table.add_row(row.run, "–", accuracy, comparisons[row.run].state)
+        else:
+            table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _state(row))
     console = _console(stderr=False)
     console.print(table)
     console.print("fednar run --resume RUN goes on with one", soft_wrap=True)
+    if any(not record.finished for record in comparisons.values()):
+        console.print("resume a comparison with: fednar compare --resume COMPARISON", soft_wrap=True)
 
 
 def _state(row: "RunSummary") -> str:
@@ -197,34 +208,59 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
 @arguments
 @as_json
 @ray_address
-def compare(arguments: tuple[str, ...], as_json: bool, address: str | None) -> None:
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    help="Resume the comparison NAME: a name, id, or directory. Without NAME, the newest comparison of the experiment; "
+    "where there is none, a new one is started.",
+)
+def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over seeds; without FILE, the embedded comparison on digits.
 
     key=value overrides a setting: compare.seeds=5, regularizer.clip_bound=1
     """
-    document = _to_run("compare", arguments)
-    from fednar_ray.comparison import compare as compared
-    from fednar_ray.comparison import variants
+    arguments, resume = resume_or_file(arguments, resume)
+    document, record = _comparison(arguments, resume)
+    from fednar_ray.comparison.record import planned_runs
+    from fednar_ray.comparison.running import compare as compared
     from fednar_ray.execution.ray_session import RaySession
 
     console, rounds = _console(stderr=as_json), document.experiment.federation.rounds
-    runs = len(variants(document)) * document.compare.seeds
+    runs = len(planned_runs(document.experiment, document.compare))
     _quiet_libraries()
     with (
         RaySession(address) as session,
-        closing(compared(document, session)) as comparing,
+        closing(compared(document, session, record)) as comparing,
         _progress(console, runs * rounds, every=rounds) as show,
     ):
         result = _drained(
             comparing, lambda p: show(p.run * rounds + p.report.round_index + 1, p.label, p.report.metrics)
         )
     if as_json:
-        rows = [row.cells() for row in result.rows]
-        by_decay = None if result.accuracy_by_decay is None else str(result.accuracy_by_decay)
-        charts = {"chart": str(result.chart), "accuracy_by_decay": by_decay}
-        click.echo(json.dumps({"rows": rows, **charts, "run_id": result.run_id}))
+        click.echo(json.dumps(_comparison_summary(result)))
     else:
         _print_comparison(console, result)
+
+
+def _comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["Document", "ComparisonRecord | None"]:
+    """What is compared, and the comparison that is resumed."""
+    if resume is None:
+        return _to_run("compare", arguments), None
+    from fednar_ray.comparison.record import find, find_newest
+
+    if resume and arguments:
+        raise BadInput(f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value")
+    if resume:
+        record = find(resume)
+        check_results_outlive_the_job(record.document, "compare")
+        return record.document, record
+    document = _to_run("compare", arguments)
+    newest = find_newest(document)
+    if newest is None:
+        click.echo(f"no comparison of {document.experiment.name!r} to resume; starting a new one", err=True)
+    return document, newest
 
 
 @cli.command()
@@ -249,6 +285,10 @@ def tune(
     from fednar_ray.tuning.creation import name_of
     from fednar_ray.tuning.ledger import uri_of
     from fednar_ray.tuning.search import begin, go_on
+
+    uri = document.experiment.tracking.uri if document is not None else uri_of(resume or "")
+    if document is not None or uri is not None:  # of a search that is not there, its name is what is wrong
+        _check_registration(register, uri)
 
     console = _console(stderr=as_json)
     with RaySession(address) as session, progress.shown(console) as show:
@@ -438,7 +478,9 @@ def _progress(console: "Console", total: int, every: int | None = None) -> Itera
 
 
 def _accuracy(metrics: dict[str, float]) -> str:
-    """As text; empty for a round that was not evaluated."""
+    """The accuracy, or of regression the RMSE, as text; empty for a round that was not evaluated."""
+    if "test_rmse" in metrics:
+        return f"test rmse {metrics['test_rmse']:.4g}"
     return f"test accuracy {metrics['test_accuracy']:.3f}" if "test_accuracy" in metrics else ""
 
 
@@ -491,13 +533,34 @@ def _whereabouts(result: Any) -> str:
     return f"trained on {actors}, {result.cohort_width} clients at a time"
 
 
+def _comparison_summary(result: Any) -> dict[str, Any]:
+    by_decay = None if result.by_decay is None else str(result.by_decay)
+    return {
+        "name": result.name,
+        "rows": [row.cells() for row in result.rows],
+        "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
+        "chart": str(result.chart),
+        f"{result.rows[0].measure.name}_by_decay": by_decay,
+        "run_id": result.run_id,
+    }
+
+
+def _comparison_title(result: Any) -> str:
+    settings, measure = result.settings, result.rows[0].measure
+    target = settings.target_accuracy if measure.higher_is_better else settings.target_rmse
+    parts = [
+        f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}",
+        f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",
+        f"difference to {settings.regularizers[0]}" + (", 95 % interval" if settings.seeds > 1 else ""),
+    ]
+    return "; ".join(parts if measure.higher_is_better else [*parts, f"a lower {measure.name} is better"])
+
+
 def _print_comparison(console: "Console", result: Any) -> None:
     from rich.table import Table
 
-    seeds, target = result.settings.seeds, result.settings.target_accuracy
-    title = f"{seeds} seeds; target accuracy {target:g}; difference to {result.settings.regularizers[0]}, 95 % interval"
     rows = [row.cells() for row in result.rows]
-    table = Table(title=title)
+    table = Table(title=_comparison_title(result))
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "regularizer" else "right")
     for row in rows:
@@ -508,14 +571,22 @@ def _print_comparison(console: "Console", result: Any) -> None:
             who = f"{row.variant.regularizer}, weight decay {row.variant.weight_decay:g}"
             console.print(f"{who}: {', '.join(row.alerts)} (see above)", soft_wrap=True)
     console.print(f"chart: {result.chart}", soft_wrap=True)
-    if result.accuracy_by_decay is not None:
-        console.print(f"accuracy against weight decay: {result.accuracy_by_decay}", soft_wrap=True)
+    if result.by_decay is not None:
+        console.print(f"{result.rows[0].measure.name} against weight decay: {result.by_decay}", soft_wrap=True)
     _print_place(console, result.chart.parent, result.tracking_uri)
 
 
 def _print_place(console: "Console", directory: Path, uri: str) -> None:
     console.print(f"files: {directory}", soft_wrap=True)
     console.print(f"browse: fednar ui --uri {shlex.quote(uri)}", soft_wrap=True)
+
+
+def _check_registration(name: str | None, uri: str | None) -> None:
+    """Raises BadInput where a model cannot be registered under the name; None asks for nothing."""
+    if name is not None:
+        from fednar_ray.tracking.mlflow import Store
+
+        Store(uri).check_registration(name)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -102,9 +102,12 @@ def run(
 def register(result: Result, name: str) -> int:
     """The result's model as the next version of ``name`` in MLflow's registry; returns the version.
 
-    Raises TrackingUnavailable where MLflow does not answer, or has not got the model yet.
+    Raises BadInput where MLflow does not accept the name, and TrackingUnavailable where it does not answer, or has not
+    got the model yet.
     """
-    return Store(result.tracking_uri).register_model(result.run_id, name)
+    store = Store(result.tracking_uri)
+    store.check_registration(name)
+    return store.register_model(result.run_id, name)
 
 
 def open_store(experiment: Experiment) -> tuple[Store, str]:
@@ -140,8 +143,14 @@ def train(
     tags: Mapping[str, str] | None = None,
     name: str | None = None,
     resumption: Resumption | None = None,
+    started: Callable[[Path, int], None] | None = None,
+    ready_first: bool = False,
 ) -> Generator[RoundReport, None, Result]:
-    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
+    """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run.
+
+    ``started`` is called with the run directory and the cohort width of a new run, before its first round.
+    ``ready_first``: the first round begins when all actors have started and warmed up, so that no round contains that.
+    """
     if resumption is not None:
         _check_buffers(prepared, resumption)
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
@@ -160,6 +169,8 @@ def train(
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumed, copied=copied)
         )
+        if started is not None and resumption is None:
+            started(identity.directory, resolved.width)
         stack.enter_context(_system_metrics(prepared, identity, resumption))
         journal = stack.enter_context(_journal(prepared, identity.directory, resumption))
         if resumption is None:
@@ -172,6 +183,8 @@ def train(
             _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
         )
         prometheus = RoundMetrics(identity.directory.name)
+        if ready_first:
+            pool.wait_until_ready()
         for report in rounds_of(prepared, resolved, pool, state):
             journal.log(report)
             tracker.log(journal)

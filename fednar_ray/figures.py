@@ -15,6 +15,8 @@ from fednar_ray.messages import RoundRecord
 COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
 WIDE = 20.0  # numbers further apart than this many times are on a logarithmic axis
+LEAST_SPAN = 0.1  # of the largest number on a linear axis: rounding errors do not look like differences
+LINES = ("-", "--")  # of two lines in one panel: both are seen where they coincide
 BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
 MOST_LABELS = 8  # beyond this many the axis chooses
 MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
@@ -63,11 +65,13 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
         "weight decay": ("effective_weight_decay", "weight_decay"),
     }
     for axes, (title, names) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
-        for name in names:
+        for name, style in zip(names, LINES, strict=False):
             points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker=_marker(len(points)))
+                label, marker = name.replace("_", " "), _marker(len(points))
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, linestyle=style)
         axes.set(title=title, xlabel="round")
+        widen(axes)
         axes.grid(alpha=0.3)
         if len(names) > 1 and axes.lines:
             axes.legend(frameon=False)
@@ -127,6 +131,15 @@ def _norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
     return norms
 
 
+def widen(axes: Axes) -> None:
+    """Give a linear axis a span of a tenth of its largest number at least: a rounding error is no slope, and no gap."""
+    low, high = axes.dataLim.intervaly
+    least = LEAST_SPAN * max(abs(low), abs(high))
+    if np.isfinite(least) and high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - 0.55 * least, middle + 0.55 * least)
+
+
 def _marker(points: int) -> str | None:
     """A line of one point shows nothing."""
     return "o" if points == 1 else None
@@ -136,20 +149,25 @@ Curves = Mapping[str, npt.NDArray[np.float64]]
 """A regularizer's curves over rounds, [seeds, rounds]; NaN where a round was not evaluated."""
 
 
-def draw_comparison(accuracy: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path) -> Path:
-    """Accuracy (above) and effective weight decay (below) over rounds; a column a weight decay.
+def draw_comparison(
+    values: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path, *, measure: str = "test accuracy"
+) -> Path:
+    """The measure (above) and effective weight decay (below) over rounds, one column per weight decay.
 
-    Lines are means over seeds, bands the range.
+    Lines are means over seeds, bands the range.  ``measure`` names the values; an accuracy's axis is 0 to 1, another's
+    begins at 0.
     """
-    figure = Figure(figsize=(max(5.5, 5 * len(accuracy)), 7), layout="constrained")
-    grid = figure.subplots(2, len(accuracy), sharex=True, squeeze=False)
-    for column, weight_decay in enumerate(accuracy):
-        _bands(grid[0, column], accuracy[weight_decay])
+    figure = Figure(figsize=(max(5.5, 5 * len(values)), 7), layout="constrained")
+    grid = figure.subplots(2, len(values), sharex=True, squeeze=False)
+    accuracy = measure.endswith("accuracy")
+    for column, weight_decay in enumerate(values):
+        _bands(grid[0, column], values[weight_decay])
         _bands(grid[1, column], decay[weight_decay])
-        grid[0, column].set(title=f"weight decay {weight_decay:g}", ylim=(0, 1), ylabel="test accuracy")
+        grid[0, column].set(title=f"weight decay {weight_decay:g}", ylabel=measure)
+        grid[0, column].set_ylim(bottom=0, top=1 if accuracy else None)
         grid[1, column].set(xlabel="round", ylabel="effective weight decay")
         grid[1, column].set_ylim(bottom=0)
-        grid[0, column].legend(frameon=False, loc="lower right")
+        grid[0, column].legend(frameon=False, loc="lower right" if accuracy else "best")
     figure.savefig(path, dpi=110)
     return path
 
@@ -166,26 +184,27 @@ def _bands(axes: "object", curves: Curves) -> None:
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
 
 
-AccuracyByDecay = Mapping[str, Mapping[float, Sequence[float]]]
-"""Final accuracies, one a seed, by regularizer and weight decay λ_0."""
+ByDecay = Mapping[str, Mapping[float, Sequence[float]]]
+"""Final values, one per seed, by regularizer and weight decay λ_0."""
 
 
-def draw_accuracy_by_decay(accuracies: AccuracyByDecay, path: Path, *, measure: str = "test accuracy") -> Path:
-    """Final accuracy against weight decay, a line a regularizer: how forgiving each is of a badly chosen λ_0.
+def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy") -> Path:
+    """Final values against weight decay, one line per regularizer: how forgiving each is of a badly chosen λ_0.
 
     Points are means over seeds, bars their standard deviations; the axis of decays is logarithmic, with λ_0 = 0 at its
     left end.  ``measure`` names what the numbers are.
     """
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, by_decay in accuracies.items():
+    for name, by_decay in finals.items():
         decays = sorted(by_decay)
         means = [float(np.mean(by_decay[decay])) for decay in decays]
         spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
         style: Any = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
         axes.errorbar(decays, means, yerr=spreads, label=name, **style)
-    _decay_axis(axes, sorted({decay for by_decay in accuracies.values() for decay in by_decay}))
+    _decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
     axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
+    widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -114,13 +114,13 @@ class SerialBench:
         self._shards, self._splits = prepared.federation.loaded()
         self._trainer = CohortTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
 
-    def pool(self, prepared: Prepared) -> SerialPool:
-        """For one run; no other may be under way."""
+    def pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
+        """For one run; no other may be under way. ``warm_up``: the clients that the pool warms up with when asked."""
         self._trainer.adopt(prepared.training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
-        return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution))
+        return SerialPool(self._trainer, scorer, Tolerance.of(prepared.experiment.execution), warm_up)
 
 
 @contextmanager
@@ -129,13 +129,13 @@ def place(
 ) -> Iterator[SerialPool | RayPool]:
     """A pool at work; a serial one on ``bench``, where there is one."""
     federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
+    warm_up = _like_a_cohort(prepared, resolved.width)
     if resolved.actors is None:
-        yield (bench or SerialBench(prepared)).pool(prepared)
+        yield (bench or SerialBench(prepared)).pool(prepared, warm_up)
         return
     if resolved.placement == "dedicated":
         pool = RayPool.dedicated(session, resolved.actors, settings, plan, federation)
     else:
-        warm_up = _like_a_cohort(prepared, resolved.width)
         pool = RayPool.pooled(session, resolved.actors, settings, plan, federation, warm_up)
     with closing(pool):
         yield pool

@@ -12,9 +12,10 @@ from fednar_ray.report import Report, write_report
 from fednar_ray.report.runs import OF_VARIANTS, Records, Variant, draw_run, draw_variants
 from fednar_ray.runs import RUNS, KeptRun, named
 from fednar_ray.tracking.addresses import check_confirmed
+from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.mlflow import ABANDONED_TAG, Store
 from fednar_ray.tracking.reading import KIND_TAG, children_of, measured, records_of, run_of
 from fednar_ray.tracking.searches import NAME_TAG, read_search
 
@@ -90,6 +91,8 @@ def _drawn(store: Store, run: Run, directory: Path) -> Written:
         return Written(page=None, files=draw_run(records_of(store, run), directory))
     variants: dict[Variant, list[Records]] = {}
     for child in children_of(store, run):
+        if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
+            continue  # another run takes its place, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
         variants.setdefault(variant, []).append(measured(store, child, OF_VARIANTS))

@@ -2,9 +2,12 @@
 
 import logging
 import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,14 +66,14 @@ BAD = {
     "clients that send a hundred times too much": ("digits", ["corruption.scaled=0.2"], "diverges"),
 }
 CHANGE = {
-    "weight_decay": "regularizer.weight_decay: 0.01 (now 0.1), or regularizer.name: fednar with regularizer.clip",
-    "the decay of a clipped gradient": "regularizer.weight_decay: 0.003 (now 0.03), or regularizer.name: fednar.",
-    "clip_bound": "regularizer.clip_bound: 1.1 (now 0.001), which would clip half",
+    "weight_decay": "regularizer.weight_decay: 0.01 (now 0.1), which would pull with 0.0",
+    "the decay of a clipped gradient": "fednar compare FILE compare.regularizers=[decoupled,fednar]",
+    "clip_bound": "regularizer.clip_bound: 2.4 (now 0.001), which would have clipped at most half of this run's steps",
     "local_lr too high": "algorithm.local_lr: 1 (now 10)",
     "local_lr too low": "algorithm.local_lr: 0.005 (now 0.0005)",
     "nan": "look at the data of these clients",
     "dropout": "availability.over_sampling",
-    "clients that send a hundred times too much": "screening.max_deviation: 5, or aggregation.name: norm_bound",
+    "clients that send a hundred times too much": "screening.max_deviation: 5 leaves out those far from the rest",
 }
 
 
@@ -81,6 +84,94 @@ def test_a_badly_chosen_setting_is_reported_with_what_to_change(case):
     assert ",".join(alert.name for alert in alerts) == names
     assert CHANGE[case] in alerts[0].message
     assert all("Likely cause: " in alert.message for alert in alerts)
+
+
+# what is advised is safe
+
+VALUE = re.compile(r"(algorithm|regularizer)\.(\w+): (\S+) \(now ")
+
+
+def advised(alerts: Iterable[Alert]) -> list[str]:
+    """The settings that alerts give a value for, as overrides."""
+    found = [VALUE.finditer(alert.message.partition("What to change: ")[2]) for alert in alerts]
+    return [f"{section}.{name}={value}" for matches in found for section, name, value in (m.groups() for m in matches)]
+
+
+def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
+    """Mean test accuracy of the last rounds, and the run's alerts."""
+    settings = embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
+    records = [report.record() for report in fr.iter_rounds(settings)]
+    final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
+    return final, alerts_of(settings, records, Chance("accuracy", 0.103))
+
+
+ADVISED = {
+    "decay of plain SGD": (["regularizer.name=coupled", "regularizer.weight_decay=0.1"], 1),
+    "decay of a clipped gradient": (["regularizer.name=decoupled", "regularizer.weight_decay=0.1"], 1),
+    "a bound near zero": (["regularizer.clip_bound=0.001"], 2),
+    "a bound that makes up for long steps": (["regularizer.clip_bound=0.03", "algorithm.local_lr=3"], 0),
+    "long steps": (["algorithm.local_lr=10"], 1),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_following_an_alert_does_not_lower_the_accuracy(case):
+    overrides, values = ADVISED[case]
+    before, alerts = accuracy_of("digits", overrides)
+    assert alerts
+    changes = advised(alerts)
+    assert len(changes) == values
+    for change in changes:
+        after, _ = accuracy_of("digits", [*overrides, change])
+        assert after >= before - 0.02, change
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), anneal=st.floats(0.8, 1.0), name=st.sampled_from(["fednar", "decoupled"]))
+def test_a_bound_that_is_advised_would_have_clipped_at_most_half_of_the_steps(data, anneal, name):
+    """Norms of any spread: rows are clients, columns steps."""
+    bound, records, rounds = 0.001, [], []
+    for t in range(12):
+        seed, spread = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.floats(0, 3))
+        norms = np.random.default_rng(seed).lognormal(1, spread, size=(4, 6))
+        rounds.append(norms)
+        low, high = np.quantile(norms.mean(axis=1), (0.1, 0.9))
+        figures = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
+        records.append(
+            record(t, **figures, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
+        )
+    alerts = alerts_of(experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
+    assert {alert.name for alert in alerts} == {"clips_everything", "stalls"}
+    for alert in alerts:
+        ((_, value),) = [change.split("=") for change in advised([alert])]
+        seen = rounds[: alert.round_index + 1]
+        shares = [(norms > float(value) * anneal**t).mean() for t, norms in enumerate(seen)]
+        assert max(shares) <= 0.5
+
+
+def diverging(norm: float, **sections: Any) -> str:
+    """The alert of a run whose steps become longer than in its best rounds, in which ‖v‖ was 1."""
+    risen = [record(t, train_loss=50.0, step_norm=norm, step_norm_p90=norm, clip_bound=10.0) for t in range(8, 11)]
+    (alert,) = alerts_of(experiment(**sections), [*learning(8, clip_bound=10.0), *risen], CHANCE)
+    assert alert.name == "diverges"
+    return alert.message
+
+
+def test_a_diverging_run_gets_the_bound_of_its_best_rounds_or_none():
+    """Twice the mean norm of its best rounds, rounded up; none that would not bite now, or that loosens the bound."""
+    advice = "regularizer.clip_bound: 2.1 (now 10), which would have clipped at most half of the steps up to the best"
+    assert advice in diverging(9.0)
+    assert f"regularizer.name: fednar with {advice}" in diverging(9.0, regularizer={"name": "coupled"})
+    for norm, sections in [(1.5, {}), (math.nan, {}), (9.0, {"regularizer": {"name": "none"}})]:
+        message = diverging(norm, **sections)
+        assert "clip_bound:" not in message
+        assert "algorithm.local_lr: 0.01 (now 0.1); shorter steps take more rounds" in message
+
+
+def test_a_decay_that_throws_parameters_across_zero_is_lowered_far_enough():
+    rising = [record(t, train_loss=float(9**t), weight_decay=1e4) for t in range(6)]
+    (alert, *_) = alerts_of(experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
+    assert "regularizer.weight_decay: 0.1 (now 10000); a step then shrinks the parameters by 1 %" in alert.message
 
 
 # by hand, round by round

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fednar_ray.figures import draw_accuracy_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms
+from fednar_ray.figures import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms, widen
 from fednar_ray.messages import RoundRecord
 
 
@@ -147,7 +148,7 @@ def test_accuracy_by_decay(decays, seeds, tmp_path):
     rng = np.random.default_rng(0)
     names = ("decoupled", "fednar", "coupled", "none")
     accuracies = {name: {decay: rng.random(seeds).tolist() for decay in decays} for name in names}
-    path = draw_accuracy_by_decay(accuracies, tmp_path / "decay.png")
+    path = draw_by_decay(accuracies, tmp_path / "decay.png")
     assert_sensible(path)
     assert inked(pixels(path)) > 100
 
@@ -189,3 +190,56 @@ def test_curves_of_a_regression_show_its_errors(tmp_path):
     ]
     picture = pixels(draw_curves(history, tmp_path / "curves.png"))
     assert inked(picture[: picture.shape[0] // 2, : picture.shape[1] // 2]) > 100
+
+
+def spans(*lines):
+    """The limits of an axis with these lines, after ``widen``."""
+    axes = Figure().subplots()
+    for line in lines:
+        axes.plot(line)
+    widen(axes)
+    return axes.get_ylim()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.01, 1.0, -5.0, 1e6])
+def test_rounding_errors_do_not_fill_an_axis(scale):
+    exact, rounded = np.full(5, scale), np.full(5, scale) * (1 + 1e-7 * np.arange(5))
+    low, high = spans(exact, rounded)
+    assert high - low >= 0.1 * abs(scale)
+    assert low < scale < high
+
+
+def test_real_differences_keep_their_axis():
+    lines = np.linspace(0.2, 0.9, 5), np.linspace(0.1, 0.8, 5)
+    axes = Figure().subplots()
+    for line in lines:
+        axes.plot(line)
+    assert spans(*lines) == axes.get_ylim()
+    assert spans() == Figure().subplots().get_ylim()
+    assert spans(np.zeros(3))[0] < 0 < spans(np.zeros(3))[1]
+
+
+def test_curves_that_agree_to_rounding_are_drawn_as_one(tmp_path):
+    def coloured_rows(decays):
+        """Rows of pixels in the panel of the weight decay that lines or the legend cross."""
+        history = [
+            RoundRecord(round_index=t, metrics={"weight_decay": 0.01, "effective_weight_decay": value},
+                        client_ids=(0,), failures={})
+            for t, value in enumerate(decays)
+        ]  # fmt: skip
+        picture = pixels(draw_curves(history, tmp_path / "curves.png"))
+        panel = picture[picture.shape[0] // 2 :, picture.shape[1] // 2 :]
+        return int((np.ptp(panel, axis=-1) > 0.2).any(axis=1).sum())
+
+    equal = coloured_rows([0.01] * 6)
+    assert equal < 20
+    assert coloured_rows([np.float32(0.01) * (1 + 1e-7 * t) for t in range(6)]) == equal
+    assert coloured_rows([0.01 * (1 - 0.1 * t) for t in range(6)]) > 100
+
+
+def test_a_comparison_of_errors_has_an_axis_of_their_size(tmp_path):
+    """Values of thousands lie within the picture; on an axis from 0 to 1 nothing of them would show."""
+    runs = {0.01: {"fednar": np.array([[4000.0, 2500.0, 1200.0]])}}
+    decay = {0.01: {"fednar": np.full((1, 3), 0.01)}}
+    picture = pixels(draw_comparison(runs, decay, tmp_path / "c.png", measure="test rmse"))
+    assert inked(picture[: picture.shape[0] // 2]) > 200

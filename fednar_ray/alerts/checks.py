@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.alerts.past import LONGEST, SOON, Past, ratio
+from fednar_ray.alerts.past import FAR, LONGEST, SOON, Past, ratio
 from fednar_ray.errors import RoundAborted
 from fednar_ray.messages import RoundRecord
 from fednar_ray.screening import NOT_FINITE
@@ -52,21 +52,32 @@ def _too_long(past: Past, what: str) -> Finding:
         return Finding(
             what,
             f"some clients send updates longer than their steps: ‖Δ‖ is {past.typical('update_norm'):.3g}",
-            "screening.max_deviation: 5, or aggregation.name: norm_bound, and look at these clients",
+            "look at these clients; screening.max_deviation: 5 leaves out those far from the rest, and "
+            "aggregation.name: norm_bound shortens their updates, honest ones too",
         )
     if rate * past.typical("weight_decay") >= 1:
-        decay = settings.regularizer.weight_decay
+        decay = min(settings.regularizer.weight_decay / 100, 0.01 / settings.algorithm.local_lr)
         cause = "local_lr · weight_decay is 1 or more, so that a step throws parameters across zero"
-        return Finding(what, cause, _to("regularizer.weight_decay", decay, decay / 100))
-    lower = _to("algorithm.local_lr", settings.algorithm.local_lr, settings.algorithm.local_lr / 10)
-    if settings.algorithm.server_lr not in (None, 1.0):
-        lower += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
-    if settings.regularizer.name in ("coupled", "none"):
-        lower += ", or regularizer.name: fednar, which bounds each step"
-    elif past.norm_in_bounds < 1:
-        lower += f", or {_to('regularizer.clip_bound', settings.regularizer.clip_bound, past.bound_for(0.5))}"
+        cost = "; a step then shrinks the parameters by 1 % at most"
+        return Finding(what, cause, _to("regularizer.weight_decay", settings.regularizer.weight_decay, decay) + cost)
     beginning = "" if past.first else ", or inputs are not normalised"  # nothing was ever trained
-    return Finding(what, f"steps are too long{beginning}", lower)
+    return Finding(what, f"steps are too long{beginning}", _shorter_steps(past))
+
+
+def _shorter_steps(past: Past) -> str:
+    settings = past.experiment
+    rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
+    change = _to("algorithm.local_lr", rate, rate / 10)
+    if settings.algorithm.server_lr not in (None, 1.0):
+        change += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
+    change += "; shorter steps take more rounds"
+    healthy, name = past.healthy_bound, settings.regularizer.name
+    bites = 0 < healthy < past.typical("step_norm")
+    if bites and (name == "coupled" or (past.clips and past.norm_in_bounds < 1 and healthy < bound)):
+        switch = "regularizer.name: fednar with " if name == "coupled" else ""
+        cost = "which would have clipped at most half of the steps up to the best round"
+        change += f". Or {switch}{_to_bound(bound, healthy)}, {cost}"
+    return change
 
 
 def _stalls(past: Past) -> Finding | None:
@@ -96,24 +107,44 @@ def _rises(values: npt.NDArray[np.float64]) -> bool:
 
 
 def _why_nothing_is_learned(past: Past, what: str) -> Finding:
-    settings = past.experiment
-    moved, rate, bound = past.moved, settings.algorithm.local_lr, settings.regularizer.clip_bound
+    moved, rate = past.moved, past.experiment.algorithm.local_lr
     if past.clips_nearly_everything:
-        return Finding(
-            what, "steps are clipped to almost nothing", _to("regularizer.clip_bound", bound, past.bound_for(1))
-        )
+        return Finding(what, "steps are clipped to almost nothing", _larger_bound(past))
     if past.decay_share >= 1:
         return Finding(what, "weight decay is stronger than the gradient", _less_decay(past))
-    if len(moved) and moved.max() > 0.5:
+    if len(moved) and moved.max() > FAR:
         cause = "steps are too long: a round moves the parameters by as much as they are long"
-        return Finding(what, cause, _to("algorithm.local_lr", rate, rate / 10))
+        return Finding(what, cause, _to("algorithm.local_lr", rate, rate / 10) + "; shorter steps take more rounds")
     if len(moved) and float(np.median(moved)) < 0.01:
         cause = f"steps are too short: a round moves the parameters by {100 * float(np.median(moved)):.2g} %"
-        if past.clips and past.norm_in_bounds > 1:
-            return Finding(what, cause, _to("regularizer.clip_bound", bound, past.bound_for(1)))
-        return Finding(what, cause, _to("algorithm.local_lr", rate, rate * 10))
+        return Finding(what, cause, _longer_steps(past))
     cause = "the model, its labels or its inputs; steps have a usual length"
     return Finding(what, cause, "look at the data (fednar data inspect) and the model; try algorithm.local_lr too")
+
+
+def _longer_steps(past: Past) -> str:
+    rate, most = past.experiment.algorithm.local_lr, float(past.moved.max())
+    if past.clips and past.norm_in_bounds > 1:
+        return _larger_bound(past)
+    factor = min(10.0, ratio(FAR, most))
+    share = 100 * min(factor * most, FAR)
+    longer = f"; a round would then move the parameters by {share:.2g} % of their norm at most"
+    return _to("algorithm.local_lr", rate, rate * factor) + longer
+
+
+def _larger_bound(past: Past) -> str:
+    """A larger clip bound: a value only where this run's norms support one, and where the longer steps stay short."""
+    bound, longer = past.experiment.regularizer.clip_bound, past.norm_in_bounds
+    if 0 < past.mild_bound < math.inf and past.may_lengthen(longer):
+        change = _to_bound(bound, past.mild_bound)
+        return (
+            f"{change}, which would have clipped at most half of this run's steps; they get {longer:.2g} times longer"
+        )
+    return (
+        f"regularizer.clip_bound (now {bound:g}) could be larger, but whole steps, {longer:.2g} times longer, may be "
+        f"too long for algorithm.local_lr {past.experiment.algorithm.local_lr:g}: raise the bound by a factor of 2 at "
+        "a time, and keep what the validation metric confirms"
+    )
 
 
 def _loses_clients(past: Past) -> Finding | None:
@@ -143,8 +174,14 @@ def _wanted(past: Past, record: RoundRecord) -> float:
 
 
 LOSSES = {
-    "clients_dropped_out": ("they did not return", "federation.clients_per_round or availability.over_sampling: more"),
-    "clients_late": ("they were late", "availability.deadline_seconds: more, or availability.over_sampling: above 1"),
+    "clients_dropped_out": (
+        "they did not return",
+        "federation.clients_per_round or availability.over_sampling: more; a round then costs more",
+    ),
+    "clients_late": (
+        "they were late",
+        "availability.deadline_seconds: more, or availability.over_sampling: above 1; a round then takes or costs more",
+    ),
     "clients_failed": ("they failed", "see clients_that_did_not_count.json"),
     "": ("they were not there", "availability: whom the trace or on_off leaves, and federation.clients_per_round"),
 }
@@ -152,11 +189,11 @@ REASONS = {NOT_FINITE: "not finite", "far above the round's median": "screened",
 FAILURES = {
     "not finite": (
         "their updates are not finite",
-        "look at the data of these clients; if it is in order, algorithm.local_lr: a tenth",
+        "look at the data of these clients; if it is in order, algorithm.local_lr: a tenth, which takes more rounds",
     ),
     "screened": (
         "their updates are far longer than others'",
-        "look at these clients, or screening.max_deviation: more",
+        "look at these clients; screening.max_deviation: more lets them in, whatever they send",
     ),
     "": ("they failed", "the reasons in the log; execution.retries and execution.client_timeout_seconds: more"),
 }
@@ -173,7 +210,7 @@ def _clips_everything(past: Past) -> Finding | None:
     return Finding(
         f"every step is clipped, to {left:.2g} % of its length" + (decay if settings.name == "fednar" else ""),
         f"the bound is {past.norm_in_bounds:.3g} times smaller than ‖v‖, which is {past.typical('step_norm'):.3g}",
-        _to("regularizer.clip_bound", settings.clip_bound, past.bound_for(1)) + ", which would clip half of the steps",
+        _larger_bound(past),
     )
 
 
@@ -190,18 +227,27 @@ def _decay_dominates(past: Past) -> Finding | None:
 
 
 def _less_decay(past: Past) -> str:
+    """A tenth of the decay. What FedNAR would make of it no other regularizer's norms can tell: a comparison does."""
     settings = past.experiment.regularizer
-    lower = _to("regularizer.weight_decay", settings.weight_decay, settings.weight_decay / 10)
+    change = (
+        f"{_to('regularizer.weight_decay', settings.weight_decay, settings.weight_decay / 10)}, which would pull with "
+        f"{past.decay_share / 10:.2g} times the norm of a step, and regularizes less"
+    )
     if settings.name == "fednar":
-        return lower
-    bound = past.bound_for(0.3)
-    if settings.clip_bound / 2 < bound < 2 * settings.clip_bound:
-        return f"{lower}, or regularizer.name: fednar"
-    return f"{lower}, or regularizer.name: fednar with {_to('regularizer.clip_bound', settings.clip_bound, bound)}"
+        return change
+    return (
+        f"{change}. Whether regularizer.name: fednar is better at this decay is shown by: "
+        f"fednar compare FILE compare.regularizers=[{settings.name},fednar]"
+    )
 
 
 def _to(key: str, now: float, then: float) -> str:
     return f"{key}: {then:.2g} (now {now:g})"
+
+
+def _to_bound(now: float, then: float) -> str:
+    """A clip bound, rounded up: what is said of the bound holds for the number as it is written."""
+    return _to("regularizer.clip_bound", now, 1.05 * then)  # two digits are off by at most 5 %
 
 
 def of_an_abort(past: Past, error: RoundAborted) -> tuple[str, Finding]:

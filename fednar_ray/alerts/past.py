@@ -14,6 +14,7 @@ from fednar_ray.messages import RoundRecord
 
 SOON, LONGEST = 5, 100  # rounds: of a median, and of the longest look back
 FAR_ABOVE = 20.0  # ‖v‖ in bounds A: less than a twentieth of each step is left
+FAR = 0.5  # ‖Δ‖ in ‖x‖: a round that moves the parameters further takes steps that are too long
 EXPLAINED = 3.0  # an update's norm, in K·η·‖v‖
 
 
@@ -42,15 +43,19 @@ class Past:
     first: Mapping[str, float] = field(default_factory=dict)  # metrics of the first round with an update
     recent: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=LONGEST))
     best_loss: float = math.inf  # of training
+    mild_bound: float = 0.0  # the A_0 that would have clipped at most half of the steps of every round
+    healthy_bound: float = 0.0  # the same of the rounds up to the one with the best training loss
     best_progress: float = -math.inf
 
     def add(self, record: RoundRecord) -> None:
         """The next round."""
         metrics = record.metrics
         self.recent.append(record)
+        self.mild_bound = max(self.mild_bound, self._mild_bound_of(metrics))
         if "train_loss" in metrics:
             self.first = self.first or metrics
-            self.best_loss = min(self.best_loss, metrics["train_loss"])
+            if metrics["train_loss"] <= self.best_loss:
+                self.best_loss, self.healthy_bound = metrics["train_loss"], self.mild_bound
         if self.chance is not None:
             self.best_progress = max(self.best_progress, np.nan_to_num(self.chance.progress(metrics), nan=-math.inf))
 
@@ -79,9 +84,20 @@ class Past:
         """‖v‖ / A."""
         return ratio(self.typical("step_norm"), self.typical("clip_bound"))
 
-    def bound_for(self, share: float) -> float:
-        """The A_0 at which A is this share of ‖v‖ now."""
-        return share * self.norm_in_bounds * self.experiment.regularizer.clip_bound
+    def _mild_bound_of(self, metrics: Mapping[str, float]) -> float:
+        """The A_0 that would have clipped at most half of a round's steps; infinite where ‖v‖ is not finite.
+
+        A norm exceeds twice its mean in at most half of the steps, however the norms are spread (Markov's inequality).
+        """
+        if "step_norm" not in metrics:
+            return 0.0
+        norm = max(2 * metrics["step_norm"], metrics.get("step_norm_p90", 0.0))
+        in_bounds = ratio(norm, metrics.get("clip_bound", math.nan))
+        return in_bounds * self.experiment.regularizer.clip_bound if math.isfinite(in_bounds) else math.inf
+
+    def may_lengthen(self, factor: float) -> bool:
+        """Would a round with steps ``factor`` times longer still move the parameters by less than half their norm?"""
+        return len(self.moved) > 0 and bool(self.moved.max() * factor <= FAR)
 
     @property
     def decay_share(self) -> float:

@@ -593,5 +593,8 @@ class CompareSettings(Settings):
     seeds: Annotated[int, BeforeValidator(_number), Field(ge=1, le=1000)] = 3
     """How many, counted up from the experiment's seed."""
     target_accuracy: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] = 0.8
+    """Of classification: the table says after how many rounds a run reached it."""
+    target_rmse: Positive | None = None
+    """The same of regression, in the unit of the label. null: no target."""
     final_rounds: Count = 10
-    """The final accuracy is the mean over this many last rounds."""
+    """The final accuracy (of regression, RMSE) is the mean over this many last rounds."""

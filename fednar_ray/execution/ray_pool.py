@@ -109,14 +109,15 @@ class RayPool:
 
         return cls(session, actors, settings, prepare, dedicated=True)
 
-    def places(self) -> list[ActorPlace]:
-        """Where the actors live, by slot; waits for those that start, or for one of a pool that may grow.
-
-        Those that do not start in time are left out.
-        """
+    def wait_until_ready(self) -> None:
+        """Wait until all actors have started and warmed up, or one of a pool that may grow; or until it is too late."""
         enough = any if self._plan.growing and not self._dedicated else all
         while not enough(slot.starting is None for slot in self._slots) and self._starts_in_time():
             self._wait()
+
+    def places(self) -> list[ActorPlace]:
+        """Where the actors live, by slot; waits until they are ready. Those that do not start in time are left out."""
+        self.wait_until_ready()
         ready = [slot.actor for slot in self._slots if slot.starting is None]
         places: list[ActorPlace] = ray.get([actor.place.remote() for actor in ready])
         return places

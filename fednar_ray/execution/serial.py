@@ -27,8 +27,14 @@ Answer = TypeVar("Answer", CohortUpdate, ClientFigures)
 class SerialPool:
     """A pool of none: the driver trains and scores, on its CPU."""
 
-    def __init__(self, trainer: CohortTrainer, scorer: Scorer, tolerance: Tolerance) -> None:
-        self._trainer, self._scorer, self._tolerance = trainer, scorer, tolerance
+    def __init__(
+        self, trainer: CohortTrainer, scorer: Scorer, tolerance: Tolerance, warm_up: tuple[int, ...] = ()
+    ) -> None:
+        self._trainer, self._scorer, self._tolerance, self._warm_up = trainer, scorer, tolerance, warm_up
+
+    def wait_until_ready(self) -> None:
+        """Warm up, so that the first round takes as long as the others."""
+        self._trainer.warm_up(self._warm_up)
 
     def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
         """The updates of ``tasks``, in their order."""

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
+from fednar_ray.figures import widen
 from fednar_ray.report.scales import (
     Scale,
     colours_of,
@@ -106,6 +107,7 @@ def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
     elif record.best_trial is not None:
         axes.plot(*_points(record.best_trial.history), color=BEST, linewidth=2.2, label=record.best_trial.name)
     axes.set(xlabel="round", ylabel=metric_label(record))
+    widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=110)

@@ -1,13 +1,13 @@
 """Pictures of runs and comparisons, from their records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.figures import Curves, draw_accuracy_by_decay, draw_comparison, draw_curves, draw_step_norms
+from fednar_ray.figures import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
 from fednar_ray.messages import RoundRecord
 
 
@@ -18,10 +18,39 @@ class Variant(NamedTuple):
     regularizer: str
 
 
+class Measure(NamedTuple):
+    """What the runs of a comparison are judged by."""
+
+    name: str
+    higher_is_better: bool
+
+    @property
+    def metric(self) -> str:
+        """Its name in a round's metrics."""
+        return f"test_{self.name}"
+
+    def reaches(self, values: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.bool_]:
+        """Which of the values are as good as the target; NaN never is."""
+        return values >= target if self.higher_is_better else values <= target
+
+
+ACCURACY, RMSE = Measure("accuracy", True), Measure("rmse", False)
+
 Records = Sequence[RoundRecord]
 CHART = "comparison.png"
-OF_VARIANTS = ("test_accuracy", "effective_weight_decay")
+DECAY = "effective_weight_decay"
+OF_VARIANTS = (ACCURACY.metric, RMSE.metric, DECAY)
 """The metrics that a comparison's pictures are made of."""
+
+
+def measure_of(task: str) -> Measure:
+    """The measure of a task, by the task's name."""
+    return RMSE if task == "regression" else ACCURACY
+
+
+def measured_by(records: Iterable[RoundRecord]) -> Measure:
+    """The measure that recorded rounds have."""
+    return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
 
 
 def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
@@ -34,19 +63,21 @@ def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
 
 
 def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
-    """The curves of a comparison; where it has several weight decays, also accuracy against weight decay.
+    """The curves of a comparison; where it has several weight decays, also the final accuracy (or RMSE) against them.
 
-    ``runs``: a run a seed of each variant; ``final_rounds``: over how many a run's final accuracy is the mean.
+    ``runs``: one run per seed of each variant; ``final_rounds``: over how many a run's final value is the mean.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    accuracy, decay = (_by_decay(runs, name) for name in OF_VARIANTS)
-    drawn = [draw_comparison(accuracy, decay, directory / CHART)]
-    if len(accuracy) > 1:
+    measure = measured_by(record for seeds in runs.values() for records in seeds for record in records)
+    curves, decay = (_by_decay(runs, name) for name in (measure.metric, DECAY))
+    label = f"test {measure.name}"
+    drawn = [draw_comparison(curves, decay, directory / CHART, measure=label)]
+    if len(curves) > 1:
         finals: dict[str, dict[float, list[float]]] = {}
         for variant, seeds in runs.items():
-            of_seeds = [final_accuracy(records, final_rounds) for records in seeds]
+            of_seeds = [final_value(records, final_rounds, measure) for records in seeds]
             finals.setdefault(variant.regularizer, {})[variant.weight_decay] = of_seeds
-        drawn.append(draw_accuracy_by_decay(finals, directory / "accuracy_by_decay.png"))
+        drawn.append(draw_by_decay(finals, directory / f"{measure.name}_by_decay.png", measure=label))
     return tuple(drawn)
 
 
@@ -58,11 +89,14 @@ def curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
     return values
 
 
-def final_accuracy(records: Records, rounds: int) -> float:
-    """Mean test accuracy of the last rounds; NaN where none of them was evaluated."""
-    values = curve(records, "test_accuracy")[-rounds:]
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else np.nan
+def final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> float:
+    """The mean of the measure over those of the last rounds that were evaluated.
+
+    NaN where none of them was, or where it was not a number in one of them.
+    """
+    last = [r for r in records if r.round_index > records[-1].round_index - rounds]
+    values = [r.metrics[measure.metric] for r in last if measure.metric in r.metrics]
+    return float(np.mean(values)) if values else np.nan
 
 
 def _by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[float, Curves]:
@@ -75,8 +109,8 @@ def _by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[fl
 
 
 def _stacked(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """[seeds, rounds]; what a shorter one lacks is NaN."""
+    """[seeds, rounds]; NaN where a shorter one ends, and where a value is not finite."""
     stacked = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, values in zip(stacked, curves, strict=True):
-        row[: len(values)] = values
+        row[: len(values)] = np.where(np.isfinite(values), values, np.nan)
     return stacked

@@ -27,7 +27,7 @@ import mlflow
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
-from mlflow.exceptions import RestException
+from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
@@ -39,7 +39,7 @@ from fednar_ray.store_uris import (
     sqlite_file,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import END_TAG, NotAnswered, unreachable
+from fednar_ray.tracking.arrival import END_TAG, NotAnswered, reason_of, unreachable
 from fednar_ray.tracking.delivery import MODEL_NAME, Delivery
 from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
@@ -55,6 +55,8 @@ HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds, of silence
 }
+LONGEST_MODEL_NAME = 256  # the width of MLflow's column
+ABANDONED_TAG = "fednar.abandoned"  # of a run that another one takes the place of
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
 
 
@@ -137,15 +139,47 @@ class Store:
             return writer
         return None
 
+    def abandon_run(self, run_id: str) -> None:
+        """End a run that nobody continues as KILLED, and mark it; one that has ended is only marked."""
+        with answering(self.uri):
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+            self.client.set_tag(run_id, ABANDONED_TAG, "true")
+
     def register_model(self, run_id: str, name: str) -> int:
         """The run's model as the next version of a registered model, made if it is new; returns the version."""
         with answering(self.uri):
-            if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
+            if not self._has_registered(name):
                 self.client.create_registered_model(name)
             (model,) = self.client.get_run(run_id).outputs.model_outputs
             logged = self.client.get_logged_model(model.model_id)
             version = self.client.create_model_version(name, logged.artifact_location, run_id, model_id=model.model_id)
         return int(version.version)
+
+    def check_registration(self, name: str) -> None:
+        """Find out whether a model can be registered under a name, before anything is trained.
+
+        Raises BadInput where MLflow does not accept the name, or the store keeps no registered models, and
+        TrackingUnavailable where it does not answer.
+        """
+        self.check()
+        if len(name) > LONGEST_MODEL_NAME:
+            raise BadInput(f"the model's name has {len(name)} characters; MLflow accepts {LONGEST_MODEL_NAME} at most")
+        try:
+            self._has_registered(name)
+        except Exception as error:
+            wrong_name = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
+            what = "does not accept this name" if wrong_name else "cannot register models"
+            raise BadInput(f"model name {name!r}: MLflow at {self.uri} {what}: {reason_of(error)}") from error
+
+    def _has_registered(self, name: str) -> bool:
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
 
     def log_files(self, run_id: str, directory: Path, name: str) -> None:
         """The files of a directory among a run's artifacts, below ``name``."""

@@ -22,8 +22,8 @@ from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_ove
 
 import fednar_ray as fr
 from fednar_ray.errors import FednarError
-from fednar_ray.figures import COLOURS, STYLES, draw_accuracy_by_decay
-from fednar_ray.report.runs import final_accuracy
+from fednar_ray.figures import COLOURS, STYLES, draw_by_decay
+from fednar_ray.report.runs import final_value
 from fednar_ray.tracking.lines import replace
 
 FINAL_ROUNDS = 10
@@ -143,7 +143,7 @@ def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
     final, best, curves = [], [], []
     for run in runs:
         curve = [(r.round_index, 100 * r.metrics["test_accuracy"]) for r in run.history if "test_accuracy" in r.metrics]
-        final.append(100 * final_accuracy(run.history, FINAL_ROUNDS))
+        final.append(100 * final_value(run.history, FINAL_ROUNDS))
         best.append(max(accuracy for _, accuracy in curve))
         curves.append(tuple(curve))
 
@@ -164,7 +164,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
                 if each.cell.row == row:
                     by_decay = accuracies.setdefault(each.cell.regularizer, {})
                     by_decay[float(each.cell.column)] = [value / 100 for value in each.final]
-            draw_accuracy_by_decay(accuracies, output / f"decay_{row}.png")
+            draw_by_decay(accuracies, output / f"decay_{row}.png")
     replace(output / "table.md", _as_markdown(table, measured, command))
     rows = [
         {
