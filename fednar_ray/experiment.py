@@ -105,8 +105,12 @@ def register(result: Result, name: str) -> int:
 def open_store(experiment: Experiment) -> tuple[Store, str]:
     """The experiment's tracking store, which answers, and the id of its MLflow experiment there."""
     store = Store(experiment.tracking.uri)
+    return store, _experiment_id(experiment, store)
+
+
+def _experiment_id(experiment: Experiment, store: Store) -> str:
     store.check()
-    return store, store.experiment_id(experiment.tracking.experiment or experiment.name)
+    return store.experiment_id(experiment.tracking.experiment or experiment.name)
 
 
 def drain(training: Generator[RoundReport, None, Result]) -> Result:
@@ -139,14 +143,15 @@ def train(
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
+    store = Store(prepared.experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        opening = background.submit(_opened, prepared.experiment, resumption)
+        opening = background.submit(_opened, prepared.experiment, store, resumption)
         digesting = background.submit(prepared.federation.digest)
         resolved = resolve(prepared, session)
         pool = stack.enter_context(place(prepared, resolved, session))
         opened, data_digest = opening.result(), digesting.result()
         _check_data(data_digest, resumption)
-        identity = _identity(prepared.experiment, *opened, name, tags or {}, resumption)
+        identity = _identity(prepared.experiment, store, opened, name, tags or {}, resumption)
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
@@ -217,9 +222,9 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     )
 
 
-def _opened(experiment: Experiment, resumption: Resumption | None) -> tuple[Store, str | None]:
-    """The store, which must answer where the run is new; and the id of its MLflow experiment."""
-    return open_store(experiment) if resumption is None else (Store(resumption.tracking_uri), None)
+def _opened(experiment: Experiment, store: Store, resumption: Resumption | None) -> str | None:
+    """The id of the MLflow experiment of a new run, whose store must answer; None for a run that is resumed."""
+    return _experiment_id(experiment, store) if resumption is None else None
 
 
 def _identity(

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fednar_ray.errors import BadInput
+from fednar_ray.errors import BadInput, shown
 
 T = TypeVar("T")
 Refusal = Callable[[str], BadInput]
@@ -30,7 +30,7 @@ def called(
     place: str, function: Callable[..., Any], arguments: Mapping[str, Any], wanted: type[T], kind: str, refuse: Refusal
 ) -> T:
     """What a function returns. Raises as ``called_by_path``."""
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
     try:
         made = function(**arguments)
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any
 from fednar_ray import runs
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, dotted
-from fednar_ray.errors import BadInput, ConfigError
+from fednar_ray.errors import BadInput, ConfigError, shown
 from fednar_ray.runs import KeptRun
 
 ROUNDS = "federation.rounds"
@@ -125,4 +125,4 @@ def _problem(
     if told and not key.startswith("tracking."):
         return None
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
-    return f"{key}: {after.get(key)!r}, and was {before.get(key)!r}{hint}"
+    return f"{key}: {shown(after.get(key))}, and was {shown(before.get(key))}{hint}"

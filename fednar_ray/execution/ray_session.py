@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fednar_ray.credentials import check_address
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.errors import RayUnavailable
@@ -96,6 +97,7 @@ class RaySession:
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        check_address("--address" if address else "RAY_ADDRESS", self._address)
         self._started_here = False
         self._idle: dict[tuple[float, float, str], list[Any]] = defaultdict(list)
         self._gpu_memory: list[float | None] = []  # once asked

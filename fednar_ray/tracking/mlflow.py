@@ -33,6 +33,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
 from fednar_ray.config import Experiment, dump
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import RunFailed, TrackingUnavailable
 from fednar_ray.tracking.delivery import END_TAG, MODEL_NAME, Delivery, reason_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
@@ -42,6 +43,7 @@ from fednar_ray.tracking.sender import Sender
 
 log = logging.getLogger("fednar_ray")
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_FILE = "run.json"  # of a run directory: whose it is
 HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
@@ -63,9 +65,13 @@ class DataSummary:
 
 
 class Store:
-    """A tracking store: where it is, and whether it answers. Making one contacts nothing."""
+    """A tracking store: where it is, and whether it answers. Making one contacts nothing.
+
+    Raises BadInput where the address carries a password: it is recorded with every run.
+    """
 
     def __init__(self, uri: str | None) -> None:
+        check_address(TRACKING_VARIABLE if uri is None else "the tracking store", uri or mlflow.get_tracking_uri())
         self.uri = uri or mlflow.get_tracking_uri()
         if self.uri.startswith("sqlite:///") and not self.uri.startswith("sqlite:////"):
             self.uri = "sqlite:///" + os.path.abspath(self.uri.removeprefix("sqlite:///"))

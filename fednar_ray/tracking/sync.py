@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import BadInput
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.journal import ROUNDS_FILE
@@ -41,6 +42,8 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
         try:
             stack.enter_context(sole_writer(directory))
             run_id, known_uri = identity_of(directory)
+            if uri is None:
+                check_address(str(directory / RUN_FILE), known_uri)
         except BadInput as reason:
             skipped = str(reason)
         else:

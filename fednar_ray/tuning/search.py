@@ -15,11 +15,10 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import yaml
 from ray import tune
 from ray.tune import ResumeConfig
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump, load_document
+from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump, load_document, yaml_text
 from fednar_ray.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiment import Result, drain, open_store, train
@@ -299,7 +298,7 @@ def _first_points(search: SearchSettings) -> list[Mapping[str, Any]]:
 def _as_file(document: Document) -> str:
     assert document.search is not None
     search = document.search.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({"experiment": dict(document.raw), "search": search}, sort_keys=False)
+    return yaml_text.write({"experiment": dict(document.raw), "search": search})
 
 
 @contextmanager
