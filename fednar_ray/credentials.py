@@ -19,16 +19,17 @@ INSTEAD = (
     "PostgreSQL, read_default_file=/home/me/.my.cnf at MySQL, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or the "
     "cloud's own credentials, at an object store"
 )
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9.-]*(?:\+[A-Za-z0-9.-]+)?):/+(\S*)")
-_USERINFO = re.compile(r"(?!\[)[^/?#@:]*:([^@]+)@")
-_PORT_AND_PATH = re.compile(r"[0-9]*[/?#]")  # ``5000/a`` of ``http://host:5000/a@b``
+_USERINFO = re.compile(
+    r"([A-Za-z][A-Za-z0-9.+-]{0,39}):/+(?!\[)(?=[^/?#@:]{0,200}:([^@\n]{1,2000})@)"  # looks ahead: addresses may nest
+)
+_PORT_ALONE = re.compile(r"[0-9]*[/?#\s]")  # ``5000/a`` of ``http://host:5000/a@b``
 _FILES = ("file", "sqlite")
 _DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle")
 _SECRET_NAME = re.compile(
     r".*(password|passwd|passphrase|secret(key)?|token|apikey|accesskey(id)?|accountkey|privatekey|signature)"
     r"|pass|pwd|sig|key|auth"
 )
-LIMIT_DEPTH = 60  # deeper values are refused elsewhere
+LIMIT_DEPTH = 60  # of nested values; deeper ones are refused elsewhere
 
 
 def secret_in(text: str) -> str | None:
@@ -36,28 +37,29 @@ def secret_in(text: str) -> str | None:
 
     A user's name alone is no secret, and neither is the path of a file that holds one (``passfile``, ``sslkey``).
     """
-    for scheme, rest in _ADDRESS.findall(text):
-        found = _in_userinfo(scheme.lower(), rest) or _in_parameters(rest)
-        if found is not None:
-            return found
+    if ":/" not in text:
+        return None
+    return _in_userinfo(text) or next(filter(None, map(_in_parameters, text.split())), None)
+
+
+def _in_userinfo(text: str) -> str | None:
+    """user:password@host; a password may hold what would have to be written as %2F, since databases take it so."""
+    if "@" not in text:
+        return None
+    for found in _USERINFO.finditer(text):
+        scheme = found[1].lower()
+        kind = scheme.partition("+")[0]
+        if kind not in _FILES and (kind.startswith(_DATABASES) or not _PORT_ALONE.match(found[2])):
+            return "a password"
     return None
 
 
-def _in_userinfo(scheme: str, rest: str) -> str | None:
-    """user:password@host; a password may hold what would have to be written as %2F, since databases take it so."""
-    found = _USERINFO.match(rest)
-    if found is None or scheme.partition("+")[0] in _FILES:
-        return None
-    if _PORT_AND_PATH.match(found[1]) and not scheme.startswith(_DATABASES):
-        return None
-    return "a password"
-
-
-def _in_parameters(rest: str) -> str | None:
+def _in_parameters(word: str) -> str | None:
     """…?password=…&token=…, or the same behind a #."""
-    for part in re.split(r"[?&;#]", rest)[1:]:
+    _, slashes, rest = word.partition(":/")
+    for part in re.split(r"[?&;#]", rest)[1:] if slashes and "=" in rest else ():
         name, equals, value = part.partition("=")
-        plain = re.sub(r"[^a-z0-9]", "", unquote(name).lower())
+        plain = re.sub(r"[^a-z0-9]", "", unquote(name[:200]).lower())
         if equals and value and _SECRET_NAME.fullmatch(plain):
             return f"a secret, as the parameter {plain[:40]}"
     return None

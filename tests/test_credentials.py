@@ -69,6 +69,13 @@ def test_a_name_a_port_and_the_path_of_a_file_are_no_secrets(address: str) -> No
     assert secret_in(address) is None
 
 
+@pytest.mark.parametrize("piece", ["x", ":/", "a://b:c", "a://b:c?d=", "a:/:", "://:", "&a", "a://?token", "@:/"])
+def test_a_long_text_is_looked_through_in_little_time(piece: str) -> None:
+    text = piece * (200_000 // len(piece))
+    assert secret_in(text) is None
+    assert secret_in(f"{text} http://me:{SECRET}@mlflow")
+
+
 PLACES: dict[str, Callable[[str], object]] = {
     "a file": lambda uri: parse_document(f"experiment: {{tracking: {{uri: '{uri}'}}}}", "f.yaml"),
     "a file with other faults": lambda uri: parse_document(

@@ -106,7 +106,7 @@ def parse(text: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = " ".join(str(problem or error).split())
-    raise NotYaml(reason if len(reason) <= 300 else f"{reason[:300]}…", place)
+    raise NotYaml(shown_text(reason), place)
 
 
 def write(value: Any) -> str:

@@ -4,7 +4,6 @@ Only the driver reports.  What it reports is written to the run directory first,
 a run neither waits for MLflow nor fails with it.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -37,7 +36,7 @@ from fednar_ray.credentials import check_address
 from fednar_ray.errors import RunFailed, TrackingUnavailable
 from fednar_ray.tracking.delivery import END_TAG, MODEL_NAME, Delivery, reason_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
-from fednar_ray.tracking.lines import make_directory, replace, sole_writer
+from fednar_ray.tracking.lines import held_alone, make_directory, replace, sole_writer
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sender import Sender
 
@@ -128,8 +127,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
-            file = stack.enter_context(open(Path(tempfile.gettempdir()) / name, "a"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(held_alone(Path(tempfile.gettempdir()) / name))
         yield
 
 
