@@ -34,7 +34,7 @@ from fednar_ray.runs import FINISHED, storage_of
 from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.system_metrics import system_metrics
-from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
+from fednar_ray.training import initial_state, rounds_of, shared_or_own
 from fednar_ray.vectors import FloatVector, load_buffers, load_parameters
 
 log = logging.getLogger("fednar_ray")
@@ -105,12 +105,8 @@ def register(result: Result, name: str) -> int:
 def open_store(experiment: Experiment) -> tuple[Store, str]:
     """The experiment's tracking store, which answers, and the id of its MLflow experiment there."""
     store = Store(experiment.tracking.uri)
-    return store, _experiment_id(experiment, store)
-
-
-def _experiment_id(experiment: Experiment, store: Store) -> str:
     store.check()
-    return store.experiment_id(experiment.tracking.experiment or experiment.name)
+    return store, store.experiment_id(experiment.tracking.experiment or experiment.name)
 
 
 def drain(training: Generator[RoundReport, None, Result]) -> Result:
@@ -143,15 +139,16 @@ def train(
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run."""
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
-    store = Store(prepared.experiment.tracking.uri if resumption is None else resumption.tracking_uri)
+    # an address with a password is refused before Ray starts
+    Store(prepared.experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
-        opening = background.submit(_opened, prepared.experiment, store, resumption)
+        opening = background.submit(_opened, prepared.experiment, resumption)
         digesting = background.submit(prepared.federation.digest)
         resolved = resolve(prepared, session)
         pool = stack.enter_context(place(prepared, resolved, session))
         opened, data_digest = opening.result(), digesting.result()
         _check_data(data_digest, resumption)
-        identity = _identity(prepared.experiment, store, opened, name, tags or {}, resumption)
+        identity = _identity(prepared.experiment, *opened, name, tags or {}, resumption)
         tracker = stack.enter_context(
             RunTracker(identity.store, identity.run_id, identity.directory, resumed=resumption is not None)
         )
@@ -202,7 +199,7 @@ def _rounds_left(prepared: Prepared, resumption: Resumption) -> bool:
 
 def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     """The result of a run that left nothing to do, from its last checkpoint."""
-    state = FederationState.restored(resumption.checkpoint, client_states(prepared))
+    state = FederationState.restored(resumption.checkpoint, initial_state(prepared))
     with Journal(resumption.kept.directory, prepared.experiment, lines=resumption.checkpoint.history) as journal:
         history = journal.records()
     facts = resumption.checkpoint.facts
@@ -222,9 +219,9 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     )
 
 
-def _opened(experiment: Experiment, store: Store, resumption: Resumption | None) -> str | None:
-    """The id of the MLflow experiment of a new run, whose store must answer; None for a run that is resumed."""
-    return _experiment_id(experiment, store) if resumption is None else None
+def _opened(experiment: Experiment, resumption: Resumption | None) -> tuple[Store, str | None]:
+    """The store, which must answer where the run is new; and the id of its MLflow experiment."""
+    return open_store(experiment) if resumption is None else (Store(resumption.tracking_uri), None)
 
 
 def _identity(
@@ -272,7 +269,7 @@ def _state(prepared: Prepared, resumption: Resumption | None, directory: Path) -
     if d != kept:
         raise ConfigError((f"{resumption.kept.name}: its model has {kept} parameters, and this one {d}",))
     log.warning("%s goes on from round %d", resumption.kept.name, resumption.checkpoint.next_round)
-    return FederationState.restored(resumption.checkpoint, client_states(prepared, directory))
+    return FederationState.restored(resumption.checkpoint, initial_state(prepared, directory))
 
 
 def _checkpointing(

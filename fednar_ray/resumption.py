@@ -6,6 +6,7 @@ from typing import Any
 
 from fednar_ray import runs
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
+from fednar_ray.checkpoint_contents import experiment_of_run
 from fednar_ray.config import Experiment, dotted
 from fednar_ray.errors import BadInput, ConfigError, shown
 from fednar_ray.runs import KeptRun
@@ -36,7 +37,7 @@ def begun(wanted: str) -> Experiment:
 
 
 def _as_begun(checkpoint: Checkpoint) -> Experiment:
-    return Experiment.model_validate(checkpoint.facts["experiment"])
+    return experiment_of_run(checkpoint)
 
 
 def _loaded(kept: KeptRun, checkpoints: CheckpointStore) -> Checkpoint:
