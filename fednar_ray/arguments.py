@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 
 from fednar_ray.config import Document, embedded, load_document
-from fednar_ray.errors import BadInput
+from fednar_ray.errors import BadInput, shown_text
 
 COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
 """What trains, with the embedded file that each takes where none is given."""
@@ -17,7 +17,7 @@ def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words apart. Raises BadInput for a second FILE."""
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
-        raise BadInput(f"one FILE at most: {' '.join(files)}; overrides read key=value")
+        raise BadInput(f"one FILE at most: {shown_text(' '.join(files))}; overrides read key=value")
     return files, [word for word in words if "=" in word]
 
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.arguments import as_json, document_of, files_and_overrides, resume_or_file
-from fednar_ray.cluster.addresses import check_results_outlive_the_job
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_the_job
 from fednar_ray.cluster.commands import list_jobs, logs, stop, submit
+from fednar_ray.credentials import check_address, check_words
 from fednar_ray.errors import BadInput, FednarError, TrackingUnavailable
 
 if TYPE_CHECKING:
@@ -47,7 +48,15 @@ register_option = click.option("--register", metavar="NAME", help="Register the 
 ray_address = click.option("--address", help="A Ray cluster to join, host:port; default RAY_ADDRESS, else a local Ray.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; none of them takes a word that carries a password, which no message must repeat."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        check_words(args)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fednar-ray")
 def cli() -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
@@ -424,6 +433,8 @@ def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
 def _to_run(command: str, arguments: Sequence[str]) -> "Document":
     """What a command runs; within a Ray job, only if its results outlive the job."""
     document = document_of(arguments, command)
+    if document.experiment.tracking.uri is None:
+        check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))
     check_results_outlive_the_job(document, command)
     return document
 

@@ -73,8 +73,8 @@ def _disk() -> Finding:
 
 
 def _tracking(uri: str | None) -> Finding:
-    store = Store(uri)
     try:
+        store = Store(uri)
         store.check()
     except BadInput as error:
         return Finding("tracking", "wrong", str(error))

@@ -4,6 +4,8 @@
 ``RunFailed`` and its children end a run that had started (exit code 1).
 """
 
+import reprlib
+
 MEMORY_TEXT = "can't allocate memory"
 
 
@@ -107,3 +109,27 @@ def first_line(error: Exception) -> str:
 def is_of_memory(error: BaseException) -> bool:
     """Did memory run out? What torch raises on the CPU has no kind of its own."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_TEXT in str(error)
+
+
+class _Brief(reprlib.Repr):
+    """The beginning of a value, however large or deep it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlong, self.maxstring, self.maxother = 3, 60, 120, 120
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if abs(x) < 10**100 else f"a number of {x.bit_length()} bits"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: as ``repr`` does, cut where it is long."""
+    text = _Brief().repr(value)
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def shown_text(text: object) -> str:
+    """A text within a message: as it is, cut where it is long."""
+    whole = str(text)
+    return whole if len(whole) <= 500 else f"{whole[:400]}…{whole[-60:]}"

@@ -37,7 +37,7 @@ from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
 from fednar_ray.tracking.lines import sole_writer, writing
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.system_metrics import system_metrics
-from fednar_ray.training import client_states, initial_state, rounds_of, shared_or_own
+from fednar_ray.training import initial_state, rounds_of, shared_or_own
 from fednar_ray.vectors import FloatVector, flatten_buffers, load_buffers, load_parameters
 
 log = logging.getLogger("fednar_ray")
@@ -155,6 +155,8 @@ def train(
         _check_buffers(prepared, resumption)
     if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
+    # an address with a password is refused before Ray starts
+    Store(prepared.experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         opening = background.submit(_opened, prepared.experiment, resumption)
         digesting = background.submit(prepared.federation.digest)
@@ -232,7 +234,7 @@ def _rounds_left(prepared: Prepared, resumption: Resumption) -> bool:
 
 def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     """The result of a run that left nothing to do, from its last checkpoint."""
-    state = FederationState.restored(resumption.checkpoint, client_states(prepared))
+    state = FederationState.restored(resumption.checkpoint, initial_state(prepared))
     directory = resumption.kept.directory
     with (
         sole_writer(directory),
@@ -332,7 +334,7 @@ def _state(prepared: Prepared, resumption: Resumption | None, directory: Path) -
     if d != kept:
         raise ConfigError((f"{resumption.kept.name}: its model has {kept} parameters, and this one {d}",))
     log.warning("%s goes on from round %d", resumption.kept.name, resumption.checkpoint.next_round)
-    return FederationState.restored(resumption.checkpoint, client_states(prepared, directory))
+    return FederationState.restored(resumption.checkpoint, initial_state(prepared, directory))
 
 
 def _checkpointing(

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fednar_ray.errors import BadInput
+from fednar_ray.errors import BadInput, shown
 from fednar_ray.exits import exits_as_errors
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def called(
     place: str, function: Callable[..., Any], arguments: Mapping[str, Any], wanted: type[T], kind: str, refuse: Refusal
 ) -> T:
     """What a function returns. Raises as ``called_by_path``."""
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
     try:
         with exits_as_errors():
             made = function(**arguments)

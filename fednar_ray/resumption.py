@@ -9,8 +9,9 @@ from typing import Any
 
 from fednar_ray import runs
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
+from fednar_ray.checkpoint_contents import experiment_of_run
 from fednar_ray.config import Experiment, dotted
-from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable
+from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
 from fednar_ray.runs import KeptRun
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
 from fednar_ray.tracking.lines import LOCK_FILE, sole_writer
@@ -45,7 +46,7 @@ def begun(wanted: str) -> Experiment:
 
 
 def _as_begun(checkpoint: Checkpoint) -> Experiment:
-    return Experiment.model_validate(checkpoint.facts["experiment"])
+    return experiment_of_run(checkpoint)
 
 
 def _loaded(kept: KeptRun, checkpoints: CheckpointStore) -> Checkpoint:
@@ -163,4 +164,4 @@ def _problem(
     if told and not key.startswith("tracking."):
         return None
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
-    return f"{key}: {after.get(key)!r}, and was {before.get(key)!r}{hint}"
+    return f"{key}: {shown(after.get(key))}, and was {shown(before.get(key))}{hint}"

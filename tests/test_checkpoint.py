@@ -709,7 +709,7 @@ def test_a_manifest_with_a_key_too_many_or_too_few_is_damaged():
 @pytest.mark.parametrize(
     ("manifest", "problem"),
     [
-        (set_at(("format",), "checkpoint 2"), "format: Input should be 'checkpoint 1'"),
+        (set_at(("format",), "checkpoint"), "format: Input should be 'checkpoint 1'"),
         (set_at(("next_round",), 23), "is the manifest of round 23"),
         (set_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
     ],
@@ -718,6 +718,13 @@ def test_what_is_wrong_with_a_manifest_is_said(manifest, problem, caplog):
     assert_same(load_with(sealed(manifest)), OLDER)
     assert f"cannot be used: {NEWEST}" in caplog.messages[0]
     assert problem in caplog.messages[0]
+
+
+def test_a_manifest_of_another_format_is_an_error_and_no_older_checkpoint_stands_in_for_it():
+    storage = Shelf({**TWO, NEWEST: sealed(set_at(("format",), "checkpoint 2"))})
+    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} is of the format 'checkpoint 2'.*resume with"):
+        CheckpointStore(storage, keep=2).load()
+    assert NEWEST in storage.files
 
 
 @pytest.mark.parametrize(

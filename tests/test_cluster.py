@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.cli import cli
 from fednar_ray.cluster import packing
-from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_the_job, holds_password, lost
+from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_the_job, lost
 from fednar_ray.cluster.packing import gather
 from fednar_ray.config import Document, load_document
 from fednar_ray.errors import BadInput, ConfigError, TrackingUnavailable
@@ -171,12 +171,6 @@ def test_within_a_job_only_the_temporary_directory_is_refused(tmp_path: Path, mo
     assert len(caught.value.problems) == 3
     monkeypatch.chdir(tmp_path)
     check_results_outlive_the_job(relative, "run")
-
-
-def test_passwords_are_seen_in_addresses() -> None:
-    assert holds_password("postgresql://me:secret@db/mlflow")
-    assert not holds_password("http://mlflow:5000")
-    assert not holds_password("/data")
 
 
 def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

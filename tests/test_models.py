@@ -1,5 +1,7 @@
 """Models by name; what a trial batch shows of any module; cohorts; modules as flat vectors."""
 
+import traceback
+
 import numpy as np
 import pytest
 import torch
@@ -357,6 +359,23 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     with pytest.raises(ModelError, match=f"^model.weights: {other}: is no state dict"):
         build_model(ModelSettings(weights=str(other)), (2,), 3, seed=0)
     assert capsys.readouterr().out == ""
+
+
+def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_path):
+    code, whole, script, numbered, words = (tmp_path / f"{name}.pt" for name in ("a", "b", "c", "d", "e"))
+    torch.save(Code(), code)
+    torch.save(nn.Linear(2, 3), whole)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), script)
+    torch.save({0: torch.zeros(1)}, numbered)
+    words.write_text("not weights at all")
+    for path in (code, whole, script, words):
+        with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: ") as refused:
+            build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+        text = "".join(traceback.format_exception(refused.value))
+        assert "weights_only" not in text
+        assert "save the weights alone, with torch.save(model.state_dict(), path)" in text
+    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is no state dict"):
+        build_model(ModelSettings(weights=str(numbered)), (2,), 3, seed=0)
 
 
 # ——— their settings ———

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from fednar_ray.checkpoint import CheckpointStore, open_storage
 from fednar_ray.checkpoint.remote import RemoteStorage
-from fednar_ray.errors import CheckpointError, StorageUnavailable
+from fednar_ray.errors import BadInput, CheckpointError, StorageUnavailable
 from tests.test_checkpoint import assert_same, snapshot
 
 KINDS = ("local", "file", "memory", "s3", "bucket")
@@ -137,16 +137,20 @@ def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_pa
     [
         ("nope://somewhere/else", "nope://somewhere/else: Protocol not known: nope; give a path, or a URI like s3://"),
         ("s3://shelf/x?colour=red", "Unexpected query parameter in S3 URI: 'colour'; give"),
-        ("s3://me:secret@shelf/x?colour=red", r"^s3://me:\*\*\*@shelf/x"),
         ("s3://", "s3:// names no bucket; write it as scheme://bucket/directory"),
         ("s3://[shelf", "Cannot parse URI"),
         ("://", "Cannot parse URI"),
     ],
 )
 def test_a_location_that_cannot_be_is_refused_with_what_would_be_right(uri, message):
-    with pytest.raises(StorageUnavailable, match=message) as refused:
+    with pytest.raises(StorageUnavailable, match=message):
         open_storage(uri)
-    assert "secret" not in str(refused.value)
+
+
+def test_a_location_with_a_key_in_its_address_is_refused_without_repeating_it():
+    with pytest.raises(BadInput, match="the place of the checkpoints: the address holds a password") as refused:
+        open_storage("s3://me:hunter2@shelf/x?colour=red")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_bucket_that_is_not_there_is_refused(s3):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+FORMAT, FORMATS = "checkpoint 1", re.compile(r"checkpoint [0-9]{1,9}")
 MANIFEST = re.compile(r"round-[0-9]{8,}\.json")
 OWN = re.compile(r"(round-[0-9]+|history-[0-9]+-[0-9]+|rows/[0-9]+-[0-9]+)-[0-9a-f]{16}\.(safetensors|jsonl)")
 NonNegative = Annotated[int, Field(ge=0)]
@@ -19,6 +20,10 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 class Damaged(Exception):
     """A file is not what was written; the text names it and says what is wrong."""
+
+
+class OtherFormat(Exception):
+    """A manifest is whole, and of another format than this version knows; the text names it and the format."""
 
 
 class Part(BaseModel):
@@ -92,11 +97,18 @@ class Manifest(Part):
 
     @classmethod
     def decode(cls, name: str, data: bytes) -> Self:
-        """The manifest in the file ``name``. Raises Damaged where it is not one, or not that round's."""
+        """The manifest in the file ``name``.
+
+        Raises Damaged where it is not one, or not that round's, and OtherFormat where another version wrote it.
+        """
         if data != _sealed(data[len(_sealed(b"")) :]):
             raise Damaged(f"{name} does not hold what was written: its checksum is another")
         try:
-            manifest = cls.model_validate({k: v for k, v in json.loads(data).items() if k != "sha256"})
+            content = json.loads(data)
+            written_as = content.get("format")
+            if isinstance(written_as, str) and written_as != FORMAT and FORMATS.fullmatch(written_as):
+                raise OtherFormat(f"{name} is of the format {written_as!r}, and this version reads {FORMAT!r}")
+            manifest = cls.model_validate({k: v for k, v in content.items() if k != "sha256"})
         except ValidationError as error:
             first = error.errors()[0]
             raise Damaged(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -15,6 +15,7 @@ from fednar_ray.errors import CheckpointError
 class Checkpoint:
     """What was read, all of it verified."""
 
+    name: str  # of its manifest, with the place
     next_round: int
     arrays: Mapping[str, Array]  # fresh and writable
     rows: Mapping[int, int]  # client id → version
@@ -42,6 +43,7 @@ def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
             raise CheckpointError(f"the checkpoint in {storage.location} was damaged in use: {damage}") from damage
 
     return Checkpoint(
+        name=f"{storage.location.rstrip('/')}/{manifest.name}",
         next_round=manifest.next_round,
         arrays=arrays,
         rows={client_id: row.version for client_id, row in rows.items()},

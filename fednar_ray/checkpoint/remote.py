@@ -2,7 +2,6 @@
 
 import errno
 import posixpath
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -111,17 +110,16 @@ class RemoteStorage:
 
 def open_remote(uri: str) -> Storage:
     """As ``open_storage``, for a URI."""
-    location = _without_password(uri)
     try:
         filesystem, directory = _filesystem(uri)
     except Exception as error:
         raise StorageUnavailable(
-            f"{location}: {_reason(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
+            f"{uri}: {_reason(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
             "or an installed package of fsspec knows"
         ) from error
     if isinstance(filesystem, fs.LocalFileSystem):
         return LocalStorage(Path(directory))
-    storage = RemoteStorage(filesystem, directory, location)
+    storage = RemoteStorage(filesystem, directory, uri)
     storage.check()
     return storage
 
@@ -135,11 +133,6 @@ def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         other, directory = fsspec.core.url_to_fs(uri)
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     return filesystem, directory
-
-
-def _without_password(uri: str) -> str:
-    """The URI for messages: some carry a key."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import StorageUnavailable
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -36,8 +37,10 @@ class Storage(Protocol):
 def open_storage(location: str) -> Storage:
     """A path as a directory; a URI as what pyarrow makes of it, or else fsspec.
 
-    Nothing is created.  Raises StorageUnavailable where the location cannot hold files, or does not answer.
+    Nothing is created.  Raises StorageUnavailable where the location cannot hold files, or does not answer, and
+    BadInput where its address carries a password or a key.
     """
+    check_address("the place of the checkpoints", location)
     if "://" in location:
         from fednar_ray.checkpoint.remote import open_remote  # pyarrow takes its time to import
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.checkpoint.arrays import Array, RowVector, encode, encode_row
-from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifest, Row, Segment, spans
+from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifest, OtherFormat, Row, Segment, spans
 from fednar_ray.checkpoint.parallel import for_each
 from fednar_ray.checkpoint.reading import Checkpoint, read_checkpoint, read_manifest
 from fednar_ray.checkpoint.storage import Storage
@@ -78,7 +78,8 @@ class CheckpointStore:
     def load(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None where there is none; damaged ones are logged.
 
-        Raises CheckpointError where the storage fails, or where there are checkpoints and all are damaged.
+        Raises CheckpointError where the storage fails, where there are checkpoints and all are damaged, or where the
+        newest whole one is of a format that this version does not know: an older one does not stand in for it.
         """
         location = self._storage.location
         try:
@@ -94,6 +95,8 @@ class CheckpointStore:
                 log.warning("checkpoint %s in %s cannot be used: %s", name, location, damage)
                 self._damaged.add(name)
                 problems.append(str(damage))
+            except OtherFormat as other:
+                raise CheckpointError(f"{location}: {other}; resume with the version that wrote it") from other
             else:
                 self._newest, self._history = manifest, checkpoint.history
                 return checkpoint
@@ -173,7 +176,7 @@ class CheckpointStore:
         """The manifests among ``names`` that can be read, oldest first."""
         manifests = {}
         for name in _manifest_names(names):
-            with suppress(Damaged):
+            with suppress(Damaged, OtherFormat):
                 known = self._known.get(name)
                 manifests[name] = known if known is not None else Manifest.decode(name, self._storage.read(name))
         return manifests

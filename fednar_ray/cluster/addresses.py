@@ -99,8 +99,3 @@ def on_the_cluster(document: Document, environment: Mapping[str, str]) -> dict[s
 def _is_local(place: str) -> bool:
     parts = urlsplit(place)
     return parts.scheme in ("", "file", "sqlite") or parts.hostname in LOOPBACK
-
-
-def holds_password(address: str) -> bool:
-    """Does an address carry a password, as in ``postgresql://user:password@host``?"""
-    return "://" in address and urlsplit(address).password is not None

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.arguments import COMMANDS, as_json, document_of, files_and_overrides, resume_or_file
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, holds_password, on_the_cluster
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, on_the_cluster
 from fednar_ray.cluster.packing import Package, gather
 from fednar_ray.config import Document
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import BadInput
 
 if TYPE_CHECKING:
@@ -107,7 +108,6 @@ def _job(
     files, _ = files_and_overrides(words)
     root = _root(files)
     if document is not None:
-        _check_secrets(rest)
         if directory is None:
             check_before_submitting(document, name, variables)
         _tell(document, directory, variables)
@@ -171,9 +171,7 @@ def _command(name: str, rest: Sequence[str], files: Sequence[str], root: Path, d
 def _variables(given: Sequence[str]) -> dict[str, str]:
     """What is passed on: MLflow's that are no secrets, and those that were asked for."""
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if holds_password(variables.get(TRACKING_VARIABLE, "")):
-        del variables[TRACKING_VARIABLE]
-        click.echo(f"{TRACKING_VARIABLE} holds a password and is not passed on, unless by --env", err=True)
+    check_address(TRACKING_VARIABLE, variables.get(TRACKING_VARIABLE))
     for text in given:
         name, equals, value = text.partition("=")
         if not equals and name not in os.environ:
@@ -184,15 +182,6 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
         how = "whoever may list the jobs could read them: set them on the cluster's head, or pass them by --env"
         click.echo(f"not passed on: {', '.join(kept)}; {how}", err=True)
     return variables
-
-
-def _check_secrets(words: Sequence[str]) -> None:
-    for word in words:
-        if holds_password(word.partition("=")[2]):
-            raise BadInput(
-                f"{word.partition('=')[0]}: its address holds a password, which everyone could read who may list the "
-                "jobs; put it into FILE, or into a variable on the cluster"
-            )
 
 
 def _tell(document: Document, directory: str | None, variables: Mapping[str, str]) -> None:

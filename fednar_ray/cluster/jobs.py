@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import BadInput, FednarError, RayUnavailable, first_line
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -144,6 +145,7 @@ def again(job_id: str) -> str:
 def _address(given: str | None) -> str:
     joined = os.environ.get("RAY_ADDRESS", "")
     address = given or os.environ.get(ADDRESS_VARIABLE) or (joined if joined.startswith("http") else DEFAULT_ADDRESS)
+    check_address("--address" if given else ADDRESS_VARIABLE, address)
     if not address.startswith(("http://", "https://")):
         raise BadInput(f"--address {address}: the address of a dashboard is needed, such as http://head:8265")
     return address.rstrip("/")

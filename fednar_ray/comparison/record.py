@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fednar_ray.config import CompareSettings, Document, Experiment, dotted
+from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
 from fednar_ray.config.files import parse_document
 from fednar_ray.errors import BadInput, ConfigError
 from fednar_ray.report.runs import Variant
@@ -97,18 +95,18 @@ class ComparisonRecord:
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
-        replace(self.directory / RECORD_FILE, yaml.safe_dump(fields, sort_keys=False))
+        replace(self.directory / RECORD_FILE, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":
         """The record in a directory. Raises BadInput where there is none, or it cannot be read."""
         path = directory / RECORD_FILE
         try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+            fields = yaml_text.parse(path.read_text(encoding="utf-8"))
             runs = [PlannedRun(**run) for run in fields.pop("runs")]
-        except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, yaml_text.NotYaml, AttributeError, KeyError, TypeError) as error:
             raise BadInput(f"{path} is not the record of a comparison: {error}") from None
-        document = parse_document(yaml.safe_dump(fields, sort_keys=False), str(path))
+        document = parse_document(yaml_text.write(fields), str(path))
         return cls(directory=directory, document=document, runs=runs)
 
 

@@ -11,6 +11,10 @@ from pydantic import BaseModel
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from fednar_ray.config.settings import DataSettings, ExecutionSettings, FederationSettings, Settings
+from fednar_ray.errors import shown, shown_text
+
+LIMIT_PROBLEMS = 50
+"""How many problems of a kind are told at once; nobody reads more, and each takes its time to describe."""
 
 
 def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def problem(place: tuple[str | int, ...], value: Any, text: str) -> InitErrorDet
 def as_details(error: ValidationError, model: type[BaseModel]) -> list[InitErrorDetails]:
     """Pydantic's errors under our wording, one a place; an unknown key comes with its nearest known ones."""
     details: dict[tuple[str | int, ...], InitErrorDetails] = {}
-    for entry in error.errors():
+    for entry in error.errors(include_url=False)[:LIMIT_PROBLEMS]:
         place = _known_place(entry["loc"])
         if place != entry["loc"] or place not in details:
             details.setdefault(place, _as_detail({**entry, "loc": place}, entry["loc"] != place, model))
@@ -147,13 +151,13 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 def describe(error: ValidationError, prefix: str = "", root: str = "") -> tuple[str, ...]:
     """One line a problem: ``place: value: what would be right``; ``root`` names the whole."""
-    return tuple(_line(entry, prefix, root) for entry in error.errors())
+    return tuple(_line(entry, prefix, root) for entry in error.errors(include_url=False)[:LIMIT_PROBLEMS])
 
 
 def _line(entry: Any, prefix: str, root: str) -> str:
-    place = prefix + ".".join(map(str, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
+    place = prefix + ".".join(map(shown_text, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
     value, text = entry["input"], entry["msg"]
     if isinstance(value, Mapping | BaseModel):
         return f"{place}: {text}" if place else text
     separator = " " if text.startswith(("is ", "lists ", "should ")) else ": "
-    return f"{place}: {value!r}{separator}{text}"
+    return f"{place}: {shown(value)}{separator}{text}"

@@ -24,6 +24,7 @@ from fednar_ray.config.settings import (
     Size,
     TrackingSettings,
 )
+from fednar_ray.credentials import refusal, secrets_within
 from fednar_ray.schedules import RoundScalars, annealed
 
 CHANGEABLE = (
@@ -63,7 +64,13 @@ class Experiment(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _all_problems_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report what is wrong across sections together with what is wrong within them."""
+        """Report what is wrong across sections together with what is wrong within them.
+
+        An address that carries a secret is refused before all else, so that no other report can repeat it.
+        """
+        secrets = [checks.problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)]
+        if secrets:
+            raise ValidationError.from_exception_data(cls.__name__, secrets[: checks.LIMIT_PROBLEMS])
         try:
             experiment = handler(values)
         except ValidationError as error:

@@ -12,17 +12,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic_core import ValidationError
 
-from fednar_ray.config import checks
+from fednar_ray.config import checks, yaml_text
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
 from fednar_ray.config.settings import CompareSettings, Settings
-from fednar_ray.errors import ConfigError
+from fednar_ray.credentials import refusal, secret_in, secrets_within
+from fednar_ray.errors import ConfigError, shown, shown_text
 from fednar_ray.store_uris import absolute_uri
 
-_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 SECTIONS = ("experiment", "compare", "search")
 PATHS = (
     "tracking.uri", "availability.trace", "checkpoint.storage", "model.weights", "data.directory", "data.path",
@@ -44,21 +43,6 @@ class Document:
         return varied(self.raw, values)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent choice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if repr(key) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(repr(key))
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a file, with ``key.path=value`` overrides. Raises ConfigError with every problem at once."""
     return load_document(path, overrides).experiment
@@ -71,10 +55,11 @@ def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # one too many is refused; there may be no end to it
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or bytes that are no UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError((f"{path}: cannot be read: {reason}",)) from None
+        raise ConfigError((f"{shown_text(path)}: cannot be read: {reason}",)) from None
     return parse_document(text, str(path), overrides, to_search=to_search)
 
 
@@ -92,11 +77,14 @@ def embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = Fals
 def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
     """Parse a file's text, as ``load_document``; ``origin`` names it in errors."""
     raw = _parse_yaml(text, origin)
-    problems = [f"{key}: unknown section{checks.nearest(str(key), SECTIONS)}" for key in raw if key not in SECTIONS]
-    if "experiment" not in raw:
-        problems.append(f"{origin}: has no experiment section")
+    problems = []
     for override in overrides:
         problems.extend(_apply(raw, override))
+    _check_secrets(raw)
+    unknown = [key for key in raw if key not in SECTIONS][: checks.LIMIT_PROBLEMS]
+    problems += [f"{shown_text(key)}: unknown section{checks.nearest(str(key), SECTIONS)}" for key in unknown]
+    if "experiment" not in raw:
+        problems.append(f"{origin}: has no experiment section")
     experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
     validated = comparison = None
     try:
@@ -166,26 +154,35 @@ def _copy(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except _UNREADABLE as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"{origin}, line {mark.line + 1}, column {mark.column + 1}" if mark else origin
-        raise ConfigError((f"{place}: invalid YAML: {problem or error}",)) from None
+        raw = yaml_text.parse(text)
+    except yaml_text.NotYaml as error:
+        place = f"{origin}, {error.place}" if error.place else origin
+        raise ConfigError((f"{place}: invalid YAML: {error.reason}",)) from None
     if not isinstance(raw, dict):
         raise ConfigError((f"{origin}: a mapping with an experiment section is needed",))
     return raw
 
 
+def _check_secrets(raw: Mapping[str, Any]) -> None:
+    """Raises ConfigError, which repeats no value, where an address carries a password or another secret."""
+    found = [(".".join(map(shown_text, place)), what) for place, what in secrets_within(raw)][: checks.LIMIT_PROBLEMS]
+    if found:
+        raise ConfigError(tuple(refusal(place.removeprefix("experiment."), what) for place, what in found))
+
+
 def _apply(raw: dict[str, Any], override: str) -> list[str]:
-    """Set one ``key.path=value`` in place; what is wrong with it comes back."""
+    """Set one ``key.path=value`` in place; what is wrong with it comes back. Raises ConfigError for a secret."""
     path, equals, text = override.partition("=")
+    found = secret_in(override)
+    if found is not None:
+        raise ConfigError((refusal("an override" if secret_in(path) or "://" in path else shown_text(path), found),))
     keys = path.strip().split(".")
-    if not equals or not all(keys):
-        return [f"{override}: an override reads key.path=value"]
+    if not equals or not all(keys) or len(keys) > yaml_text.LIMIT_DEPTH:
+        return [f"{shown_text(override)}: an override reads key.path=value"]
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except _UNREADABLE:
-        return [f"{path}: {text!r}: the value is not YAML"]
+        value = yaml_text.parse(text)
+    except yaml_text.NotYaml as error:
+        return [f"{shown_text(path)}: {shown(text)}: the value is not YAML: {error.reason}"]
     if keys[0] not in SECTIONS:
         keys = ["experiment", *keys]
     if keys[0] == "search" and keys[1:2] in (["space"], ["baseline"]) and len(keys) > 2:
@@ -199,7 +196,8 @@ def _set(target: Any, keys: Sequence[str], value: Any) -> list[str]:
         target[key] = {} if target.get(key) is None else target[key]
         target = target[key]
         if not isinstance(target, dict):
-            return [f"{'.'.join(keys).removeprefix('experiment.')}: {key} holds a value, not a section"]
+            place = ".".join(keys).removeprefix("experiment.")
+            return [f"{shown_text(place)}: {shown_text(key)} holds a value, not a section"]
     target[keys[-1]] = value
     return []
 
@@ -235,7 +233,7 @@ def _absolute(place: str) -> str:
 
 def dump(experiment: Experiment) -> str:
     """The experiment as a file that reads back to the same settings."""
-    return yaml.safe_dump({"experiment": experiment.model_dump(mode="json", exclude_none=True)}, sort_keys=False)
+    return yaml_text.write({"experiment": experiment.model_dump(mode="json", exclude_none=True)})
 
 
 def digest(experiment: Experiment) -> str:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_serializer, model_validator
 from fednar_ray.config import checks
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.settings import Count, NonNegative, Positive, Settings, Size
-from fednar_ray.errors import ConfigError
+from fednar_ray.errors import ConfigError, shown
 
 DomainKind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 RANGES: Mapping[str, str] = {
@@ -233,7 +233,7 @@ class SearchSettings(Settings):
         yield from self._scheduler_problems(experiment.federation.rounds)
 
     def _metric_problems(self, experiment: Experiment) -> Iterator[str]:
-        metric = f"search.metric: {self.metric!r}"
+        metric = f"search.metric: {shown(self.metric)}"
         if self.metric.startswith("test_"):
             yield f"{metric}: test figures guide no search, or they mean nothing at its end; use validation_accuracy"
         elif self.metric not in METRICS:

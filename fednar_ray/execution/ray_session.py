@@ -1,12 +1,13 @@
 """A connection to Ray that several runs may share, and the actors it keeps warm between them."""
 
+import atexit
 import logging
 import os
 import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fednar_ray.credentials import check_address
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.errors import RayUnavailable
@@ -23,6 +25,7 @@ from fednar_ray.evaluation import Offsets, Scorer
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.places import ActorPlace
+from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import options_for
 from fednar_ray.exits import exits_as_errors
 from fednar_ray.local_training import CohortTrainer, TrainingPlan
@@ -101,7 +104,9 @@ class RaySession:
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        check_address("--address" if address else "RAY_ADDRESS", self._address)
         self._started_here = False
+        self._private: PrivateRay | None = None  # of a local Ray
         self._idle: dict[tuple[float, float, str], list[Any]] = defaultdict(list)
         self._gpu_memory: list[float | None] = []  # once asked
 
@@ -124,11 +129,18 @@ class RaySession:
             return
         if self._address not in ("local", "auto"):
             _check_reachable(self._address)
-        options = LOCAL_OPTIONS if self._address == "local" else {}
+        options: Mapping[str, Any] = {}
+        if self._address == "local":
+            self._private = PrivateRay()
+            options = {**LOCAL_OPTIONS, "_temp_dir": self._private.temp_dir}
+            atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception as error:  # of a start that takes too long Ray raises no kind of its own
+        except BaseException as error:
+            self._close_private()
+            if not isinstance(error, Exception):  # of a start that takes too long Ray raises no kind of its own
+                raise
             what = "Ray does not start here" if self._address == "local" else f"Ray at {self._address} cannot be joined"
             raise RayUnavailable(f"{what}: {error}") from error
         self._started_here = True
@@ -204,12 +216,20 @@ class RaySession:
 
     def close(self) -> None:
         """End the actors, and the local Ray if this session started it."""
-        if not ray.is_initialized():
-            return
-        self.discard_idle()
-        if self._started_here:
-            ray.shutdown()
-            self._started_here = False
+        processes = [] if self._private is None else self._private.processes()
+        if ray.is_initialized():
+            self.discard_idle()
+            if self._started_here:
+                ray.shutdown()
+                self._started_here = False
+        self._close_private(processes)
+
+    def _close_private(self, processes: Sequence[psutil.Process] = ()) -> None:
+        """Remove what the local Ray of this session kept on disk, once its processes have ended."""
+        if self._private is not None:
+            self._private.close(processes)
+            self._private = None
+            atexit.unregister(self.close)
 
     def discard_idle(self) -> None:
         """End the actors that are kept warm: they keep CPUs and GPUs from others."""

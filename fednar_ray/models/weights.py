@@ -1,5 +1,6 @@
 """A model's weights from a local file."""
 
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from fednar_ray.errors import ModelError, first_line
 from fednar_ray.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
+NOT_TENSORS_ALONE = (
+    "it is damaged, or it holds Python code or objects other than tensors, which are never run or made here; save the "
+    "weights alone, with torch.save(model.state_dict(), path) or as .safetensors"
+)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -64,9 +69,15 @@ def _read(path: Path, place: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
     except Exception as error:
-        raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        if "weights_only" in str(error):  # an archive of TorchScript, or of a kind that no longer is written
+            raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
+        raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)[:300]}") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ModelError(f"{place}: {path}: is no state dict (names with tensors)")
     return dict(state)
 

@@ -171,3 +171,33 @@ def sole_writer(directory: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             log.warning("%s is not locked against a second process: %s", directory, error.strerror)
         yield
+
+
+@contextmanager
+def held_alone(path: Path) -> Iterator[None]:
+    """Hold a lock file against other processes of this user, once none of them does, and remove it in the end.
+
+    Raises OSError where it is another user's, or where the file system has no locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.fstat(descriptor).st_uid != os.getuid():
+                raise PermissionError(f"{path} is another user's")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(path, descriptor):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a file that was opened is still there: who held it before has removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -4,7 +4,6 @@ Only the driver reports.  What it reports is written to the run directory first,
 a run neither waits for MLflow nor fails with it.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -30,6 +29,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
 from fednar_ray.store_uris import (
     absolute_uri,
@@ -43,13 +43,14 @@ from fednar_ray.tracking.arrival import END_TAG, NotAnswered, reason_of, unreach
 from fednar_ray.tracking.delivery import MODEL_NAME, Delivery
 from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
 from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
-from fednar_ray.tracking.lines import make_directory, replace, sole_writer
+from fednar_ray.tracking.lines import held_alone, make_directory, replace, sole_writer
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sender import Sender
 
 log = logging.getLogger("fednar_ray")
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 WRITER_TAG = "fednar.writer"  # which start of which copy of its directory wrote to the run last
 HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
@@ -73,9 +74,13 @@ class DataSummary:
 
 
 class Store:
-    """A tracking store: where it is, and whether it answers. Making one contacts nothing."""
+    """A tracking store: where it is, and whether it answers. Making one contacts nothing.
+
+    Raises BadInput where the address carries a password: it is recorded with every run.
+    """
 
     def __init__(self, uri: str | None) -> None:
+        check_address(TRACKING_VARIABLE if uri is None else "the tracking store", uri or mlflow.get_tracking_uri())
         self.uri = absolute_uri(uri or mlflow.get_tracking_uri())
         for name, value in HTTP_SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -199,8 +204,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
-            file = stack.enter_context(open(Path(tempfile.gettempdir()) / name, "a"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(held_alone(Path(tempfile.gettempdir()) / name))
         yield
 
 

@@ -6,15 +6,14 @@ the runs of these two with further seeds as ``best, another seed`` and ``baselin
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fednar_ray.config import yaml_text
 from fednar_ray.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, History, history_of, pages, runs_like
@@ -199,10 +198,6 @@ def _settings(params: Mapping[str, str]) -> dict[str, Any]:
 def parsed(text: str) -> Any:
     """A parameter's value; MLflow keeps text."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # an impossible date is a ValueError
+        return yaml_text.parse(text)
+    except yaml_text.NotYaml:
         return text
-    if isinstance(value, str) and value[:1] in "+-.0123456789":  # YAML takes 1e-05 for text
-        with suppress(ValueError):
-            return float(value)
-    return value

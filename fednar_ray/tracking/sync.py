@@ -7,10 +7,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednar_ray.credentials import check_address
 from fednar_ray.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import RUN_FILE, identity_of
 from fednar_ray.tracking.journal import ROUNDS_FILE, is_round
 from fednar_ray.tracking.lines import BeingWritten, Lines, sole_writer
 from fednar_ray.tracking.mlflow import Store, answering
@@ -49,6 +50,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
             identity = identity_of(directory)
             stack.enter_context(sole_writer(directory))
             if uri is None:
+                check_address(str(directory / RUN_FILE), identity.tracking_uri)
                 check_confirmed(identity.tracking_uri, directory)
         except BeingWritten as reason:
             return SyncReport(directory=directory, skipped=str(reason))

@@ -3,9 +3,7 @@
 import shutil
 from uuid import uuid4
 
-import yaml
-
-from fednar_ray.config import Document, load_document
+from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import parent_run
@@ -52,4 +50,4 @@ def kept_document(ledger: Ledger) -> Document:
 def _as_file(document: Document) -> str:
     assert document.search is not None
     search = document.search.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump({"experiment": dict(document.raw), "search": search}, sort_keys=False)
+    return yaml_text.write({"experiment": dict(document.raw), "search": search})

@@ -20,6 +20,7 @@ from ray import tune
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.checkpoint_contents import experiment_of_trial
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted, varied
 from fednar_ray.errors import BadInput, RunFailed
 from fednar_ray.execution.ray_session import RaySession
@@ -28,7 +29,7 @@ from fednar_ray.messages import RoundRecord, RoundReport
 from fednar_ray.placement import SerialBench, place, resolve
 from fednar_ray.preparation import Prepared, adapted, prepare
 from fednar_ray.tracking.journal import line_of, parse
-from fednar_ray.training import client_states, initial_state, rounds_of
+from fednar_ray.training import initial_state, rounds_of
 
 ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl
@@ -245,11 +246,11 @@ class _Branch:
         checkpoint = CheckpointStore(open_storage(str(place)), 1).load()
         if checkpoint is None:
             raise RunFailed(f"no checkpoint in {place}")
-        begun = Experiment.model_validate(checkpoint.facts["experiment"])
+        begun = experiment_of_trial(checkpoint)
         self.experiment = under_our_settings(begun, self.experiment, checkpoint.next_round)
         self._prepared = adapted(self._prepared, self.experiment)
         self.records = [parse(line) for line in checkpoint.history]
-        self._go_on_from(FederationState.restored(checkpoint, client_states(self._prepared)))
+        self._go_on_from(FederationState.restored(checkpoint, initial_state(self._prepared)))
 
     def close(self) -> None:
         """Give its actors back, where it has some."""
