@@ -1,6 +1,5 @@
 """Models that cannot train on a batch of one example, as BatchNorm cannot: refused before round 0."""
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from fednar_ray.errors import ModelError, first_line
 from fednar_ray.exits import exits_as_errors
+from fednar_ray.forward_trial import fresh
 from fednar_ray.schedules import Workload
+from fednar_ray.seeding import global_generators
 
 SHOWN = 5  # clients in an error
 
@@ -72,8 +73,8 @@ def _remedy(sizes: npt.NDArray[np.int64], workload: Workload) -> str:
 
 def _problem_with_one_example(model: nn.Module, x: Tensor) -> str | None:
     """Why a training forward pass on one example fails, or gives something else than on two; None if it does not."""
-    trial = copy.deepcopy(model).cpu().train()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    trial = fresh(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deviations over one example, which the result shows
         try:
             with exits_as_errors():
