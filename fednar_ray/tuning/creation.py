@@ -43,7 +43,9 @@ def kept_document(ledger: Ledger) -> Document:
     """The search file of a kept search. Raises BadInput where it is missing."""
     path = ledger.directory / SEARCH_FILE
     if not path.exists():
-        raise BadInput(f"{path} is missing, so no trial was started; remove {path.parent} and start the search again")
+        raise BadInput(
+            f"{path} is missing, and nothing can be resumed without it; move {path.parent} and start the search again"
+        )
     return load_document(path, to_search=True)
 
 

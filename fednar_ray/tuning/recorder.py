@@ -1,6 +1,5 @@
 """Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +20,6 @@ from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger,
 from fednar_ray.tuning.open_trial import OpenTrial, owes_mlflow
 from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
-
-log = logging.getLogger("fednar_ray")
 
 SCHEDULER_FILE = "scheduler.pickle"
 
