@@ -15,7 +15,7 @@ from fednar_ray.models.dense import logistic, mlp
 from fednar_ray.models.language import CharLSTM, CharTransformer
 from fednar_ray.models.vision import cnn, cnn_femnist, lenet, resnet18_gn
 from fednar_ray.models.weights import load_weights
-from fednar_ray.seeding import Purpose, torch_seed
+from fednar_ray.seeding import Purpose, global_generators, seed_sequence, torch_seed
 
 Build = Callable[[Any, Sequence[int], int], nn.Module]  # settings (what a model reads is never None), shape, outputs
 
@@ -25,7 +25,7 @@ def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: in
 
     Raises ModelError where the model cannot take such inputs, cannot be built, or does not fit its file.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), global_generators(seed_sequence(seed, Purpose.INITIALISATION)):
         torch.manual_seed(torch_seed(seed, Purpose.INITIALISATION))
         try:
             model = _built(settings, input_shape, outputs)
