@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from fednar_ray.errors import BadInput
 
 INSTEAD = (
-    "leave it out of the address, which is recorded with the run: MLFLOW_TRACKING_USERNAME with "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, let in at an MLflow server, PGPASSWORD or ~/.pgpass at "
-    "PostgreSQL, read_default_file=/home/me/.my.cnf at MySQL, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or the "
-    "cloud's own credentials, at an object store"
+    "leave it out of the address, which is recorded with the run. An MLflow server takes MLFLOW_TRACKING_USERNAME with "
+    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; PostgreSQL takes PGPASSWORD or ~/.pgpass; MySQL takes "
+    "?read_default_file=/home/you/.my.cnf; object stores take AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or the "
+    "cloud's own credentials"
 )
 _USERINFO = re.compile(
     r"([A-Za-z][A-Za-z0-9.+-]{0,39}):/+(?!\[)(?=[^/?#@:]{0,200}:([^@\n]{1,2000})@)"  # looks ahead: addresses may nest

@@ -361,6 +361,8 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
 def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_path):
     code, whole, script, numbered, words = (tmp_path / f"{name}.pt" for name in ("a", "b", "c", "d", "e"))
     torch.save(Code(), code)

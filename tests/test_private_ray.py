@@ -27,6 +27,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     for name in (private_ray.MODE, private_ray.TOKEN, private_ray.TOKEN_PATH, *private_ray.LOGS):
         monkeypatch.delenv(name, raising=False)
     yield folder
+    monkeypatch.undo()
+    private_ray._forget_token()  # the suite's own Ray has another
     shutil.rmtree(folder)
 
 
