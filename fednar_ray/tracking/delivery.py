@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -290,12 +291,23 @@ def _mark_table(client: MlflowClient, run_id: str, path: str) -> None:
 
 def _sign(directory: Path, model_id: str, run_id: str, location: str) -> None:
     """Put into a saved model's description what MLflow knows it by."""
-    description = Model.load(str(directory))
+    description = _description(directory / "MLmodel")
     if description.model_id != model_id:
         description.model_id = description.model_uuid = model_id
         description.run_id, description.artifact_path = run_id, location
         description.save(str(directory / "MLmodel.new"))
         os.replace(directory / "MLmodel.new", directory / "MLmodel")
+
+
+def _description(path: Path) -> Model:
+    """What a saved model says of itself; MLflow's own reader decodes percent signs in the path.
+
+    Raises FileNotFoundError where it says nothing.
+    """
+    try:
+        return Model.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise FileNotFoundError(f"{path} is damaged: {error}") from error
 
 
 def refused(error: Exception) -> bool:
