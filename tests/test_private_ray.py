@@ -103,6 +103,17 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(p
     private.close()
 
 
+def test_what_a_dying_process_made_again_is_removed_later(place: Path) -> None:
+    again, strange, fresh = (place / f"fednar-{name * 8}" for name in "abc")
+    for folder in (again, strange, fresh):
+        (folder / "r" / "session_1").mkdir(parents=True)
+    (strange / "mine.txt").touch()
+    for folder in (again, strange):
+        os.utime(folder, (1e9, 1e9))
+    remove_abandoned()
+    assert sorted(place.iterdir()) == [strange, fresh]
+
+
 def test_a_path_that_is_too_long_for_sockets_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()

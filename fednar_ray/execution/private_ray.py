@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ BELOW = len("/12345678/r/session_2026-11-27_02-55-47_463414_12345678/sockets/pla
 """What Ray adds to the directory for temporary files, with what we add."""
 LOGS = {"RAY_ROTATION_MAX_BYTES": "10000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
 """An actor's prints go to a file of this size and the one before it; by default Ray lets that file grow."""
+REMNANT_SECONDS = 3600.0  # a directory without a lock is being made, or a dying process of Ray made it again
 ENDING_SECONDS = 5.0  # for processes of Ray that were told to end; they may write until then
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -96,7 +98,12 @@ def _remove_unless_in_use(directory: Path) -> None:
         about = directory.lstat()
         if about.st_uid != os.getuid() or directory.is_symlink():
             return
-        lock = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            lock = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if time.time() - about.st_mtime > REMNANT_SECONDS and set(os.listdir(directory)) <= {"r"}:
+                shutil.rmtree(directory, ignore_errors=True)
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
