@@ -170,6 +170,7 @@ def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> 
         written = trained.table.astype(object).where(trained.table.notna(), text)
         pd.testing.assert_frame_equal(model.predict(written), expected)
         pd.testing.assert_frame_equal(model.predict(written.astype(str)), expected)
+        pd.testing.assert_frame_equal(model.predict(written.astype(str).astype("category")), expected)
 
 
 def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:

@@ -32,7 +32,8 @@ def _numbers(column: Any) -> Any:
     if column.dtype.kind in "mMc":  # dates, durations and complex numbers, of which float64 would be made silently
         raise ValueError(f"column {column.name}: holds {column.dtype}; real numbers are needed")
     if column.dtype.kind not in "biuf":
-        column = column.where(~column.map(lambda cell: isinstance(cell, str) and cell.strip() in MISSING), None)
+        missing = [isinstance(cell, str) and cell.strip() in MISSING for cell in column]
+        column = column.mask(np.array(missing, dtype=bool), None)
     try:
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
