@@ -361,8 +361,35 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (torch.zeros(3, 2, dtype=torch.complex64), "does not fit the model: of another kind: 1.weight is complex"),
+        (torch.zeros(3, 2).to_sparse(), "does not fit the model: of another kind: 1.weight is sparse"),
+        (torch.zeros(3, 2, dtype=torch.float64), None),
+    ],
+)
+def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"1.weight": given, "1.bias": torch.zeros(3)}, path)
+    settings = ModelSettings(name="logistic", weights=str(path))
+    if says is None:
+        assert torch.equal(build_model(settings, (2,), 3, seed=0)[1].weight, torch.zeros(3, 2))
+        return
+    with pytest.raises(ModelError, match=f"{path}: {says}"):
+        build_model(settings, (2,), 3, seed=0)
+
+
+def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
+    with pytest.raises(ModelError, match=r"is no state dict .*; its entry 'state_dict' is one: save that alone"):
+        build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_path):
     code, whole, script, numbered, words = (tmp_path / f"{name}.pt" for name in ("a", "b", "c", "d", "e"))
     torch.save(Code(), code)

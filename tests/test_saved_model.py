@@ -17,11 +17,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 import fednar_ray as fr
 from fednar_ray.data.sources.client_files import client_files
 from fednar_ray.data.sources.moments import Moments
+from fednar_ray.data.sources.tables import MISSING_IN_TEXT
 from fednar_ray.data.transforms import Transform
 from fednar_ray.errors import ModelError
 from fednar_ray.models import build_model
 from fednar_ray.preparation import prepare
 from fednar_ray.preprocessing import ImagePreprocessing
+from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
 
 NAMES = ("age", "time", "dose")
@@ -150,6 +152,25 @@ def test_mlflow_refuses_a_table_that_lacks_a_column_or_holds_text(trained: Train
         model.predict(trained.table.drop(columns="time"))
     with pytest.raises(ValueError, match="column dose: could not convert string to float: 'much'; numbers are needed"):
         model.predict(trained.table.assign(dose="much"))
+    for values, kind in (
+        (pd.Timestamp("2020-01-01"), "datetime64"),
+        (1j, "complex128"),
+        (pd.Timedelta(1), "timedelta"),
+    ):
+        with pytest.raises(ValueError, match=f"column dose: holds {kind}.*; real numbers are needed"):
+            model.predict(trained.table.assign(dose=values))
+
+
+def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> None:
+    """``pd.read_csv`` leaves ``?`` as text, and with it the column's numbers."""
+    assert tuple(MISSING_IN_TEXT) == fednar_table_model.MISSING
+    model = mlflow.pyfunc.load_model(trained.saved)
+    expected = model.predict(trained.table)
+    for text in ("?", " NA ", ""):
+        written = trained.table.astype(object).where(trained.table.notna(), text)
+        pd.testing.assert_frame_equal(model.predict(written), expected)
+        pd.testing.assert_frame_equal(model.predict(written.astype(str)), expected)
+        pd.testing.assert_frame_equal(model.predict(written.astype(str).astype("category")), expected)
 
 
 def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:

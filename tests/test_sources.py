@@ -793,7 +793,7 @@ BAD_FOLDERS = {
     ),
     "labels that lack": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0, 2], "dose": [1.0, 2], "ill": [1, None]}),
-        r"a\.csv: 1 rows lack ill",
+        r"a\.csv: 1 row lacks ill",
     ),
     "arrays of unequal length": (
         lambda d: np.savez(d / "c.npz", age=np.ones(3), dose=np.ones(2), ill=np.ones(3)),

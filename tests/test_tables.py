@@ -47,6 +47,7 @@ def in_order(rows: np.ndarray) -> list[list[float]]:
     return sorted(rows.tolist())
 
 
+REMEDY = "write numbers as 1234.5, and leave missing cells empty, or leave the column out of data.features"
 EXPECTED = in_order(pd.read_csv(pd.io.common.StringIO(GOOD)).to_numpy(dtype=float))
 
 
@@ -159,6 +160,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ("age,ill,,\n1,0,,\n", "a.csv: the header has columns without a name (columns 3 and 4)"),
         (",age,ill\n0,1,0\n", "a.csv: column 1 has no name; name it, or name the inputs in data.features"),
         ("age;ill\n1;0\n", "a.csv: has no column ill; it has age;ill; is it separated by ';'?"),
+        ("age;ill\n1,5;0\n", "a.csv: cannot be read: line 2 has 2 values, and the header 1; is it separated by ';'?"),
+        ("age, Ill\n1,0\n", "a.csv: has no column ill; it has age,  Ill; write ' Ill' as 'ill'"),
         ("", "a.csv: cannot be read: the file is empty"),
         ("\n\n", "a.csv: cannot be read: the file is empty"),
         ("age,ill\n", "a.csv: has no rows"),
@@ -236,7 +239,7 @@ def test_one_bad_cell_is_named_by_file_line_column_and_value(column: int, text: 
 @pytest.mark.parametrize("text", ["", " ", "?", "NA", "nan", "null", " N/A "])
 def test_a_missing_value_is_named_by_its_line_or_imputed(text: str, tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text(with_cell(1, text))
-    assert "b.csv: 1 values are missing, of dose; set data.missing to mean or drop (the first: line 372)" in refusal(
+    assert "b.csv: 1 value is missing, of dose; set data.missing to mean or drop (the first: line 372)" in refusal(
         tmp_path
     )
     assert np.isnan(rows_of(tmp_path, missing="mean")["b"]).sum() == 1
@@ -251,9 +254,8 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
 def test_all_columns_with_bad_cells_are_named_at_once_each_with_how_many_there_are(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,dose,ill\nx,1,0\n2,?,1\ny,z,0\n")
     assert refusal(tmp_path, missing="mean").splitlines() == [
-        f"{tmp_path / 'a.csv'}, line 2, column age: 'x' is not a number; write numbers as 1234.5"
-        " (1 more like it in this column)",
-        f"{tmp_path / 'a.csv'}, line 4, column dose: 'z' is not a number; write numbers as 1234.5",
+        f"{tmp_path / 'a.csv'}, line 2, column age: 'x' is not a number; {REMEDY} (1 more like it in this column)",
+        f"{tmp_path / 'a.csv'}, line 4, column dose: 'z' is not a number; {REMEDY}",
     ]
 
 
@@ -326,6 +328,7 @@ PARQUET = {
     "half precision": (pa.array(np.arange(4, dtype=np.float16)), [0, 1, 2, 3]),
     "whole numbers beyond 2^53": (pa.array([2**53 + 1, 2**60, 5, -(2**62)]), [2.0**53, 2.0**60, 5, -(2.0**62)]),
     "text that is numbers": (pa.array(["1", " 2.5", "?", "-1e3"], pa.large_string()), [1, 2.5, np.nan, -1000]),
+    "views of text": (pa.array(["1", None, "3", "4"], pa.string_view()), [1, np.nan, 3, 4]),
     "lists": (pa.array([[1.0, 2.0]] * 4), "column x holds list<"),
     "lists of one length": (pa.array([[1.0, 2.0]] * 4, pa.list_(pa.float64(), 2)), "column x holds fixed_size_list<"),
     "structs": (pa.array([{"u": 1}] * 4), "column x holds struct<"),

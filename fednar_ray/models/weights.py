@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fednar_ray.errors import ModelError, first_line
+from fednar_ray.errors import ModelError, first_line, shown
 from fednar_ray.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
@@ -72,14 +73,26 @@ def _read(path: Path, place: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
     except Exception as error:
-        if "weights_only" in str(error):  # an archive of TorchScript, or of a kind that no longer is written
+        # an archive of TorchScript, or of a kind that no longer is written; or bytes of anything else
+        if "weights_only" in str(error) or not isinstance(error, OSError | RuntimeError | SafetensorError):
             raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
         raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)[:300]}") from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise ModelError(f"{place}: {path}: is no state dict (names with tensors)")
+    if not _is_state_dict(state):
+        raise ModelError(f"{place}: {path}: is no state dict (names with tensors){_explain_nesting(state)}")
     return dict(state)
+
+
+def _is_state_dict(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+
+
+def _explain_nesting(state: Any) -> str:
+    """Where the weights may be in a training checkpoint, which holds more than them."""
+    entries = state.items() if isinstance(state, Mapping) else ()
+    found = next((name for name, value in entries if _is_state_dict(value) and value), None)
+    return "" if found is None else f"; its entry {shown(found)} is one: save that alone"
 
 
 def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
@@ -90,6 +103,22 @@ def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[st
         for name in own
         if name in state and not is_lazy(own[name]) and state[name].shape != own[name].shape
     ]
-    for what, names in (("missing", missing), ("not in the model", unknown), ("of another shape", shapes)):
+    kinds = [
+        f"{name} is {_kind(state[name])}"
+        for name in own
+        if name in state and not is_lazy(own[name]) and _kind(state[name]) != _kind(own[name])
+    ]
+    for what, names in (
+        ("missing", missing), ("not in the model", unknown), ("of another shape", shapes), ("of another kind", kinds),
+    ):  # fmt: skip
         if names:
             yield f"{what}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
+
+
+def _kind(tensor: Tensor) -> str:
+    """What PyTorch copies into no tensor of another kind, or only with a loss."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_quantized:
+        return "quantized"
+    return "complex" if tensor.is_complex() else "real"

@@ -9,6 +9,8 @@ import mlflow.pytorch
 import numpy as np
 import pandas as pd
 
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # as in the files that the model was trained on
+
 
 class TableModel:
     """Predicts from rows whose columns MLflow has put in the order of the signature."""
@@ -17,7 +19,7 @@ class TableModel:
         self._model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        """One row of outputs per row, with its index; what is missing may be NaN or None."""
+        """One row of outputs per row, with its index; what is missing may be NaN, None, or written as in the files."""
         rows = np.stack([_numbers(data[name]) for name in data], axis=1)
         return pd.DataFrame(self._model.predict(rows), index=data.index)
 
@@ -27,6 +29,11 @@ class TableModel:
 
 
 def _numbers(column: Any) -> Any:
+    if column.dtype.kind in "mMc":  # dates, durations and complex numbers, of which float64 would be made silently
+        raise ValueError(f"column {column.name}: holds {column.dtype}; real numbers are needed")
+    if column.dtype.kind not in "biuf":
+        missing = [isinstance(cell, str) and cell.strip() in MISSING for cell in column]
+        column = column.mask(np.array(missing, dtype=bool), None)
     try:
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:

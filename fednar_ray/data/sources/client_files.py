@@ -167,7 +167,12 @@ class ClientFile:
     def _text(self, table: Table, name: str) -> str:
         """What is wrong with a column that holds text."""
         classes = name == self.settings.label and self.settings.task != "regression"
-        why = "is not a number" + ("; labels are whole numbers from 0" if classes else "; write numbers as 1234.5")
+        remedy = (
+            "labels are whole numbers from 0" if classes else "write numbers as 1234.5, and leave missing cells empty"
+        )
+        if name != self.settings.label:
+            remedy += ", or leave the column out of data.features"
+        why = f"is not a number; {remedy}"
         return str(table.bad_values(name, find_text(table.columns[name]), why, show_values=self.show_values))
 
     def _complete_rows(self, table: Table, x: Floats, y: Array, features: Sequence[str]) -> Rows:
@@ -181,13 +186,15 @@ class ClientFile:
             return kept
         if unlabelled.any():
             first = table.find_cell(int(unlabelled.argmax()), str(self.settings.label))[0]
-            where = f"{unlabelled.sum()} rows lack {self.settings.label} (the first: {first})"
+            lack = "1 row lacks" if unlabelled.sum() == 1 else f"{unlabelled.sum()} rows lack"
+            where = f"{lack} {self.settings.label} (the first: {first})"
             raise DataError(f"{self.path}: {where}; data.missing: drop leaves them out")
         if self.settings.missing == "refuse" and gaps.any():
             lacking = set(np.flatnonzero(gaps.any(axis=0)).tolist())
             named = [name for i, name in enumerate(features) if i in lacking or gaps.shape[1] != len(features)]
             first = table.find_cell(int(gaps.any(axis=1).argmax()), named[0])[0]
-            places = f"{gaps.sum()} values are missing, of {', '.join(named)}"
+            are_missing = "1 value is missing" if gaps.sum() == 1 else f"{gaps.sum()} values are missing"
+            places = f"{are_missing}, of {', '.join(named)}"
             raise DataError(f"{self.path}: {places}; set data.missing to mean or drop (the first: {first})")
         return np.arange(len(y))
 

@@ -99,8 +99,7 @@ def _row_of_data(row: int, column: str) -> tuple[str, None]:
 def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], *, named: bool) -> None:
     missing = [name for name in wanted if name not in header]
     if missing:
-        separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
-        hint = "" if separator is None else f"; is it separated by {separator!r}? Write it with commas"
+        hint = _explain_separator(header) or _explain_spelling(missing, header)
         raise DataError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(header)}{hint}")
     for name in wanted:
         places = [str(i + 1) for i, other in enumerate(header) if other == name]
@@ -110,6 +109,20 @@ def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], *, n
             raise DataError(f"{path}: {what} (columns {' and '.join(places)}); give each column a name of its own")
         if not name and not named:
             raise DataError(f"{path}: column {places[0]} has no name; name it, or name the inputs in data.features")
+
+
+def _explain_separator(header: Sequence[str]) -> str:
+    """What may be wrong with a header that is one name."""
+    separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+    return "" if separator is None else f"; is it separated by {separator!r}? Write it with commas, and 1,5 as 1.5"
+
+
+def _explain_spelling(missing: Sequence[str], header: Sequence[str]) -> str:
+    """Which columns have the names that are missing but for blanks and capitals."""
+    spelled = {name.strip().casefold(): name for name in header}
+    found = [(name, spelled[name.strip().casefold()]) for name in missing if name.strip().casefold() in spelled]
+    renamed = " and ".join(f"{other!r} as {name!r}" for name, other in found)
+    return f"; write {renamed}, as all files must spell their columns alike" if found else ""
 
 
 # ——— text ———
@@ -191,7 +204,7 @@ class _TextFile:
             records = self._records()
             _, header = next(records)
             line, record = next(found for found in records if len(found[1]) != len(header))
-            return f"line {line} has {len(record)} values, and the header {len(header)}"
+            return f"line {line} has {len(record)} values, and the header {len(header)}{_explain_separator(header)}"
         return first_line(error)
 
 
@@ -255,6 +268,8 @@ def _to_numpy(path: Path, name: str, column: Any) -> Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     types = pa.types
+    if types.is_string_view(column.type):
+        column = column.cast(pa.string())
     if types.is_string(column.type) or types.is_large_string(column.type):
         column = _parse_text(column)
         if not types.is_floating(column.type):
