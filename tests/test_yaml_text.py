@@ -168,3 +168,15 @@ def test_a_key_of_an_override_is_not_deeper_than_a_file() -> None:
     with pytest.raises(fr.ConfigError, match="an override reads key"):
         parse_document("experiment: {}", "f.yaml", ["model.arguments." + "a." * 5000 + "b=1"])
     assert yaml_text.LIMIT_DEPTH == 50
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("-007", -7), ("0_1", 1), ("0x1F", 31), ("0", 0)])
+def test_a_leading_zero_makes_no_octal_number(text: str, value: int) -> None:
+    assert yaml_text.parse(text) == value
+
+
+@pytest.mark.parametrize("text", ["1:30", "-1:30", "190:20:30.15", "010", "1e-3", "08"])
+def test_times_are_text_and_texts_survive_a_round_trip(text: str) -> None:
+    assert yaml_text.parse(yaml_text.write({"a": text})) == {"a": text}
+    if ":" in text:
+        assert yaml_text.parse(text) == text

@@ -1,6 +1,7 @@
 """YAML, of which JSON is a part, to plain values and back.
 
-PyYAML follows YAML 1.1, to which ``1e-3`` is text; here it is a number, as in YAML 1.2 and JSON.  What a text may
+PyYAML follows YAML 1.1, to which ``1e-3`` is text, ``010`` is eight and ``1:30`` is ninety; here they are a number, ten
+and text, as in YAML 1.2.  What a text may
 expand to is bounded, so that no text takes long to refuse: aliases, depth, size, and the length of a number.
 """
 
@@ -18,8 +19,9 @@ LIMIT_DEPTH = 50
 LIMIT_NUMBER_CHARACTERS = 400
 FLOAT = re.compile(r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\Z")
 """What YAML 1.1 misses of the numbers that YAML 1.2 and ``float`` know: 1e-3, 1E5, -.5, 1.5e3."""
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_NUMBERS = (_FLOAT_TAG, "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+\Z")
+_FLOAT_TAG, _INT_TAG, _TEXT_TAG = (f"tag:yaml.org,2002:{name}" for name in ("float", "int", "str"))
+_NUMBERS = (_FLOAT_TAG, _INT_TAG, "tag:yaml.org,2002:timestamp")
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # an impossible date or number is a ValueError
 
 
@@ -54,6 +56,8 @@ class _Loader(yaml.SafeLoader):
         length = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if node.tag in _NUMBERS and length > LIMIT_NUMBER_CHARACTERS:
             raise yaml.composer.ComposerError(None, None, f"a number of {length} characters", mark)
+        if isinstance(node, yaml.ScalarNode):
+            _read_as_yaml_1_2(node)
         self._read += 1 + length
         self._sizes[id(node)] = self._read - before
         return node
@@ -83,6 +87,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _read_as_yaml_1_2(node: yaml.ScalarNode) -> None:
+    """Base 60 becomes text, and a number with a leading zero decimal."""
+    if node.tag in (_INT_TAG, _FLOAT_TAG) and ":" in node.value:
+        node.tag = _TEXT_TAG
+    elif node.tag == _INT_TAG and LEADING_ZERO.match(node.value):
+        node.value = str(int(node.value))
 
 
 class _Dumper(yaml.SafeDumper):
