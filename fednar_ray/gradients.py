@@ -38,7 +38,7 @@ class SingleGradient:
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
-        self.module = copy.deepcopy(module).to(device).train()
+        self.module = _copy(module, device)
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
@@ -62,7 +62,7 @@ class CohortGradient:
     def __init__(
         self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
     ) -> None:
-        self.module = copy.deepcopy(module).to(device).train()
+        self.module = _copy(module, device)
         self.given = GivenState(self.module)
         self.params = torch.zeros(width, layout.dimension, device=device)
         self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
@@ -135,6 +135,12 @@ class CohortGradient:
             f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
             "of clients cannot follow; train clients one by one: execution.cohort_width=1"
         )
+
+
+def _copy(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy in training mode. Where gradients are off, TorchScript copies parameters as tensors that need none."""
+    with torch.enable_grad():
+        return copy.deepcopy(module).to(device).train()
 
 
 def _relative_distance(got: Tensor, wanted: Tensor) -> float:
