@@ -819,6 +819,7 @@ def test_recurrent_layers_of_several_levels_train_together() -> None:
     assert probe(Recurrent(), EXAMPLES, classes=3).alone_because is None
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_module_of_torchscript_trains_as_the_module_that_it_was_made_from() -> None:
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
     scripted = torch.jit.trace(module, torch.zeros(2, 2))
