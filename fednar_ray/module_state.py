@@ -96,10 +96,20 @@ def own_copy(model: nn.Module) -> nn.Module:
         memo[id(tensor)] = _without_graph(tensor)
     kept = tuple(memo.values())
     try:
-        return copy.deepcopy(model, memo)
+        return leaf_copy(model, memo)
     except Exception as error:
         assert kept is not None
         raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error)[:200]}") from error
+
+
+def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy whose parameters need gradients as the model's do; TorchScript's own copies would be no leaves."""
+    with torch.no_grad():
+        module = copy.deepcopy(model, memo)
+    for parameter, given in zip(module.parameters(), model.parameters(), strict=False):
+        if parameter.requires_grad != given.requires_grad:
+            parameter.requires_grad_(given.requires_grad)
+    return module
 
 
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
