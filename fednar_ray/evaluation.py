@@ -3,7 +3,6 @@
 Scores come back example by example, in the order of the split, so a metric does not depend on who scored what.
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -19,7 +18,7 @@ from fednar_ray.buffers import copy_buffers, restore_buffers
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import Federation
 from fednar_ray.messages import Readout, Scores, ScoringTask, Tally
-from fednar_ray.module_state import GivenState
+from fednar_ray.module_state import GivenState, leaf_copy
 from fednar_ray.seeding import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.tasks import CLASSIFICATION, TASKS, Task, perplexity
 from fednar_ray.transfers import on_device
@@ -54,7 +53,7 @@ class Scorer:
         """
         self._changed_buffers = changed_buffers
         self._task, self._offsets, self._seed = task, offsets or {}, seed
-        self._model = copy.deepcopy(model).to(device).eval()
+        self._model = leaf_copy(model).to(device).eval()
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}

@@ -1,6 +1,5 @@
 """The composition root: an experiment in, wired parts out, rounds drained."""
 
-import copy
 import hashlib
 import logging
 import shlex
@@ -28,6 +27,7 @@ from fednar_ray.federation_state import FederationState
 from fednar_ray.figures import draw_curves, draw_partition, draw_step_norms
 from fednar_ray.lookout import Lookout, chance_of
 from fednar_ray.messages import RoundRecord, RoundReport
+from fednar_ray.module_state import leaf_copy
 from fednar_ray.placement import Resolved, place, resolve
 from fednar_ray.preparation import Prepared, prepare
 from fednar_ray.preprocessing import join_preprocessing
@@ -371,7 +371,7 @@ def _store(prepared: Prepared, identity: _Identity, resumption: Resumption | Non
 
 def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
     """The model that is evaluated."""
-    module = copy.deepcopy(prepared.model).cpu()
+    module = leaf_copy(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.readout(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
     return module.eval()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fednar_ray.errors import ModelError, first_line
 from fednar_ray.exits import exits_as_errors
 from fednar_ray.module_state import GivenState, called, drawn, own_copy
-from fednar_ray.outside_state import outside_change, outside_state
+from fednar_ray.outside_influence import outside_influence
+from fednar_ray.outside_state import changed_places, outside_change, outside_state
 from fednar_ray.seeding import global_generators, global_states
 
 TRIAL_SEED = 0x0FED9A3
@@ -62,9 +63,21 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
         moved = not torch.equal(of_torch, torch.get_rng_state())
-    if (elsewhere := outside_change(outside, outside_state(module))) is not None:
-        raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
+    after = outside_state(module)
+    if (elsewhere := outside_change(outside, after)) is not None:
+        places = changed_places(module, outside, after)
+        if outside_influence(places, lambda: _repeated(module, x)):
+            raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
     return TrialForward(module=module, outputs=outputs, moved_torch=moved, python_state=found)
+
+
+def _repeated(module: nn.Module, x: Tensor) -> Tensor:
+    """The outputs of a copy of ``module``, whose random draws are the same each time."""
+    copy = own_copy(module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators(), exits_as_errors():
+        torch.default_generator.manual_seed(TRIAL_SEED)
+        outputs: Tensor = copy(x)
+    return outputs
 
 
 def _hint_of_types(x: Tensor) -> str:

@@ -3,7 +3,6 @@
 One client goes through plain autograd, several through ``torch.func.vmap``, traced once for each shape.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.errors import InconsistentModel, is_of_memory
-from fednar_ray.module_state import GivenState, drawn
+from fednar_ray.module_state import GivenState, drawn, leaf_copy
 from fednar_ray.seeding import global_states
 from fednar_ray.tasks import Task
 from fednar_ray.tracing import traced
@@ -38,7 +37,7 @@ class SingleGradient:
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
-        self.module = copy.deepcopy(module).to(device).train()
+        self.module = leaf_copy(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
@@ -62,7 +61,7 @@ class CohortGradient:
     def __init__(
         self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
     ) -> None:
-        self.module = copy.deepcopy(module).to(device).train()
+        self.module = leaf_copy(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(width, layout.dimension, device=device)
         self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")

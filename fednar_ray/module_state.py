@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import UninitializedBuffer
 
 from fednar_ray.errors import ModelError, first_line
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 REGISTERED = ("_parameters", "_buffers", "_modules")
+OF_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
+"""What recurrent layers of torch keep of their own parameters, and renew in forward where these are others."""
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
 BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
@@ -93,10 +96,20 @@ def own_copy(model: nn.Module) -> nn.Module:
         memo[id(tensor)] = _without_graph(tensor)
     kept = tuple(memo.values())
     try:
-        return copy.deepcopy(model, memo)
+        return leaf_copy(model, memo)
     except Exception as error:
         assert kept is not None
         raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error)[:200]}") from error
+
+
+def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy whose parameters need gradients as the model's do; TorchScript's own copies would be no leaves."""
+    with torch.no_grad():
+        module = copy.deepcopy(model, memo)
+    for parameter, given in zip(module.parameters(), model.parameters(), strict=False):
+        if parameter.requires_grad != given.requires_grad:
+            parameter.requires_grad_(given.requires_grad)
+    return module
 
 
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
@@ -125,7 +138,8 @@ def _compiled(module: nn.Module) -> bool:
 def _plain(module: nn.Module) -> dict[str, Any]:
     if _compiled(module):
         return {}
-    return {key: value for key, value in module.__dict__.items() if key not in REGISTERED}
+    left_out = REGISTERED + (OF_WEIGHTS if isinstance(module, nn.RNNBase) else ())
+    return {key: value for key, value in module.__dict__.items() if key not in left_out}
 
 
 def _registered(module: nn.Module) -> dict[str, dict[str, Any]]:
@@ -143,7 +157,7 @@ def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> 
 
 def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """Tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
-    if isinstance(value, UninitializedBuffer) or (isinstance(value, Tensor) and not value.is_leaf):
+    if isinstance(value, Tensor) and (_is_uninitialized_or_wrapped(value) or not value.is_leaf):
         yield value
     elif isinstance(value, dict | list | tuple) and id(value) not in seen:
         seen.add(id(value))
@@ -151,7 +165,13 @@ def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
             yield from _of_a_graph(part, seen)
 
 
+def _is_uninitialized_or_wrapped(tensor: Tensor) -> bool:
+    return isinstance(tensor, UninitializedBuffer) or is_functorch_wrapped_tensor(tensor)
+
+
 def _without_graph(tensor: Tensor) -> Tensor:
+    if is_functorch_wrapped_tensor(tensor):  # a hook recorded it while a group was traced: its numbers are gone
+        return torch.empty(0)
     if isinstance(tensor, UninitializedBuffer):
         return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]
     return tensor.detach().clone()

@@ -1,7 +1,8 @@
 """State that a model's code keeps outside of the module: globals, class attributes, variables of enclosing functions.
 
 It is shared by all clients of a process and by no two processes, so no client can start with it as given. What only
-grows (a cache, a record of calls) and what is set once, from None or False, are taken to be no state.
+grows (a cache, a record of calls) and what is set once, from None or False, are taken to be no state. So is what a
+forward pass writes and its outputs do not depend on, as a count of calls: see ``outside_influence``.
 """
 
 import functools
@@ -12,20 +13,45 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 LIBRARIES = sys.stdlib_module_names | {"torch", "torchvision", "numpy", "fednar_ray"}
 MOST_ELEMENTS, DEEPEST = 100_000, 6
 OPAQUE = object()
 
 
-def outside_state(module: nn.Module) -> dict[str, Any]:
-    """What the code of a module and its submodules refers to outside of them: name in words → content."""
-    found: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value is kept: a key of a dict or a list, the content of a cell, or an attribute."""
+
+    owner: Any
+    key: Any
+
+    def get(self) -> Any:
+        """The value that is there now."""
+        if isinstance(self.owner, types.CellType):
+            return self.owner.cell_contents
+        return self.owner[self.key] if isinstance(self.owner, dict | list | deque) else getattr(self.owner, self.key)
+
+    def set(self, value: Any) -> None:
+        """Put another value there."""
+        if isinstance(self.owner, types.CellType):
+            self.owner.cell_contents = value
+        elif isinstance(self.owner, dict | list | deque):
+            self.owner[self.key] = value
+        else:
+            setattr(self.owner, self.key, value)
+
+
+def outside_places(module: nn.Module) -> dict[str, Place]:
+    """What the code of a module and its submodules refers to outside of them: name in words → where it is kept."""
+    found: dict[str, Place] = {}
     seen: set[Any] = set()
     for part in module.modules():
         for cls in type(part).__mro__:
@@ -33,6 +59,18 @@ def outside_state(module: nn.Module) -> dict[str, Any]:
         for value in (*vars(part).values(), *_hooks(part)):
             _of_function(value, found, seen)
     return found
+
+
+def outside_state(module: nn.Module) -> dict[str, Any]:
+    """The same, by content."""
+    return {name: _content(place.get()) for name, place in outside_places(module).items()}
+
+
+def changed_places(module: nn.Module, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Place]:
+    """Where the single values are kept that changed and did not only grow."""
+    places = outside_places(module)
+    both = [name for name in before if name in after and name in places]
+    return [leaf for name in both for leaf in _leaves(places[name], before[name], after[name])]
 
 
 def outside_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -49,7 +87,7 @@ def _of_a_user(module_name: str | None) -> bool:
     return (module_name or "builtins").partition(".")[0] not in LIBRARIES
 
 
-def _of_class(cls: type, found: dict[str, Any], seen: set[Any]) -> None:
+def _of_class(cls: type, found: dict[str, Place], seen: set[Any]) -> None:
     if cls in seen or not _of_a_user(cls.__module__):
         return
     seen.add(cls)
@@ -59,10 +97,10 @@ def _of_class(cls: type, found: dict[str, Any], seen: set[Any]) -> None:
         elif isinstance(value, types.FunctionType | staticmethod | classmethod):
             _of_function(getattr(value, "__func__", value), found, seen)
         elif not name.startswith("__"):
-            found[f"the class attribute '{cls.__name__}.{name}'"] = _content(value)
+            found[f"the class attribute '{cls.__name__}.{name}'"] = Place(cls, name)
 
 
-def _of_function(function: Any, found: dict[str, Any], seen: set[Any]) -> None:
+def _of_function(function: Any, found: dict[str, Place], seen: set[Any]) -> None:
     """Follows a function's own variables, its globals, and the functions and classes among them."""
     if isinstance(function, functools.partial):
         function = function.func
@@ -71,32 +109,33 @@ def _of_function(function: Any, found: dict[str, Any], seen: set[Any]) -> None:
         return
     seen.add(function)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name != "__class__" and (value := _cell(cell)) is not OPAQUE:
-            _refers_to(f"the variable '{name}' around {function.__name__}()", value, found, seen)
+        if name != "__class__" and _is_bound(cell):
+            _refers_to(f"the variable '{name}' around {function.__name__}()", Place(cell, None), found, seen)
     names = _names(function.__code__)
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if isinstance(value, types.ModuleType) and _of_a_user(value.__name__):
             for inner in names & vars(value).keys():
-                _refers_to(f"the global '{value.__name__}.{inner}'", vars(value)[inner], found, seen)
+                _refers_to(f"the global '{value.__name__}.{inner}'", Place(vars(value), inner), found, seen)
         else:
-            _refers_to(f"the global '{function.__module__}.{name}'", value, found, seen)
+            _refers_to(f"the global '{function.__module__}.{name}'", Place(function.__globals__, name), found, seen)
 
 
-def _cell(cell: Any) -> Any:
+def _is_bound(cell: types.CellType) -> bool:
     try:
-        return cell.cell_contents
-    except ValueError:  # not bound yet
-        return OPAQUE
+        return cell.cell_contents is not OPAQUE
+    except ValueError:
+        return False
 
 
-def _refers_to(name: str, value: Any, found: dict[str, Any], seen: set[Any]) -> None:
+def _refers_to(name: str, place: Place, found: dict[str, Place], seen: set[Any]) -> None:
+    value = place.get()
     if isinstance(value, type):
         _of_class(value, found, seen)
     elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         _of_function(value, found, seen)
     elif not isinstance(value, types.ModuleType):
-        found[name] = _content(value)
+        found[name] = place
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -124,6 +163,8 @@ def _content(value: Any, depth: int = 0) -> Any:
 
 def _numbers(value: Any) -> Any:
     if isinstance(value, Tensor):
+        if is_functorch_wrapped_tensor(value):  # a hook recorded it while a group was traced
+            return OPAQUE
         if value.layout is not torch.strided or value.device.type == "meta" or value.numel() > MOST_ELEMENTS:
             return OPAQUE
         return tuple(value.shape), value.dtype, repr(value.detach().cpu().reshape(-1).tolist())
@@ -141,6 +182,23 @@ def _parts(value: Any, depth: int) -> Any:
     if _of_a_user(type(value).__module__) and hasattr(value, "__dict__"):
         return {key: _content(part, depth) for key, part in vars(value).items()}
     return OPAQUE
+
+
+def _leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
+    """The places of the single values in which two contents differ, ``after`` being the content of ``place``."""
+    if _continues(before, after):
+        return
+    value, alike = place.get(), type(before) is type(after)
+    if alike and isinstance(before, list) and isinstance(value, list | deque) and len(before) <= len(after):
+        parts = [(Place(value, i), before[i], after[i]) for i in range(len(before))]
+    elif alike and isinstance(before, dict) and before.keys() <= after.keys():
+        owner = value if isinstance(value, dict) else vars(value)
+        parts = [(Place(owner, key), before[key], after[key]) for key in before]
+    else:
+        parts = []
+        yield place
+    for part in parts:
+        yield from _leaves(*part)
 
 
 def _continues(before: Any, after: Any) -> bool:

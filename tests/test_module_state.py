@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import threading
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -772,6 +773,57 @@ class Caches(Net):
 def test_caches_and_records_outside_of_the_module_leave_groups_as_they_are() -> None:
     assert probe(Caches(), EXAMPLES, classes=3).alone_because is None
     assert len(SEEN) > 2
+
+
+class CountsCalls(Net):
+    """What nothing reads is no state, wherever it is kept."""
+
+    calls, seconds = 0, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        CountsCalls.calls += 1
+        CountsCalls.seconds += 0.25
+        PASSES[tuple(x.shape)] += 1
+        return self.first(x)
+
+
+PASSES: Counts[tuple[int, ...]] = Counts()
+
+
+def test_counts_outside_of_the_module_that_no_output_depends_on_leave_groups_as_they_are() -> None:
+    PASSES.clear()
+    assert probe(CountsCalls(), EXAMPLES, classes=3).alone_because is None
+    assert 2 < CountsCalls.calls < 50, "the values that a trial shifts are put back"
+
+
+def test_hooks_that_record_activations_leave_groups_as_they_are_also_in_a_second_run() -> None:
+    seen: dict[str, Tensor] = {}
+    plain = nn.Sequential(nn.Linear(2, 3))
+    hooked = copy.deepcopy(plain)
+    hooked[0].register_forward_hook(lambda module, inputs, outputs: seen.update(first=outputs.detach()))
+    hooked.seen = seen
+    for _ in range(2):
+        assert probe(hooked, EXAMPLES, classes=3).alone_because is None
+        assert final(hooked, 4).parameters.tobytes() == final(plain, 4).parameters.tobytes()
+
+
+def test_recurrent_layers_of_several_levels_train_together() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels, self.last = nn.GRU(1, 4, 2, batch_first=True, dropout=0.2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.levels(x.unsqueeze(2))[0][:, -1])
+
+    assert probe(Recurrent(), EXAMPLES, classes=3).alone_because is None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_module_of_torchscript_trains_as_the_module_that_it_was_made_from() -> None:
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    scripted = torch.jit.trace(module, torch.zeros(2, 2))
+    np.testing.assert_allclose(final(scripted, 1).parameters, final(module, 1).parameters, rtol=1e-5, atol=1e-7)
 
 
 def test_plain_models_go_on_training_together() -> None:
