@@ -178,6 +178,6 @@ def test_a_run_that_was_recorded_with_a_password_is_not_sent_without_it(tmp_path
 
     (tmp_path / "run.json").write_text(f'{{"run_id": "{"a" * 32}", "tracking_uri": "{URI}"}}')
     report = sync(tmp_path)
-    assert report.skipped is not None
-    assert report.skipped.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
-    assert SECRET not in report.skipped
+    assert report.problem is not None
+    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
+    assert SECRET not in report.problem
