@@ -20,14 +20,15 @@ INSTEAD = (
     "cloud's own credentials"
 )
 _USERINFO = re.compile(
-    r"([A-Za-z][A-Za-z0-9.+-]{0,39}):/+(?!\[)(?=[^/?#@:]{0,200}:([^@\n]{1,2000})@)"  # looks ahead: addresses may nest
+    r"([A-Za-z][A-Za-z0-9.+-]{0,39}):/+(?!\[)"
+    r"(?=((?:(?!%3[Aa])[^/?#:]){0,200}+)(?::|%3[Aa])([^@\n]{1,2000}+)@)"  # looks ahead: addresses may nest
 )
 _PORT_ALONE = re.compile(r"[0-9]*[/?#\s]")  # ``5000/a`` of ``http://host:5000/a@b``
 _FILES = ("file", "sqlite")
 _DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle")
 _SECRET_NAME = re.compile(
     r".*(password|passwd|passphrase|secret(key)?|token|apikey|accesskey(id)?|accountkey|privatekey|signature)"
-    r"|pass|pwd|sig|key|auth"
+    r"|pass|pwd|sig|sas|key|auth|jwt|bearer"
 )
 LIMIT_DEPTH = 60  # of nested values; deeper ones are refused elsewhere
 
@@ -39,17 +40,21 @@ def secret_in(text: str) -> str | None:
     """
     if ":/" not in text:
         return None
-    return _in_userinfo(text) or next(filter(None, map(_in_parameters, text.split())), None)
+    words = dict.fromkeys((*text.split(), *map(unquote, text.split())))  # a parameter may hold others, encoded
+    return _in_userinfo(text) or next(filter(None, map(_in_parameters, words)), None)
 
 
 def _in_userinfo(text: str) -> str | None:
-    """user:password@host; a password may hold what would have to be written as %2F, since databases take it so."""
+    """user:password@host, where a user may be an e-mail address, and the colon written as %3A.
+
+    A password may hold what would have to be written as %2F, since databases take it so.
+    """
     if "@" not in text:
         return None
     for found in _USERINFO.finditer(text):
-        scheme = found[1].lower()
-        kind = scheme.partition("+")[0]
-        if kind not in _FILES and (kind.startswith(_DATABASES) or not _PORT_ALONE.match(found[2])):
+        kind = found[1].lower().partition("+")[0]
+        surely_password = kind.startswith(_DATABASES) and "@" not in found[2]
+        if kind not in _FILES and (surely_password or not _PORT_ALONE.match(found[3])):
             return "a password"
     return None
 

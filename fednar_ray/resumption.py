@@ -52,6 +52,8 @@ def _as_begun(checkpoint: Checkpoint) -> Experiment:
 def _loaded(kept: KeptRun, checkpoints: CheckpointStore) -> Checkpoint:
     checkpoint = checkpoints.load()
     if checkpoint is None:
+        if (kept.directory / runs.COMPARISON_FILE).exists():
+            raise BadInput(f"{kept.name} is a comparison; resume it with: fednar compare --resume {kept.name}")
         raise BadInput(f"{kept.name} has no checkpoint in {kept.storage}; start it anew, without --resume")
     return checkpoint
 

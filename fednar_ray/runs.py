@@ -19,6 +19,7 @@ log = logging.getLogger("fednar_ray")
 
 RUNS = "runs"
 CHECKPOINTS = "checkpoints"
+COMPARISON_FILE = "comparison.yaml"  # beside the files of a run, in the directory of a comparison
 SIGNS = (EXPERIMENT_FILE, ROUNDS_FILE, RUN_FILE, CHECKPOINTS)  # of a run directory
 FINISHED = "finished"  # an empty file: the run and its last records are complete
 

@@ -21,7 +21,7 @@ from scipy import stats
 
 import fednar_ray as fr
 from fednar_ray.cli import cli
-from fednar_ray.comparison.record import RECORD_FILE, find
+from fednar_ray.comparison.record import find
 from fednar_ray.comparison.running import compare
 from fednar_ray.comparison.table import Outcome, rows_of
 from fednar_ray.config import CompareSettings, Document, load_document
@@ -31,6 +31,8 @@ from fednar_ray.phases import DURATIONS
 from fednar_ray.placement import place, resolve
 from fednar_ray.preparation import prepare
 from fednar_ray.report.runs import Variant
+from fednar_ray.runs import COMPARISON_FILE
+from fednar_ray.tracking.identity import RUN_FILE, identity_of
 from fednar_ray.tracking.lines import sole_writer
 
 from .servers import PATIENCE_SECONDS, awaited
@@ -263,7 +265,7 @@ def interrupted(document: Document, rounds: int) -> str:
     with fr.RaySession() as session, contextlib.closing(compare(document, session)) as comparing:
         for _ in range(rounds):
             next(comparing)
-    (path,) = Path("runs").glob(f"*/{RECORD_FILE}")
+    (path,) = Path("runs").glob(f"*/{COMPARISON_FILE}")
     return path.parent.name
 
 
@@ -315,7 +317,7 @@ def test_a_resumed_comparison_ends_as_if_nothing_had_happened(rounds, data, whol
 def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole):
     file = str(write(data))
     assert "no comparison of 'small' to resume; starting a new one" in fednar("compare", file, "--resume").output
-    (name,) = {path.parent.name for path in Path("runs").glob(f"*/{RECORD_FILE}")}
+    (name,) = {path.parent.name for path in Path("runs").glob(f"*/{COMPARISON_FILE}")}
     count = len([*Path("runs").iterdir()])
     for arguments in ([file, "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
         result = printed(*arguments)
@@ -355,7 +357,7 @@ def test_what_cannot_be_resumed_is_refused(arguments, says):
 
 def test_a_damaged_record_is_named(data):
     name = interrupted(document(data), 1)
-    path = Path("runs", name, RECORD_FILE).absolute()
+    path = Path("runs", name, COMPARISON_FILE).absolute()
     for text in ("", "[]", "runs: 5", "runs: [{}]", "{"):
         path.write_text(text)
         error = fednar("compare", "--resume", name).exception
@@ -390,6 +392,35 @@ def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
     assert isinstance(error, BadInput)
     assert "is being written by a process that is running" in str(error)
     assert printed("--resume", name)["name"] == name
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(data):
+    name = interrupted(document(data), 3)
+    directory = find(name).directory_of(find(name).runs[0])
+    assert directory is not None
+    with sole_writer(directory):
+        error = fednar("compare", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    assert f"{directory} is being written by a process that is running" in str(error)
+    assert find(name).directory_of(find(name).runs[0]) == directory
+    assert "fednar.abandoned" not in MlflowClient().get_run(identity_of(directory).run_id).data.tags
+
+
+def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
+    name = interrupted(document(data), ROUNDS + 1)
+    directory = find(name).directory_of(find(name).runs[0])
+    assert directory is not None
+    run_id = identity_of(directory).run_id
+    (directory / RUN_FILE).write_text("{}")
+    assert without_durations(printed("--resume", name)["rows"]) == whole[0]
+    assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags
+
+
+def test_a_comparison_is_not_resumed_as_a_run(data):
+    name = interrupted(document(data), 1)
+    error = fednar("run", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    assert str(error) == f"{name} is a comparison; resume it with: fednar compare --resume {name}"
 
 
 def test_runs_says_what_is_a_comparison_and_how_far_it_is(data):
@@ -436,7 +467,7 @@ def test_an_interrupted_comparison_says_how_it_is_resumed(sign, code, data, tmp_
         awaited(lambda: sum(rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
         _, said = driver.communicate(timeout=PATIENCE_SECONDS)
-    (path,) = Path("runs").glob(f"*/{RECORD_FILE}")
+    (path,) = Path("runs").glob(f"*/{COMPARISON_FILE}")
     assert driver.returncode == code
     assert f"resume it with: fednar compare --resume {path.parent.name}" in said
     assert set(statuses()) == {"KILLED"}

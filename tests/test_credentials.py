@@ -38,11 +38,18 @@ WITH_SECRET = (
     "s3://bucket/checkpoints?secret_key={}",
     "https://bucket/x?X-Amz-Signature={}",
     "ray://me:{}@head:10001",
+    "http://me@example.org:{}@mlflow:5000",  # the user is an e-mail address
+    "http://me%3A{}@mlflow:5000",  # requests decodes it
+    "mssql+pyodbc:///?odbc_connect=Driver%3DX%3BUID%3Dme%3BPWD%3D{}",
+    "https://account.blob.core.windows.net/c?sas={}",
 )
 WITHOUT = (
     "http://mlflow:5000",
     "http://me@mlflow:5000",
     "http://mlflow:5000/team@work/x",
+    "http://me@mlflow:5000/team@work",
+    "postgresql://me@db:5432/team@work",
+    "http://mlflow/a%3Ab@c",
     "http://[::1]:5000/a@b",
     "postgresql://me@db/mlflow?passfile=/home/you/.pgpass&sslkey=/home/you/key&sslmode=require",
     "mysql+pymysql://db/mlflow?read_default_file=/home/you/.my.cnf",
@@ -171,6 +178,6 @@ def test_a_run_that_was_recorded_with_a_password_is_not_sent_without_it(tmp_path
 
     (tmp_path / "run.json").write_text(f'{{"run_id": "{"a" * 32}", "tracking_uri": "{URI}"}}')
     report = sync(tmp_path)
-    assert report.skipped is not None
-    assert report.skipped.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
-    assert SECRET not in report.skipped
+    assert report.problem is not None
+    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
+    assert SECRET not in report.problem

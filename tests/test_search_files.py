@@ -235,6 +235,17 @@ def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkey
         go_on("small", fr.RaySession(), silent)
 
 
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_search_under_another_name_is_refused(store: Store, move: Callable[..., object]) -> None:
+    Ledger(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
+    move(directory_of("small"), directory_of("other"))
+    before = contents(Path("searches"))
+    says = f"is the search 'small' under another name.*rename it to {directory_of('small')}"
+    with fr.RaySession() as session, pytest.raises(fr.BadInput, match=says):
+        go_on("other", session, silent)
+    assert contents(Path("searches")) == before
+
+
 def test_a_search_without_its_file_says_what_to_do(store: Store) -> None:
     """What an earlier version left, when it was killed between the two files."""
     Ledger(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))

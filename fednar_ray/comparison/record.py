@@ -14,12 +14,10 @@ from fednar_ray.config.files import parse_document
 from fednar_ray.errors import BadInput, ConfigError
 from fednar_ray.report.runs import Variant
 from fednar_ray.resumption import FIXED, FREE
-from fednar_ray.runs import FINISHED, RUNS
+from fednar_ray.runs import COMPARISON_FILE, FINISHED, RUNS
 from fednar_ray.tracking.lines import replace
 
 log = logging.getLogger("fednar_ray")
-
-RECORD_FILE = "comparison.yaml"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,12 +93,12 @@ class ComparisonRecord:
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
-        replace(self.directory / RECORD_FILE, yaml_text.write(fields))
+        replace(self.directory / COMPARISON_FILE, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":
         """The record in a directory. Raises BadInput where there is none, or it cannot be read."""
-        path = directory / RECORD_FILE
+        path = directory / COMPARISON_FILE
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
             runs = [PlannedRun(**run) for run in fields.pop("runs")]
@@ -127,7 +125,7 @@ def kept_comparisons() -> Iterator[ComparisonRecord]:
 def find(name: str) -> ComparisonRecord:
     """A comparison by its name, id or directory. Raises BadInput where there is none."""
     directory = Path(name).absolute()
-    if (directory / RECORD_FILE).is_file():
+    if (directory / COMPARISON_FILE).is_file():
         return ComparisonRecord.load(directory)
     known = list(_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
@@ -158,7 +156,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
 def _directories() -> Iterator[Path]:
     """The directories of comparisons, the newest first."""
     records = sorted(
-        Path(RUNS).absolute().glob(f"*/{RECORD_FILE}"),
+        Path(RUNS).absolute().glob(f"*/{COMPARISON_FILE}"),
         key=lambda path: path.stat().st_ctime_ns,
         reverse=True,
     )

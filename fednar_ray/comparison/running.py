@@ -22,6 +22,7 @@ from fednar_ray.resumption import Resumption, resume_from
 from fednar_ray.runs import FINISHED
 from fednar_ray.tracking.identity import check_no_copy, identity_of
 from fednar_ray.tracking.journal import recorded, run_directory
+from fednar_ray.tracking.lines import BeingWritten
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, children_of, run_of
 
@@ -166,7 +167,7 @@ class _Runs:
             return None
         try:
             return resume_from(str(directory), self._experiment(run))
-        except ConfigError:
+        except (ConfigError, BeingWritten):  # another experiment now; or a process that is training the run
             raise
         except (BadInput, CheckpointError) as error:
             log.warning("%s is trained from its first round: %s", run.label, error)
@@ -176,10 +177,10 @@ class _Runs:
     def _end_abandoned(self) -> None:
         """End what MLflow has of runs that a killed process left, and that do not continue."""
         directories = [self._record.directory_of(run) for run in self._record.runs]
-        kept = {identity_of(directory).run_id for directory in directories if directory is not None}
+        kept = {_id_or_its_beginning(directory) for directory in directories if directory is not None}
         parent = run_of(self._store, self._run_id)
         for child in () if parent is None else children_of(self._store, parent):
-            if child.info.run_id not in kept:
+            if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
                 self._store.abandon_run(child.info.run_id)
 
     def _experiment(self, run: PlannedRun) -> Experiment:
@@ -221,6 +222,14 @@ class _Runs:
         history = recorded(directory)[: experiment.federation.rounds]
         chance = chance_of(federation_of(experiment, self._session))
         return Outcome(history, tuple(alert.name for alert in alerts_of(experiment, history, chance)))
+
+
+def _id_or_its_beginning(directory: Path) -> str:
+    """The MLflow run of a run directory; where its run.json is damaged, what the directory's name has of it."""
+    try:
+        return identity_of(directory).run_id
+    except BadInput:
+        return directory.name.rpartition("-")[2]
 
 
 def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:

@@ -87,7 +87,7 @@ class Ledger:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             trials = {trial_id: TrialEntry(**entry) for trial_id, entry in fields.pop("trials").items()}
-            return cls(trials=trials, **fields)
+            ledger = cls(trials=trials, **fields)
         except (FileNotFoundError, NotADirectoryError):
             names = ", ".join(searches()) or "none are kept in this directory"
             raise BadInput(f"{name}: no such search; searches here: {names}") from None
@@ -95,6 +95,12 @@ class Ledger:
             raise BadInput(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(f"{path} is damaged, so the search {name!r} cannot be read: {error}") from None
+        if ledger.name != name:
+            raise BadInput(
+                f"{path.parent} is the search {ledger.name!r} under another name, by which it cannot be resumed; "
+                f"rename it to {directory_of(ledger.name)}, or if that one is there, name it: {ledger.name}"
+            )
+        return ledger
 
     @property
     def parent_id(self) -> str:
