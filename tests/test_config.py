@@ -416,7 +416,9 @@ experiments = st.fixed_dictionaries(
         ),
         "algorithm": st.fixed_dictionaries({"name": st.sampled_from([*PRESET_SETTINGS]), "local_lr": positive}),
         "regularizer": st.fixed_dictionaries({"clip_bound": positive, "clip_bound_anneal": rates}),
-        "tracking": st.fixed_dictionaries({"experiment": st.text(st.characters(exclude_categories=["Cs"]))}),
+        "tracking": st.fixed_dictionaries(
+            {"experiment": st.text(st.characters(categories=["L", "N", "S"]), min_size=1)}
+        ),
     },
     optional={
         "data": st.fixed_dictionaries({"partition": st.fixed_dictionaries({"clients": st.integers(4, 9)})}),

@@ -74,7 +74,9 @@ def test_fednar_is_coupled_where_no_clip_fires_and_shorter_elsewhere(pair, decay
     grad, params = map(torch.from_numpy, pair)
     bounded, free = fednar(grad, params, decay, bound), coupled(grad, params, decay, bound)
     idle = (bounded.scale == 1).squeeze(-1)
-    np.testing.assert_array_equal(idle, free.step.norm(dim=-1) + 1e-6 <= bound)
+    reach = free.step.norm(dim=-1) + 1e-6
+    apart = (reach - bound).abs() > 1e-6 * bound  # at the bound itself, rounding decides
+    np.testing.assert_array_equal(idle[apart], (reach <= bound)[apart])
     torch.testing.assert_close(bounded.step[idle], free.step[idle], rtol=0, atol=0)
     torch.testing.assert_close(bounded.step, bounded.scale * free.step)
     torch.testing.assert_close(bounded.decay, bounded.scale * decay)
