@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -48,6 +49,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "m.db"
     Store(f"sqlite:///{path}").check()
     return path
+
+
+@contextmanager
+def mlflow_at(uri: str) -> Iterator[None]:
+    """MLflow's fluent API at a store, as in a user's notebook; afterwards no store is set, also in the environment."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture

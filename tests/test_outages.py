@@ -34,6 +34,7 @@ from fednar_ray.tracking.lines import Lines, whole_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
+from tests.conftest import mlflow_at
 
 from .servers import PATIENCE_SECONDS, Proxy, Server, awaited
 
@@ -125,17 +126,8 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
     assert [model.model_id for model in client.search_logged_models([run.info.experiment_id])
             if model.source_run_id == result.run_id] == [output.model_id]  # fmt: skip
     x = torch.zeros(3, 1, 8, 8)
-    with fluent(uri):
+    with mlflow_at(uri):
         assert torch.equal(mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")(x), result.model(x))
-
-
-@contextmanager
-def fluent(uri: str) -> Iterator[None]:
-    """MLflow's fluent API at a store, as in a user's notebook."""
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    yield
-    mlflow.set_tracking_uri(previous)
 
 
 def test_a_server_that_dies_in_mid_run_gets_everything_when_it_is_back(
@@ -404,7 +396,7 @@ def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["d"]
     assert {file.path for file in client.list_artifacts(run_id)} == {"experiment.yaml", "dropped.json"}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dropped.json", "type": "table"}]
-    with fluent(database.uri):
+    with mlflow_at(database.uri):
         table = client.load_table(run.info.experiment_id, "dropped.json", [run_id])
     assert table["client"].to_list() == [1, 2]
     assert table["why"].fillna("unknown").to_list() == ["late", "unknown"]

@@ -25,6 +25,7 @@ from fednar_ray.preparation import prepare
 from fednar_ray.preprocessing import ImagePreprocessing
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
+from tests.conftest import mlflow_at
 
 NAMES = ("age", "time", "dose")
 SECONDS = 1.7e9  # since 1970: float32 knows it to 128 s
@@ -174,17 +175,17 @@ def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> 
 
 
 def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{trained.folder}/m.db")
-    uri = f"runs:/{trained.result.run_id}/model"
-    info = mlflow.models.get_model_info(uri)
-    assert tuple(info.signature.inputs.input_names()) == NAMES
-    assert info.signature.outputs.inputs[0].shape == (-1, 1)
-    example = mlflow.models.Model.load(uri).load_input_example()
-    assert tuple(example.columns) == NAMES
-    assert not set(example["time"]) & set(trained.table["time"])  # it is nobody's
-    assert np.isfinite(mlflow.pyfunc.load_model(uri).predict(example)).all(axis=None)
-    with torch.no_grad():
-        trained.assert_as_evaluated(mlflow.pytorch.load_model(uri)(torch.from_numpy(trained.x)))
+    with mlflow_at(f"sqlite:///{trained.folder}/m.db"):
+        uri = f"runs:/{trained.result.run_id}/model"
+        info = mlflow.models.get_model_info(uri)
+        assert tuple(info.signature.inputs.input_names()) == NAMES
+        assert info.signature.outputs.inputs[0].shape == (-1, 1)
+        example = mlflow.models.Model.load(uri).load_input_example()
+        assert tuple(example.columns) == NAMES
+        assert not set(example["time"]) & set(trained.table["time"])  # it is nobody's
+        assert np.isfinite(mlflow.pyfunc.load_model(uri).predict(example)).all(axis=None)
+        with torch.no_grad():
+            trained.assert_as_evaluated(mlflow.pytorch.load_model(uri)(torch.from_numpy(trained.x)))
 
 
 def test_the_state_dict_holds_the_preprocessing_and_is_read_without_code(trained: Trained) -> None:

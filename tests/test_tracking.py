@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 import fednar_ray as fr
 from fednar_ray.data.sources import digits
 from fednar_ray.vectors import load_parameters
+from tests.conftest import mlflow_at
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -97,10 +98,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 @pytest.fixture
 def fluent(recorded: Recorded) -> Iterator[None]:
     """MLflow's fluent API at the store, as in a user's notebook."""
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(recorded.results["plain"].tracking_uri)
-    yield
-    mlflow.set_tracking_uri(previous)
+    with mlflow_at(recorded.results["plain"].tracking_uri):
+        yield
 
 
 @pytest.mark.parametrize("name", VARIANTS)
