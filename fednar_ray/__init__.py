@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fednar_ray.algorithms.optimizer import FedNARSGD
+    from fednar_ray.algorithms.torch_optimizer import FedNARSGD
     from fednar_ray.config import Experiment, load
+    from fednar_ray.core.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
+    from fednar_ray.core.messages import RoundRecord, RoundReport
     from fednar_ray.data.federation import Federation
-    from fednar_ray.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
     from fednar_ray.execution.ray_session import RaySession
-    from fednar_ray.experiment import Result, run
-    from fednar_ray.messages import RoundRecord, RoundReport
+    from fednar_ray.experiments.iter_rounds import iter_rounds
+    from fednar_ray.experiments.run import Result, run
     from fednar_ray.models.weights import load_model
-    from fednar_ray.training import iter_rounds
 
 __all__ = [
     "BadInput",
@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "algorithms.optimizer": ("FedNARSGD",),
+    "algorithms.torch_optimizer": ("FedNARSGD",),
     "config": ("Experiment", "load"),
     "data.federation": ("Federation",),
-    "errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
+    "core.errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
     "execution.ray_session": ("RaySession",),
-    "experiment": ("Result", "run"),
-    "messages": ("RoundRecord", "RoundReport"),
+    "experiments.run": ("Result", "run"),
+    "core.messages": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),
-    "training": ("iter_rounds",),
+    "experiments.iter_rounds": ("iter_rounds",),
 }
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.alerts import CHECKS, Alert, Chance, Watch, alerts_of
 from fednar_ray.config import embedded
-from fednar_ray.errors import RoundAborted
-from fednar_ray.lookout import chance_of
-from fednar_ray.messages import RoundRecord
-from fednar_ray.screening import NOT_FINITE
+from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.experiments.alerts import CHECKS, Alert, Chance, Watch, alerts_of
+from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.federated.screening import NOT_FINITE
 
 CHANCE = Chance("accuracy", 0.1)
 

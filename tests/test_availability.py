@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
-from fednar_ray.availability import Availability, Selection, load_trace
 from fednar_ray.config.settings import AvailabilitySettings
-from fednar_ray.errors import DataError
-from fednar_ray.schedules import Workload
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.schedules import Workload
+from fednar_ray.federated.client_sampling import Availability, Selection, load_trace
 from tests.oracle import SAMPLING, rng
 
 ONE_STEP = Workload(batch_size=10, local_steps=1, local_epochs=None)

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fednar_ray.core.flat_params import flatten, flatten_buffers
+from fednar_ray.core.messages import Readout, ScoringTask
+from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.batches import ResidentShards, client_batches
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.transforms import Augmentation, Transform, channel_statistics
-from fednar_ray.evaluation import Scorer
-from fednar_ray.messages import Readout, ScoringTask
-from fednar_ray.seeding import Purpose, generator
-from fednar_ray.vectors import flatten, flatten_buffers
+from fednar_ray.federated.evaluation import Scorer
 
 from .conftest import small_federation
 

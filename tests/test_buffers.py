@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
-from fednar_ray.buffers import find_changed_buffers, same_bits
-from fednar_ray.cohorts import probe
-from fednar_ray.errors import BuffersChanged, ModelError
-from fednar_ray.vectors import flatten_buffers, load_buffers
+from fednar_ray.core.buffers import find_changed_buffers, same_bits
+from fednar_ray.core.errors import BuffersChanged, ModelError
+from fednar_ray.core.flat_params import flatten_buffers, load_buffers
+from fednar_ray.federated.vectorization import probe
 
 from .conftest import small_federation
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
-from fednar_ray.errors import CapacityError, DeviceError
+from fednar_ray.core.errors import CapacityError, DeviceError
 from fednar_ray.execution.capacity import (
     ActorPlan,
     ClusterResources,

@@ -14,9 +14,9 @@ import torch
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
-from fednar_ray.training import initial_state, rounds_of
+from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 
 from .cluster_nodes import on_a_cluster_of_its_own
 from .conftest import small_federation

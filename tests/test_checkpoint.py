@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from fednar_ray.checkpoint import BackgroundWriter, Checkpoint, CheckpointStore, Snapshot, Storage, open_storage
 from fednar_ray.checkpoint.manifest import spans
-from fednar_ray.errors import CheckpointError
+from fednar_ray.core.errors import CheckpointError
 
 drawn = settings(max_examples=60, deadline=None)
 

@@ -375,5 +375,5 @@ def test_help_is_there_and_needs_no_torch(command: list[str], tmp_path: Path) ->
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: fednar")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "fednar_ray.cli" in imported
+    assert "fednar_ray.cli.main" in imported
     assert not imported & {"torch", "ray", "mlflow"}

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import fednar_ray as fr
-from fednar_ray import client_states, federation_state
-from fednar_ray.algorithms.registry import build_algorithm
+from fednar_ray.algorithms.presets import build_algorithm
 from fednar_ray.checkpoint.store import Snapshot
-from fednar_ray.client_states import ClientStates, StatesView
 from fednar_ray.config.settings import AlgorithmSettings
-from fednar_ray.errors import RunFailed
-from fednar_ray.federation_state import FederationState, ServerSide
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.federated import client_states
+from fednar_ray.federated import server_state as federation_state
+from fednar_ray.federated.client_states import ClientStates, StatesView
+from fednar_ray.federated.server_state import FederationState, ServerSide
 
 D = 5  # floats a row
 ROW_BYTES = 4 * D

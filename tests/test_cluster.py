@@ -17,12 +17,12 @@ import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.cluster import packing
 from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_the_job, lost
 from fednar_ray.cluster.packing import gather
 from fednar_ray.config import Document, load_document
-from fednar_ray.errors import BadInput, ConfigError, TrackingUnavailable
+from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 
 from .cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, clean_environment, cluster

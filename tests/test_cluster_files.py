@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.config import load_document
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def test_the_ray_jobs_nodes_start_with_options_of_ray() -> None:
 
 def test_the_ray_jobs_entrypoint_is_a_command_with_valid_settings(tmp_path: Path) -> None:
     program, name, file, *rest = shlex.split(RAY_JOB["spec"]["entrypoint"])
-    assert PROJECT["scripts"][program] == "fednar_ray.cli:main"
+    assert PROJECT["scripts"][program] == "fednar_ray.cli.main:main"
     options_known(cli.commands[name], [file, *rest])
     overrides = [word for word in rest if not word.startswith("-")]
     mine = tmp_path / "experiment.yaml"

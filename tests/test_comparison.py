@@ -20,20 +20,20 @@ from mlflow import MlflowClient
 from scipy import stats
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
-from fednar_ray.comparison.record import find
-from fednar_ray.comparison.running import compare
-from fednar_ray.comparison.table import Outcome, rows_of
+from fednar_ray.cli.main import cli
 from fednar_ray.config import CompareSettings, Document, load_document
-from fednar_ray.errors import BadInput, ConfigError
-from fednar_ray.messages import RoundRecord
-from fednar_ray.phases import DURATIONS
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
+from fednar_ray.core.errors import BadInput, ConfigError
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.timing import DURATIONS
+from fednar_ray.experiments.comparison.record import find
+from fednar_ray.experiments.comparison.running import compare
+from fednar_ray.experiments.comparison.table import Outcome, rows_of
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.runs import Variant
-from fednar_ray.runs import COMPARISON_FILE
 from fednar_ray.tracking.identity import RUN_FILE, identity_of
 from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.run_directory import COMPARISON_FILE
 
 from .servers import PATIENCE_SECONDS, awaited
 

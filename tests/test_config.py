@@ -330,7 +330,7 @@ def test_an_override_that_cannot_be_applied_says_why(override: str, line: str) -
 
 
 def test_the_tune_configs_are_the_embedded_files() -> None:
-    shipped = {path.name: path.read_bytes() for path in (ROOT / "fednar_ray" / "configs").glob("*.yaml")}
+    shipped = {path.name: path.read_bytes() for path in (ROOT / "fednar_ray" / "config" / "defaults").glob("*.yaml")}
     assert set(shipped) == {"digits.yaml", "compare.yaml", "silos.yaml"}
     assert shipped == {name: (ROOT / "tune_configs" / name).read_bytes() for name in shipped}
 

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import fednar_ray as fr
+from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import MAX_CLASSES, Examples
-from fednar_ray.errors import DataError
 
 X = np.array([[0.5, -1.25], [2.0, 3.5], [-8.0, 0.125], [7.0, 1.0]], dtype=np.float32)  # exact in bfloat16 too
 COUNTS = np.array([[1, 2], [3, 4], [5, 6], [7, 0]])

@@ -11,10 +11,10 @@ import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.errors import BadInput
-from fednar_ray.experiment import train
-from fednar_ray.preparation import prepare
-from fednar_ray.resumption import resume_from
+from fednar_ray.core.errors import BadInput
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.resume import resume_from
+from fednar_ray.experiments.run import train
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
 from fednar_ray.tracking.lines import sole_writer
 

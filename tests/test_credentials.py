@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.config.files import parse_document
 from fednar_ray.config.settings import TrackingSettings
-from fednar_ray.credentials import secret_in
+from fednar_ray.core.credentials import secret_in
 from fednar_ray.tracking.mlflow import Store
 
 SECRET = "hunter2hunter2"  # noqa: S105 - it lets nobody in

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import strategies as st
 
 import fednar_ray as fr
-from fednar_ray.errors import BadInput, CheckpointError, FednarError
-from fednar_ray.resumption import resume_from
-from fednar_ray.runs import kept_runs, named, summarise
+from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
+from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.journal import Journal, is_round, recorded
 from fednar_ray.tracking.outbox import operation_of
+from fednar_ray.tracking.run_directory import kept_runs, named, summarise
 from fednar_ray.tracking.sync import sync
 
 from .test_strangers import typed

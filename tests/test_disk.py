@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.errors import RunFailed
-from fednar_ray.experiment import Result, drain, train
-from fednar_ray.messages import RoundReport
-from fednar_ray.preparation import prepare
-from fednar_ray.runs import named
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.messages import RoundReport
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.tracking.run_directory import named
 
 from .test_strangers import typed
 

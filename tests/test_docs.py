@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.config import dotted, embedded, load_document
 from fednar_ray.config.files import SECTIONS, parse_document
 

@@ -11,13 +11,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fednar_ray as fr
+from fednar_ray.core.flat_params import flatten, flatten_buffers
+from fednar_ray.core.messages import Readout, RoundReport, ScoringTask
 from fednar_ray.data.federation import Examples, Shards
-from fednar_ray.evaluation import BATCH, CLIENTS, SPLITS, TASK_BATCHES, Evaluation, Scorer, across_clients, client_means
 from fednar_ray.execution.ray_pool import RayPool
-from fednar_ray.messages import Readout, RoundReport, ScoringTask
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
-from fednar_ray.vectors import flatten, flatten_buffers
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.federated.evaluation import (
+    BATCH,
+    CLIENTS,
+    SPLITS,
+    TASK_BATCHES,
+    Evaluation,
+    Scorer,
+    across_clients,
+    client_means,
+)
 
 A_TASK = BATCH * TASK_BATCHES
 HELD_OUT = {"test_accuracy", "test_loss", "validation_accuracy", "validation_loss"}

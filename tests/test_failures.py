@@ -18,13 +18,13 @@ import torch
 from torch._C import _functorch
 
 import fednar_ray as fr
-from fednar_ray.errors import BadInput, BuffersChanged, ModelError, RoundAborted, RunFailed
-from fednar_ray.execution.failures import Decision, Failure, Kind, Ledger, Tolerance, decide, kind_of
+from fednar_ray.core.errors import BadInput, BuffersChanged, ModelError, RoundAborted, RunFailed
+from fednar_ray.core.messages import Broadcast, ClientsLost, CohortTask
+from fednar_ray.execution.failure_policy import Decision, Failure, Kind, Ledger, Tolerance, decide, kind_of
 from fednar_ray.execution.queue import CallQueue
 from fednar_ray.execution.ray_pool import RayPool
-from fednar_ray.messages import Broadcast, ClientsLost, CohortTask
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 
 from .conftest import small_federation
 

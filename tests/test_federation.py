@@ -10,12 +10,12 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.config import DataSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.flat_params import flatten
 from fednar_ray.data.federation import load_federation
 from fednar_ray.data.files import federation_of_files
 from fednar_ray.data.sources import digits
-from fednar_ray.errors import DataError
-from fednar_ray.preparation import Prepared, prepare
-from fednar_ray.vectors import flatten
+from fednar_ray.experiments.prepare import Prepared, prepare
 
 from .conftest import small_federation
 

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fednar_ray.figures import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms, widen
-from fednar_ray.messages import RoundRecord
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.report.plots import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms, widen
 
 
 def dimensions(path: Path) -> tuple[int, int]:

@@ -15,10 +15,10 @@ from torch.nn.utils import prune
 
 import fednar_ray as fr
 from fednar_ray.config import ModelSettings
-from fednar_ray.errors import ModelError
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.flat_params import flatten
+from fednar_ray.core.module_state import own_copy
 from fednar_ray.models import build_model
-from fednar_ray.module_state import own_copy
-from fednar_ray.vectors import flatten
 
 from .conftest import small_federation
 
@@ -131,7 +131,7 @@ def test_lazy_layers_get_their_weights_from_the_seed_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_layers_train_as_others_from_the_same_start() -> None:
-    from fednar_ray.preparation import prepare
+    from fednar_ray.experiments.prepare import prepare
 
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3))
     experiment = fr.Experiment.model_validate({"execution": SERIAL})

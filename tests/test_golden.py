@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.vectors import load_parameters
+from fednar_ray.core.flat_params import load_parameters
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "authors_trajectories.npz")
 RUNS: list[dict[str, Any]] = json.loads(str(GOLDEN["meta"]))

@@ -51,9 +51,9 @@ def grow_and_shrink() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from fednar_ray.placement import place, resolve
-    from fednar_ray.preparation import prepare
-    from fednar_ray.training import initial_state, rounds_of
+    from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+    from fednar_ray.experiments.placement import place, resolve
+    from fednar_ray.experiments.prepare import prepare
 
     head = {"num_cpus": 1, "node_ip_address": HEAD, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.config import DataSettings
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.federation import load_federation
-from fednar_ray.data.inspection import inspect, jensen_shannon_distance, lines
-from fednar_ray.figures import draw_federation
+from fednar_ray.data.summary import inspect, jensen_shannon_distance, lines
+from fednar_ray.report.plots import draw_federation
 
 rows_of_counts = st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6)
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.config import load_document
-from fednar_ray.preparation import Prepared, prepare
+from fednar_ray.experiments.prepare import Prepared, prepare
 
 CLIENTS, ROUNDS = 4, 3
 VALID: dict[str, Any] = {

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 import fednar_ray as fr
-from fednar_ray.cohorts import CPU, WIDEST, ModelTraits, StepCosts, cohort_width, form_cohorts, probe
 from fednar_ray.config import ModelSettings, dump
 from fednar_ray.config.files import parse_document
 from fednar_ray.config.settings import MODEL_SETTINGS
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
 from fednar_ray.data.federation import Examples
-from fednar_ray.errors import ModelError
+from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.federated.vectorization import CPU, WIDEST, ModelTraits, StepCosts, cohort_width, form_cohorts, probe
 from fednar_ray.models import build_model
-from fednar_ray.preparation import Prepared, prepare
-from fednar_ray.tasks import BINARY, REGRESSION
-from fednar_ray.vectors import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
+from fednar_ray.models.tasks import BINARY, REGRESSION
 
 from .conftest import small_federation
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
-from fednar_ray.cohorts import probe
+from fednar_ray.core.errors import InconsistentModel, ModelError
+from fednar_ray.core.module_state import GivenState, own_copy
+from fednar_ray.core.random import Purpose, generator, seed_sequence
 from fednar_ray.data.batches import client_batches
 from fednar_ray.data.examples import Examples
-from fednar_ray.errors import InconsistentModel, ModelError
-from fednar_ray.module_state import GivenState, own_copy
-from fednar_ray.seeding import Purpose, generator, seed_sequence
+from fednar_ray.federated.vectorization import probe
 
 from .conftest import small_federation
 
@@ -654,7 +654,7 @@ def test_the_comparison_changes_no_bits_and_agrees_with_dropout(width: int, monk
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 3))
     compared = final(model, width, rounds=4)
-    monkeypatch.setattr("fednar_ray.rounds._is_verified", lambda index: False)
+    monkeypatch.setattr("fednar_ray.federated.round_loop._is_verified", lambda index: False)
     assert final(model, width, rounds=4).parameters.tobytes() == compared.parameters.tobytes()
 
 

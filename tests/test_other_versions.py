@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load, save
 
 import fednar_ray as fr
-from fednar_ray.errors import CheckpointError, ConfigError
-from fednar_ray.resumption import resume_from
+from fednar_ray.core.errors import CheckpointError, ConfigError
+from fednar_ray.experiments.resume import resume_from
 
 from .conftest import small_federation
 

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
-from fednar_ray.experiment import drain, train
-from fednar_ray.messages import RoundRecord
-from fednar_ray.preparation import prepare
+from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
 from fednar_ray.tracking.journal import Journal, parse, recorded
 from fednar_ray.tracking.lines import Lines, whole_lines

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.errors import RunFailed
+from fednar_ray.core.errors import RunFailed
 
 from .conftest import small_federation
 
 RULES = """
 import numpy as np
 
-from fednar_ray.algorithms.local_rules import LocalRule, proximal
-from fednar_ray.algorithms.registry import Algorithm
-from fednar_ray.algorithms.server_rules import ServerRule, ServerState, mean
+from fednar_ray.algorithms.client_corrections import LocalRule, proximal
+from fednar_ray.algorithms.presets import Algorithm
+from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState, mean
 
 
 def fedprox(mu):
@@ -100,7 +100,7 @@ def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) 
     [
         ("fedprocks", {}, "cannot be imported: module 'rules_of_a_user' has no attribute 'fedprocks'"),
         ("fedprox", {}, r"fails when called with \(\): .*missing 1 required positional argument: 'mu'"),
-        ("number", {}, "gives int; a fednar_ray.algorithms.registry.Algorithm is needed"),
+        ("number", {}, "gives int; a fednar_ray.algorithms.presets.Algorithm is needed"),
     ],
 )
 def test_what_is_wrong_with_it_is_said_before_anything_starts(
@@ -138,9 +138,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fednar_ray.algorithms.local_rules import plain
-from fednar_ray.algorithms.registry import Algorithm
-from fednar_ray.algorithms.server_rules import ServerRule, ServerState, mean
+from fednar_ray.algorithms.client_corrections import plain
+from fednar_ray.algorithms.presets import Algorithm
+from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState, mean
 
 
 def changed(step=None, init=None, readout=None):
@@ -215,7 +215,7 @@ def exits():
 def locked():
     import threading
 
-    from fednar_ray.algorithms.local_rules import LocalRule
+    from fednar_ray.algorithms.client_corrections import LocalRule
 
     lock = threading.Lock()
 

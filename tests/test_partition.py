@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fednar_ray.core.errors import DataError
 from fednar_ray.data import partition as partitions
 from fednar_ray.data.partition import Partition
-from fednar_ray.errors import DataError
 
 Kind = Callable[[np.ndarray, int, np.random.Generator], Partition]
 KINDS: dict[str, Kind] = {

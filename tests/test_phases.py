@@ -3,7 +3,7 @@
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.phases import DURATIONS, PHASES
+from fednar_ray.core.timing import DURATIONS, PHASES
 
 from .conftest import small_federation
 

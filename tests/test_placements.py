@@ -9,13 +9,13 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.errors import CapacityError, DeviceError, RayUnavailable
 from fednar_ray.data.federation import Shards
-from fednar_ray.errors import CapacityError, DeviceError, RayUnavailable
 from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
 from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.execution.ray_session import _check_reachable
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 
 from .conftest import small_federation
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.algorithms.registry import PRESETS
+from fednar_ray.algorithms.presets import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.config import PRESET_SETTINGS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fednar_ray.errors import RayUnavailable
+from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.execution import private_ray
 from fednar_ray.execution.private_ray import PrivateRay, remove_abandoned
 

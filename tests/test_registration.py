@@ -7,9 +7,9 @@ import ray
 from click.testing import CliRunner
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
-from fednar_ray.errors import BadInput, TrackingUnavailable
-from fednar_ray.experiment import register
+from fednar_ray.cli.main import cli
+from fednar_ray.core.errors import BadInput, TrackingUnavailable
+from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow import Store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow

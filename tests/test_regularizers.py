@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fednar_ray as fr
 from fednar_ray.algorithms.regularizers import REGULARIZERS, coupled, decoupled, fednar, none
-from fednar_ray.vectors import ParameterLayout, flatten
+from fednar_ray.core.flat_params import ParameterLayout, flatten
 
 every_regularizer = pytest.mark.parametrize("name", REGULARIZERS)
 drawn = settings(max_examples=100, deadline=None)

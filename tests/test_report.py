@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
 from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
 from fednar_ray.report.importance import importances, why_no_importances

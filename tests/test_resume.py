@@ -19,18 +19,18 @@ from mlflow import MlflowClient
 
 import fednar_ray as fr
 from fednar_ray import config
-from fednar_ray.algorithms.registry import PRESETS
+from fednar_ray.algorithms.presets import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.corruption import corrupted_clients
-from fednar_ray.errors import CheckpointError, RoundAborted
-from fednar_ray.experiment import train
-from fednar_ray.messages import RoundRecord
-from fednar_ray.phases import DURATIONS
-from fednar_ray.preparation import prepare
-from fednar_ray.resumption import Resumption, resume_from
-from fednar_ray.runs import kept_in
+from fednar_ray.core.errors import CheckpointError, RoundAborted
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.timing import DURATIONS
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.resume import Resumption, resume_from
+from fednar_ray.experiments.run import train
+from fednar_ray.federated.attacks import corrupted_clients
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.run_directory import kept_in
 
 from .conftest import small_federation
 from .servers import PATIENCE_SECONDS, awaited

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from fednar_ray.config.settings import AggregationSettings
-from fednar_ray.robust import RULES, coordinate_median, krum_selection, robust_mean, shortening, trimmed_mean
+from fednar_ray.federated.robust import RULES, coordinate_median, krum_selection, robust_mean, shortening, trimmed_mean
 
 drawn = settings(max_examples=100, deadline=None)
 every_rule = pytest.mark.parametrize("name", RULES)

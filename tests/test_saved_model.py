@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import fednar_ray as fr
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.preprocessing import ImagePreprocessing
 from fednar_ray.data.sources.client_files import client_files
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.tables import MISSING_IN_TEXT
 from fednar_ray.data.transforms import Transform
-from fednar_ray.errors import ModelError
+from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
-from fednar_ray.preparation import prepare
-from fednar_ray.preprocessing import ImagePreprocessing
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
 from tests.conftest import mlflow_at

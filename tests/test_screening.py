@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fednar_ray.messages import ClientFigures
-from fednar_ray.screening import NOT_FINITE, screen
+from fednar_ray.core.messages import ClientFigures
+from fednar_ray.federated.screening import NOT_FINITE, screen
 
 drawn = settings(max_examples=100, deadline=None)
 some_norms = st.lists(st.floats(0, 1e6), min_size=1, max_size=20)

@@ -17,10 +17,10 @@ import yaml
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.config import Document, load_document
 from fednar_ray.config.files import parse_document
-from fednar_ray.errors import TrackingUnavailable
+from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.creation import add_parent_run, create_search
 from fednar_ray.tuning.ledger import SEARCH_FILE, Ledger, check_unused, directory_of, searches

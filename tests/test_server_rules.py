@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fednar_ray.algorithms import server_rules as rules
-from fednar_ray.algorithms.registry import build_algorithm
-from fednar_ray.algorithms.server_rules import ServerRule, ServerState
+from fednar_ray.algorithms import server_optimizers as rules
+from fednar_ray.algorithms.presets import build_algorithm
+from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState
 from fednar_ray.config.settings import PRESET_SETTINGS, AlgorithmSettings
-from fednar_ray.messages import RoundAggregate
+from fednar_ray.core.messages import RoundAggregate
 
 Steps = Iterator[tuple[np.ndarray, np.ndarray]]  # each round's iterate and readout, float64
 

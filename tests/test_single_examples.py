@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fednar_ray as fr
-from fednar_ray.errors import ModelError
+from fednar_ray.core.errors import ModelError
 
 from .conftest import small_federation
 
@@ -103,8 +103,8 @@ def test_a_model_that_takes_one_example_trains_on_the_short_last_batch() -> None
 
 
 def test_the_same_model_under_other_settings_is_looked_at_anew() -> None:
-    from fednar_ray.placement import resolve
-    from fednar_ray.preparation import adapted, prepare
+    from fednar_ray.experiments.placement import resolve
+    from fednar_ray.experiments.prepare import adapted, prepare
 
     federation = small_federation((17, 32))
     prepared = prepare(experiment({"local_epochs": 1, "batch_size": 15}), federation, normed())

@@ -13,14 +13,14 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.errors import CapacityError, DataError
 from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.data.sources.client_files import files_of_sites
-from fednar_ray.errors import CapacityError, DataError
 from fednar_ray.execution.capacity import Footprint
-from fednar_ray.execution.sites import plan_sites
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
-from fednar_ray.training import initial_state, rounds_of
+from fednar_ray.execution.silos import plan_sites
+from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 
 from .cluster_nodes import on_a_cluster_of_its_own
 

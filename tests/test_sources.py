@@ -25,14 +25,14 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 import fednar_ray as fr
 from fednar_ray.config import DataSettings
 from fednar_ray.config.files import parse_document
+from fednar_ray.core.errors import DataError
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.data.files import federation_of_files
-from fednar_ray.data.sources import SOURCES, Source, hub, pictures
+from fednar_ray.data.sources import SOURCES, Source, huggingface, images
 from fednar_ray.data.sources.moments import Moments
-from fednar_ray.data.sources.plays import ALPHABET, roles_of_text
-from fednar_ray.errors import DataError
-from fednar_ray.placement import place, resolve
-from fednar_ray.preparation import prepare
+from fednar_ray.data.sources.shakespeare import ALPHABET, roles_of_text
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
 
 RNG = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ def cifar_settings(directory: Path, name: str = "cifar10") -> DataSettings:
 @pytest.mark.parametrize(("name", "base"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
 def test_cifar_comes_as_uint8_with_its_channels_first(name: str, base: type[CIFAR10], tmp_path: Path) -> None:
     small, images, labels = write_cifar(tmp_path, base)
-    found = pictures.cifar(name, small, cifar_settings(tmp_path, name))
+    found = images.cifar(name, small, cifar_settings(tmp_path, name))
     assert (found.name, found.train_x.dtype) == (name, np.uint8)
     np.testing.assert_array_equal(found.train_x, images[:-4])
     np.testing.assert_array_equal(found.train_y, labels[:-4])
@@ -158,10 +158,10 @@ def test_cifars_missing_and_damaged_files_are_named(file: str, tmp_path: Path) -
     path = tmp_path / "cifar-10-batches-py" / file
     cut_short(path)
     with pytest.raises(DataError, match=f"{file}: is damaged"):
-        pictures.cifar("cifar10", small, cifar_settings(tmp_path))
+        images.cifar("cifar10", small, cifar_settings(tmp_path))
     path.unlink()
     with pytest.raises(DataError, match=f"{file}: is missing"):
-        pictures.cifar("cifar10", small, cifar_settings(tmp_path))
+        images.cifar("cifar10", small, cifar_settings(tmp_path))
 
 
 def test_torchvisions_own_checksums_guard_what_is_read(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_idx_files_are_read_packed_or_not_in_torchvisions_layout_or_by_themselve
 
 
 def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "DEBIAN_FASHION_MNIST", tmp_path / "fashion-mnist")
+    monkeypatch.setattr(images, "DEBIAN_FASHION_MNIST", tmp_path / "fashion-mnist")
     with pytest.raises(DataError, match=r"data\.directory: missing.*dataset-fashion-mnist"):
         source(source="fashion_mnist")
     write_idx(tmp_path / "fashion-mnist", packed=True)
@@ -250,7 +250,7 @@ def test_a_download_that_fails_is_said(tmp_path: Path) -> None:
 
     settings = DataSettings.model_validate({"source": "mnist", "directory": str(tmp_path), "download": True})
     with pytest.raises(DataError, match=r"data\.download: Nowhere cannot be downloaded"):
-        pictures.idx_files("mnist", Nowhere, settings, pictures.MNIST)
+        images.idx_files("mnist", Nowhere, settings, images.MNIST)
 
 
 # ——— .npz ———
@@ -899,7 +899,7 @@ def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> N
     images, labels = images_of(4, *shape), [0, 1, 1, 0]
     wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
     part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
-    found = hub._examples(part, DataSettings.model_validate(wanted), "train")
+    found = huggingface._examples(part, DataSettings.model_validate(wanted), "train")
     expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
     np.testing.assert_array_equal(found.x, expected)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
-from fednar_ray import rounds
+from fednar_ray.federated import round_loop as rounds
 from fednar_ray.tracking.journal import line_of, parse
 
 

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from fednar_ray.checkpoint import CheckpointStore, open_storage
 from fednar_ray.checkpoint.remote import RemoteStorage
-from fednar_ray.errors import BadInput, CheckpointError, StorageUnavailable
+from fednar_ray.core.errors import BadInput, CheckpointError, StorageUnavailable
 from tests.test_checkpoint import assert_same, snapshot
 
 KINDS = ("local", "file", "memory", "s3", "bucket")

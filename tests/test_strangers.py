@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fednar_ray.cli import main
-from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.cli.main import main
+from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
 from fednar_ray.tracking.inside import path_inside
 from fednar_ray.tracking.lines import Lines, replace, sole_writer

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 import fednar_ray as fr
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 from fednar_ray.config import DataSettings
+from fednar_ray.core.errors import DataError
 from fednar_ray.data.files import FederationOfFiles, federation_of_files
 from fednar_ray.data.sources.client_files import client_files
-from fednar_ray.errors import DataError
-from fednar_ray.preparation import prepare
+from fednar_ray.experiments.prepare import prepare
 
 GOOD = "age,dose,ill\n40,1.5,0\n50,2.5,1\n60,0.5,0\n45,2.0,1\n55,1.0,0\n"
 

@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
 import fednar_ray as fr
+from fednar_ray.core.messages import RoundReport, Scores
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.messages import RoundReport, Scores
-from fednar_ray.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, by_class, macro_f1, perplexity
+from fednar_ray.models.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, by_class, macro_f1, perplexity
 
 drawn = settings(max_examples=200, deadline=None)
 SIZES = (9, 20, 0, 14)

@@ -19,8 +19,8 @@ from mlflow.entities import Run
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
+from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.data.sources import digits
-from fednar_ray.vectors import load_parameters
 from tests.conftest import mlflow_at
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fednar_ray.core.transfers import Landing, as_tensor, on_device
 from fednar_ray.execution import devices
-from fednar_ray.transfers import Landing, as_tensor, on_device
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from mlflow.entities import Run
 import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.files import parse_document
-from fednar_ray.errors import CapacityError
+from fednar_ray.core.errors import CapacityError
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tuning.ledger import FAILED, FINISHED, STOPPED, Ledger
 from fednar_ray.tuning.recorder import Standing

@@ -13,7 +13,7 @@ import fednar_ray as fr
 from fednar_ray.config import dump, yaml_text
 from fednar_ray.config.files import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
-from fednar_ray.errors import shown
+from fednar_ray.core.errors import shown
 from fednar_ray.tracking.searches import parsed
 
 NUMBERS = (

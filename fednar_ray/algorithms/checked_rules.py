@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fednar_ray.algorithms.server_rules import ServerRule, ServerState
-from fednar_ray.errors import ConfigError, FednarError, RunFailed, first_line
-from fednar_ray.exits import exits_as_errors
-from fednar_ray.messages import RoundAggregate
-from fednar_ray.vectors import FloatVector
+from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState
+from fednar_ray.core.errors import ConfigError, FednarError, RunFailed, first_line
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.flat_params import FloatVector
+from fednar_ray.core.messages import RoundAggregate
 
 T = TypeVar("T")
 Refuse = Callable[[str], FednarError]

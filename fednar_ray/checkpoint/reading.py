@@ -8,7 +8,7 @@ from fednar_ray.checkpoint.arrays import Array, RowVector, decode, decode_row
 from fednar_ray.checkpoint.manifest import Damaged, Manifest, Row, Segment
 from fednar_ray.checkpoint.parallel import for_each
 from fednar_ray.checkpoint.storage import Storage
-from fednar_ray.errors import CheckpointError
+from fednar_ray.core.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from fednar_ray.checkpoint.storage import LocalStorage, Storage
-from fednar_ray.errors import StorageUnavailable
+from fednar_ray.core.errors import StorageUnavailable
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 FULL = (errno.ENOSPC, errno.EDQUOT)

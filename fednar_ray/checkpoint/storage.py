@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from fednar_ray.credentials import check_address
-from fednar_ray.errors import StorageUnavailable
+from fednar_ray.core.credentials import check_address
+from fednar_ray.core.errors import StorageUnavailable
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 

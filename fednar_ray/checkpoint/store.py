@@ -16,7 +16,7 @@ from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifes
 from fednar_ray.checkpoint.parallel import for_each
 from fednar_ray.checkpoint.reading import Checkpoint, read_checkpoint, read_manifest
 from fednar_ray.checkpoint.storage import Storage
-from fednar_ray.errors import CheckpointError
+from fednar_ray.core.errors import CheckpointError
 
 __all__ = ["Checkpoint", "CheckpointStore", "Snapshot"]
 

@@ -3,7 +3,7 @@
 import threading
 
 from fednar_ray.checkpoint.store import CheckpointStore, Snapshot
-from fednar_ray.errors import CheckpointError
+from fednar_ray.core.errors import CheckpointError
 
 
 class BackgroundWriter:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.credentials import check_address
-from fednar_ray.errors import BadInput, FednarError, RayUnavailable, first_line
+from fednar_ray.core.credentials import check_address
+from fednar_ray.core.errors import BadInput, FednarError, RayUnavailable, first_line
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 
 LIMIT_BYTES = 100_000_000  # it goes through the memory of the cluster's head
 DIRECTORIES = (

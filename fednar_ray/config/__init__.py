@@ -16,6 +16,7 @@ from fednar_ray.config.files import (
 from fednar_ray.config.search import Domain, SearchSettings
 from fednar_ray.config.settings import (
     PRESET_SETTINGS,
+    TASK_NAMES,
     AggregationSettings,
     AlgorithmSettings,
     AvailabilitySettings,
@@ -32,6 +33,7 @@ from fednar_ray.config.settings import (
 
 __all__ = [
     "PRESET_SETTINGS",
+    "TASK_NAMES",
     "AggregationSettings",
     "AlgorithmSettings",
     "AvailabilitySettings",

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from fednar_ray.config.settings import DataSettings, ExecutionSettings, FederationSettings, Settings
-from fednar_ray.errors import shown, shown_text
+from fednar_ray.core.errors import shown, shown_text
 
 LIMIT_PROBLEMS = 50
 """How many problems of a kind are told at once; nobody reads more, and each takes its time to describe."""

@@ -24,8 +24,8 @@ from fednar_ray.config.settings import (
     Size,
     TrackingSettings,
 )
-from fednar_ray.credentials import refusal, secrets_within
-from fednar_ray.schedules import RoundScalars, annealed
+from fednar_ray.core.credentials import refusal, secrets_within
+from fednar_ray.core.schedules import RoundScalars, annealed
 
 CHANGEABLE = (
     "algorithm.local_lr",

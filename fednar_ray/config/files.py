@@ -18,9 +18,9 @@ from fednar_ray.config import checks, yaml_text
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
 from fednar_ray.config.settings import CompareSettings, Settings
-from fednar_ray.credentials import refusal, secret_in, secrets_within
-from fednar_ray.errors import ConfigError, shown, shown_text
-from fednar_ray.store_uris import absolute_uri
+from fednar_ray.core.credentials import refusal, secret_in, secrets_within
+from fednar_ray.core.errors import ConfigError, shown, shown_text
+from fednar_ray.core.store_uris import absolute_uri
 
 SECTIONS = ("experiment", "compare", "search")
 PATHS = (
@@ -70,7 +70,7 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
 
 def embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
     """A file that ships inside the package: ``digits`` or ``compare``."""
-    text = (resources.files("fednar_ray") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (resources.files("fednar_ray.config") / "defaults" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_document(text, f"{name}.yaml (embedded)", overrides, to_search=to_search)
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_serializer, model_validator
 from fednar_ray.config import checks
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.settings import Count, NonNegative, Positive, Settings, Size
-from fednar_ray.errors import ConfigError, shown
+from fednar_ray.core.errors import ConfigError, shown
 
 DomainKind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 RANGES: Mapping[str, str] = {

@@ -5,12 +5,12 @@ Symbols in comments are those of Li et al., NeurIPS 2023.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fednar_ray.schedules import Workload
-from fednar_ray.store_uris import experiment_name_problem
+from fednar_ray.core.schedules import Workload
+from fednar_ray.core.store_uris import experiment_name_problem
 
 PRESET_SETTINGS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {"server_lr": 1.0},
@@ -33,6 +33,8 @@ PresetName = Literal[
     "fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedadam_li2023", "fedyogi", "fedadagrad",
     "fedexp", "feddyn", "fedprox+exp", "scaffold+exp", "fedavgm+exp",
 ]  # fmt: skip
+TaskName = Literal["classification", "binary", "regression"]
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 RegularizerName = Literal["fednar", "decoupled", "coupled", "none"]
 
 
@@ -195,7 +197,7 @@ class DataSettings(Settings):
     """The column, or the array, that is to be predicted."""
     groups: str | None = None
     """The column whose values are the natural clients."""
-    task: Literal["classification", "binary", "regression"] | None = None
+    task: TaskName | None = None
     """Labels are classes from 0; or 0 and 1, for one logit; or numbers."""
     missing: Literal["refuse", "drop", "mean"] | None = None
     """What becomes of missing inputs: an error; the row is dropped; the mean of the clients' training examples."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fednar_ray.errors import shown_text
+from fednar_ray.core.errors import shown_text
 
 LIMIT_CHARACTERS = 2_000_000
 LIMIT_ALIASED_CHARACTERS = 100_000

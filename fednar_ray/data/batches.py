@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fednar_ray.core.random import Purpose, generator
+from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Shards
 from fednar_ray.data.transforms import Transform
-from fednar_ray.seeding import Purpose, generator
-from fednar_ray.transfers import on_device
 
 
 def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from fednar_ray.errors import DataError
+from fednar_ray.core.errors import DataError
 
 Array = npt.NDArray[Any]
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fednar_ray.core.errors import DataError
 from fednar_ray.data.conversion import CODES, as_pair, to_array
 from fednar_ray.data.conversion import Array as Array
 from fednar_ray.data.transforms import Transform
-from fednar_ray.errors import DataError
 
 ArrayLike = Array | torch.Tensor | Sequence[Any]
 Pair = tuple[ArrayLike, ArrayLike]

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
+from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data import partition as partitions
 from fednar_ray.data.conversion import CODES, named_clients, numbered
 from fednar_ray.data.examples import Array, Examples, Pair, Shards
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
-from fednar_ray.errors import DataError
-from fednar_ray.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
-from fednar_ray.seeding import Purpose, generator
-from fednar_ray.tasks import TASKS
 
 MANY_CLASSES = 1000
 """Up to here an output too many costs nothing, and some classes of a known data set may well be absent."""
@@ -57,8 +56,8 @@ class Federation:
         *,
         task: str = "classification",
     ) -> None:
-        if task not in TASKS:
-            raise DataError(f"task: {task!r} should be one of {', '.join(TASKS)}")
+        if task not in TASK_NAMES:
+            raise DataError(f"task: {task!r} should be one of {', '.join(TASK_NAMES)}")
         self.client_names, pairs = named_clients(clients)
         places = [f"client {name}" for name in self.client_names]
         parts = [Examples.of(pair, place, task) for pair, place in zip(pairs, places, strict=True)]

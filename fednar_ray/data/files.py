@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config import DataSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import Division, Federation, divided, report_lost
 from fednar_ray.data.sources.client_files import (
@@ -29,8 +31,6 @@ from fednar_ray.data.sources.client_files import (
     with_columns,
 )
 from fednar_ray.data.sources.tables import FORMATS
-from fednar_ray.errors import DataError
-from fednar_ray.preprocessing import TablePreprocessing
 
 log = logging.getLogger("fednar_ray")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.errors import DataError
+from fednar_ray.core.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 

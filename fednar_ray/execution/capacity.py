@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from fednar_ray.config import ExecutionSettings
-from fednar_ray.errors import CapacityError
+from fednar_ray.core.errors import CapacityError
 from fednar_ray.execution.gpu_memory import MOST, actors_per_gpu
 
 log = logging.getLogger("fednar_ray")

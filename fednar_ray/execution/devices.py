@@ -4,7 +4,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 
-from fednar_ray.errors import DeviceError
+from fednar_ray.core.errors import DeviceError
 
 
 def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from fednar_ray.errors import RayUnavailable
+from fednar_ray.core.errors import RayUnavailable
 
 PREFIX = "fednar-"
 LOCK = "in-use"

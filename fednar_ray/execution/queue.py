@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from fednar_ray.messages import CohortTask, ScoringTask
+from fednar_ray.core.messages import CohortTask, ScoringTask
 
 Task = TypeVar("Task", CohortTask, ScoringTask)
 Key = tuple[int, ...]

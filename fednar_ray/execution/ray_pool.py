@@ -14,15 +14,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from fednar_ray.config import ExecutionSettings
-from fednar_ray.data.federation import Federation
-from fednar_ray.errors import RunFailed
-from fednar_ray.execution.capacity import ActorPlan
-from fednar_ray.execution.failures import Decision, Kind, Ledger, Tolerance, kind_of, reason_of
-from fednar_ray.execution.places import ActorPlace
-from fednar_ray.execution.queue import Call, CallQueue, Task
-from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.local_training import TrainingPlan
-from fednar_ray.messages import (
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.messages import (
     Broadcast,
     ClientFigures,
     ClientsLost,
@@ -33,6 +26,13 @@ from fednar_ray.messages import (
     ScoringTask,
     Tally,
 )
+from fednar_ray.data.federation import Federation
+from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.capacity import ActorPlan
+from fednar_ray.execution.failure_policy import Decision, Kind, Ledger, Tolerance, kind_of, reason_of
+from fednar_ray.execution.queue import Call, CallQueue, Task
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.federated.client_trainer import TrainingPlan
 
 log = logging.getLogger("fednar_ray")
 

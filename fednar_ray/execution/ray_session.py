@@ -17,19 +17,28 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fednar_ray.credentials import check_address
+from fednar_ray.core.credentials import check_address
+from fednar_ray.core.errors import RayUnavailable
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.messages import (
+    Broadcast,
+    ClientFigures,
+    CohortTask,
+    CohortUpdate,
+    Readout,
+    Scores,
+    ScoringTask,
+    Tally,
+)
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
-from fednar_ray.errors import RayUnavailable
-from fednar_ray.evaluation import Offsets, Scorer
+from fednar_ray.execution.actor_info import ActorPlace
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
-from fednar_ray.execution.places import ActorPlace
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import options_for
-from fednar_ray.exits import exits_as_errors
-from fednar_ray.local_training import CohortTrainer, TrainingPlan
-from fednar_ray.messages import Broadcast, ClientFigures, CohortTask, CohortUpdate, Readout, Scores, ScoringTask, Tally
+from fednar_ray.federated.client_trainer import CohortTrainer, TrainingPlan
+from fednar_ray.federated.evaluation import Offsets, Scorer
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # for a task that imports torch, on a node whose GPUs may all be taken

@@ -3,13 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from fednar_ray.errors import RunFailed
-from fednar_ray.evaluation import Scorer
-from fednar_ray.execution.failures import Decision, Ledger, Tolerance, kind_of, reason_of
-from fednar_ray.execution.places import ActorPlace
-from fednar_ray.exits import exits_as_errors
-from fednar_ray.local_training import CohortTrainer
-from fednar_ray.messages import (
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.messages import (
     Broadcast,
     ClientFigures,
     ClientsLost,
@@ -20,6 +16,10 @@ from fednar_ray.messages import (
     ScoringTask,
     Tally,
 )
+from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.failure_policy import Decision, Ledger, Tolerance, kind_of, reason_of
+from fednar_ray.federated.client_trainer import CohortTrainer
+from fednar_ray.federated.evaluation import Scorer
 
 Answer = TypeVar("Answer", CohortUpdate, ClientFigures)
 

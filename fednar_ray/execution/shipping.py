@@ -5,8 +5,8 @@ from typing import Any
 from ray import cloudpickle
 from torch import nn
 
-from fednar_ray.errors import ConfigError, ModelError, first_line
-from fednar_ray.module_state import called
+from fednar_ray.core.errors import ConfigError, ModelError, first_line
+from fednar_ray.core.module_state import called
 
 
 class _Nowhere:

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fednar_ray.config import ModelSettings
-from fednar_ray.errors import ModelError
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.models.by_path import from_function, from_torchvision
 from fednar_ray.models.dense import logistic, mlp
 from fednar_ray.models.language import CharLSTM, CharTransformer
 from fednar_ray.models.vision import cnn, cnn_femnist, lenet, resnet18_gn
 from fednar_ray.models.weights import load_weights
-from fednar_ray.seeding import Purpose, global_generators, seed_sequence, torch_seed
 
 Build = Callable[[Any, Sequence[int], int], nn.Module]  # settings (what a model reads is never None), shape, outputs
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fednar_ray.errors import ModelError
-from fednar_ray.importing import called, called_by_path
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.import_path import called, called_by_path
 
 MODULE = "a torch.nn.Module"
 

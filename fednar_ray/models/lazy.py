@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fednar_ray.errors import ModelError, first_line
-from fednar_ray.exits import exits_as_errors
-from fednar_ray.seeding import Purpose, global_generators, torch_seed
+from fednar_ray.core.errors import ModelError, first_line
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.random import Purpose, global_generators, torch_seed
 
 
 def initialize_lazy_layers(model: nn.Module, x: Tensor, seed: int) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from fednar_ray.errors import ModelError
+from fednar_ray.core.errors import ModelError
 from fednar_ray.models.dense import NumericSequential, head
 
 GROUPS = 2  # of every GroupNorm in ResNet-18

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fednar_ray.errors import ModelError, first_line, shown
-from fednar_ray.preprocessing import join_saved_preprocessing, split_state
+from fednar_ray.core.errors import ModelError, first_line, shown
+from fednar_ray.core.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
 NOT_TENSORS_ALONE = (

@@ -10,9 +10,9 @@ from pathlib import Path
 from fednar_ray.report.heat_maps import draw_heat_map, pairs
 from fednar_ray.report.importance import importances, why_no_importances
 from fednar_ray.report.page import Picture, page
-from fednar_ray.report.pictures import draw_best_and_baseline, draw_importances, draw_parallel
 from fednar_ray.report.results import COLUMNS, Facts, facts_of, results
 from fednar_ray.report.scales import html_label, metric_label
+from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fednar_ray.errors import BadInput, RunFailed
-from fednar_ray.store_uris import absolute_uri
+from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.store_uris import absolute_uri
 from fednar_ray.tracking.lines import replace
 
 ADDRESSES_FILE = "tracking_addresses"

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.arrival import (
     END_TAG,
     WITNESS,

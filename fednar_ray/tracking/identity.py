@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking import lines
 
 RUN_FILE = "run.json"

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 
 
 def path_inside(directory: Path, name: str) -> Path:

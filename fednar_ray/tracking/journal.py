@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from fednar_ray.config import Experiment, dump
-from fednar_ray.messages import RoundRecord
+from fednar_ray.core.messages import RoundRecord
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
 
 ROUNDS_FILE = "metrics.jsonl"

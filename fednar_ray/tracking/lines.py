@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.core.errors import BadInput, RunFailed
 
 log = logging.getLogger("fednar_ray")
 

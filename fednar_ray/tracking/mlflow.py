@@ -29,9 +29,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
-from fednar_ray.credentials import check_address
-from fednar_ray.errors import BadInput, RunFailed, TrackingUnavailable
-from fednar_ray.store_uris import (
+from fednar_ray.core.credentials import check_address
+from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.core.store_uris import (
     absolute_uri,
     artifact_folder,
     experiment_name_problem,

@@ -17,7 +17,7 @@ import torch
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
-from fednar_ray.errors import RunFailed
+from fednar_ray.core.errors import RunFailed
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.arrival import reason_of
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.errors import RunFailed
+from fednar_ray.core.errors import RunFailed
 from fednar_ray.tracking.lines import Lines, replace, writing
 
 OUTBOX_FILE, SENT_FILE = "outbox.jsonl", "outbox.sent"

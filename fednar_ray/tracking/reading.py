@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 
-from fednar_ray.errors import BadInput
-from fednar_ray.messages import RoundRecord
+from fednar_ray.core.errors import BadInput
+from fednar_ray.core.messages import RoundRecord
 from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.journal import ROUNDS_FILE, is_round, parse
 from fednar_ray.tracking.lines import whole_lines

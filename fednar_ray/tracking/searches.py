@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fednar_ray.config import yaml_text
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, History, history_of, pages, runs_like
 

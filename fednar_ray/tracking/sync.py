@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednar_ray.credentials import check_address
-from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.core.credentials import check_address
+from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.identity import RUN_FILE, identity_of

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from fednar_ray.config import Document, Experiment
+from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federation import Federation
-from fednar_ray.errors import ConfigError
-from fednar_ray.evaluation import metric_names
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.preparation import federation_of, prepare
+from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.federated.evaluation import metric_names
 
 ALWAYS = ("train_loss",)  # what every round reports
 

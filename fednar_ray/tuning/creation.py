@@ -4,7 +4,7 @@ import shutil
 from uuid import uuid4
 
 from fednar_ray.config import Document, load_document, yaml_text
-from fednar_ray.errors import BadInput, TrackingUnavailable
+from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import parent_run
 from fednar_ray.tuning.ledger import SEARCH_FILE, Ledger

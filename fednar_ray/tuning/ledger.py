@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.lines import make_directory, replace
 
 SEARCHES = "searches"

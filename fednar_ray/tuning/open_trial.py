@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from fednar_ray.alerts import alerts_of
 from fednar_ray.config import Experiment
-from fednar_ray.errors import BadInput, TrackingUnavailable
-from fednar_ray.lookout import tags_of
+from fednar_ray.core.errors import BadInput, TrackingUnavailable
+from fednar_ray.experiments.alerts import alerts_of
+from fednar_ray.experiments.alerts.callback import tags_of
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, parse
 from fednar_ray.tracking.lines import whole_lines

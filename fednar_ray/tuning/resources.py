@@ -7,11 +7,11 @@ from typing import Any
 from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import Experiment
-from fednar_ray.errors import CapacityError, ConfigError
+from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import put
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.placement import resolve
-from fednar_ray.preparation import prepare
+from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.prepare import prepare
 
 Bundle = Mapping[str, float]
 

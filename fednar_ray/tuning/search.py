@@ -19,13 +19,13 @@ from ray import tune
 from ray.tune import ResumeConfig
 
 from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
-from fednar_ray.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.experiment import Result, drain, open_store, train
-from fednar_ray.preparation import prepare
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.resume import Resumption, resume_from
+from fednar_ray.experiments.run import Result, drain, open_store, train
 from fednar_ray.report import Report
-from fednar_ray.reporting import REPORT, report_on
-from fednar_ray.resumption import Resumption, resume_from
+from fednar_ray.report.redraw import REPORT, report_on
 from fednar_ray.tracking import lines
 from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.mlflow import RunTracker, Store

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from fednar_ray.errors import BadInput
+from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.lines import make_directory
 from fednar_ray.tuning.ledger import directory_of
 

@@ -20,16 +20,16 @@ from ray import tune
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.checkpoint_contents import experiment_of_trial
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted, varied
-from fednar_ray.errors import BadInput, RunFailed
+from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.federation_state import FederationState
-from fednar_ray.messages import RoundRecord, RoundReport
-from fednar_ray.placement import SerialBench, place, resolve
-from fednar_ray.preparation import Prepared, adapted, prepare
+from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
+from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.placement import SerialBench, place, resolve
+from fednar_ray.experiments.prepare import Prepared, adapted, prepare
+from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import line_of, parse
-from fednar_ray.training import initial_state, rounds_of
 
 ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl

@@ -14,10 +14,10 @@ from ours import experiment
 from torch.profiler import ProfilerActivity, profile
 
 import fednar_ray as fr
-from fednar_ray.local_training import CohortTrainer
-from fednar_ray.messages import Broadcast, CohortTask
-from fednar_ray.preparation import prepare
-from fednar_ray.vectors import flatten
+from fednar_ray.core.flat_params import flatten
+from fednar_ray.core.messages import Broadcast, CohortTask
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.federated.client_trainer import CohortTrainer
 
 ROUNDS, COHORT = 200, 10
 DRIVER = {

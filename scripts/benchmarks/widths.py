@@ -1,6 +1,6 @@
 """Is ``cohort_width: auto`` right? Rounds at the width it takes against rounds at width 1, with 1 to 4 actors.
 
-With ``--steps``: what a local step costs at several widths, measured and as ``fednar_ray.cohorts`` predicts it.
+With ``--steps``: what a local step costs at several widths, measured and as ``fednar_ray.federated.vectorization`` predicts it.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import fednar_ray as fr
-from fednar_ray.cohorts import CPU, _step_seconds
+from fednar_ray.core.flat_params import flatten
+from fednar_ray.core.messages import Broadcast, CohortTask
 from fednar_ray.execution.devices import keep_freed_memory
-from fednar_ray.local_training import CohortTrainer
-from fednar_ray.messages import Broadcast, CohortTask
-from fednar_ray.placement import resolve
-from fednar_ray.preparation import Prepared, prepare
-from fednar_ray.vectors import flatten
+from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.federated.client_trainer import CohortTrainer
+from fednar_ray.federated.vectorization import CPU, _step_seconds
 
 CLIENTS, SAMPLED, STEPS = 40, 20, 10
 ROUNDS, TIMES = 6, 3

@@ -14,7 +14,7 @@ from stage import Outcome, Stage
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.errors import CheckpointError
+from fednar_ray.core.errors import CheckpointError
 
 MEGABYTES = 12  # the run needs half of them
 CHUNK_BYTES = 4096

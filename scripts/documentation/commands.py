@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 from click.testing import CliRunner
 
-from fednar_ray.cli import cli
+from fednar_ray.cli.main import cli
 
 INTRODUCTION = """# Commands
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import fednar_ray as fr
-from fednar_ray.comparison.table import paired
+from fednar_ray.experiments.comparison.table import paired
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, IMAGES = ROOT / "docs" / "tuning.md", ROOT / "docs" / "images"

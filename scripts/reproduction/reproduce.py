@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_overrides, load_cell
 
 import fednar_ray as fr
-from fednar_ray.errors import FednarError
-from fednar_ray.figures import COLOURS, STYLES, draw_by_decay
+from fednar_ray.core.errors import FednarError
+from fednar_ray.report.plots import COLOURS, STYLES, draw_by_decay
 from fednar_ray.report.runs import final_value
 from fednar_ray.tracking.lines import replace
 

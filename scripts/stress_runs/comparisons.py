@@ -7,7 +7,7 @@ import numpy as np
 from runs import Outcome, Outcomes, Overrides
 from tables import mean_and_deviation, table
 
-from fednar_ray.comparison.table import paired
+from fednar_ray.experiments.comparison.table import paired
 
 BASELINE, FEDNAR = "decoupled", "fednar"
 DECAYS = (0.001, 0.03)  # mild, and badly chosen

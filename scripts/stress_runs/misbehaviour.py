@@ -8,7 +8,7 @@ import numpy.typing as npt
 from runs import Outcomes, Overrides
 from tables import mean_and_deviation, table
 
-from fednar_ray.comparison.table import paired
+from fednar_ray.experiments.comparison.table import paired
 
 PROMISE = 0.02  # of accuracy: no defence ends further below the clean run, on federations that promise it
 COMMON = ("regularizer.weight_decay=0.001", "regularizer.clip_bound=1", "federation.clients_per_round=20")

@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 
 from fednar_ray.config import DataSettings
+from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array, Examples, one_group_each
-from fednar_ray.data.sources.pictures import channels_first
+from fednar_ray.data.sources.images import channels_first
 from fednar_ray.data.sources.source import Source
 from fednar_ray.data.transforms import Transform, channel_statistics
-from fednar_ray.errors import DataError
 
 CHANNELS = (1, 3, 4)
 NOT_NPZ = "is damaged, or no .npz file of plain arrays"

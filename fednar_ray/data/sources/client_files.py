@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config import DataSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.preprocessing import TablePreprocessing
+from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array, Examples
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
 from fednar_ray.data.sources.tables import FORMATS, Table, find_ending, find_text, read_columns
-from fednar_ray.errors import DataError
-from fednar_ray.preprocessing import TablePreprocessing
-from fednar_ray.seeding import Purpose, generator
 
 log = logging.getLogger("fednar_ray")
 

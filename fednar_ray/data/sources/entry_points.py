@@ -4,12 +4,10 @@ from importlib import import_module
 
 import numpy as np
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.core.errors import BadInput, DataError
 from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
-from fednar_ray.errors import BadInput, DataError
-
-TASKS = ("classification", "binary", "regression")
 
 
 def entry_point(settings: DataSettings) -> Source:
@@ -33,8 +31,8 @@ def entry_point(settings: DataSettings) -> Source:
 
 
 def _checked(source: Source, place: str) -> Source:
-    if source.task not in TASKS:
-        raise DataError(f"{place}: task {source.task!r} should be {', '.join(TASKS)}")
+    if source.task not in TASK_NAMES:
+        raise DataError(f"{place}: task {source.task!r} should be {', '.join(TASK_NAMES)}")
     train = Examples.of((source.train_x, source.train_y), f"{place}: training set", source.task)
     test = Examples.of((source.test_x, source.test_y), f"{place}: test set", source.task)
     if source.transform is not None and (train.x.dtype != np.uint8 or train.x.ndim != 4):

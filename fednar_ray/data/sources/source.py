@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from fednar_ray.core.preprocessing import Preprocessing
 from fednar_ray.data.examples import Array
 from fednar_ray.data.transforms import Transform
-from fednar_ray.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

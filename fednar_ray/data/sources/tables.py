@@ -17,9 +17,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.core.errors import DataError, first_line
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrays import read_npz
-from fednar_ray.errors import DataError, first_line
 
 log = logging.getLogger("fednar_ray")
 

@@ -1,0 +1,78 @@
+"""The table of presets: a local rule with a server rule, one row each."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from fednar_ray.algorithms import server_optimizers as server_rules
+from fednar_ray.algorithms.checked_rules import checked_rule
+from fednar_ray.algorithms.client_corrections import LocalRule, control_variate, dynamic, plain, proximal
+from fednar_ray.algorithms.server_optimizers import ServerRule, adaptive, extrapolated, extrapolated_momentum, momentum
+from fednar_ray.config import AlgorithmSettings
+from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.import_path import called_by_path
+
+
+class Algorithm(NamedTuple):
+    """A federated optimiser."""
+
+    local: LocalRule
+    server: ServerRule
+    weighted: bool = True  # w_i ∝ n_i; False gives every client of a round the same weight
+
+
+def _mean(s: AlgorithmSettings) -> ServerRule:
+    return server_rules.mean(_set(s.server_lr))
+
+
+def _adam(s: AlgorithmSettings) -> ServerRule:
+    moment = server_rules.adam_moment
+    return adaptive(_set(s.server_lr), _set(s.beta1), _set(s.beta2), _set(s.epsilon), moment)
+
+
+def _yogi(s: AlgorithmSettings) -> ServerRule:
+    moment = server_rules.yogi_moment
+    return adaptive(_set(s.server_lr), _set(s.beta1), _set(s.beta2), _set(s.epsilon), moment)
+
+
+def _adagrad(s: AlgorithmSettings) -> ServerRule:
+    return adaptive(_set(s.server_lr), 0.0, 0.0, _set(s.epsilon), server_rules.adagrad_moment)  # β₁ = 0, no β₂
+
+
+def _set(value: float | None) -> float:
+    """A setting that the preset reads, so the configuration has filled it."""
+    assert value is not None
+    return value
+
+
+PRESETS: Mapping[str, Callable[[AlgorithmSettings], Algorithm]] = {
+    "fedavg": lambda s: Algorithm(plain(), _mean(s)),
+    "fedprox": lambda s: Algorithm(proximal(_set(s.mu)), _mean(s)),
+    "scaffold": lambda s: Algorithm(control_variate(), _mean(s)),
+    "fedavgm": lambda s: Algorithm(plain(), momentum(_set(s.server_lr), _set(s.beta))),
+    "fedadam": lambda s: Algorithm(plain(), _adam(s)),
+    "fedadam_li2023": lambda s: Algorithm(plain(), server_rules.adam_li2023(_set(s.server_lr))),
+    "fedyogi": lambda s: Algorithm(plain(), _yogi(s)),
+    "fedadagrad": lambda s: Algorithm(plain(), _adagrad(s)),
+    "fedexp": lambda s: Algorithm(plain(), extrapolated()),
+    "feddyn": lambda s: Algorithm(dynamic(_set(s.alpha)), server_rules.dynamic_server(_set(s.alpha)), weighted=False),
+    "fedprox+exp": lambda s: Algorithm(proximal(_set(s.mu)), extrapolated()),
+    "scaffold+exp": lambda s: Algorithm(control_variate(), extrapolated()),
+    "fedavgm+exp": lambda s: Algorithm(plain(), extrapolated_momentum(_set(s.beta))),
+}
+"""Names as in Li et al., NeurIPS 2023; ``+exp`` adds FedExP's extrapolation."""
+
+
+def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
+    """The preset that ``settings`` name, or what their function returns. Raises ConfigError where it returns none."""
+    if settings.name is not None:
+        return PRESETS[settings.name](settings)
+    assert settings.function is not None
+    algorithm = called_by_path(
+        "algorithm.function",
+        settings.function,
+        settings.arguments or {},
+        Algorithm,
+        "a fednar_ray.algorithms.presets.Algorithm",
+        lambda text: ConfigError((text,)),
+    )
+    return algorithm._replace(server=checked_rule(algorithm.server, settings.function))

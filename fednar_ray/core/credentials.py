@@ -1,0 +1,115 @@
+"""Addresses that carry a password, a key or a token: found, named and refused, and never repeated in a message.
+
+An address is recorded in many places (run directories, checkpoints, MLflow, messages, lists of processes), most of
+which others can read.  What a store needs to let us in comes from its own variables and files instead.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from pydantic import BaseModel
+
+from fednar_ray.core.errors import BadInput
+
+INSTEAD = (
+    "leave it out of the address, which is recorded with the run. An MLflow server takes MLFLOW_TRACKING_USERNAME with "
+    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; PostgreSQL takes PGPASSWORD or ~/.pgpass; MySQL takes "
+    "?read_default_file=/home/you/.my.cnf; object stores take AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or the "
+    "cloud's own credentials"
+)
+_USERINFO = re.compile(
+    r"([A-Za-z][A-Za-z0-9.+-]{0,39}):/+(?!\[)"
+    r"(?=((?:(?!%3[Aa])[^/?#:]){0,200}+)(?::|%3[Aa])([^@\n]{1,2000}+)@)"  # looks ahead: addresses may nest
+)
+_PORT_ALONE = re.compile(r"[0-9]*[/?#\s]")  # ``5000/a`` of ``http://host:5000/a@b``
+_FILES = ("file", "sqlite")
+_DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle")
+_SECRET_NAME = re.compile(
+    r".*(password|passwd|passphrase|secret(key)?|token|apikey|accesskey(id)?|accountkey|privatekey|signature)"
+    r"|pass|pwd|sig|sas|key|auth|jwt|bearer"
+)
+LIMIT_DEPTH = 60  # of nested values; deeper ones are refused elsewhere
+
+
+def secret_in(text: str) -> str | None:
+    """What kind of secret an address in ``text`` carries, in words that do not repeat it; None where there is none.
+
+    A user's name alone is no secret, and neither is the path of a file that holds one (``passfile``, ``sslkey``).
+    """
+    if ":/" not in text:
+        return None
+    words = dict.fromkeys((*text.split(), *map(unquote, text.split())))  # a parameter may hold others, encoded
+    return _in_userinfo(text) or next(filter(None, map(_in_parameters, words)), None)
+
+
+def _in_userinfo(text: str) -> str | None:
+    """user:password@host, where a user may be an e-mail address, and the colon written as %3A.
+
+    A password may hold what would have to be written as %2F, since databases take it so.
+    """
+    if "@" not in text:
+        return None
+    for found in _USERINFO.finditer(text):
+        kind = found[1].lower().partition("+")[0]
+        surely_password = kind.startswith(_DATABASES) and "@" not in found[2]
+        if kind not in _FILES and (surely_password or not _PORT_ALONE.match(found[3])):
+            return "a password"
+    return None
+
+
+def _in_parameters(word: str) -> str | None:
+    """…?password=…&token=…, or the same behind a #."""
+    _, slashes, rest = word.partition(":/")
+    for part in re.split(r"[?&;#]", rest)[1:] if slashes and "=" in rest else ():
+        name, equals, value = part.partition("=")
+        plain = re.sub(r"[^a-z0-9]", "", unquote(name[:200]).lower())
+        if equals and value and _SECRET_NAME.fullmatch(plain):
+            return f"a secret, as the parameter {plain[:40]}"
+    return None
+
+
+def check_address(place: str, address: str | None) -> None:
+    """Raises BadInput, which names ``place``, where an address carries a secret; it may lack a scheme, as Ray's do."""
+    if address is None:
+        return
+    found = secret_in(address if re.match(r"[\w+.-]+:/", address) else f"ray://{address}")
+    if found is not None:
+        raise BadInput(refusal(place, found))
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises BadInput where a word of a command line carries a secret."""
+    for word in words:
+        found = secret_in(word)
+        if found is not None:
+            name = re.match(r"-{0,2}[A-Za-z_][\w.-]*(?==)", word)
+            raise BadInput(refusal(name[0] if name else "the command line", found))
+
+
+def refusal(place: str, found: str) -> str:
+    """The message about a secret that ``secret_in`` found."""
+    return f"{place}: the address holds {found}; {INSTEAD}"
+
+
+def secrets_within(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(place, kind of secret) for every text within nested mappings and lists that holds an address with a secret."""
+    if isinstance(values, str):
+        found = secret_in(values)
+        if found is not None:
+            yield place, found
+    elif len(place) < LIMIT_DEPTH:
+        if isinstance(values, BaseModel):
+            yield from secrets_within(dict(values), place)
+        elif isinstance(values, Mapping):
+            for key, value in values.items():
+                named = str(key)
+                found = secret_in(named)
+                if found is not None:
+                    yield (*place, "a key"), found
+                else:
+                    yield from secrets_within(value, (*place, named))
+        elif isinstance(values, list | tuple):
+            for index, value in enumerate(values):
+                yield from secrets_within(value, (*place, index))

@@ -1,0 +1,23 @@
+"""What a user's code raises to end the process, as an ordinary error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fednar_ray.core.errors import UserCodeExited
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """Turns ``sys.exit`` and other exceptions that are no ``Exception`` into UserCodeExited.
+
+    KeyboardInterrupt passes, since it is the user's Ctrl-C. So does the exit that Ray raises inside an actor that is
+    to end, which it marks with a message of its own.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if hasattr(error, "ray_terminate_msg"):
+            raise
+        raise UserCodeExited(f"the code raised {type(error).__name__}({error})") from error

@@ -1,0 +1,121 @@
+"""A module seen as one flat float32 vector of its trainable parameters, in ``module.parameters()`` order.
+
+Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics)
+travel as a flat float64 vector of their own, which holds integers up to 2^53 exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fednar_ray.core.errors import ModelError
+
+FloatVector = npt.NDArray[np.float32]
+BufferVector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each trainable parameter lies in the flat vector [d]."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "ParameterLayout":
+        """The layout of ``module``. Raises ModelError without trainable parameters, or where one is not float32."""
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise ModelError("the model has no trainable parameters")
+        for name, parameter in named:
+            if parameter.dtype != torch.float32:
+                raise ModelError(f"parameter {name} is {parameter.dtype}; train in float32 (module.float())")
+        names, parameters = zip(*named, strict=True)
+        return cls(names, tuple(p.shape for p in parameters), tuple(p.numel() for p in parameters))
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of trainable parameters."""
+        return sum(self.sizes)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of ``vector`` [d] by parameter name."""
+        parts = torch.split(vector, list(self.sizes))
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def trainable(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The trainable parameters, in ``parameters()`` order."""
+    return (p for p in module.parameters() if p.requires_grad)
+
+
+def flatten(module: nn.Module) -> FloatVector:
+    """The trainable parameters as one fresh vector [d]."""
+    with torch.no_grad():
+        return torch.cat([p.reshape(-1) for p in trainable(module)]).cpu().numpy()
+
+
+def load_parameters(module: nn.Module, vector: FloatVector) -> None:
+    """Copy ``vector`` [d] into the trainable parameters."""
+    parts = torch.split(torch.tensor(vector, dtype=torch.float32), [p.numel() for p in trainable(module)])
+    with torch.no_grad():
+        for parameter, part in zip(trainable(module), parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+
+def flatten_buffers(module: nn.Module, names: Sequence[str] | None = None) -> BufferVector:
+    """Returns the buffers as one fresh vector [b], which is empty if there are none.
+
+    Args:
+        module: Whose buffers are taken.
+        names: Which buffers, in this order. None takes all of them.
+
+    Returns:
+        The values one buffer after the other. A complex number takes two places.
+    """
+    parts = [_reals(b.detach()).reshape(-1).to("cpu", torch.float64) for b in _named(module, names)]
+    return torch.cat(parts).numpy() if parts else np.empty(0)
+
+
+def load_buffers(module: nn.Module, vector: BufferVector, names: Sequence[str] | None = None) -> None:
+    """Copies ``vector`` [b] into the buffers; those of integers and bools are rounded to nearest.
+
+    Args:
+        module: Whose buffers are overwritten.
+        vector: What ``flatten_buffers`` returns for the same ``names``, or an average of such vectors.
+        names: Which buffers, in this order. None takes all of them.
+    """
+    buffers = _named(module, names)
+    parts = torch.split(torch.tensor(vector), [_places(b) for b in buffers]) if buffers else ()
+    with torch.no_grad():
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(_values_for(buffer, part).view_as(buffer))
+
+
+def _named(module: nn.Module, names: Sequence[str] | None) -> list[Tensor]:
+    if names is None:
+        return list(module.buffers())
+    buffers = dict(module.named_buffers()) if names else {}
+    return [buffers[name] for name in names]
+
+
+def _reals(buffer: Tensor) -> Tensor:
+    """Returns complex numbers as pairs of reals, and other tensors as they are."""
+    return torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
+
+
+def _places(buffer: Tensor) -> int:
+    """Returns how many numbers of a vector the buffer takes."""
+    return buffer.numel() * (2 if buffer.is_complex() else 1)
+
+
+def _values_for(buffer: Tensor, part: Tensor) -> Tensor:
+    """Returns the buffer's part of a vector as values of its kind, in float64 or complex128."""
+    if buffer.is_complex():
+        return torch.view_as_complex(part.view(-1, 2))
+    return part if buffer.is_floating_point() else part.round()

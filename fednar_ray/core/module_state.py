@@ -1,0 +1,263 @@
+"""The state that a module keeps outside its parameters and buffers: plain Python attributes, generators among them.
+
+Nothing averages or sends such state. Every client therefore starts with the attributes that the model was given with.
+"""
+
+import copy
+import functools
+import random
+import types
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn.parameter import UninitializedBuffer
+
+from fednar_ray.core.errors import ModelError, first_line
+
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+REGISTERED = ("_parameters", "_buffers", "_modules")
+OF_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
+"""What recurrent layers of torch keep of their own parameters, and renew in forward where these are others."""
+CONTAINERS = (dict, OrderedDict, list, tuple, set)
+BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
+
+
+def called(name: str, module: nn.Module) -> str:
+    """How messages name a submodule: by its place in the model and its class."""
+    return f"module '{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+
+
+def drawn(before: tuple[object, object], after: tuple[object, object]) -> str | None:
+    """Which of the global generators was drawn from or seeded in between, in words."""
+    if before[0] != after[0]:
+        return "forward draws from Python's random"
+    return "forward draws from numpy.random" if before[1] != after[1] else None
+
+
+class GivenState:
+    """The plain attributes of a module and its submodules at one moment, to return to and to compare with."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owners = list(module.named_modules())
+        self._tree = _tree(module)
+        self._registered = [{key: dict(part) for key, part in _registered(m).items()} for _, m in self._owners]
+        self._trainable = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
+        memo = self._memo()
+        self._given = copy.deepcopy([_plain(m) for _, m in self._owners], memo)
+        self._draws = any(isinstance(value, GENERATORS) for value in memo.values())
+
+    def restore(self, address: np.random.SeedSequence) -> None:
+        """Make every attribute what it was, and seed the random generators among them at ``address``."""
+        if not self._draws and self.change() is None:
+            return
+        memo = self._memo()
+        fresh = copy.deepcopy(self._given, memo)
+        for (_, module), plain, registered in zip(self._owners, fresh, self._registered, strict=True):
+            for key in _plain(module).keys() - plain.keys():
+                del module.__dict__[key]
+            module.__dict__.update(plain)
+            for key, part in registered.items():
+                _keep_only(module.__dict__[key], part, replace=key != "_buffers")
+        for _, parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
+        _reseed([value for value in memo.values() if isinstance(value, GENERATORS)], address)
+
+    def change(self) -> str | None:
+        """The first attribute that is not what it was, in words; None where all are."""
+        for (name, module), given, registered in zip(self._owners, self._given, self._registered, strict=True):
+            now = _plain(module)
+            for key in (*given, *(now.keys() - given.keys())):
+                if key not in now or key not in given or not _same(given[key], now[key], {}):
+                    return f"{called(name, module)} changes its attribute '{key}' in forward"
+            for key, part in _registered(module).items():
+                if changed := sorted(part.keys() ^ registered[key].keys()):
+                    return f"{called(name, module)} adds or removes {', '.join(changed)} in forward"
+        frozen = (name for name, parameter, trainable in self._trainable if parameter.requires_grad != trainable)
+        return next((f"forward freezes or unfreezes the parameter '{name}'" for name in frozen), None)
+
+    def _memo(self) -> dict[int, Any]:
+        """For ``copy.deepcopy``: an attribute that refers to a part of the model goes on referring to it."""
+        return {id(part): part for part in self._tree}
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model; tensors that a forward pass left in attributes lose their graph.
+
+    Raises ModelError, which names the attribute, where the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in chain.from_iterable(_of_a_graph(vars(module), set()) for module in model.modules()):
+        memo[id(tensor)] = _without_graph(tensor)
+    kept = tuple(memo.values())
+    try:
+        return leaf_copy(model, memo)
+    except Exception as error:
+        assert kept is not None
+        raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error)[:200]}") from error
+
+
+def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy whose parameters need gradients as the model's do; TorchScript's own copies would be no leaves."""
+    with torch.no_grad():
+        module = copy.deepcopy(model, memo)
+    for parameter, given in zip(module.parameters(), model.parameters(), strict=False):
+        if parameter.requires_grad != given.requires_grad:
+            parameter.requires_grad_(given.requires_grad)
+    return module
+
+
+def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
+    """Seed each generator with a stream of its own at ``address``."""
+    for index, generator in enumerate(generators):
+        stream = np.random.SeedSequence(address.entropy, spawn_key=(*address.spawn_key, index))
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(stream).state
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(np.random.RandomState(np.random.MT19937(stream)).get_state())
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        else:
+            generator.seed(int.from_bytes(stream.generate_state(4).tobytes(), "little"))
+
+
+def _tree(module: nn.Module) -> list[Any]:
+    return [*module.modules(), *module.parameters(), *module.buffers()]
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Are a module's attributes the compiler's own?"""
+    return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch._dynamo")
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    if _compiled(module):
+        return {}
+    left_out = REGISTERED + (OF_WEIGHTS if isinstance(module, nn.RNNBase) else ())
+    return {key: value for key, value in module.__dict__.items() if key not in left_out}
+
+
+def _registered(module: nn.Module) -> dict[str, dict[str, Any]]:
+    if _compiled(module):
+        return {}
+    return {key: module.__dict__[key] for key in REGISTERED}
+
+
+def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> None:
+    for key in now.keys() - given.keys():
+        del now[key]
+    for key in given if replace else given.keys() - now.keys():
+        now[key] = given[key]
+
+
+def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
+    if isinstance(value, Tensor) and (_is_uninitialized_or_wrapped(value) or not value.is_leaf):
+        yield value
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _of_a_graph(part, seen)
+
+
+def _is_uninitialized_or_wrapped(tensor: Tensor) -> bool:
+    return isinstance(tensor, UninitializedBuffer) or is_functorch_wrapped_tensor(tensor)
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    if is_functorch_wrapped_tensor(tensor):  # a hook recorded it while a group was traced: its numbers are gone
+        return torch.empty(0)
+    if isinstance(tensor, UninitializedBuffer):
+        return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]
+    return tensor.detach().clone()
+
+
+def _what_cannot_be_copied(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        for key, value in _plain(module).items():
+            try:
+                copy.deepcopy(value, {id(part): part for part in _tree(model)})
+            except Exception:  # noqa: BLE001 - whatever a user's object raises
+                what = f"{called(name, module)} has an attribute '{key}' that cannot be copied"
+                return f"{what}, and every client trains a copy of the model; create it in forward, or leave it out"
+    return f"{called('', model)} cannot be copied, and every client trains a copy of it"
+
+
+# ——— comparison by content ———
+
+Seen = dict[tuple[int, int], tuple[Any, Any]]
+
+
+def _same(a: Any, b: Any, seen: Seen) -> bool:
+    """Do two values have the same content? ``a`` is a deep copy of what ``b`` was."""
+    if a is b:
+        return True
+    if type(a) is not type(b) or isinstance(a, BY_IDENTITY):
+        return False
+    if type(a) in CONTAINERS and not a and not b:
+        return True
+    if isinstance(a, bool | int | str | bytes | float | complex):
+        return bool(a == b) or (a != a and b != b)
+    if isinstance(a, Tensor):
+        return same_tensor(a, b)
+    if isinstance(a, np.ndarray) and not a.dtype.hasobject:
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    if (id(a), id(b)) in seen:
+        return True
+    seen[id(a), id(b)] = a, b  # which also keeps both, and so their ids
+    return _same_parts(a, b, seen)
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Are shape, type, place and values the same? NaN equals NaN."""
+    if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
+        return False
+    if a.device.type == "meta":
+        return True
+    try:
+        a, b = a.detach(), b.detach()
+        if a.layout is torch.sparse_coo:
+            return torch.equal(a._indices(), b._indices()) and same_tensor(a._values(), b._values())
+        if a.layout is not torch.strided or a.is_quantized:
+            return _same(_taken_apart(a), _taken_apart(b), {})
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    except Exception:  # noqa: BLE001 - what tracing or vmap left behind is no tensor that can be read
+        return False
+
+
+def _same_parts(a: Any, b: Any, seen: Seen) -> bool:
+    if isinstance(a, dict):
+        same = _same_sequence(list(a), list(b), seen) and _same_sequence(list(a.values()), list(b.values()), seen)
+        return same and (type(a) in (dict, types.MappingProxyType) or _same_attributes(a, b, seen))
+    if type(a) in (list, tuple):
+        return _same_sequence(a, b, seen)
+    if isinstance(a, set | frozenset):
+        return bool(a == b)
+    if isinstance(a, types.MethodType):
+        return a.__func__ is b.__func__ and _same(a.__self__, b.__self__, seen)
+    if isinstance(a, functools.partial):
+        return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords), seen)
+    if type(a).__module__.startswith("torch.fx"):
+        return True
+    try:  # as copy.deepcopy takes objects apart
+        parts = _taken_apart(a), _taken_apart(b)
+    except Exception:  # noqa: BLE001 - a lock or a file has no content to compare
+        return True
+    return _same(*parts, seen)
+
+
+def _taken_apart(value: Any) -> Any:
+    return value.__reduce_ex__(4)
+
+
+def _same_sequence(a: Any, b: Any, seen: Seen) -> bool:
+    return len(a) == len(b) and all(_same(x, y, seen) for x, y in zip(a, b, strict=True))
+
+
+def _same_attributes(a: Any, b: Any, seen: Seen) -> bool:
+    return _same(getattr(a, "__dict__", None), getattr(b, "__dict__", None), seen)

@@ -1,0 +1,155 @@
+"""Sites: clients that are pinned to the nodes that have their data, and what these nodes are asked before training."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, floor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from fednar_ray.config import ExecutionSettings, SiteSettings
+from fednar_ray.core.errors import CapacityError, DataError
+from fednar_ray.data.files import Answer, Item
+from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, put
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.scheduling import options_for
+
+log = logging.getLogger("fednar_ray")
+
+Node = Mapping[str, float]
+
+
+def plan_sites(settings: ExecutionSettings, names: Sequence[str], nodes: Sequence[Node], needs: Footprint) -> ActorPlan:
+    """An actor for each named site, with its share of a GPU where its nodes have one. ``nodes``: what each has in all.
+
+    Raises CapacityError, which names every site that no node can take; with ``autoscale`` they are waited for.
+    """
+    sites = {name: (settings.sites or {})[name] for name in names}
+    able = {name: [i for i, node in enumerate(nodes) if _has(node, site, settings)] for name, site in sites.items()}
+    pins = tuple(
+        Pin(site=name, resources=site.resources, gpus=_gpus(settings, name, able, nodes))
+        for name, site in sites.items()
+    )
+    problems = [_nowhere(name, site, settings) for name, site in sites.items() if not able[name]]
+    if not problems:
+        problems = _too_many(pins, settings, able, nodes, needs)
+    if problems and not settings.autoscale:
+        raise CapacityError("\n".join((*problems, f"{_listed(nodes)}; execution.autoscale=true waits for more")))
+    for problem in problems:
+        log.warning("%s; waited for", problem)
+    return ActorPlan(
+        count=len(pins), cpus=settings.cpus_per_actor, gpus=0.0, growing=settings.autoscale, pins=pins
+    )  # each pin has its own share of a GPU
+
+
+def _has(node: Node, site: SiteSettings, settings: ExecutionSettings) -> bool:
+    gpus = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
+    wanted = {**site.resources, "CPU": settings.cpus_per_actor, "GPU": gpus}
+    return has_room(node, wanted)
+
+
+def _gpus(settings: ExecutionSettings, name: str, able: Mapping[str, Sequence[int]], nodes: Sequence[Node]) -> float:
+    """Of the site's nodes that with the fewest GPUs decides, shared with whichever other sites it may hold."""
+    if settings.gpus_per_actor != "auto":
+        return settings.gpus_per_actor
+    shares = []
+    for node in able[name]:
+        gpus, sites = floor(nodes[node].get("GPU", 0.0)), sum(node in others for others in able.values())
+        shares.append(1 / ceil(sites / gpus) if gpus else 0.0)
+    return min(shares, default=0.0)
+
+
+def _nowhere(name: str, site: SiteSettings, settings: ExecutionSettings) -> str:
+    parts = [f"{amount:g} {resource}" for resource, amount in site.resources.items()]
+    parts.append(f"{settings.cpus_per_actor:g} CPU")
+    if settings.gpus_per_actor not in ("auto", 0):
+        parts.append(f"{settings.gpus_per_actor:g} GPU")
+    return f"execution.sites.{name}: no node has {' and '.join(parts)}"
+
+
+def _too_many(
+    pins: Sequence[Pin],
+    settings: ExecutionSettings,
+    able: Mapping[str, Sequence[int]],
+    nodes: Sequence[Node],
+    needs: Footprint,
+) -> list[str]:
+    """Sites that find no room beside the others: those with least choice are put first."""
+    free, problems = [dict(node) for node in nodes], []
+    for pin in sorted(pins, key=lambda pin: len(able[pin.site])):
+        takes = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": needs.memory_bytes}
+        if not put(takes, free, able[pin.site]):
+            memory = f"{needs.memory_bytes / 1e9:.1f} GB"
+            problems.append(f"execution.sites.{pin.site}: no room beside the other sites for its actor ({memory})")
+    return problems
+
+
+def _listed(nodes: Sequence[Node]) -> str:
+    """The nodes, each with its CPUs, GPUs and custom resources."""
+    usual = ("memory", "object_store_memory")
+    told = (
+        " and ".join(
+            f"{amount:g} {name}"
+            for name, amount in sorted(node.items())
+            if amount and name not in usual and not name.startswith(("node:", "accelerator_type:"))
+        )
+        for node in nodes
+    )
+    return "the nodes have " + "; ".join(sorted(text or "nothing" for text in told))
+
+
+# ——— questions ———
+
+
+class Here:
+    """Puts questions to files that all lie on this machine."""
+
+    def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+        """The answers, in the order of the items. Raises DataError, which names every site that has none."""
+        return _gathered(items, lambda index: question(items[index]))
+
+
+class OnNodes:
+    """Puts questions to each site on its own node, with the resources that its actor will take."""
+
+    def __init__(self, session: RaySession, settings: ExecutionSettings) -> None:
+        """Raises CapacityError where a site has no node."""
+        self._session, self._limit = session, settings.capacity_timeout_seconds
+        self._names = sorted(settings.sites or {})
+        self._plan = plan_sites(settings, self._names, session.nodes(), Footprint(model_bytes=0))
+
+    def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+        """As ``Here``. Raises CapacityError where a site does not answer in time."""
+        slots = [self._names.index(item.name) for item in items]
+        task, options = ray.remote(_answered), options_for(self._plan, slots)
+        refs = [task.options(**o).remote(question, item) for o, item in zip(options, items, strict=True)]
+        _, late = ray.wait(refs, num_returns=len(refs), timeout=self._limit)
+        if late:
+            for ref in refs:
+                ray.cancel(ref, force=True)
+            silent = ", ".join(item.name for ref, item in zip(refs, items, strict=True) if ref in late)
+            raise CapacityError(
+                f"execution.sites: {silent}: no answer in {self._limit:g} s; {self._session.shortage()}"
+            )
+        return _gathered(items, lambda index: ray.get(refs[index]))
+
+
+def _answered(question: Callable[[Any], Answer], item: Any) -> Answer:
+    """Runs on a site's node."""
+    return question(item)
+
+
+def _gathered(items: Sequence[Item], answer: Callable[[int], Answer]) -> list[Answer]:
+    answers, problems = [], []
+    for index, item in enumerate(items):
+        try:
+            answers.append(answer(index))
+        except (DataError, RayError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if not isinstance(cause, DataError | RayError):
+                raise cause from None
+            problems.append(f"execution.sites.{item.name}.data: {cause}")
+    if problems:
+        raise DataError("\n".join(problems))
+    return answers

@@ -1,0 +1,1 @@
+"""A prepared experiment: placed, run, resumed, compared, and watched for alerts."""

@@ -1,0 +1,10 @@
+"""What is wrong with a run, seen from its rounds alone: an experiment and its records in, alerts out.
+
+Pure; each kind at most once a run.
+"""
+
+from fednar_ray.experiments.alerts.checks import CHECKS
+from fednar_ray.experiments.alerts.history import Chance
+from fednar_ray.experiments.alerts.monitor import Alert, Watch, alerts_of
+
+__all__ = ["CHECKS", "Alert", "Chance", "Watch", "alerts_of"]

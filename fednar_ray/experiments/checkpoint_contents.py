@@ -1,0 +1,109 @@
+"""What the checkpoint of a run, or of a trial, must hold: of another version's, the file and the difference are named.
+
+A checkpoint whose checksums are right is what somebody wrote, so one that holds something else is not damaged, and no
+older one stands in for it: rounds that another version trained would be lost without a word.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fednar_ray.checkpoint.store import Checkpoint
+from fednar_ray.config import Experiment
+from fednar_ray.config.checks import describe
+from fednar_ray.core.errors import shown_text
+from fednar_ray.federated.server_state import BUFFERS, CONTROL, PARAMETERS, SERVER, other_contents
+from fednar_ray.tracking.journal import parse
+
+Scalar = float | list[float] | list[list[float]]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Facts(BaseModel):
+    """A section of the facts; what is there besides was added by a later version, and is not read."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _ServerFacts(_Facts):
+    """What the server carries from round to round, vectors aside."""
+
+    scalars: dict[str, Scalar]
+    server_lr: Scalar | None
+    vectors: list[str] | None = None  # their names; older checkpoints do not name them
+
+
+class _TrialFacts(_Facts):
+    """The facts of a trial's checkpoint."""
+
+    experiment: dict[str, Any]
+    server: _ServerFacts
+
+
+class _RunFacts(_TrialFacts):
+    """The facts of a run's checkpoint."""
+
+    experiment_sha256: Text
+    data_digest: Text
+    run_id: Text
+    tracking_uri: Text
+    placement: Literal["serial", "pooled", "dedicated"]
+    cohort_width: Annotated[int, Field(ge=1)]
+
+
+def experiment_of_run(checkpoint: Checkpoint) -> Experiment:
+    """The experiment that a run's checkpoint is of. Raises CheckpointError where anything is not as a run needs it."""
+    return _checked(checkpoint, _RunFacts)
+
+
+def experiment_of_trial(checkpoint: Checkpoint) -> Experiment:
+    """The same of a trial's checkpoint."""
+    return _checked(checkpoint, _TrialFacts)
+
+
+def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
+    try:
+        facts = schema.model_validate(dict(checkpoint.facts))
+    except ValidationError as error:
+        raise other_contents(checkpoint, "; ".join(describe(error, "facts."))) from None
+    problem = next(_problems(checkpoint, facts), None)
+    if problem is not None:
+        raise other_contents(checkpoint, problem)
+    try:
+        return Experiment.model_validate(facts.experiment)
+    except ValidationError as error:
+        problems = "; ".join(describe(error, "facts.experiment.", "facts.experiment"))
+        raise other_contents(checkpoint, problems) from None
+
+
+def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
+    """What is missing, too much, or of another form, arrays first."""
+    arrays = checkpoint.arrays
+    vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
+    wanted = vectors if facts.server.vectors is None else set(facts.server.vectors)
+    for name in (PARAMETERS, BUFFERS, *(f"{SERVER}{vector}" for vector in sorted(wanted))):
+        if name not in arrays:
+            yield f"the array {name} is missing"
+    for name, array in arrays.items():
+        if name not in (PARAMETERS, BUFFERS, CONTROL) and name.removeprefix(SERVER) not in wanted:
+            yield f"the array {shown_text(name)} is unknown"
+        elif name != BUFFERS and array.shape != arrays[PARAMETERS].shape:
+            shapes = f"{array.shape}, and {PARAMETERS} of {arrays[PARAMETERS].shape}"
+            yield f"the array {shown_text(name)} is of shape {shapes}"
+        elif array.ndim != 1:
+            yield f"the array {shown_text(name)} is of shape {array.shape}, not one vector"
+    if len(checkpoint.history) != checkpoint.next_round:
+        yield f"the history has {len(checkpoint.history)} rounds, not {checkpoint.next_round}"
+    for index, line in enumerate(checkpoint.history):
+        if not _is_round(line, index):
+            yield f"line {index + 1} of the history is not the record of round {index}"
+
+
+def _is_round(line: str, index: int) -> bool:
+    try:
+        record = parse(line)
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return False
+    numbers = (*record.metrics.values(), *record.client_ids, *record.step_norms.values())
+    return record.round_index == index and all(type(number) in (int, float) for number in numbers)

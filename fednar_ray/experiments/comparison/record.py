@@ -1,0 +1,185 @@
+"""What a comparison consists of, kept in ``comparison.yaml`` of its directory, so that it can be resumed.
+
+The file is written whole before anything is trained, and again whenever one of the runs starts.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
+from fednar_ray.config.files import parse_document
+from fednar_ray.core.errors import BadInput, ConfigError
+from fednar_ray.experiments.resume import FIXED, FREE
+from fednar_ray.report.runs import Variant
+from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.run_directory import COMPARISON_FILE, FINISHED, RUNS
+
+log = logging.getLogger("fednar_ray")
+
+
+@dataclass(slots=True, kw_only=True)
+class PlannedRun:
+    """One run of a comparison, which may have started."""
+
+    weight_decay: float
+    regularizer: str
+    seed: int
+    directory: str | None = None  # the name of its run directory, beside the comparison's; None: not started
+    cohort_width: int | None = None  # C, as it was resolved; None: not started
+
+    @property
+    def variant(self) -> Variant:
+        """The row that the run belongs to."""
+        return Variant(self.weight_decay, self.regularizer)
+
+    @property
+    def label(self) -> str:
+        """The name of the run in MLflow and in progress messages."""
+        return f"{self.regularizer} λ={self.weight_decay:g} seed={self.seed}"
+
+    def experiment(self, base: Experiment) -> Experiment:
+        """The experiment of this run, from the one that is compared."""
+        changes = {"name": self.regularizer, "weight_decay": self.weight_decay}
+        regularizer = base.regularizer.model_copy(update=changes)
+        return base.model_copy(update={"regularizer": regularizer, "seed": self.seed})
+
+
+def planned_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
+    """All runs of a comparison in their order: seeds, within them weight decays, within them regularizers."""
+    decays = settings.weight_decays or (experiment.regularizer.weight_decay,)
+    return [
+        PlannedRun(weight_decay=decay, regularizer=name, seed=experiment.seed + offset)
+        for offset in range(settings.seeds)
+        for decay in decays
+        for name in settings.regularizers
+    ]
+
+
+@dataclass(slots=True, kw_only=True)
+class ComparisonRecord:
+    """A comparison that has been started."""
+
+    directory: Path  # runs/<name>-<id>
+    document: Document
+    runs: list[PlannedRun]
+
+    @property
+    def name(self) -> str:
+        """``<experiment>-<id>``, by which it is resumed."""
+        return self.directory.name
+
+    def directory_of(self, run: PlannedRun) -> Path | None:
+        """The run directory; None where the run has not started."""
+        return None if run.directory is None else self.directory.parent / run.directory
+
+    @property
+    def finished_runs(self) -> int:
+        """How many runs are finished."""
+        return sum(d is not None and (d / FINISHED).exists() for d in map(self.directory_of, self.runs))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the comparison itself came to its end."""
+        return (self.directory / FINISHED).exists()
+
+    @property
+    def state(self) -> str:
+        """What a list of runs says of it."""
+        return "comparison, finished" if self.finished else f"comparison, {self.finished_runs}/{len(self.runs)} runs"
+
+    def save(self) -> None:
+        """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
+        fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
+        replace(self.directory / COMPARISON_FILE, yaml_text.write(fields))
+
+    @classmethod
+    def load(cls, directory: Path) -> "ComparisonRecord":
+        """The record in a directory. Raises BadInput where there is none, or it cannot be read."""
+        path = directory / COMPARISON_FILE
+        try:
+            fields = yaml_text.parse(path.read_text(encoding="utf-8"))
+            runs = [PlannedRun(**run) for run in fields.pop("runs")]
+        except (OSError, ValueError, yaml_text.NotYaml, AttributeError, KeyError, TypeError) as error:
+            raise BadInput(f"{path} is not the record of a comparison: {error}") from None
+        document = parse_document(yaml_text.write(fields), str(path))
+        return cls(directory=directory, document=document, runs=runs)
+
+
+def _sections(document: Document) -> dict[str, Any]:
+    compare = document.compare.model_dump(mode="json", exclude_unset=True)
+    return {"experiment": dict(document.raw), "compare": compare}
+
+
+def kept_comparisons() -> Iterator[ComparisonRecord]:
+    """The comparisons in ``runs/``, the newest first; one whose record cannot be read is warned about."""
+    for directory in _directories():
+        try:
+            yield ComparisonRecord.load(directory)
+        except BadInput as error:
+            log.warning("%s", error)
+
+
+def find(name: str) -> ComparisonRecord:
+    """A comparison by its name, id or directory. Raises BadInput where there is none."""
+    directory = Path(name).absolute()
+    if (directory / COMPARISON_FILE).is_file():
+        return ComparisonRecord.load(directory)
+    known = list(_directories())
+    found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
+    if not found:
+        names = ", ".join(path.name for path in known[:10]) or "none are kept in this directory"
+        raise BadInput(f"{name}: no such comparison; comparisons here: {names}")
+    return ComparisonRecord.load(found[0])
+
+
+def find_newest(document: Document) -> ComparisonRecord | None:
+    """The newest comparison of the same experiment and settings; None where there is none of that name.
+
+    Raises ConfigError where there are only comparisons of other settings under that name.
+    """
+    name, refused = document.experiment.name, None
+    for record in kept_comparisons():
+        if record.name.rpartition("-")[0] != name:
+            continue
+        different = list(_differences(record.document, document))
+        if not different:
+            return ComparisonRecord(directory=record.directory, document=document, runs=record.runs)
+        refused = refused or _refusal(record, different)
+    if refused is not None:
+        raise refused
+    return None
+
+
+def _directories() -> Iterator[Path]:
+    """The directories of comparisons, the newest first."""
+    records = sorted(
+        Path(RUNS).absolute().glob(f"*/{COMPARISON_FILE}"),
+        key=lambda path: path.stat().st_ctime_ns,
+        reverse=True,
+    )
+    return (path.parent for path in records)
+
+
+def _differences(started: Document, wanted: Document) -> Iterator[str]:
+    """What differs, one line each. Where runs train, and how checkpoints are kept, may differ."""
+    before, after = (
+        {**dotted(each.experiment), **{f"compare.{key}": value for key, value in each.compare.model_dump().items()}}
+        for each in (started, wanted)
+    )
+    for key in {**before, **after}:
+        free = key.startswith(FREE) and not key.startswith(FIXED)
+        if before.get(key) != after.get(key) and not free:
+            yield f"{key}: {after.get(key)!r}, and was {before.get(key)!r}"
+
+
+def _refusal(record: ComparisonRecord, different: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        (
+            f"{record.name} was started with other settings, and cannot be resumed with these:",
+            *different,
+            f"resume it as it was started with: fednar compare --resume {record.name}",
+        )
+    )

@@ -1,0 +1,254 @@
+"""Runs the runs of a comparison one after the other, or the rest of them, and concludes."""
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fednar_ray.config import CompareSettings, Document, Experiment, dotted
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
+from fednar_ray.core.messages import RoundReport
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.experiments.alerts import alerts_of
+from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
+from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
+from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.resume import Resumption, resume_from
+from fednar_ray.experiments.run import Result, open_store, train
+from fednar_ray.report.runs import ACCURACY, CHART, Records, Variant, draw_variants, measure_of
+from fednar_ray.tracking.identity import check_no_copy, identity_of
+from fednar_ray.tracking.journal import recorded, run_directory
+from fednar_ray.tracking.lines import BeingWritten
+from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, children_of, run_of
+from fednar_ray.tracking.run_directory import FINISHED
+
+log = logging.getLogger("fednar_ray")
+
+
+class Progress(NamedTuple):
+    """A round of one of the comparison's runs."""
+
+    run: int  # counted from 0
+    runs: int
+    label: str
+    report: RoundReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A finished comparison."""
+
+    name: str  # <experiment>-<id>
+    settings: CompareSettings
+    rows: tuple[Row, ...]
+    chart: Path
+    by_decay: Path | None  # a picture of the final values, where there are several weight decays
+    run_id: str
+    tracking_uri: str
+
+
+def compare(
+    document: Document, session: RaySession, record: ComparisonRecord | None = None
+) -> Generator[Progress, None, Comparison]:
+    """Run every variant with every seed, each as a child of one MLflow run; the generator returns the comparison.
+
+    Args:
+        document: The experiment, and what is varied.
+        session: The Ray that all runs share.
+        record: A comparison to resume: its finished runs are read, an interrupted one continues from its checkpoint,
+            and the others are trained. Without one, a new comparison is started.
+
+    Raises BadInput's kinds before Ray starts, RunFailed's kinds when a run fails.
+    """
+    store, experiment_id = open_store(document.experiment) if record is None else _store_of(record)
+    planned = planned_runs(document.experiment, document.compare) if record is None else record.runs
+    _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
+    if record is None:
+        run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
+        record = ComparisonRecord(directory=run_directory(document.experiment, run_id), document=document, runs=planned)
+        resumed = False
+    else:
+        run_id, resumed = identity_of(record.directory).run_id, True
+    with RunTracker(store, run_id, record.directory, resumed=resumed) as parent:
+        if resumed:
+            record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
+            (record.directory / FINISHED).unlink(missing_ok=True)
+        else:
+            parent.log_params({**dotted(document.experiment), **_compared(document.compare)})
+            parent.log_experiment(document.experiment)
+        record.document = document
+        record.save()
+        try:
+            result = yield from _Runs(record, store, run_id, session).concluded(parent)
+        except KeyboardInterrupt as error:
+            error.args = (f"resume it with: fednar compare --resume {record.name}",)
+            raise
+    (record.directory / FINISHED).touch()
+    return result
+
+
+def _store_of(record: ComparisonRecord) -> tuple[Store, str]:
+    """The store that a comparison was recorded in, which answers. It names its MLflow experiment itself."""
+    check_no_copy(record.directory, "comparison")
+    store = Store(identity_of(record.directory).tracking_uri)
+    store.check()
+    return store, ""
+
+
+def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> None:
+    """Find what is wrong with the experiment or the target before anything starts; then start Ray."""
+    if not to_train:
+        return
+    prepared = prepare(to_train[0].experiment(document.experiment), session=session)
+    accuracy = measure_of(prepared.federation.task) == ACCURACY
+    key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
+    if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
+        task = prepared.federation.task
+        value = getattr(document.compare, key)
+        raise ConfigError((f"compare.{key}: {value:g} is no target of {task}; set compare.{instead}",))
+    resolve(prepared, session)
+
+
+def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
+    """Whether all rounds of a run are recorded, and its last records are complete."""
+    directory = record.directory_of(run)
+    if directory is None or not (directory / FINISHED).exists():
+        return False
+    return len(recorded(directory)) >= record.document.experiment.federation.rounds
+
+
+def _compared(settings: CompareSettings) -> dict[str, object]:
+    return {f"compare.{key}": value for key, value in settings.model_dump(mode="json").items()}
+
+
+class _Runs:
+    """The runs of a comparison that is under way."""
+
+    def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession) -> None:
+        self._record, self._store, self._run_id, self._session = record, store, run_id, session
+        self._settings = record.document.compare
+
+    def concluded(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
+        """Train what is left, then make the table and the pictures."""
+        outcomes: dict[Variant, list[Outcome]] = {}
+        resumptions = [self._resumption(run) for run in self._record.runs]
+        self._end_abandoned()
+        for index, (run, resumption) in enumerate(zip(self._record.runs, resumptions, strict=True)):
+            outcome = yield from self._outcome(index, run, resumption)
+            outcomes.setdefault(run.variant, []).append(outcome)
+        return self._conclusion(parent, outcomes)
+
+    def _conclusion(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
+        histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
+        chart, *further = _drawn(histories, self._settings.final_rounds, self._record.directory)
+        rows = tuple(rows_of(outcomes, self._settings))
+        for picture in filter(Path.exists, (chart, *further)):
+            parent.log_file(picture)
+        parent.log_table([row.cells() for row in rows], "comparison.json")
+        parent.log_metrics(headline(rows))
+        return Comparison(
+            name=self._record.name,
+            settings=self._settings,
+            rows=rows,
+            chart=chart,
+            by_decay=further[0] if further else None,
+            run_id=self._run_id,
+            tracking_uri=parent.uri,
+        )
+
+    def _resumption(self, run: PlannedRun) -> Resumption | None:
+        """Where an interrupted run continues; None for one that is finished, or has to start from its beginning."""
+        directory = self._record.directory_of(run)
+        if directory is None or _is_finished(self._record, run):
+            return None
+        try:
+            return resume_from(str(directory), self._experiment(run))
+        except (ConfigError, BeingWritten):  # another experiment now; or a process that is training the run
+            raise
+        except (BadInput, CheckpointError) as error:
+            log.warning("%s is trained from its first round: %s", run.label, error)
+            run.directory = None
+            return None
+
+    def _end_abandoned(self) -> None:
+        """End what MLflow has of runs that a killed process left, and that do not continue."""
+        directories = [self._record.directory_of(run) for run in self._record.runs]
+        kept = {_id_or_its_beginning(directory) for directory in directories if directory is not None}
+        parent = run_of(self._store, self._run_id)
+        for child in () if parent is None else children_of(self._store, parent):
+            if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
+                self._store.abandon_run(child.info.run_id)
+
+    def _experiment(self, run: PlannedRun) -> Experiment:
+        """The run's experiment; its cohort width is that of the runs before, wherever these were trained."""
+        base = self._record.document.experiment
+        width = next((each.cohort_width for each in self._record.runs if each.cohort_width is not None), None)
+        if base.execution.cohort_width == "auto" and width is not None:
+            execution = base.execution.model_copy(update={"cohort_width": width})
+            base = base.model_copy(update={"execution": execution})
+        return run.experiment(base)
+
+    def _outcome(
+        self, index: int, run: PlannedRun, resumption: Resumption | None
+    ) -> Generator[Progress, None, Outcome]:
+        """What a run comes to; it is trained, or continued, unless it is finished."""
+        if resumption is None and run.directory is not None:
+            return self._recorded_outcome(run)
+
+        def started(directory: Path, width: int) -> None:
+            run.directory, run.cohort_width = directory.name, width
+            self._record.save()
+
+        experiment = self._experiment(run) if resumption is None else resumption.experiment
+        training = train(
+            prepare(experiment, session=self._session),
+            self._session,
+            tags={PARENT_TAG: self._run_id},
+            name=run.label,
+            resumption=resumption,
+            started=started,
+            ready_first=True,
+        )
+        result = yield from _labelled(training, index, len(self._record.runs), run.label)
+        return Outcome(result.history, tuple(alert.name for alert in result.alerts))
+
+    def _recorded_outcome(self, run: PlannedRun) -> Outcome:
+        directory, experiment = self._record.directory_of(run), self._experiment(run)
+        assert directory is not None
+        history = recorded(directory)[: experiment.federation.rounds]
+        chance = chance_of(federation_of(experiment, self._session))
+        return Outcome(history, tuple(alert.name for alert in alerts_of(experiment, history, chance)))
+
+
+def _id_or_its_beginning(directory: Path) -> str:
+    """The MLflow run of a run directory; where its run.json is damaged, what the directory's name has of it."""
+    try:
+        return identity_of(directory).run_id
+    except BadInput:
+        return directory.name.rpartition("-")[2]
+
+
+def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
+    """The pictures. Where one cannot be written this is warned about: the table does without them."""
+    try:
+        return draw_variants(histories, final_rounds, directory)
+    except OSError as error:
+        log.warning("the comparison was not drawn: %s; fednar report %s draws it", error, directory.name)
+        return (directory / CHART,)
+
+
+def _labelled(
+    training: Generator[RoundReport, None, Result], run: int, runs: int, label: str
+) -> Generator[Progress, None, Result]:
+    try:
+        while True:
+            yield Progress(run, runs, label, next(training))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    finally:
+        training.close()

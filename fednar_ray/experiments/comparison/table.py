@@ -1,0 +1,149 @@
+"""The table of a comparison: one row per variant, with differences paired by seed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from fednar_ray.config import CompareSettings
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.report.runs import ACCURACY, Measure, Variant, curve, final_value, measured_by
+
+CONFIDENCE = 0.95
+MISSING = "–"
+
+
+class Outcome(NamedTuple):
+    """What a finished run brings to the table."""
+
+    history: tuple[RoundRecord, ...]  # one record per round
+    alerts: tuple[str, ...]  # the names of its alerts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A variant's results over its seeds."""
+
+    variant: Variant
+    measure: Measure  # what the final values are
+    final: npt.NDArray[np.float64]  # [seeds] mean over the last rounds, on the test set
+    difference: float | None  # mean paired difference to the first regularizer; None where it is not a number
+    interval: float | None  # half-width of its 95 % interval (Student's t, paired by seed)
+    rounds_to_target: float | None  # median over the seeds that reached it
+    bytes_to_target: float | None  # down and up, median over the same
+    reached: int  # seeds that reached the target
+    clip_fraction: float | None  # mean over rounds and seeds; None where no round had an update
+    client_seconds: float  # of training, mean over seeds
+    wall_seconds: float  # all rounds, without what happens before the first; mean over seeds
+    alerts: tuple[str, ...]  # of any seed, by name
+
+    def cells(self) -> dict[str, str]:
+        """The row as text."""
+        seeds = len(self.final)
+        reached = "" if self.reached == seeds else f" ({self.reached}/{seeds} seeds)"
+        to_target = MISSING if self.rounds_to_target is None else f"{self.rounds_to_target:g}{reached}"
+        return {
+            "weight decay": f"{self.variant.weight_decay:g}",
+            "regularizer": self.variant.regularizer,
+            f"final {self.measure.name}": self._final_text(),
+            "difference": self._difference_text(),
+            "rounds to target": to_target,
+            "MB to target": MISSING if self.bytes_to_target is None else f"{self.bytes_to_target / 1e6:.1f}",
+            "clipped": MISSING if self.clip_fraction is None else f"{100 * self.clip_fraction:.0f} %",
+            "client-s": f"{self.client_seconds:.1f}",
+            "wall s": f"{self.wall_seconds:.1f}",
+        }
+
+    def _final_text(self) -> str:
+        if not np.isfinite(self.final).all():
+            return "not finite"
+        value, spread = self._formats
+        deviation = f" ± {self.final.std(ddof=1):{spread}}" if len(self.final) > 1 else ""
+        return f"{self.final.mean():{value}}{deviation}"
+
+    def _difference_text(self) -> str:
+        if self.difference is None:
+            return MISSING
+        spread = self._formats[1]
+        return f"{self.difference:+{spread}}" + ("" if self.interval is None else f" ± {self.interval:{spread}}")
+
+    @property
+    def _formats(self) -> tuple[str, str]:
+        """Of a value and of a spread: accuracies have three decimals; an RMSE may be of any size."""
+        return (".3f", ".3f") if self.measure == ACCURACY else (".4g", ".2g")
+
+
+def rows_of(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
+    """The rows of the table, in the order of the variants; each has one outcome per seed, in the order of the seeds."""
+    measure = measured_by(record for runs in outcomes.values() for run in runs for record in run.history)
+    target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
+    for variant, runs in outcomes.items():
+        baseline = Variant(variant.weight_decay, settings.regularizers[0])
+        final, reference = (_finals(outcomes[each], settings, measure) for each in (variant, baseline))
+        difference, interval = (None, None) if variant == baseline else _difference(final, reference)
+        reached = [] if target is None else [r for run in runs if (r := _to_target(run, measure, target)) is not None]
+        clipped = [shares[~np.isnan(shares)] for run in runs for shares in [curve(run.history, "clip_fraction")]]
+        yield Row(
+            variant=variant,
+            measure=measure,
+            final=final,
+            difference=difference,
+            interval=interval,
+            rounds_to_target=float(np.median([rounds for rounds, _ in reached])) if reached else None,
+            bytes_to_target=float(np.median([sent for _, sent in reached])) if reached else None,
+            reached=len(reached),
+            clip_fraction=_mean([shares.mean() for shares in clipped if len(shares)]),
+            client_seconds=float(np.mean([curve(run.history, "client_seconds").sum() for run in runs])),
+            wall_seconds=float(np.mean([curve(run.history, "round_seconds").sum() for run in runs])),
+            alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
+        )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _finals(runs: Sequence[Outcome], settings: CompareSettings, measure: Measure) -> npt.NDArray[np.float64]:
+    return np.array([final_value(run.history, settings.final_rounds, measure) for run in runs])
+
+
+def _difference(
+    values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
+) -> tuple[float | None, float | None]:
+    """As ``paired``; nothing can be said where a value is not finite."""
+    if np.isfinite(values).all() and np.isfinite(reference).all():
+        return paired(values, reference)
+    return None, None
+
+
+def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> tuple[float, float | None]:
+    """Mean difference of pairs [seeds], and the half-width of its 95 % interval by Student's t (None for one pair)."""
+    differences = values - reference
+    if len(differences) < 2:
+        return float(differences.mean()), None
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1)
+    return float(differences.mean()), float(quantile * stats.sem(differences))
+
+
+def _to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
+    """Rounds, and bytes down and up, until a run first reached ``target``; None where it did not."""
+    hits = np.flatnonzero(measure.reaches(curve(run.history, measure.metric), target))
+    if not len(hits):
+        return None
+    rounds = int(hits[0]) + 1
+    sent = sum(curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
+    return rounds, float(sent)
+
+
+def headline(rows: Sequence[Row]) -> dict[str, float]:
+    """The rows' final values and differences as metrics of the comparison in MLflow."""
+    found = {}
+    for row in rows:
+        label = f"{row.variant.regularizer}_{row.variant.weight_decay:g}"
+        found[f"final_{row.measure.name}/{label}"] = float(row.final.mean())
+        if row.difference is not None:
+            found[f"difference/{label}"] = row.difference
+    return found

@@ -1,0 +1,214 @@
+"""An experiment with its data and model, checked against each other; nothing is started yet."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fednar_ray.algorithms.presets import Algorithm, build_algorithm
+from fednar_ray.algorithms.regularizers import REGULARIZERS
+from fednar_ray.config import Experiment, ModelSettings
+from fednar_ray.core.errors import ConfigError, ModelError
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.flat_params import ParameterLayout, flatten
+from fednar_ray.core.module_state import own_copy
+from fednar_ray.data.federation import Federation, load_federation
+from fednar_ray.data.files import federation_of_files, federation_of_sites
+from fednar_ray.data.sources.client_files import files_of_sites
+from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.shipping import check_model_travels, check_rule_travels
+from fednar_ray.execution.silos import Here, OnNodes
+from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.client_sampling import Availability, load_trace
+from fednar_ray.federated.client_trainer import TrainingPlan
+from fednar_ray.federated.single_examples import check_single_example_batches
+from fednar_ray.federated.vectorization import ModelTraits, probe
+from fednar_ray.models import build_model
+from fednar_ray.models.lazy import initialize_lazy_layers
+from fednar_ray.models.tasks import TASKS
+
+log = logging.getLogger("fednar_ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run starts from."""
+
+    experiment: Experiment
+    algorithm: Algorithm
+    federation: Federation
+    model: nn.Module
+    traits: ModelTraits
+    availability: Availability
+
+    @property
+    def model_bytes(self) -> int:
+        """4·d."""
+        return 4 * ParameterLayout.of(self.model).dimension
+
+    @property
+    def clients_per_round(self) -> int:
+        """|S|; of an explicit schedule, the most that a round names."""
+        settings = self.experiment.federation
+        if settings.participation is not None:
+            return max(len(ids) for ids in settings.participation)
+        return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
+
+    def training_plan(self) -> TrainingPlan:
+        """What every trainer of this run needs."""
+        return TrainingPlan(
+            model=self.model,
+            rule=self.algorithm.local,
+            regularizer=REGULARIZERS[self.experiment.regularizer.name],
+            weighted=self.algorithm.weighted,
+            workload=self.experiment.federation.workload,
+            seed=self.experiment.seed,
+            changed_buffers=self.traits.changed_buffers,
+            corrupted=corrupted_clients(self.experiment.corruption, self.federation.clients, self.experiment.seed),
+            task=TASKS[self.federation.task],
+        )
+
+
+def prepare(
+    experiment: Experiment,
+    federation: Federation | None = None,
+    model: nn.Module | None = None,
+    session: RaySession | None = None,
+) -> Prepared:
+    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds.
+
+    ``session`` is the Ray whose nodes have the data, where the experiment names sites.
+    """
+    if federation is None and experiment.data is None:
+        raise ConfigError(("data: missing; give a data section, or federation=",))
+    if model is None and experiment.model is None:
+        raise ConfigError(("model: missing; give a model section, or model=",))
+    given = None if model is None else own_copy(model)
+    algorithm = build_algorithm(experiment.algorithm)
+    if federation is None:
+        federation = federation_of(experiment, session)
+    _check_sampling(experiment, federation)
+    if given is None:
+        assert experiment.model is not None
+        given = own_copy(_built(experiment.model, federation, experiment.seed))
+    model = given
+    initialize_lazy_layers(model, _first_inputs(federation), experiment.seed)
+    ParameterLayout.of(model)
+    examples, task = federation.shards.examples, TASKS[federation.task]
+    with exits_as_errors():
+        traits = probe(model, examples, federation.classes, task, federation.transform)
+    if traits.alone_because is not None and experiment.execution.cohort_width != 1:
+        log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
+    if not np.isfinite(flatten(model)).all():
+        raise ModelError("the model's parameters are not finite before training")
+    if experiment.execution.placement != "serial":
+        check_model_travels(model)
+    return Prepared(
+        experiment=experiment,
+        algorithm=algorithm,
+        federation=federation,
+        model=model,
+        traits=traits,
+        availability=_availability(experiment, federation),
+    )
+
+
+def _first_inputs(federation: Federation) -> Tensor:
+    """Two examples as the model takes them."""
+    x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
+    return x if federation.transform is None else federation.transform.normalised(x)
+
+
+def check_model_and_rule(prepared: Prepared) -> None:
+    """Checks the model and the algorithm's functions under the settings, which differ between trials of one model.
+
+    Raises:
+        BadInput: A client reaches a batch that the model cannot train on, or a function of the user's does not fit.
+    """
+    experiment, federation = prepared.experiment, prepared.federation
+    settings, sizes = experiment.federation, federation.shards.sizes
+    if prepared.traits.alone_because is not None or _trains_alone(experiment):
+        sampled = set(range(len(sizes))) if settings.participation is None else set().union(*settings.participation)
+        check_single_example_batches(
+            prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
+        )
+    if experiment.algorithm.function is not None:
+        prepared.algorithm.server.init(flatten(prepared.model))
+        if experiment.execution.placement != "serial":
+            check_rule_travels(experiment.algorithm.function, prepared.algorithm.local)
+
+
+def _trains_alone(experiment: Experiment) -> bool:
+    """Whether the settings demand that clients train one by one."""
+    execution = experiment.execution
+    return execution.cohort_width == 1 or execution.placement == "dedicated" or execution.sites is not None
+
+
+def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
+    """The federation of the data section; of files that stay where they are, what can be known of them.
+
+    Sites are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for sites
+    without a node.
+    """
+    data, execution = experiment.data, experiment.execution
+    assert data is not None
+    seed = experiment.seed if data.seed is None else data.seed
+    if execution.sites is not None:
+        files = files_of_sites(data, {name: site.data for name, site in execution.sites.items()})
+        ask = Here() if execution.placement == "serial" else OnNodes(session or RaySession(), execution)
+        return federation_of_sites(files, data, seed, ask)
+    return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
+
+
+def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
+    """One output where the task wants one; else one a class, and of a language model one a character."""
+    vocabulary = settings.vocabulary or 0
+    if vocabulary:
+        _check_tokens(federation, vocabulary)
+    outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)
+    return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
+
+
+def _check_tokens(federation: Federation, vocabulary: int) -> None:
+    for part in (federation.shards.examples, *federation.splits().values()):
+        lowest, highest = part.x.min(), part.x.max()
+        if lowest < 0 or highest >= vocabulary:
+            text = f"tokens run from 0 to {vocabulary - 1}, those of the data from {lowest} to {highest}"
+            raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
+
+
+def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
+    """The same data and model under other settings. Raises BadInput's kinds."""
+    before = prepared.experiment
+    same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
+    assert same, "other data, or another model"
+    _check_sampling(experiment, prepared.federation)
+    availability = _availability(experiment, prepared.federation)
+    return replace(
+        prepared, experiment=experiment, algorithm=build_algorithm(experiment.algorithm), availability=availability
+    )
+
+
+def _availability(experiment: Experiment, federation: Federation) -> Availability:
+    settings = experiment.availability
+    rounds, clients = experiment.federation.rounds, federation.clients
+    trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
+    sizes, workload = federation.shards.sizes, experiment.federation.workload
+    return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
+
+
+def _check_sampling(experiment: Experiment, federation: Federation) -> None:
+    settings, sizes = experiment.federation, federation.shards.sizes
+    present, problems = int((sizes > 0).sum()), []
+    sampled = settings.clients_per_round
+    if settings.participation is None and sampled is not None and sampled > present:
+        problems.append(f"federation.clients_per_round: {sampled} is more than the clients with examples ({present})")
+    for index, ids in enumerate(settings.participation or ()):
+        wrong = [i for i in ids if i >= len(sizes) or not sizes[i]]
+        if wrong:
+            place = f"federation.participation.{index}"
+            problems.append(f"{place}: {wrong}: no such clients, or without examples; ids run to {len(sizes) - 1}")
+    if problems:
+        raise ConfigError(tuple(problems))

@@ -1,0 +1,202 @@
+"""Who is there in a round, who returns, and how late: pure, on a virtual clock.
+
+Every answer follows from the settings, the seed, the round and the client alone: neither from the rounds asked
+before, nor from who else is sampled.  Nothing here waits.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fednar_ray.config.settings import AvailabilitySettings, OnOffSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.random import Purpose, generator
+from fednar_ray.core.schedules import Workload
+
+Whole = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Whom a round asked, and who returned: each of ``sampled`` has returned, or dropped out, or is late."""
+
+    sampled: tuple[int, ...]  # sorted ids
+    returned: tuple[int, ...]  # sorted: those who train and count
+    dropped_out: int  # never returned
+    late: int  # returned after the deadline, or after enough others
+    virtual_seconds: float | None  # how long the round took; None without speeds
+
+
+class Availability:
+    """Selects the clients of each round."""
+
+    def __init__(
+        self, settings: AvailabilitySettings, *, seed: int, sizes: Whole, workload: Workload, trace: Flags | None
+    ) -> None:
+        """``sizes``: n_i [N]; ``trace``: who is there [N, T], from ``load_trace``."""
+        self._settings, self._seed, self._trace = settings, seed, trace
+        self._sizes, self._workload = sizes, workload
+        self._spells = None if settings.on_off is None else _Spells(settings.on_off, seed, len(sizes))
+
+    def select(self, round_index: int, clients_per_round: int, participation: Sequence[int] | None) -> Selection:
+        """The round's clients: those named by ``participation``, or else drawn from those with examples who are there.
+
+        Who is named and not there counts as dropped out.  A round ends with the return of the last client it wants:
+        all of ``participation``, or else ``clients_per_round`` of the sampled (all, where they are fewer).  Where fewer
+        return in time it ends at the deadline; without one, with the last of them, or at 0 seconds.
+        """
+        there = self._there(round_index)
+        if participation is None:
+            asked = self._draw(round_index, np.flatnonzero(there & (self._sizes > 0)), clients_per_round)
+            wanted = min(clients_per_round, len(asked))
+        else:
+            asked = np.array(sorted(participation), dtype=np.int64)
+            wanted = len(asked)
+        drops_out = _uniforms(self._rng(Purpose.DROPOUT, round_index), asked) < self._settings.dropout
+        back = asked[there[asked] & ~drops_out]
+        seconds = self._seconds(round_index, back)
+        returned, virtual_seconds = (back[:wanted], None) if seconds is None else self._first(back, seconds, wanted)
+        return Selection(
+            sampled=tuple(sorted(asked.tolist())),
+            returned=tuple(sorted(returned.tolist())),
+            dropped_out=len(asked) - len(back),
+            late=len(back) - len(returned),
+            virtual_seconds=virtual_seconds,
+        )
+
+    def _rng(self, purpose: Purpose, round_index: int) -> np.random.Generator:
+        return generator(self._seed, purpose, round_index=round_index)
+
+    def _there(self, round_index: int) -> Flags:
+        """Who is there as the round starts, [N]."""
+        there = np.ones(len(self._sizes), dtype=np.bool_) if self._trace is None else self._trace[:, round_index]
+        return there if self._spells is None else there & self._spells.on(round_index)
+
+    def _draw(self, round_index: int, present: Whole, clients_per_round: int) -> Whole:
+        """Whom to ask, in the order of the draw.  Without speeds they return in that order, which favours nobody."""
+        count = round(self._settings.over_sampling * clients_per_round, 9)  # 1.1 · 100 is 110, not 110.00000000000001
+        return self._rng(Purpose.SAMPLING, round_index).choice(
+            present, math.ceil(min(count, len(present))), replace=False
+        )
+
+    def _seconds(self, round_index: int, clients: Whole) -> Numbers | None:
+        """Virtual seconds that ``clients`` take for their local steps; None without speeds."""
+        speed = self._settings.speed
+        if speed is None:
+            return None
+        own = speed.spread * _normals(self._rng(Purpose.SPEED, 0), clients)
+        jitter = speed.jitter * _normals(self._rng(Purpose.SPEED, round_index + 1), clients)  # 0 is their own
+        return self._workload.steps(self._sizes[clients]) / speed.steps_per_second * np.exp(-own - jitter)
+
+    def _first(self, clients: Whole, seconds: Numbers, wanted: int) -> tuple[Whole, float]:
+        """The first ``wanted`` that are in time, ties by the order of the draw, and how long the round took."""
+        deadline = self._settings.deadline_seconds
+        first = np.argsort(seconds, kind="stable")[:wanted]
+        if deadline is not None:
+            first = first[seconds[first] <= deadline]
+            if len(first) < wanted:
+                return clients[first], deadline
+        return clients[first], float(seconds[first].max(initial=0.0))
+
+
+class _Spells:
+    """A chain of presence and absence for each client, stationary at round 0; a spell's length is geometric.
+
+    The round last asked for is kept: the next costs O(N), an earlier one begins again at round 0.
+    """
+
+    def __init__(self, settings: OnOffSettings, seed: int, clients: int) -> None:
+        self._seed = seed
+        self._share = 1 / (1 + settings.off_rounds / settings.on_rounds)
+        self._stay, self._come = 1 - 1 / settings.on_rounds, 1 / settings.off_rounds
+        self._last, self._on = -1, np.zeros(clients, dtype=np.bool_)
+
+    def on(self, round_index: int) -> Flags:
+        """Who is on in a round, [N]."""
+        for t in range(self._last + 1 if self._last <= round_index else 0, round_index + 1):
+            chance = np.where(self._on, self._stay, self._come) if t else self._share
+            self._on = generator(self._seed, Purpose.AVAILABILITY, round_index=t).random(len(self._on)) < chance
+            self._last = t
+        return self._on
+
+
+def _uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
+    """For each of ``counters`` its number in [0, 1), whichever others there are.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) from a start that ``rng`` draws: 1,000 generators would take 70 ms.
+    """
+    z = rng.integers(2**64, dtype=np.uint64) + counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _normals(rng: np.random.Generator, clients: Whole) -> Numbers:
+    """A standard normal number for each client (Box and Muller, 1958)."""
+    u, v = _uniforms(rng, np.stack([2 * clients, 2 * clients + 1]))
+    normals: Numbers = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    return normals
+
+
+def load_trace(path: str, clients: int, rounds: int) -> Flags:
+    """Who is there, [N, T]: a row of 0 and 1 a client, a column a round; .csv (commas, no header) or .npy.
+
+    Raises DataError for a file that cannot be read, holds anything else, or is not N × at least ``rounds``.
+    """
+    place = f"availability.trace: {path}"
+    match Path(path).suffix.lower():
+        case ".csv":
+            trace = _from_csv(path, place)
+        case ".npy":
+            trace = _from_npy(path, place)
+        case _:
+            raise DataError(f"{place}: a .csv or .npy file is needed")
+    if len(trace) != clients:
+        raise DataError(f"{place}: has {len(trace)} rows; {clients} are needed, one a client")
+    if trace.shape[1] < rounds:
+        raise DataError(f"{place}: has {trace.shape[1]} columns; at least {rounds} are needed, one a round")
+    return trace
+
+
+def _from_csv(path: str, place: str) -> Flags:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").rstrip()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place}: cannot be read: {error}") from None
+    if not text:
+        raise DataError(f"{place}: is empty; a line of 0 and 1 a client is needed")
+    rows = [_row(line, f"{place}, line {number}") for number, line in enumerate(text.split("\n"), 1)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise DataError(f"{place}, line {number}: has {len(row)} values, and line 1 has {len(rows[0])}")
+    return np.array(rows)
+
+
+def _row(line: str, place: str) -> Flags:
+    cells = [cell.strip() for cell in line.split(",")]
+    for column, cell in enumerate(cells, 1):
+        if cell not in ("0", "1"):
+            raise DataError(f"{place}, value {column}: {cell[:20]!r}; 0 or 1 is needed, with commas and no header")
+    return np.array([cell == "1" for cell in cells])
+
+
+def _from_npy(path: str, place: str) -> Flags:
+    try:
+        with open(path, "rb") as file:
+            values: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # noqa: BLE001 - a damaged header makes NumPy raise almost anything
+        raise DataError(f"{place}: cannot be read: {error}") from None
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise DataError(f"{place}: holds {values.dtype} {values.shape}; 0 and 1 of clients × rounds are needed")
+    wrong = np.argwhere((values != 0) & (values != 1))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise DataError(f"{place}: row {row}, column {column} (from 0): {values[row, column]}; 0 or 1 is needed")
+    return values.astype(np.bool_)

@@ -1,0 +1,169 @@
+"""What stateful algorithms remember of each client: a row [d] a client, in memory or, beyond a budget, on disk."""
+
+import os
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import psutil
+
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.flat_params import FloatVector
+
+Row = FloatVector | int
+"""A row in memory, or its slot in the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatesView:
+    """The states at one moment; they can be read until ``release``, whatever is committed in between."""
+
+    versions: Mapping[int, int]  # client id → the round that last changed its row
+    read: Callable[[int], FloatVector]
+    release: Callable[[], None]
+
+
+class ClientStates:
+    """SCAFFOLD's c_i or FedDyn's h_i; a client without a row is still zero.
+
+    Rows of a round are staged as they arrive, and become current together.  Rows are never written in place, so
+    what a view holds stays as it was.
+    """
+
+    def __init__(self, dimension: int, memory_bytes: int | None = None, directory: Path | None = None) -> None:
+        """``memory_bytes``: the most that rows may take before they go to a file in ``directory`` (None: the
+        system's place for temporary files); None: a quarter of the memory that is free now.
+        """
+        self._row_bytes = 4 * dimension
+        budget = psutil.virtual_memory().available // 4 if memory_bytes is None else memory_bytes
+        self._rows_in_memory = budget // self._row_bytes
+        self._in_memory = 0  # current and staged
+        self._rows: dict[int, Row] = {}
+        self._versions: dict[int, int] = {}
+        self._staged: dict[int, Row] = {}
+        self._file = _RowFile(self._row_bytes, directory)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, client_id: int) -> FloatVector | None:
+        """The client's current row [d]; None while it is zero."""
+        row = self._rows.get(client_id)
+        return None if row is None else self._read(row)
+
+    def stage(self, client_id: int, row: FloatVector) -> None:
+        """Keep a copy of the client's next row until ``commit``. Raises RunFailed where the disk does not take it."""
+        if self._in_memory < self._rows_in_memory:
+            self._in_memory += 1
+            self._staged[client_id] = row.copy()
+        else:
+            self._staged[client_id] = self._file.write(row)
+
+    def commit(self, round_index: int) -> None:
+        """The staged rows become current, as of ``round_index``. To repeat it after an interruption is safe."""
+        for client_id, row in self._staged.items():
+            before = self._rows.get(client_id)
+            self._rows[client_id], self._versions[client_id] = row, round_index
+            if before is not row:
+                self._let_go(before)
+        self._staged = {}
+
+    def discard(self) -> None:
+        """Forget the staged rows."""
+        for row in self._staged.values():
+            self._let_go(row)
+        self._staged = {}
+
+    def _let_go(self, row: Row | None) -> None:
+        if isinstance(row, int):
+            self._file.free(row)
+        elif row is not None:
+            self._in_memory -= 1
+
+    def restore(self, client_id: int, row: FloatVector, version: int) -> None:
+        """Take up a row from a checkpoint."""
+        self.stage(client_id, row)
+        self.commit(version)
+
+    def view(self) -> StatesView:
+        """The current rows, for a checkpoint."""
+        rows = dict(self._rows)
+        slots = [row for row in rows.values() if isinstance(row, int)]
+        self._file.pin(slots)
+        return StatesView(
+            versions=dict(self._versions),
+            read=lambda client_id: self._read(rows[client_id]),
+            release=lambda: self._file.unpin(slots),
+        )
+
+    def _read(self, row: Row) -> FloatVector:
+        return self._file.read(row) if isinstance(row, int) else row
+
+
+class _RowFile:
+    """Rows of equal size in a nameless temporary file, by slot. A slot that a view pins is not used again."""
+
+    def __init__(self, row_bytes: int, directory: Path | None) -> None:
+        self._row_bytes, self._directory = row_bytes, directory
+        self._file: BinaryIO | None = None
+        self._slots, self._free = 0, list[int]()
+        self._pins, self._retired = Counter[int](), set[int]()
+        self._lock = threading.Lock()  # views are released by the thread that writes checkpoints
+
+    def write(self, row: FloatVector) -> int:
+        """Put a row into a free slot."""
+        with self._lock:
+            if self._free:
+                slot = self._free.pop()
+            else:
+                slot, self._slots = self._slots, self._slots + 1
+        data, written = np.ascontiguousarray(row, dtype=np.float32).view(np.uint8).data, 0
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - as long as we
+                weakref.finalize(self, self._file.close)
+            while written < self._row_bytes:
+                written += os.pwrite(self._file.fileno(), data[written:], slot * self._row_bytes + written)
+        except OSError as error:
+            where = self._directory or tempfile.gettempdir()
+            raise RunFailed(f"a client's state cannot be written to {where}: {error.strerror}") from error
+        return slot
+
+    def read(self, slot: int) -> FloatVector:
+        """A copy of the row in a slot."""
+        assert self._file is not None
+        row = np.empty(self._row_bytes // 4, dtype=np.float32)
+        data, done = row.view(np.uint8).data, 0
+        while done < self._row_bytes:
+            done += os.preadv(self._file.fileno(), [data[done:]], slot * self._row_bytes + done)
+        return row
+
+    def free(self, slot: int) -> None:
+        """The slot's row is no longer current."""
+        with self._lock:
+            if self._pins[slot]:
+                self._retired.add(slot)
+            else:
+                self._free.append(slot)
+
+    def pin(self, slots: list[int]) -> None:
+        """Keep these slots as they are."""
+        with self._lock:
+            self._pins.update(slots)
+
+    def unpin(self, slots: list[int]) -> None:
+        """Undo ``pin``."""
+        with self._lock:
+            for slot in slots:
+                self._pins[slot] -= 1
+                if not self._pins[slot]:
+                    del self._pins[slot]
+                    if slot in self._retired:
+                        self._retired.remove(slot)
+                        self._free.append(slot)

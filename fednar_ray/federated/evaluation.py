@@ -1,0 +1,268 @@
+"""Parameters and examples to metrics: actors score examples in large batches, the driver adds up.
+
+Scores come back example by example, in the order of the split, so a metric does not depend on who scored what.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fednar_ray.core.buffers import copy_buffers, restore_buffers
+from fednar_ray.core.flat_params import load_buffers, load_parameters
+from fednar_ray.core.messages import Readout, Scores, ScoringTask, Tally
+from fednar_ray.core.module_state import GivenState, leaf_copy
+from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
+from fednar_ray.core.transfers import on_device
+from fednar_ray.data.examples import Array, Examples, Shards
+from fednar_ray.data.federation import Federation
+from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, perplexity
+
+BATCH = 512  # examples a forward pass
+TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enough to keep actors busy
+CLIENTS = "clients"
+SPLITS = ("validation", "test")  # of a federation, where it has them
+
+Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores | Tally]]
+Offsets = npt.NDArray[np.int64]
+
+
+class Scorer:
+    """Scores examples on one device; the model and the splits stay there."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shards: Shards,
+        splits: Mapping[str, Examples],
+        device: torch.device,
+        task: Task = CLASSIFICATION,
+        offsets: Mapping[str, Offsets] | None = None,
+        seed: int = 0,
+        changed_buffers: Sequence[str] | None = None,
+    ) -> None:
+        """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
+
+        ``changed_buffers``: the names of the buffers that a readout brings; None: all of them.
+        """
+        self._changed_buffers = changed_buffers
+        self._task, self._offsets, self._seed = task, offsets or {}, seed
+        self._model = leaf_copy(model).to(device).eval()
+        self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
+        self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
+        self._resident: dict[str, tuple[Tensor, Tensor]] = {}
+        self._loaded: tuple[object, ...] = ()
+
+    def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
+        """The task's examples under the readout, batch by batch; of a task that asks for figures, their tally."""
+        x, y = self._rows(task)
+        parts = [self._batch(readout, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
+        answers, losses = (torch.cat(column) for column in zip(*parts, strict=True))
+        right = None if self._task.right is None else self._task.right(answers, y).cpu().numpy()
+        scores = Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
+        return self._task.tally(y.cpu().numpy(), scores) if task.figures else scores
+
+    def _batch(self, readout: Readout, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
+        """Score the batch from row ``first`` on, from the model as given: no batch depends on those before it.
+
+        Random layers draw from generators that the round and the batch's place in its split address.
+        """
+        where = {"round_index": readout.round_index, "client_id": address}
+        seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
+        self._given.restore(seeds)
+        self._load(readout)
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), global_generators(seeds):
+            torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
+            if devices:
+                torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
+            return self._answered(x[first : first + BATCH], y[first : first + BATCH])
+
+    def _load(self, readout: Readout) -> None:
+        """The readout's parameters and buffers, unless they are there and no forward pass wrote to them."""
+        if self._loaded != (readout.round_index, *self._versions()):
+            load_parameters(self._model, readout.parameters)
+            restore_buffers(self._model, self._given_buffers)
+            load_buffers(self._model, readout.buffers, self._changed_buffers)
+            self._loaded = (readout.round_index, *self._versions())
+
+    def _versions(self) -> Iterator[tuple[int, int]]:
+        for tensor in chain(self._model.parameters(), self._model.buffers()):
+            yield id(tensor), tensor._version
+
+    @torch.no_grad()
+    def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The answers to x [n, …] and their losses against y [n]: [n], [n]."""
+        transform = self._shards.transform
+        outputs = self._model(x if transform is None else transform.normalised(x))
+        return self._task.answers(outputs), self._task.losses(outputs, y)
+
+    def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
+        if task.split not in self._resident:
+            split = self._splits[task.split]
+            self._resident[task.split] = on_device(split.x, self._device), on_device(split.y, self._device)
+        start, stop = task.start, task.stop
+        if task.client_id is not None and task.split == CLIENTS:
+            starts, sizes = self._shards.rows((task.client_id,))
+            start, stop = int(starts[0]), int(starts[0] + sizes[0])
+        elif task.client_id is not None and task.split in self._offsets:
+            first = int(self._offsets[task.split][task.client_id])
+            start, stop = first + start, first + stop
+        x, y = self._resident[task.split]
+        return x[start:stop], y[start:stop]
+
+
+class Evaluation:
+    """The metrics of a readout; ``by_client``: an actor scores its own client's examples and no other's."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        score: Score,
+        splits: Collection[str],
+        *,
+        federated: bool,
+        by_client: bool,
+        texts: bool = True,
+    ) -> None:
+        """``texts``: whole numbers as inputs may be tokens; False: the model takes them for quantities."""
+        self._score, self._task = score, TASKS[federation.task]
+        self._offsets, self._figures_only = federation.shards.offsets, federation.figures_only
+        self._next_tokens = texts and federation.task == "classification" and _tokens(federation.test)
+        held_out = {name: split for name, split in federation.splits().items() if name in splits}
+        self._labels = {name: split.y for name, split in held_out.items()}
+        own = federation.split_offsets()
+        self._tasks = [
+            task
+            for name, split in held_out.items()
+            for task in (_of_clients(name, own[name]) if name in own else _ranges(name, len(split)))
+        ]
+        if federated:
+            alone, block = by_client or self._figures_only, len(federation.shards.examples)
+            self._tasks += _of_clients(CLIENTS, self._offsets) if alone else _ranges(CLIENTS, block)
+        if self._figures_only:
+            self._tasks = [replace(task, figures=True) for task in self._tasks]
+
+    def __call__(self, readout: Readout) -> dict[str, float]:
+        """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
+
+        Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
+        tokens. Binary: accuracy, loss (nats), and auc where both labels occur; where figures alone may leave a site,
+        the auc compares no example with one of another site. Regression: rmse, and loss (its square).
+        """
+        gathered: dict[str, list[Any]] = {}
+        for task, answer in zip(self._tasks, self._score(readout, self._tasks), strict=True):
+            gathered.setdefault(task.split, []).append(answer)
+        metrics: dict[str, float] = {}
+        for name, parts in gathered.items():
+            if name == CLIENTS:
+                metrics |= self._across_clients(parts)
+            else:
+                metrics |= {f"{name}_{figure}": value for figure, value in self._figures(name, parts).items()}
+        return metrics
+
+    def _figures(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
+        tally = reduce(Tally.__add__, parts) if self._figures_only else self._tally(split, parts)
+        figures = self._task.metrics(tally)
+        return figures | {"perplexity": perplexity(figures["loss"])} if self._next_tokens else figures
+
+    def _tally(self, split: str, parts: Sequence[Scores]) -> Tally:
+        return self._task.tally(self._labels[split], _joined(parts))
+
+    def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
+        if self._task.right is None:
+            return errors_across_clients(self._means(parts, "losses"))
+        return across_clients(self._means(parts, "right"))
+
+    def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
+        """Of each client that has examples, in the order of clients."""
+        if self._figures_only:
+            return np.array([getattr(tally, name) / tally.examples for tally in parts])
+        return client_means(getattr(_joined(parts), name), self._offsets)
+
+
+def metric_names(federation: Federation, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+    """The metrics that an ``Evaluation`` of this federation reports.
+
+    Args:
+        federation: Its task and its labels decide: an auc takes both labels, a perplexity takes tokens.
+        splits: The splits that are evaluated, as far as the federation has them.
+        federated: Whether each client's own examples are evaluated too.
+
+    Returns:
+        The names, in the order in which they are reported.
+    """
+    task, names = TASKS[federation.task], []
+    for split, examples in federation.splits().items():
+        if split in splits and len(examples):
+            names += [f"{split}_{figure}" for figure in _figure_names(task, examples.y)]
+            names += [f"{split}_perplexity"] if federation.task == "classification" and _tokens(federation.test) else []
+    if federated:
+        names += list(errors_across_clients(np.ones(1)) if task.right is None else across_clients(np.ones(1)))
+    return tuple(names)
+
+
+def _figure_names(task: Task, y: Array) -> list[str]:
+    """What is reported of a split with the labels y [n], whatever the model."""
+    right = None if task.right is None else np.ones(len(y), dtype=np.bool_)
+    scores = Scores(answers=y, right=right, losses=np.zeros(len(y), dtype=np.float32))
+    return list(task.metrics(task.tally(y, scores)))
+
+
+def _tokens(examples: Examples) -> bool:
+    """Are inputs sequences of whole numbers?"""
+    return examples.x.ndim == 2 and np.issubdtype(examples.x.dtype, np.integer)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    right = [part.right for part in parts if part.right is not None]
+    return Scores(
+        answers=np.concatenate([part.answers for part in parts]),
+        right=np.concatenate(right) if right else None,
+        losses=np.concatenate([part.losses for part in parts]),
+    )
+
+
+def _of_clients(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:
+    """A call for each client's part, where it lies: rows are counted from the part's first."""
+    sizes = np.diff(offsets).tolist()
+    return [ScoringTask(split=split, start=0, stop=size, client_id=i) for i, size in enumerate(sizes) if size]
+
+
+def _ranges(split: str, examples: int) -> list[ScoringTask]:
+    length = BATCH * TASK_BATCHES
+    starts = range(0, examples, length)
+    return [ScoringTask(split=split, start=start, stop=min(start + length, examples)) for start in starts]
+
+
+def across_clients(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The mean over clients of their accuracies, and over the worst tenth of them (at least one client)."""
+    ordered = np.sort(accuracies)
+    return {"client_accuracy_mean": float(ordered.mean()), "client_accuracy_worst_decile": _of_first_tenth(ordered)}
+
+
+def errors_across_clients(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The same of clients' root mean squared errors, of which the highest are the worst."""
+    errors = np.sort(np.sqrt(mean_squares))[::-1]
+    return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _of_first_tenth(errors)}
+
+
+def client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
+    """The mean of each client that has examples, in the order of clients.
+
+    ``values`` [Σ n_i] in that order, ``offsets`` [N + 1].
+    """
+    sizes = np.diff(offsets)
+    starts = offsets[:-1][sizes > 0]
+    sums: npt.NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64)
+    return sums / sizes[sizes > 0]
+
+
+def _of_first_tenth(ordered: npt.NDArray[np.float64]) -> float:
+    return float(ordered[: max(1, len(ordered) // 10)].mean())

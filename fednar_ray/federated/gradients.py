@@ -1,0 +1,152 @@
+"""Gradients of a cohort: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
+
+One client goes through plain autograd, several through ``torch.func.vmap``, traced once for each shape.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from fednar_ray.core.errors import InconsistentModel, is_of_memory
+from fednar_ray.core.flat_params import ParameterLayout, trainable
+from fednar_ray.core.module_state import GivenState, drawn, leaf_copy
+from fednar_ray.core.random import global_states
+from fednar_ray.data.batches import Batch, BatchPlan
+from fednar_ray.federated.tracing import traced
+from fednar_ray.models.tasks import Task
+
+ROUNDING = 1e-3
+"""What a traced gradient may differ from an eager one, relative to its length."""
+
+
+class Gradient(Protocol):
+    """The gradient of one cohort's losses at ``params`` [C, d], for the batch of one step."""
+
+    params: Tensor  # [C, d], updated in place by the caller between steps
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """Gradients [C, d] and mean batch losses [C]."""
+
+
+class SingleGradient:
+    """Plain autograd for a cohort of one: the module's parameters and gradients are views of [1, d] buffers."""
+
+    def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
+        self._mean_loss = task.mean_loss
+        self.module = leaf_copy(module).to(device).train()
+        self.given = GivenState(self.module)
+        self.params = torch.zeros(1, layout.dimension, device=device)
+        self._grad = torch.zeros_like(self.params)
+        values, grads = layout.unflatten(self.params[0]), layout.unflatten(self._grad[0])
+        for name, parameter in zip(layout.names, trainable(self.module), strict=True):
+            parameter.data, parameter.grad = values[name], grads[name]
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """The gradient lives in a buffer that the next call overwrites."""
+        x, y = plan.single(step)
+        self._grad.zero_()
+        with torch.enable_grad():
+            loss = self._mean_loss(self.module(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return self._grad, loss.detach().view(1)
+
+
+class CohortGradient:
+    """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
+
+    def __init__(
+        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
+    ) -> None:
+        self.module = leaf_copy(module).to(device).train()
+        self.given = GivenState(self.module)
+        self.params = torch.zeros(width, layout.dimension, device=device)
+        self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
+        self._traced: dict[torch.Size, Callable[..., Any]] = {}
+
+    def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
+        """Rows with fewer examples than the widest are padded; padding weighs nothing."""
+        batch = plan.batch(step)
+        program = self._prepared(batch)
+        with self._unchanged() if program is self._vmapped else nullcontext():
+            grad, loss = program(self.params, batch.x, batch.y, batch.weights)
+        return grad, loss
+
+    def try_out(self, x: Tensor) -> None:
+        """Call with one example a row, to learn whether the module can be batched."""
+        rows = len(self.params)
+        labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
+        with torch.random.fork_rng(devices=[]):
+            self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
+
+    def verify(self, plan: BatchPlan, step: int) -> None:
+        """Compare the traced gradient with one by the module's own forward, on the same batch and random draws.
+
+        Raises InconsistentModel where they differ by more than rounding; rows that are not finite are left out.
+        """
+        batch = plan.batch(step)
+        program = self._prepared(batch)
+        with self._unchanged():
+            wanted, got = (self._drawing_alike(function, batch) for function in (self._vmapped, program))
+        off = _relative_distance(got, wanted)
+        if off > ROUNDING:
+            self._fail(f"the traced gradient differs from that of a fresh forward by {off:.2g} of its length")
+
+    def _drawing_alike(self, function: Callable[..., Any], batch: Batch) -> Tensor:
+        """Gradients whose random draws leave torch's generators as they were."""
+        with torch.random.fork_rng():
+            grad: Tensor = function(self.params, batch.x, batch.y, batch.weights)[0]
+        return grad
+
+    def _prepared(self, batch: Batch) -> Callable[..., Any]:
+        """The gradient for batches of this shape, traced where it can be. Tracing draws no random numbers.
+
+        A module that cannot be traced runs its own forward in every step, and does so on every placement: only a lack
+        of memory depends on where it trains, and that is raised.
+        """
+        if batch.y.shape not in self._traced:
+            with torch.random.fork_rng(), self._unchanged():
+                self._traced[batch.y.shape] = self._trace(self.params, batch.x, batch.y, batch.weights)
+        return self._traced[batch.y.shape]
+
+    def _trace(self, *arguments: Tensor) -> Callable[..., Any]:
+        try:
+            return traced(self._vmapped, *arguments)
+        except Exception as error:
+            if is_of_memory(error) or "CUDA error" in str(error):
+                raise
+            return self._vmapped
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """While the module's own forward runs: raises InconsistentModel where it shows Python state or randomness."""
+        before = global_states()
+        yield
+        problem = self.given.change() or drawn(before, global_states())
+        if problem is not None:
+            self._fail(problem)
+
+    def _fail(self, problem: str) -> None:
+        raise InconsistentModel(
+            f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
+            "of clients cannot follow; train clients one by one: execution.cohort_width=1"
+        )
+
+
+def _relative_distance(got: Tensor, wanted: Tensor) -> float:
+    """Of rows [C, d]: the largest ‖got − wanted‖ of those that are finite, relative to the largest ‖wanted‖."""
+    finite = torch.isfinite(wanted).all(dim=1) & torch.isfinite(got).all(dim=1)
+    if not finite.any():
+        return 0.0
+    off, length = (torch.linalg.vector_norm(rows[finite], dim=1).max() for rows in (got - wanted, wanted))
+    return float(off / length.clamp(min=1e-6))
+
+
+def _row_loss(module: nn.Module, layout: ParameterLayout, task: Task) -> Callable[..., Tensor]:
+    def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return task.weighted_loss(functional_call(module, layout.unflatten(vector), (x,)), y, weights)
+
+    return loss

@@ -1,0 +1,51 @@
+"""Which updates count, from a few numbers a client: decided before any vector is added."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fednar_ray.core.messages import ClientFigures
+
+NOT_FINITE = "its loss or update is not finite"
+FEWEST = 4  # clients; among fewer, nothing can be said of one
+NORMAL = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
+FLOOR = 0.1  # of the median: where every step is clipped, honest norms lie closer together than their spread tells
+
+
+def screen(figures: Sequence[ClientFigures], max_deviation: float | None) -> dict[int, str]:
+    """Client id → why its update does not count, in dispatch order.
+
+    Updates that are not ``usable`` never count. Of the others, with m the median of their norms and MAD its
+    median absolute deviation, those do not count that are longer than
+
+        m + max_deviation · max(1.4826·MAD, m/10).
+
+    Short updates do no harm, and count. Fewer than four clients, or no ``max_deviation``: every usable update counts.
+    """
+    clients = [
+        (client_id, usable, norm)
+        for cohort in figures
+        for client_id, usable, norm in zip(
+            cohort.client_ids, cohort.usable.tolist(), cohort.delta_norms.tolist(), strict=True
+        )
+    ]
+    median, limit = _median_and_limit([norm for _, usable, norm in clients if usable], max_deviation)
+    reasons = {}
+    known = {client_id: reason for cohort in figures for client_id, reason in cohort.reasons.items()}
+    for client_id, usable, norm in clients:
+        if not usable:
+            reasons[client_id] = known.get(client_id, NOT_FINITE)
+        elif norm > limit:
+            reasons[client_id] = (
+                f"its update's norm {norm:.4g} is far above the round's median {median:.4g} (limit {limit:.4g})"
+            )
+    return reasons
+
+
+def _median_and_limit(norms: list[float], max_deviation: float | None) -> tuple[float, float]:
+    """The median of the norms, and the longest that still counts."""
+    if max_deviation is None or len(norms) < FEWEST:
+        return np.nan, np.inf
+    median = float(np.median(norms))
+    spread = NORMAL * float(np.median(np.abs(np.array(norms) - median)))
+    return median, median + max_deviation * max(spread, FLOOR * median)

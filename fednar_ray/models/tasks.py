@@ -1,0 +1,196 @@
+"""What a model's outputs mean: the loss that training lowers, and the metrics that evaluation reports."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from fednar_ray.core.messages import Scores, Tally
+
+Numbers = npt.NDArray[Any]
+NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """How outputs [n, o] of a model answer for labels y [n]."""
+
+    outputs: int | None  # o; None: at least one a class
+    losses: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [n]
+    mean_loss: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [], the mean of the losses
+    weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
+    answers: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
+    right: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
+    tally: Callable[[Numbers, Scores], Tally]  # y and scores of some examples → their sums
+    metrics: Callable[[Tally], dict[str, float]]  # the sums of a split → figures by name
+
+
+# ——— classification: one of several classes ———
+
+
+def _weighted_cross_entropy(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    # cross-entropy in fewer operators, along the first axis: torch's softmax along a short last one is slow
+    log_likelihoods = outputs.t().log_softmax(0).gather(0, y.unsqueeze(0)).squeeze(0)
+    return -(log_likelihoods * weights).sum()
+
+
+def _cross_entropies(outputs: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(outputs, y, reduction="none")
+
+
+def _likeliest(outputs: Tensor) -> Tensor:
+    return outputs.argmax(dim=-1).to(torch.int32)
+
+
+def _same(answers: Tensor, y: Tensor) -> Tensor:
+    return answers == y
+
+
+def _classification_tally(y: Numbers, scores: Scores) -> Tally:
+    return _sums(scores, by_class(y, scores.answers))
+
+
+def _classification_metrics(tally: Tally) -> dict[str, float]:
+    return _accuracy_and_loss(tally) | {"macro_f1": macro_f1(tally.classes)}
+
+
+def _sums(scores: Scores, classes: Numbers) -> Tally:
+    right = 0 if scores.right is None else int(np.count_nonzero(scores.right))
+    losses = float(scores.losses.sum(dtype=np.float64))
+    return Tally(examples=len(scores.losses), losses=losses, right=right, classes=classes)
+
+
+def _accuracy_and_loss(tally: Tally) -> dict[str, float]:
+    return {"accuracy": tally.right / tally.examples, "loss": tally.losses / tally.examples}
+
+
+# ——— binary: yes or no, from one logit ———
+
+
+def _binary_losses(outputs: Tensor, y: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(outputs.squeeze(-1), y.to(outputs.dtype), reduction="none")
+
+
+def _binary_mean(outputs: Tensor, y: Tensor) -> Tensor:
+    return _binary_losses(outputs, y).mean()
+
+
+def _binary_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    return (_binary_losses(outputs, y) * weights).sum()
+
+
+def _only_output(outputs: Tensor) -> Tensor:
+    return outputs.squeeze(-1)
+
+
+def _on_its_side(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits > 0) == y
+
+
+def _binary_tally(y: Numbers, scores: Scores) -> Tally:
+    yes = int(np.count_nonzero(y))
+    pairs = yes * (len(y) - yes)
+    return replace(_sums(scores, NO_CLASSES), pairs=pairs, ordered=ordered_pairs(y, scores.answers) if pairs else 0.0)
+
+
+def _binary_metrics(tally: Tally) -> dict[str, float]:
+    figures = _accuracy_and_loss(tally)
+    return figures | {"auc": tally.ordered / tally.pairs} if tally.pairs else figures
+
+
+# ——— regression: a number ———
+
+
+def _squared_errors(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs.squeeze(-1) - y).square()
+
+
+def _squared_mean(outputs: Tensor, y: Tensor) -> Tensor:
+    return _squared_errors(outputs, y).mean()
+
+
+def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    return (_squared_errors(outputs, y) * weights).sum()
+
+
+def _regression_tally(y: Numbers, scores: Scores) -> Tally:
+    return _sums(scores, NO_CLASSES)
+
+
+def _regression_metrics(tally: Tally) -> dict[str, float]:
+    loss = tally.losses / tally.examples
+    return {"rmse": float(np.sqrt(loss)), "loss": loss}
+
+
+CLASSIFICATION = Task(
+    outputs=None,
+    losses=_cross_entropies,
+    mean_loss=cross_entropy,
+    weighted_loss=_weighted_cross_entropy,
+    answers=_likeliest,
+    right=_same,
+    tally=_classification_tally,
+    metrics=_classification_metrics,
+)
+BINARY = Task(
+    outputs=1,
+    losses=_binary_losses,
+    mean_loss=_binary_mean,
+    weighted_loss=_binary_weighted,
+    answers=_only_output,
+    right=_on_its_side,
+    tally=_binary_tally,
+    metrics=_binary_metrics,
+)
+REGRESSION = Task(
+    outputs=1,
+    losses=_squared_errors,
+    mean_loss=_squared_mean,
+    weighted_loss=_squared_weighted,
+    answers=_only_output,
+    right=None,
+    tally=_regression_tally,
+    metrics=_regression_metrics,
+)
+TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
+"""By the name that a federation gives. Losses are cross-entropies in nats, and squared errors."""
+
+
+# ——— figures ———
+
+
+def perplexity(loss: float) -> float:
+    """e to the cross-entropy of next tokens: among how many the model is as unsure as a fair die; may be infinite."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
+def by_class(y: Numbers, answers: Numbers) -> Numbers:
+    """Of each class the labels, the answers, and the right answers, [3, classes]; classes as far as any occurs."""
+    classes = 1 + max(int(y.max()), int(answers.max()))
+    return np.stack([np.bincount(of, minlength=classes) for of in (y, answers, y[answers == y])])
+
+
+def macro_f1(classes: Numbers) -> float:
+    """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
+    labelled, answered, found = classes
+    occurs = labelled + answered > 0
+    return float((2 * found[occurs] / (labelled + answered)[occurs]).mean())
+
+
+def ordered_pairs(y: Numbers, logits: Numbers) -> float:
+    """In how many pairs of a yes (1) of y and a no (0) the yes has the higher logit, ties counting half.
+
+    From the ranks: Mann and Whitney, 1947. NaN where a logit is.
+    """
+    if np.isnan(logits).any():
+        return float("nan")
+    _, which, counts = np.unique(logits, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # those of ties are their mean
+    yes = np.count_nonzero(y)
+    return float(ranks[y == 1].sum() - yes * (yes + 1) / 2)

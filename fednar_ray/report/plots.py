@@ -1,0 +1,225 @@
+"""Pictures of a partition, of a run, and of a comparison, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fednar_ray.core.messages import RoundRecord
+
+COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
+STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
+WIDE = 20.0  # numbers further apart than this many times are on a logarithmic axis
+LEAST_SPAN = 0.1  # of the largest number on a linear axis: rounding errors do not look like differences
+LINES = ("-", "--")  # of two lines in one panel: both are seen where they coincide
+BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
+MOST_LABELS = 8  # beyond this many the axis chooses
+MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
+
+
+def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
+    """Examples by client and class, ``counts`` [N, classes]; of many clients, the first 200."""
+    shown = counts[:MOST_CLIENTS]
+    figure = Figure(figsize=(6, max(2.5, min(9, 0.22 * len(shown) + 1))), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shown, aspect="auto", cmap="Blues", interpolation="nearest")
+    figure.colorbar(image, label="examples")
+    of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
+    axes.set(xlabel="class", ylabel="client" + of, title="Who holds what")
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
+    """How many examples clients have, and of which classes; ``counts`` [N, classes].
+
+    Above the sizes, largest first; below each client's shares of the classes in the same order.
+    """
+    sizes = counts.sum(axis=1)
+    order = np.argsort(-sizes, kind="stable")
+    shares = counts[order] / np.maximum(sizes[order, None], 1)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.5])
+    above.fill_between(np.arange(len(sizes)), sizes[order], step="mid", color="#30638e")
+    above.set(ylabel="examples", ylim=(0, None), title="How much each client has, and of what")
+    image = below.imshow(shares.T, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0, vmax=1)
+    below.set(xlabel="clients, largest first", ylabel="class")
+    figure.colorbar(image, ax=below, label="share of the client's examples")
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
+    """Accuracy (or RMSE), training loss, clipped steps and effective weight decay over the rounds of one run."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
+    panels = {
+        measure: (f"test_{measure}", f"validation_{measure}"),
+        "training loss": ("train_loss",),
+        "share of clipped steps": ("clip_fraction",),
+        "weight decay": ("effective_weight_decay", "weight_decay"),
+    }
+    for axes, (title, names) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+        for name, style in zip(names, LINES, strict=False):
+            points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
+            if points:
+                label, marker = name.replace("_", " "), _marker(len(points))
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, linestyle=style)
+        axes.set(title=title, xlabel="round")
+        widen(axes)
+        axes.grid(alpha=0.3)
+        if len(names) > 1 and axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
+    """‖v‖, the norm that the bound A meets: over rounds, and by client in the last quarter of the rounds.
+
+    Over rounds the mean over steps, and what a tenth of the clients are below and above; by client means and ranges,
+    the largest first.  Clients are as far as the records keep them; without any, there is no second panel.
+    """
+    by_client = _norms_by_client(history[-max(1, len(history) // 4) :])
+    figure = Figure(figsize=(10, 4) if by_client else (6, 4), layout="constrained")
+    panels = figure.subplots(1, 2 if by_client else 1, sharey=True, squeeze=False)[0]
+    _norms_over_rounds(panels[0], history)
+    if by_client:
+        values = sorted(by_client.values(), key=np.mean, reverse=True)
+        x, means = np.arange(len(values)), np.array([np.mean(each) for each in values])
+        ranges = np.abs(np.array([[np.min(each), np.max(each)] for each in values]).T - means)
+        style: Any = {"color": BOUNDED, "markersize": 4, "elinewidth": 1, "alpha": 0.8}
+        panels[1].errorbar(x, means, yerr=ranges, fmt="o", **style)
+        bound = history[-1].metrics.get("clip_bound", np.nan)
+        panels[1].axhline(bound, color=BOUND, linestyle="--")
+        panels[1].set(xlabel="clients, largest first", title="‖v‖ by client, in the last quarter of the rounds")
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[1].grid(alpha=0.3)
+    lowest, highest = panels[0].dataLim.intervaly
+    if highest > WIDE * lowest > 0:
+        panels[0].set_yscale("log")
+    else:
+        panels[0].set_ylim(bottom=0)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:
+    names = ("step_norm", "step_norm_p10", "step_norm_p90", "clip_bound")
+    rounds = [record.round_index for record in history if "step_norm" in record.metrics]
+    mean, low, high, bound = (
+        np.array([r.metrics.get(name, np.nan) for r in history if "step_norm" in r.metrics]) for name in names
+    )
+    axes.fill_between(rounds, low, high, color=BOUNDED, alpha=0.2, linewidth=0, label="eight tenths of the clients")
+    axes.plot(rounds, mean, color=BOUNDED, label="mean over steps", marker=_marker(len(rounds)))
+    axes.plot(rounds, bound, color=BOUND, linestyle="--", label="bound A", marker=_marker(len(rounds)))
+    axes.set(xlabel="round", ylabel="‖v‖", title="‖v‖ over rounds")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
+    norms: dict[int, list[float]] = {}
+    for record in history:
+        for client_id, norm in record.step_norms.items():
+            norms.setdefault(client_id, []).append(norm)
+    return norms
+
+
+def widen(axes: Axes) -> None:
+    """Give a linear axis a span of a tenth of its largest number at least: a rounding error is no slope, and no gap."""
+    low, high = axes.dataLim.intervaly
+    least = LEAST_SPAN * max(abs(low), abs(high))
+    if np.isfinite(least) and high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - 0.55 * least, middle + 0.55 * least)
+
+
+def _marker(points: int) -> str | None:
+    """A line of one point shows nothing."""
+    return "o" if points == 1 else None
+
+
+Curves = Mapping[str, npt.NDArray[np.float64]]
+"""A regularizer's curves over rounds, [seeds, rounds]; NaN where a round was not evaluated."""
+
+
+def draw_comparison(
+    values: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path, *, measure: str = "test accuracy"
+) -> Path:
+    """The measure (above) and effective weight decay (below) over rounds, one column per weight decay.
+
+    Lines are means over seeds, bands the range.  ``measure`` names the values; an accuracy's axis is 0 to 1, another's
+    begins at 0.
+    """
+    figure = Figure(figsize=(max(5.5, 5 * len(values)), 7), layout="constrained")
+    grid = figure.subplots(2, len(values), sharex=True, squeeze=False)
+    accuracy = measure.endswith("accuracy")
+    for column, weight_decay in enumerate(values):
+        _bands(grid[0, column], values[weight_decay])
+        _bands(grid[1, column], decay[weight_decay])
+        grid[0, column].set(title=f"weight decay {weight_decay:g}", ylabel=measure)
+        grid[0, column].set_ylim(bottom=0, top=1 if accuracy else None)
+        grid[1, column].set(xlabel="round", ylabel="effective weight decay")
+        grid[1, column].set_ylim(bottom=0)
+        grid[0, column].legend(frameon=False, loc="lower right" if accuracy else "best")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _bands(axes: "object", curves: Curves) -> None:
+    for name, runs in curves.items():
+        rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
+        runs = runs[:, rounds]
+        style = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": _marker(len(rounds))}
+        axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
+        axes.fill_between(  # type: ignore[attr-defined]
+            rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
+        )
+    axes.grid(alpha=0.3)  # type: ignore[attr-defined]
+
+
+ByDecay = Mapping[str, Mapping[float, Sequence[float]]]
+"""Final values, one per seed, by regularizer and weight decay λ_0."""
+
+
+def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy") -> Path:
+    """Final values against weight decay, one line per regularizer: how forgiving each is of a badly chosen λ_0.
+
+    Points are means over seeds, bars their standard deviations; the axis of decays is logarithmic, with λ_0 = 0 at its
+    left end.  ``measure`` names what the numbers are.
+    """
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, by_decay in finals.items():
+        decays = sorted(by_decay)
+        means = [float(np.mean(by_decay[decay])) for decay in decays]
+        spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
+        style: Any = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
+        axes.errorbar(decays, means, yerr=spreads, label=name, **style)
+    _decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
+    axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
+    widen(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _decay_axis(axes: Axes, decays: Sequence[float]) -> None:
+    """A logarithmic axis, ticks at the decays if they are few; zero, which has no logarithm, is at its left end."""
+    positive = [decay for decay in decays if decay > 0]
+    if not positive:
+        return
+    if len(positive) < len(decays):
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=1)
+    else:
+        axes.set_xscale("log")
+    if len(decays) <= MOST_LABELS:
+        axes.set_xticks(decays, [f"{decay:g}" for decay in decays])
+        axes.minorticks_off()

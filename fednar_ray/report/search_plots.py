@@ -1,0 +1,127 @@
+"""All trials at once, what mattered, and the best against the baseline, as PNG files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from fednar_ray.report.plots import widen
+from fednar_ray.report.scales import (
+    Scale,
+    colours_of,
+    figure_text,
+    label,
+    metric_label,
+    scale_of,
+)
+from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord
+
+BEST, BASELINE, OTHERS = "#d1495b", "#30638e", "#9a9a9a"
+
+
+def draw_parallel(record: SearchRecord, path: Path) -> Path:
+    """A line a trial through its values and its result; coloured by the result where it ran all rounds.
+
+    One trial must have run all rounds.
+    """
+    finished, best = record.finished, record.best_trial
+    shown = [trial for trial in record.trials if trial.value is not None]
+    scales = [scale_of(record, key, shown) for key in record.space]
+    ends = sorted((min(trial.final for trial in shown), max(trial.final for trial in shown)))
+    result = Scale(key=record.metric, log=False, categories=(), low=ends[0], high=ends[1])
+    colours = colours_of(record, [trial.final for trial in finished])
+    figure = Figure(figsize=(max(6.5, 1.55 * len(scales) + 3.2), 4.8), layout="constrained")
+    axes = figure.subplots()
+
+    def line(trial: TrialRecord) -> list[float]:
+        return [*(scale.position(trial.values[scale.key]) for scale in scales), result.position(trial.final)]
+
+    stopped = [trial for trial in shown if trial not in finished]
+    for number, trial in enumerate(stopped):
+        name = f"{len(stopped)} trials that did not run all rounds" if not number else None
+        axes.plot(line(trial), color=OTHERS, linewidth=0.7, alpha=0.5, label=name)
+    palette = colormaps[colours.map]
+    for trial in sorted(finished, key=lambda trial: -record.cost(trial.final)):
+        axes.plot(line(trial), color=palette(colours.norm(trial.final)), linewidth=1.3, alpha=0.8)
+    if best is not None:
+        axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")
+    names = [label(scale.key).replace(" ", "\n", 1) for scale in scales] + [metric_label(record).replace(" ", "\n", 1)]
+    _rule(axes, [*scales, result], names)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
+    figure.colorbar(
+        ScalarMappable(colours.norm, palette), ax=axes, label=metric_label(record), extend=colours.extend, pad=0.02
+    )
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _rule(axes: Axes, scales: list[Scale], names: list[str]) -> None:
+    """A vertical axis with ticks for each scale, the names above."""
+    axes.set(xlim=(-0.25, len(scales) - 0.55), ylim=(-0.06, 1.06), yticks=[])
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", length=0)
+    axes.set_xticks(range(len(scales)), names, fontsize=9)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    behind = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    for place, scale in enumerate(scales):
+        axes.plot([place, place], [-0.03, 1.03], color="#333333", linewidth=1, zorder=3)
+        for measure, name in scale.ticks():
+            height = scale.share(measure)
+            axes.plot([place, place + 0.03], [height, height], color="#333333", linewidth=1, zorder=3)
+            axes.text(place + 0.05, height, name, fontsize=8.5, va="center", bbox=behind, zorder=4)
+
+
+def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
+    """Bars, the most important key on top; ``shares`` as ``importances`` gives them."""
+    figure = Figure(figsize=(7, 1.3 + 0.42 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(shares))[::-1]
+    bars = axes.barh(places, list(shares.values()), color=BASELINE, height=0.62)
+    axes.bar_label(bars, [f"{100 * share:.0f} %" for share in shares.values()], padding=4)
+    axes.set_yticks(places, [label(key) for key in shares])
+    axes.set(xlim=(0, 1.12 * max(shares.values())), xlabel="share of the variance between trials that it explains")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
+    """The metric over rounds: the best against the baseline, before all trials."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for number, trial in enumerate(record.trials):
+        name = f"{len(record.trials)} trials" if not number else None
+        axes.plot(*_points(trial.history), color=OTHERS, linewidth=0.8, alpha=0.45, label=name)
+        if len(trial.history) == 1:
+            axes.plot(*_points(trial.history), color=OTHERS, marker=".")
+    if record.baseline is not None:
+        _draw_curve(axes, record, record.baseline, "baseline", BASELINE)
+    if record.best is not None:
+        _draw_curve(axes, record, record.best, "best", BEST)
+    elif record.best_trial is not None:
+        axes.plot(*_points(record.best_trial.history), color=BEST, linewidth=2.2, label=record.best_trial.name)
+    axes.set(xlabel="round", ylabel=metric_label(record))
+    widen(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="best")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, colour: str) -> None:
+    split = "validation" if record.metric.startswith("validation_") else metric_label(record)
+    for history, of, style in ((curve.history, split, "-"), (curve.test_history, "test", "--")):
+        if history:
+            ending = f"{name}, {of}: {figure_text(history[-1][1])}"
+            marker = "o" if len(history) == 1 else None
+            axes.plot(*_points(history), style, color=colour, linewidth=2.2, label=ending, marker=marker)
+
+
+def _points(history: tuple[tuple[int, float], ...]) -> tuple[list[int], list[float]]:
+    return [point[0] for point in history], [point[1] for point in history]
