@@ -1,1 +1,1 @@
-"""The algorithms as values: regularizers, local rules, server rules, and the table that names their pairs."""
+"""Algorithms: regularizers, client corrections, server optimizers, and the table that names their pairs."""

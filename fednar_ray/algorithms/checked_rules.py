@@ -1,4 +1,4 @@
-"""A server rule of the user's, with its results checked: whatever does not fit is an error that names the function."""
+"""A server optimizer of the user, with its results checked: a misfit is an error that names the function."""
 
 from collections.abc import Callable
 from traceback import extract_tb
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState
+from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState
 from fednar_ray.core.errors import ConfigError, FednarError, RunFailed, first_line
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import FloatVector
@@ -16,10 +16,10 @@ T = TypeVar("T")
 Refuse = Callable[[str], FednarError]
 
 
-def checked_rule(rule: ServerRule, function: str) -> ServerRule:
+def checked_rule(rule: ServerOptimizer, function: str) -> ServerOptimizer:
     """Returns ``rule`` with every result checked; ``function`` is the path that names it in errors.
 
-    Its ``init`` raises ConfigError, its ``step`` and ``readout`` raise RunFailed: where the rule's own code raises,
+    Its ``init`` raises ConfigError, its ``step`` and ``eval_params`` raise RunFailed: where the rule's own code raises,
     or returns vectors of another length or type, or values that are not finite.
     """
 
@@ -39,12 +39,12 @@ def checked_rule(rule: ServerRule, function: str) -> ServerRule:
         _check_state("step", after, state.parameters, fail)
         return after
 
-    def readout(state: ServerState) -> FloatVector:
-        vector = _called("readout", rule.readout, fail, state)
-        _check_vector("readout returned", vector, state.parameters, fail)
+    def eval_params(state: ServerState) -> FloatVector:
+        vector = _called("eval_params", rule.eval_params, fail, state)
+        _check_vector("eval_params returned", vector, state.parameters, fail)
         return vector
 
-    return ServerRule(init, step, readout)
+    return ServerOptimizer(init, step, eval_params)
 
 
 def _called(name: str, function: Callable[..., T], error: Refuse, *arguments: Any) -> T:

@@ -1,41 +1,47 @@
-"""The table of presets: a local rule with a server rule, one row each."""
+"""The table of presets: a client correction with a server optimizer, one row each."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fednar_ray.algorithms import server_optimizers as server_rules
+from fednar_ray.algorithms import server_optimizers as server_optimizers
 from fednar_ray.algorithms.checked_rules import checked_rule
-from fednar_ray.algorithms.client_corrections import LocalRule, control_variate, dynamic, plain, proximal
-from fednar_ray.algorithms.server_optimizers import ServerRule, adaptive, extrapolated, extrapolated_momentum, momentum
+from fednar_ray.algorithms.client_corrections import ClientCorrection, control_variate, dynamic, plain, proximal
+from fednar_ray.algorithms.server_optimizers import (
+    ServerOptimizer,
+    adaptive,
+    extrapolated,
+    extrapolated_momentum,
+    momentum,
+)
 from fednar_ray.config import AlgorithmSettings
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.core.import_path import called_by_path
 
 
 class Algorithm(NamedTuple):
-    """A federated optimiser."""
+    """A federated optimizer."""
 
-    local: LocalRule
-    server: ServerRule
+    local: ClientCorrection
+    server: ServerOptimizer
     weighted: bool = True  # w_i ∝ n_i; False gives every client of a round the same weight
 
 
-def _mean(s: AlgorithmSettings) -> ServerRule:
-    return server_rules.mean(_set(s.server_lr))
+def _mean(s: AlgorithmSettings) -> ServerOptimizer:
+    return server_optimizers.mean(_set(s.server_lr))
 
 
-def _adam(s: AlgorithmSettings) -> ServerRule:
-    moment = server_rules.adam_moment
+def _adam(s: AlgorithmSettings) -> ServerOptimizer:
+    moment = server_optimizers.adam_moment
     return adaptive(_set(s.server_lr), _set(s.beta1), _set(s.beta2), _set(s.epsilon), moment)
 
 
-def _yogi(s: AlgorithmSettings) -> ServerRule:
-    moment = server_rules.yogi_moment
+def _yogi(s: AlgorithmSettings) -> ServerOptimizer:
+    moment = server_optimizers.yogi_moment
     return adaptive(_set(s.server_lr), _set(s.beta1), _set(s.beta2), _set(s.epsilon), moment)
 
 
-def _adagrad(s: AlgorithmSettings) -> ServerRule:
-    return adaptive(_set(s.server_lr), 0.0, 0.0, _set(s.epsilon), server_rules.adagrad_moment)  # β₁ = 0, no β₂
+def _adagrad(s: AlgorithmSettings) -> ServerOptimizer:
+    return adaptive(_set(s.server_lr), 0.0, 0.0, _set(s.epsilon), server_optimizers.adagrad_moment)  # β₁ = 0, no β₂
 
 
 def _set(value: float | None) -> float:
@@ -50,11 +56,13 @@ PRESETS: Mapping[str, Callable[[AlgorithmSettings], Algorithm]] = {
     "scaffold": lambda s: Algorithm(control_variate(), _mean(s)),
     "fedavgm": lambda s: Algorithm(plain(), momentum(_set(s.server_lr), _set(s.beta))),
     "fedadam": lambda s: Algorithm(plain(), _adam(s)),
-    "fedadam_li2023": lambda s: Algorithm(plain(), server_rules.adam_li2023(_set(s.server_lr))),
+    "fedadam_li2023": lambda s: Algorithm(plain(), server_optimizers.adam_li2023(_set(s.server_lr))),
     "fedyogi": lambda s: Algorithm(plain(), _yogi(s)),
     "fedadagrad": lambda s: Algorithm(plain(), _adagrad(s)),
     "fedexp": lambda s: Algorithm(plain(), extrapolated()),
-    "feddyn": lambda s: Algorithm(dynamic(_set(s.alpha)), server_rules.dynamic_server(_set(s.alpha)), weighted=False),
+    "feddyn": lambda s: Algorithm(
+        dynamic(_set(s.alpha)), server_optimizers.dynamic_server(_set(s.alpha)), weighted=False
+    ),
     "fedprox+exp": lambda s: Algorithm(proximal(_set(s.mu)), extrapolated()),
     "scaffold+exp": lambda s: Algorithm(control_variate(), extrapolated()),
     "fedavgm+exp": lambda s: Algorithm(plain(), extrapolated_momentum(_set(s.beta))),

@@ -20,7 +20,7 @@ ServerScalar = float | npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerState:
-    """Everything that a server rule carries from round to round."""
+    """Everything that a server optimizer carries from round to round."""
 
     parameters: FloatVector  # [d] x
     vectors: Mapping[str, FloatVector] = field(default_factory=dict)  # [d] each: m, v, h, …
@@ -28,12 +28,12 @@ class ServerState:
     server_lr: ServerScalar | None = None  # η_g of the last step; None before the first
 
 
-class ServerRule(NamedTuple):
-    """A server optimiser."""
+class ServerOptimizer(NamedTuple):
+    """A server optimizer."""
 
     init: Callable[[FloatVector], ServerState]
     step: Callable[[ServerState, RoundAggregate], ServerState]
-    readout: Callable[[ServerState], FloatVector]  # the parameters to evaluate
+    eval_params: Callable[[ServerState], FloatVector]  # the parameters to evaluate
 
 
 def _start(parameters: FloatVector) -> ServerState:
@@ -53,16 +53,16 @@ def _f32(scalar: ServerScalar) -> FloatVector:
     return np.asarray(scalar, dtype=np.float32)
 
 
-def mean(server_lr: float) -> ServerRule:
+def mean(server_lr: float) -> ServerOptimizer:
     """x ← x + η_g·Δ."""
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
         return ServerState(parameters=_moved(state, server_lr, agg.delta), server_lr=server_lr)
 
-    return ServerRule(_start, step, _iterate)
+    return ServerOptimizer(_start, step, _iterate)
 
 
-def momentum(server_lr: float, beta: float) -> ServerRule:
+def momentum(server_lr: float, beta: float) -> ServerOptimizer:
     """FedAvgM (Hsu et al. 2019): m ← Δ + β·m;  x ← x + η_g·m."""
 
     def init(parameters: FloatVector) -> ServerState:
@@ -72,7 +72,7 @@ def momentum(server_lr: float, beta: float) -> ServerRule:
         m = agg.delta + _f32(beta) * state.vectors["m"]
         return ServerState(parameters=_moved(state, server_lr, m), vectors={"m": m}, server_lr=server_lr)
 
-    return ServerRule(init, step, _iterate)
+    return ServerOptimizer(init, step, _iterate)
 
 
 SecondMoment = Callable[[FloatVector, FloatVector, FloatVector], FloatVector]
@@ -95,7 +95,7 @@ def adagrad_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> F
     return v + squared
 
 
-def adaptive(server_lr: float, beta1: float, beta2: float, epsilon: float, moment: SecondMoment) -> ServerRule:
+def adaptive(server_lr: float, beta1: float, beta2: float, epsilon: float, moment: SecondMoment) -> ServerOptimizer:
     """FedAdam, FedYogi, FedAdagrad (Reddi et al. 2021, Algorithm 2), no bias correction.
 
     m ← β₁·m + (1 − β₁)·Δ;  v by ``moment``, from ε_0²;  x ← x + η_g·m/(√v + ε_t).
@@ -112,10 +112,10 @@ def adaptive(server_lr: float, beta1: float, beta2: float, epsilon: float, momen
         moved = _moved(state, server_lr, direction)
         return ServerState(parameters=moved, vectors={"m": m, "v": v}, server_lr=server_lr)
 
-    return ServerRule(init, step, _iterate)
+    return ServerOptimizer(init, step, _iterate)
 
 
-def adam_li2023(server_lr: float) -> ServerRule:
+def adam_li2023(server_lr: float) -> ServerOptimizer:
     """Adam as FedNAR's authors ran it: m ← 0.1Δ + 0.9m;  v ← 0.99v + 0.01m²;  x ← x + η_g·(m/0.1)/√(v/0.01 + ε_t)."""
 
     def init(parameters: FloatVector) -> ServerState:
@@ -128,7 +128,7 @@ def adam_li2023(server_lr: float) -> ServerRule:
         moved = _moved(state, server_lr, direction)
         return ServerState(parameters=moved, vectors={"m": m, "v": v}, server_lr=server_lr)
 
-    return ServerRule(init, step, _iterate)
+    return ServerOptimizer(init, step, _iterate)
 
 
 def _average_of_last_two(state: ServerState) -> FloatVector:
@@ -149,7 +149,7 @@ def _remembered(state: ServerState) -> dict[str, FloatVector]:
     return {} if state.server_lr is None else {"previous": state.parameters}
 
 
-def extrapolated() -> ServerRule:
+def extrapolated() -> ServerOptimizer:
     """FedExP (Jhunjhunwala et al. 2023, Algorithm 1): η_g = max(1, ½·Σ w_i‖Δ_i‖² / (‖Δ‖² + |S|·ε_t)).
 
     Evaluates the mean of the last two iterates; in round 0 the new iterate alone.
@@ -160,10 +160,10 @@ def extrapolated() -> ServerRule:
         moved = _moved(state, server_lr, agg.delta)
         return ServerState(parameters=moved, vectors=_remembered(state), server_lr=server_lr)
 
-    return ServerRule(_start, step, _average_of_last_two)
+    return ServerOptimizer(_start, step, _average_of_last_two)
 
 
-def extrapolated_momentum(beta: float) -> ServerRule:
+def extrapolated_momentum(beta: float) -> ServerOptimizer:
     """FedExP with server momentum: r ← Σ w_i‖Δ_i‖² + ½β·r;  m ← Δ + β·m;  η_g = max(1, ½·r / (‖m‖² + |S|·ε_t))."""
 
     def init(parameters: FloatVector) -> ServerState:
@@ -177,10 +177,10 @@ def extrapolated_momentum(beta: float) -> ServerRule:
         moved = _moved(state, server_lr, m)
         return ServerState(parameters=moved, vectors=vectors, scalars={"r": r}, server_lr=server_lr)
 
-    return ServerRule(init, step, _average_of_last_two)
+    return ServerOptimizer(init, step, _average_of_last_two)
 
 
-def dynamic_server(alpha: float) -> ServerRule:
+def dynamic_server(alpha: float) -> ServerOptimizer:
     """FedDyn (Acar et al. 2021, Algorithm 1; unweighted): h ← h − (α/N)·Σ_S Δ_i;  x ← x + mean_S Δ_i − h/α."""
 
     def init(parameters: FloatVector) -> ServerState:
@@ -191,4 +191,4 @@ def dynamic_server(alpha: float) -> ServerRule:
         moved: FloatVector = state.parameters + agg.delta - np.divide(h, _f32(alpha))
         return ServerState(parameters=moved, vectors={"h": h}, server_lr=1.0)
 
-    return ServerRule(init, step, _iterate)
+    return ServerOptimizer(init, step, _iterate)

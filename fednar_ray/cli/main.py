@@ -141,9 +141,9 @@ def runs(as_json: bool) -> None:
     """List the runs kept in ./runs, and where each could go on."""
     from dataclasses import asdict
 
-    from fednar_ray.tracking.run_directory import kept_runs, summarise
+    from fednar_ray.tracking.run_directory import kept_runs, summarize
 
-    rows = [summarise(kept) for kept in kept_runs()]
+    rows = [summarize(kept) for kept in kept_runs()]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
         return
@@ -192,12 +192,12 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
 
     from fednar_ray.tracking.run_directory import kept_runs, named
     from fednar_ray.tracking.sync import SyncReport
-    from fednar_ray.tracking.sync import sync as synchronise
+    from fednar_ray.tracking.sync import sync as synchronize
 
     reports, problems = [], []
     for kept in [named(name) for name in names] or kept_runs():
         try:
-            report = synchronise(kept.directory, uri)
+            report = synchronize(kept.directory, uri)
         except TrackingUnavailable as error:
             report = SyncReport(directory=kept.directory, problem=str(error))
             problems.append(f"{kept.name}: {error}")
@@ -292,8 +292,8 @@ def tune(
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
     from fednar_ray.tuning.creation import name_of
-    from fednar_ray.tuning.ledger import uri_of
     from fednar_ray.tuning.search import begin, go_on
+    from fednar_ray.tuning.trial_table import uri_of
 
     uri = document.experiment.tracking.uri if document is not None else uri_of(resume or "")
     if document is not None or uri is not None:  # of a search that is not there, its name is what is wrong
@@ -331,8 +331,8 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     """
     _quiet_libraries()
     from fednar_ray.report.redraw import report_of
-    from fednar_ray.tuning.ledger import directory_of, uri_of
     from fednar_ray.tuning.search_lock import hold_search
+    from fednar_ray.tuning.trial_table import directory_of, uri_of
 
     searched = uri_of(name)
     with hold_search(name) if searched is not None and output is None else nullcontext():
@@ -509,7 +509,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "directory": str(result.directory),
         "placement": result.placement,
         "actors": len(result.places),
-        "cohort_width": result.cohort_width,
+        "vectorize": result.group_size,
         "resumed_from_round": result.resumed_from_round,
         "alerts": [asdict(alert) for alert in result.alerts],
     }
@@ -536,12 +536,12 @@ def _whereabouts(result: Any) -> str:
     if not result.places and result.placement != "serial":
         return "finished before: nothing was left to train"
     if result.placement == "serial":
-        return f"trained in this process, {result.cohort_width} clients at a time"
+        return f"trained in this process, {result.vectorize} clients at a time"
     if result.placement == "dedicated":
         lines = (f"client {i}: actor in process {p.process_id}" for i, p in enumerate(result.places))
         return "each client its own Ray actor, the only holder of its shard:\n  " + "\n  ".join(lines)
     actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
-    return f"trained on {actors}, {result.cohort_width} clients at a time"
+    return f"trained on {actors}, {result.vectorize} clients at a time"
 
 
 def _comparison_summary(result: Any) -> dict[str, Any]:

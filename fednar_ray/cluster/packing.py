@@ -12,7 +12,7 @@ from fednar_ray.core.errors import BadInput
 
 LIMIT_BYTES = 100_000_000  # it goes through the memory of the cluster's head
 DIRECTORIES = (
-    "runs", "searches", "mlruns", "mlartifacts", "venv", "env", "site-packages", "node_modules", "__pycache__",
+    "runs", "searches", "mlruns", "mlartifacts", "venv", "env", "silo-packages", "node_modules", "__pycache__",
     "*.egg-info",
 )  # fmt: skip
 DATA_DIRECTORIES = ("data", "datasets")  # unless they are packages of Python

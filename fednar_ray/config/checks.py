@@ -49,9 +49,9 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         yield problem(("data", "partition", "kind"), "natural", f"{data.source} names no groups; use iid, dirichlet, …")
     if federation is not None:
         yield from _within_federation(federation, data.partition.clients if data is not None else None)
-    if execution is not None and execution.placement == "dedicated" and execution.cohort_width not in ("auto", 1):
-        width = execution.cohort_width
-        yield problem(("execution", "cohort_width"), width, "dedicated trains one client an actor; use 1 or auto")
+    if execution is not None and execution.placement == "dedicated" and execution.vectorize not in ("auto", 1):
+        width = execution.vectorize
+        yield problem(("execution", "vectorize"), width, "dedicated trains one client an actor; use 1 or auto")
     if execution is not None:
         yield from _of_execution(execution, data)
     if data is not None and "model" in sections and model is None:
@@ -60,30 +60,30 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
 
 def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:
     """Contradictions of where clients train, by itself and with where the data are."""
-    place, sites, placement = "execution", execution.sites, execution.placement
+    place, silos, placement = "execution", execution.silos, execution.placement
     in_folder = data is not None and data.source == "folder"
-    if sites is not None:
-        named = ", ".join(sites)
+    if silos is not None:
+        named = ", ".join(silos)
         if not in_folder:
-            yield problem((place, "sites"), named, "each reads its own file, as data.source: folder describes it")
+            yield problem((place, "silos"), named, "each reads its own file, as data.source: folder describes it")
         if in_folder and data is not None and data.directory is not None:
-            yield problem(("data", "directory"), data.directory, "execution.sites says where the files are; give one")
+            yield problem(("data", "directory"), data.directory, "execution.silos says where the files are; give one")
         if placement == "pooled":
-            text = "moves examples between nodes; with execution.sites use dedicated, or serial to read all files here"
+            text = "moves examples between nodes; with execution.silos use dedicated, or serial to read all files here"
             yield problem((place, "placement"), placement, text)
-        if placement != "dedicated" and execution.cohort_width not in ("auto", 1):
-            text = "a site trains its one client; use 1 or auto"
-            yield problem((place, "cohort_width"), execution.cohort_width, text)
+        if placement != "dedicated" and execution.vectorize not in ("auto", 1):
+            text = "a silo trains its one client; use 1 or auto"
+            yield problem((place, "vectorize"), execution.vectorize, text)
         if execution.strategy != "default":
             yield problem(
-                (place, "strategy"), execution.strategy, "execution.sites says which actor is where; give one"
+                (place, "strategy"), execution.strategy, "execution.silos says which actor is where; give one"
             )
     elif in_folder and data is not None and data.directory is None:
-        yield problem(("data", "directory"), None, "folder needs the directory of its files, or execution.sites")
+        yield problem(("data", "directory"), None, "folder needs the directory of its files, or execution.silos")
     if placement == "serial" and (execution.autoscale or execution.strategy != "default"):
         key = "autoscale" if execution.autoscale else "strategy"
         yield problem((place, key), getattr(execution, key), "serial starts no actors; it belongs to the others")
-    if execution.autoscale and execution.actors == "auto" and sites is None and placement in ("auto", "pooled"):
+    if execution.autoscale and execution.actors == "auto" and silos is None and placement in ("auto", "pooled"):
         yield problem((place, "actors"), "auto", "with execution.autoscale, say how many there are to be at most")
 
 
@@ -123,7 +123,7 @@ def as_details(error: ValidationError, model: type[BaseModel]) -> list[InitError
 
 def _known_place(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """A place without the branches of a union that pydantic appends."""
-    return place[:2] if len(place) > 2 and place[0] == "execution" and place[1] != "sites" else place
+    return place[:2] if len(place) > 2 and place[0] == "execution" and place[1] != "silos" else place
 
 
 def _as_detail(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDetails:

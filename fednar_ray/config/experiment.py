@@ -10,9 +10,9 @@ from fednar_ray.config import checks
 from fednar_ray.config.settings import (
     AggregationSettings,
     AlgorithmSettings,
+    AttackSettings,
     AvailabilitySettings,
     CheckpointSettings,
-    CorruptionSettings,
     DataSettings,
     EvaluationSettings,
     ExecutionSettings,
@@ -51,7 +51,7 @@ class Experiment(Settings):
     algorithm: AlgorithmSettings = AlgorithmSettings()
     regularizer: RegularizerSettings = RegularizerSettings()
     availability: AvailabilitySettings = AvailabilitySettings()
-    corruption: CorruptionSettings = CorruptionSettings()
+    attacks: AttackSettings = AttackSettings()
     screening: ScreeningSettings = ScreeningSettings()
     aggregation: AggregationSettings = AggregationSettings()
     execution: ExecutionSettings = ExecutionSettings()

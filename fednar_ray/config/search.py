@@ -199,10 +199,10 @@ class SearchSettings(Settings):
         """``report_rounds`` for trials of so many rounds."""
         if self.report_rounds != "auto":
             return min(self.report_rounds, rounds)
-        looked_at = self.scheduler.grace_rounds or self.scheduler.perturb_rounds
-        if looked_at is None and self.scheduler.name == "hyperband":
-            looked_at = max(1, rounds // 20)
-        return min(looked_at or max(1, rounds // 10), rounds)
+        screen = self.scheduler.grace_rounds or self.scheduler.perturb_rounds
+        if screen is None and self.scheduler.name == "hyperband":
+            screen = max(1, rounds // 20)
+        return min(screen or max(1, rounds // 10), rounds)
 
     def problems(self, experiment: Experiment, varied: Callable[[Mapping[str, Any]], Experiment]) -> Iterator[str]:
         """What does not go with the experiment; ``varied`` gives it with other values, or raises ConfigError."""

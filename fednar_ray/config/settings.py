@@ -87,7 +87,7 @@ class PartitionSettings(Settings):
     """Every client gets at least this many; 0 allows empty clients, which are reported and never sampled."""
 
 
-class NormalisationSettings(Settings):
+class NormalizationSettings(Settings):
     """(value/255 − mean)/std of uint8 images: a number a channel, each."""
 
     mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
@@ -103,7 +103,7 @@ class AugmentationSettings(Settings):
     kind: Literal["per_batch", "per_example"]
     """One draw for a client's whole batch, as FedNAR's authors do, or one an example."""
     padding: Size = 4
-    """Pixels on every side; they are 0 after normalisation, the mean."""
+    """Pixels on every side; they are 0 after normalization, the mean."""
     flip: bool = True
 
 
@@ -126,7 +126,7 @@ SourceName = Literal[
     "entry_point",
 ]  # fmt: skip
 
-_IMAGES: Mapping[str, Any] = {"normalisation": None, "augmentation": None}
+_IMAGES: Mapping[str, Any] = {"normalization": None, "augmentation": None}
 _FILES: Mapping[str, Any] = {"directory": None, "download": False, **_IMAGES}
 SOURCE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "digits": {},
@@ -143,7 +143,7 @@ SOURCE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "task": "classification",
         "test_share": 0.2,
         "missing": "refuse",
-        "standardise": True,
+        "standardize": True,
     },
     "huggingface": {
         "dataset": None,
@@ -178,7 +178,7 @@ class DataSettings(Settings):
     source: SourceName = "digits"
     directory: str | None = None
     """The directory of torchvision's files, or of one file a client. null: of fashion_mnist Debian's; of folder, where
-    ``execution.sites`` says where each file is."""
+    ``execution.silos`` says where each file is."""
     download: bool | None = None
     """May what ``directory`` lacks be downloaded into it?"""
     path: str | None = None
@@ -201,7 +201,7 @@ class DataSettings(Settings):
     """Labels are classes from 0; or 0 and 1, for one logit; or numbers."""
     missing: Literal["refuse", "drop", "mean"] | None = None
     """What becomes of missing inputs: an error; the row is dropped; the mean of the clients' training examples."""
-    standardise: bool | None = None
+    standardize: bool | None = None
     """Make each input's mean 0 and its deviation 1, over the training examples of all clients."""
     test_share: Share | None = None
     """The share held out as the test set: of each client; of shakespeare, its last examples."""
@@ -209,7 +209,7 @@ class DataSettings(Settings):
     """Roles that say less are left out."""
     crop: bool | None = None
     """Take 2,000 training and 400 test examples of each role, from roles that have more of both."""
-    normalisation: NormalisationSettings | None = None
+    normalization: NormalizationSettings | None = None
     """null: the source's own."""
     augmentation: AugmentationSettings | None = None
     """null: none."""
@@ -417,13 +417,13 @@ class RegularizerSettings(Settings):
     clip_bound_anneal: Rate = 1.0  # γ_A
 
 
-def _site_name(name: str) -> str:
+def _silo_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError("the name of a site is of letters, digits, - and _")
+        raise ValueError("the name of a silo is of letters, digits, - and _")
     return name
 
 
-class SiteSettings(Settings):
+class SiloSettings(Settings):
     """A client that is pinned to the node that has its data."""
 
     resources: Mapping[str, Annotated[float, BeforeValidator(_number), Field(ge=1e-4)]] = {}
@@ -434,7 +434,7 @@ class SiteSettings(Settings):
     @model_validator(mode="after")
     def _readable_from_anywhere(self) -> Self:
         if not self.data.startswith("/"):
-            raise ValueError(f"data {self.data}: give an absolute path; it is read on the site's node")
+            raise ValueError(f"data {self.data}: give an absolute path; it is read on the silo's node")
         taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys())
         if taken:
             raise ValueError(f"resources {', '.join(taken)}: custom ones are meant; see cpus_per_actor, gpus_per_actor")
@@ -453,18 +453,18 @@ class ExecutionSettings(Settings):
     """Actors on as few nodes as possible, or on as many; default: Ray's own way between the two."""
     autoscale: bool = False
     """Begin with the actors that fit, and take up the others as nodes join; else all must fit from the start."""
-    sites: Annotated[Mapping[Annotated[str, AfterValidator(_site_name)], SiteSettings], Field(min_length=1)] | None = (
+    silos: Annotated[Mapping[Annotated[str, AfterValidator(_silo_name)], SiloSettings], Field(min_length=1)] | None = (
         None
     )
     """The clients of source folder, in the order of their names, each with its node and its file there."""
-    cohort_width: Literal["auto"] | Count = "auto"
+    vectorize: Literal["auto"] | Count = "auto"
     """C, how many clients train as one matrix."""
     retries: Size = 2
     """How often what failed (an actor, a node, an exception, a time-out) is tried again, elsewhere if there is one."""
     min_clients: Count = 1
     """A round is aborted when failures leave fewer clients."""
     client_timeout_seconds: Positive | None = None
-    """A call, which trains one cohort, that takes longer is given up, with its actor; null: it may take any time."""
+    """A call, which trains one group, that takes longer is given up, with its actor; null: it may take any time."""
     capacity_timeout_seconds: Positive = 300.0
     """How long a run without a single actor waits for capacity to return."""
     state_memory_bytes: Literal["auto"] | Size = "auto"
@@ -528,7 +528,7 @@ class AvailabilitySettings(Settings):
         return self
 
 
-class CorruptionSettings(Settings):
+class AttackSettings(Settings):
     """Clients that send what they should not, to see what that does: fixed shares of the clients, drawn by seed."""
 
     nan: Share = 0.0

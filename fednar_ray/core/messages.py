@@ -22,21 +22,23 @@ class Broadcast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CohortTask:
+class GroupTask:
     """One call: the clients that train together as one matrix."""
 
     client_ids: tuple[int, ...]
-    states: tuple[FloatVector | None, ...] | None  # a row [d] a client (None: still zero), for stateful local rules
+    states: (
+        tuple[FloatVector | None, ...] | None
+    )  # a row [d] a client (None: still zero), for stateful client corrections
     factors: tuple[float, ...] | None = None  # of each client's update in the sums; 0: it does not count. None: all 1
     rows: bool = False  # the update is to bring the clients' own rows
     verify: bool = False  # compare the traced gradient with an eager one before training
 
-    def halves(self) -> "tuple[CohortTask, CohortTask]":
-        """The same clients as two cohorts."""
+    def halves(self) -> "tuple[GroupTask, GroupTask]":
+        """The same clients as two client groups."""
         middle = (len(self.client_ids) + 1) // 2
         return self._part(slice(middle)), self._part(slice(middle, None))
 
-    def _part(self, part: slice) -> "CohortTask":
+    def _part(self, part: slice) -> "GroupTask":
         return replace(
             self,
             client_ids=self.client_ids[part],
@@ -67,16 +69,16 @@ class ScoringTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What a readout makes of each example."""
+    """What a eval_params makes of each example."""
 
-    answers: npt.NDArray[np.int32] | npt.NDArray[np.float32]  # [n] the likeliest class; the one logit; the number
+    predictions: npt.NDArray[np.int32] | npt.NDArray[np.float32]  # [n] the likeliest class; the one logit; the number
     right: npt.NDArray[np.bool_] | None  # [n]; None in regression
     losses: npt.NDArray[np.float32]  # [n] cross-entropy in nats, or squared error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Sums over scored examples, from which metrics follow: all that leaves a site of its held-out examples."""
+class MetricSums:
+    """Sums over scored examples, from which metrics follow: all that leaves a silo of its held-out examples."""
 
     examples: int
     losses: float  # Σ
@@ -85,11 +87,11 @@ class Tally:
     pairs: int = 0  # binary: of a yes and a no
     ordered: float = 0.0  # those of them in which the yes has the higher logit, ties counting half
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "MetricSums") -> "MetricSums":
         """Of both together; pairs are within either."""
         classes = max(self.classes.shape[1], other.classes.shape[1])
         own, others = (np.pad(t.classes, ((0, 0), (0, classes - t.classes.shape[1]))) for t in (self, other))
-        return Tally(
+        return MetricSums(
             examples=self.examples + other.examples,
             losses=self.losses + other.losses,
             right=self.right + other.right,
@@ -100,8 +102,8 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientFigures:
-    """A few numbers for each client of a cohort: all that is kept of it once its vectors are added."""
+class ClientMetrics:
+    """A few numbers for each client of a client group: all that is kept of it once its vectors are added."""
 
     client_ids: tuple[int, ...]
     usable: npt.NDArray[np.bool_]  # [C] loss, update and buffers all finite; of an update: and it counts
@@ -112,21 +114,21 @@ class ClientFigures:
     step_norms: npt.NDArray[np.float64]  # [C] mean over steps of ‖v‖, what is bounded: the gradient with the decay
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; of an update: times the client's factor
-    train_seconds: float  # of the whole cohort
+    train_seconds: float  # of the whole client group
     reasons: Mapping[int, str] = field(default_factory=dict)  # client id → why it is not usable, where more is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CohortUpdate:
-    """What one cohort returns. Clients that are not ``usable`` are in none of the sums, and keep their states.
+class GroupUpdate:
+    """What one client group returns. Clients that are not ``usable`` are in none of the sums, and keep their states.
 
     weight_i is n_i, or 1 for unweighted algorithms; factor_i is the task's.
     """
 
-    figures: ClientFigures
+    figures: ClientMetrics
     weighted_delta: FloatVector  # [d] Σ weight_i·factor_i·(x_i − x_round)
     weighted_buffers: BufferVector | None  # [b] Σ weight_i·buffers_i, where the model keeps running statistics
-    states: FloatVector | None  # [C, d] the clients' new states, for stateful local rules
+    states: FloatVector | None  # [C, d] the clients' new states, for stateful client corrections
     control_change: FloatVector | None  # [d] Σ n_i·(c_i⁺ − c_i), SCAFFOLD only
     rows: FloatVector | None = None  # [C, d] x_i − x_round of each client, where the task asks for them
 
@@ -141,7 +143,7 @@ class ClientsLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregate:
-    """The sums of one round over its usable clients S, as a server rule sees them."""
+    """The sums of one round over its usable clients S, as a server optimizer sees them."""
 
     delta: FloatVector  # [d] Δ = Σ w_i·Δ_i, Σ w_i = 1
     mean_squared_norm: float  # Σ w_i·‖Δ_i‖²
@@ -166,7 +168,7 @@ class RoundReport(RoundRecord):
     """A round as it ends, with the model it led to."""
 
     parameters: FloatVector  # [d] the iterate after the server step, read-only
-    readout: FloatVector  # [d] the parameters that were evaluated (FedExP: an average), read-only
+    eval_params: FloatVector  # [d] the parameters that were evaluated (FedExP: an average), read-only
     buffers: BufferVector  # [b] read-only
 
     def record(self) -> RoundRecord:

@@ -92,7 +92,7 @@ class ImagePreprocessing:
         return
 
     def build_module(self) -> nn.Module:
-        """The step as a module, in the operations of ``Transform.normalised``."""
+        """The step as a module, in the operations of ``Transform.normalized``."""
         return ImageInputs(*(255 * torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std)))
 
 

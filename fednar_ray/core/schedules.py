@@ -22,7 +22,7 @@ class RoundScalars:
     local_lr: float  # η_t
     weight_decay: float  # λ_t
     clip_bound: float  # A_t
-    epsilon: float  # ε_t, of the server rule
+    epsilon: float  # ε_t, of the server optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def on_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Landing:
+class StagingBuffer:
     """Where vectors [d] from elsewhere land, one after the other: the same memory every time.
 
     What comes from the object store is always copied: sums over memory of another alignment give other bits.

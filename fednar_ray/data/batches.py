@@ -1,4 +1,4 @@
-"""Which examples a cohort's clients see in which step: shuffled epochs over each shard, addressed by seed."""
+"""Which examples a client group's clients see in which step: shuffled epochs over each shard, addressed by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +29,13 @@ def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Ge
 
 
 def padded_batch(examples: int, batch_size: int) -> int:
-    """B for a cohort whose largest shard has ``examples``: a power of two or ``batch_size``, so that shapes are few."""
+    """B for a group whose largest shard has ``examples``: a power of two or ``batch_size``, so that shapes are few."""
     return min(batch_size, 1 << max(examples - 1, 0).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's examples of a cohort."""
+    """One step's examples of a client group."""
 
     x: Tensor  # [C, B, …]
     y: Tensor  # [C, B]
@@ -58,7 +58,7 @@ class ResidentShards:
     def plan(
         self, client_ids: Sequence[int], steps: npt.NDArray[np.int64], batch_size: int, seed: int, round_index: int
     ) -> "BatchPlan":
-        """The batches of a cohort in one round."""
+        """The batches of a client group in one round."""
         sizes = self.sizes(client_ids)
         index = np.full((int(steps.max()), len(client_ids), padded_batch(int(sizes.max()), batch_size)), -1)
         for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
@@ -92,7 +92,7 @@ class ResidentShards:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """The batches of one cohort in one round, gathered step by step into memory of their own."""
+    """The batches of one client group in one round, gathered step by step into memory of their own."""
 
     x: Tensor
     y: Tensor
@@ -108,7 +108,7 @@ class BatchPlan:
         return replace(self, x=x, y=y, index=torch.zeros_like(self.index))
 
     def batch(self, step: int) -> Batch:
-        """The cohort's batch at ``step``, padded to B."""
+        """The client group's batch at ``step``, padded to B."""
         index = self.index[step]
         flat = index.reshape(-1)
         x = self._inputs(flat, None if self.moves is None else self.moves[step].view(-1, 3))
@@ -116,7 +116,7 @@ class BatchPlan:
         return Batch(x.view(*index.shape, *x.shape[1:]), y, self.weights[step])
 
     def single(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a cohort of one, without padding: x [B_i, …], y [B_i]."""
+        """The batch of a client group of one, without padding: x [B_i, …], y [B_i]."""
         index = self.index[step, 0, : int(self.counts[step, 0])]
         moves = None if self.moves is None else self.moves[step, 0, : len(index)]
         return self._inputs(index, moves), self.y.index_select(0, index)
@@ -126,5 +126,5 @@ class BatchPlan:
         x = self.x.index_select(0, index)
         if self.transform is None:
             return x
-        x = self.transform.normalised(x)
+        x = self.transform.normalized(x)
         return x if moves is None else self.transform.augmented(x, moves)

@@ -46,7 +46,8 @@ class Federation:
     client_names: tuple[str, ...]
     ignored_files: tuple[str, ...] = ()  # what lies beside the clients' files
     _preprocessing: Preprocessing | None = None
-    figures_only = False  # may nothing of an example leave who holds it, its scores included?
+    task: str
+    metrics_only = False  # may nothing of an example leave who holds it, its scores included?
 
     def __init__(
         self,
@@ -278,16 +279,16 @@ def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
 
 
 def _transform(settings: DataSettings, source: Source) -> Transform | None:
-    """The source's, with the normalisation and the augmentation that the settings name."""
-    transform, given, changes = source.transform, settings.normalisation, settings.augmentation
+    """The source's, with the normalization and the augmentation that the settings name."""
+    transform, given, changes = source.transform, settings.normalization, settings.augmentation
     if transform is None:
         if given is not None or changes is not None:
-            raise DataError(f"data: normalisation and augmentation are of uint8 images, and {source.name} has none")
+            raise DataError(f"data: normalization and augmentation are of uint8 images, and {source.name} has none")
         return None
     channels = source.train_x.shape[1]
     if given is not None:
         if {len(given.mean), len(given.std)} != {channels}:
-            raise DataError(f"data.normalisation: the images have {channels} channels; give as many of mean and std")
+            raise DataError(f"data.normalization: the images have {channels} channels; give as many of mean and std")
         transform = replace(transform, mean=given.mean, std=given.std)
     if changes is None:
         return transform

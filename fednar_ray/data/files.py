@@ -1,7 +1,7 @@
 """A federation whose examples stay in one file a client: whoever trains reads its own.
 
 The driver keeps what a survey of each file says: sizes, moments and counts of labels; and the labels of what is held
-out, unless the files are those of sites, which show figures alone.
+out, unless the files are those of silos, which show figures alone.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from fednar_ray.data.federation import Division, Federation, divided, report_los
 from fednar_ray.data.sources.client_files import (
     ClientFile,
     Counts,
-    Survey,
+    FileSummary,
     client_files,
     common_preprocessing,
     find_ignored,
@@ -39,7 +39,7 @@ Item = TypeVar("Item", "ClientFile", "ShardFile")
 Answer = TypeVar("Answer")
 
 
-class Ask(Protocol):
+class Survey(Protocol):
     """Puts a question to the holder of each file."""
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
@@ -91,7 +91,7 @@ class FederationOfFiles(Federation):
         name: str,
         task: str,
         shards: Sequence[ShardFile],
-        surveys: Sequence[Survey],
+        surveys: Sequence[FileSummary],
         counts: Sequence[Counts],
         left_out: int,
         ignored_files: Sequence[str] = (),
@@ -99,7 +99,7 @@ class FederationOfFiles(Federation):
         self.name, self.task, self.left_out, self.ignored_files = name, task, left_out, tuple(ignored_files)
         self.client_names = tuple(shard.name for shard in shards)
         self._preprocessing = shards[0].preprocessing
-        self._files, self.figures_only = shards, any(survey.labels is None for survey in surveys)
+        self._files, self.metrics_only = shards, any(survey.labels is None for survey in surveys)
         known = [_labels(survey, task) for survey in surveys]
         held_out = {
             "test": [test for _, test in known],
@@ -149,7 +149,7 @@ class FederationOfFiles(Federation):
         return self._offsets
 
 
-def _labels(survey: Survey, task: str) -> tuple[Array, Array]:
+def _labels(survey: FileSummary, task: str) -> tuple[Array, Array]:
     """Of training and test examples; zeros for those that stay with their holder."""
     if survey.labels is not None:
         return survey.labels
@@ -182,7 +182,7 @@ def federation_of_files(settings: DataSettings, seed: int) -> Federation:
     return FederationOfFiles(name, task, shards, own, counts, division.left_out, ignored)
 
 
-def federation_of_sites(files: Sequence[ClientFile], settings: DataSettings, seed: int, ask: Ask) -> Federation:
+def federation_of_silos(files: Sequence[ClientFile], settings: DataSettings, seed: int, ask: Survey) -> Federation:
     """The same of files that only their holders read: ``ask`` brings figures of them."""
     if settings.features is None:
         files = with_columns(files, ask(ClientFile.columns, files[:1])[0])
@@ -190,11 +190,11 @@ def federation_of_sites(files: Sequence[ClientFile], settings: DataSettings, see
     division, shards = _divided(files, surveys, settings, seed)
     own = [surveys[shard.file.client_id] for shard in shards]
     counts = ask(ShardFile.label_counts, shards) if len(division.held) else [survey.counts for survey in own]
-    return FederationOfFiles("sites", str(settings.task), shards, own, counts, division.left_out)
+    return FederationOfFiles("silos", str(settings.task), shards, own, counts, division.left_out)
 
 
 def _divided(
-    files: Sequence[ClientFile], surveys: Sequence[Survey], settings: DataSettings, seed: int
+    files: Sequence[ClientFile], surveys: Sequence[FileSummary], settings: DataSettings, seed: int
 ) -> tuple[Division, list[ShardFile]]:
     """Who trains on what. Raises DataError where inputs differ in shape, or nothing is held out to test with."""
     preprocessing = common_preprocessing(files, [survey.moments for survey in surveys])

@@ -30,19 +30,19 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
-    """From uint8 images to a model's inputs; the same bits one by one, in a cohort, and on any actor."""
+    """From uint8 images to a model's inputs; the same bits one by one, in a client group, and on any actor."""
 
     mean: tuple[float, ...]  # a channel, of values in 0..1
     std: tuple[float, ...]
     augmentation: Augmentation | None = None  # in training only
 
-    def normalised(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Tensor) -> Tensor:
         """(x/255 − mean)/std: uint8 [n, channels, height, width] → float32."""
         mean, std = _a_channel(self.mean, x.device), _a_channel(self.std, x.device)
         return x.to(torch.float32).sub_(mean).div_(std)
 
     def augmented(self, x: Tensor, moves: Tensor) -> Tensor:
-        """Normalised images, moved by ``moves`` [n, 3]; what comes in from outside them is 0, the mean."""
+        """Normalized images, moved by ``moves`` [n, 3]; what comes in from outside them is 0, the mean."""
         assert self.augmentation is not None
         height, width, padding = x.shape[2], x.shape[3], self.augmentation.padding
         down, right, mirrored = moves[:, 0, None], moves[:, 1, None], moves[:, 2, None]

@@ -1,1 +1,1 @@
-"""Where cohorts train: in the driver's process, or on Ray actors.  Ray Core lives only here."""
+"""Where client groups train: in the driver's process, or on Ray actors.  Ray Core lives only here."""

@@ -40,9 +40,9 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """The site that an actor belongs to: it starts on a node with these custom resources, and takes so much of them."""
+    """The silo that an actor belongs to: it starts on a node with these custom resources, and takes so much of them."""
 
-    site: str
+    silo: str
     resources: Mapping[str, float]
     gpus: float
 
@@ -89,12 +89,12 @@ def put(takes: Mapping[str, float], free: Sequence[dict[str, float]], places: It
 def choose_placement(
     settings: ExecutionSettings, width: int, clients: int, cluster: ClusterResources, needs: Footprint
 ) -> str:
-    """``auto``: dedicated where there are sites, or where cohorts are single clients and each can have its slot at
+    """``auto``: dedicated where there are silos, or where groups are single clients and each can have its slot at
     once; else pooled.
     """
     if settings.placement != "auto":
         return settings.placement
-    if settings.sites is not None:
+    if settings.silos is not None:
         return "dedicated"
     share, limit = _gpu_share(settings, clients, cluster, needs), _by_gpu_memory(settings, cluster, needs)
     fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs) >= clients
@@ -107,18 +107,18 @@ def plan_dedicated(settings: ExecutionSettings, clients: int, cluster: ClusterRe
     return _checked(plan, settings, cluster, needs, "execution.placement=pooled lets each actor host many clients")
 
 
-def plan_pooled(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
+def plan_pooled(settings: ExecutionSettings, groups: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
     """As many actors as asked for; ``auto``: where there are GPUs as many on each as its memory holds, one where that
-    is not known, else one for each ``cpus_per_actor``; and no more than a round has cohorts.
+    is not known, else one for each ``cpus_per_actor``; and no more than a round has client groups.
 
     Raises CapacityError, with what would fit.
     """
     if settings.actors != "auto":
         plan = _plan(settings, settings.actors, _gpu_share(settings, settings.actors, cluster, needs))
         return _checked(plan, settings, cluster, needs, "execution.actors=auto takes what fits")
-    share = _gpu_share(settings, _useful_on_gpus(settings, cohorts, cluster, needs), cluster, needs)
+    share = _gpu_share(settings, _useful_on_gpus(settings, groups, cluster, needs), cluster, needs)
     fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs)
-    plan = _plan(settings, max(1, min(fits, cohorts)), share)
+    plan = _plan(settings, max(1, min(fits, groups)), share)
     hint = (
         "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory, or lower execution.cpus_per_actor"
     )
@@ -130,11 +130,11 @@ def _plan(settings: ExecutionSettings, count: int, gpus: float) -> ActorPlan:
     return ActorPlan(count=count, cpus=settings.cpus_per_actor, gpus=gpus, strategy=strategy, growing=growing)
 
 
-def _useful_on_gpus(settings: ExecutionSettings, cohorts: int, cluster: ClusterResources, needs: Footprint) -> int:
-    """How many actors the GPUs are to hold, as far as there are cohorts and CPUs for them."""
+def _useful_on_gpus(settings: ExecutionSettings, groups: int, cluster: ClusterResources, needs: Footprint) -> int:
+    """How many actors the GPUs are to hold, as far as there are client groups and CPUs for them."""
     gpus, each = max(1, floor(cluster.gpus)), actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1
     by_cpu = floor(cluster.cpus / settings.cpus_per_actor / gpus)
-    return gpus * max(1, min(each, MOST, by_cpu, ceil(cohorts / gpus)))
+    return gpus * max(1, min(each, MOST, by_cpu, ceil(groups / gpus)))
 
 
 def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResources, needs: Footprint) -> float:

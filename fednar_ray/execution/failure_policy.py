@@ -20,24 +20,24 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
+class FailurePolicy:
     """How much a run puts up with."""
 
     retries: int
     min_clients: int
 
     @classmethod
-    def of(cls, settings: ExecutionSettings) -> "Tolerance":
+    def of(cls, settings: ExecutionSettings) -> "FailurePolicy":
         """As the settings say."""
         return cls(retries=settings.retries, min_clients=settings.min_clients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A failed call of one cohort."""
+    """A failed call of one client group."""
 
     kind: Kind
-    clients: int  # of the cohort
+    clients: int  # of the client group
     attempts: int  # that failed so far, this one included
     remaining: int  # clients of the round that are not lost yet, these included
 
@@ -51,10 +51,10 @@ class Decision(Enum):
     ABORT = "the round is aborted"
 
 
-def decide(failure: Failure, tolerance: Tolerance) -> Decision:
-    """Try again so often; then halve the cohort, to find who is to blame; drop a single client, or abort.
+def decide(failure: Failure, tolerance: FailurePolicy) -> Decision:
+    """Try again so often; then halve the client group, to find who is to blame; drop a single client, or abort.
 
-    A cohort that ran out of memory is halved at once: it would again.
+    A client group that ran out of memory is halved at once: it would again.
     """
     if failure.clients > 1 and failure.kind is Kind.OUT_OF_MEMORY:
         return Decision.SPLIT
@@ -72,15 +72,15 @@ def kind_of(error: BaseException) -> Kind:
     return Kind.LOST if "CUDA error" in str(error) else Kind.RAISED  # the process's CUDA context is of no more use
 
 
-class Ledger:
+class FailureTally:
     """The failures of one round: each is judged, and said."""
 
-    def __init__(self, tolerance: Tolerance, round_index: int, clients: int) -> None:
+    def __init__(self, tolerance: FailurePolicy, round_index: int, clients: int) -> None:
         """``clients``: how many the round trains."""
         self._tolerance, self._round_index, self._remaining = tolerance, round_index, clients
 
     def judge(self, client_ids: tuple[int, ...], kind: Kind, reason: str, attempts: int) -> Decision:
-        """What follows from the ``attempts``-th failure of a cohort. Raises RoundAborted where too few remain."""
+        """What follows from the ``attempts``-th failure of a client group. Raises RoundAborted where too few remain."""
         failure = Failure(kind=kind, clients=len(client_ids), attempts=attempts, remaining=self._remaining)
         decision = decide(failure, self._tolerance)
         names = ", ".join(map(str, client_ids[:10])) + (", …" if len(client_ids) > 10 else "")
@@ -94,7 +94,7 @@ class Ledger:
         return decision
 
     def attempts_of_a_half(self, kind: Kind) -> int:
-        """What the halves of a cohort inherit: one try more, where the cohort had had all of its own."""
+        """What the halves of a client group inherit: one try more, where the client group had had all of its own."""
         return 0 if kind is Kind.OUT_OF_MEMORY else self._tolerance.retries
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from fednar_ray.core.messages import CohortTask, ScoringTask
+from fednar_ray.core.messages import GroupTask, ScoringTask
 
-Task = TypeVar("Task", CohortTask, ScoringTask)
+Task = TypeVar("Task", GroupTask, ScoringTask)
 Key = tuple[int, ...]
 """A place in the order of dispatch; the halves of (3,) are (3, 0) and (3, 1)."""
 
@@ -71,7 +71,7 @@ class CallQueue(Generic[Task]):
         """The call waits again, in its old place."""
         insort(self._waiting, call)
 
-    def split(self: "CallQueue[CohortTask]", call: Call[CohortTask], attempts: int) -> None:
+    def split(self: "CallQueue[GroupTask]", call: Call[GroupTask], attempts: int) -> None:
         """Two halves take the call's place."""
         halves = [
             Call((*call.key, i), half, call.slot, attempts, call.avoid, call.alone)

@@ -1,4 +1,4 @@
-"""Cohorts on Ray actors: ``pooled`` (any actor takes any cohort) and ``dedicated`` (an actor a client).
+"""Client groups on Ray actors: ``pooled`` (any actor takes any client group) and ``dedicated`` (an actor a client).
 
 Actors are disposable: whatever happens to one, its calls go elsewhere and another takes its place.
 """
@@ -17,26 +17,26 @@ from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.messages import (
     Broadcast,
-    ClientFigures,
+    ClientMetrics,
     ClientsLost,
-    CohortTask,
-    CohortUpdate,
+    GroupTask,
+    GroupUpdate,
+    MetricSums,
     Readout,
     Scores,
     ScoringTask,
-    Tally,
 )
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorPlace
 from fednar_ray.execution.capacity import ActorPlan
-from fednar_ray.execution.failure_policy import Decision, Kind, Ledger, Tolerance, kind_of, reason_of
+from fednar_ray.execution.failure_policy import Decision, FailurePolicy, FailureTally, Kind, kind_of, reason_of
 from fednar_ray.execution.queue import Call, CallQueue, Task
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.federated.client_trainer import TrainingPlan
 
 log = logging.getLogger("fednar_ray")
 
-OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between cohorts
+OUTSTANDING_PER_ACTOR = 2  # one trains, one waits: an actor never idles between client groups
 WITHIN_CALL_BYTES = 96_000
 STARTS = 3  # that may fail one after the other
 
@@ -64,16 +64,18 @@ class _Slot:
 
 
 class RayPool:
-    """Actors that train one run's cohorts, and score. They start and warm up while the driver goes on."""
+    """Actors that train one run's client groups, and score. They start and warm up while the driver goes on."""
 
     def __init__(
         self, session: RaySession, plan: ActorPlan, settings: ExecutionSettings, prepare: Prepare, *, dedicated: bool
     ) -> None:
         self._session, self._plan, self._prepare, self._dedicated = session, plan, prepare, dedicated
-        self._tolerance, self._settings = Tolerance.of(settings), settings
+        self._tolerance, self._settings = FailurePolicy.of(settings), settings
         self._slots = [_Slot(actor, prepare(i, actor)) for i, actor in enumerate(session.lease(plan))]
         self._bare_since = time.monotonic()  # since when no actor was ready
-        self._holders: dict[tuple[int, ...], tuple[int, Any]] = {}  # measured cohort → slot and actor that hold it
+        self._holders: dict[
+            tuple[int, ...], tuple[int, Any]
+        ] = {}  # measured client group → slot and actor that hold it
 
     @classmethod
     def pooled(
@@ -122,35 +124,35 @@ class RayPool:
         places: list[ActorPlace] = ray.get([actor.place.remote() for actor in ready])
         return places
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
+    def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """The updates of ``tasks`` in their order; tasks are sent in that order to whichever actor is free."""
-        return self._cohorts(broadcast, tasks, lambda actor: actor.train)
+        return self._groups(broadcast, tasks, lambda actor: actor.train)
 
-    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+    def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """The figures of ``tasks``, in their order; the actors hold the rest for ``train``."""
         self._holders.clear()
-        return self._cohorts(broadcast, tasks, lambda actor: actor.measure, hold=True)
+        return self._groups(broadcast, tasks, lambda actor: actor.measure, hold=True)
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
+    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
         slots = [task.client_id if self._dedicated else None for task in tasks]
-        shared, queue = _shared(readout), CallQueue(tasks, slots)
+        shared, queue = _shared(eval_params), CallQueue(tasks, slots)
 
         def judge(call: Call[ScoringTask], kind: Kind, reason: str) -> None:
             if call.attempts > self._tolerance.retries:
-                raise RunFailed(f"round {readout.round_index}: {call.task.split} cannot be scored: {reason}")
-            log.warning("round %d, scoring %s: %s; tried again", readout.round_index, call.task.split, reason)
+                raise RunFailed(f"round {eval_params.round_index}: {call.task.split} cannot be scored: {reason}")
+            log.warning("round %d, scoring %s: %s; tried again", eval_params.round_index, call.task.split, reason)
             queue.again(call)
 
         return self._drain(_Stream(queue, lambda actor, task: actor.score.remote(shared, task), judge))
 
-    def _cohorts(
-        self, broadcast: Broadcast, tasks: Sequence[CohortTask], method: Callable[[Any], Any], *, hold: bool = False
+    def _groups(
+        self, broadcast: Broadcast, tasks: Sequence[GroupTask], method: Callable[[Any], Any], *, hold: bool = False
     ) -> Iterator[Any]:
         shared, queue = _shared(broadcast), CallQueue(tasks, [self._home(task) for task in tasks])
-        ledger = Ledger(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
+        ledger = FailureTally(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
 
-        def judge(call: Call[CohortTask], kind: Kind, reason: str) -> None:
+        def judge(call: Call[GroupTask], kind: Kind, reason: str) -> None:
             match ledger.judge(call.task.client_ids, kind, reason, call.attempts):
                 case Decision.RETRY:
                     queue.again(call)
@@ -161,8 +163,8 @@ class RayPool:
 
         return self._drain(_Stream(queue, lambda actor, task: method(actor).remote(shared, task), judge, hold))
 
-    def _home(self, task: CohortTask) -> int | None:
-        """The slot where a cohort must, or had better, train."""
+    def _home(self, task: GroupTask) -> int | None:
+        """The slot where a client group must, or had better, train."""
         if self._dedicated:
             return task.client_ids[0]
         slot, actor = self._holders.get(task.client_ids, (None, None))
@@ -344,7 +346,7 @@ class RayPool:
                 self._lose(index, Kind.TIMED_OUT, Kind.TIMED_OUT.value, stream)
 
     def _called(self, slot: int) -> str:
-        return f"site {self._plan.pins[slot].site}" if self._plan.pins else f"client {slot}"
+        return f"silo {self._plan.pins[slot].silo}" if self._plan.pins else f"client {slot}"
 
     def close(self) -> None:
         """Give the actors back to the session; end those that are starting, or were left with a call."""

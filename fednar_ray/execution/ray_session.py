@@ -22,13 +22,13 @@ from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.messages import (
     Broadcast,
-    ClientFigures,
-    CohortTask,
-    CohortUpdate,
+    ClientMetrics,
+    GroupTask,
+    GroupUpdate,
+    MetricSums,
     Readout,
     Scores,
     ScoringTask,
-    Tally,
 )
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
@@ -37,7 +37,7 @@ from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import options_for
-from fednar_ray.federated.client_trainer import CohortTrainer, TrainingPlan
+from fednar_ray.federated.client_trainer import GroupTrainer, TrainingPlan
 from fednar_ray.federated.evaluation import Offsets, Scorer
 
 CONNECT_SECONDS = 5.0
@@ -55,7 +55,7 @@ class TrainingActor:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self._trainer: CohortTrainer | None = None
+        self._trainer: GroupTrainer | None = None
         self._scorer: Scorer | None = None
 
     def place(self) -> ActorPlace:
@@ -72,32 +72,32 @@ class TrainingActor:
         warm_up: tuple[int, ...],
         offsets: Mapping[str, Offsets] | None = None,
     ) -> None:
-        """Take up a run, and warm up with a cohort like those to come. A file is read here, on the actor's node."""
+        """Take up a run, and warm up with a group like those to come. A file is read here, on the actor's node."""
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
         device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
-        self._trainer = CohortTrainer(plan, shards, device)
+        self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
         self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
         self._trainer.warm_up(warm_up)
 
-    def train(self, broadcast: Broadcast, task: CohortTask) -> CohortUpdate:
-        """The local round of one cohort."""
+    def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
+        """The local round of one client group."""
         assert self._trainer is not None
         with exits_as_errors():
             return self._trainer.train(broadcast, task)
 
-    def measure(self, broadcast: Broadcast, task: CohortTask) -> ClientFigures:
-        """The local round of one cohort, held for ``train``; its figures alone travel."""
+    def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
+        """The local round of one client group, held for ``train``; its figures alone travel."""
         assert self._trainer is not None
         with exits_as_errors():
             return self._trainer.measure(broadcast, task)
 
-    def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
+    def score(self, eval_params: Readout, task: ScoringTask) -> Scores | MetricSums:
         """Score examples."""
         assert self._scorer is not None
         with exits_as_errors():
-            return self._scorer.score(readout, task)
+            return self._scorer.score(eval_params, task)
 
     def release(self) -> None:
         """Let go of the run's shards and buffers."""
@@ -107,7 +107,7 @@ class TrainingActor:
 class RaySession:
     """Ray, started on demand or joined by address; a context manager.
 
-    A Ray that this process had already initialised is used and left running.  ``address`` (else
+    A Ray that this process had already initialized is used and left running.  ``address`` (else
     ``RAY_ADDRESS``) joins a cluster; without either a local Ray is started, and ended with the session.
     """
 
@@ -196,7 +196,7 @@ class RaySession:
         return self._gpu_memory[0]
 
     def lease(self, plan: ActorPlan) -> list[Any]:
-        """Actors with the plan's shares: idle ones first, then new ones; those of sites are always new."""
+        """Actors with the plan's shares: idle ones first, then new ones; those of silos are always new."""
         self.connect()
         idle = [] if plan.pins else self._idle[_kind(plan)]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
@@ -215,7 +215,7 @@ class RaySession:
         return f"the cluster has {nodes} nodes with {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
 
     def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
-        """Actors that have no call outstanding, for the session's next run; those of sites end."""
+        """Actors that have no call outstanding, for the session's next run; those of silos end."""
         for actor in actors:
             if plan.pins:
                 ray.kill(actor)

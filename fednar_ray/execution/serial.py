@@ -1,4 +1,4 @@
-"""Cohorts one after the other in the driver's own process: the oracle that the other placements must equal."""
+"""Client groups one after the other in the driver's own process: the oracle that the other placements must equal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -7,28 +7,28 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.messages import (
     Broadcast,
-    ClientFigures,
+    ClientMetrics,
     ClientsLost,
-    CohortTask,
-    CohortUpdate,
+    GroupTask,
+    GroupUpdate,
+    MetricSums,
     Readout,
     Scores,
     ScoringTask,
-    Tally,
 )
 from fednar_ray.execution.actor_info import ActorPlace
-from fednar_ray.execution.failure_policy import Decision, Ledger, Tolerance, kind_of, reason_of
-from fednar_ray.federated.client_trainer import CohortTrainer
+from fednar_ray.execution.failure_policy import Decision, FailurePolicy, FailureTally, kind_of, reason_of
+from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
 
-Answer = TypeVar("Answer", CohortUpdate, ClientFigures)
+Answer = TypeVar("Answer", GroupUpdate, ClientMetrics)
 
 
 class SerialPool:
     """A pool of none: the driver trains and scores, on its CPU."""
 
     def __init__(
-        self, trainer: CohortTrainer, scorer: Scorer, tolerance: Tolerance, warm_up: tuple[int, ...] = ()
+        self, trainer: GroupTrainer, scorer: Scorer, tolerance: FailurePolicy, warm_up: tuple[int, ...] = ()
     ) -> None:
         self._trainer, self._scorer, self._tolerance, self._warm_up = trainer, scorer, tolerance, warm_up
 
@@ -36,29 +36,29 @@ class SerialPool:
         """Warm up, so that the first round takes as long as the others."""
         self._trainer.warm_up(self._warm_up)
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
+    def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """The updates of ``tasks``, in their order."""
         return self._each(self._trainer.train, broadcast, tasks)
 
-    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+    def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """The figures of ``tasks``, in their order."""
         return self._each(self._trainer.measure, broadcast, tasks)
 
     def _each(
-        self, work: Callable[[Broadcast, CohortTask], Answer], broadcast: Broadcast, tasks: Sequence[CohortTask]
+        self, work: Callable[[Broadcast, GroupTask], Answer], broadcast: Broadcast, tasks: Sequence[GroupTask]
     ) -> Iterator[Answer | ClientsLost]:
-        ledger = Ledger(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
+        ledger = FailureTally(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
         for task in tasks:
             yield from _tried(lambda task: work(broadcast, task), task, ledger, 0)
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
+    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """The scores of ``tasks``, in their order."""
         for task in tasks:
             try:
                 with exits_as_errors():
-                    scores = self._scorer.score(readout, task)
+                    scores = self._scorer.score(eval_params, task)
             except Exception as error:
-                text = f"round {readout.round_index}: {task.split} cannot be scored: {reason_of(error)}"
+                text = f"round {eval_params.round_index}: {task.split} cannot be scored: {reason_of(error)}"
                 raise RunFailed(text) from error
             yield scores
 
@@ -71,9 +71,9 @@ class SerialPool:
 
 
 def _tried(
-    work: Callable[[CohortTask], Answer], task: CohortTask, ledger: Ledger, attempts: int
+    work: Callable[[GroupTask], Answer], task: GroupTask, ledger: FailureTally, attempts: int
 ) -> Iterator[Answer | ClientsLost]:
-    """The cohort's answer; of its halves, where it fails; or its loss."""
+    """The client group's answer; of its halves, where it fails; or its loss."""
     while True:
         try:
             with exits_as_errors():

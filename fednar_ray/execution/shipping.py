@@ -26,11 +26,13 @@ def check_model_travels(model: nn.Module) -> None:
 
 
 def check_rule_travels(function: str, rule: Any) -> None:
-    """Raises ConfigError if a local rule, which ``function`` returned, cannot be pickled for Ray's actors."""
+    """Raises ConfigError if a client correction, which ``function`` returned, cannot be pickled for Ray's actors."""
     try:
         _pickle(rule)
     except Exception as error:
-        text = f"algorithm.function: {function}: its local rule cannot be sent to Ray's actors: {first_line(error)}"
+        text = (
+            f"algorithm.function: {function}: its client correction cannot be sent to Ray's actors: {first_line(error)}"
+        )
         raise ConfigError((f"{text}; let it hold no such object, or use execution.placement=serial",)) from error
 
 

@@ -1,4 +1,4 @@
-"""Sites: clients that are pinned to the nodes that have their data, and what these nodes are asked before training."""
+"""Silos: clients that are pinned to the nodes that have their data, and what these nodes are asked before training."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fednar_ray.config import ExecutionSettings, SiteSettings
+from fednar_ray.config import ExecutionSettings, SiloSettings
 from fednar_ray.core.errors import CapacityError, DataError
 from fednar_ray.data.files import Answer, Item
 from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, put
@@ -20,18 +20,18 @@ log = logging.getLogger("fednar_ray")
 Node = Mapping[str, float]
 
 
-def plan_sites(settings: ExecutionSettings, names: Sequence[str], nodes: Sequence[Node], needs: Footprint) -> ActorPlan:
-    """An actor for each named site, with its share of a GPU where its nodes have one. ``nodes``: what each has in all.
+def plan_silos(settings: ExecutionSettings, names: Sequence[str], nodes: Sequence[Node], needs: Footprint) -> ActorPlan:
+    """An actor for each named silo, with its share of a GPU where its nodes have one. ``nodes``: what each has in all.
 
-    Raises CapacityError, which names every site that no node can take; with ``autoscale`` they are waited for.
+    Raises CapacityError, which names every silo that no node can take; with ``autoscale`` they are waited for.
     """
-    sites = {name: (settings.sites or {})[name] for name in names}
-    able = {name: [i for i, node in enumerate(nodes) if _has(node, site, settings)] for name, site in sites.items()}
+    silos = {name: (settings.silos or {})[name] for name in names}
+    able = {name: [i for i, node in enumerate(nodes) if _has(node, silo, settings)] for name, silo in silos.items()}
     pins = tuple(
-        Pin(site=name, resources=site.resources, gpus=_gpus(settings, name, able, nodes))
-        for name, site in sites.items()
+        Pin(silo=name, resources=silo.resources, gpus=_gpus(settings, name, able, nodes))
+        for name, silo in silos.items()
     )
-    problems = [_nowhere(name, site, settings) for name, site in sites.items() if not able[name]]
+    problems = [_nowhere(name, silo, settings) for name, silo in silos.items() if not able[name]]
     if not problems:
         problems = _too_many(pins, settings, able, nodes, needs)
     if problems and not settings.autoscale:
@@ -43,29 +43,29 @@ def plan_sites(settings: ExecutionSettings, names: Sequence[str], nodes: Sequenc
     )  # each pin has its own share of a GPU
 
 
-def _has(node: Node, site: SiteSettings, settings: ExecutionSettings) -> bool:
+def _has(node: Node, silo: SiloSettings, settings: ExecutionSettings) -> bool:
     gpus = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
-    wanted = {**site.resources, "CPU": settings.cpus_per_actor, "GPU": gpus}
+    wanted = {**silo.resources, "CPU": settings.cpus_per_actor, "GPU": gpus}
     return has_room(node, wanted)
 
 
 def _gpus(settings: ExecutionSettings, name: str, able: Mapping[str, Sequence[int]], nodes: Sequence[Node]) -> float:
-    """Of the site's nodes that with the fewest GPUs decides, shared with whichever other sites it may hold."""
+    """Of the silo's nodes that with the fewest GPUs decides, shared with whichever other silos it may hold."""
     if settings.gpus_per_actor != "auto":
         return settings.gpus_per_actor
     shares = []
     for node in able[name]:
-        gpus, sites = floor(nodes[node].get("GPU", 0.0)), sum(node in others for others in able.values())
-        shares.append(1 / ceil(sites / gpus) if gpus else 0.0)
+        gpus, silos = floor(nodes[node].get("GPU", 0.0)), sum(node in others for others in able.values())
+        shares.append(1 / ceil(silos / gpus) if gpus else 0.0)
     return min(shares, default=0.0)
 
 
-def _nowhere(name: str, site: SiteSettings, settings: ExecutionSettings) -> str:
-    parts = [f"{amount:g} {resource}" for resource, amount in site.resources.items()]
+def _nowhere(name: str, silo: SiloSettings, settings: ExecutionSettings) -> str:
+    parts = [f"{amount:g} {resource}" for resource, amount in silo.resources.items()]
     parts.append(f"{settings.cpus_per_actor:g} CPU")
     if settings.gpus_per_actor not in ("auto", 0):
         parts.append(f"{settings.gpus_per_actor:g} GPU")
-    return f"execution.sites.{name}: no node has {' and '.join(parts)}"
+    return f"execution.silos.{name}: no node has {' and '.join(parts)}"
 
 
 def _too_many(
@@ -75,13 +75,13 @@ def _too_many(
     nodes: Sequence[Node],
     needs: Footprint,
 ) -> list[str]:
-    """Sites that find no room beside the others: those with least choice are put first."""
+    """Silos that find no room beside the others: those with least choice are put first."""
     free, problems = [dict(node) for node in nodes], []
-    for pin in sorted(pins, key=lambda pin: len(able[pin.site])):
+    for pin in sorted(pins, key=lambda pin: len(able[pin.silo])):
         takes = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": needs.memory_bytes}
-        if not put(takes, free, able[pin.site]):
+        if not put(takes, free, able[pin.silo]):
             memory = f"{needs.memory_bytes / 1e9:.1f} GB"
-            problems.append(f"execution.sites.{pin.site}: no room beside the other sites for its actor ({memory})")
+            problems.append(f"execution.silos.{pin.silo}: no room beside the other silos for its actor ({memory})")
     return problems
 
 
@@ -102,25 +102,25 @@ def _listed(nodes: Sequence[Node]) -> str:
 # ——— questions ———
 
 
-class Here:
+class LocalSurvey:
     """Puts questions to files that all lie on this machine."""
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """The answers, in the order of the items. Raises DataError, which names every site that has none."""
+        """The answers, in the order of the items. Raises DataError, which names every silo that has none."""
         return _gathered(items, lambda index: question(items[index]))
 
 
-class OnNodes:
-    """Puts questions to each site on its own node, with the resources that its actor will take."""
+class RemoteSurvey:
+    """Puts questions to each silo on its own node, with the resources that its actor will take."""
 
     def __init__(self, session: RaySession, settings: ExecutionSettings) -> None:
-        """Raises CapacityError where a site has no node."""
+        """Raises CapacityError where a silo has no node."""
         self._session, self._limit = session, settings.capacity_timeout_seconds
-        self._names = sorted(settings.sites or {})
-        self._plan = plan_sites(settings, self._names, session.nodes(), Footprint(model_bytes=0))
+        self._names = sorted(settings.silos or {})
+        self._plan = plan_silos(settings, self._names, session.nodes(), Footprint(model_bytes=0))
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """As ``Here``. Raises CapacityError where a site does not answer in time."""
+        """As ``Here``. Raises CapacityError where a silo does not answer in time."""
         slots = [self._names.index(item.name) for item in items]
         task, options = ray.remote(_answered), options_for(self._plan, slots)
         refs = [task.options(**o).remote(question, item) for o, item in zip(options, items, strict=True)]
@@ -130,13 +130,13 @@ class OnNodes:
                 ray.cancel(ref, force=True)
             silent = ", ".join(item.name for ref, item in zip(refs, items, strict=True) if ref in late)
             raise CapacityError(
-                f"execution.sites: {silent}: no answer in {self._limit:g} s; {self._session.shortage()}"
+                f"execution.silos: {silent}: no answer in {self._limit:g} s; {self._session.shortage()}"
             )
         return _gathered(items, lambda index: ray.get(refs[index]))
 
 
 def _answered(question: Callable[[Any], Answer], item: Any) -> Answer:
-    """Runs on a site's node."""
+    """Runs on a silo's node."""
     return question(item)
 
 
@@ -149,7 +149,7 @@ def _gathered(items: Sequence[Item], answer: Callable[[int], Answer]) -> list[An
             cause = error.cause if isinstance(error, RayTaskError) else error
             if not isinstance(cause, DataError | RayError):
                 raise cause from None
-            problems.append(f"execution.sites.{item.name}.data: {cause}")
+            problems.append(f"execution.silos.{item.name}.data: {cause}")
     if problems:
         raise DataError("\n".join(problems))
     return answers

@@ -11,7 +11,7 @@ from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.experiments.placement import Resolved, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import SPLITS, Evaluation
@@ -63,7 +63,7 @@ def initial_state(prepared: Prepared, directory: Path | None = None) -> Federati
 
 def rounds_of(
     prepared: Prepared,
-    resolved: Resolved,
+    resolved: ExecutionPlan,
     pool: ClientPool,
     state: FederationState,
     splits: Collection[str] = SPLITS,

@@ -15,11 +15,11 @@ from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.module_state import own_copy
 from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files, federation_of_sites
-from fednar_ray.data.sources.client_files import files_of_sites
+from fednar_ray.data.files import federation_of_files, federation_of_silos
+from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.execution.shipping import check_model_travels, check_rule_travels
-from fednar_ray.execution.silos import Here, OnNodes
+from fednar_ray.execution.silos import LocalSurvey, RemoteSurvey
 from fednar_ray.federated.attacks import corrupted_clients
 from fednar_ray.federated.client_sampling import Availability, load_trace
 from fednar_ray.federated.client_trainer import TrainingPlan
@@ -66,7 +66,7 @@ class Prepared:
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
             changed_buffers=self.traits.changed_buffers,
-            corrupted=corrupted_clients(self.experiment.corruption, self.federation.clients, self.experiment.seed),
+            corrupted=corrupted_clients(self.experiment.attacks, self.federation.clients, self.experiment.seed),
             task=TASKS[self.federation.task],
         )
 
@@ -79,7 +79,7 @@ def prepare(
 ) -> Prepared:
     """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds.
 
-    ``session`` is the Ray whose nodes have the data, where the experiment names sites.
+    ``session`` is the Ray whose nodes have the data, where the experiment names silos.
     """
     if federation is None and experiment.data is None:
         raise ConfigError(("data: missing; give a data section, or federation=",))
@@ -99,8 +99,8 @@ def prepare(
     examples, task = federation.shards.examples, TASKS[federation.task]
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
-    if traits.alone_because is not None and experiment.execution.cohort_width != 1:
-        log.warning("clients train one by one (cohort width 1): %s", traits.alone_because)
+    if traits.alone_because is not None and experiment.execution.vectorize != 1:
+        log.warning("clients train one by one (client group width 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
     if experiment.execution.placement != "serial":
@@ -118,7 +118,7 @@ def prepare(
 def _first_inputs(federation: Federation) -> Tensor:
     """Two examples as the model takes them."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
-    return x if federation.transform is None else federation.transform.normalised(x)
+    return x if federation.transform is None else federation.transform.normalized(x)
 
 
 def check_model_and_rule(prepared: Prepared) -> None:
@@ -143,22 +143,22 @@ def check_model_and_rule(prepared: Prepared) -> None:
 def _trains_alone(experiment: Experiment) -> bool:
     """Whether the settings demand that clients train one by one."""
     execution = experiment.execution
-    return execution.cohort_width == 1 or execution.placement == "dedicated" or execution.sites is not None
+    return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
 def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
     """The federation of the data section; of files that stay where they are, what can be known of them.
 
-    Sites are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for sites
+    Silos are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for silos
     without a node.
     """
     data, execution = experiment.data, experiment.execution
     assert data is not None
     seed = experiment.seed if data.seed is None else data.seed
-    if execution.sites is not None:
-        files = files_of_sites(data, {name: site.data for name, site in execution.sites.items()})
-        ask = Here() if execution.placement == "serial" else OnNodes(session or RaySession(), execution)
-        return federation_of_sites(files, data, seed, ask)
+    if execution.silos is not None:
+        files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
+        ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
+        return federation_of_silos(files, data, seed, ask)
     return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
 
 

@@ -14,20 +14,20 @@ from fednar_ray.experiments.checkpoint_contents import experiment_of_run
 from fednar_ray.tracking import run_directory as runs
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
 from fednar_ray.tracking.lines import LOCK_FILE, sole_writer
-from fednar_ray.tracking.run_directory import KeptRun
+from fednar_ray.tracking.run_directory import RunRef
 
 log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
 FREE = ("execution.", "checkpoint.")  # where a run trains, and how it is kept, do not change what it trains
-FIXED = ("execution.cohort_width", "tracking.")  # the width decides the bytes; the MLflow run is where it is
+FIXED = ("execution.vectorize", "tracking.")  # the width decides the bytes; the MLflow run is where it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
     """Where a run goes on."""
 
-    kept: KeptRun
+    kept: RunRef
     checkpoint: Checkpoint
     checkpoints: CheckpointStore  # it knows what the checkpoint holds, which need not be written again
     experiment: Experiment
@@ -49,7 +49,7 @@ def _as_begun(checkpoint: Checkpoint) -> Experiment:
     return experiment_of_run(checkpoint)
 
 
-def _loaded(kept: KeptRun, checkpoints: CheckpointStore) -> Checkpoint:
+def _loaded(kept: RunRef, checkpoints: CheckpointStore) -> Checkpoint:
     checkpoint = checkpoints.load()
     if checkpoint is None:
         if (kept.directory / runs.COMPARISON_FILE).exists():
@@ -88,15 +88,15 @@ def resume_from(wanted: str | None, experiment: Experiment | None, may_change: S
 
 
 def _resumption(
-    kept: KeptRun,
+    kept: RunRef,
     checkpoints: CheckpointStore,
     checkpoint: Checkpoint,
     wanted: Experiment | None,
     may_change: Sequence[str],
 ) -> Resumption:
     facts = checkpoint.facts
-    before = _of_width(_as_begun(checkpoint), facts["cohort_width"])
-    experiment = before if wanted is None else _of_width(wanted, facts["cohort_width"])
+    before = _of_width(_as_begun(checkpoint), facts["vectorize"])
+    experiment = before if wanted is None else _of_width(wanted, facts["vectorize"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
     identity = _identity(kept)
     original = None if identity is None else original_of(kept.directory, identity)
@@ -116,7 +116,7 @@ def _resumption(
     )
 
 
-def _check_storage(kept: KeptRun, original: Path, experiment: Experiment) -> None:
+def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None:
     """Raises BadInput where a copy and its original would write their checkpoints into one place."""
     if kept.storage == runs.storage_of(experiment, original):
         raise BadInput(
@@ -125,7 +125,7 @@ def _check_storage(kept: KeptRun, original: Path, experiment: Experiment) -> Non
         )
 
 
-def _identity(kept: KeptRun) -> Identity | None:
+def _identity(kept: RunRef) -> Identity | None:
     """What the run's directory says of itself. Raises BadInput where another process writes it."""
     if (kept.directory / LOCK_FILE).exists():
         with sole_writer(kept.directory):
@@ -137,10 +137,10 @@ def _identity(kept: KeptRun) -> Identity | None:
 
 
 def _of_width(experiment: Experiment, width: int) -> Experiment:
-    """With the cohort width that ``auto`` came to when the run was begun, whatever would be chosen here."""
-    if experiment.execution.cohort_width != "auto":
+    """With the client group width that ``auto`` came to when the run was begun, whatever would be chosen here."""
+    if experiment.execution.vectorize != "auto":
         return experiment
-    execution = experiment.execution.model_copy(update={"cohort_width": width})
+    execution = experiment.execution.model_copy(update={"vectorize": width})
     return experiment.model_copy(update={"execution": execution})
 
 

@@ -26,10 +26,10 @@ from fednar_ray.execution.actor_info import ActorPlace
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiments.alerts import Alert, alerts_of
-from fednar_ray.experiments.alerts.callback import Lookout, chance_of
+from fednar_ray.experiments.alerts.callback import AlertCallback, chance_of
 from fednar_ray.experiments.checkpoint_callback import Checkpointing
 from fednar_ray.experiments.iter_rounds import initial_state, rounds_of, shared_or_own
-from fednar_ray.experiments.placement import Resolved, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.federated.server_state import FederationState
@@ -58,7 +58,7 @@ class Result:
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
     places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client; none where nothing was left to train
-    cohort_width: int  # C
+    group_size: int  # C
     resumed_from_round: int | None  # None: begun in this process
     alerts: tuple[Alert, ...]  # what was wrong
 
@@ -148,7 +148,7 @@ def train(
 ) -> Generator[RoundReport, None, Result]:
     """The rounds of a tracked run; the generator returns its Result. ``tags`` and ``name`` go to a new MLflow run.
 
-    ``started`` is called with the run directory and the cohort width of a new run, before its first round.
+    ``started`` is called with the run directory and the client group width of a new run, before its first round.
     ``ready_first``: the first round begins when all actors have started and warmed up, so that no round contains that.
     """
     if resumption is not None:
@@ -179,7 +179,7 @@ def train(
             _log_inputs(prepared, resolved, tracker, identity.directory, data_digest)
         tracker.log(journal)  # a run that goes on may owe rounds of before
         label = name or identity.directory.name
-        lookout = stack.enter_context(Lookout(label, prepared, tracker, journal.records()))
+        lookout = stack.enter_context(AlertCallback(label, prepared, tracker, journal.records()))
         state = _state(prepared, resumption, identity.directory)
         checkpoints = stack.enter_context(
             _checkpointing(prepared, resolved, identity, state, journal, data_digest, resumption)
@@ -208,7 +208,7 @@ def train(
             directory=identity.directory,
             placement=resolved.placement,
             places=places,
-            cohort_width=resolved.width,
+            group_size=resolved.width,
             resumed_from_round=None if resumption is None else resumption.checkpoint.next_round,
             alerts=lookout.alerts,
         )
@@ -252,7 +252,7 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
         directory=resumption.kept.directory,
         placement=facts["placement"],
         places=(),
-        cohort_width=facts["cohort_width"],
+        group_size=facts["vectorize"],
         resumed_from_round=resumption.checkpoint.next_round,
         alerts=alerts_of(prepared.experiment, history, chance_of(prepared.federation)),
     )
@@ -339,7 +339,7 @@ def _state(prepared: Prepared, resumption: Resumption | None, directory: Path) -
 
 def _checkpointing(
     prepared: Prepared,
-    resolved: Resolved,
+    resolved: ExecutionPlan,
     identity: _Identity,
     state: FederationState,
     journal: Journal,
@@ -354,7 +354,7 @@ def _checkpointing(
         "run_id": identity.run_id,
         "tracking_uri": identity.store.uri,
         "placement": resolved.placement,
-        "cohort_width": resolved.width,
+        "vectorize": resolved.width,
     }
     written = None if resumption is None else resumption.checkpoint.next_round
     return Checkpointing(_store(prepared, identity, resumption), settings.every, state, journal, facts, written)
@@ -372,7 +372,7 @@ def _store(prepared: Prepared, identity: _Identity, resumption: Resumption | Non
 def _model_of(prepared: Prepared, state: FederationState) -> nn.Module:
     """The model that is evaluated."""
     module = leaf_copy(prepared.model).cpu()
-    load_parameters(module, prepared.algorithm.server.readout(state.now.server))
+    load_parameters(module, prepared.algorithm.server.eval_params(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
     return module.eval()
 
@@ -382,7 +382,9 @@ def _saved_model(prepared: Prepared, state: FederationState) -> nn.Module:
     return join_preprocessing(prepared.federation.preprocessing, _model_of(prepared, state))
 
 
-def _log_inputs(prepared: Prepared, resolved: Resolved, tracker: RunTracker, directory: Path, data_digest: str) -> None:
+def _log_inputs(
+    prepared: Prepared, resolved: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str
+) -> None:
     """What the run starts from."""
     federation = prepared.federation
     tracker.log_params(dotted(prepared.experiment))

@@ -1,4 +1,4 @@
-"""Cohort updates, added in dispatch order, become one round aggregate."""
+"""Client group updates, added in dispatch order, become one round aggregate."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from fednar_ray.config import AggregationSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.flat_params import BufferVector, FloatVector
-from fednar_ray.core.messages import ClientFigures, CohortUpdate, RoundAggregate
+from fednar_ray.core.messages import ClientMetrics, GroupUpdate, RoundAggregate
 from fednar_ray.federated.robust import robust_mean
 
 Vector = TypeVar("Vector", FloatVector, BufferVector)
@@ -25,15 +25,15 @@ class RoundSums:
     round_index: int
     weighted: bool
     robust: AggregationSettings | None = None  # how rows become one; None: the sums suffice
-    figures: list[ClientFigures] = field(default_factory=list)
+    figures: list[ClientMetrics] = field(default_factory=list)
     delta: FloatVector | None = None  # [d] Σ weight_i·Δ_i
     buffers: BufferVector | None = None  # [b] Σ weight_i·buffers_i
     control_change: FloatVector | None = None  # [d] Σ n_i·(c_i⁺ − c_i)
     rows: list[FloatVector] = field(default_factory=list)  # [C, d] of those that count, where a rule needs them
     reasons: dict[int, str] = field(default_factory=dict)  # client id → why it does not count
 
-    def add(self, update: CohortUpdate) -> None:
-        """Add one cohort."""
+    def add(self, update: GroupUpdate) -> None:
+        """Add one client group."""
         self.delta = _plus(self.delta, update.weighted_delta)
         self.buffers = _plus(self.buffers, update.weighted_buffers)
         self.control_change = _plus(self.control_change, update.control_change)
@@ -81,7 +81,7 @@ class RoundSums:
         return self.delta / np.float32(weights.sum())
 
     def mean_buffers(self) -> BufferVector | None:
-        """Buffers averaged over the usable clients; None where cohorts keep none."""
+        """Buffers averaged over the usable clients; None where client groups keep none."""
         return None if self.buffers is None else self.buffers / self._weights().sum()
 
 

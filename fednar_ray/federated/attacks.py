@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fednar_ray.config import CorruptionSettings
+from fednar_ray.config import AttackSettings
 from fednar_ray.core.random import Purpose, generator
 
 
-def corrupted_clients(settings: CorruptionSettings, clients: int, seed: int) -> Mapping[int, float]:
+def corrupted_clients(settings: AttackSettings, clients: int, seed: int) -> Mapping[int, float]:
     """Client id → factor of its update (NaN, or ``settings.factor``), for fixed shares of ``clients``."""
     bad, scaled = (round(share * clients) for share in (settings.nan, settings.scaled))
     if not bad and not scaled:

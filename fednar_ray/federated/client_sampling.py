@@ -80,7 +80,7 @@ class Availability:
         return there if self._spells is None else there & self._spells.on(round_index)
 
     def _draw(self, round_index: int, present: Whole, clients_per_round: int) -> Whole:
-        """Whom to ask, in the order of the draw.  Without speeds they return in that order, which favours nobody."""
+        """Whom to ask, in the order of the draw.  Without speeds they return in that order, which favors nobody."""
         count = round(self._settings.over_sampling * clients_per_round, 9)  # 1.1 · 100 is 110, not 110.00000000000001
         return self._rng(Purpose.SAMPLING, round_index).choice(
             present, math.ceil(min(count, len(present))), replace=False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
-from fednar_ray.core.messages import Readout, Scores, ScoringTask, Tally
+from fednar_ray.core.messages import MetricSums, Readout, Scores, ScoringTask
 from fednar_ray.core.module_state import GivenState, leaf_copy
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
@@ -29,7 +29,7 @@ TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enoug
 CLIENTS = "clients"
 SPLITS = ("validation", "test")  # of a federation, where it has them
 
-Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores | Tally]]
+Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores | MetricSums]]
 Offsets = npt.NDArray[np.int64]
 
 
@@ -49,7 +49,7 @@ class Scorer:
     ) -> None:
         """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
 
-        ``changed_buffers``: the names of the buffers that a readout brings; None: all of them.
+        ``changed_buffers``: the names of the buffers that a eval_params brings; None: all of them.
         """
         self._changed_buffers = changed_buffers
         self._task, self._offsets, self._seed = task, offsets or {}, seed
@@ -59,24 +59,24 @@ class Scorer:
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
         self._loaded: tuple[object, ...] = ()
 
-    def score(self, readout: Readout, task: ScoringTask) -> Scores | Tally:
-        """The task's examples under the readout, batch by batch; of a task that asks for figures, their tally."""
+    def score(self, eval_params: Readout, task: ScoringTask) -> Scores | MetricSums:
+        """The task's examples under eval_params, batch by batch; of a task that asks for figures, their metric sums."""
         x, y = self._rows(task)
-        parts = [self._batch(readout, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
-        answers, losses = (torch.cat(column) for column in zip(*parts, strict=True))
-        right = None if self._task.right is None else self._task.right(answers, y).cpu().numpy()
-        scores = Scores(answers=answers.cpu().numpy(), right=right, losses=losses.cpu().numpy())
-        return self._task.tally(y.cpu().numpy(), scores) if task.figures else scores
+        parts = [self._batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
+        predictions, losses = (torch.cat(column) for column in zip(*parts, strict=True))
+        right = None if self._task.right is None else self._task.right(predictions, y).cpu().numpy()
+        scores = Scores(predictions=predictions.cpu().numpy(), right=right, losses=losses.cpu().numpy())
+        return self._task.metric_sums(y.cpu().numpy(), scores) if task.figures else scores
 
-    def _batch(self, readout: Readout, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, eval_params: Readout, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
         """Score the batch from row ``first`` on, from the model as given: no batch depends on those before it.
 
         Random layers draw from generators that the round and the batch's place in its split address.
         """
-        where = {"round_index": readout.round_index, "client_id": address}
+        where = {"round_index": eval_params.round_index, "client_id": address}
         seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
         self._given.restore(seeds)
-        self._load(readout)
+        self._load(eval_params)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), global_generators(seeds):
             torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
@@ -84,13 +84,13 @@ class Scorer:
                 torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
             return self._answered(x[first : first + BATCH], y[first : first + BATCH])
 
-    def _load(self, readout: Readout) -> None:
-        """The readout's parameters and buffers, unless they are there and no forward pass wrote to them."""
-        if self._loaded != (readout.round_index, *self._versions()):
-            load_parameters(self._model, readout.parameters)
+    def _load(self, eval_params: Readout) -> None:
+        """The eval_params's parameters and buffers, unless they are there and no forward pass wrote to them."""
+        if self._loaded != (eval_params.round_index, *self._versions()):
+            load_parameters(self._model, eval_params.parameters)
             restore_buffers(self._model, self._given_buffers)
-            load_buffers(self._model, readout.buffers, self._changed_buffers)
-            self._loaded = (readout.round_index, *self._versions())
+            load_buffers(self._model, eval_params.buffers, self._changed_buffers)
+            self._loaded = (eval_params.round_index, *self._versions())
 
     def _versions(self) -> Iterator[tuple[int, int]]:
         for tensor in chain(self._model.parameters(), self._model.buffers()):
@@ -100,8 +100,8 @@ class Scorer:
     def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The answers to x [n, …] and their losses against y [n]: [n], [n]."""
         transform = self._shards.transform
-        outputs = self._model(x if transform is None else transform.normalised(x))
-        return self._task.answers(outputs), self._task.losses(outputs, y)
+        outputs = self._model(x if transform is None else transform.normalized(x))
+        return self._task.predictions(outputs), self._task.losses(outputs, y)
 
     def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
         if task.split not in self._resident:
@@ -119,7 +119,7 @@ class Scorer:
 
 
 class Evaluation:
-    """The metrics of a readout; ``by_client``: an actor scores its own client's examples and no other's."""
+    """The metrics of a eval_params; ``by_client``: an actor scores its own client's examples and no other's."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Evaluation:
     ) -> None:
         """``texts``: whole numbers as inputs may be tokens; False: the model takes them for quantities."""
         self._score, self._task = score, TASKS[federation.task]
-        self._offsets, self._figures_only = federation.shards.offsets, federation.figures_only
+        self._offsets, self._metrics_only = federation.shards.offsets, federation.metrics_only
         self._next_tokens = texts and federation.task == "classification" and _tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
@@ -144,20 +144,20 @@ class Evaluation:
             for task in (_of_clients(name, own[name]) if name in own else _ranges(name, len(split)))
         ]
         if federated:
-            alone, block = by_client or self._figures_only, len(federation.shards.examples)
+            alone, block = by_client or self._metrics_only, len(federation.shards.examples)
             self._tasks += _of_clients(CLIENTS, self._offsets) if alone else _ranges(CLIENTS, block)
-        if self._figures_only:
+        if self._metrics_only:
             self._tasks = [replace(task, figures=True) for task in self._tasks]
 
-    def __call__(self, readout: Readout) -> dict[str, float]:
+    def __call__(self, eval_params: Readout) -> dict[str, float]:
         """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
 
         Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
-        tokens. Binary: accuracy, loss (nats), and auc where both labels occur; where figures alone may leave a site,
-        the auc compares no example with one of another site. Regression: rmse, and loss (its square).
+        tokens. Binary: accuracy, loss (nats), and auc where both labels occur; where figures alone may leave a silo,
+        the auc compares no example with one of another silo. Regression: rmse, and loss (its square).
         """
         gathered: dict[str, list[Any]] = {}
-        for task, answer in zip(self._tasks, self._score(readout, self._tasks), strict=True):
+        for task, answer in zip(self._tasks, self._score(eval_params, self._tasks), strict=True):
             gathered.setdefault(task.split, []).append(answer)
         metrics: dict[str, float] = {}
         for name, parts in gathered.items():
@@ -168,12 +168,12 @@ class Evaluation:
         return metrics
 
     def _figures(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
-        tally = reduce(Tally.__add__, parts) if self._figures_only else self._tally(split, parts)
-        figures = self._task.metrics(tally)
+        metric_sums = reduce(MetricSums.__add__, parts) if self._metrics_only else self._metric_sums(split, parts)
+        figures = self._task.metrics(metric_sums)
         return figures | {"perplexity": perplexity(figures["loss"])} if self._next_tokens else figures
 
-    def _tally(self, split: str, parts: Sequence[Scores]) -> Tally:
-        return self._task.tally(self._labels[split], _joined(parts))
+    def _metric_sums(self, split: str, parts: Sequence[Scores]) -> MetricSums:
+        return self._task.metric_sums(self._labels[split], _joined(parts))
 
     def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
         if self._task.right is None:
@@ -182,8 +182,8 @@ class Evaluation:
 
     def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
         """Of each client that has examples, in the order of clients."""
-        if self._figures_only:
-            return np.array([getattr(tally, name) / tally.examples for tally in parts])
+        if self._metrics_only:
+            return np.array([getattr(metric_sums, name) / metric_sums.examples for metric_sums in parts])
         return client_means(getattr(_joined(parts), name), self._offsets)
 
 
@@ -211,8 +211,8 @@ def metric_names(federation: Federation, splits: Collection[str], *, federated: 
 def _figure_names(task: Task, y: Array) -> list[str]:
     """What is reported of a split with the labels y [n], whatever the model."""
     right = None if task.right is None else np.ones(len(y), dtype=np.bool_)
-    scores = Scores(answers=y, right=right, losses=np.zeros(len(y), dtype=np.float32))
-    return list(task.metrics(task.tally(y, scores)))
+    scores = Scores(predictions=y, right=right, losses=np.zeros(len(y), dtype=np.float32))
+    return list(task.metrics(task.metric_sums(y, scores)))
 
 
 def _tokens(examples: Examples) -> bool:
@@ -223,7 +223,7 @@ def _tokens(examples: Examples) -> bool:
 def _joined(parts: Sequence[Scores]) -> Scores:
     right = [part.right for part in parts if part.right is not None]
     return Scores(
-        answers=np.concatenate([part.answers for part in parts]),
+        predictions=np.concatenate([part.predictions for part in parts]),
         right=np.concatenate(right) if right else None,
         losses=np.concatenate([part.losses for part in parts]),
     )

@@ -1,4 +1,4 @@
-"""Gradients of a cohort: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
+"""Gradients of a client group: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
 
 One client goes through plain autograd, several through ``torch.func.vmap``, traced once for each shape.
 """
@@ -24,7 +24,7 @@ ROUNDING = 1e-3
 
 
 class Gradient(Protocol):
-    """The gradient of one cohort's losses at ``params`` [C, d], for the batch of one step."""
+    """The gradient of one client group's losses at ``params`` [C, d], for the batch of one step."""
 
     params: Tensor  # [C, d], updated in place by the caller between steps
 
@@ -33,7 +33,7 @@ class Gradient(Protocol):
 
 
 class SingleGradient:
-    """Plain autograd for a cohort of one: the module's parameters and gradients are views of [1, d] buffers."""
+    """Plain autograd for a client group of one: the module's parameters and gradients are views of [1, d] buffers."""
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
@@ -55,7 +55,7 @@ class SingleGradient:
         return self._grad, loss.detach().view(1)
 
 
-class CohortGradient:
+class GroupGradient:
     """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
 
     def __init__(
@@ -132,7 +132,7 @@ class CohortGradient:
     def _fail(self, problem: str) -> None:
         raise InconsistentModel(
             f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
-            "of clients cannot follow; train clients one by one: execution.cohort_width=1"
+            "of clients cannot follow; train clients one by one: execution.vectorize=1"
         )
 
 

@@ -1,6 +1,6 @@
 """What one round's updates become where no single client may decide it: median, trimmed mean, Multi-Krum, short norms.
 
-Rows arrive as blocks [C_k, d], one a cohort, in dispatch order: S rows in all, finite, perhaps read-only in shared
+Rows arrive as blocks [C_k, d], one a group, in dispatch order: S rows in all, finite, perhaps read-only in shared
 memory. They are worked on a few columns at a time, so the extra memory is bounded, and a result depends on the rows
 and their order alone, never on how they are cut into blocks.
 """
@@ -46,16 +46,16 @@ def krum_selection(rows: Rows, byzantine: float) -> npt.NDArray[np.bool_]:
     """
     count = _count(rows)
     bad = _share(byzantine, count)
-    neighbours = count - bad - 2
-    if bad == 0 or neighbours < 1:
+    neighbors = count - bad - 2
+    if bad == 0 or neighbors < 1:
         return np.ones(count, dtype=np.bool_)
-    nearest = np.sort(_squared_distances(rows), axis=1)[:, 1 : 1 + neighbours]  # first of all, itself
+    nearest = np.sort(_squared_distances(rows), axis=1)[:, 1 : 1 + neighbors]  # first of all, itself
     kept = np.zeros(count, dtype=np.bool_)
     kept[np.argsort(nearest.sum(axis=1), kind="stable")[: count - bad]] = True
     return kept
 
 
-def shortening(norms: npt.NDArray[np.float64], bound: float | None) -> npt.NDArray[np.float64]:
+def norm_clip_factors(norms: npt.NDArray[np.float64], bound: float | None) -> npt.NDArray[np.float64]:
     """The factor of each update [S], min(1, bound/‖Δ_i‖), from the norms [S] of those that count.
 
     Without a bound, their median. Sun et al., *Can You Really Backdoor Federated Learning?*, 2019.

@@ -1,4 +1,4 @@
-"""The round loop: a generator of reports.  It knows a pool that trains cohorts, and no Ray."""
+"""The round loop: a generator of reports.  It knows a pool that trains client groups, and no Ray."""
 
 import logging
 import math
@@ -15,26 +15,26 @@ from fednar_ray.config import AggregationSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.messages import (
     Broadcast,
-    ClientFigures,
+    ClientMetrics,
     ClientsLost,
-    CohortTask,
-    CohortUpdate,
+    GroupTask,
+    GroupUpdate,
+    MetricSums,
     Readout,
     RoundAggregate,
     RoundReport,
     Scores,
     ScoringTask,
-    Tally,
 )
 from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_sampling import Availability, Selection
 from fednar_ray.federated.client_trainer import one_thread
-from fednar_ray.federated.robust import RULES, shortening
+from fednar_ray.federated.robust import RULES, norm_clip_factors
 from fednar_ray.federated.screening import NOT_FINITE, screen
 from fednar_ray.federated.server_state import FederationState, ServerSide
-from fednar_ray.federated.vectorization import form_cohorts
+from fednar_ray.federated.vectorization import form_groups
 
 log = logging.getLogger("fednar_ray")
 
@@ -45,19 +45,19 @@ Evaluate = Callable[[Readout], Mapping[str, float]]
 
 
 class ClientPool(Protocol):
-    """Trains cohorts, and scores examples, somewhere.
+    """Trains client groups, and scores examples, somewhere.
 
-    Results come in the order of the tasks, whatever the order of arrival. Of a cohort that fails, its halves'
+    Results come in the order of the tasks, whatever the order of arrival. Of a client group that fails, its halves'
     results come in its place, or the clients that were lost.
     """
 
-    def train(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[CohortUpdate | ClientsLost]:
+    def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """The updates of ``tasks``."""
 
-    def measure(self, broadcast: Broadcast, tasks: Sequence[CohortTask]) -> Iterator[ClientFigures | ClientsLost]:
+    def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """The figures of ``tasks``; the rest is held for ``train``, as far as there is memory."""
 
-    def score(self, readout: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | Tally]:
+    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """The scores of ``tasks``."""
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class RoundPlan:
     scalars: Callable[[int], RoundScalars]
 
     @property
-    def looks_first(self) -> bool:
+    def two_phase(self) -> bool:
         """Do figures of the whole round decide what counts, before anything is added?"""
         return self.max_deviation is not None or self.aggregation.name != "mean"
 
@@ -121,11 +121,11 @@ def _round(
     else:
         then, metrics = replace(now, next_round=index + 1), {}  # nobody came back: the model stays as it is
     metrics |= _metrics(plan, now, selection, sums)
-    readout = plan.algorithm.server.readout(then.server)
+    eval_params = plan.algorithm.server.eval_params(then.server)
     if (index + 1) % plan.evaluate_every == 0 or index + 1 == plan.rounds:
         with phases.timed("evaluate"):
-            metrics |= evaluate(Readout(round_index=index, parameters=readout, buffers=then.buffers))
-    for vector in (then.server.parameters, readout, then.buffers):
+            metrics |= evaluate(Readout(round_index=index, parameters=eval_params, buffers=then.buffers))
+    for vector in (then.server.parameters, eval_params, then.buffers):
         vector.flags.writeable = False
     report = RoundReport(
         round_index=index,
@@ -134,7 +134,7 @@ def _round(
         failures=sums.reasons,
         step_norms=_norms_by_client(sums),
         parameters=then.server.parameters,
-        readout=readout,
+        eval_params=eval_params,
         buffers=then.buffers,
     )
     return report, then
@@ -157,12 +157,12 @@ def _train(
         buffers=now.buffers if plan.tracks_buffers else None,
     )
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
-    tasks = [_task(plan, state, cohort) for cohort in form_cohorts(client_ids, steps, plan.width)]
+    tasks = [_task(plan, state, group) for group in form_groups(client_ids, steps, plan.width)]
     tasks[0] = replace(tasks[0], verify=_is_verified(now.next_round))
-    if plan.looks_first:
+    if plan.two_phase:
         with phases.timed("broadcast"):
             measured = pool.measure(broadcast, tasks)
-        tasks = _looked_at(plan, state, sums, phases.each("train", measured))
+        tasks = _screen(plan, state, sums, phases.each("train", measured))
     with phases.timed("broadcast"):
         updates = pool.train(broadcast, tasks)
     for update in phases.each("train", updates):
@@ -180,15 +180,15 @@ def _is_verified(round_index: int) -> bool:
     return (round_index + 1).bit_count() == 1
 
 
-def _task(plan: RoundPlan, state: FederationState, cohort: tuple[int, ...]) -> CohortTask:
+def _task(plan: RoundPlan, state: FederationState, group: tuple[int, ...]) -> GroupTask:
     stateful = plan.algorithm.local.next_state is not None
-    return CohortTask(client_ids=cohort, states=tuple(map(state.clients.get, cohort)) if stateful else None)
+    return GroupTask(client_ids=group, states=tuple(map(state.clients.get, group)) if stateful else None)
 
 
-def _looked_at(
-    plan: RoundPlan, state: FederationState, sums: RoundSums, answers: Iterator[ClientFigures | ClientsLost]
-) -> list[CohortTask]:
-    """The cohorts again, now with what each client's update is to count."""
+def _screen(
+    plan: RoundPlan, state: FederationState, sums: RoundSums, answers: Iterator[ClientMetrics | ClientsLost]
+) -> list[GroupTask]:
+    """The client groups again, now with what each client's update is to count."""
     figures = []
     for answer in answers:
         if isinstance(answer, ClientsLost):
@@ -205,19 +205,19 @@ def _looked_at(
     ]
 
 
-def _factors(plan: RoundPlan, figures: Sequence[ClientFigures], out: Mapping[int, str]) -> dict[int, float]:
+def _factors(plan: RoundPlan, figures: Sequence[ClientMetrics], out: Mapping[int, str]) -> dict[int, float]:
     """Of each client's update: 0 where it does not count, less than 1 where it is shortened."""
     norms = {
         i: norm for f in figures for i, norm in zip(f.client_ids, f.delta_norms.tolist(), strict=True) if i not in out
     }
     factors = dict.fromkeys(out, 0.0) | dict.fromkeys(norms, 1.0)
     if plan.aggregation.name == "norm_bound" and norms:
-        shortened = shortening(np.array(list(norms.values())), plan.aggregation.bound)
+        shortened = norm_clip_factors(np.array(list(norms.values())), plan.aggregation.bound)
         factors |= zip(norms, shortened.tolist(), strict=True)
     return factors
 
 
-def _misshapen(update: CohortUpdate, now: ServerSide) -> str | None:
+def _misshapen(update: GroupUpdate, now: ServerSide) -> str | None:
     """Why an update cannot be added to anything."""
     wanted = {"weighted_delta": now.server.parameters.shape, "weighted_buffers": now.buffers.shape}
     for name, shape in wanted.items():
@@ -233,7 +233,7 @@ def _lose(sums: RoundSums, client_ids: tuple[int, ...], reason: str) -> None:
         sums.reasons[client_id] = reason
 
 
-def _add(state: FederationState, sums: RoundSums, update: CohortUpdate) -> None:
+def _add(state: FederationState, sums: RoundSums, update: GroupUpdate) -> None:
     figures = update.figures
     for client_id, usable in zip(figures.client_ids, figures.usable.tolist(), strict=True):
         if not usable and client_id not in sums.reasons:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fednar_ray.core.messages import ClientFigures
+from fednar_ray.core.messages import ClientMetrics
 
 NOT_FINITE = "its loss or update is not finite"
 FEWEST = 4  # clients; among fewer, nothing can be said of one
@@ -12,7 +12,7 @@ NORMAL = 1.4826  # standard deviations of a normal distribution in one median ab
 FLOOR = 0.1  # of the median: where every step is clipped, honest norms lie closer together than their spread tells
 
 
-def screen(figures: Sequence[ClientFigures], max_deviation: float | None) -> dict[int, str]:
+def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dict[int, str]:
     """Client id → why its update does not count, in dispatch order.
 
     Updates that are not ``usable`` never count. Of the others, with m the median of their norms and MAD its
@@ -24,14 +24,14 @@ def screen(figures: Sequence[ClientFigures], max_deviation: float | None) -> dic
     """
     clients = [
         (client_id, usable, norm)
-        for cohort in figures
+        for group in figures
         for client_id, usable, norm in zip(
-            cohort.client_ids, cohort.usable.tolist(), cohort.delta_norms.tolist(), strict=True
+            group.client_ids, group.usable.tolist(), group.delta_norms.tolist(), strict=True
         )
     ]
     median, limit = _median_and_limit([norm for _, usable, norm in clients if usable], max_deviation)
     reasons = {}
-    known = {client_id: reason for cohort in figures for client_id, reason in cohort.reasons.items()}
+    known = {client_id: reason for group in figures for client_id, reason in group.reasons.items()}
     for client_id, usable, norm in clients:
         if not usable:
             reasons[client_id] = known.get(client_id, NOT_FINITE)

@@ -14,7 +14,7 @@ from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.federated.client_states import ClientStates
 
 PARAMETERS, BUFFERS, CONTROL, SERVER = "parameters", "buffers", "control", "server."
-"""What the arrays of a checkpoint are called; SERVER begins the names of the server rule's own vectors."""
+"""What the arrays of a checkpoint are called; SERVER begins the names of the server optimizer's own vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

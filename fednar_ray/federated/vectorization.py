@@ -1,6 +1,6 @@
 """Which clients train together as one matrix, and how many: from the model, the device and the clients a round.
 
-Never from the number of actors, since the cohorts decide the order of every sum (DESIGN: determinism).
+Never from the number of actors, since the client groups decide the order of every sum (DESIGN: determinism).
 """
 
 import warnings
@@ -24,7 +24,7 @@ from fednar_ray.core.random import global_generators
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
 from fednar_ray.federated.forward_trial import changed_parameter, check_repeatable, forward, fresh
-from fednar_ray.federated.gradients import CohortGradient
+from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 WIDEST = 32
@@ -49,16 +49,16 @@ RANDOM = (
 class StepCosts:
     """What parts of a local step cost on a kind of device, in seconds.
 
-    A step of one client costs ``step`` and, a layer, ``matmul[0]`` or ``convolution[0]``; a step of a cohort
+    A step of one client costs ``step`` and, a layer, ``matmul[0]`` or ``convolution[0]``; a step of a client group
     ``step`` and ``matmul[1]`` or ``convolution[1]``, however wide it is. Each client adds its arithmetic, and
-    the traffic of its vectors, which a cohort finds no longer in the cache.
+    the traffic of its vectors, which a client group finds no longer in the cache.
     """
 
     step: float  # batch, clip and bookkeeping
-    matmul: tuple[float, float]  # alone, in a cohort
+    matmul: tuple[float, float]  # alone, in a client group
     convolution: tuple[float, float]
     flop: float
-    convolution_flop: float  # in a cohort, as grouped convolutions
+    convolution_flop: float  # in a client group, as grouped convolutions
     parameter: tuple[float, float]
 
 
@@ -86,7 +86,7 @@ class ModelTraits:
     """What a trial batch shows of a model."""
 
     changed_buffers: tuple[str, ...]  # those that training changes, by name (BatchNorm's running statistics)
-    alone_because: str | None  # why clients must train one by one; None where cohorts may be wide
+    alone_because: str | None  # why clients must train one by one; None where client groups may be wide
     parameters: int  # d
     matmuls: int  # in a forward pass
     convolutions: int
@@ -113,7 +113,7 @@ def probe(
     x = torch.from_numpy(examples.x[[0, other, 0]])
     if other == 0 and x.is_floating_point():
         x[1] += 1  # inputs are stood in for, or all alike
-    x = x if transform is None else transform.normalised(x)
+    x = x if transform is None else transform.normalized(x)
     counter = _Counter()
     first = forward(trial, x[:2], counter)
     _check_outputs(first.outputs, classes, task)
@@ -174,7 +174,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _unlike_the_first(examples: Examples) -> int:
-    """An example that differs from the first, so that neighbours can be told apart; 0 where all are alike."""
+    """An example that differs from the first, so that neighbors can be told apart; 0 where all are alike."""
     flat = examples.x.reshape(len(examples), -1)
     return next((i for i in range(1, len(flat)) if (flat[i] != flat[0]).any()), 0)
 
@@ -197,7 +197,7 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None,
     if _examples_mix(trial, x):
         return "examples of a batch influence each other"
     try:
-        gradient = CohortGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
+        gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
         with warnings.catch_warnings(), global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
@@ -208,13 +208,13 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None,
 
 
 def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
-    """Does an example's output change with its neighbour, the random draws being the same?"""
+    """Does an example's output change with its neighbor, the random draws being the same?"""
     first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def cohort_width(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
-    """The width that ``cohort_width: auto`` takes.
+def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
+    """The width that ``vectorize: auto`` takes.
 
     1 where the model demands it. Else, with a step's cost predicted from ``costs``, the width whose rounds are
     shortest, in the mean over 1 to 4 actors and relative to width 1, among those that are longer than with
@@ -235,9 +235,9 @@ def _round_costs(
     traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, width: int
 ) -> npt.NDArray[np.float64]:
     """The seconds of one step of every client of a round, for each of ``ACTORS``."""
-    cohorts = ceil(clients_per_round / width)
-    cohort = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / cohorts))
-    return np.array([ceil(cohorts / actors) * cohort for actors in ACTORS])
+    groups = ceil(clients_per_round / width)
+    group = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
+    return np.array([ceil(groups / actors) * group for actors in ACTORS])
 
 
 def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width: int) -> float:
@@ -250,10 +250,10 @@ def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width:
     return costs.step + dispatch + width * client
 
 
-def form_cohorts(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:
-    """Cohorts of at most ``width``, as equal in size as can be, in dispatch order: most steps first, ties by id.
+def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:
+    """Client groups of at most ``width``, as equal in size as can be, in dispatch order: most steps first, ties by id.
 
-    Neighbours in that order have like step counts, so little of a cohort is masked.
+    Neighbors in that order have like step counts, so little of a client group is masked.
     """
     ids = np.asarray(client_ids)
     ordered = ids[np.lexsort((ids, -steps))]

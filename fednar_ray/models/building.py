@@ -21,7 +21,7 @@ Build = Callable[[Any, Sequence[int], int], nn.Module]  # settings (what a model
 
 
 def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
-    """The model for inputs ``input_shape`` (without the batch), initialised from ``seed`` alone or from a file.
+    """The model for inputs ``input_shape`` (without the batch), initialized from ``seed`` alone or from a file.
 
     Raises ModelError where the model cannot take such inputs, cannot be built, or does not fit its file.
     """

@@ -36,7 +36,7 @@ class CharTransformer(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then a hidden layer with ReLU; each is added to what it sees, and the sum normalised."""
+    """Attention, then a hidden layer with ReLU; each is added to what it sees, and the sum normalized."""
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from fednar_ray.core.messages import Scores, Tally
+from fednar_ray.core.messages import MetricSums, Scores
 
 Numbers = npt.NDArray[Any]
 NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
@@ -24,10 +24,10 @@ class Task:
     losses: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [n]
     mean_loss: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [], the mean of the losses
     weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
-    answers: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
+    predictions: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
     right: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
-    tally: Callable[[Numbers, Scores], Tally]  # y and scores of some examples → their sums
-    metrics: Callable[[Tally], dict[str, float]]  # the sums of a split → figures by name
+    metric_sums: Callable[[Numbers, Scores], MetricSums]  # y and scores of some examples → their sums
+    metrics: Callable[[MetricSums], dict[str, float]]  # the sums of a split → figures by name
 
 
 # ——— classification: one of several classes ———
@@ -47,26 +47,26 @@ def _likeliest(outputs: Tensor) -> Tensor:
     return outputs.argmax(dim=-1).to(torch.int32)
 
 
-def _same(answers: Tensor, y: Tensor) -> Tensor:
-    return answers == y
+def _same(predictions: Tensor, y: Tensor) -> Tensor:
+    return predictions == y
 
 
-def _classification_tally(y: Numbers, scores: Scores) -> Tally:
-    return _sums(scores, by_class(y, scores.answers))
+def _classification_tally(y: Numbers, scores: Scores) -> MetricSums:
+    return _sums(scores, by_class(y, scores.predictions))
 
 
-def _classification_metrics(tally: Tally) -> dict[str, float]:
-    return _accuracy_and_loss(tally) | {"macro_f1": macro_f1(tally.classes)}
+def _classification_metrics(metric_sums: MetricSums) -> dict[str, float]:
+    return _accuracy_and_loss(metric_sums) | {"macro_f1": macro_f1(metric_sums.classes)}
 
 
-def _sums(scores: Scores, classes: Numbers) -> Tally:
+def _sums(scores: Scores, classes: Numbers) -> MetricSums:
     right = 0 if scores.right is None else int(np.count_nonzero(scores.right))
     losses = float(scores.losses.sum(dtype=np.float64))
-    return Tally(examples=len(scores.losses), losses=losses, right=right, classes=classes)
+    return MetricSums(examples=len(scores.losses), losses=losses, right=right, classes=classes)
 
 
-def _accuracy_and_loss(tally: Tally) -> dict[str, float]:
-    return {"accuracy": tally.right / tally.examples, "loss": tally.losses / tally.examples}
+def _accuracy_and_loss(metric_sums: MetricSums) -> dict[str, float]:
+    return {"accuracy": metric_sums.right / metric_sums.examples, "loss": metric_sums.losses / metric_sums.examples}
 
 
 # ——— binary: yes or no, from one logit ———
@@ -92,15 +92,17 @@ def _on_its_side(logits: Tensor, y: Tensor) -> Tensor:
     return (logits > 0) == y
 
 
-def _binary_tally(y: Numbers, scores: Scores) -> Tally:
+def _binary_tally(y: Numbers, scores: Scores) -> MetricSums:
     yes = int(np.count_nonzero(y))
     pairs = yes * (len(y) - yes)
-    return replace(_sums(scores, NO_CLASSES), pairs=pairs, ordered=ordered_pairs(y, scores.answers) if pairs else 0.0)
+    return replace(
+        _sums(scores, NO_CLASSES), pairs=pairs, ordered=ordered_pairs(y, scores.predictions) if pairs else 0.0
+    )
 
 
-def _binary_metrics(tally: Tally) -> dict[str, float]:
-    figures = _accuracy_and_loss(tally)
-    return figures | {"auc": tally.ordered / tally.pairs} if tally.pairs else figures
+def _binary_metrics(metric_sums: MetricSums) -> dict[str, float]:
+    figures = _accuracy_and_loss(metric_sums)
+    return figures | {"auc": metric_sums.ordered / metric_sums.pairs} if metric_sums.pairs else figures
 
 
 # ——— regression: a number ———
@@ -118,12 +120,12 @@ def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return (_squared_errors(outputs, y) * weights).sum()
 
 
-def _regression_tally(y: Numbers, scores: Scores) -> Tally:
+def _regression_tally(y: Numbers, scores: Scores) -> MetricSums:
     return _sums(scores, NO_CLASSES)
 
 
-def _regression_metrics(tally: Tally) -> dict[str, float]:
-    loss = tally.losses / tally.examples
+def _regression_metrics(metric_sums: MetricSums) -> dict[str, float]:
+    loss = metric_sums.losses / metric_sums.examples
     return {"rmse": float(np.sqrt(loss)), "loss": loss}
 
 
@@ -132,9 +134,9 @@ CLASSIFICATION = Task(
     losses=_cross_entropies,
     mean_loss=cross_entropy,
     weighted_loss=_weighted_cross_entropy,
-    answers=_likeliest,
+    predictions=_likeliest,
     right=_same,
-    tally=_classification_tally,
+    metric_sums=_classification_tally,
     metrics=_classification_metrics,
 )
 BINARY = Task(
@@ -142,9 +144,9 @@ BINARY = Task(
     losses=_binary_losses,
     mean_loss=_binary_mean,
     weighted_loss=_binary_weighted,
-    answers=_only_output,
+    predictions=_only_output,
     right=_on_its_side,
-    tally=_binary_tally,
+    metric_sums=_binary_tally,
     metrics=_binary_metrics,
 )
 REGRESSION = Task(
@@ -152,9 +154,9 @@ REGRESSION = Task(
     losses=_squared_errors,
     mean_loss=_squared_mean,
     weighted_loss=_squared_weighted,
-    answers=_only_output,
+    predictions=_only_output,
     right=None,
-    tally=_regression_tally,
+    metric_sums=_regression_tally,
     metrics=_regression_metrics,
 )
 TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
@@ -170,17 +172,17 @@ def perplexity(loss: float) -> float:
         return float(np.exp(loss))
 
 
-def by_class(y: Numbers, answers: Numbers) -> Numbers:
+def by_class(y: Numbers, predictions: Numbers) -> Numbers:
     """Of each class the labels, the answers, and the right answers, [3, classes]; classes as far as any occurs."""
-    classes = 1 + max(int(y.max()), int(answers.max()))
-    return np.stack([np.bincount(of, minlength=classes) for of in (y, answers, y[answers == y])])
+    classes = 1 + max(int(y.max()), int(predictions.max()))
+    return np.stack([np.bincount(of, minlength=classes) for of in (y, predictions, y[predictions == y])])
 
 
 def macro_f1(classes: Numbers) -> float:
     """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
-    labelled, answered, found = classes
-    occurs = labelled + answered > 0
-    return float((2 * found[occurs] / (labelled + answered)[occurs]).mean())
+    labeled, answered, found = classes
+    occurs = labeled + answered > 0
+    return float((2 * found[occurs] / (labeled + answered)[occurs]).mean())
 
 
 def ordered_pairs(y: Numbers, logits: Numbers) -> float:

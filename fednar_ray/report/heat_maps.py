@@ -18,7 +18,7 @@ from fednar_ray.report.scales import (
     WEIGHT_DECAY,
     Colours,
     Scale,
-    colours_of,
+    colors_of,
     drawn_text,
     figure_text,
     label,
@@ -54,11 +54,11 @@ def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
     width = max(3.6, 0.6 * columns + 0.6)
     figure = Figure(figsize=(1.9 + width * len(groups), 4.4), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    colours = (_draw_cells if listed else _draw_points)(panels, record, x, y)
+    colors = (_draw_cells if listed else _draw_points)(panels, record, x, y)
     for axes, name in zip(panels, groups, strict=True):
         axes.set(xlabel=label(x), title=drawn_text(name) if len(groups) > 1 else "")
     panels[0].set_ylabel(label(y))
-    bar = figure.colorbar(ScalarMappable(colours.norm, colours.map), ax=list(panels), extend=colours.extend)
+    bar = figure.colorbar(ScalarMappable(colors.norm, colors.map), ax=list(panels), extend=colors.extend)
     bar.set_label(metric_label(record))
     figure.savefig(path, dpi=110)
     return path
@@ -90,15 +90,15 @@ def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) ->
     groups = by_regularizer(record, record.finished).values()
     grids = [cell_means(trials, x, y, xs, ys) for trials in groups]
     shown = np.stack(grids)
-    colours = colours_of(record, shown[~np.isnan(shown)].tolist())
+    colors = colors_of(record, shown[~np.isnan(shown)].tolist())
     for axes, means in zip(panels, grids, strict=True):
-        axes.imshow(means, origin="lower", aspect="auto", cmap=colours.map, norm=colours.norm)
+        axes.imshow(means, origin="lower", aspect="auto", cmap=colors.map, norm=colors.norm)
         axes.set_xticks(range(len(xs)), [text(value) for value in xs])
         axes.set_yticks(range(len(ys)), [text(value) for value in ys])
         for row, column in np.argwhere(~np.isnan(means)):
             written = axes.text(column, row, figure_text(means[row, column]), ha="center", va="center", color="white")
             written.set(fontsize=9, path_effects=[withStroke(linewidth=2, foreground="#00000099")])
-    return colours
+    return colors
 
 
 def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> Colours:
@@ -106,18 +106,18 @@ def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -
     scales = [scale_of(record, key, finished) for key in (x, y)]
     bins = min(MOST_BINS, max(1, isqrt(len(finished) // 2)))
     edges = [_edges(scale, bins) for scale in scales]
-    colours = colours_of(record, [trial.final for trial in finished])
+    colors = colors_of(record, [trial.final for trial in finished])
     for axes, trials in zip(panels, by_regularizer(record, finished).values(), strict=True):
         places = np.array([[scale.measure(trial.values[scale.key]) for scale in scales] for trial in trials])
         values = np.array([trial.final for trial in trials])
         means = binned_means(places, values, edges)
-        axes.pcolormesh(*edges, means, cmap=colours.map, norm=colours.norm, alpha=0.55)
+        axes.pcolormesh(*edges, means, cmap=colors.map, norm=colors.norm, alpha=0.55)
         axes.scatter(
             places[:, 0],
             places[:, 1],
             c=values,
-            cmap=colours.map,
-            norm=colours.norm,
+            cmap=colors.map,
+            norm=colors.norm,
             s=42,
             edgecolors="white",
             zorder=2,
@@ -128,7 +128,7 @@ def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -
         for axis, scale in zip((axes.xaxis, axes.yaxis), scales, strict=True):
             axis.set_ticks([measure for measure, _ in scale.ticks()], [name for _, name in scale.ticks()])
         axes.set(xlim=(edges[0][0], edges[0][-1]), ylim=(edges[1][0], edges[1][-1]))
-    return colours
+    return colors
 
 
 def _edges(scale: Scale, bins: int) -> npt.NDArray[np.float64]:

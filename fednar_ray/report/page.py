@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fednar_ray.report.results import Facts, ranked
 from fednar_ray.report.scales import figure_text, html_label, metric_label, text
-from fednar_ray.report.sensitivity import FACTORS, Fall, Sensitivity
+from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 
 STYLE = """
@@ -172,11 +172,11 @@ def _sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
     yield _table(["regularizer", "setting", "off by", "from → to", f"loss ({escape(unit)})"], [*means, *rows])
 
 
-def _change(fall: Fall) -> str:
+def _change(fall: Degradation) -> str:
     return escape(f"{text(fall.right)} → {'–' if fall.wrong is None else text(fall.wrong)}")
 
 
-def _loss(record: SearchRecord, fall: Fall) -> str:
+def _loss(record: SearchRecord, fall: Degradation) -> str:
     return amount(record, fall.fall) + (f" ({fall.failed} failed)" if fall.failed else "")
 
 

@@ -14,7 +14,7 @@ from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.mlflow import ABANDONED_TAG, Store
 from fednar_ray.tracking.reading import KIND_TAG, Run, children_of, measured, records_of, run_of
-from fednar_ray.tracking.run_directory import RUNS, KeptRun, named
+from fednar_ray.tracking.run_directory import RUNS, RunRef, named
 from fednar_ray.tracking.searches import NAME_TAG, read_search
 
 REPORT = "report"
@@ -61,7 +61,7 @@ def report_of(
     return Written(page=report.page, files=report.files)
 
 
-def _kept(name: str) -> KeptRun | None:
+def _kept(name: str) -> RunRef | None:
     try:
         kept = named(name)
     except BadInput:
@@ -69,7 +69,7 @@ def _kept(name: str) -> KeptRun | None:
     return kept if kept.directory.is_dir() else None
 
 
-def _of_kept(kept: KeptRun, uri: str | None, output: Path | None) -> Written:
+def _of_kept(kept: RunRef, uri: str | None, output: Path | None) -> Written:
     records, directory = recorded(kept.directory), output or kept.directory
     if records:
         return Written(page=None, files=draw_run(records, directory))

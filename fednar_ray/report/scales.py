@@ -145,17 +145,17 @@ def scale_of(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Colours:
-    """How values of the metric become colours."""
+    """How values of the metric become colors."""
 
     norm: Normalize
     map: str
-    extend: str  # which end of the colour bar stands for values beyond it
+    extend: str  # which end of the color bar stands for values beyond it
 
 
-def colours_of(record: SearchRecord, values: Sequence[float]) -> Colours:
-    """Colours in which the better half of the values takes at least a quarter of the scale.
+def colors_of(record: SearchRecord, values: Sequence[float]) -> Colours:
+    """Colors in which the better half of the values takes at least a quarter of the scale.
 
-    A few trials that learned nothing would otherwise leave one colour to all others.
+    A few trials that learned nothing would otherwise leave one color to all others.
     """
     best, worst = sorted((min(values), max(values)), key=record.cost)
     limit = best - 4 * (best - float(np.median(values)))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fednar_ray.report.plots import widen
 from fednar_ray.report.scales import (
     Scale,
-    colours_of,
+    colors_of,
     figure_text,
     label,
     metric_label,
@@ -24,7 +24,7 @@ BEST, BASELINE, OTHERS = "#d1495b", "#30638e", "#9a9a9a"
 
 
 def draw_parallel(record: SearchRecord, path: Path) -> Path:
-    """A line a trial through its values and its result; coloured by the result where it ran all rounds.
+    """A line a trial through its values and its result; colored by the result where it ran all rounds.
 
     One trial must have run all rounds.
     """
@@ -33,7 +33,7 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     scales = [scale_of(record, key, shown) for key in record.space]
     ends = sorted((min(trial.final for trial in shown), max(trial.final for trial in shown)))
     result = Scale(key=record.metric, log=False, categories=(), low=ends[0], high=ends[1])
-    colours = colours_of(record, [trial.final for trial in finished])
+    colors = colors_of(record, [trial.final for trial in finished])
     figure = Figure(figsize=(max(6.5, 1.55 * len(scales) + 3.2), 4.8), layout="constrained")
     axes = figure.subplots()
 
@@ -44,16 +44,16 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     for number, trial in enumerate(stopped):
         name = f"{len(stopped)} trials that did not run all rounds" if not number else None
         axes.plot(line(trial), color=OTHERS, linewidth=0.7, alpha=0.5, label=name)
-    palette = colormaps[colours.map]
+    palette = colormaps[colors.map]
     for trial in sorted(finished, key=lambda trial: -record.cost(trial.final)):
-        axes.plot(line(trial), color=palette(colours.norm(trial.final)), linewidth=1.3, alpha=0.8)
+        axes.plot(line(trial), color=palette(colors.norm(trial.final)), linewidth=1.3, alpha=0.8)
     if best is not None:
         axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")
     names = [label(scale.key).replace(" ", "\n", 1) for scale in scales] + [metric_label(record).replace(" ", "\n", 1)]
     _rule(axes, [*scales, result], names)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
     figure.colorbar(
-        ScalarMappable(colours.norm, palette), ax=axes, label=metric_label(record), extend=colours.extend, pad=0.02
+        ScalarMappable(colors.norm, palette), ax=axes, label=metric_label(record), extend=colors.extend, pad=0.02
     )
     figure.savefig(path, dpi=110)
     return path
@@ -114,13 +114,13 @@ def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
     return path
 
 
-def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, colour: str) -> None:
+def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, color: str) -> None:
     split = "validation" if record.metric.startswith("validation_") else metric_label(record)
     for history, of, style in ((curve.history, split, "-"), (curve.test_history, "test", "--")):
         if history:
             ending = f"{name}, {of}: {figure_text(history[-1][1])}"
             marker = "o" if len(history) == 1 else None
-            axes.plot(*_points(history), style, color=colour, linewidth=2.2, label=ending, marker=marker)
+            axes.plot(*_points(history), style, color=color, linewidth=2.2, label=ending, marker=marker)
 
 
 def _points(history: tuple[tuple[int, float], ...]) -> tuple[list[int], list[float]]:

@@ -19,7 +19,7 @@ SETTINGS = (CLIP_BOUND, WEIGHT_DECAY, LOCAL_LR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fall:
+class Degradation:
     """What one setting costs a regularizer when it is off by a factor, in the worse direction."""
 
     regularizer: str
@@ -35,7 +35,7 @@ class Fall:
 class Sensitivity:
     """All falls, in the order of regularizers, keys and factors."""
 
-    falls: tuple[Fall, ...]
+    falls: tuple[Degradation, ...]
 
     @property
     def regularizers(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def by_regularizer(record: SearchRecord, trials: Sequence[TrialRecord]) -> dict[
     return {name: group for name, group in groups.items() if group}
 
 
-def _falls(record: SearchRecord) -> Iterator[Fall]:
+def _falls(record: SearchRecord) -> Iterator[Degradation]:
     keys = [key for key in SETTINGS if key in record.space] + [key for key in record.space if key.endswith(ANNEAL)]
     everyone = by_regularizer(record, record.trials)
     for regularizer, finished in by_regularizer(record, record.finished).items():
@@ -81,7 +81,7 @@ def _falls(record: SearchRecord) -> Iterator[Fall]:
             for factor in FACTORS:
                 off = [trial for trial in finished if _is_off(trial, best, key, factor)]
                 worst = max(off, key=lambda trial: record.cost(trial.final), default=None)
-                yield Fall(
+                yield Degradation(
                     regularizer=regularizer,
                     key=key,
                     factor=factor,

@@ -25,7 +25,7 @@ FINISHED = "finished"  # an empty file: the run and its last records are complet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRun:
+class RunRef:
     """A run that can be gone on with: a directory, or checkpoints alone."""
 
     name: str  # <experiment>-<id>
@@ -56,7 +56,7 @@ def _within(location: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{question}{query}"
 
 
-def kept_in(directory: Path) -> KeptRun:
+def kept_in(directory: Path) -> RunRef:
     """The run of a run directory. Raises BadInput where it is none, or is damaged."""
     try:
         experiment = load(directory / EXPERIMENT_FILE)
@@ -65,10 +65,10 @@ def kept_in(directory: Path) -> KeptRun:
         hint = f"; its checkpoints are in {checkpoints}, and --resume takes that place"
         found = hint if os.path.isdir(checkpoints) else ""
         raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{found}") from None
-    return KeptRun(name=directory.name, directory=directory, storage=storage_of(experiment, directory))
+    return RunRef(name=directory.name, directory=directory, storage=storage_of(experiment, directory))
 
 
-def kept_runs(prefix: str = "") -> Iterator[KeptRun]:
+def kept_runs(prefix: str = "") -> Iterator[RunRef]:
     """The runs in ``runs/`` whose names begin so, the newest first; damaged ones are warned about and left out."""
     for directory in sorted(_run_directories(prefix), key=_changed, reverse=True):
         try:
@@ -104,7 +104,7 @@ def _changed(directory: Path) -> int:
         return 0
 
 
-def named(run: str) -> KeptRun:
+def named(run: str) -> RunRef:
     """A run by directory, name, id, or the place of its checkpoints.
 
     Raises BadInput where there is none, or that one is damaged; what else is kept does not matter.
@@ -134,12 +134,12 @@ def _is_whole(directory: Path) -> bool:
     return True
 
 
-def _at_storage(location: str, name: str) -> KeptRun:
+def _at_storage(location: str, name: str) -> RunRef:
     """The run whose checkpoints lie at ``location``, and whose directory may be gone or damaged."""
-    return KeptRun(name=name, directory=Path(RUNS).absolute() / name, storage=location)
+    return RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=location)
 
 
-def of_experiment(experiment: Experiment) -> Iterator[KeptRun]:
+def of_experiment(experiment: Experiment) -> Iterator[RunRef]:
     """The runs of an experiment's name: those of ``runs/``, the newest first, then those at its storage alone."""
     seen = set()
     for kept in kept_runs(f"{experiment.name}-"):
@@ -154,7 +154,7 @@ def of_experiment(experiment: Experiment) -> Iterator[KeptRun]:
     except OSError as error:
         raise StorageUnavailable(f"{storage} cannot be listed: {error}") from error
     for name in sorted(name for name in names - seen if _experiment_name(name) == experiment.name):
-        yield KeptRun(name=name, directory=Path(RUNS).absolute() / name, storage=_within(storage, name))
+        yield RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=_within(storage, name))
 
 
 def _experiment_name(run: str) -> str:
@@ -174,7 +174,7 @@ class RunSummary:
     test_accuracy: float | None  # the last that was measured
 
 
-def summarise(kept: KeptRun) -> RunSummary:
+def summarize(kept: RunRef) -> RunSummary:
     """What a run has come to; nothing is written, and checkpoints are not verified."""
     records = _records(kept)
     accuracies = [r.metrics["test_accuracy"] for r in records if "test_accuracy" in r.metrics]
@@ -188,7 +188,7 @@ def summarise(kept: KeptRun) -> RunSummary:
     )
 
 
-def _records(kept: KeptRun) -> tuple[RoundRecord, ...]:
+def _records(kept: RunRef) -> tuple[RoundRecord, ...]:
     try:
         return recorded(kept.directory)
     except OSError as error:
@@ -196,7 +196,7 @@ def _records(kept: KeptRun) -> tuple[RoundRecord, ...]:
         return ()
 
 
-def _newest_checkpoint(kept: KeptRun) -> int | None:
+def _newest_checkpoint(kept: RunRef) -> int | None:
     """The round of the newest checkpoint; None where there is none, or it cannot be told."""
     try:
         names = open_storage(kept.storage).names("round-")

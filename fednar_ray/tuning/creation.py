@@ -7,16 +7,16 @@ from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import parent_run
-from fednar_ray.tuning.ledger import SEARCH_FILE, Ledger
+from fednar_ray.tuning.trial_table import SEARCH_FILE, TrialTable
 
 
-def create_search(document: Document, store: Store, experiment_id: str) -> Ledger:
+def create_search(document: Document, store: Store, experiment_id: str) -> TrialTable:
     """A new search: its directory first, then its parent run in MLflow.
 
     A process that is killed here leaves no search, or one that can be resumed.
     """
     name = name_of(document)
-    ledger = Ledger(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
+    ledger = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
     ledger.create(_as_file(document))
     try:
         add_parent_run(ledger, store)
@@ -26,7 +26,7 @@ def create_search(document: Document, store: Store, experiment_id: str) -> Ledge
     return ledger
 
 
-def add_parent_run(ledger: Ledger, store: Store) -> None:
+def add_parent_run(ledger: TrialTable, store: Store) -> None:
     """Give the search its parent run in MLflow, unless it has one."""
     if ledger.run_id is None:
         ledger.run_id = parent_run(store, ledger.experiment_id, ledger.name, ledger.search_id)
@@ -39,7 +39,7 @@ def name_of(document: Document) -> str:
     return document.search.name or document.experiment.name
 
 
-def kept_document(ledger: Ledger) -> Document:
+def kept_document(ledger: TrialTable) -> Document:
     """The search file of a kept search. Raises BadInput where it is missing."""
     path = ledger.directory / SEARCH_FILE
     if not path.exists():

@@ -17,7 +17,7 @@ from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import OUTBOX_FILE, Outbox
 from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
 from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
-from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, Ledger, TrialEntry, trial_directory
+from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, TrialEntry, TrialTable, trial_directory
 
 log = logging.getLogger("fednar_ray")
 
@@ -31,7 +31,7 @@ class OpenTrial:
     time.  Trials that have ended can wait there in any number, so an ended trial holds no open file.
     """
 
-    def __init__(self, store: Store, ledger: Ledger, entry: TrialEntry, experiment: Experiment) -> None:
+    def __init__(self, store: Store, ledger: TrialTable, entry: TrialEntry, experiment: Experiment) -> None:
         self._store, self._ledger, self._entry, self._experiment = store, ledger, entry, experiment
         self._tracker: RunTracker | None = None
         self._held = ExitStack()

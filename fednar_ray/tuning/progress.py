@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fednar_ray.tuning.ledger import TrialEntry
-from fednar_ray.tuning.recorder import Show, Standing
+from fednar_ray.tuning.recorder import SearchStatus, Show
 from fednar_ray.tuning.search import SearchResult
+from fednar_ray.tuning.trial_table import TrialEntry
 
 LISTED_TRIALS = 10
 
@@ -27,7 +27,7 @@ def shown(console: Console) -> Iterator[Show]:
         yield lambda standing: live.update(_table(standing))
 
 
-def _echo(standing: Standing, console: Console) -> None:
+def _echo(standing: SearchStatus, console: Console) -> None:
     entry = standing.ended
     if entry is None:
         return
@@ -37,7 +37,7 @@ def _echo(standing: Standing, console: Console) -> None:
     click.echo(f"{line}  [{_counts(standing)}; {_best(standing)}]", err=console.stderr)
 
 
-def _counts(standing: Standing) -> str:
+def _counts(standing: SearchStatus) -> str:
     done = standing.finished + standing.stopped + standing.failed
     parts = [f"{done}/{standing.trials}"]
     parts += [f"{standing.stopped} stopped early"] if standing.stopped else []
@@ -45,7 +45,7 @@ def _counts(standing: Standing) -> str:
     return ", ".join(parts)
 
 
-def _best(standing: Standing) -> str:
+def _best(standing: SearchStatus) -> str:
     best = standing.best
     return "no best yet" if best is None else f"best {best.value:.4g} by {best.name}"
 
@@ -58,13 +58,13 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def seconds_left(standing: Standing) -> float | None:
+def seconds_left(standing: SearchStatus) -> float | None:
     """By the rounds of the trials that have ended; None while there are none."""
     done = standing.finished + standing.stopped + standing.failed
     return standing.seconds / done * (standing.trials - done) if done else None
 
 
-def _table(standing: Standing) -> Table:
+def _table(standing: SearchStatus) -> Table:
     left = seconds_left(standing)
     time = f"{standing.seconds:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
     table = Table(title=f"{_counts(standing)}; {_best(standing)}; {time}")

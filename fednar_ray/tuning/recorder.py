@@ -16,16 +16,16 @@ from ray.tune.stopper import Stopper
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tuning.ledger import FAILED, FINISHED, RUNNING, STOPPED, Ledger, TrialEntry, trial_directory
 from fednar_ray.tuning.open_trial import OpenTrial, owes_mlflow
 from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
 from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
+from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable, trial_directory
 
 SCHEDULER_FILE = "scheduler.pickle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class SearchStatus:
     """Where a search stands, for whoever watches."""
 
     trials: int  # in all
@@ -39,7 +39,7 @@ class Standing:
     seconds: float  # since the search began, or went on
 
 
-Show = Callable[[Standing], None]
+Show = Callable[[SearchStatus], None]
 
 
 _recorders: WeakValueDictionary[str, "Recorder"] = WeakValueDictionary()
@@ -65,7 +65,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: TrialTable,
         store: Store,
         plan: TrialPlan,
         scheduler: TrialScheduler,
@@ -145,7 +145,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         entry.values, entry.value = _values(trial), float(result[self._search.metric])
         entry.rounds, entry.failure = result[ROUNDS], result[FAILURE]
         entry.seconds += result[SECONDS]
-        entry.cohort_width = result[WIDTH]
+        entry.group_size = result[WIDTH]
         if result[LINEAGE] is not None:
             entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
 
@@ -231,7 +231,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def _tell(self, ended: TrialEntry | None) -> None:
         ledger = self._ledger
         self._show(
-            Standing(
+            SearchStatus(
                 trials=self._trials,
                 rounds=self._rounds,
                 running=tuple(entry for entry in ledger.trials.values() if entry.status == RUNNING),
@@ -257,7 +257,7 @@ def _last_line(trial: Trial) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "it crashed").strip()[:300]
 
 
-def table_of(ledger: Ledger, mode: str) -> list[Mapping[str, Any]]:
+def table_of(ledger: TrialTable, mode: str) -> list[Mapping[str, Any]]:
     """The results, a row a trial, best first. Keys have slashes: MLflow's UI shows no column whose name has a dot."""
     return [
         {

@@ -13,8 +13,8 @@ from ray.cloudpickle import load as unpickle
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.journal import ROUNDS_FILE, recorded
 from fednar_ray.tracking.lines import whole_lines
-from fednar_ray.tuning.ledger import FINISHED, RUNNING, Ledger, TrialEntry, trial_directory
 from fednar_ray.tuning.trial import RecordedTrial, values_key
+from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable, trial_directory
 
 log = logging.getLogger("fednar_ray")
 
@@ -39,7 +39,7 @@ class Recovery:
 NOTHING = Recovery(resumes_tune=False, recorded={}, lost=frozenset())
 
 
-def recover(ledger: Ledger, search: SearchSettings, rounds: int, tune: Path) -> Recovery:
+def recover(ledger: TrialTable, search: SearchSettings, rounds: int, tune: Path) -> Recovery:
     """Compares the ledger with the state that Tune left in ``tune``, which may be behind, damaged or missing.
 
     Tune writes its state about once a second, and not in one step. A trial that the ledger knows to have ended is
@@ -62,7 +62,7 @@ def recover(ledger: Ledger, search: SearchSettings, rounds: int, tune: Path) -> 
     return Recovery(resumes_tune=bool(known), recorded=again, lost=lost)
 
 
-def _end_whole_journals(ledger: Ledger, search: SearchSettings, rounds: int) -> None:
+def _end_whole_journals(ledger: TrialTable, search: SearchSettings, rounds: int) -> None:
     """A trial whose journal has all rounds has finished, also where its driver was killed before the ledger said so."""
     for entry in ledger.trials.values():
         if entry.status != RUNNING:
@@ -74,7 +74,7 @@ def _end_whole_journals(ledger: Ledger, search: SearchSettings, rounds: int) -> 
     ledger.save()
 
 
-def _recorded_trial(ledger: Ledger, entry: TrialEntry) -> RecordedTrial:
+def _recorded_trial(ledger: TrialTable, entry: TrialEntry) -> RecordedTrial:
     assert entry.value is not None
     lineage = None if entry.changes is None else {"begun": entry.begun, "changes": entry.changes}
     return RecordedTrial(
@@ -82,7 +82,7 @@ def _recorded_trial(ledger: Ledger, entry: TrialEntry) -> RecordedTrial:
         rounds=entry.rounds,
         lines=whole_lines(trial_directory(ledger, entry) / ROUNDS_FILE),
         failure=entry.failure,
-        width=entry.cohort_width,
+        width=entry.group_size,
         lineage=lineage,
     )
 

@@ -40,8 +40,8 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
     Raises CapacityError, with what would fit, where the cluster can never hold a trial; else BadInput's kinds.
     """
     settings = experiment.execution
-    if settings.sites is not None:
-        raise ConfigError(("execution.sites: a search trains in its own trials; fednar compare varies runs on sites",))
+    if settings.silos is not None:
+        raise ConfigError(("execution.silos: a search trains in its own trials; fednar compare varies runs on silos",))
     gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
     if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
         execution = settings.model_copy(update={"placement": "serial"})
@@ -54,7 +54,7 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
         assert resolved.actors is not None
         actors = resolved.actors
         execution = execution.model_copy(
-            update={"actors": actors.count, "gpus_per_actor": actors.gpus, "cohort_width": resolved.width}
+            update={"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": resolved.width}
         )
         each = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
         bundles = ({}, *(each for _ in range(actors.count)))

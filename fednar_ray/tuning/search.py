@@ -33,13 +33,13 @@ from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
 from fednar_ray.tracking.searches import NAME_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, kept_document, name_of
-from fednar_ray.tuning.ledger import SEARCH_FILE, STOPPED, Ledger, TrialEntry, check_unused
 from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
 from fednar_ray.tuning.recovery import NOTHING, recover
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.strategy import algorithm_of, restore_scheduler, scheduler_of, space_of, trials_of
 from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
+from fednar_ray.tuning.trial_table import SEARCH_FILE, STOPPED, TrialEntry, TrialTable, check_unused
 
 log = logging.getLogger("fednar_ray")
 
@@ -103,9 +103,9 @@ def go_on(name: str, session: RaySession, show: Show, register: str | None = Non
     Raises:
         BadInput: There is no search of that name, or another process runs it.
     """
-    check_no_copy(Ledger.load(name).directory, "search")  # there is one
+    check_no_copy(TrialTable.load(name).directory, "search")  # there is one
     with hold_search(name):
-        ledger = Ledger.load(name)  # as the process that held it before left it
+        ledger = TrialTable.load(name)  # as the process that held it before left it
         document = kept_document(ledger)
         resources = plan_resources(document.experiment, session)
         check_trials(document, session)
@@ -123,7 +123,7 @@ class _Search:
     def __init__(
         self,
         document: Document,
-        ledger: Ledger,
+        ledger: TrialTable,
         store: Store,
         session: RaySession,
         resources: TrialResources,
@@ -234,12 +234,12 @@ class _Search:
         experiment = self._plan.experiment(best.begun or best.values)
         changes = best.changes
         changed = Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
-        return self._as_single_run(changed, BEST, best.cohort_width)
+        return self._as_single_run(changed, BEST, best.group_size)
 
     def _as_single_run(self, experiment: Experiment, role: str, width: int | None) -> Experiment:
         """As ``fednar run`` takes it: placed and evaluated as the file says, in the search's MLflow experiment."""
         own = self._document.experiment
-        execution = own.execution.model_copy(update={"cohort_width": width} if width is not None else {})
+        execution = own.execution.model_copy(update={"vectorize": width} if width is not None else {})
         tracking = own.tracking.model_copy(update={"experiment": own.tracking.experiment or own.name})
         return experiment.model_copy(
             update={
@@ -301,7 +301,7 @@ def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSetti
         log.warning("%s reached a %s of %s, and trained once more %s", best.name, search.metric, best.value, again)
 
 
-def _reported(ledger: Ledger) -> Report | None:
+def _reported(ledger: TrialTable) -> Report | None:
     try:
         return report_on(ledger.name, ledger.tracking_uri, ledger.directory / REPORT)
     except (FednarError, OSError) as error:
@@ -314,7 +314,7 @@ def _first_points(search: SearchSettings) -> list[Mapping[str, Any]]:
     points: list[Mapping[str, Any]] = list(search.points)
     if search.warm_start is None:
         return points
-    earlier = Ledger.load(search.warm_start.search)
+    earlier = TrialTable.load(search.warm_start.search)
     ranked = [entry for entry in earlier.ranked(search.mode) if entry.value is not None]
     for entry in ranked[: search.warm_start.points]:
         missing = [key for key in search.space if key not in entry.values]

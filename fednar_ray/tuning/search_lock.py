@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.lines import make_directory
-from fednar_ray.tuning.ledger import directory_of
+from fednar_ray.tuning.trial_table import directory_of
 
 log = logging.getLogger("fednar_ray")
 

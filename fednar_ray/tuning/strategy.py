@@ -132,7 +132,7 @@ def rename_in_rungs(scheduler: TrialScheduler, before: str, now: str) -> None:
 
 
 def _mutations(search: SearchSettings) -> dict[str, Any]:
-    """Lists move to a neighbour, ranges are perturbed."""
+    """Lists move to a neighbor, ranges are perturbed."""
     return {
         key: list(domain.values) if domain.kind == "choice" else _tune_domain(domain)
         for key, domain in search.space.items()

@@ -26,7 +26,7 @@ from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
 from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
-from fednar_ray.experiments.placement import SerialBench, place, resolve
+from fednar_ray.experiments.placement import SerialTrainer, place, resolve
 from fednar_ray.experiments.prepare import Prepared, adapted, prepare
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import line_of, parse
@@ -35,7 +35,7 @@ ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl
 FAILURE = "failure"  # of a result: why the trial cannot go on, where it cannot
 SECONDS = "train_seconds"  # of a result: of work since the report before, data and model taken up included
-WIDTH = "cohort_width"  # of a result
+WIDTH = "vectorize"  # of a result
 LINEAGE = "lineage"  # of a result: the values that the federation began with, and its changes, where there are some
 REPORT_SECONDS = 1.0  # each report costs Tune's loop some 20 ms
 KEPT_BENCHES = 8  # data sets and models that a process holds on to
@@ -276,11 +276,11 @@ def under_our_settings(begun: Experiment, ours: Experiment, next_round: int) -> 
 
 
 @lru_cache(maxsize=KEPT_BENCHES)
-def _bench(data: str, model: str, seed: int) -> tuple[Prepared, SerialBench]:
+def _bench(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
     """What trials of the same data and model, as JSON, share in a process."""
     sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
-    return prepared, SerialBench(prepared)
+    return prepared, SerialTrainer(prepared)
 
 
 def _means(branches: Sequence[Sequence[RoundRecord]]) -> list[RoundRecord]:

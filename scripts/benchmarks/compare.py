@@ -81,7 +81,7 @@ TABLES = {
             VMAPPED,
             System.ours("fednar_ray, FedNAR", "--regularizer", "fednar"),
             System.ours("fednar_ray, SCAFFOLD", "--algorithm", "scaffold"),
-            System.ours("fednar_ray, one by one (C = 1)", "--cohort-width", "1"),
+            System.ours("fednar_ray, one by one (C = 1)", "--vectorize", "1"),
         ),
         ("--workload", "mlp", "--rounds", "40"),
         ("round", "ratio", "clients", "start", "memory"),
@@ -363,8 +363,8 @@ def search_section(rows: Sequence[dict[str, float]], note: str) -> str:
 
 
 def profile_section(profile: dict[str, dict[str, float]], note: str) -> str:
-    """Two tables: the driver's round, the actor's cohort."""
-    titles = {"driver": "the driver, a round", "cohort": "an actor, a cohort of 10"}
+    """Two tables: the driver's round, the actor's client group."""
+    titles = {"driver": "the driver, a round", "group": "an actor, a client group of 10"}
     lines = ["### Where a round of W1 goes", "", note]
     for name, title in titles.items():
         lines += ["", f"| {title} | ms | share |", "|---|---:|---:|"]
@@ -375,7 +375,7 @@ def profile_section(profile: dict[str, dict[str, float]], note: str) -> str:
 
 def widths_section(rows: Sequence[dict[str, Any]], note: str) -> str:
     """The table of widths."""
-    lines = ["### `cohort_width: auto` against one by one", "", note, ""]
+    lines = ["### `vectorize: auto` against one by one", "", note, ""]
     lines.append("Round time at the width taken, relative to C = 1 (20 sampled, 10 steps).")
     lines += ["", "| model | batch | C | 1 actor | 2 actors | 3 actors | 4 actors |", "|---|---:|---:|" + "---:|" * 4]
     for row in rows:

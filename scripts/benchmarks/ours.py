@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--regularizer", default="none")
     parser.add_argument("--placement", default="pooled")
-    parser.add_argument("--cohort-width", default="auto", type=lambda text: text if text == "auto" else int(text))
+    parser.add_argument("--vectorize", default="auto", type=lambda text: text if text == "auto" else int(text))
     parser.add_argument("--clients", type=int, help=f"so many clients of {ROWS_OF_MANY} random rows, 100 sampled")
     options = w.arguments(None, parser)
     workload = MANY if options.clients else w.WORKLOADS[options.workload]
@@ -70,7 +70,7 @@ def main() -> None:
     measured = w.WARM_UP + options.rounds
     evaluated = 0 if options.parameters else 1  # the last round is evaluated: not measured, where time matters
     marks, client_seconds, parameters = [time.perf_counter()], [], None
-    execution = {"placement": options.placement, "cohort_width": options.cohort_width, "actors": options.workers}
+    execution = {"placement": options.placement, "vectorize": options.group_size, "actors": options.workers}
     settings = experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
     for record in fr.iter_rounds(settings, federation=clients, model=model):
         marks.append(time.perf_counter())

@@ -1,4 +1,4 @@
-"""Where a round of W1 goes: the driver by cProfile, an actor's cohort by torch.profiler."""
+"""Where a round of W1 goes: the driver by cProfile, an actor's client group by torch.profiler."""
 
 import cProfile
 import json
@@ -15,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten
-from fednar_ray.core.messages import Broadcast, CohortTask
+from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.federated.client_trainer import CohortTrainer
+from fednar_ray.federated.client_trainer import GroupTrainer
 
-ROUNDS, COHORT = 200, 10
+ROUNDS, GROUP = 200, 10
 DRIVER = {
     "waiting for the actors (ray.wait)": ("wait",),
     "sending the calls": ("_actor_method_call",),
@@ -55,15 +55,15 @@ def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
         spent = sum(v[3] for (file, _, name), v in stats.items() if name in names and "/ray/" in file)
         rest -= 1e3 * spent / ROUNDS
         yield label, 1e3 * spent / ROUNDS
-    yield "the driver's own work: sampling, cohorts, sums, server step, metrics", rest
+    yield "the driver's own work: sampling, client groups, sums, server step, metrics", rest
 
 
-def cohort(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Milliseconds a cohort of ten by what the actor does."""
+def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
+    """Milliseconds a client group of ten by what the actor does."""
     settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
     prepared = prepare(settings, clients, w.build_model("mlp"))
-    trainer = CohortTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
-    task = CohortTask(client_ids=tuple(range(COHORT)), states=None)
+    trainer = GroupTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
+    task = GroupTask(client_ids=tuple(range(GROUP)), states=None)
     parameters = flatten(prepared.model)
 
     def train(index: int) -> float:
@@ -90,7 +90,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shards = w.clients("mlp", None)
     clients = fr.Federation([shards[i] for i in range(100)], test=shards[0])
-    print("ROW " + json.dumps({"driver": dict(driver(clients)), "cohort": dict(cohort(clients))}))
+    print("ROW " + json.dumps({"driver": dict(driver(clients)), "group": dict(group(clients))}))
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ def main() -> None:
     for _ in range(w.WARM_UP + options.rounds):
         sampled = torch.tensor(rng.sample(range(workload.clients), workload.sampled))
         x, y = inputs[sampled], labels[sampled]
-        cohort = {name: value.expand(workload.sampled, *value.shape).clone() for name, value in state.items()}
+        group = {name: value.expand(workload.sampled, *value.shape).clone() for name, value in state.items()}
         for start in range(0, workload.rows, workload.batch):
             batch = slice(start, start + workload.batch)
-            for name, value in gradient(cohort, x[:, batch], y[:, batch]).items():
-                cohort[name].sub_(value, alpha=w.LR)
-        state = {name: value.mean(0) for name, value in cohort.items()}
+            for name, value in gradient(group, x[:, batch], y[:, batch]).items():
+                group[name].sub_(value, alpha=w.LR)
+        state = {name: value.mean(0) for name, value in group.items()}
         marks.append(time.perf_counter())
     w.report(marks, w.flat(list(state.values())), options.parameters)
 

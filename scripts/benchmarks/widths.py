@@ -1,6 +1,6 @@
-"""Is ``cohort_width: auto`` right? Rounds at the width it takes against rounds at width 1, with 1 to 4 actors.
+"""Is ``vectorize: auto`` right? Rounds at the width it takes against rounds at width 1, with 1 to 4 actors.
 
-With ``--steps``: what a local step costs at several widths, measured and as ``fednar_ray.federated.vectorization`` predicts it.
+With ``--steps``: what a local step costs at several widths, measured and as our cost model predicts it.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten
-from fednar_ray.core.messages import Broadcast, CohortTask
+from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.execution.devices import keep_freed_memory
 from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import Prepared, prepare
-from fednar_ray.federated.client_trainer import CohortTrainer
+from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.vectorization import CPU, _step_seconds
 
 CLIENTS, SAMPLED, STEPS = 40, 20, 10
@@ -86,7 +86,7 @@ def experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
                 "placement": "pooled",
                 "actors": actors,
                 "cpus_per_actor": 0.5,
-                "cohort_width": width,
+                "vectorize": width,
             },
         }
     )
@@ -116,10 +116,10 @@ def compared(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
                 yield {"model": name, "batch": batch, "width": width, "ratios": ratios}
 
 
-def cohort_seconds(prepared: Prepared, width: int) -> float:
-    """The least seconds of one local step of a cohort."""
-    trainer = CohortTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
-    task = CohortTask(client_ids=tuple(range(width)), states=None)
+def group_seconds(prepared: Prepared, width: int) -> float:
+    """The least seconds of one local step of a client group."""
+    trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
+    task = GroupTask(client_ids=tuple(range(width)), states=None)
     seconds = []
     for index in range(6):
         broadcast = Broadcast(
@@ -141,7 +141,7 @@ def steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
     for name, (build, shape) in MODELS.items():
         for batch in batches:
             prepared = prepare(experiment(batch, "auto", 1), federation(shape, batch), build())
-            measured = {width: round(1e3 * cohort_seconds(prepared, width), 3) for width in WIDTHS}
+            measured = {width: round(1e3 * group_seconds(prepared, width), 3) for width in WIDTHS}
             predicted = {w: round(1e3 * _step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
             yield {"model": name, "batch": batch, "measured_ms": measured, "predicted_ms": predicted}
 

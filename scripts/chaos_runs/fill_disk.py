@@ -9,7 +9,7 @@ from random import Random
 
 from evidence import differences
 from processes import end_all_in
-from runs import Ended, Hung, Run, Standing
+from runs import Ended, Hung, Run, SearchStatus
 from stage import Outcome, Stage
 
 from fednar_ray.checkpoint.storage import open_storage
@@ -43,7 +43,7 @@ def small_disk(stage: Stage) -> Iterator[Path]:
 def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
-    full = Standing()
+    full = SearchStatus()
     with small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
         run.start()
         try:
@@ -92,7 +92,7 @@ def _unclear(ended: Ended) -> tuple[str, ...]:
     return () if ended.code == 1 and clear and not traceback else (f"exit code {ended.code}: {ended.err[-500:]}",)
 
 
-def _not_whole(run: Run, full: Standing) -> tuple[str, ...]:
+def _not_whole(run: Run, full: SearchStatus) -> tuple[str, ...]:
     """What is wrong with the newest checkpoint."""
     assert run.directory is not None
     try:

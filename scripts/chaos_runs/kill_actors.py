@@ -9,7 +9,7 @@ from processes import ACTOR, kill, title
 from runs import Hung
 from stage import Outcome, Stage
 
-KILLS_A_RUN = 2  # a cohort that loses three actors trains in halves: equal to rounding, not to the bit
+KILLS_A_RUN = 2  # a client group that loses three actors trains in halves: equal to rounding, not to the bit
 WARM_UP_SECONDS = 2.0
 
 

@@ -5,7 +5,7 @@ from itertools import cycle, islice
 from random import Random
 
 from evidence import Undisturbed, differences
-from runs import Hung, Run, Standing
+from runs import Hung, Run, SearchStatus
 from stage import Outcome, Stage
 
 KILLS_A_RUN = 2
@@ -28,7 +28,7 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
     undisturbed = stage.undisturbed(preset)
     with stage.run(preset) as run:
         hits: list[str] = []
-        trained, before = 0, Standing()
+        trained, before = 0, SearchStatus()
         try:
             while len(hits) < kills and _killed(run, undisturbed, before, random, within_rounds=not hits):
                 after = run.standing()
@@ -49,7 +49,7 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
     )
 
 
-def _killed(run: Run, undisturbed: Undisturbed, before: Standing, random: Random, *, within_rounds: bool) -> bool:
+def _killed(run: Run, undisturbed: Undisturbed, before: SearchStatus, random: Random, *, within_rounds: bool) -> bool:
     """Start it; kill it at a random instant of its rounds, or of all of its life, if it comes to it."""
     run.start()
     if within_rounds:
@@ -62,7 +62,7 @@ def _killed(run: Run, undisturbed: Undisturbed, before: Standing, random: Random
     return not ended
 
 
-def _met(before: Standing, after: Standing, rounds: int) -> str:
+def _met(before: SearchStatus, after: SearchStatus, rounds: int) -> str:
     """What the driver was about, by what it left."""
     if after.rounds == rounds == after.checkpoint:
         met = "ending"

@@ -98,14 +98,14 @@ def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Out
             server.wait()
             owed = "fednar sync" in ended.err
             hits = ("back too late: fednar sync sent the rest" if owed else "back in time: the run sent the rest",)
-            problems = (*(_synchronised(stage, run) if owed else ()), *differences(run, ended, undisturbed))
+            problems = (*(_synchronized(stage, run) if owed else ()), *differences(run, ended, undisturbed))
         except Hung as error:
             problems = (str(error),)
     lost = training_seconds(run) - undisturbed.training_seconds
     return Outcome(preset=preset, hits=hits, problems=problems, seconds_lost=lost)
 
 
-def _synchronised(stage: Stage, run: Run) -> tuple[str, ...]:
+def _synchronized(stage: Stage, run: Run) -> tuple[str, ...]:
     """Send what MLflow missed; says what went wrong."""
     done = subprocess.run(
         [FEDNAR, "sync"], cwd=run.folder, env=stage.environment, capture_output=True, text=True, check=False

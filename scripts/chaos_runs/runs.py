@@ -26,7 +26,7 @@ class Hung(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class SearchStatus:
     """What a run has on disk."""
 
     rounds: int = 0  # in its journal
@@ -145,16 +145,16 @@ class Run:
         """How many rounds it has recorded."""
         return 0 if self.directory is None else len(whole_lines(self.directory / ROUNDS_FILE))
 
-    def standing(self) -> Standing:
+    def standing(self) -> SearchStatus:
         """What is on disk now; no process of it may live."""
         if self.directory is None:
-            return Standing()
+            return SearchStatus()
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
         manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
         belong = {name for m in manifests for name in (m.name, *(file.name for file in m.files()))}
         newest = max((m.next_round for m in manifests), default=0)
-        return Standing(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
+        return SearchStatus(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
 
 
 def _manifest(checkpoints: Path, name: str) -> Manifest | None:

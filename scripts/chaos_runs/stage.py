@@ -24,7 +24,7 @@ OPTIONS = (
     "model.hidden=256",
     "execution.placement=pooled",
     "execution.actors=2",
-    "execution.cohort_width=3",  # four cohorts a round: whoever dies leaves one that waits as well
+    "execution.vectorize=3",  # four client groups a round: whoever dies leaves one that waits as well
     "checkpoint.every=1",  # one is being written nearly always
 )
 

@@ -1,6 +1,6 @@
 """What FedNAR does under stress, beside the baseline: digits, several seeds, four kinds of stress.
 
-Run by scripts/stress; writes its part of docs/reliability.md.  Exit code 1 where a defence misses what it promises.
+Run by scripts/stress; writes its part of docs/reliability.md.  Exit code 1 where a defense misses what it promises.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import comparisons
-import misbehaviour
+import misbehavior
 import psutil
 from runs import SEEDS, train_all
 
@@ -23,16 +23,16 @@ def main() -> None:
     """Train, and report."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     start = time.monotonic()
-    outcomes = train_all([*comparisons.configurations(), *misbehaviour.configurations()])
+    outcomes = train_all([*comparisons.configurations(), *misbehavior.configurations()])
     minutes = (time.monotonic() - start) / 60
-    tables = "\n\n".join((*comparisons.tables(outcomes), misbehaviour.the_table(outcomes)))
+    tables = "\n\n".join((*comparisons.tables(outcomes), misbehavior.the_table(outcomes)))
     runs = f"{len(outcomes) * len(SEEDS)} runs in {minutes:.0f} minutes"
     text = f"{time.strftime('%Y-%m-%d')}, {machine()}; `scripts/stress`, {runs}\n\n{tables}"
     print(f"\n{text}")
     page = PAGE.read_text()
     PAGE.write_text(f"{page.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{page.split(END)[1]}")
-    missed = misbehaviour.missed(outcomes)
-    print(f"\nwritten: {PAGE}; {'; '.join(missed) or 'every defence holds'}")
+    missed = misbehavior.missed(outcomes)
+    print(f"\nwritten: {PAGE}; {'; '.join(missed) or 'every defense holds'}")
     sys.exit(1 if missed else 0)
 
 

@@ -1,4 +1,4 @@
-"""Data sources by name; each gives its licence, its citation and its normalisation."""
+"""Data sources by name; each gives its license, its citation and its normalization."""
 
 from collections.abc import Callable, Mapping
 

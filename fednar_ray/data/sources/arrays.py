@@ -31,11 +31,11 @@ Axis = Literal["first", "last"]
 
 
 def npz(settings: DataSettings) -> Source:
-    """One's own arrays, from ``data.path``; which are which, ``data.arrays`` says. Licence and citation are theirs.
+    """One's own arrays, from ``data.path``; which are which, ``data.arrays`` says. License and citation are theirs.
 
     uint8 arrays of three or four dimensions are images: [N, height, width], [N, height, width, channels] or
     [N, channels, height, width]. Which of the last two, the training images' shape says, or ``data.arrays.channels``.
-    They are normalised by the training images' own mean and standard deviation of each channel. Everything else is
+    They are normalized by the training images' own mean and standard deviation of each channel. Everything else is
     taken as it is.
     """
     assert settings.arrays is not None
@@ -58,7 +58,7 @@ def npz(settings: DataSettings) -> Source:
         test_y=test.y,
         groups=groups,
         task=str(settings.task),
-        transform=own_normalisation(train.x),
+        transform=own_normalization(train.x),
     )
 
 
@@ -138,7 +138,7 @@ def as_images(x: Array, axis: Axis) -> Array:
     return channels_first(x)
 
 
-def own_normalisation(train_x: Array) -> Transform | None:
+def own_normalization(train_x: Array) -> Transform | None:
     """By the mean and the standard deviation of the training images' channels; None for what is no images."""
     if train_x.dtype != np.uint8 or train_x.ndim != 4:
         return None

@@ -31,10 +31,10 @@ SHOWN = 5  # names of ignored files in a message
 
 
 def folder(settings: DataSettings) -> Source:
-    """One's own tables, a file a client in ``data.directory``; licence and citation are theirs.
+    """One's own tables, a file a client in ``data.directory``; license and citation are theirs.
 
     Clients are called as their files, in that order. Of each, ``test_share`` is held out by a draw of its own, the
-    same in every run. With ``standardise`` inputs are scaled by the mean and the deviation of all clients' training
+    same in every run. With ``standardize`` inputs are scaled by the mean and the deviation of all clients' training
     examples, which follow from one count, mean and sum of squares a client: no client needs another's rows.
     """
     files = client_files(settings)
@@ -86,11 +86,11 @@ class ClientRows:
 class ClientFile:
     """Where a client's rows are, and how they are read; it travels instead of them."""
 
-    path: Path  # a file; of a site also a directory with that one file
+    path: Path  # a file; of a silo also a directory with that one file
     client_id: int
     name: str  # the client's
     settings: DataSettings
-    show_values: bool = True  # may an error name a value of the file? False at sites, whose rows stay there
+    show_values: bool = True  # may an error name a value of the file? False at silos, whose rows stay there
 
     def columns(self) -> tuple[str, ...]:
         """The features that the file holds. Raises as ``read``."""
@@ -130,14 +130,14 @@ class ClientFile:
             return train, Examples(train.x[:0], train.y[:0])
         return train, Examples.of((preprocessing.apply(rows.test_x), rows.test_y), place, task)
 
-    def survey(self) -> "Survey":
+    def survey(self) -> "FileSummary":
         """What is to be known of the file before anybody trains; raises as ``read``, and for labels of another task."""
         rows, task = self.read(), str(self.settings.task)
         train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
         )
-        return Survey(
+        return FileSummary(
             moments=rows.moments,
             train=len(train_y),
             test=len(test_y),
@@ -147,7 +147,7 @@ class ClientFile:
             digest=rows.digest,
         )
 
-    def figures(self) -> "Survey":
+    def figures(self) -> "FileSummary":
         """The survey without a label of any one example."""
         return replace(self.survey(), labels=None)
 
@@ -178,15 +178,15 @@ class ClientFile:
     def _complete_rows(self, table: Table, x: Floats, y: Array, features: Sequence[str]) -> Rows:
         """The rows that lack nothing they may not lack."""
         gaps: npt.NDArray[np.bool_] = np.isnan(x).reshape(len(x), -1)
-        unlabelled = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.zeros(len(y), dtype=bool)
+        unlabeled = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.zeros(len(y), dtype=bool)
         if self.settings.missing == "drop":
-            kept = np.flatnonzero(~(gaps.any(axis=1) | unlabelled))
+            kept = np.flatnonzero(~(gaps.any(axis=1) | unlabeled))
             if not len(kept):
                 raise DataError(f"{self.path}: every row lacks something; data.missing: mean keeps them")
             return kept
-        if unlabelled.any():
-            first = table.find_cell(int(unlabelled.argmax()), str(self.settings.label))[0]
-            lack = "1 row lacks" if unlabelled.sum() == 1 else f"{unlabelled.sum()} rows lack"
+        if unlabeled.any():
+            first = table.find_cell(int(unlabeled.argmax()), str(self.settings.label))[0]
+            lack = "1 row lacks" if unlabeled.sum() == 1 else f"{unlabeled.sum()} rows lack"
             where = f"{lack} {self.settings.label} (the first: {first})"
             raise DataError(f"{self.path}: {where}; data.missing: drop leaves them out")
         if self.settings.missing == "refuse" and gaps.any():
@@ -219,7 +219,7 @@ class ClientFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class FileSummary:
     """Of one client's file."""
 
     moments: Moments
@@ -288,7 +288,7 @@ def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]
     if settings.missing == "mean" and not together.count.all():
         empty = _name_columns(columns, together.count == 0)
         raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
-    scaled = bool(settings.standardise)
+    scaled = bool(settings.standardize)
     return TablePreprocessing(
         columns=columns,
         fill=together.mean if settings.missing == "mean" else np.full_like(together.mean, np.nan),
@@ -339,8 +339,8 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def files_of_sites(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
-    """The files of the named sites, by name, as if they lay in one directory; nothing is opened."""
+def files_of_silos(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
+    """The files of the named silos, by name, as if they lay in one directory; nothing is opened."""
     return [
         ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings, show_values=False)
         for i, name in enumerate(sorted(places))

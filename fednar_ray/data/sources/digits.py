@@ -10,7 +10,7 @@ TEST = 360  # examples: the last rows of digits.csv, a stratified fifth
 
 
 def digits() -> Source:
-    """Handwritten digits: 1,797 grey images [1, 8, 8] in 0..1, ten classes.
+    """Handwritten digits: 1,797 gray images [1, 8, 8] in 0..1, ten classes.
 
     scikit-learn's data set, read without its import; a fixed, stratified fifth (360 examples) is the test set.
     Source: E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository,

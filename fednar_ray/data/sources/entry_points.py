@@ -11,7 +11,7 @@ from fednar_ray.data.sources.source import Source
 
 
 def entry_point(settings: DataSettings) -> Source:
-    """What the function at ``data.entry_point`` returns, called with ``data.arguments``; licence and citation are its.
+    """What the function at ``data.entry_point`` returns, called with ``data.arguments``; license and citation are its.
 
     Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
     """

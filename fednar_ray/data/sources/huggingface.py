@@ -10,16 +10,16 @@ from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array, Examples, one_group_each
 from fednar_ray.data.partition import held_out
-from fednar_ray.data.sources.arrays import as_images, own_normalisation
+from fednar_ray.data.sources.arrays import as_images, own_normalization
 from fednar_ray.data.sources.source import Source
 
 
 def huggingface(settings: DataSettings) -> Source:
-    """The data set ``data.dataset`` of the hub, or of a local directory; its card has its licence and its citation.
+    """The data set ``data.dataset`` of the hub, or of a local directory; its card has its license and its citation.
 
     ``features`` names one column of images, sequences or numbers, or several of numbers; ``groups`` the column whose
     values are the natural clients. The test set is its split ``test``; without one, ``test_share`` of its split
-    ``train``, at random. Images are normalised by their own mean and standard deviation.
+    ``train``, at random. Images are normalized by their own mean and standard deviation.
     """
     assert settings.features is not None
     assert settings.test_share is not None
@@ -44,7 +44,7 @@ def huggingface(settings: DataSettings) -> Source:
         groups=groups,
         test_groups=test_groups,
         task=str(settings.task),
-        transform=own_normalisation(train.x),
+        transform=own_normalization(train.x),
     )
 
 

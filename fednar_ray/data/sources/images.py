@@ -20,15 +20,15 @@ from fednar_ray.data.transforms import Transform
 CIFAR = Transform(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 MNIST = Transform(mean=(0.1307,), std=(0.3081,))
 FASHION_MNIST = Transform(mean=(0.5,), std=(0.5,))
-"""As FedNAR's authors normalise: for CIFAR-100 they take CIFAR-10's."""
+"""As FedNAR's authors normalize: for CIFAR-100 they take CIFAR-10's."""
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
 
 def cifar10(settings: DataSettings) -> Source:
-    """CIFAR-10: 60,000 colour images of 32x32 pixels, ten classes; 10,000 are the test set.
+    """CIFAR-10: 60,000 color images of 32x32 pixels, ten classes; 10,000 are the test set.
 
-    A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009; no licence is stated, and it is
+    A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009; no license is stated, and it is
     free for research. ``data.directory`` holds ``cifar-10-batches-py``.
     """
     return cifar("cifar10", _torchvision().CIFAR10, settings)
@@ -40,7 +40,7 @@ def cifar100(settings: DataSettings) -> Source:
 
 
 def mnist(settings: DataSettings) -> Source:
-    """MNIST: 70,000 grey images of 28x28 pixels, ten digits; 10,000 are the test set.
+    """MNIST: 70,000 gray images of 28x28 pixels, ten digits; 10,000 are the test set.
 
     Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, *Gradient-Based Learning Applied to Document Recognition*, 1998
     (CC BY-SA 3.0). ``data.directory`` holds ``MNIST/raw``, or the four files themselves, packed or not.
@@ -49,9 +49,9 @@ def mnist(settings: DataSettings) -> Source:
 
 
 def fashion_mnist(settings: DataSettings) -> Source:
-    """Fashion-MNIST: 70,000 grey images of 28x28 pixels, ten kinds of clothes; 10,000 are the test set.
+    """Fashion-MNIST: 70,000 gray images of 28x28 pixels, ten kinds of clothes; 10,000 are the test set.
 
-    H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST*, 2017 (MIT licence). ``data.directory`` as for MNIST; without
+    H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST*, 2017 (MIT license). ``data.directory`` as for MNIST; without
     one, Debian's package dataset-fashion-mnist is read.
     """
     if settings.directory is None:

@@ -34,7 +34,7 @@ def shakespeare(settings: DataSettings) -> Source:
     """The plays of William Shakespeare, in the public domain, as the task of Caldas et al., *LEAF*, 2018.
 
     Every character of a speech, and the end of it, is to be told from the 80 before it in the speech, which spaces
-    precede. Tokens are uint8, and not normalised. ``data.path`` is one of
+    precede. Tokens are uint8, and not normalized. ``data.path`` is one of
 
     - LEAF's directory with train/*.json and test/*.json, split as it is there;
     - a .json or .json.gz file {role: [speech, …]}, by itself or under ``roles``;

@@ -19,5 +19,5 @@ class Source:
     groups: Array | None = None  # [N]
     test_groups: Array | None = None  # of the test examples; where clients are some of the groups, they keep theirs
     task: str = "classification"
-    transform: Transform | None = None  # of uint8 images: their normalisation
+    transform: Transform | None = None  # of uint8 images: their normalization
     preprocessing: Preprocessing | None = None  # what led from raw inputs to x; the saved model begins with it

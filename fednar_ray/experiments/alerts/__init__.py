@@ -4,7 +4,7 @@ Pure; each kind at most once a run.
 """
 
 from fednar_ray.experiments.alerts.checks import CHECKS
-from fednar_ray.experiments.alerts.history import Chance
-from fednar_ray.experiments.alerts.monitor import Alert, Watch, alerts_of
+from fednar_ray.experiments.alerts.history import ChanceLevel
+from fednar_ray.experiments.alerts.monitor import Alert, AlertMonitor, alerts_of
 
-__all__ = ["CHECKS", "Alert", "Chance", "Watch", "alerts_of"]
+__all__ = ["CHECKS", "Alert", "AlertMonitor", "ChanceLevel", "alerts_of"]

@@ -11,7 +11,7 @@ import numpy as np
 from fednar_ray.core.errors import RoundAborted, RunFailed
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.data.federation import Federation
-from fednar_ray.experiments.alerts import Alert, Chance, Watch
+from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker
 
@@ -21,12 +21,12 @@ NAMES_TAG = "fednar.alerts"  # the kinds, with commas; none, where nothing was w
 MESSAGE_TAG = "fednar.alert."  # and the kind
 
 
-class Lookout:
+class AlertCallback:
     """A context manager within a tracker's; what aborts a round it tells as well. ``past``: of a run that goes on."""
 
     def __init__(self, name: str, prepared: Prepared, tracker: RunTracker, past: Iterable[RoundRecord]) -> None:
         self._name, self._tracker = name, tracker
-        self._watch = Watch(prepared.experiment, chance_of(prepared.federation))
+        self._watch = AlertMonitor(prepared.experiment, chance_of(prepared.federation))
         self._seen = -1
         for record in past:
             self._seen = record.round_index
@@ -67,11 +67,11 @@ def tags_of(alerts: Sequence[Alert]) -> dict[str, str]:
     return {NAMES_TAG: names, **{f"{MESSAGE_TAG}{alert.name}": alert.message for alert in alerts}}
 
 
-def chance_of(federation: Federation) -> Chance | None:
-    """What a model that has learned nothing reaches on the test set; None where its labels are the sites' own."""
-    test = None if federation.figures_only else federation.splits().get("test")
+def chance_of(federation: Federation) -> ChanceLevel | None:
+    """What a model that has learned nothing reaches on the test set; None where its labels are the silos' own."""
+    test = None if federation.metrics_only else federation.splits().get("test")
     if test is None:
         return None
     if federation.task == "regression":
-        return Chance("rmse", float(np.std(test.y)))
-    return Chance("accuracy", float(np.unique(test.y, return_counts=True)[1].max() / len(test.y)))
+        return ChanceLevel("rmse", float(np.std(test.y)))
+    return ChanceLevel("accuracy", float(np.unique(test.y, return_counts=True)[1].max() / len(test.y)))

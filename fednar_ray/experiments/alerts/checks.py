@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.messages import RoundRecord
-from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, Past, ratio
+from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
 from fednar_ray.federated.screening import NOT_FINITE
 
 WINDOW = 10  # rounds, of the slower checks
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     change: str
 
 
-def _diverges(past: Past) -> Finding | None:
+def _diverges(past: RunHistory) -> Finding | None:
     metrics, losses = past.recent[-1].metrics, past.last("train_loss", 3)
     for name in ("train_loss", "validation_loss", "test_loss"):
         if name in metrics and not math.isfinite(metrics[name]):
@@ -45,7 +45,7 @@ def _diverges(past: Past) -> Finding | None:
     return None
 
 
-def _too_long(past: Past, what: str) -> Finding:
+def _too_long(past: RunHistory, what: str) -> Finding:
     """Why steps, or what they sum up to, are too long."""
     settings, rate = past.experiment, past.typical("local_lr")
     if past.unexplained:
@@ -60,11 +60,11 @@ def _too_long(past: Past, what: str) -> Finding:
         cause = "local_lr · weight_decay is 1 or more, so that a step throws parameters across zero"
         cost = "; a step then shrinks the parameters by 1 % at most"
         return Finding(what, cause, _to("regularizer.weight_decay", settings.regularizer.weight_decay, decay) + cost)
-    beginning = "" if past.first else ", or inputs are not normalised"  # nothing was ever trained
+    beginning = "" if past.first else ", or inputs are not normalized"  # nothing was ever trained
     return Finding(what, f"steps are too long{beginning}", _shorter_steps(past))
 
 
-def _shorter_steps(past: Past) -> str:
+def _shorter_steps(past: RunHistory) -> str:
     settings = past.experiment
     rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
     change = _to("algorithm.local_lr", rate, rate / 10)
@@ -80,7 +80,7 @@ def _shorter_steps(past: Past) -> str:
     return change
 
 
-def _stalls(past: Past) -> Finding | None:
+def _stalls(past: RunHistory) -> Finding | None:
     window = int(np.clip(past.experiment.federation.rounds / 5, WINDOW, LONGEST))
     losses, progress = past.last("train_loss", window), past.progress(window)
     if len(losses) < window or past.best_progress > STALLED:
@@ -106,7 +106,7 @@ def _rises(values: npt.NDArray[np.float64]) -> bool:
     return bool(after.mean() > before.mean() + 0.01)
 
 
-def _why_nothing_is_learned(past: Past, what: str) -> Finding:
+def _why_nothing_is_learned(past: RunHistory, what: str) -> Finding:
     moved, rate = past.moved, past.experiment.algorithm.local_lr
     if past.clips_nearly_everything:
         return Finding(what, "steps are clipped to almost nothing", _larger_bound(past))
@@ -122,7 +122,7 @@ def _why_nothing_is_learned(past: Past, what: str) -> Finding:
     return Finding(what, cause, "look at the data (fednar data inspect) and the model; try algorithm.local_lr too")
 
 
-def _longer_steps(past: Past) -> str:
+def _longer_steps(past: RunHistory) -> str:
     rate, most = past.experiment.algorithm.local_lr, float(past.moved.max())
     if past.clips and past.norm_in_bounds > 1:
         return _larger_bound(past)
@@ -132,7 +132,7 @@ def _longer_steps(past: Past) -> str:
     return _to("algorithm.local_lr", rate, rate * factor) + longer
 
 
-def _larger_bound(past: Past) -> str:
+def _larger_bound(past: RunHistory) -> str:
     """A larger clip bound: a value only where this run's norms support one, and where the longer steps stay short."""
     bound, longer = past.experiment.regularizer.clip_bound, past.norm_in_bounds
     if 0 < past.mild_bound < math.inf and past.may_lengthen(longer):
@@ -147,7 +147,7 @@ def _larger_bound(past: Past) -> str:
     )
 
 
-def _loses_clients(past: Past) -> Finding | None:
+def _loses_clients(past: RunHistory) -> Finding | None:
     rounds = list(past.recent)[-WINDOW:]
     wanted = sum(_wanted(past, record) for record in rounds)
     if len(rounds) < SOON or not wanted:
@@ -167,7 +167,7 @@ def _loses_clients(past: Past) -> Finding | None:
     return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f})", change)
 
 
-def _wanted(past: Past, record: RoundRecord) -> float:
+def _wanted(past: RunHistory, record: RoundRecord) -> float:
     """How many clients a round is to have; whoever was sampled beyond them does not count."""
     sampled, wanted = record.metrics.get("clients_sampled", 0.0), past.experiment.federation.clients_per_round
     return sampled if wanted is None else float(wanted)
@@ -199,7 +199,7 @@ FAILURES = {
 }
 
 
-def _clips_everything(past: Past) -> Finding | None:
+def _clips_everything(past: RunHistory) -> Finding | None:
     settings = past.experiment.regularizer
     if not past.clips_nearly_everything:
         return None
@@ -214,7 +214,7 @@ def _clips_everything(past: Past) -> Finding | None:
     )
 
 
-def _decay_dominates(past: Past) -> Finding | None:
+def _decay_dominates(past: RunHistory) -> Finding | None:
     shrunk = ratio(past.typical("parameter_norm"), past.first.get("parameter_norm", math.inf))
     if len(past.last("parameter_norm", SOON)) < SOON or past.experiment.regularizer.name == "none":
         return None
@@ -226,7 +226,7 @@ def _decay_dominates(past: Past) -> Finding | None:
     return Finding(what, cause, _less_decay(past))
 
 
-def _less_decay(past: Past) -> str:
+def _less_decay(past: RunHistory) -> str:
     """A tenth of the decay. What FedNAR would make of it no other regularizer's norms can tell: a comparison does."""
     settings = past.experiment.regularizer
     change = (
@@ -250,14 +250,14 @@ def _to_bound(now: float, then: float) -> str:
     return _to("regularizer.clip_bound", now, 1.05 * then)  # two digits are off by at most 5 %
 
 
-def of_an_abort(past: Past, error: RoundAborted) -> tuple[str, Finding]:
+def of_an_abort(past: RunHistory, error: RoundAborted) -> tuple[str, Finding]:
     """The kind of alert that an aborted round is, and what is known of it."""
     if "finite" in error.reason:
         return "diverges", _too_long(past, error.reason)
     return "loses_clients", Finding(error.reason, *FAILURES[""])
 
 
-CHECKS: Mapping[str, Callable[[Past], Finding | None]] = {
+CHECKS: Mapping[str, Callable[[RunHistory], Finding | None]] = {
     "diverges": _diverges,
     "stalls": _stalls,
     "loses_clients": _loses_clients,

@@ -18,7 +18,7 @@ FAR = 0.5  # ‖Δ‖ in ‖x‖: a round that moves the parameters further take
 EXPLAINED = 3.0  # an update's norm, in K·η·‖v‖
 
 
-class Chance(NamedTuple):
+class ChanceLevel(NamedTuple):
     """What a model that has learned nothing reaches."""
 
     metric: str  # accuracy, or rmse
@@ -35,11 +35,11 @@ class Chance(NamedTuple):
 
 
 @dataclass(slots=True)
-class Past:
+class RunHistory:
     """What the checks see of a run so far."""
 
     experiment: Experiment
-    chance: Chance | None
+    chance: ChanceLevel | None
     first: Mapping[str, float] = field(default_factory=dict)  # metrics of the first round with an update
     recent: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=LONGEST))
     best_loss: float = math.inf  # of training

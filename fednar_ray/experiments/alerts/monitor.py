@@ -7,7 +7,7 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.alerts.checks import CHECKS, Finding, of_an_abort
-from fednar_ray.experiments.alerts.history import Chance, Past
+from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +19,11 @@ class Alert:
     message: str  # with the likely cause, and what to change
 
 
-class Watch:
+class AlertMonitor:
     """Sees a run's rounds one after the other, from round 0 on, and tells what is wrong with it as soon as it shows."""
 
-    def __init__(self, experiment: Experiment, chance: Chance | None = None) -> None:
-        self._past = Past(experiment, chance)
+    def __init__(self, experiment: Experiment, chance: ChanceLevel | None = None) -> None:
+        self._past = RunHistory(experiment, chance)
         self.alerts: tuple[Alert, ...] = ()
 
     def see(self, record: RoundRecord) -> tuple[Alert, ...]:
@@ -57,10 +57,10 @@ class Watch:
 
 
 def alerts_of(
-    experiment: Experiment, records: Iterable[RoundRecord], chance: Chance | None = None
+    experiment: Experiment, records: Iterable[RoundRecord], chance: ChanceLevel | None = None
 ) -> tuple[Alert, ...]:
     """The alerts of a run, from its records, round 0 first."""
-    watch = Watch(experiment, chance)
+    watch = AlertMonitor(experiment, chance)
     for record in records:
         watch.see(record)
     return watch.alerts

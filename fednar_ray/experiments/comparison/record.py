@@ -28,7 +28,7 @@ class PlannedRun:
     regularizer: str
     seed: int
     directory: str | None = None  # the name of its run directory, beside the comparison's; None: not started
-    cohort_width: int | None = None  # C, as it was resolved; None: not started
+    group_size: int | None = None  # C, as it was resolved; None: not started
 
     @property
     def variant(self) -> Variant:

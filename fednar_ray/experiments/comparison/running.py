@@ -184,11 +184,11 @@ class _Runs:
                 self._store.abandon_run(child.info.run_id)
 
     def _experiment(self, run: PlannedRun) -> Experiment:
-        """The run's experiment; its cohort width is that of the runs before, wherever these were trained."""
+        """The run's experiment; its client group width is that of the runs before, wherever these were trained."""
         base = self._record.document.experiment
-        width = next((each.cohort_width for each in self._record.runs if each.cohort_width is not None), None)
-        if base.execution.cohort_width == "auto" and width is not None:
-            execution = base.execution.model_copy(update={"cohort_width": width})
+        width = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
+        if base.execution.vectorize == "auto" and width is not None:
+            execution = base.execution.model_copy(update={"vectorize": width})
             base = base.model_copy(update={"execution": execution})
         return run.experiment(base)
 
@@ -200,7 +200,7 @@ class _Runs:
             return self._recorded_outcome(run)
 
         def started(directory: Path, width: int) -> None:
-            run.directory, run.cohort_width = directory.name, width
+            run.directory, run.group_size = directory.name, width
             self._record.save()
 
         experiment = self._experiment(run) if resumption is None else resumption.experiment
@@ -213,7 +213,7 @@ class _Runs:
             started=started,
             ready_first=True,
         )
-        result = yield from _labelled(training, index, len(self._record.runs), run.label)
+        result = yield from _labeled(training, index, len(self._record.runs), run.label)
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
     def _recorded_outcome(self, run: PlannedRun) -> Outcome:
@@ -241,7 +241,7 @@ def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, di
         return (directory / CHART,)
 
 
-def _labelled(
+def _labeled(
     training: Generator[RoundReport, None, Result], run: int, runs: int, label: str
 ) -> Generator[Progress, None, Result]:
     try:

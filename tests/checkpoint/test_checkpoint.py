@@ -1,0 +1,949 @@
+"""What was saved comes back exactly, or something is said: after crashes at any instant, damage, and full disks."""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from fednar_ray.checkpoint import BackgroundWriter, Checkpoint, CheckpointStore, Snapshot, Storage, open_storage
+from fednar_ray.checkpoint.manifest import spans
+from fednar_ray.core.errors import CheckpointError
+
+drawn = settings(max_examples=60, deadline=None)
+
+
+def row_of(client_id: int, version: int) -> np.ndarray:
+    return np.random.default_rng([client_id, version]).normal(size=5).astype(np.float32)
+
+
+def line_of(round_index: int) -> str:
+    return json.dumps({"round": round_index, "loss": 1 / (round_index + 3), "note": "ä\u2028\n"}, ensure_ascii=False)
+
+
+def snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **changes: Any) -> Snapshot:
+    """The state after ``next_round`` rounds; ``variant`` tells apart two that stand at the same round."""
+    rng = np.random.default_rng([next_round, variant])
+    values: dict[str, Any] = {
+        "next_round": next_round,
+        "arrays": {
+            "parameters": rng.normal(size=7).astype(np.float32),
+            "buffers": np.array([1 / 3, np.nan, -np.inf, -0.0, 5e-324, next_round]),
+            "none": np.empty(0),
+        },
+        "rows": dict(rows),
+        "read_row": lambda client_id: row_of(client_id, rows[client_id]),
+        "facts": {"run": "7f3a", "variant": variant, "server_lr": 0.1 + 0.2, "seen": [next_round, None, math.inf]},
+    }
+    if "history" not in changes:
+        values["history"] = tuple(line_of(i) for i in range(next_round))
+    return Snapshot(**{**values, **changes})
+
+
+def assert_same(checkpoint: Checkpoint | None, saved: Snapshot) -> None:
+    """Every bit of what was saved."""
+    assert checkpoint is not None
+    assert checkpoint.next_round == saved.next_round
+    assert checkpoint.arrays.keys() == saved.arrays.keys()
+    for name, array in saved.arrays.items():
+        loaded = checkpoint.arrays[name]
+        assert (loaded.dtype, loaded.shape, loaded.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert checkpoint.rows == saved.rows
+    for client_id in saved.rows:
+        row = checkpoint.read_row(client_id)
+        assert (row.dtype, row.tobytes()) == (np.float32, saved.read_row(client_id).tobytes())
+    assert same_json(checkpoint.facts, saved.facts)
+    assert checkpoint.history == saved.history
+
+
+def same_json(left: Any, right: Any) -> bool:
+    """Equal in value and type, where NaN equals NaN and 0.0 does not equal -0.0."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same_json(left[k], right[k]) for k in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same_json, left, right))
+    return repr(left) == repr(right)
+
+
+class Shelf:
+    """A storage in memory, as an object store is one: an operation happens or does not."""
+
+    location = "the shelf"
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self.files = dict(files or {})
+        self.written: list[tuple[str, int]] = []
+
+    def write(self, name: str, data: bytes) -> None:
+        self.files[name] = data
+        self.written.append((name, len(data)))
+
+    def read(self, name: str) -> bytes:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def names(self, prefix: str = "") -> list[str]:
+        return sorted(name for name in self.files if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        self.files.pop(name, None)
+
+
+def manifests(storage: Storage) -> dict[str, dict[str, Any]]:
+    return {n: json.loads(storage.read(n)) for n in storage.names("round-") if n.endswith(".json")}
+
+
+def entries_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every file that a manifest names, wherever it stands."""
+    if isinstance(value, dict):
+        if "sha256" in value and "name" in value:
+            yield value
+        for key, inner in value.items():
+            yield from entries_in(inner) if key != "facts" else ()
+    elif isinstance(value, list):
+        for inner in value:
+            yield from entries_in(inner)
+
+
+def files_of(storage: Storage, manifest: str) -> set[str]:
+    return {manifest, *(file["name"] for file in entries_in(manifests(storage)[manifest]))}
+
+
+def assert_nothing_more_than_named(storage: Storage, rounds: Sequence[int]) -> None:
+    """The checkpoints of ``rounds``, whole, and no other file."""
+    kept = [f"round-{i:08d}.json" for i in rounds]
+    assert sorted(manifests(storage)) == kept
+    assert set(storage.names()) == set().union(*(files_of(storage, name) for name in kept))
+
+
+def assert_whole(storage: Storage) -> None:
+    """Every manifest that is there names files that are there and as it says."""
+    for name in manifests(storage):
+        for file in entries_in(manifests(storage)[name]):
+            assert hashlib.sha256(storage.read(file["name"])).hexdigest() == file["sha256"]
+
+
+# --- Round trip
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@drawn
+@given(facts=st.dictionaries(st.text(), json_values, max_size=5))
+@example(facts={"sha256": "not mine", "format": 7, "a": [math.nan, -math.inf, -0.0, 2**70, 1e-320, 0.1]})
+def test_facts_come_back_exactly(facts):
+    storage = Shelf()
+    CheckpointStore(storage, keep=1).save(snapshot(1, {}, facts=facts))
+    assert same_json(CheckpointStore(storage, keep=1).load().facts, facts)
+
+
+@drawn
+@given(
+    array=arrays_of.arrays(
+        st.sampled_from([np.float32, np.float64]), arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0)
+    ),
+    turned=st.booleans(),
+)
+def test_arrays_come_back_bit_by_bit_and_writable(array, turned):
+    array = array.T if turned else array
+    storage = Shelf()
+    CheckpointStore(storage, keep=1).save(snapshot(1, {}, arrays={"a": array}))
+    loaded = CheckpointStore(storage, keep=1).load().arrays["a"]
+    assert (loaded.dtype, loaded.shape, loaded.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert loaded.flags.writeable
+
+
+def test_no_checkpoint_is_none():
+    assert CheckpointStore(Shelf(), keep=1).load() is None
+    assert CheckpointStore(Shelf({"README": b"", "rows/1-2-0123456789abcdef.safetensors": b""}), keep=1).load() is None
+
+
+def test_a_row_that_is_not_there_is_a_key_error():
+    store = CheckpointStore(Shelf(), keep=1)
+    store.save(snapshot(1, {3: 0}))
+    with pytest.raises(KeyError):
+        store.load().read_row(4)
+
+
+# --- What a checkpoint costs, and what is kept
+
+
+def files_on_disk(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of the last write of every file."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_twenty_changed_rows_of_many_cost_twenty_files(tmp_path, resumed):
+    clients = 300
+    store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
+    first = {i: i % 7 for i in range(clients)}
+    store.save(snapshot(10, first))
+    before = files_on_disk(tmp_path)
+    if resumed:
+        store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
+        store.load()
+    second = snapshot(13, {**first, **dict.fromkeys(range(100, 118), 11), clients: 12, clients + 1: 12})
+    store.save(second)
+    after = files_on_disk(tmp_path)
+    touched = sorted(name.split("-")[0].split("/")[0] for name in after if before.get(name) != after[name])
+    assert touched == ["history"] * 3 + ["round"] * 2 + ["rows"] * 20  # three lines, arrays, manifest
+    assert before.items() <= after.items()
+    assert_same(store.load(), second)
+
+
+@given(lines=st.integers(0, 10**6))
+def test_a_history_is_cut_without_gap_into_few_spans(lines):
+    cut = list(spans(lines))
+    assert [start for start, _ in cut] == [0, *(stop for _, stop in cut)][: len(cut)]
+    assert sum(stop - start for start, stop in cut) == lines
+    assert len(cut) <= 9 * len(str(lines))
+
+
+def test_the_cost_of_a_history_does_not_grow_with_the_square_of_the_rounds():
+    storage = Shelf()
+    store = CheckpointStore(storage, keep=1)
+    lines = tuple(json.dumps({"round": i, "pad": "x" * 200}) for i in range(10_000))
+    for rounds in range(10, 10_001, 10):
+        store.save(snapshot(rounds, {}, history=lines[:rounds]))
+    written = sum(size for name, size in storage.written if name.startswith("history"))
+    # a line is at most in a span of 10, of 100, of 1000 and of 10,000; whole each time, it would be written 500 times
+    assert written < 4 * sum(len(line) + 1 for line in lines)
+    assert max(size for name, size in storage.written if name.endswith(".json")) < 10_000
+    assert store.load().history == lines
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_what_kept_checkpoints_name_stays(keep):
+    storage = Shelf({"notes.txt": b"mine", "rows/mine": b"", "round-7.json": b"", "other/round-00000001.json": b""})
+    mine = set(storage.names())
+    store = CheckpointStore(storage, keep)
+    versions: dict[int, int] = {}
+    for next_round in range(1, 8):
+        versions |= {next_round % 3: next_round - 1, 9: 0}
+        store.save(snapshot(next_round, versions))
+        for name in mine:
+            assert storage.files.pop(name) is not None
+        assert_nothing_more_than_named(storage, range(max(1, next_round - keep + 1), next_round + 1))
+        storage.files |= dict.fromkeys(mine, b"")
+
+
+def test_a_client_without_a_row_any_more_loses_its_file():
+    storage = Shelf()
+    store = CheckpointStore(storage, keep=1)
+    store.save(snapshot(1, {1: 0, 2: 0}))
+    store.save(snapshot(2, {2: 0}))
+    assert_nothing_more_than_named(storage, [2])
+    assert store.load().rows == {2: 0}
+
+
+def test_leftovers_of_a_crash_go_with_the_next_save():
+    storage = Shelf()
+    CheckpointStore(storage, keep=2).save(snapshot(1, {1: 0}))
+    storage.files |= {
+        "rows/1-1-0123456789abcdef.safetensors": b"",
+        "round-00000002-0123456789abcdef.safetensors": b"torn",
+        "history-00000001-00000002-0123456789abcdef.jsonl": b"",
+    }
+    CheckpointStore(storage, keep=2).save(snapshot(3, {1: 2}))
+    assert_nothing_more_than_named(storage, [1, 3])
+
+
+def test_the_same_round_again_replaces_it():
+    storage = Shelf()
+    store = CheckpointStore(storage, keep=2)
+    store.save(snapshot(1, {1: 0}))
+    store.save(snapshot(2, {1: 1}))
+    again = snapshot(2, {1: 0, 2: 1}, variant=1, history=(line_of(0), '"another"'))
+    store.save(again)
+    assert_nothing_more_than_named(storage, [1, 2])
+    assert_same(CheckpointStore(storage, keep=2).load(), again)
+
+
+def test_a_run_that_starts_afresh_owes_nothing_to_what_lay_there():
+    storage = Shelf()
+    other = CheckpointStore(storage, keep=2)
+    other.save(snapshot(20, {1: 0}))
+    fresh = snapshot(1, {1: 0}, read_row=lambda _: row_of(7, 7))  # the same version of the same client, of another run
+    for store in (CheckpointStore(Shelf(storage.files), keep=2), other):
+        store.save(fresh)
+        assert_same(store.load(), fresh)
+
+
+# --- Crashes
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing of the process happens after it."""
+
+
+class MortalShelf(Shelf):
+    """Dies before the change ``last + 1``; every operation after that raises too, so no cleaning up."""
+
+    def __init__(self, files: Mapping[str, bytes], last: float) -> None:
+        super().__init__(files)
+        self._changes, self._last, self._lock = 0, last, threading.Lock()
+
+    def _live(self, change: int) -> None:
+        self._changes += change
+        if self._changes > self._last:
+            raise Killed
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._lock:
+            self._live(1)
+            super().write(name, data)
+
+    def read(self, name: str) -> bytes:
+        self._live(0)
+        return super().read(name)
+
+    def names(self, prefix: str = "") -> list[str]:
+        self._live(0)
+        return super().names(prefix)
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            self._live(1)
+            super().delete(name)
+
+
+TEN = snapshot(10, {1: 3, 2: 9, 3: 4})
+NEXT = {
+    "a later round": snapshot(20, {1: 3, 2: 15, 4: 19}),
+    "the same round": snapshot(10, {1: 3, 2: 8, 5: 7}, variant=1),
+    "a longer history": snapshot(100, {1: 99}),
+}
+
+
+def survivors(files: Mapping[str, bytes], new: Snapshot) -> Iterator[Shelf]:
+    """The storage after a death at every instant of saving ``new``, and at last after none."""
+    for last in count():
+        storage = MortalShelf(files, last)
+        store = CheckpointStore(storage, keep=1)
+        store.load()
+        try:
+            store.save(new)
+        except Killed:
+            yield Shelf(storage.files)
+        else:
+            yield Shelf(storage.files)
+            return
+
+
+@pytest.mark.parametrize("case", NEXT)
+def test_a_crash_at_any_instant_leaves_the_old_or_the_new_checkpoint_whole(case):
+    shelf = Shelf()
+    CheckpointStore(shelf, keep=1).save(TEN)
+    seen = []
+    for storage in survivors(shelf.files, NEXT[case]):
+        assert_whole(storage)
+        store = CheckpointStore(storage, keep=1)
+        loaded = store.load()
+        new = same_json(loaded.facts, NEXT[case].facts)
+        assert_same(loaded, NEXT[case] if new else TEN)
+        seen.append(new)
+        after = snapshot(101, {1: 3, 2: 100, 6: 7})
+        store.save(after)
+        assert_nothing_more_than_named(storage, [101])
+        assert_same(store.load(), after)
+    assert seen == sorted(seen)  # once the new one is there, it stays
+    assert (seen[0], seen[-1]) == (False, True)
+
+
+@drawn
+@given(
+    keep=st.integers(1, 3),
+    course=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9), st.none() | st.integers(0, 14)), max_size=8),
+)
+def test_a_run_that_dies_and_resumes_again_and_again_goes_on_from_its_newest_checkpoint(keep, course):
+    files: dict[str, bytes] = {}
+    newest: Snapshot | None = None
+    for number, (ahead, client_id, last) in enumerate(course):
+        storage = MortalShelf(files, math.inf if last is None else last)
+        store = CheckpointStore(storage, keep)
+        loaded = store.load()
+        if newest is None:
+            assert loaded is None
+        else:
+            assert_same(loaded, newest)
+        next_round = ahead + (newest.next_round if newest else 0)
+        new = snapshot(next_round, {**(newest.rows if newest else {}), client_id: next_round}, number)
+        try:
+            store.save(new)
+            newest = new
+        except Killed:
+            survived = CheckpointStore(Shelf(storage.files), keep).load()
+            newest = new if survived and same_json(survived.facts, new.facts) else newest
+        files = storage.files
+    storage = Shelf(files)
+    CheckpointStore(storage, keep=1).save(snapshot(100, {}))
+    assert_nothing_more_than_named(storage, [100])
+
+
+def die_at(instant: int) -> None:
+    """End this process before one of its calls that change the disk."""
+    passed = count(1)
+    lock = threading.Lock()
+
+    def mortal(name: str) -> None:
+        call = getattr(os, name)
+
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            with lock:
+                if next(passed) == instant:
+                    if name == "fsync" and stat.S_ISREG(os.fstat(arguments[0]).st_mode):
+                        os.ftruncate(
+                            arguments[0], os.fstat(arguments[0]).st_size // 2
+                        )  # what was not synced may be lost
+                    os._exit(9)
+                return call(*arguments, **options)
+
+        setattr(os, name, wrapper)
+
+    for name in ("fsync", "replace", "unlink", "mkdir"):
+        mortal(name)
+
+
+def die_at_every_instant(folder: Path) -> None:
+    """For two cases of NEXT and each instant a directory in ``folder``, left by a process that died there."""
+    CheckpointStore(open_storage(str(folder / "start")), keep=1).save(TEN)
+    for case in ("a later round", "the same round"):
+        for instant in count(1):
+            directory = folder / case / str(instant)
+            shutil.copytree(folder / "start", directory)
+            child = os.fork()
+            if child == 0:
+                store = CheckpointStore(open_storage(str(directory)), keep=1)
+                store.load()
+                die_at(instant)
+                store.save(NEXT[case])
+                os._exit(0)
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+                break
+
+
+def test_a_process_that_dies_at_any_instant_leaves_a_directory_with_the_old_or_the_new_checkpoint(tmp_path):
+    # in a process of its own, since forking one with threads is unsafe
+    program = (
+        "import sys, pathlib, tests.checkpoint.test_checkpoint as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    for case in ("a later round", "the same round"):
+        new, seen = NEXT[case], []
+        directories = sorted((tmp_path / case).iterdir(), key=lambda path: int(path.name))
+        assert len(directories) > 15
+        for directory in directories:
+            storage = open_storage(str(directory))
+            loaded = CheckpointStore(storage, keep=1).load()
+            assert_whole(storage)
+            seen.append(same_json(loaded.facts, new.facts))
+            assert_same(loaded, new if seen[-1] else TEN)
+        assert seen == sorted(seen)
+        assert {*seen} == {False, True}
+        for directory in directories[:: len(directories) // 3]:
+            storage = open_storage(str(directory))
+            store = CheckpointStore(storage, keep=1)
+            store.save(snapshot(101, {1: 3}))
+            assert_same(store.load(), snapshot(101, {1: 3}))
+            assert_nothing_more_than_named(storage, [101])
+            assert list(directory.rglob("*.tmp")) == []
+
+
+class FailingShelf(Shelf):
+    """Raises at one write from now on; where ``late``, it takes place all the same, as when a reply is lost."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.writes_left, self._late = count(10**9, -1), late
+
+    def write(self, name: str, data: bytes) -> None:
+        failing = next(self.writes_left) == 0
+        if not failing or self._late:
+            super().write(name, data)
+        if failing:
+            raise OSError("connection reset")
+
+
+def failure(store: CheckpointStore, new: Snapshot) -> str | None:
+    """What saving ``new`` fails with, as it arrives from another process; None where it succeeds."""
+    try:
+        store.save(new)
+    except CheckpointError as error:
+        return str(pickle.loads(pickle.dumps(error)))  # noqa: S301
+    return None
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", NEXT)
+def test_a_write_that_fails_is_a_checkpoint_error_and_what_was_there_stays_whole(case, late):
+    for failing in count():
+        storage = FailingShelf(late)
+        store = CheckpointStore(storage, keep=1)
+        store.save(TEN)
+        storage.writes_left = count(failing, -1)
+        message = failure(store, NEXT[case])
+        if message is None:
+            break
+        assert message == (
+            f"the checkpoint of round {NEXT[case].next_round} could not be written to the shelf: connection reset; "
+            "the checkpoint of round 10 before it is whole"
+        )
+        loaded = CheckpointStore(storage, keep=1).load()
+        new = late and same_json(loaded.facts, NEXT[case].facts)
+        assert_same(loaded, NEXT[case] if new else TEN)
+        assert set(storage.names()) == set().union(*(files_of(storage, name) for name in manifests(storage)))
+        store.save(NEXT[case])
+        assert_nothing_more_than_named(storage, [NEXT[case].next_round])
+    assert failing >= 4
+
+
+# --- Damage
+
+OLDER, NEWER = snapshot(10, {1: 3, 2: 9, 3: 4}), snapshot(22, {1: 3, 2: 21, 4: 15})
+NEWEST = "round-00000022.json"
+
+
+def two_checkpoints() -> dict[str, bytes]:
+    """The files of two checkpoints that share a row and a segment of the history, and one that is nobody's."""
+    storage = Shelf({"notes.txt": b"mine"})
+    store = CheckpointStore(storage, keep=2)
+    store.save(OLDER)
+    store.save(NEWER)
+    return storage.files
+
+
+TWO = two_checkpoints()
+USED_BY_OLDER, USED_BY_NEWER = (files_of(Shelf(TWO), name) for name in ("round-00000010.json", NEWEST))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged")
+    storage = open_storage(str(folder))
+    for name, data in TWO.items():
+        storage.write(name, data)
+    return folder
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_or_a_truncation_anywhere_is_noticed(folder, data):
+    name = data.draw(st.sampled_from(sorted(TWO)), "file")
+    whole = bytearray(TWO[name])
+    if data.draw(st.booleans(), "flipped, not truncated"):
+        bit = data.draw(st.integers(0, 8 * len(whole) - 1), "bit")
+        whole[bit // 8] ^= 1 << bit % 8
+    else:
+        del whole[data.draw(st.integers(0, len(whole) - 1), "length") :]
+    (folder / name).write_bytes(whole)
+    try:
+        store = CheckpointStore(open_storage(str(folder)), keep=2)
+        if name not in USED_BY_NEWER:
+            assert_same(store.load(), NEWER)
+        elif name not in USED_BY_OLDER:
+            assert_same(store.load(), OLDER)
+        else:
+            with pytest.raises(CheckpointError, match=f"every checkpoint in {folder} is damaged: .*{name}"):
+                store.load()
+    finally:
+        (folder / name).write_bytes(TWO[name])
+
+
+@pytest.mark.parametrize("name", sorted(USED_BY_NEWER - USED_BY_OLDER))
+def test_damage_is_reported_with_the_file_and_what_is_wrong(name, caplog):
+    CheckpointStore(Shelf({**TWO, name: TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])}), keep=2).load()
+    CheckpointStore(Shelf({n: data for n, data in TWO.items() if n != name}), keep=2).load()
+    found = [f"{name} does not hold what was written: ", f"{name} is missing"]
+    if name == NEWEST:
+        del found[1]  # without its manifest, a checkpoint is not there
+    assert {(record.name, record.levelno) for record in caplog.records} == {("fednar_ray", logging.WARNING)}
+    for message, start in zip(caplog.messages, found, strict=True):
+        assert message.startswith(f"checkpoint {NEWEST} in the shelf cannot be used: {start}")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(keep):
+    storage = Shelf(TWO)
+    del storage.files[next(n for n in USED_BY_NEWER if n.endswith("safetensors") and n not in USED_BY_OLDER)]
+    del storage.files["notes.txt"]
+    store = CheckpointStore(storage, keep)
+    assert_same(store.load(), OLDER)
+    store.save(snapshot(15, {1: 3}))
+    assert_nothing_more_than_named(storage, [10, 15][-keep:])
+
+
+def test_a_damaged_checkpoint_that_a_later_round_passes_is_deleted():
+    storage = Shelf(TWO)
+    del storage.files[next(n for n in USED_BY_NEWER if n.endswith("safetensors") and n not in USED_BY_OLDER)]
+    del storage.files["notes.txt"]
+    store = CheckpointStore(storage, keep=2)
+    store.load()
+    store.save(snapshot(30, {1: 3, 2: 21}))  # version 21 again, of which the file may be damaged
+    assert_nothing_more_than_named(storage, [10, 30])
+    assert_same(store.load(), snapshot(30, {1: 3, 2: 21}))
+
+
+def test_a_damaged_checkpoint_that_is_written_again_is_whole():
+    storage = Shelf(TWO)
+    for name in USED_BY_NEWER - USED_BY_OLDER - {NEWEST}:
+        storage.files[name] = b"damaged"
+    del storage.files["notes.txt"]
+    store = CheckpointStore(storage, keep=2)
+    assert_same(store.load(), OLDER)
+    store.save(NEWER)
+    assert storage.files == {name: data for name, data in TWO.items() if name != "notes.txt"}
+    assert_same(store.load(), NEWER)
+
+
+def test_a_row_damaged_after_loading_is_a_checkpoint_error():
+    storage = Shelf(TWO)
+    checkpoint = CheckpointStore(storage, keep=2).load()
+    name = next(n for n in USED_BY_NEWER if n.startswith("rows/2-21-"))
+    storage.files[name] = TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])
+    assert checkpoint.read_row(1).tobytes() == row_of(1, 3).tobytes()
+    with pytest.raises(CheckpointError, match=f"the shelf was damaged in use: {name} does not hold what was written"):
+        checkpoint.read_row(2)
+
+
+@drawn
+@given(
+    garbage=st.dictionaries(
+        st.sampled_from(["round-00000099.json", "round-000000022.json", "round-99999999999999999999.json"]),
+        st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()) | st.just(TWO[NEWEST]),
+        min_size=1,
+    )
+)
+def test_garbage_under_the_names_of_checkpoints_is_passed_over(garbage):
+    storage = Shelf({**TWO, **garbage})
+    assert_same(CheckpointStore(storage, keep=2).load(), NEWER)
+    with pytest.raises(CheckpointError, match=r"^every checkpoint in the shelf is damaged: round-"):
+        CheckpointStore(Shelf(garbage), keep=2).load()
+
+
+# --- Files edited by hand, with their checksums made right
+
+
+def sealed(manifest: Any) -> bytes:
+    """A manifest as a file: it begins with the SHA-256 of all that follows."""
+    body = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}).encode()[1:]
+    return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every value within a manifest with its path, the facts' own aside."""
+    if path:
+        yield path, value
+    if isinstance(value, dict | list) and path != ("facts",):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, key))
+
+
+MANIFEST: dict[str, Any] = json.loads(TWO[NEWEST])
+PLACES = [(path, value) for path, value in places(MANIFEST) if path != ("sha256",)]
+WRONG: dict[type, list[Any]] = {
+    int: [-1, 1.5, "1", None, True, [], {}],
+    str: ["", "../../etc/passwd", "rows/1-3.safetensors", "Z" * 64, "a" * 63, 5, None, []],
+    list: [None, {}, "text", 0, [0], [[]], [{}]],
+    dict: [None, [], "text", 0],
+}
+
+
+def set_at(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The manifest with another value at one place."""
+    edited = copy.deepcopy(MANIFEST)
+    inner = edited
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return edited
+
+
+def load_with(manifest: bytes, **files: bytes) -> Checkpoint | None:
+    return CheckpointStore(Shelf({**TWO, **files, NEWEST: manifest}), keep=2).load()
+
+
+def test_an_edit_with_its_checksum_made_right_is_believed():
+    edited = load_with(sealed({**MANIFEST, "facts": {"edited": True}}))
+    assert (edited.next_round, edited.facts) == (22, {"edited": True})
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_manifest_of_wrong_types_is_damaged(data):
+    path, value = data.draw(st.sampled_from(PLACES), "place")
+    wrong = data.draw(st.sampled_from(WRONG[type(value)]), "value")
+    assert_same(load_with(sealed(set_at(path, wrong))), OLDER)
+
+
+def test_a_manifest_with_a_key_too_many_or_too_few_is_damaged():
+    for key in MANIFEST.keys() - {"sha256", "format"}:
+        assert_same(load_with(sealed({k: v for k, v in MANIFEST.items() if k != key})), OLDER)
+    assert_same(load_with(sealed({**MANIFEST, "color": "red"})), OLDER)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        (set_at(("format",), "checkpoint"), "format: Input should be 'checkpoint 1'"),
+        (set_at(("next_round",), 23), "is the manifest of round 23"),
+        (set_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said(manifest, problem, caplog):
+    assert_same(load_with(sealed(manifest)), OLDER)
+    assert f"cannot be used: {NEWEST}" in caplog.messages[0]
+    assert problem in caplog.messages[0]
+
+
+def test_a_manifest_of_another_format_is_an_error_and_no_older_checkpoint_stands_in_for_it():
+    storage = Shelf({**TWO, NEWEST: sealed(set_at(("format",), "checkpoint 2"))})
+    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} is of the format 'checkpoint 2'.*resume with"):
+        CheckpointStore(storage, keep=2).load()
+    assert NEWEST in storage.files
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"}", b"[" * 100_000, b'"a": 1', b'"a": 1}}', b"\xff}", b'"a": ' + b"9" * 5000 + b"}"],
+    ids=["nothing", "empty", "deep", "open", "closed twice", "not text", "long number"],
+)
+def test_a_sealed_file_that_is_no_manifest_is_damaged(body):
+    manifest = b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
+    assert_same(load_with(manifest), OLDER)
+
+
+def tensors(dtype: str, shape: list[int], data: bytes, name: str = "row") -> bytes:
+    """A safetensors file, put together by hand."""
+    header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "problem"),
+    [
+        (("arrays",), b"", "holds no arrays"),
+        (("arrays",), b"\xff" * 64, "holds no arrays"),
+        (("arrays",), tensors("F32", [3], b"1234"), "holds no arrays"),
+        (("arrays",), tensors("BF16", [2], b"1234"), "holds no arrays"),
+        (("arrays",), tensors("I32", [1], b"1234", "steps"), "steps is int32, not float32 or float64"),
+        (("rows", 0, "file"), tensors("F64", [1], b"12345678"), "holds no row of float32"),
+        (("rows", 0, "file"), tensors("F32", [1, 1], b"1234"), "holds no row of float32"),
+        (("rows", 0, "file"), tensors("F32", [1], b"1234", "column"), "holds no row of float32"),
+        (("history", 0, "file"), b"{}\n" * 9, "has 9 lines instead of 10"),
+        (("history", 0, "file"), b"\xff\n" * 10, "is not text"),
+    ],
+)
+def test_files_of_the_right_checksum_and_the_wrong_kind_are_damaged(place, content, problem, caplog):
+    old = MANIFEST
+    for key in place:
+        old = old[key]
+    digest = hashlib.sha256(content).hexdigest()
+    name = old["name"].replace(old["sha256"][:16], digest[:16])
+    manifest = set_at(place, {"name": name, "size_bytes": len(content), "sha256": digest})
+    assert_same(load_with(sealed(manifest), **{name: content}), OLDER)
+    assert f"cannot be used: {name}" in caplog.messages[0]
+    assert problem in caplog.messages[0]
+
+
+# --- Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount here")
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there_whole(small_disk):
+    ballast = small_disk / "ballast"
+    storage = open_storage(str(small_disk))
+    store = CheckpointStore(storage, keep=1)
+    store.save(TEN)
+    before = {name: storage.read(name) for name in storage.names()}
+    for free_bytes in range(
+        0, 256 * 1024, 4096
+    ):  # a page more each time, so that every file in turn is the one too many
+        ballast.write_bytes(b"")
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+        ballast.write_bytes(bytes(free - free_bytes))
+        message = failure(store, snapshot(20, {1: 3, 2: 15, 4: 19}))
+        if message is None:
+            break
+        assert message.startswith(
+            f"the checkpoint of round 20 could not be written to {small_disk}: [Errno 28] No space"
+        )
+        assert message.endswith("; the checkpoint of round 10 before it is whole")
+        ballast.unlink()
+        assert {name: storage.read(name) for name in storage.names()} == before
+        assert sum(path.is_file() for path in small_disk.rglob("*")) == len(before)
+        assert_same(CheckpointStore(storage, keep=1).load(), TEN)
+    assert free_bytes > 4 * 4096
+    ballast.unlink()
+    assert_nothing_more_than_named(storage, [20])
+
+
+def test_something_in_the_way_is_a_checkpoint_error(tmp_path):
+    (tmp_path / "rows").touch()
+    with pytest.raises(
+        CheckpointError, match=f"round 10 could not be written to {tmp_path}: .*exists: '{tmp_path}/rows'"
+    ):
+        CheckpointStore(open_storage(str(tmp_path)), keep=1).save(TEN)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_old_checkpoints_that_cannot_be_deleted_do_not_undo_the_new_one(caplog):
+    class Undeletable(Shelf):
+        def delete(self, name: str) -> None:
+            raise PermissionError(f"{name} is locked")
+
+    storage = Undeletable()
+    store = CheckpointStore(storage, keep=1)
+    store.save(snapshot(1, {}))
+    store.save(snapshot(2, {}))
+    assert "superseded checkpoints in the shelf could not be deleted" in caplog.text
+    assert_same(store.load(), snapshot(2, {}))
+
+
+# --- The background writer
+
+PATIENCE_SECONDS = 60  # for what must happen, and does at once
+
+
+class GatedShelf(Shelf):
+    """Each round's arrays wait at a gate of their own, and some then fail."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self.reached = {i: threading.Event() for i in range(1, 9)}
+        self.gates = {i: threading.Event() for i in range(1, 9)}
+        self._failing = failing
+
+    def write(self, name: str, data: bytes) -> None:
+        if name.endswith("safetensors"):
+            next_round = int(name.split("-")[1])
+            self.reached[next_round].set()
+            assert self.gates[next_round].wait(PATIENCE_SECONDS)
+            if next_round in self._failing:
+                raise OSError("no more paper")
+        super().write(name, data)
+
+    def open_all(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
+
+
+class Writing:
+    """A writer on a gated shelf, with what has been released."""
+
+    def __init__(self, *failing: int) -> None:
+        self.shelf = GatedShelf(*failing)
+        self.writer = BackgroundWriter(CheckpointStore(self.shelf, keep=9))
+        self.released: list[int] = []
+
+    def offer(self, next_round: int) -> None:
+        self.writer.offer(snapshot(next_round, {}, release=lambda: self.released.append(next_round)))
+
+    def under_way(self, next_round: int) -> None:
+        assert self.shelf.reached[next_round].wait(PATIENCE_SECONDS)
+
+    def saved(self) -> list[int]:
+        return [manifest["next_round"] for manifest in manifests(self.shelf).values()]
+
+
+def test_offering_does_not_wait_and_a_newer_snapshot_takes_the_place_of_the_waiting_one():
+    writing = Writing()
+    writing.offer(1)
+    writing.under_way(1)
+    writing.offer(2)
+    writing.offer(3)
+    assert writing.released == [2]
+    assert writing.saved() == []
+    writing.shelf.open_all()
+    writing.writer.close()
+    assert writing.saved() == [1, 3]
+    assert writing.released == [2, 1, 3]
+
+
+def test_an_error_is_raised_by_the_next_offer_once_and_writing_goes_on():
+    writing = Writing(1)
+    writing.offer(1)
+    writing.under_way(1)
+    writing.offer(2)
+    writing.shelf.gates[1].set()
+    writing.under_way(2)
+    with pytest.raises(CheckpointError, match="round 1 could not be written to the shelf: no more paper"):
+        writing.offer(3)
+    writing.offer(4)
+    writing.shelf.open_all()
+    writing.writer.close()
+    assert writing.saved() == [2, 4]
+    assert sorted(writing.released) == [1, 2, 3, 4]
+
+
+def test_closing_raises_the_error_of_what_was_under_way():
+    writing = Writing(1)
+    writing.offer(1)
+    writing.shelf.open_all()
+    with pytest.raises(CheckpointError, match="no more paper"):
+        writing.writer.close()
+    writing.writer.close()
+    assert writing.released == [1]
+
+
+def test_closing_waits_no_longer_than_it_is_told_to():
+    writing = Writing()
+    writing.offer(1)
+    writing.under_way(1)
+    with pytest.raises(CheckpointError, match=r"the last checkpoint was not written within 0\.01 seconds"):
+        writing.writer.close(timeout=0.01)
+    writing.shelf.open_all()
+    writing.writer.close(timeout=PATIENCE_SECONDS)
+    assert writing.saved() == [1]
+
+
+def test_a_snapshot_that_cannot_be_written_at_all_does_not_end_the_writer_unnoticed():
+    writing = Writing()
+    writing.shelf.open_all()
+    writing.writer.offer(snapshot(1, {}, facts={"what": object()}))
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        writing.writer.close()
+
+
+def test_a_writer_without_anything_to_write_closes():
+    BackgroundWriter(CheckpointStore(Shelf(), keep=1)).close()

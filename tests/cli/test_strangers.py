@@ -1,0 +1,202 @@
+"""Run directories that came from elsewhere: what lies outside is not sent, and nothing to an address not confirmed."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednar_ray.cli.main import main
+from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
+from fednar_ray.tracking.inside import path_inside
+from fednar_ray.tracking.lines import Lines, replace, sole_writer
+from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.sync import sync
+from tests.support.servers import Proxy
+
+pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user who has never run anything."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "here" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def strangers_run(path: Path, uri: str, run_id: str, *operations: dict[str, Any]) -> Path:
+    path.mkdir(parents=True)
+    (path / "experiment.yaml").write_text("experiment: {name: stranger}")
+    (path / "run.json").write_text(json.dumps({"run_id": run_id, "tracking_uri": uri}))
+    (path / "outbox.jsonl").write_text("".join(json.dumps(operation) + "\n" for operation in operations))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path}/store/m.db")
+
+
+def artifacts(store: Store, run_id: str) -> set[str]:
+    return {file.path for file in store.client.list_artifacts(run_id)}
+
+
+def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_id = store.create_run(store.experiment_id("x"), "x", {})
+    (tmp_path / "here" / "secret.txt").write_text("secret")
+    (tmp_path / "here" / "secrets").mkdir()
+    (tmp_path / "here" / "secrets" / "key").write_text("secret")
+    names = [
+        "../../secret.txt",
+        "/etc/hostname",
+        "link.txt",
+        "linked/key",
+        "linked",
+        "model",
+        "pipe",
+        "a\0b",
+        "fine.txt",
+    ]
+    kinds = {"model": "model"}
+    run = strangers_run(
+        tmp_path / "here" / "runs" / "stranger-0",
+        store.uri,
+        run_id,
+        *({"kind": kinds.get(name, "file"), "path": name} for name in names),
+        {"kind": "table", "path": "../../secret.txt"},
+    )
+    (run / "fine.txt").write_text("fine")
+    (run / "link.txt").symlink_to("../../secret.txt")
+    (run / "linked").symlink_to("../../secrets")
+    (run / "model").mkdir()
+    (run / "model" / "MLmodel").symlink_to(tmp_path / "here" / "secrets" / "key")
+    os.mkfifo(run / "pipe")
+    report = sync(run, store.uri)
+    assert report.problem is None
+    assert report.operations == 1
+    assert artifacts(store, run_id) == {"fine.txt"}
+    assert store.client.search_logged_models([store.experiment_id("x")]) == []
+    told = [record.getMessage() for record in caplog.records if "refuses a part" in record.getMessage()]
+    for name in [*names[:-1], "../../secret.txt"]:
+        assert any(repr(name) in line for line in told), name
+    assert str(sync(run, store.uri)) == "MLflow has everything"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "loop", "dangling"])
+def test_paths_that_lead_outside(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("../nothing")
+    with pytest.raises(BadInput, match="is not sent"):
+        path_inside(tmp_path, name)
+
+
+def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_text("x")
+    (tmp_path / "real" / "alias").symlink_to("file")
+    (tmp_path / "run").symlink_to("real")
+    for name in ("file", "alias", "./file", "../run/file"):
+        assert path_inside(tmp_path / "run", name).read_text() == "x"
+
+
+def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Path) -> None:
+    run_id = store.create_run(store.experiment_id("x"), "x", {})
+    mine = tmp_path / "mine.txt"
+    for name in ("outbox.jsonl", "metrics.jsonl", "outbox.sent.new", "lock"):
+        mine.write_text("my notes")
+        run = strangers_run(tmp_path / name, store.uri, run_id, {"kind": "tags", "tags": {"a": "b"}})
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(mine)
+        report = sync(run, store.uri)
+        assert mine.read_text() == "my notes", name
+        assert name == "outbox.sent.new" or "it is a link" in str(report.problem)
+    (tmp_path / "file").symlink_to(mine)
+    with pytest.raises(RunFailed, match="it is a link"):
+        Lines(tmp_path / "file")
+    replace(tmp_path / "file", "new")
+    assert ((tmp_path / "file").read_text(), mine.read_text()) == ("new", "my notes")
+
+
+@pytest.fixture
+def listening() -> Iterator[Proxy]:
+    with Proxy(nonsense=b"{}") as proxy:
+        yield proxy
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of a command."""
+    monkeypatch.setattr("sys.argv", ["fednar", *words])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
+    listening: Proxy,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri = listening.uri
+    runs = tmp_path / "here" / "runs"
+    run = strangers_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
+    own = store.create_run(store.experiment_id("x"), "x", {})  # from here on the store is this user's
+    strangers_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
+    assert typed(monkeypatch, "sync") == 0  # of all runs, those that can be sent are
+    out = capsys.readouterr().out
+    assert "own-0: sent 0 rounds and 1 other things" in out
+    assert f"stranger-0: not sent: {run} names the tracking store {uri}" in out
+    assert f"--uri {uri}" in out
+    assert typed(monkeypatch, "sync", "stranger-0") == 2
+    assert f"confirm it with --uri {uri}" in capsys.readouterr().err
+    assert typed(monkeypatch, "report", "stranger-0") == 2
+    assert not listening.calls
+    assert typed(monkeypatch, "sync", "stranger-0", "--uri", uri) == 2  # confirmed; and it is no MLflow
+    assert "answers, but not as an MLflow server" in capsys.readouterr().err
+    assert listening.calls
+
+
+def test_an_address_is_confirmed_by_settings_or_by_a_run_of_ones_own(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="confirm it with --uri http://a:1"):
+        check_confirmed("http://a:1", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a:1")
+    check_confirmed("http://a:1", tmp_path)
+    check_confirmed("http://somebody:secret@a:1", tmp_path)
+    for other in ("http://a:1@b:1", "http://a:2", "https://a:1", "http://a:1/x", "http://a", "sqlite:////x/m.db"):
+        with pytest.raises(BadInput, match=f"confirm it with --uri {re.escape(other.replace('a:1@', ''))}"):
+            check_confirmed(other, tmp_path)
+    store.create_run(store.experiment_id("x"), "x", {})
+    check_confirmed(store.uri, tmp_path)
+    confirm("http://me:secret@c:1")
+    check_confirmed("http://c:1", tmp_path)
+    assert "secret" not in addresses_file().read_text()
+    assert addresses_file().parent.stat().st_mode & 0o077 == 0
+
+
+def test_where_nothing_can_be_remembered_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    confirm("http://a:1")
+    with pytest.raises(BadInput):
+        check_confirmed("http://a:1", tmp_path)
+
+
+def test_the_lock_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "other")
+    with pytest.raises(RunFailed, match="it is a link"), sole_writer(tmp_path):
+        pass
+    assert not (tmp_path / "other").exists()

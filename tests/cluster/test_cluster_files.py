@@ -1,0 +1,334 @@
+"""The files in docs/cluster, as far as a machine without a cluster can tell: schemas, commands, names that agree."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+import fednar_ray as fr
+from fednar_ray.cli.main import cli
+from fednar_ray.config import load_document
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "docs" / "cluster"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PORTS_OF_RAY = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FILES / name).read_text()))
+
+
+(RAY_JOB,) = documents("rayjob.yaml")
+CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
+(WORKERS,) = CLUSTER["workerGroupSpecs"]
+MLFLOW = documents("mlflow.yaml")
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in MLFLOW if each["kind"] == kind}
+
+
+SECRETS, SERVICES, SETS = of_kind("Secret"), of_kind("Service"), of_kind("StatefulSet")
+PODS = {
+    "head": CLUSTER["headGroupSpec"]["template"],
+    "gpu": WORKERS["template"],
+    **{name: each["spec"]["template"] for name, each in SETS.items()},
+}
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, pod in PODS.items():
+        for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
+            yield name, container
+
+
+def options_known(command: click.Command, given: list[str]) -> click.Context:
+    """The command understands the options; it is not run."""
+    return command.make_context(command.name, list(given))
+
+
+def ray_start() -> click.Command:
+    from ray.scripts.scripts import start
+
+    return start
+
+
+# ——— the launcher ———
+
+
+def test_the_launchers_file_is_valid_for_ray_itself(tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
+    prepared = prepare_config(launcher)
+    validate_config(prepared)
+    for commands in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
+        assert prepared[commands] == []  # and none of the provider's defaults
+
+
+def test_the_launchers_head_takes_no_actors_and_its_workers_begin_at_none() -> None:
+    launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
+    head = launcher["available_node_types"][launcher["head_node_type"]]
+    assert head["resources"] == {"CPU": 0}
+    (gpu,) = (kind for name, kind in launcher["available_node_types"].items() if name != launcher["head_node_type"])
+    assert gpu["resources"]["GPU"] >= 1
+    assert 0 == gpu["min_workers"] < gpu["max_workers"] <= launcher["max_workers"]
+    assert launcher["docker"]["image"] == "fednar-ray"
+
+
+@pytest.mark.parametrize("where", ["head", "worker"])
+def test_the_launchers_commands_start_ray(where: str) -> None:
+    launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
+    stop, start = launcher[f"{where}_start_ray_commands"]
+    assert stop == "ray stop"
+    before, _, options = start.partition("ray start ")
+    assert before.strip() == "ulimit -n 65536;"
+    given = options_known(ray_start(), shlex.split(options)).params
+    if where == "head":
+        assert (given["head"], given["num_cpus"], given["dashboard_host"]) == (True, 0, "127.0.0.1")
+        assert given["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
+        assert given["port"] == PORTS_OF_RAY["gcs"]
+    else:
+        assert given["address"] == f"$RAY_HEAD_IP:{PORTS_OF_RAY['gcs']}"
+
+
+def test_what_the_launchers_file_says_of_the_experiment_is_valid() -> None:
+    (words,) = re.findall(r"`execution: (\{.*\})`", (FILES / "launcher.yaml").read_text())
+    fr.Experiment.model_validate({"execution": yaml.safe_load(words)})
+
+
+# ——— Kubernetes ———
+
+
+@pytest.mark.parametrize("index", range(len(MLFLOW)))
+def test_the_mlflow_servers_objects_are_valid_for_kubernetes(index: int) -> None:
+    import kubernetes_validate
+
+    kubernetes_validate.validate(MLFLOW[index], kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("name", list(PODS))
+def test_pods_are_valid_for_kubernetes(name: str) -> None:
+    import kubernetes_validate
+
+    template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": PODS[name]}
+    kubernetes_validate.validate(template, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_ray_job_has_the_fields_that_kuberay_reads_and_no_others() -> None:
+    assert (RAY_JOB["apiVersion"], RAY_JOB["kind"]) == ("ray.io/v1", "RayJob")
+    assert RAY_JOB["spec"].keys() == {
+        "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+        "rayClusterSpec",
+    }  # fmt: skip
+    assert CLUSTER.keys() == {
+        "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions", "headGroupSpec",
+        "workerGroupSpecs",
+    }  # fmt: skip
+    assert CLUSTER["headGroupSpec"].keys() == {"rayStartParams", "template"}
+    assert WORKERS.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+    assert 0 == WORKERS["minReplicas"] <= WORKERS["replicas"] <= WORKERS["maxReplicas"]
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert CLUSTER["rayVersion"] == __import__("ray").__version__
+
+
+def test_the_ray_jobs_nodes_start_with_options_of_ray() -> None:
+    for group in (CLUSTER["headGroupSpec"], WORKERS):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # KubeRay wants text
+        options = [f"--{name}={value}" for name, value in group["rayStartParams"].items()]
+        options_known(ray_start(), ["--head", *options])
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    head, workers = (pod["spec"]["containers"][0]["resources"] for pod in (PODS["head"], PODS["gpu"]))
+    assert "nvidia.com/gpu" not in head["limits"]
+    assert workers["requests"] == workers["limits"]
+    ports = {port["name"]: port["containerPort"] for port in PODS["head"]["spec"]["containers"][0]["ports"]}
+    assert ports == PORTS_OF_RAY
+
+
+def test_the_ray_jobs_entrypoint_is_a_command_with_valid_settings(tmp_path: Path) -> None:
+    program, name, file, *rest = shlex.split(RAY_JOB["spec"]["entrypoint"])
+    assert PROJECT["scripts"][program] == "fednar_ray.cli.main:main"
+    options_known(cli.commands[name], [file, *rest])
+    overrides = [word for word in rest if not word.startswith("-")]
+    mine = tmp_path / "experiment.yaml"
+    shutil.copy(ROOT / "tune_configs" / "digits.yaml", mine)
+    execution = load_document(mine, overrides).experiment.execution
+    assert (execution.autoscale, execution.gpus_per_actor) == (True, 1)
+    assert execution.actors == WORKERS["maxReplicas"]
+    (mount,) = PODS["head"]["spec"]["containers"][0]["volumeMounts"]
+    (volume,) = PODS["head"]["spec"]["volumes"]
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], str(Path(file).parent))
+    command = re.search(r"create configmap (\S+) --from-file=(\S+)=", (FILES / "rayjob.yaml").read_text())
+    assert command is not None
+    assert command.groups() == (volume["configMap"]["name"], Path(file).name)
+
+
+def test_every_image_is_ours_or_a_real_back_ends() -> None:
+    images = {container["image"] for _, container in containers()}
+    assert images == {"fednar-ray", "postgres:17", "minio/minio"}
+    assert all(f"-t {image}" in (FILES / "Dockerfile").read_text() for image in images if image == "fednar-ray")
+
+
+def test_every_secret_that_is_named_exists_with_its_key() -> None:
+    named = [
+        variable["valueFrom"]["secretKeyRef"]
+        for _, container in containers()
+        for variable in container.get("env", ())
+        if "valueFrom" in variable
+    ]
+    assert len(named) > 10
+    for reference in named:
+        assert reference["key"] in SECRETS[reference["name"]]["stringData"], reference
+    for pod in PODS.values():
+        for volume in pod["spec"].get("volumes", ()):
+            if "secret" in volume:
+                keys = {item["key"] for item in volume["secret"]["items"]}
+                assert keys <= SECRETS[volume["secret"]["secretName"]]["stringData"].keys()
+
+
+def test_no_secret_has_a_usable_password() -> None:
+    for secret in SECRETS.values():
+        assert secret["stringData"]["password"] == "REPLACE-ME"  # noqa: S105
+
+
+@pytest.mark.parametrize("name", list(SERVICES))
+def test_every_service_leads_to_a_port_of_its_pods(name: str) -> None:
+    service, pod = SERVICES[name]["spec"], PODS[name]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    assert SETS[name]["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+    (port,) = service["ports"]
+    assert ports[port["targetPort"]] == port["port"]
+
+
+def test_every_address_is_that_of_a_service() -> None:
+    for text in (RAY_JOB["spec"]["entrypoint"], *map(yaml.safe_dump, PODS.values())):
+        for host, port in re.findall(r"(?://|@|endpoint_override=|allowed-hosts=)([a-z]+):(\d+)", text):
+            assert int(port) == SERVICES[host]["spec"]["ports"][0]["port"], (host, port)
+
+
+def test_every_volume_that_is_mounted_exists() -> None:
+    for name, container in containers():
+        known = {volume["name"] for volume in PODS[name]["spec"].get("volumes", ())}
+        known |= {
+            claim["metadata"]["name"] for claim in SETS.get(name, {}).get("spec", {}).get("volumeClaimTemplates", ())
+        }
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= known
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, as it is imported
+def test_variables_are_those_that_mlflow_boto_and_arrow_read() -> None:
+    import mlflow.environment_variables
+    import mlflow.server.auth
+
+    texts = [Path(module.__file__).read_text() for module in (mlflow.environment_variables, mlflow.server.auth)]
+    others = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"}
+    for name, container in containers():
+        if container["image"] == "fednar-ray":
+            written = {variable["name"] for variable in container["env"]} - others
+            written = {variable for variable in written if not variable.startswith("POSTGRES_")}
+            assert all(any(variable in text for text in texts) for variable in written), (name, written)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_mlflow_server_understands_its_arguments() -> None:
+    from mlflow.cli import server
+
+    (container,) = PODS["mlflow"]["spec"]["containers"]
+    assert container["command"] == ["mlflow", "server"]
+    given = options_known(server, container["args"]).params
+    assert given["port"] == SERVICES["mlflow"]["spec"]["ports"][0]["port"]
+    variables = {variable["name"] for variable in container["env"]}
+    used = set(re.findall(r"\$\((\w+)\)", " ".join(container["args"])))
+    assert used <= variables
+    buckets = {Path(path).name for path in PODS["minio"]["spec"]["initContainers"][0]["command"][2:]}
+    assert given["artifacts_destination"].removeprefix("s3://") in buckets
+    assert re.search(r"s3://(\w+)/", RAY_JOB["spec"]["entrypoint"])[1] in buckets  # type: ignore[index]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_servers_users_file_is_one_that_mlflow_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server.auth.config import read_auth_config
+
+    (tmp_path / "users.ini").write_text(SECRETS["mlflow"]["stringData"]["users.ini"])
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "users.ini"))
+    found = read_auth_config()
+    assert (found.default_permission, found.admin_username) == ("READ", SECRETS["mlflow"]["stringData"]["username"])
+
+
+# ——— the image ———
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Each instruction with its words; continued lines are joined."""
+    text = re.sub(r"(?m)^\s*#.*\n", "", (FILES / "Dockerfile").read_text()).replace("\\\n", " ")
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def of(name: str) -> list[str]:
+    return [words for instruction, words in instructions() if instruction == name]
+
+
+def test_the_image_is_built_of_known_instructions_and_arguments() -> None:
+    assert {name for name, _ in instructions()} == {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
+    declared = {words.partition("=")[0] for words in of("ARG")}
+    used = set(re.findall(r"\$\{(\w+)", (FILES / "Dockerfile").read_text()))
+    assert used == declared == {"PYTHON", "DEVICE", "TORCH_INDEX", "EXTRAS"}
+    (python,) = (words.partition("=")[2] for words in of("ARG") if words.startswith("PYTHON="))
+    least = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
+    assert tuple(map(int, python.split("."))) >= least
+
+
+def test_the_image_installs_extras_that_exist_with_what_its_files_need() -> None:
+    (extras,) = (words.partition("=")[2].split(",") for words in of("ARG") if words.startswith("EXTRAS="))
+    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+    needs = " ".join(need for extra in extras for need in PROJECT["optional-dependencies"][extra])
+    for package in ("ray[default]", "mlflow[auth]", "psycopg2-binary", "boto3"):
+        assert package in needs
+
+
+def test_the_image_copies_what_is_there_and_is_let_through() -> None:
+    let_through = [
+        line[1:] for line in (FILES / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    ]
+    for words in of("COPY"):
+        *sources, _ = words.split()
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert any(fnmatch(source, pattern) for pattern in let_through), source
+    copied = {source for words in of("COPY") for source in words.split()[:-1]}
+    assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "fednar_ray"} == copied
+
+
+def test_the_images_command_is_one_of_ours() -> None:
+    (command,) = (yaml.safe_load(words) for words in of("CMD"))
+    assert command[0] in PROJECT["scripts"]
+    options_known(cli.commands[command[1]], command[2:])
+
+
+@pytest.mark.parametrize(
+    ("device", "index", "code"), [("cuda", "", 0), ("cpu", "URL", 0), ("cpu", "", 1), ("tpu", "", 2)]
+)
+def test_the_images_torch_is_chosen_by_device(device: str, index: str, code: int, tmp_path: Path) -> None:
+    (choice,) = (words for words in of("RUN") if words.startswith("case"))
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DEVICE": device, "TORCH_INDEX": index}
+    done = subprocess.run(["sh", "-c", choice], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == (code != 0), done.stderr
+    assert ("--index-url URL" in done.stdout) == (device == "cpu" and not code)
+
+
+@pytest.mark.parametrize("path", sorted(FILES.iterdir()), ids=lambda path: path.name)
+def test_no_file_names_the_host_of_a_registry(path: Path) -> None:
+    assert not re.search(r"docker\.io|ghcr\.io|quay\.io|gcr\.io|pypi\.org|pytorch\.org|ecr\.", path.read_text())

@@ -1,0 +1,247 @@
+"""The documentation says what is so: snippets run, commands exist, links lead somewhere, outputs are real."""
+
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import fednar_ray as fr
+from fednar_ray.cli.main import cli
+from fednar_ray.config import dotted, embedded, load_document
+from fednar_ray.config.files import SECTIONS, parse_document
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "scripts" / "documentation"))
+from configuration import configuration_page  # noqa: E402
+from hooks import FETCHED, PAGES  # noqa: E402
+from record import CALLED, run  # noqa: E402
+from snippets import DOCS, Block, blocks, pages  # noqa: E402
+
+ALL = [block for page in pages() for block in blocks(page)]
+SHELL = ("console", "sh", "")
+INLINE = re.compile(r"`((?:fednar|scripts/)[^`]*)`")
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"")
+PLACEHOLDERS = {"FILE", "NAME", "RUN", "KEY", "SEARCH"}
+SHORT = ("federation.rounds=2", "execution.placement=serial")
+
+
+def named(block: Block) -> str:
+    return block.place
+
+
+def of(*languages: str) -> list[Block]:
+    return [block for block in ALL if block.language in languages]
+
+
+# ——— Python ———
+
+GIVEN: dict[str, Any] = {  # what the README leaves to its reader
+    **{name: np.random.default_rng(0).normal(size=(12, 8, 8)).astype(np.float32) for name in ("x0", "x1", "x")},
+    **{name: np.arange(12) % 10 for name in ("y0", "y1", "y")},
+    "module": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One tracking store for all pages: each new one costs seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new working directory, from which modules can be imported."""
+    shutil.copytree(ROOT / "tune_configs", tmp_path / "tune_configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def write_files(page: Path, directory: Path) -> None:
+    for block in blocks(page):
+        if block.title:
+            (directory / block.title).write_text(block.text + "\n")
+
+
+@pytest.mark.parametrize("page", sorted({b.page for b in of("python")}), ids=lambda page: page.stem)
+def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, but for two rounds in this process where a file says what to train."""
+    load = fr.load
+    monkeypatch.setattr(fr, "load", lambda path, overrides=(): load(path, [*overrides, *SHORT]))
+    write_files(page, directory)
+    names = {"__name__": "page", **(GIVEN if page.name == "README.md" else {})}
+    for block in (block for block in blocks(page) if block.language == "python"):
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        if block.note is None and block.title is None:
+            exec(code, names)  # noqa: S102 - our own page
+
+
+# ——— YAML ———
+
+
+@pytest.mark.parametrize("block", of("yaml"), ids=named)
+def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
+    given = yaml.safe_load(block.text)
+    ours = {*SECTIONS, *fr.Experiment.model_fields}
+    if not isinstance(given, dict) or not ours & set(given):
+        return  # a file of somebody else's
+    if "experiment" in given:
+        parse_document(block.text, block.place, to_search="search" in given)
+        return
+    sections = embedded("digits").raw
+    search = {"search": given.pop("search")} if "search" in given else {}
+    parse_document(yaml.safe_dump({"experiment": {**sections, **given}, **search}), block.place)
+
+
+# ——— commands ———
+
+
+def commands() -> Iterator[tuple[str, Path, str]]:
+    for block in of(*SHELL):
+        if block.note is not None and block.note[0] == "again":
+            continue  # what is run is not looked at
+        for line in block.commands:
+            if block.language or line.startswith(("fednar ", "scripts/")):
+                yield block.place, block.page, line
+    for page in pages():
+        for found in INLINE.finditer(page.read_text()):
+            yield str(page.relative_to(ROOT)), page, found[1]
+
+
+def simple(line: str) -> Iterator[list[str]]:
+    """The commands of a line, without what stands for something else."""
+    line = re.sub(r"\[[A-Za-z=]*(?: …)?\]|…", "", line)
+    words = shlex.split(line.replace(";", " ; "), comments=True)
+    command: list[str] = []
+    for word in [*words, ";"]:
+        if word in (";", "&&", "|"):
+            yield command
+            command = []
+        else:
+            command.append(word)
+
+
+@pytest.mark.parametrize(("place", "page", "line"), [*dict.fromkeys(commands())], ids=lambda value: str(value)[-60:])
+def test_a_command_exists_and_takes_what_it_is_given(place: str, page: Path, line: str) -> None:
+    for words in simple(line):
+        if words and words[0].startswith("scripts/") and "/" not in words[0].removeprefix("scripts/").rstrip("/"):
+            assert (ROOT / words[0]).exists(), f"{place}: {words[0]}"
+        if "fednar" in words:
+            check_fednar(place, page, words[words.index("fednar") + 1 :])
+
+
+def check_fednar(place: str, page: Path, words: list[str]) -> None:
+    command: click.Command = cli
+    path = ["fednar"]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"{place}: fednar has no command {words[0]}"
+        path.append(words[0])
+        command, words = command.commands[words[0]], words[1:]
+    if isinstance(command, click.Group) or not words or {"-h", "--help", "--version"} & set(words):
+        return
+    given = command.make_context(" ".join(path), words, parent=click.Context(cli)).params.get("arguments") or ()
+    if path[-1] not in ("run", "compare", "tune", "inspect"):
+        return
+    overrides = [word for word in given if "=" in word and not word.startswith("key=")]
+    files = [word for word in given if "=" not in word and word not in PLACEHOLDERS]
+    to_search = path[-1] == "tune"
+    titled = {block.title: block.text for block in blocks(page) if block.title}
+    if files and files[0] in titled:
+        parse_document(titled[files[0]], place, overrides, to_search=to_search)
+    elif files and not files[0].endswith("best.yaml"):
+        load_document(ROOT / files[0], overrides, to_search=to_search)
+    else:
+        embedded("compare" if path[-1] == "compare" else "digits", overrides, to_search=to_search)
+
+
+# ——— outputs ———
+
+
+@pytest.mark.parametrize("block", of("console"), ids=named)
+def test_a_console_shows_what_its_commands_printed(block: Block) -> None:
+    lines = block.text.splitlines()
+    assert lines[0].startswith("$ "), f"{block.place}: a console block begins with a command"
+    assert len(lines) > len(block.commands), f"{block.place}: nothing was printed; run scripts/docs record {block.page}"
+
+
+@pytest.mark.parametrize("block", [b for b in of("console") if b.note and b.note[0] == "again"], ids=named)
+def test_what_is_the_same_everywhere_is_printed_again(block: Block, directory: Path) -> None:
+    write_files(block.page, directory)
+    assert "\n".join(run(block, str(directory))) == block.text
+
+
+def test_no_page_names_a_machine() -> None:
+    for page in pages():
+        found = re.search(r"(?<![\w.])/(?:tmp|root|work)/|(?<![\w.])/home/(?!you/)", page.read_text())
+        assert found is None, f"{page.relative_to(ROOT)}: {found}"
+    assert CALLED.startswith("/home/you/")
+
+
+# ——— pages ———
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    for match in LINK.finditer(page.read_text()):
+        target = (match[1] or match[2]).partition("#")[0]
+        if target and "://" not in target and not target.startswith("mailto:"):
+            path = (page.parent / target).resolve()
+            generated = path.is_relative_to(DOCS) and str(path.relative_to(DOCS)) in PAGES
+            assert path.exists() or generated, f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_the_tutorial_names_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"pip install '\.\[(\w+)\]'", (DOCS / "tutorial.md").read_text()))
+    assert named == set(project["optional-dependencies"])
+
+
+def test_the_configuration_page_has_every_key() -> None:
+    page = configuration_page()
+    for key in dotted(embedded("digits").experiment):
+        assert f"`{key}`" in page
+
+
+def test_every_metric_of_a_round_is_explained(directory: Path) -> None:
+    explained = set(re.findall(r"`([a-z0-9_/]+)`", (DOCS / "figures.md").read_text()))
+    overrides = (*SHORT, "evaluation.federated=true", "availability.speed={}")
+    (*_, report) = fr.iter_rounds(embedded("digits", overrides).experiment)
+    assert set(report.metrics) <= explained
+
+
+@pytest.mark.parametrize(
+    ("markup", "fetches"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/css">', True),
+        ("@font-face { src: url(https://fonts.example/x.woff2) }", True),
+        ('<a href="https://arxiv.org/abs/2310.03163">the paper</a>', False),
+        ('<link rel="canonical" href="https://docs.example/">', False),
+        ('<img src="images/comparison.png">', False),
+    ],
+)
+def test_a_site_that_fetches_is_noticed(markup: str, fetches: bool) -> None:
+    assert bool(FETCHED.search(markup)) is fetches
+
+
+def test_the_citation_names_the_paper_and_the_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f'version = "{cited["version"]}"' in (ROOT / "pyproject.toml").read_text()
+    (paper,) = cited["references"]
+    families = [author["family-names"] for author in paper["authors"]]
+    assert families == ["Li", "Li", "Tian", "Ho", "Xing", "Wang"]

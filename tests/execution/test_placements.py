@@ -1,0 +1,151 @@
+"""One configuration ends in the same bytes wherever it trains; actors and GPUs are assigned as planned."""
+
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import fednar_ray as fr
+from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.errors import CapacityError, DeviceError, RayUnavailable
+from fednar_ray.data.federation import Shards
+from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
+from fednar_ray.execution.ray_pool import RayPool
+from fednar_ray.execution.ray_session import _check_reachable
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
+from tests.conftest import small_federation
+
+pytestmark = pytest.mark.ray
+
+
+def dropout_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Dropout(0.4), torch.nn.GroupNorm(2, 8), torch.nn.Linear(8, 3)
+    )
+
+
+def batch_norm_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+
+def experiment(preset: str, execution: dict[str, Any], **federation: Any) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "federation": {"rounds": 4, "local_epochs": 1, "batch_size": 4, **federation},
+            "algorithm": {"name": preset, "local_lr": 0.1},
+            "regularizer": {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.5},
+            "execution": {"gpus_per_actor": 0, "cpus_per_actor": 0.5, **execution},
+        }
+    )
+
+
+def final_bytes(settings: fr.Experiment, model: torch.nn.Module, session: fr.RaySession | None = None) -> bytes:
+    federation = small_federation((7, 30, 12, 3, 21, 9, 16))
+    *_, last = fr.iter_rounds(settings, federation=federation, model=model, session=session)
+    assert np.isfinite(last.parameters).all()
+    return last.parameters.tobytes() + last.buffers.tobytes()
+
+
+@pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn", "fedavgm+exp"])
+def test_the_same_bytes_on_any_number_of_actors(preset: str, session: fr.RaySession) -> None:
+    model = dropout_model()
+    pinned = {"vectorize": 2}
+    serial = final_bytes(experiment(preset, {"placement": "serial", **pinned}, clients_per_round=5), model)
+    for actors in (1, 2, 3):
+        execution = {"placement": "pooled", "actors": actors, **pinned}
+        assert final_bytes(experiment(preset, execution, clients_per_round=5), model, session) == serial, actors
+
+
+@pytest.mark.parametrize("make_model", [dropout_model, batch_norm_model])
+@pytest.mark.parametrize("preset", ["fedavg", "scaffold"])
+def test_the_same_bytes_on_dedicated_actors(preset: str, make_model: Any, session: fr.RaySession) -> None:
+    model, batches = make_model(), {"batch_size": 100}  # BatchNorm takes no batch of one
+    serial = final_bytes(experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
+    for execution in ({"placement": "dedicated"}, {"placement": "pooled", "actors": 2, "vectorize": 1}):
+        assert final_bytes(experiment(preset, execution, **batches), model, session) == serial, execution
+
+
+def test_a_run_does_not_depend_on_the_global_generators_nor_disturb_them() -> None:
+    settings, model = experiment("fedavg", {"placement": "serial", "vectorize": 2}), dropout_model()
+    first = final_bytes(settings, model)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    before = torch.get_rng_state()
+    assert final_bytes(settings, model) == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_gives_another_run() -> None:
+    settings, model = experiment("fedavg", {"placement": "serial"}), dropout_model()
+    other = settings.model_copy(update={"seed": 1})
+    assert final_bytes(settings, model) != final_bytes(other, model)
+
+
+def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
+    prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
+    with place(prepared, resolve(prepared, session), session) as pool:
+        assert isinstance(pool, RayPool)
+        assert len({p.process_id for p in pool.places()}) == 3
+    for client_id, size in enumerate((5, 6, 7)):
+        shard = prepared.federation.shards.only(client_id)
+        assert len(shard.examples) == size
+        assert shard.examples.x.base is None  # its own memory, not a view of everyone's
+
+
+def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
+    import ray
+
+    plan = plan_pooled(
+        ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.resources(), Footprint(model_bytes=0)
+    )
+    assert plan == ActorPlan(count=4, cpus=0.5, gpus=0.5)
+    actors = session.lease(plan)
+    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.place.remote()).gpus)
+    assert gpus == ["0", "0", "1", "1"]
+    session.give_back(plan, actors)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine whose GPU torch can use raises nothing")
+def test_an_assigned_gpu_that_torch_cannot_use_is_an_error(session: fr.RaySession) -> None:
+    settings = experiment("fedavg", {"placement": "pooled", "gpus_per_actor": "auto", "actors": 2})
+    with pytest.raises(DeviceError, match="sees no CUDA device"):
+        final_bytes(settings, dropout_model(), session)
+
+
+def test_more_dedicated_actors_than_fit_are_refused_before_any_starts(session: fr.RaySession) -> None:
+    settings = experiment("fedavg", {"placement": "dedicated", "cpus_per_actor": 1})
+    with pytest.raises(CapacityError, match=r"7 actors .* 4 would fit.*pooled"):
+        final_bytes(settings, dropout_model(), session)
+
+
+def test_nobody_at_an_address() -> None:
+    with pytest.raises(RayUnavailable, match=r"no Ray answers at 127\.0\.0\.1:1"):
+        _check_reachable("127.0.0.1:1")
+
+
+def test_closing_a_session_ends_its_actors(local_ray: str) -> None:
+    import ray
+
+    with fr.RaySession() as own:
+        actors = own.lease(ActorPlan(count=2, cpus=0.5, gpus=0))
+        processes = [psutil.Process(place.process_id) for place in ray.get([a.place.remote() for a in actors])]
+        own.give_back(ActorPlan(count=2, cpus=0.5, gpus=0), actors)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    assert ray.is_initialized()  # the session did not start this Ray, so it does not end it
+
+
+def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySession) -> None:
+    whole = small_federation((5, 7))
+    shards = Shards(whole.shards.examples, np.array([0, 5, 5, 12]))
+    federation = fr.Federation.from_shards("three", shards, whole.test, None, 0)
+    model, final = dropout_model(), []
+    for execution in ({"placement": "serial", "vectorize": 1}, {"placement": "dedicated"}):
+        *_, last = fr.iter_rounds(experiment("fedavg", execution), federation=federation, model=model, session=session)
+        final.append(last.parameters.tobytes())
+    assert final[0] == final[1]

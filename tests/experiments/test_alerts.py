@@ -1,0 +1,363 @@
+"""Alerts: silent on runs that learn, and on those that do not they name the cause and the setting to change."""
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+import fednar_ray as fr
+from fednar_ray.config import embedded
+from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, alerts_of
+from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.federated.screening import NOT_FINITE
+
+CHANCE = ChanceLevel("accuracy", 0.1)
+
+
+def experiment(**sections: Any) -> fr.Experiment:
+    base = {"federation": {"rounds": 50, "clients_per_round": 10, "local_steps": 20}}
+    return fr.Experiment.model_validate({**base, **sections})
+
+
+def of_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
+    serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
+    settings = embedded(file, [*serial, *overrides]).experiment
+    return alerts_of(settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103))
+
+
+HEALTHY = {
+    "FedNAR": ("digits", []),
+    "a high decay that FedNAR holds down": ("compare", []),
+    "clipped, and well chosen": ("compare", ["regularizer.name=decoupled", "regularizer.weight_decay=0.001"]),
+    "no decay": ("digits", ["regularizer.name=none"]),
+    "FedAdam": ("digits", ["algorithm.name=fedadam"]),
+    "FedAvgM": ("digits", ["algorithm.name=fedavgm", "regularizer.name=decoupled"]),
+    "SCAFFOLD with FedExP": ("digits", ["algorithm.name=scaffold+exp"]),
+    "FedDyn": ("digits", ["algorithm.name=feddyn"]),
+    "very unlike clients": ("digits", ["data.partition.alpha=0.05"]),
+    "a third of the clients stays away": ("digits", ["availability.dropout=0.3"]),
+    "slow": ("digits", ["algorithm.local_lr=0.01"]),
+}
+
+
+@pytest.mark.parametrize("case", HEALTHY)
+def test_a_run_that_learns_is_left_alone(case):
+    assert of_digits(*HEALTHY[case], rounds=15) == ()
+
+
+BAD = {
+    "weight_decay": ("digits", ["regularizer.name=decoupled", "regularizer.weight_decay=0.1"], "decay_dominates"),
+    "the decay of a clipped gradient": ("compare", ["regularizer.name=decoupled"], "decay_dominates"),
+    "clip_bound": ("digits", ["regularizer.clip_bound=0.001"], "clips_everything,stalls"),
+    "local_lr too high": ("digits", ["algorithm.local_lr=10"], "stalls"),
+    "local_lr too low": ("digits", ["algorithm.local_lr=0.0005"], "stalls"),
+    "nan": ("digits", ["attacks.nan=0.6"], "loses_clients"),
+    "dropout": ("digits", ["availability.dropout=0.9"], "loses_clients"),
+    "clients that send a hundred times too much": ("digits", ["attacks.scaled=0.2"], "diverges"),
+}
+CHANGE = {
+    "weight_decay": "regularizer.weight_decay: 0.01 (now 0.1), which would pull with 0.0",
+    "the decay of a clipped gradient": "fednar compare FILE compare.regularizers=[decoupled,fednar]",
+    "clip_bound": "regularizer.clip_bound: 2.4 (now 0.001), which would have clipped at most half of this run's steps",
+    "local_lr too high": "algorithm.local_lr: 1 (now 10)",
+    "local_lr too low": "algorithm.local_lr: 0.005 (now 0.0005)",
+    "nan": "look at the data of these clients",
+    "dropout": "availability.over_sampling",
+    "clients that send a hundred times too much": "screening.max_deviation: 5 leaves out those far from the rest",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_badly_chosen_setting_is_reported_with_what_to_change(case):
+    file, overrides, names = BAD[case]
+    alerts = of_digits(file, overrides, rounds=15)
+    assert ",".join(alert.name for alert in alerts) == names
+    assert CHANGE[case] in alerts[0].message
+    assert all("Likely cause: " in alert.message for alert in alerts)
+
+
+# what is advised is safe
+
+VALUE = re.compile(r"(algorithm|regularizer)\.(\w+): (\S+) \(now ")
+
+
+def advised(alerts: Iterable[Alert]) -> list[str]:
+    """The settings that alerts give a value for, as overrides."""
+    found = [VALUE.finditer(alert.message.partition("What to change: ")[2]) for alert in alerts]
+    return [f"{section}.{name}={value}" for matches in found for section, name, value in (m.groups() for m in matches)]
+
+
+def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
+    """Mean test accuracy of the last rounds, and the run's alerts."""
+    settings = embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
+    records = [report.record() for report in fr.iter_rounds(settings)]
+    final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
+    return final, alerts_of(settings, records, ChanceLevel("accuracy", 0.103))
+
+
+ADVISED = {
+    "decay of plain SGD": (["regularizer.name=coupled", "regularizer.weight_decay=0.1"], 1),
+    "decay of a clipped gradient": (["regularizer.name=decoupled", "regularizer.weight_decay=0.1"], 1),
+    "a bound near zero": (["regularizer.clip_bound=0.001"], 2),
+    "a bound that makes up for long steps": (["regularizer.clip_bound=0.03", "algorithm.local_lr=3"], 0),
+    "long steps": (["algorithm.local_lr=10"], 1),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_following_an_alert_does_not_lower_the_accuracy(case):
+    overrides, values = ADVISED[case]
+    before, alerts = accuracy_of("digits", overrides)
+    assert alerts
+    changes = advised(alerts)
+    assert len(changes) == values
+    for change in changes:
+        after, _ = accuracy_of("digits", [*overrides, change])
+        assert after >= before - 0.02, change
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), anneal=st.floats(0.8, 1.0), name=st.sampled_from(["fednar", "decoupled"]))
+def test_a_bound_that_is_advised_would_have_clipped_at_most_half_of_the_steps(data, anneal, name):
+    """Norms of any spread: rows are clients, columns steps."""
+    bound, records, rounds = 0.001, [], []
+    for t in range(12):
+        seed, spread = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.floats(0, 3))
+        norms = np.random.default_rng(seed).lognormal(1, spread, size=(4, 6))
+        rounds.append(norms)
+        low, high = np.quantile(norms.mean(axis=1), (0.1, 0.9))
+        figures = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
+        records.append(
+            record(t, **figures, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
+        )
+    alerts = alerts_of(experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
+    assert {alert.name for alert in alerts} == {"clips_everything", "stalls"}
+    for alert in alerts:
+        ((_, value),) = [change.split("=") for change in advised([alert])]
+        seen = rounds[: alert.round_index + 1]
+        shares = [(norms > float(value) * anneal**t).mean() for t, norms in enumerate(seen)]
+        assert max(shares) <= 0.5
+
+
+def diverging(norm: float, **sections: Any) -> str:
+    """The alert of a run whose steps become longer than in its best rounds, in which ‖v‖ was 1."""
+    risen = [record(t, train_loss=50.0, step_norm=norm, step_norm_p90=norm, clip_bound=10.0) for t in range(8, 11)]
+    (alert,) = alerts_of(experiment(**sections), [*learning(8, clip_bound=10.0), *risen], CHANCE)
+    assert alert.name == "diverges"
+    return alert.message
+
+
+def test_a_diverging_run_gets_the_bound_of_its_best_rounds_or_none():
+    """Twice the mean norm of its best rounds, rounded up; none that would not bite now, or that loosens the bound."""
+    advice = "regularizer.clip_bound: 2.1 (now 10), which would have clipped at most half of the steps up to the best"
+    assert advice in diverging(9.0)
+    assert f"regularizer.name: fednar with {advice}" in diverging(9.0, regularizer={"name": "coupled"})
+    for norm, sections in [(1.5, {}), (math.nan, {}), (9.0, {"regularizer": {"name": "none"}})]:
+        message = diverging(norm, **sections)
+        assert "clip_bound:" not in message
+        assert "algorithm.local_lr: 0.01 (now 0.1); shorter steps take more rounds" in message
+
+
+def test_a_decay_that_throws_parameters_across_zero_is_lowered_far_enough():
+    rising = [record(t, train_loss=float(9**t), weight_decay=1e4) for t in range(6)]
+    (alert, *_) = alerts_of(experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
+    assert "regularizer.weight_decay: 0.1 (now 10000); a step then shrinks the parameters by 1 %" in alert.message
+
+
+# by hand, round by round
+
+USUAL = {
+    "train_loss": 1.0, "clip_fraction": 0.5, "effective_weight_decay": 0.01, "step_norm": 1.0, "step_norm_p10": 0.5,
+    "step_norm_p90": 1.5, "update_norm": 0.5, "parameter_norm": 10.0, "local_lr": 0.1, "weight_decay": 0.01,
+    "clip_bound": 1.0, "clients_sampled": 10.0, "clients_dropped_out": 0.0, "clients_late": 0.0,
+    "clients_trained": 10.0, "clients_failed": 0.0,
+}  # fmt: skip
+
+
+def record(index: int, failures: dict[int, str] | None = None, **metrics: float) -> RoundRecord:
+    return RoundRecord(
+        round_index=index, metrics={**USUAL, **metrics}, client_ids=tuple(range(10)), failures=failures or {}
+    )
+
+
+def names_of(records: list[RoundRecord], chance: ChanceLevel | None = CHANCE, **sections: Any) -> list[tuple[str, int]]:
+    alerts = alerts_of(experiment(**sections), records, chance)
+    return [(alert.name, alert.round_index) for alert in alerts]
+
+
+def learning(rounds: int, **metrics: float) -> list[RoundRecord]:
+    return [record(t, train_loss=2 / (t + 1), test_accuracy=1 - 0.8 / (t + 1), **metrics) for t in range(rounds)]
+
+
+def test_a_loss_that_rises_above_its_beginning():
+    assert names_of([*learning(8), *(record(t, train_loss=4.5) for t in range(8, 12))]) == [("diverges", 10)]
+    assert names_of([*learning(8), *(record(t, train_loss=3.5) for t in range(8, 12))]) == []
+
+
+def test_a_loss_that_is_not_finite():
+    assert names_of([*learning(2), record(2, test_loss=math.nan)]) == [("diverges", 2)]
+
+
+def test_back_at_chance():
+    lost = [record(t, test_accuracy=0.1) for t in range(8, 12)]
+    assert names_of([*learning(8), *lost]) == [("diverges", 10)]
+    assert names_of([*learning(8), *lost], chance=None) == []
+
+
+def test_a_regression_that_is_no_better_than_the_mean():
+    stuck = [record(t, test_rmse=2.0) for t in range(12)]
+    assert names_of(stuck, ChanceLevel("rmse", 2.0)) == [("stalls", 9)]
+    assert names_of([record(t, test_rmse=1.0) for t in range(12)], ChanceLevel("rmse", 2.0)) == []
+
+
+def test_without_an_evaluation_the_training_loss_decides():
+    falling = [record(t, train_loss=1.0 if t else 1.2) for t in range(15)]
+    assert names_of(falling) == []
+    assert names_of([record(t) for t in range(15)]) == [("stalls", 9)]
+
+
+def test_a_long_run_is_given_longer():
+    long = {"federation": {"rounds": 200, "clients_per_round": 10, "local_steps": 20}}
+    assert names_of([record(t, test_accuracy=0.1) for t in range(60)], **long) == [("stalls", 39)]
+
+
+def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
+    over = [record(t, clients_sampled=30.0, clients_late=20.0) for t in range(6)]
+    assert names_of(over) == []
+    late = [record(t, clients_trained=4.0, clients_late=6.0) for t in range(6)]
+    (alert,) = alerts_of(experiment(), late)
+    assert (alert.name, alert.round_index) == ("loses_clients", 4)
+    assert "60 % of the clients" in alert.message
+    assert "availability.deadline_seconds" in alert.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("its update's norm 9 is far above the round's median 1 (limit 3)", "screening.max_deviation"),
+        (NOT_FINITE, "look at the data"),
+        ("the actor died", "execution.retries"),
+    ],
+)
+def test_failures_are_told_apart(reason, change):
+    failing = [record(t, {1: reason, 2: reason, 3: reason}, clients_failed=3, clients_trained=7) for t in range(6)]
+    (alert,) = alerts_of(experiment(), failing)
+    assert alert.name == "loses_clients"
+    assert change in alert.message
+
+
+def test_each_kind_once_and_none_that_follows_from_another():
+    bad = [record(0), *(record(t, train_loss=50.0, test_accuracy=0.1) for t in range(1, 50))]
+    assert names_of(bad) == [("diverges", 3)]
+
+
+def test_a_round_that_is_aborted():
+    watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
+    (alert,) = watch.aborted(RoundAborted(0, f"0 of 10 clients count, 1 must; client 0: {NOT_FINITE}"))
+    assert alert.name == "diverges"
+    assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
+    assert watch.aborted(RoundAborted(0, NOT_FINITE)) == ()
+    (alert,) = watch.aborted(RoundAborted(3, "2 of 10 clients count, 5 must; client 1: the actor died"))
+    assert (alert.name, alert.round_index) == ("loses_clients", 3)
+
+
+numbers = st.one_of(st.floats(), st.sampled_from([0.0, math.nan, math.inf]))
+histories = st.lists(st.dictionaries(st.sampled_from([*USUAL, "test_accuracy", "test_loss"]), numbers), max_size=15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(history=histories, name=st.sampled_from(["fednar", "decoupled", "coupled", "none"]))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of infinities
+def test_no_record_makes_a_check_fail(history, name):
+    records = [
+        RoundRecord(round_index=t, metrics=metrics, client_ids=(), failures={}) for t, metrics in enumerate(history)
+    ]
+    alerts = alerts_of(experiment(regularizer={"name": name}), records, CHANCE)
+    assert len({alert.name for alert in alerts}) == len(alerts) <= len(CHECKS)
+
+
+def test_chance(federation):
+    assert chance_of(federation) == ChanceLevel(
+        "accuracy", max((federation.test.y == label).mean() for label in range(3))
+    )
+    assert CHANCE.progress({"test_accuracy": 0.55}) == pytest.approx(0.5)
+    assert ChanceLevel("rmse", 2.0).progress({"test_rmse": 0.5}) == pytest.approx(0.75)
+    assert CHANCE.progress({"test_accuracy": 0.1, "validation_accuracy": 1.0}) == 1
+    assert math.isnan(CHANCE.progress({"train_loss": 1.0}))
+
+
+# as a run goes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a tracking store."""
+    return tmp_path_factory.mktemp("watched")
+
+
+def serial(folder: Path, **sections: Any) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "name": "watched",
+            "model": {"name": "mlp", "hidden": 4},
+            "federation": {"rounds": 6, "clients_per_round": 4, "local_steps": 2, "batch_size": 8},
+            "regularizer": {"clip_bound": 0.001},
+            "execution": {"placement": "serial"},
+            "tracking": {"uri": f"sqlite:///{folder / 'm.db'}"},
+            **sections,
+        }
+    )
+
+
+def tags(run_id: str, folder: Path) -> dict[str, str]:
+    found = MlflowClient(f"sqlite:///{folder / 'm.db'}").get_run(run_id).data.tags
+    return {key: value for key, value in found.items() if key.startswith("fednar.alert")}
+
+
+def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation, folder, monkeypatch, caplog):
+    monkeypatch.chdir(folder)
+    settings = serial(folder)
+    with caplog.at_level(logging.WARNING, "fednar_ray"):
+        result = fr.run(settings, federation=federation)
+    (alert,) = result.alerts
+    assert alert.name == "clips_everything"
+    (line,) = [message for message in caplog.messages if "clips_everything" in message]
+    assert alert.message in line
+    kept = {"fednar.alerts": "clips_everything", "fednar.alert.clips_everything": alert.message}
+    assert tags(result.run_id, folder) == kept
+    longer = settings.model_copy(update={"federation": settings.federation.model_copy(update={"rounds": 8})})
+    caplog.clear()
+    for _ in range(2):  # goes on, and has nothing left to do
+        again = fr.run(longer, federation=federation, resume=str(result.directory))
+        assert again.alerts == result.alerts
+        assert tags(result.run_id, folder) == kept
+    assert not any("clips_everything" in message for message in caplog.messages)  # it was told
+
+
+def test_a_run_without_alerts_says_so(federation, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    result = fr.run(serial(folder, regularizer={"clip_bound": 1.0}), federation=federation)
+    assert result.alerts == ()
+    assert tags(result.run_id, folder) == {"fednar.alerts": "none"}
+
+
+def test_a_run_that_is_aborted_says_why(federation, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(RoundAborted):
+        fr.run(
+            serial(folder, name="aborted", algorithm={"local_lr": 1e30}, regularizer={"name": "none"}),
+            federation=federation,
+        )
+    client = MlflowClient(f"sqlite:///{folder / 'm.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("aborted").experiment_id])
+    assert tags(run.info.run_id, folder)["fednar.alerts"] == "diverges"

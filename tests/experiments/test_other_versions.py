@@ -1,0 +1,213 @@
+"""A whole checkpoint that holds something else: an error that names the file and the difference, and no older one."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load, save
+
+import fednar_ray as fr
+from fednar_ray.core.errors import CheckpointError, ConfigError
+from fednar_ray.experiments.resume import resume_from
+from tests.conftest import small_federation
+
+ROUNDS = 3
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+
+def given() -> dict[str, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    return {"federation": small_federation((7, 30, 12)), "model": model}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By algorithm, the directory of a finished run with two checkpoints."""
+    folder = tmp_path_factory.mktemp("versions")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("scaffold+exp", "fedavgm+exp"):
+            settings = {
+                "name": name.replace("+", "-"),
+                "federation": {"rounds": ROUNDS, "local_steps": 2, "batch_size": 5},
+                "algorithm": {"name": name},
+                "execution": {"placement": "serial"},
+                "checkpoint": {"every": 1, "keep": 2},
+                "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+            }
+            found[name] = fr.run(fr.Experiment.model_validate(settings), **given()).directory
+    return found
+
+
+class Edited:
+    """The newest checkpoint of a run, which can be written with other contents and right checksums."""
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / "checkpoints"
+        self.path = max(self.folder.glob("round-*.json"))
+        self._whole = self.path.read_bytes()
+        self.manifest: dict[str, Any] = json.loads(self._whole)
+        self.arrays = load((self.folder / self.manifest["arrays"]["name"]).read_bytes())
+
+    def write(self) -> None:
+        self._put(self.manifest["arrays"], save(self.arrays))
+        body = json.dumps({key: value for key, value in self.manifest.items() if key != "sha256"}).encode()[1:]
+        self.path.write_bytes(b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body)
+
+    def history(self, change: Callable[[list[str]], list[str]]) -> None:
+        """Change the lines of the first segment of the history."""
+        file = self.manifest["history"][0]["file"]
+        lines = change((self.folder / file["name"]).read_text().splitlines())
+        self._put(file, "".join(f"{line}\n" for line in lines).encode())
+
+    def _put(self, file: dict[str, Any], data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        file["name"] = file["name"].replace(file["sha256"][:16], digest[:16])
+        file["sha256"], file["size_bytes"] = digest, len(data)
+        (self.folder / file["name"]).write_bytes(data)
+
+    def restore(self) -> None:
+        self.path.write_bytes(self._whole)
+
+
+@pytest.fixture
+def edited(kept: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Edited]:
+    checkpoint = Edited(kept[request.param])
+    yield checkpoint
+    checkpoint.restore()
+
+
+FACTS = {
+    "experiment": "facts.experiment",
+    "experiment_sha256": "facts.experiment_sha256",
+    "data_digest": "facts.data_digest",
+    "run_id": "facts.run_id",
+    "tracking_uri": "facts.tracking_uri",
+    "placement": "facts.placement",
+    "vectorize": "facts.vectorize",
+    "server": "facts.server",
+}
+ARRAYS = {
+    "scaffold+exp": {"parameters", "buffers", "control", "server.previous"},
+    "fedavgm+exp": {"parameters", "buffers", "server.m", "server.previous"},
+}
+
+
+def refused(edited: Edited) -> str:
+    """What is said when the run is resumed."""
+    edited.write()
+    with pytest.raises(CheckpointError) as caught:
+        fr.run(resume=edited.folder.parent, **given())
+    said = str(caught.value)
+    assert said.startswith(f"{edited.path}: "), said
+    assert "resume with the version that wrote it, or start a new run" in said
+    return said
+
+
+@pytest.mark.parametrize("edited", ARRAYS, indirect=True)
+def test_a_checkpoint_that_is_written_again_as_it_was_resumes(edited: Edited) -> None:
+    edited.write()
+    assert len(fr.run(resume=edited.folder.parent, **given()).history) == ROUNDS
+    del edited.manifest["facts"]["server"]["vectors"]  # as older versions wrote it
+    edited.manifest["facts"]["color"] = "red"  # as a later version may
+    edited.write()
+    assert len(fr.run(resume=edited.folder.parent, **given()).history) == ROUNDS
+
+
+@pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
+def test_each_fact_that_is_missing_or_of_another_type_is_named(edited: Edited) -> None:
+    facts = edited.manifest["facts"]
+    assert set(FACTS) == set(facts)
+    for key, name in FACTS.items():
+        for change in (None, [], 5.5, "", {"a": 1}, ...):
+            edited.manifest["facts"] = copy.deepcopy(facts)
+            if change is ...:
+                del edited.manifest["facts"][key]
+            else:
+                edited.manifest["facts"][key] = change
+            edited.write()
+            with pytest.raises(CheckpointError, match=name) as caught:
+                resume_from(str(edited.folder.parent), None)
+            assert str(caught.value).startswith(f"{edited.path}: ")
+    for key in ("scalars", "server_lr"):
+        edited.manifest["facts"] = copy.deepcopy(facts)
+        del edited.manifest["facts"]["server"][key]
+        assert f"facts.server.{key}" in refused(edited)
+    edited.manifest["facts"] = copy.deepcopy(facts)
+    edited.manifest["facts"]["server"]["scalars"] = {}
+    assert "facts.server.scalars.r is missing" in refused(edited)
+
+
+@pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
+def test_an_experiment_of_another_version_is_named_with_its_key(edited: Edited) -> None:
+    edited.manifest["facts"]["experiment"]["federation"]["sampling"] = "poisson"
+    assert "facts.experiment.federation.sampling: 'poisson': unknown key" in refused(edited)
+    edited.manifest["facts"]["experiment"] = {"tracking": {"uri": "http://me:hunter2@mlflow"}}
+    said = refused(edited)
+    assert "facts.experiment.tracking.uri" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(("edited", "names"), ARRAYS.items(), indirect=["edited"])
+def test_each_array_that_is_missing_or_of_another_shape_or_type_is_named(edited: Edited, names: set[str]) -> None:
+    arrays = edited.arrays
+    assert set(arrays) == names
+    for name, array in arrays.items():
+        edited.arrays = {other: value for other, value in arrays.items() if other != name}
+        assert f"the array {name} is missing" in refused(edited)
+        for change in (array[:-1], np.concatenate([array, array]), array[None]):
+            edited.arrays = {**arrays, name: change}
+            if name == "buffers" and change.ndim == 1:  # those of another model, which is said before Ray starts
+                edited.write()
+                with pytest.raises(ConfigError, match="values of averaged buffers"):
+                    fr.run(resume=edited.folder.parent, **given())
+            else:
+                assert "the array " in refused(edited)
+    edited.arrays = {**arrays, "buffers": arrays["buffers"].astype(np.float32)}
+    assert "the array buffers is float32" in refused(edited)
+    edited.arrays = {**arrays, "velocity": arrays["parameters"]}
+    assert "the array velocity is unknown" in refused(edited)
+    edited.arrays = {**arrays, "server.velocity": arrays["parameters"]}
+    assert "the array server.velocity is unknown" in refused(edited)
+
+
+@pytest.mark.parametrize("edited", ["scaffold+exp"], indirect=True)
+def test_a_row_of_another_length_is_named(edited: Edited) -> None:
+    edited._put(edited.manifest["rows"][0]["file"], save({"row": np.zeros(4, np.float32)}))
+    assert "the row of client 0 has 4 values" in refused(edited)
+
+
+HISTORIES: dict[str, Callable[[list[str]], list[str]]] = {
+    "no record": lambda lines: ["{}", *lines[1:]],
+    "no object": lambda lines: ["5", *lines[1:]],
+    "no JSON": lambda lines: ["round 0", *lines[1:]],
+    "another order": lambda lines: lines[::-1] if len(lines) > 1 else [lines[0].replace('"round": 0', '"round": 1')],
+    "text for a number": lambda lines: [lines[0].replace('"train_loss": ', '"train_loss": "x", "b": '), *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
+@pytest.mark.parametrize("case", HISTORIES)
+def test_a_line_of_the_history_that_is_no_round_is_named(edited: Edited, case: str) -> None:
+    edited.history(HISTORIES[case])
+    assert "line 1 of the history is not the record of round 0" in refused(edited)
+
+
+@pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
+def test_another_format_is_refused_and_stays_where_it_is(edited: Edited) -> None:
+    edited.manifest["format"] = "checkpoint 2"
+    edited.write()
+    with pytest.raises(CheckpointError, match=f"{edited.path.name} is of the format 'checkpoint 2'"):
+        fr.run(resume=edited.folder.parent, **given())
+    assert edited.path.exists()

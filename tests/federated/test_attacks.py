@@ -1,0 +1,87 @@
+"""Digits with clients that drop out, send NaN, or send a hundredfold: wrecked, unless the federation is defended."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fednar_ray as fr
+
+CLIENTS, ROUNDS = 20, 10
+MISBEHAVIOUR = {"availability": {"dropout": 0.3}, "attacks": {"nan": 0.1, "scaled": 0.1, "factor": 100}}
+DEFENCES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "screening": {"screening": {"max_deviation": 5}},
+    "median": {"aggregation": {"name": "median"}},
+    "trimmed_mean": {"aggregation": {"name": "trimmed_mean", "trim": 0.25}},
+    "krum": {"aggregation": {"name": "krum", "byzantine": 0.25}},
+    "norm_bound": {"aggregation": {"name": "norm_bound"}},
+}
+
+
+def rounds(**sections: Any) -> list[fr.RoundReport]:
+    experiment = fr.Experiment.model_validate(
+        {
+            "name": "misbehavior",
+            "data": {"partition": {"clients": CLIENTS}},
+            "model": {"hidden": 32},
+            "federation": {"rounds": ROUNDS, "local_steps": 10, "batch_size": 16},
+            "algorithm": {"local_lr": 0.3},
+            "regularizer": {"weight_decay": 0.001, "clip_bound": 1.0},
+            "execution": {"placement": "serial"},
+            **sections,
+        }
+    )
+    return list(fr.iter_rounds(experiment))
+
+
+def accuracy(reports: list[fr.RoundReport]) -> float:
+    """The mean of the last five rounds."""
+    return float(np.mean([report.metrics["test_accuracy"] for report in reports[-5:]]))
+
+
+@cache
+def misbehaving(defense: str) -> list[fr.RoundReport]:
+    return rounds(**MISBEHAVIOUR, **DEFENCES[defense])
+
+
+@pytest.fixture(scope="module")
+def clean() -> float:
+    """Where everybody is there and behaves."""
+    return accuracy(rounds())
+
+
+def senders(reports: list[fr.RoundReport], reason: str) -> set[int]:
+    return {client for report in reports for client, why in report.failures.items() if reason in why}
+
+
+def test_without_a_defense_two_clients_in_twenty_wreck_the_model(clean: float) -> None:
+    assert accuracy(misbehaving("none")) < clean - 0.3
+
+
+@pytest.mark.parametrize("defense", [name for name in DEFENCES if name != "none"])
+def test_a_defended_run_ends_within_two_points_of_the_clean_one(defense: str, clean: float) -> None:
+    assert accuracy(misbehaving(defense)) > clean - 0.02
+
+
+def test_screening_names_all_who_misbehave_and_nobody_else_and_counts_them() -> None:
+    reports = misbehaving("screening")
+    not_finite, far_too_long = senders(reports, "not finite"), senders(reports, "far above the round's median")
+    assert len(not_finite) == len(far_too_long) == 2
+    assert not not_finite & far_too_long
+    bad = not_finite | far_too_long
+    for report in reports:
+        assert set(report.failures) == bad & set(report.client_ids)  # whenever they are there
+        metrics = report.metrics
+        assert metrics["clients_sampled"] == CLIENTS
+        assert metrics["clients_dropped_out"] == CLIENTS - len(report.client_ids)
+        assert metrics["clients_failed"] == len(report.failures)
+        assert metrics["clients_trained"] == len(report.client_ids) - len(report.failures)
+
+
+def test_nan_never_counts_even_without_a_defense() -> None:
+    reports = rounds(attacks={"nan": 0.1}, federation={"rounds": 2, "local_steps": 2})
+    assert [sorted(report.failures) for report in reports] == [sorted(senders(reports, "not finite"))] * 2
+    assert [report.metrics["clients_trained"] for report in reports] == [CLIENTS - 2] * 2
+    assert np.isfinite(reports[-1].parameters).all()

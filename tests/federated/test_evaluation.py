@@ -1,0 +1,293 @@
+"""Metrics are those of the reported model, wherever and however often it is evaluated; evaluating changes nothing."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fednar_ray as fr
+from fednar_ray.core.flat_params import flatten, flatten_buffers
+from fednar_ray.core.messages import Readout, RoundReport, ScoringTask
+from fednar_ray.data.federation import Examples, Shards
+from fednar_ray.execution.ray_pool import RayPool
+from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.federated.evaluation import (
+    BATCH,
+    CLIENTS,
+    SPLITS,
+    TASK_BATCHES,
+    Evaluation,
+    Scorer,
+    across_clients,
+    client_means,
+)
+
+A_TASK = BATCH * TASK_BATCHES
+HELD_OUT = {"test_accuracy", "test_loss", "validation_accuracy", "validation_loss"}
+FEDERATED = {"client_accuracy_mean", "client_accuracy_worst_decile"}
+POOLED = {"placement": "pooled", "actors": 2, "vectorize": 1}
+
+
+def examples(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Points around three centers that overlap, so that no model is right everywhere."""
+    labels = rng.integers(3, size=count)
+    centres = np.array([[0, 1], [1, -1], [-1, -1]])
+    return (centres[labels] + rng.normal(size=(count, 2))).astype(np.float32), labels
+
+
+def overlapping(sizes: tuple[int, ...], test: int = 61, validation: int = 37) -> fr.Federation:
+    rng = np.random.default_rng(1)
+    return fr.Federation([examples(n, rng) for n in sizes], examples(test, rng), examples(validation, rng))
+
+
+def both_modes_model() -> nn.Sequential:
+    """A model that training mode and evaluation mode make different: BatchNorm and dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3))
+
+
+def experiment(
+    preset: str = "fedavg",
+    *,
+    evaluation: dict[str, Any] | None = None,
+    execution: dict[str, Any] | None = None,
+    **federation: Any,
+) -> fr.Experiment:
+    return fr.Experiment.model_validate(
+        {
+            "federation": {"rounds": 3, "local_steps": 2, "batch_size": 16, **federation},
+            "algorithm": {"name": preset, "local_lr": 0.2},
+            "evaluation": evaluation or {},
+            "execution": {"gpus_per_actor": 0, "cpus_per_actor": 0.5, **(execution or {"placement": "serial"})},
+        }
+    )
+
+
+def by_hand(parameters: np.ndarray, buffers: np.ndarray, pair: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples ``both_modes_model`` classifies rightly, and their cross-entropies; numpy, float64."""
+    w1, b1, scale, shift, w2, b2 = np.split(parameters.astype(float), np.cumsum([16, 8, 8, 8, 24]))
+    mean, variance, _ = np.split(buffers, [8, 16])
+    hidden = (pair.x @ w1.reshape(8, 2).T + b1 - mean) / np.sqrt(variance + 1e-5) * scale + shift
+    outputs = np.maximum(hidden, 0) @ w2.reshape(3, 8).T + b2
+    losses = np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(len(pair)), pair.y]
+    return outputs.argmax(axis=1) == pair.y, losses
+
+
+def metrics_by_hand(report: RoundReport, federation: fr.Federation) -> dict[str, Any]:
+    """Every metric of an evaluation, client by client."""
+    expected: dict[str, Any] = {}
+    for name, split in federation.splits().items():
+        right, losses = by_hand(report.eval_params, report.buffers, split)
+        expected |= {f"{name}_accuracy": right.mean(), f"{name}_loss": pytest.approx(losses.mean(), rel=1e-5)}
+    shards = [federation.shards.only(i).examples for i in range(federation.clients)]
+    accuracies = sorted(by_hand(report.eval_params, report.buffers, shard)[0].mean() for shard in shards if len(shard))
+    worst = accuracies[: max(1, len(accuracies) // 10)]
+    return expected | {
+        "client_accuracy_mean": pytest.approx(np.mean(accuracies), abs=1e-12),
+        "client_accuracy_worst_decile": pytest.approx(np.mean(worst), abs=1e-12),
+    }
+
+
+def evaluated(report: RoundReport) -> dict[str, float]:
+    return {name: value for name, value in report.metrics.items() if name in HELD_OUT | FEDERATED}
+
+
+def trained_bytes(settings: fr.Experiment, session: fr.RaySession | None = None) -> bytes:
+    federation, model = overlapping((9, 20, 14)), both_modes_model()
+    *_, last = fr.iter_rounds(settings, federation=federation, model=model, session=session)
+    return last.parameters.tobytes() + last.eval_params.tobytes() + last.buffers.tobytes()
+
+
+# ——— which rounds ———
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [(1, 3, [0, 1, 2]), (2, 4, [1, 3]), (3, 7, [2, 5, 6]), (4, 4, [3]), (9, 4, [3])],
+)
+def test_every_kth_round_and_the_last_are_evaluated_and_no_other(every: int, rounds: int, expected: list[int]) -> None:
+    chosen = experiment(evaluation={"every": every, "federated": True}, rounds=rounds)
+    reports = list(fr.iter_rounds(chosen, federation=overlapping((5, 6)), model=nn.Linear(2, 3)))
+    names = {report.round_index: set(evaluated(report)) for report in reports}
+    assert names == {t: HELD_OUT | FEDERATED if t in expected else set() for t in range(rounds)}
+    assert all("train_loss" in report.metrics for report in reports)
+
+
+def test_without_being_asked_for_no_client_is_scored() -> None:
+    (report,) = fr.iter_rounds(experiment(rounds=1), federation=overlapping((5, 6)), model=nn.Linear(2, 3))
+    assert set(evaluated(report)) == HELD_OUT
+
+
+@pytest.mark.parametrize("preset", ["fedavg", "fedexp"])
+def test_evaluating_seldom_or_more_changes_nothing_that_is_trained(preset: str) -> None:
+    choices: list[dict[str, Any]] = [{"every": 1}, {"every": 5}, {"every": 1, "federated": True}]
+    trained = {trained_bytes(experiment(preset, evaluation=choice, rounds=6)) for choice in choices}
+    assert len(trained) == 1
+
+
+# ——— of which model ———
+
+
+@pytest.mark.parametrize("preset", ["fedavg", "fedexp"])
+def test_every_rounds_metrics_are_those_of_the_reported_model_in_evaluation_mode(preset: str) -> None:
+    """FedExP's too, which evaluates an average of iterates."""
+    federation, chosen = overlapping((9, 20, 14, 6)), experiment(preset, evaluation={"federated": True})
+    for report in fr.iter_rounds(chosen, federation=federation, model=both_modes_model()):
+        assert evaluated(report) == metrics_by_hand(report, federation)
+
+
+def test_running_statistics_are_averaged_over_clients_before_they_are_evaluated() -> None:
+    federation, model = overlapping((9, 20)), both_modes_model()
+    chosen = experiment(rounds=1, local_steps=1, batch_size=100)  # one batch, so the statistics are the shard's
+    (report,) = fr.iter_rounds(chosen, federation=federation, model=model)
+    first = model[0]
+    assert isinstance(first, nn.Linear)
+    hidden = [first(torch.from_numpy(federation.shards.only(i).examples.x)).detach().numpy() for i in (0, 1)]
+    mean = sum(n * (0.9 * 0 + 0.1 * h.mean(axis=0)) for n, h in zip((9, 20), hidden, strict=True)) / 29
+    variance = sum(n * (0.9 * 1 + 0.1 * h.var(axis=0, ddof=1)) for n, h in zip((9, 20), hidden, strict=True)) / 29
+    buffers = np.concatenate([mean, variance, [1]])
+    np.testing.assert_allclose(report.buffers, buffers, rtol=1e-5, atol=1e-6)
+    _, losses = by_hand(report.eval_params, buffers, federation.test)
+    assert report.metrics["test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, BATCH, BATCH + 1, A_TASK - 1, A_TASK, A_TASK + 1, 2 * A_TASK, 5000])
+def test_any_number_of_examples_is_scored_once(rows: int) -> None:
+    federation, model = overlapping((4, 3), test=rows, validation=rows + 1), both_modes_model()
+    scorer = Scorer(model, federation.shards, federation.splits(), torch.device("cpu"))
+    tasks: list[ScoringTask] = []
+
+    def score(eval_params: Readout, wanted: Any) -> Any:
+        tasks.extend(wanted)
+        return (scorer.score(eval_params, task) for task in wanted)
+
+    parameters, buffers = flatten(model), flatten_buffers(model)
+    eval_params = Readout(round_index=0, parameters=parameters, buffers=buffers)
+    metrics = Evaluation(federation, score, SPLITS, federated=False, by_client=False)(eval_params)
+    for name, split in federation.splits().items():
+        right, losses = by_hand(parameters, buffers, split)
+        assert metrics[f"{name}_accuracy"] == right.mean()
+        assert metrics[f"{name}_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert max(task.stop - task.start for task in tasks) == min(rows + 1, A_TASK)
+
+
+# ——— across clients ———
+
+
+def means(clients: list[list[bool]]) -> np.ndarray:
+    """Of clients' answers, which lie in one block."""
+    right = np.array([answer for predictions in clients for answer in predictions], dtype=bool)
+    return client_means(right, np.cumsum([0, *(len(predictions) for predictions in clients)]))
+
+
+def predictions(right: int, of: int) -> list[bool]:
+    return [True] * right + [False] * (of - right)
+
+
+def test_below_twenty_clients_the_worst_tenth_is_the_worst_client() -> None:
+    few = [predictions(3, of=4), predictions(50, of=100), predictions(1, of=1)]
+    assert across_clients(means(few)) == {
+        "client_accuracy_mean": 0.75,  # of (3/4, 1/2, 1): clients count alike, whatever their size
+        "client_accuracy_worst_decile": 0.5,  # the largest client, with 50 answers right
+    }
+    nineteen = [predictions(1, of=1)] * 17 + [predictions(1, of=4), predictions(1, of=2)]
+    assert across_clients(means(nineteen))["client_accuracy_worst_decile"] == 0.25
+
+
+def test_the_worst_tenth_of_twenty_clients_are_two_and_empty_clients_are_nobody() -> None:
+    twenty = [predictions(1, of=4), *[predictions(3, of=3)] * 9, predictions(1, of=2), *[predictions(1, of=1)] * 9]
+    expected = {"client_accuracy_mean": (18 + 0.25 + 0.5) / 20, "client_accuracy_worst_decile": (0.25 + 0.5) / 2}
+    assert across_clients(means(twenty)) == expected
+    with_empty = [[], *twenty[:11], [], [], *twenty[11:], *[[]] * 20]
+    assert across_clients(means(with_empty)) == expected
+    assert across_clients(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5  # nineteen: the worst one
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data: st.DataObject) -> None:
+    clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(any_answer))
+    figures = across_clients(means(clients))
+    mean, worst = figures["client_accuracy_mean"], figures["client_accuracy_worst_decile"]
+    assert 0 <= worst <= mean + 1e-12
+    assert mean <= 1 + 1e-12
+    rates = sorted(Fraction(sum(client), len(client)) for client in clients if client)
+    lowest = rates[: max(1, len(rates) // 10)]
+    assert mean == pytest.approx(float(sum(rates) / len(rates)), abs=1e-12)
+    assert worst == pytest.approx(float(sum(lowest) / len(lowest)), abs=1e-12)
+    assert across_clients(means(data.draw(st.permutations(clients)))) == figures
+
+
+def any_answer(clients: list[list[bool]]) -> bool:
+    return any(clients)
+
+
+def test_empty_clients_do_not_count_in_a_run() -> None:
+    rng = np.random.default_rng(1)
+    block, test = Examples(*examples(29, rng)), Examples(*examples(40, rng))
+    shards = Shards(block, np.array([0, 0, 9, 9, 29, 29]))
+    federation = fr.Federation.from_shards("gaps", shards, test, None, 0)
+    chosen = experiment(evaluation={"federated": True})
+    *_, last = fr.iter_rounds(chosen, federation=federation, model=both_modes_model())
+    assert evaluated(last) == metrics_by_hand(last, federation)
+
+
+# ——— on actors ———
+
+
+@pytest.mark.ray
+def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(session: fr.RaySession) -> None:
+    model, federation = both_modes_model(), overlapping((9, 20, 14), test=150_000)
+    prepared = prepare(experiment(execution=POOLED), federation, model)
+    long, short = ScoringTask(split="test", start=0, stop=len(federation.test)), range(1, 16)
+    tasks = [long, *(ScoringTask(split=CLIENTS, start=i, stop=2 * i) for i in short)]  # i rows: any swap is seen
+    eval_params = Readout(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
+    with place(prepared, resolve(prepared, session), session) as pool:
+        assert isinstance(pool, RayPool)
+        scores = list(pool.score(eval_params, tasks))
+    splits = {**federation.splits(), CLIENTS: federation.shards.examples}
+    for task, got in zip(tasks, scores, strict=True):
+        split = splits[task.split]
+        rows = Examples(split.x[task.start : task.stop], split.y[task.start : task.stop])
+        _, losses = by_hand(eval_params.parameters, eval_params.buffers, rows)
+        assert len(got.right) == len(rows)
+        np.testing.assert_allclose(got.losses, losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.ray
+def test_splits_of_many_tasks_have_the_metrics_of_one_pass(session: fr.RaySession) -> None:
+    """The clients' block too, whose tasks end amid a client."""
+    federation = overlapping((1900, 60, 700), test=5000, validation=2 * A_TASK)
+    chosen = experiment(evaluation={"federated": True}, execution=POOLED, rounds=2)
+    reports = list(fr.iter_rounds(chosen, federation=federation, model=both_modes_model(), session=session))
+    for report in reports:
+        assert evaluated(report) == metrics_by_hand(report, federation)
+
+
+@pytest.mark.ray
+def test_evaluating_on_the_actors_changes_nothing_that_they_train(session: fr.RaySession) -> None:
+    alone = {"placement": "serial", "vectorize": 1}
+    serial = trained_bytes(experiment("scaffold", evaluation={"every": 9}, execution=alone))
+    for choice in ({"every": 1}, {"every": 9}, {"every": 1, "federated": True}):
+        pooled = experiment("scaffold", evaluation=choice, execution=POOLED)
+        assert trained_bytes(pooled, session) == serial, choice
+
+
+@pytest.mark.ray
+def test_metrics_do_not_depend_on_placement(session: fr.RaySession) -> None:
+    """Also of clients that were not sampled; on dedicated actors, each scores its own."""
+    federation, metrics = overlapping((9, 60, 25)), {}
+    dedicated = {"placement": "dedicated"}
+    for execution in ({"placement": "serial", "vectorize": 1}, POOLED, dedicated):
+        chosen = experiment(evaluation={"every": 2, "federated": True}, execution=execution, clients_per_round=2)
+        reports = list(fr.iter_rounds(chosen, federation=federation, model=both_modes_model(), session=session))
+        metrics[execution["placement"]] = [evaluated(report) for report in reports]
+        assert evaluated(reports[-1]) == metrics_by_hand(reports[-1], federation)
+    assert [len(names) for names in metrics["serial"]] == [0, 6, 6]
+    assert metrics["serial"] == metrics["pooled"] == metrics["dedicated"]

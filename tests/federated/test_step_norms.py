@@ -1,0 +1,80 @@
+"""‖v‖, the norm that the bound meets: by client in the record of a round, and as metrics."""
+
+import numpy as np
+import pytest
+
+import fednar_ray as fr
+from fednar_ray.federated import round_loop as rounds
+from fednar_ray.tracking.journal import line_of, parse
+
+
+def reports(data: fr.Federation, regularizer: dict[str, object], **sections: object) -> list[fr.RoundReport]:
+    experiment = fr.Experiment.model_validate(
+        {
+            "model": {"name": "mlp", "hidden": 4},
+            "federation": {"rounds": 3, "clients_per_round": 4, "local_steps": 1, "batch_size": 8},
+            "regularizer": regularizer,
+            "execution": {"placement": "serial"},
+            **sections,
+        }
+    )
+    return list(fr.iter_rounds(experiment, federation=data))
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("name", ["coupled", "none"])
+def test_one_step_alone_is_as_long_as_the_rate_times_the_norm(federation, name, width):
+    one = {"rounds": 3, "clients_per_round": 1, "local_steps": 1, "participation": [[0], [1], [2]]}
+    for report in reports(federation, {"name": name, "weight_decay": 0.1}, federation=one, execution=serial(width)):
+        ((client_id, norm),) = report.step_norms.items()
+        assert report.client_ids == (client_id,)
+        assert report.metrics["update_norm"] == pytest.approx(report.metrics["local_lr"] * norm, rel=1e-4)
+        assert report.metrics["step_norm"] == report.metrics["step_norm_p10"] == pytest.approx(norm)
+
+
+def serial(width: int) -> dict[str, object]:
+    return {"placement": "serial", "vectorize": width}
+
+
+def test_the_clip_follows_from_the_norm(federation):
+    # one step, and it is clipped: the effective decay is λ·A/‖v‖
+    (report, *_) = reports(federation, {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.01})
+    sizes = federation.shards.sizes[list(report.client_ids)]
+    norms = np.array([report.step_norms[client_id] for client_id in report.client_ids])
+    assert report.metrics["clip_fraction"] == 1
+    assert report.metrics["effective_weight_decay"] == pytest.approx(
+        0.1 * 0.01 * (sizes / norms).sum() / sizes.sum(), rel=1e-4
+    )
+
+
+def test_the_norm_of_a_baseline_is_of_the_gradient_alone(federation):
+    # until the first step FedNAR's v is g + λ·x, decoupled's g, as is none's
+    firsts = {
+        name: reports(federation, {"name": name, "weight_decay": 0.5})[0].metrics["step_norm"]
+        for name in ("fednar", "coupled", "decoupled", "none")
+    }
+    assert firsts["decoupled"] == firsts["none"]
+    assert firsts["fednar"] == firsts["coupled"] != firsts["none"]
+
+
+def test_a_record_keeps_the_norms_of_a_limited_number_of_clients(federation, monkeypatch):
+    monkeypatch.setattr(rounds, "MOST_NORMS", 2)
+    for report in reports(federation, {"name": "none"}):
+        assert tuple(report.step_norms) == report.client_ids[:2]
+        assert report.metrics["step_norm_p10"] < report.metrics["step_norm_p90"]  # over all four
+
+
+def test_a_client_that_sends_nan_has_no_norm_in_the_record(federation):
+    corrupted = reports(federation, {"name": "none"}, attacks={"nan": 0.4})
+    assert any(report.failures for report in corrupted)
+    for report in corrupted:
+        assert set(report.step_norms) == set(report.client_ids) - set(report.failures)
+
+
+def test_the_journal_keeps_four_digits(federation):
+    (report, *_) = reports(federation, {"name": "none"})
+    back = parse(line_of(report.record()))
+    assert back.step_norms == pytest.approx(report.step_norms, rel=1e-3)
+    assert all(len(f"{norm}".replace(".", "").strip("0")) <= 4 for norm in back.step_norms.values())
+    old = line_of(report.record()).replace('"step_norms"', '"other"')
+    assert parse(old).step_norms == {}  # a journal of before

@@ -1,0 +1,764 @@
+"""Models by name; what a trial batch shows of any module; client groups; modules as flat vectors."""
+
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy
+
+import fednar_ray as fr
+from fednar_ray.config import ModelSettings, dump
+from fednar_ray.config.files import parse_document
+from fednar_ray.config.settings import MODEL_SETTINGS
+from fednar_ray.core.errors import ModelError
+from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
+from fednar_ray.data.federation import Examples
+from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.federated.vectorization import CPU, WIDEST, ModelTraits, StepCosts, form_groups, group_size, probe
+from fednar_ray.models import build_model
+from fednar_ray.models.tasks import BINARY, REGRESSION
+from tests.conftest import small_federation
+
+drawn = settings(max_examples=100, deadline=None)
+
+# ——— models by name ———
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "dimension"),
+    [
+        ({"name": "mlp", "hidden": 8}, (1, 8, 8), 64 * 8 + 8 + 8 * 10 + 10),
+        ({"name": "mlp", "hidden": 8}, (5,), 5 * 8 + 8 + 8 * 10 + 10),
+        ({"name": "cnn", "hidden": 6}, (1, 8, 8), 160 + 32 + 4640 + 64 + (32 * 2 * 2 * 6 + 6) + 70),
+        ({"name": "cnn", "hidden": 6}, (3, 9, 5), 448 + 32 + 4640 + 64 + (32 * 3 * 2 * 6 + 6) + 70),
+        ({"name": "cnn", "hidden": 6}, (1, 1, 1), 160 + 32 + 4640 + 64 + (32 * 6 + 6) + 70),
+        ({"name": "lenet", "hidden": 6}, (3, 17, 32), 2432 + 51264 + (64 * 1 * 5 * 6 + 6) + 70),
+        ({"name": "cnn_femnist", "hidden": 6}, (1, 9, 4), 832 + 51264 + (64 * 2 * 1 * 6 + 6) + 70),
+    ],
+    ids=str,
+)
+def test_a_model_is_sized_to_its_data(settings, shape, dimension):
+    for dropout in (0.0, 0.5):
+        model = build_model(ModelSettings(**settings, dropout=dropout), shape, outputs=10, seed=0)
+        assert model(torch.zeros(2, *shape)).shape == (2, 10)
+        assert ParameterLayout.of(model).dimension == dimension
+        assert any(isinstance(layer, nn.Dropout) for layer in model) == bool(dropout)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "outputs", "dimension"),
+    [
+        ("logistic", (1, 8, 8), 10, 64 * 10 + 10),
+        ("lenet", (3, 32, 32), 10, 2432 + 51264 + (64 * 5 * 5 * 512 + 512) + 5130),
+        ("cnn_femnist", (1, 28, 28), 62, 6_603_710),  # LEAF's own count
+        ("resnet18_gn", (3, 32, 32), 10, 11_173_962),  # the authors'
+        ("char_transformer", (80,), 80, 1_220_432),  # the authors'
+        ("char_lstm", (80,), 80, 80 * 8 + 4 * 256 * (8 + 256 + 2) + 4 * 256 * (256 + 256 + 2) + 256 * 80 + 80),
+    ],
+)
+def test_the_published_models_have_their_published_sizes(name, shape, outputs, dimension):
+    model = build_model(ModelSettings(name=name), shape, outputs, seed=0)
+    assert ParameterLayout.of(model).dimension == dimension
+    assert model(torch.zeros(2, *shape)).shape == (2, outputs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "message"),
+    [
+        ({"name": "cnn"}, (64,), r"cnn takes images \[channels, height, width\], not \[64\]"),
+        ({"name": "resnet18_gn"}, (8, 8), r"resnet18_gn takes images .*, not \[8, 8\]"),
+        ({"name": "char_lstm"}, (1, 8, 8), r"char_lstm takes sequences \[positions\] of tokens, not \[1, 8, 8\]"),
+        ({"name": "lenet"}, (1, 28, 15), "lenet takes images from 16x16, not 28x15"),
+        ({"name": "cnn_femnist"}, (1, 3, 28), "cnn_femnist takes images from 4x4, not 3x28"),
+        ({"name": "resnet18_gn"}, (3, 64, 32), "last map is 8x4, and authors averages 3x3 of 3x3 to 5x5; use whole"),
+    ],
+    ids=str,
+)
+def test_a_model_refuses_inputs_that_it_cannot_take(settings, shape, message):
+    with pytest.raises(ModelError, match=message):
+        build_model(ModelSettings(**settings), shape, outputs=10, seed=0)
+
+
+def test_a_resnet_takes_images_of_any_size_when_all_of_the_last_map_is_averaged():
+    for side in (8, 20, 40):
+        model = build_model(ModelSettings(name="resnet18_gn", pooling="whole"), (1, side, side), outputs=3, seed=0)
+        assert model(torch.zeros(1, 1, side, side)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "char_transformer"])
+def test_initialization_follows_from_the_seed_alone_and_disturbs_nobody(name):
+    shape = (6,) if name == "char_transformer" else (1, 8, 8)
+
+    def built(seed: int) -> np.ndarray:
+        return flatten(build_model(ModelSettings(name=name, hidden=4), shape, outputs=3, seed=seed))
+
+    torch.manual_seed(1)
+    first = built(0)
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(torch.rand(3), after, rtol=0, atol=0)
+    np.testing.assert_array_equal(built(0), first)
+    assert not np.array_equal(built(1), first)
+
+
+# ——— one step of training, against plain torch ———
+
+STEP = {"local_lr": 0.5, "weight_decay": 0.05, "clip_bound": 0.3}
+
+
+def one_step(
+    section: dict[str, object], federation: fr.Federation, outputs: int, width: int = 1
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model before, and its parameters by name after one full-batch step of every client."""
+    experiment = fr.Experiment.model_validate(
+        {
+            "model": section,
+            "federation": {"rounds": 1, "local_steps": 1, "batch_size": 1000},
+            "algorithm": {"local_lr": STEP["local_lr"]},
+            "regularizer": {key: STEP[key] for key in ("weight_decay", "clip_bound")},
+            "execution": {"placement": "serial", "vectorize": width},
+        }
+    )
+    (report,) = fr.iter_rounds(experiment, federation=federation)
+    model = build_model(ModelSettings.model_validate(section), federation.test.x.shape[1:], outputs, seed=0)
+    return model, ParameterLayout.of(model).unflatten(torch.from_numpy(report.parameters.copy()))
+
+
+def stepped(before: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """FedNAR's step, by hand: v = g + λ·x, shortened to A."""
+    v = {name: gradients[name] + STEP["weight_decay"] * x for name, x in before.items()}
+    norm = torch.cat([part.flatten() for part in v.values()]).norm()
+    assert norm > STEP["clip_bound"]
+    return {name: x - STEP["local_lr"] * STEP["clip_bound"] / norm * v[name] for name, x in before.items()}
+
+
+def assert_same_step(before: dict[str, Tensor], after: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, x in before.items():
+        torch.testing.assert_close(after[name] - x, expected[name] - x, rtol=2e-3, atol=2e-6, msg=name)
+
+
+def plain_resnet18(p: list[Tensor], x: Tensor, pooling: str) -> Tensor:
+    """ResNet-18 with two groups a norm, from its parameters in order."""
+    take = iter(p)
+
+    def normed(x: Tensor, stride: int, padding: int) -> Tensor:
+        x = conv2d(x, next(take), stride=stride, padding=padding)
+        groups = x.reshape(len(x), 2, -1)  # GroupNorm written out
+        groups = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return groups.reshape(x.shape) * next(take)[:, None, None] + next(take)[:, None, None]
+
+    x = normed(x, 1, 1).relu()
+    for stage in range(4):
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            inner = normed(normed(x, stride, 1).relu(), 1, 1)
+            x = (inner + (normed(x, stride, 0) if stride == 2 else x)).relu()
+    assert x.shape[2:] == (4, 4)
+    x = x[:, :, :3, :3].mean((2, 3)) if pooling == "authors" else x.mean((2, 3))
+    x = x @ next(take).t() + next(take)
+    assert next(take, None) is None
+    return x
+
+
+def test_a_step_of_resnet18_gn_is_plain_torchs():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3, 32, 32)).astype(np.float32), np.array([3, 9])
+    model, after = one_step({"name": "resnet18_gn"}, fr.Federation([(x, y)], (x, y)), outputs=10)
+    before = {name: p.detach() for name, p in model.named_parameters()}
+    leaves = [p.clone().requires_grad_() for p in before.values()]
+    outputs = plain_resnet18(leaves, torch.from_numpy(x), "authors")
+    loss = -outputs.log_softmax(1)[torch.arange(2), torch.from_numpy(y)].mean()
+    gradients = dict(zip(before, torch.autograd.grad(loss, leaves), strict=True))
+    assert_same_step(before, after, stepped(before, gradients))
+    whole = build_model(ModelSettings(name="resnet18_gn", pooling="whole"), (3, 32, 32), 10, seed=0)
+    with torch.no_grad():
+        expected = plain_resnet18(leaves, torch.from_numpy(x), "whole")
+        torch.testing.assert_close(whole(torch.from_numpy(x)), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(expected, outputs, rtol=1e-2)
+
+
+class PlainTransformer(nn.Module):
+    """From torch's own encoder, all positions of every layer computed."""
+
+    def __init__(self, layers: int, own: dict[str, Tensor]) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.embedding, self.positions, self.head = nn.Embedding(80, 128), nn.Embedding(80, 128), nn.Linear(128, 80)
+        with torch.no_grad():
+            for name, p in self.by_our_names().items():
+                p.copy_(torch.cat([own[part] for part in name.split("+")]))
+
+    def by_our_names(self) -> dict[str, Tensor]:
+        """Each parameter; two of ours are one of torch's, and joined by +."""
+        named = {
+            "positions": self.positions.weight,
+            "embedding.weight": self.embedding.weight,
+            "head.weight": self.head.weight,
+            "head.bias": self.head.bias,
+        }
+        for i, layer in enumerate(self.encoder.layers):
+            for kind in ("weight", "bias"):
+                attention, at = layer.self_attn, f"layers.{i}"
+                named[f"{at}.query.{kind}+{at}.key_value.{kind}"] = getattr(attention, f"in_proj_{kind}")
+                named[f"{at}.joined.{kind}"] = getattr(attention.out_proj, kind)
+                for ours, theirs in (("first", "linear1"), ("second", "linear2")):
+                    named[f"{at}.{ours}.{kind}"] = getattr(getattr(layer, theirs), kind)
+                for ours, theirs in (("attended", "norm1"), ("transformed", "norm2")):
+                    named[f"{at}.{ours}.{kind}"] = getattr(getattr(layer, theirs), kind)
+        return named
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) * 128**0.5 + self.positions(torch.arange(80))
+        return self.head(self.encoder(x)[:, -1])
+
+
+def characters(clients: int, each: int) -> fr.Federation:
+    rng = np.random.default_rng(1)
+    pairs = [
+        (rng.integers(80, size=(each, 80), dtype=np.uint8), rng.integers(80, size=each)) for _ in range(clients + 1)
+    ]
+    return fr.Federation(pairs[:-1], pairs[-1])
+
+
+def test_a_step_of_char_transformer_is_plain_torchs():
+    federation = characters(1, 3)
+    model, after = one_step({"name": "char_transformer", "dropout": 0}, federation, outputs=80)
+    before = {name: p.detach() for name, p in model.named_parameters()}
+    plain, (x, y) = PlainTransformer(6, before), (federation.shards.examples.x, federation.shards.examples.y)
+    loss = cross_entropy(plain(torch.from_numpy(x).long()), torch.from_numpy(y))
+    named = plain.by_our_names()
+    gradients = {}
+    for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
+        parts = name.split("+")
+        gradients |= dict(zip(parts, gradient.split([len(before[part]) for part in parts]), strict=True))
+    assert gradients.keys() == before.keys()
+    assert_same_step(before, after, stepped(before, gradients))
+
+
+def test_a_group_of_transformers_steps_as_its_clients_do():
+    federation, model = characters(3, 2), {"name": "char_transformer", "dropout": 0, "layers": 2, "hidden": 16}
+    (built, alone), (_, together) = (one_step(model, federation, outputs=80, width=width) for width in (1, 3))
+    assert_same_step({name: p.detach() for name, p in built.named_parameters()}, together, alone)
+
+
+def test_dropout_of_a_transformer_acts_in_training_alone():
+    model = build_model(ModelSettings(name="char_transformer", layers=1, hidden=4), (5,), 7, seed=0)
+    tokens = torch.arange(10).view(2, 5)
+    assert not torch.equal(model.train()(tokens), model(tokens))
+    assert torch.equal(model.eval()(tokens), model(tokens))
+
+
+def test_each_position_and_its_order_count_for_a_language_model():
+    for name in ("char_transformer", "char_lstm"):
+        model = build_model(ModelSettings(name=name, layers=2, hidden=8), (5,), 7, seed=0).eval()
+        outputs = model(torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 4, 5], [1, 2, 3, 4, 6], [9, 2, 3, 4, 5]]))
+        assert len({tuple(row) for row in outputs.tolist()}) == 4
+
+
+def test_a_vocabulary_must_hold_the_tokens_and_is_what_is_predicted():
+    def prepared(vocabulary: int) -> Prepared:
+        section = {"name": "char_transformer", "vocabulary": vocabulary, "hidden": 4, "layers": 1}
+        return prepare(fr.Experiment.model_validate({"model": section}), characters(1, 30))
+
+    assert prepared(90).model(torch.zeros(1, 80)).shape == (1, 90)
+    with pytest.raises(ModelError, match=r"vocabulary: 60: tokens run from 0 to 59, those of the data from 0 to 79"):
+        prepared(60)
+
+
+# ——— models that are not ours, and weights from files ———
+
+
+def test_a_function_by_its_path_gives_the_model(tmp_path, monkeypatch):
+    text = """
+import torch
+def build(width, tail=()):
+    return torch.nn.Sequential(torch.nn.Linear(2, width), *(torch.nn.Linear(a, b) for a, b in [tail]))
+def number():
+    return 3
+"""
+    (tmp_path / "models_of_a_user.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def built(function: str, **arguments: object) -> nn.Module:
+        return build_model(ModelSettings(function=function, arguments=arguments), (2,), 3, seed=0)
+
+    model = built("models_of_a_user.build", width=4, tail=[4, 3])
+    assert [tuple(p.shape) for p in model.parameters()] == [(4, 2), (4,), (3, 4), (3,)]
+    again = built("models_of_a_user.build", width=4, tail=[4, 3])
+    np.testing.assert_array_equal(flatten(model), flatten(again))  # from the seed
+    wrong = {
+        "models_of_a_user.bild": "cannot be imported: module 'models_of_a_user' has no attribute 'bild'",
+        "models_of_nobody.build": "cannot be imported: No module named 'models_of_nobody'",
+        "models_of_a_user.build": r"fails when called with \(\): .*missing 1 required positional argument: 'width'",
+        "models_of_a_user.number": "gives int; a torch.nn.Module is needed",
+    }
+    for function, message in wrong.items():
+        with pytest.raises(ModelError, match=rf"^model.function: {function}: {message}"):
+            built(function)
+
+
+def test_torchvisions_models_are_sized_to_the_classes():
+    model = build_model(ModelSettings(torchvision="squeezenet1_1"), (3, 64, 64), 7, seed=0)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    settings = ModelSettings(torchvision="squeezenet1_1", arguments={"num_classes": 9, "dropout": 0.25})
+    wider = build_model(settings, (3, 64, 64), 7, seed=0)
+    assert wider(torch.zeros(1, 3, 64, 64)).shape == (1, 9)
+    assert wider.classifier[0].p == 0.25
+    with pytest.raises(
+        ModelError, match="torchvision: squeezenet1_2: torchvision has no such model; it has squeezenet1"
+    ):
+        build_model(ModelSettings(torchvision="squeezenet1_2"), (3, 64, 64), 7, seed=0)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_come_from_a_file(tmp_path, suffix):
+    source = build_model(ModelSettings(hidden=4), (2,), 3, seed=5)
+    path = tmp_path / f"start{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
+    model = build_model(ModelSettings(hidden=4, weights=str(path)), (2,), 3, seed=0)
+    np.testing.assert_array_equal(flatten(model), flatten(source))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "start.safetensors"
+    kept = build_model(ModelSettings(hidden=4), (2,), 3, seed=0).state_dict()
+    del kept["1.bias"]
+    save_file({**kept, "fc.weight": torch.zeros(1)}, path)
+    with pytest.raises(ModelError) as caught:
+        build_model(ModelSettings(hidden=4, weights=str(path)), (2,), 5, seed=0)
+    assert str(caught.value) == (
+        f"model.weights: {path}: does not fit the model: missing: 1.bias; not in the model: fc.weight; "
+        "of another shape: 3.weight [3, 4], not [5, 4], 3.bias [3], not [5]"
+    )
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("a pickle that runs code",)
+
+
+def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsys):
+    whole = tmp_path / "whole.safetensors"
+    save_file({"1.weight": torch.zeros(40)}, whole)
+    broken, empty, code, other = (tmp_path / name for name in ("broken.safetensors", "empty.pt", "code.pt", "other.pt"))
+    broken.write_bytes(whole.read_bytes()[:-7])
+    empty.touch()
+    torch.save(Code(), code)
+    torch.save({"epoch": 3, "model": {}}, other)
+    for path in (broken, empty, code, tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: "):
+            build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+    with pytest.raises(ModelError, match=f"^model.weights: {other}: is no state dict"):
+        build_model(ModelSettings(weights=str(other)), (2,), 3, seed=0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (torch.zeros(3, 2, dtype=torch.complex64), "does not fit the model: of another kind: 1.weight is complex"),
+        (torch.zeros(3, 2).to_sparse(), "does not fit the model: of another kind: 1.weight is sparse"),
+        (torch.zeros(3, 2, dtype=torch.float64), None),
+    ],
+)
+def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"1.weight": given, "1.bias": torch.zeros(3)}, path)
+    settings = ModelSettings(name="logistic", weights=str(path))
+    if says is None:
+        assert torch.equal(build_model(settings, (2,), 3, seed=0)[1].weight, torch.zeros(3, 2))
+        return
+    with pytest.raises(ModelError, match=f"{path}: {says}"):
+        build_model(settings, (2,), 3, seed=0)
+
+
+def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
+    with pytest.raises(ModelError, match=r"is no state dict .*; its entry 'state_dict' is one: save that alone"):
+        build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_path):
+    code, whole, script, numbered, words = (tmp_path / f"{name}.pt" for name in ("a", "b", "c", "d", "e"))
+    torch.save(Code(), code)
+    torch.save(nn.Linear(2, 3), whole)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), script)
+    torch.save({0: torch.zeros(1)}, numbered)
+    words.write_text("not weights at all")
+    for path in (code, whole, script, words):
+        with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: ") as refused:
+            build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+        text = "".join(traceback.format_exception(refused.value))
+        assert "weights_only" not in text
+        assert "save the weights alone, with torch.save(model.state_dict(), path)" in text
+    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is no state dict"):
+        build_model(ModelSettings(weights=str(numbered)), (2,), 3, seed=0)
+
+
+# ——— their settings ———
+
+
+@pytest.mark.parametrize("name", MODEL_SETTINGS)
+def test_a_model_refuses_settings_that_it_does_not_read(name):
+    optional = {"hidden": 4, "dropout": 0.1, "layers": 2, "vocabulary": 9, "pooling": "whole"}
+    assert set(optional) == set().union(*MODEL_SETTINGS.values())
+    for key, value in optional.items():
+        if key in MODEL_SETTINGS[name]:
+            assert getattr(ModelSettings.model_validate({"name": name, key: value}), key) == value
+        else:
+            with pytest.raises(ValidationError, match=f"{name} does not read {key}: it belongs to "):
+                ModelSettings.model_validate({"name": name, key: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "mlp", "torchvision": "resnet18"}, "name and torchvision name a model each; give one"),
+        ({"torchvision": "resnet18", "hidden": 4}, "torchvision does not read hidden"),
+        ({"name": "mlp", "arguments": {"a": 1}}, "mlp does not read arguments"),
+        ({"function": "build"}, "pattern"),
+        ({"function": "a.b", "arguments": {"a": {"b": 1}}}, "should be a number, text, true, false, or a list"),
+        ({"name": "resnet"}, "'char_transformer'"),
+    ],
+    ids=str,
+)
+def test_a_model_section_that_contradicts_itself_is_refused(section, message):
+    with pytest.raises(ValidationError, match=message):
+        ModelSettings.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"name": "char_transformer", "layers": 2},
+        {"torchvision": "resnet18", "weights": "/start.pt"},
+        {"function": "a.b.c", "arguments": {"width": 3, "rate": 0.5, "bias": True, "kind": "x", "sizes": [1, 2]}},
+    ],
+    ids=str,
+)
+def test_a_model_section_reads_back_from_what_is_recorded(section):
+    experiment = fr.Experiment.model_validate({"model": section})
+    assert parse_document(dump(experiment), "recorded").experiment == experiment
+    assert experiment.model.name or section.keys() & {"torchvision", "function"}
+
+
+def test_a_relative_path_of_weights_becomes_absolute_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = parse_document("experiment: {model: {weights: start.pt}}", "here")
+    assert document.experiment.model.weights == str(tmp_path / "start.pt")
+
+
+# ——— modules that cannot be trained ———
+
+
+def failing(_: Tensor) -> Tensor:
+    raise RuntimeError("no such layer")
+
+
+class Calls(nn.Module):
+    """A linear layer whose outputs go through ``function``."""
+
+    def __init__(self, function=lambda outputs: outputs) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def unfit(module: nn.Module, value: float) -> nn.Module:
+    with torch.no_grad():
+        next(module.parameters()).fill_(value)
+    return module
+
+
+UNFIT = {
+    "too narrow": (nn.Linear(2, 2), "2 outputs, and the labels run to 2"),
+    "one output": (nn.Linear(2, 1), "1 outputs"),
+    "rank 1": (Calls(lambda outputs: outputs.sum(dim=-1)), r"gives \[2\] for 2 examples"),
+    "rank 3": (Calls(lambda outputs: outputs[:, None]), r"gives \[2, 1, 3\] for 2 examples"),
+    "another batch": (Calls(lambda outputs: outputs[:1]), r"gives \[1, 3\] for 2 examples"),
+    "a tuple": (Calls(lambda outputs: (outputs, outputs)), "gives tuple"),
+    "other features": (nn.Linear(5, 3), r"fails on a batch of shape \[2, 2\]: .*"),
+    "its own error": (Calls(failing), "no such layer"),
+    "float64": (nn.Linear(2, 3).double(), r"weight is torch\.float64"),
+    "float64 inside": (
+        nn.Sequential(Calls(Tensor.double), nn.Linear(3, 3).double()),
+        r"1\.weight is torch\.float64",
+    ),
+    "no parameters": (nn.Softmax(dim=-1), "no trainable parameters"),
+    "all frozen": (nn.Linear(2, 3).requires_grad_(False), "no trainable parameters"),
+    "not finite": (unfit(nn.Linear(2, 3), float("nan")), "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_module_that_cannot_be_trained_is_refused_before_training(case):
+    module, message = UNFIT[case]
+    experiment = fr.Experiment.model_validate({"execution": {"placement": "serial"}})
+    with pytest.raises(ModelError, match=message):
+        next(fr.iter_rounds(experiment, federation=small_federation((4, 5)), model=module))
+
+
+# ——— what a trial batch shows ———
+
+POINTS = small_federation((20,)).shards.examples
+
+
+def centered(outputs: Tensor) -> Tensor:
+    return outputs - outputs.mean(dim=0)
+
+
+def branching(outputs: Tensor) -> Tensor:
+    return outputs if outputs.sum() > 0 else 2 * outputs
+
+
+def with_item(outputs: Tensor) -> Tensor:
+    return outputs * (1 + 0 * outputs.sum().item())
+
+
+def tied() -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    module[2].weight = module[1].weight
+    return module
+
+
+def partly_frozen() -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    module[0].requires_grad_(False)
+    return module
+
+
+NORMED = (nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+MIX = "examples of a batch influence each other"
+VERDICTS = {  # tracks buffers, why alone
+    "linear": (nn.Linear(2, 3), False, None),
+    "wider than the classes": (nn.Linear(2, 7), False, None),
+    "dropout": (nn.Sequential(nn.Linear(2, 9), nn.Dropout(0.5), nn.Linear(9, 3)), False, None),
+    "tied": (tied(), False, None),
+    "partly frozen": (partly_frozen(), False, None),
+    "LayerNorm": (nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 3)), False, None),
+    "BatchNorm": (nn.Sequential(*NORMED), True, "it keeps running statistics"),
+    "BatchNorm without statistics": (
+        nn.Sequential(NORMED[0], nn.BatchNorm1d(4, track_running_stats=False), NORMED[2]), False, MIX,
+    ),
+    "centered": (Calls(centered), False, MIX),
+    "branching": (Calls(branching), False, ""),
+    "item": (Calls(with_item), False, "vmap cannot batch it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_verdicts(case):
+    module, tracks, alone = VERDICTS[case]
+    traits = probe(module, POINTS, classes=3)
+    assert traits.tracks_buffers == tracks
+    assert (traits.alone_because is None) == (alone is None)
+    assert alone is None or alone in traits.alone_because
+
+
+def test_mixing_is_noticed_where_the_first_and_last_examples_are_alike():
+    x = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    x[-1] = x[0]
+    assert probe(Calls(centered), Examples(x, np.zeros(9, np.int64)), classes=3).alone_because == MIX
+
+
+def test_one_example_is_enough_for_a_trial():
+    assert probe(nn.Linear(2, 3), Examples(POINTS.x[:1], POINTS.y[:1]), classes=3).alone_because is None
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_a_trial_leaves_module_and_generator_as_they_were(case):
+    module = VERDICTS[case][0].eval()
+    before = (flatten(module), flatten_buffers(module), torch.get_rng_state())
+    probe(module, POINTS, classes=3)
+    for kept, now in zip(before, (flatten(module), flatten_buffers(module), torch.get_rng_state()), strict=True):
+        np.testing.assert_array_equal(now, kept)
+    assert not module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_flops_are_those_of_one_examples_forward():
+    # 2 flops a multiplication and addition: 2·(2·4 + 4·3)
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    traits = probe(module, POINTS, classes=3)
+    assert (traits.matmuls, traits.matmul_flops, traits.convolutions, traits.convolution_flops) == (2, 40, 0, 0)
+
+
+def test_convolutions_are_counted_apart():
+    # 3·3·1·2 multiplications and additions for each of 2·2 places; then 2·(2·4)·3
+    images = Examples(np.zeros((3, 1, 4, 4), np.float32), np.array([0, 1, 2]))
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    traits = probe(module, images, classes=3)
+    assert (traits.matmuls, traits.matmul_flops) == (1, 48)
+    assert (traits.convolutions, traits.convolution_flops) == (1, 2 * 9 * 2 * 4)
+
+
+def test_embeddings_take_integer_inputs():
+    tokens = Examples(np.array([[0, 1], [2, 3], [1, 1]]), np.array([0, 1, 2]))
+    module = nn.Sequential(nn.Embedding(4, 5), nn.Flatten(), nn.Linear(10, 3))
+    assert probe(module, tokens, classes=3).alone_because is None
+
+
+def of_characters(name: str, **settings: object) -> ModelTraits:
+    tokens = np.random.default_rng(0).integers(80, size=(3, 80), dtype=np.uint8)
+    model = build_model(ModelSettings.model_validate({"name": name, **settings}), (80,), 80, seed=0)
+    return probe(model, Examples(tokens, np.zeros(3, np.int64)), classes=80)
+
+
+def test_a_transformer_may_train_in_groups_where_its_arithmetic_is_small():
+    small = of_characters("char_transformer", layers=1, hidden=8)
+    assert small.alone_because is None
+    # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 a head twice; the head
+    flops = 128 * 128 + 80 * 128 * 256 + 2 * 4 * 80 * 32 + 128 * 128 + 2 * 128 * 8 + 128 * 80
+    assert (small.matmuls, small.matmul_flops) == (8, 2 * flops)
+    assert group_size(of_characters("char_transformer"), 20, 100, CPU) == 1  # 179 million flops an example
+
+
+def test_an_lstm_trains_one_by_one_since_vmap_would_only_loop():
+    traits = of_characters("char_lstm", hidden=4)
+    assert "vmap cannot batch it" in traits.alone_because
+    assert "batching rule" in traits.alone_because
+    assert group_size(traits, 20, 16, CPU) == 1
+
+
+@pytest.mark.parametrize("task", [BINARY, REGRESSION], ids=["binary", "regression"])
+def test_tasks_of_one_output_refuse_more(task):
+    assert probe(nn.Linear(2, 1), POINTS, classes=2, task=task).alone_because is None
+    with pytest.raises(ModelError, match="the model has 2 outputs; these labels need 1"):
+        probe(nn.Linear(2, 2), POINTS, classes=2, task=task)
+    with pytest.raises(ModelError, match=r"gives \[2\] for 2 examples; outputs \[2, 1\] are needed"):
+        probe(Calls(lambda outputs: outputs.sum(dim=-1)), POINTS, classes=2, task=task)
+
+
+# ——— client groups ———
+
+
+def traits(alone: str | None = None, **figures: float) -> ModelTraits:
+    nothing = {"parameters": 0, "matmuls": 0, "convolutions": 0, "matmul_flops": 0.0, "convolution_flops": 0.0}
+    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
+
+
+def costs(**figures: object) -> StepCosts:
+    free = {"step": 0, "matmul": (0, 0), "convolution": (0, 0), "flop": 0, "convolution_flop": 0, "parameter": (0, 0)}
+    return StepCosts(**{**free, **figures})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("clients", "width"), [(1, 1), (2, 1), (4, 1), (5, 5), (20, 20)])
+def test_what_a_group_pays_twice_is_worth_it_once_four_actors_would_take_two_turns(clients, width):
+    # A step costs 1 alone and 2 in a group of any width: with 4 actors, width 1 takes ceil(S/4), one client group 2.
+    assert group_size(traits(matmuls=1), clients, 16, costs(matmul=(1, 2))) == width
+
+
+def test_no_width_is_predicted_to_be_slower_than_one_client_at_a_time():
+    arithmetic = costs(matmul=(1, 2), flop=1e-3)
+    widths = [group_size(traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 1
+    assert widths[-1] == 1  # 3·30 of arithmetic a client: sharing the dispatch gains less than an idle actor loses
+
+
+def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest():
+    assert group_size(traits(matmuls=1), 10_000, 16, CPU) == WIDEST
+    assert group_size(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
+
+
+@drawn
+@given(
+    clients=st.lists(
+        st.tuples(st.integers(0, 500), st.integers(1, 6)), min_size=1, max_size=60, unique_by=lambda c: c[0]
+    ),
+    width=st.integers(1, 40),
+)
+def test_groups_are_near_equal_parts_with_most_steps_first(clients, width):
+    ids, steps = zip(*clients, strict=True)
+    groups = form_groups(ids, np.array(steps), width)
+    in_order = [client for group in groups for client in group]
+    assert in_order == [client for client, _ in sorted(clients, key=lambda c: (-c[1], c[0]))]
+    sizes = [len(group) for group in groups]
+    assert len(groups) == -(-len(clients) // width)
+    assert max(sizes) <= width
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_groups_by_hand():
+    assert form_groups([4, 7, 1, 9, 2], np.array([3, 5, 3, 1, 5]), 3) == [(2, 7, 1), (4, 9)]
+
+
+# ——— modules as vectors ———
+
+
+def test_the_vector_is_the_trainable_parameters_in_order():
+    module = partly_frozen()
+    expected = torch.cat([module[2].weight.flatten(), module[2].bias])
+    np.testing.assert_array_equal(flatten(module), expected.detach())
+    layout = ParameterLayout.of(module)
+    assert (layout.names, layout.dimension) == (("2.weight", "2.bias"), 15)
+    views = layout.unflatten(torch.arange(15.0))
+    assert views["2.weight"].tolist() == torch.arange(12.0).view(3, 4).tolist()
+    assert views["2.bias"].tolist() == [12, 13, 14]
+
+
+def test_tied_parameters_are_one():
+    module = tied()
+    assert ParameterLayout.of(module).dimension == 9 + 9 + 3 + 3
+    vector = np.arange(24, dtype=np.float32)
+    load_parameters(module, vector)
+    np.testing.assert_array_equal(flatten(module), vector)
+    assert module[1].weight is module[2].weight
+
+
+def test_parameters_survive_the_round_trip_and_frozen_ones_stay():
+    module, frozen = partly_frozen(), partly_frozen()[0].weight.detach()
+    with torch.no_grad():
+        module[0].weight.copy_(frozen)
+    vector = np.random.default_rng(0).normal(size=15).astype(np.float32)
+    vector.flags.writeable = False  # as in a report
+    load_parameters(module, vector)
+    np.testing.assert_array_equal(flatten(module), vector)
+    torch.testing.assert_close(module[0].weight, frozen, rtol=0, atol=0)
+    flatten(module)[:] = 0  # a copy
+    np.testing.assert_array_equal(flatten(module), vector)
+
+
+def test_buffers_survive_the_round_trip_with_integers():
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    module.register_buffer("mask", torch.tensor([True, False]))
+    vector = flatten_buffers(module)
+    assert (vector.dtype, len(vector)) == (np.float64, 2 + 2 + 2 + 1)
+    names = [name for name, _ in module.named_buffers()]
+    values = {
+        "mask": [0, 1],
+        "0.running_mean": [0.25, -3],
+        "0.running_var": [2, 4],
+        "0.num_batches_tracked": [2**40 + 1],
+    }
+    load_buffers(module, np.concatenate([np.array(values[name], np.float64) for name in names]))
+    for name, buffer in module.named_buffers():
+        assert buffer.flatten().tolist() == values[name]
+    assert module[0].num_batches_tracked.dtype == torch.int64
+
+
+def test_averaged_counters_are_rounded():
+    module = nn.BatchNorm1d(1)
+    load_buffers(module, np.array([0.5, 1.5, 6.6]))
+    assert (module.running_mean.item(), module.num_batches_tracked.item()) == (0.5, 7)
+
+
+def test_without_buffers_there_is_an_empty_vector():
+    module = nn.Linear(1, 1)
+    assert flatten_buffers(module).shape == (0,)
+    load_buffers(module, flatten_buffers(module))

@@ -1,0 +1,565 @@
+"""What is said about a search: numbers that follow from its trials, whatever became of them."""
+
+import csv
+import json
+import math
+import re
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from fednar_ray.core.errors import BadInput
+from fednar_ray.report import write_report
+from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
+from fednar_ray.report.importance import importances, why_no_importances
+from fednar_ray.report.page import claim
+from fednar_ray.report.results import facts_of, ranked, results
+from fednar_ray.report.scales import colors_of, scale_of
+from fednar_ray.report.sensitivity import sensitivity
+from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parsed, read_search
+
+A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
+DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
+ROUNDS = 4
+
+
+def trial(number: int, values: dict[str, Any], value: float | None, status: str = "finished") -> TrialRecord:
+    """A trial that climbs from 0 to ``value``, in half of the rounds where it was stopped."""
+    rounds = ROUNDS if status == "finished" else ROUNDS // 2
+    history = () if value is None else tuple((t, value * (t + 1) / rounds) for t in range(rounds))
+    return TrialRecord(name=f"trial-{number:04d}", values=values, status=status, history=history)
+
+
+def search(trials: list[TrialRecord], space: dict[str, Any], **changes: Any) -> SearchRecord:
+    fields: dict[str, Any] = {
+        "name": "small",
+        "run_id": "0",
+        "metric": "validation_accuracy",
+        "mode": "max",
+        "algorithm": "grid",
+        "scheduler": "none",
+        "seeds": 1,
+        "settings": {"federation.rounds": ROUNDS, NAME: "fednar", A: 10.0, DECAY: 0.01},
+        "space": space,
+        "trials": tuple(trials),
+        "best": None,
+        "baseline": None,
+    }
+    return SearchRecord(**{**fields, **changes})
+
+
+def curve(last: float, **settings: Any) -> Curve:
+    history = tuple((t, last * (t + 1) / ROUNDS) for t in range(ROUNDS))
+    return Curve(
+        run_id="1", settings=settings, history=history, test_history=history, test_accuracy=history[-1][1] - 0.01
+    )
+
+
+GRID = {A: {"grid": [0.1, 0.3, 1.0, 3.0, 10.0]}, DECAY: {"grid": [0.001, 0.01, 0.1]}}
+
+
+def grid(accuracy: dict[tuple[float, float], float]) -> SearchRecord:
+    """Trials over A and λ."""
+    trials = [trial(i, {A: a, DECAY: decay}, value) for i, ((a, decay), value) in enumerate(accuracy.items())]
+    return search(trials, GRID)
+
+
+# Sensitivity
+
+
+def falls_of(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
+    return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in sensitivity(record).falls}
+
+
+def test_a_fall_is_the_worse_of_both_directions():
+    # the best has A = 1; 0.3 and 3 are off by 3.33 and 3, 0.1 and 10 by 10
+    record = grid({(0.1, 0.01): 0.5, (0.3, 0.01): 0.86, (1.0, 0.01): 0.9, (3.0, 0.01): 0.88, (10.0, 0.01): 0.7})
+    falls = falls_of(record)
+    assert falls["fednar", A, 3] == pytest.approx(0.04)
+    assert falls["fednar", A, 10] == pytest.approx(0.4)
+    assert falls["fednar", DECAY, 3] is falls["fednar", DECAY, 10] is None
+
+
+def test_trials_that_differ_in_another_key_as_well_say_nothing_about_one():
+    record = grid({(1.0, 0.01): 0.9, (10.0, 0.1): 0.2, (10.0, 0.01): 0.85, (1.0, 0.1): 0.6})
+    falls = falls_of(record)
+    assert falls["fednar", A, 10] == pytest.approx(0.05)
+    assert falls["fednar", DECAY, 10] == pytest.approx(0.3)
+    assert sensitivity(record).mean("fednar", 10) == pytest.approx((0.05 + 0.3) / 2)
+    assert sensitivity(record).mean("fednar", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("off", "factor"),
+    [(3.33, 3), (2.62, 3), (2.6, None), (3.46, None), (8.7, 10), (11.4, 10), (11.6, None), (1.0, None), (100.0, None)],
+)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_about_three_times_and_about_ten_times_count_in_both_directions(off, factor, inverted):
+    record = grid({(1.0, 0.01): 0.9, (1 / off if inverted else off, 0.01): 0.8})
+    falls = falls_of(record)
+    assert {key[2] for key, fall in falls.items() if fall is not None} == ({factor} if factor else set())
+
+
+def test_of_an_annealing_rate_the_distance_from_one_is_off():
+    space = {DECAY_ANNEAL: {"grid": [0.7, 0.9, 0.97, 0.99]}}
+    accuracy = {0.7: 0.3, 0.9: 0.6, 0.97: 0.8, 0.99: 0.65}  # 1 − γ = 0.3, 0.1, 0.03, 0.01
+    record = search([trial(i, {DECAY_ANNEAL: g}, value) for i, (g, value) in enumerate(accuracy.items())], space)
+    falls = falls_of(record)
+    assert falls["fednar", DECAY_ANNEAL, 3] == pytest.approx(0.2)  # 0.9 is 3.33 times, 0.99 a third
+    assert falls["fednar", DECAY_ANNEAL, 10] == pytest.approx(0.5)
+
+
+def test_a_rate_of_one_cannot_be_off_by_a_factor():
+    space = {DECAY_ANNEAL: {"grid": [0.9, 1.0]}}
+    record = search([trial(0, {DECAY_ANNEAL: 1.0}, 0.9), trial(1, {DECAY_ANNEAL: 0.9}, 0.8)], space)
+    assert set(falls_of(record).values()) == {None}
+
+
+def of_two_regularizers() -> SearchRecord:
+    accuracy = {
+        ("fednar", 1.0): 0.9, ("fednar", 10.0): 0.879, ("fednar", 0.1): 0.89,
+        ("decoupled", 0.1): 0.8, ("decoupled", 1.0): 0.597, ("decoupled", 10.0): 0.1,
+    }  # fmt: skip
+    trials = [trial(i, {NAME: name, A: a}, value) for i, ((name, a), value) in enumerate(accuracy.items())]
+    return search(trials, {NAME: {"grid": ["decoupled", "fednar"]}, A: {"grid": [0.1, 1.0, 10.0]}})
+
+
+def test_each_regularizer_falls_from_its_own_best():
+    record = of_two_regularizers()
+    falls = falls_of(record)
+    assert falls["fednar", A, 10] == pytest.approx(0.021)
+    assert falls["decoupled", A, 10] == pytest.approx(0.203)  # its best has A = 0.1; 10 is off by 100
+    assert claim(record, sensitivity(record)) == [
+        "With one setting off by 10 times, the loss in points of validation accuracy: decoupled 20.3, fednar 2.1."
+    ]
+
+
+def test_a_metric_to_be_minimized_falls_upwards():
+    record = grid({(1.0, 0.01): 0.2, (10.0, 0.01): 0.7})
+    losses = search(list(record.trials), GRID, mode="min", metric="validation_loss")
+    assert falls_of(losses)["fednar", A, 10] == pytest.approx(0.5)
+    assert "loss in validation loss: fednar 0.500" in claim(losses, sensitivity(losses))[0]
+
+
+def test_only_trials_that_ran_all_rounds_count_and_failures_are_told():
+    space = {A: {"grid": [1.0, 3.0, 10.0]}}
+    record = search(
+        [
+            trial(0, {A: 1.0}, 0.9),
+            trial(1, {A: 3.0}, 0.95, status="stopped early"),
+            trial(2, {A: 10.0}, None, status="failed"),
+        ],
+        space,
+    )
+    assert record.best_trial == record.trials[0]
+    assert set(falls_of(record).values()) == {None}
+    assert {fall.factor: fall.failed for fall in sensitivity(record).falls} == {3: 0, 10: 1}
+
+
+# Heat maps, scales, importances
+
+
+def test_a_cell_is_the_mean_over_all_other_keys():
+    points = [(0.1, 0.01, 0.4), (0.1, 0.01, 0.6), (1.0, 0.01, 0.7), (1.0, 0.1, 0.9)]
+    trials = [trial(i, {A: a, DECAY: decay}, value) for i, (a, decay, value) in enumerate(points)]
+    means = cell_means(trials, A, DECAY, [0.1, 1.0], [0.01, 0.1])
+    np.testing.assert_allclose(means, [[0.5, 0.7], [np.nan, 0.9]])
+
+
+def test_a_bin_is_the_mean_of_the_points_inside():
+    places = np.array([[0.1, 0.1], [0.2, 0.4], [0.9, 0.1], [0.6, 0.9]])  # x, y
+    edges = [np.array([0, 0.5, 1.0])] * 2
+    means = binned_means(places, np.array([1.0, 3.0, 5.0, 7.0]), edges)
+    np.testing.assert_allclose(means, [[2, 5], [np.nan, 7]])
+
+
+def test_a_goes_with_every_annealing_rate_and_the_weight_decay_that_were_searched():
+    space = {key: {"uniform": [0.1, 0.9]} for key in (DECAY_ANNEAL, A, LR, DECAY)}
+    assert pairs(search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
+    del space[A]
+    assert pairs(search([], space)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "log"),
+    [
+        ("loguniform", [1.0, 2.0], True),
+        ("uniform", [1.0, 2.0], False),
+        ("uniform", [1.0, 10.0], False),
+        ("uniform", [1.0, 11.0], True),
+        ("uniform", [0.0, 11.0], False),
+        ("grid", [0.01, 0.1, 1], True),
+    ],
+)
+def test_an_axis_is_logarithmic_where_it_is_searched_so_or_spans_more_than_a_decade(kind, values, log):
+    record = search([trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
+    scale = scale_of(record, A, record.trials)
+    assert scale.log is log
+    assert [scale.position(value) for value in (values[0], values[-1])] == [0, 1]
+    middle = math.sqrt(values[0] * values[-1]) if log else (values[0] + values[-1]) / 2
+    assert scale.position(middle) == pytest.approx(0.5)
+    assert all(0 <= scale.share(place) <= 1 + 1e-6 for place, _ in scale.ticks())
+    assert len(scale.ticks()) > 1
+
+
+def test_words_and_what_is_not_set_are_categories_in_the_order_of_the_space():
+    values = ["fednar", None, True]
+    record = search(
+        [trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
+    )
+    scale = scale_of(record, NAME, record.trials)
+    assert scale.categories == ("null", "true", "fednar")
+    assert [scale.position(value) for value in values] == [1, 0, 0.5]
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_few_hopeless_trials_leave_the_colors_to_the_others(mode):
+    sign = 1 if mode == "max" else -1
+    values = [sign * value for value in (0.95, 0.94, 0.93, 0.92, 0.90, 0.1)]
+    colors = colors_of(search([], GRID, mode=mode), values)
+    good, fair = (colors.norm(sign * value) for value in (0.95, 0.925))
+    assert abs(good - fair) == pytest.approx(0.25)
+    assert colors.extend == ("min" if mode == "max" else "max")
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_only_key_that_matters_is_the_most_important(mode):
+    rng = np.random.default_rng(0)
+    trials = []
+    for i in range(30):
+        a, rate, name = 10 ** rng.uniform(-1, 1), rng.uniform(0.9, 1), ["fednar", "decoupled"][i % 2]
+        trials.append(trial(i, {DECAY_ANNEAL: rate, A: a, NAME: name}, 0.5 + 0.2 * math.log10(a)))
+    space = {
+        DECAY_ANNEAL: {"uniform": [0.9, 1]},
+        A: {"loguniform": [0.1, 10]},
+        NAME: {"choice": ["fednar", "decoupled"]},
+    }
+    record = search(trials, space, mode=mode)
+    shares = importances(record)
+    assert next(iter(shares)) == A
+    assert shares[A] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importances(record) == shares
+
+
+def test_a_category_can_be_what_matters():
+    trials = [
+        trial(i, {A: 1.0 + i, NAME: name}, 0.9 if name == "fednar" else 0.4)
+        for i, name in enumerate(["fednar", "none"] * 6)
+    ]
+    record = search(trials, {A: {"uniform": [1, 20]}, NAME: {"choice": ["fednar", "none"]}})
+    assert next(iter(importances(record))) == NAME
+
+
+def test_importances_that_mean_nothing_are_refused_with_the_reason():
+    space = {A: {"uniform": [1, 20]}}
+    few = [trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
+    assert "there are 3" in (why_no_importances(search(few, space)) or "")
+    alike = [trial(i, {A: 1.0 + i}, 0.5) for i in range(6)]
+    assert "same value" in (why_no_importances(search(alike, space)) or "")
+    still = [trial(i, {A: 1.0}, 0.1 * i) for i in range(6)]
+    assert "two values" in (why_no_importances(search(still, space)) or "")
+    assert why_no_importances(search([*few, trial(3, {A: 9.0}, 0.9)], space)) is None
+
+
+# The table and the facts
+
+
+def mixed(**changes: Any) -> SearchRecord:
+    trials = [
+        trial(0, {A: 1.0}, 0.8),
+        trial(1, {A: 2.0}, 0.9),
+        trial(2, {A: 3.0}, 0.95, status="stopped early"),
+        trial(3, {A: 4.0}, None, status="failed"),
+        trial(4, {A: 5.0}, 0.3, status="unfinished"),
+        trial(5, {A: 6.0}, 0.9),
+    ]
+    return search(trials, {A: {"uniform": [1, 6]}}, **changes)
+
+
+def test_the_best_comes_first_and_failures_last():
+    assert [t.name[-1] for t in ranked(mixed())] == ["1", "5", "0", "2", "4", "3"]
+    assert [t.name[-1] for t in ranked(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    assert results(mixed())[0] == {
+        "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
+    }  # fmt: skip
+
+
+def test_the_facts_count_rounds_over_seeds_and_those_saved_by_stopping():
+    facts = facts_of(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
+    assert facts.statuses == {"finished": 3, "stopped early": 1, "unfinished": 1, "failed": 1}
+    assert (facts.best_trial, facts.best_value, facts.best_values) == ("trial-0001", 0.9, {A: 2.0})
+    assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)
+    assert facts.rounds_saved == 3 * (ROUNDS - 2)
+    assert facts.baseline_value == pytest.approx(0.7)
+    assert (facts.best_test_accuracy, facts.baseline_test_accuracy) == pytest.approx((0.89, 0.69))
+
+
+# The report as files
+
+
+class Outside(HTMLParser):
+    """Collects what a browser would fetch, and which tags it finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def read_page(path: Path) -> tuple[str, Outside]:
+    page, outside = path.read_text(encoding="utf-8"), Outside()
+    outside.feed(page)
+    return page, outside
+
+
+def sampled(trials: int, mode: str = "max") -> SearchRecord:
+    """A search over four keys, one of them a word, with trials of every status."""
+    rng = np.random.default_rng(1)
+    space = {
+        A: {"loguniform": [0.1, 30.0]},
+        DECAY: {"loguniform": [1e-4, 0.1]},
+        DECAY_ANNEAL: {"uniform": [0.9, 1.0]},
+        NAME: {"choice": ["fednar", "decoupled"]},
+    }
+    made = []
+    for i in range(trials):
+        status = ["finished", "finished", "stopped early", "failed", "unfinished"][i % 5]
+        values = {
+            A: 10 ** rng.uniform(-1, 1.4),
+            DECAY: 10 ** rng.uniform(-4, -1),
+            DECAY_ANNEAL: rng.uniform(0.9, 1),
+            NAME: ["fednar", "decoupled"][i // 5 % 2],
+        }
+        made.append(trial(i, values, None if status == "failed" else rng.uniform(0.5, 0.9), status))
+    metric = "validation_accuracy" if mode == "max" else "train_loss"
+    return search(made, space, mode=mode, metric=metric, best=curve(0.9), baseline=curve(0.7, **{A: 10.0}))
+
+
+SEARCHES = {
+    "grid of two regularizers": of_two_regularizers,
+    "grid with holes": lambda: grid({(0.1, 0.01): 0.5, (1.0, 0.01): 0.9, (1.0, 0.1): 0.7, (10.0, 0.001): 0.8}),
+    "sampled": lambda: sampled(20),
+    "minimized": lambda: sampled(20, mode="min"),
+    "one trial": lambda: sampled(1),
+    "one trial of a grid": lambda: grid({(1.0, 0.01): 0.9}),
+    "alike": lambda: grid({(1.0, 0.01): 0.9, (3.0, 0.01): 0.9, (1.0, 0.1): 0.9, (3.0, 0.1): 0.9}),
+}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_a_report_is_one_page_that_asks_nobody_for_anything(kind, tmp_path):
+    record = SEARCHES[kind]()
+    report = write_report(record, tmp_path / "new" / "report")
+    page, outside = read_page(report.page)
+    assert set(report.files) == set((tmp_path / "new" / "report").iterdir())
+    pictures = [path for path in report.files if path.suffix == ".png"]
+    assert len(outside.addresses) == len(pictures) == outside.tags.count("img")
+    assert all(address.startswith("data:image/png;base64,") for address in outside.addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert len(pictures) >= 2 + len(pairs(record))
+    for path in pictures:
+        height, width, _ = imread(path).shape
+        assert 500 <= width <= 2200
+        assert 150 <= height <= 1000
+    with (report.page.parent / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [t.name for t in ranked(record)]
+    assert float(rows[0][record.metric]) == ranked(record)[0].value
+    falls = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
+    assert len(falls["falls"]) == len(report.sensitivity.falls)
+
+
+@pytest.mark.parametrize(
+    "trials", [[], [("failed", None)], [("stopped early", 0.4), ("unfinished", 0.3), ("failed", None)]], ids=len
+)
+def test_a_search_of_which_nothing_finished_has_a_report_that_says_so(trials, tmp_path):
+    made = [trial(i, {A: 1.0 + i, DECAY: 0.1}, value, status) for i, (status, value) in enumerate(trials)]
+    report = write_report(search(made, GRID), tmp_path)
+    page, outside = read_page(report.page)
+    assert outside.tags.count("img") == any(value for _, value in trials)  # over rounds
+    assert page.count("No trial ran all rounds") >= 3
+    assert "there are 0" in page
+    assert (report.facts.best_trial, report.facts.best_value) == (None, None)
+
+
+def test_names_and_words_from_a_search_are_text_on_the_page(tmp_path):
+    evil = r"<script>alert('$\x$')</script>"  # and what no formula of a picture could be
+    space = {NAME: {"choice": [evil, "fednar"]}, A: {"uniform": [1, 9]}}
+    trials = [trial(i, {NAME: [evil, "fednar"][i % 2], A: 1.0 + i}, 0.1 * i) for i in range(4)]
+    report = write_report(search(trials, space, name=evil, scheduler=evil), tmp_path)
+    page, outside = read_page(report.page)
+    assert "script" not in outside.tags
+    assert page.count(escape(evil)) >= 5
+
+
+def test_the_same_search_gives_the_same_report(tmp_path):
+    first, again = (write_report(sampled(20), tmp_path / name) for name in ("first", "again"))
+    for one, other in zip(first.files, again.files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+# From MLflow
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+
+
+@pytest.fixture(scope="module")
+def client(uri: str) -> MlflowClient:
+    return MlflowClient(uri)
+
+
+def recorded(
+    client: MlflowClient, experiment: str, name: str, tags: dict[str, str], params: dict[str, str], **metrics: Any
+) -> str:
+    """A run with its metrics, given as {round: value}."""
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    points = [Metric(key, value, 1, step) for key, values in metrics.items() for step, value in values.items()]
+    client.log_batch(run_id, metrics=points, params=[Param(key, value) for key, value in params.items()])
+    return str(run_id)
+
+
+def recorded_search(client: MlflowClient, experiment: str, name: str, **changes: str) -> str:
+    about = {
+        "search.metric": "validation_accuracy",
+        "search.mode": "max",
+        "search.algorithm": "optuna",
+        "search.scheduler": "asha",
+        "search.trials": "3",
+        "search.seeds": "2",
+        "search.space": json.dumps({A: {"loguniform": [0.1, 30.0]}, NAME: {"choice": ["fednar", "none"]}}),
+        "federation.rounds": "4",
+        A: "10.0",
+        "algorithm.epsilon": "1e-05",
+    }
+    tags = {"fednar.kind": "search", "fednar.search": name}
+    return recorded(client, experiment, name, tags, {**about, **changes})
+
+
+def test_a_search_is_read_back_from_its_store(client, uri):
+    experiment = client.create_experiment("digits")
+    parent = recorded_search(client, experiment, "first")
+    child = {"mlflow.parentRunId": parent}
+
+    def one(name: str, kind: str, status: str | None, values: dict[str, str], *accuracy: float, **more: Any) -> str:
+        tags = {**child, "fednar.kind": kind, **({"fednar.status": status} if status else {})}
+        history = {"validation_accuracy": dict(enumerate(accuracy)), "train_loss": dict.fromkeys(range(9), 1.0)}
+        return recorded(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
+
+    one("trial-0001", "trial", "finished", {A: "0.30000000000000004", NAME: "none"}, 0.1, 0.2, 0.3, 0.4)
+    one("trial-0000", "trial", "finished", {A: "1e+01", NAME: "fednar"}, 0.2, 0.4, 0.5, 0.6)
+    one("trial-0002", "trial", "stopped early", {A: "3", NAME: "fednar"}, 0.1, 0.7)
+    one("trial-0003", "trial", "failed", {A: "1", NAME: "fednar"})
+    one("trial-0004", "trial", None, {A: "2.5", NAME: "fednar"}, 0.3)
+    one("trial-0005", "trial", None, {})  # made, and not begun
+    tests = {"test_accuracy": {0: 0.15, 3: 0.58}}
+    best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
+    one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)
+    one("stranger", "run", None, {A: "5.0", NAME: "none"}, 0.99)
+    recorded(
+        client, experiment, "trial-0006", {"fednar.kind": "trial", "mlflow.parentRunId": "another"}, {A: "1", NAME: "x"}
+    )
+
+    record = read_search(uri, "first")
+    assert (record.run_id, record.metric, record.mode, record.seeds) == (parent, "validation_accuracy", "max", 2)
+    assert record.settings == {"federation.rounds": 4, A: 10.0, "algorithm.epsilon": 1e-5}
+    assert record.space[NAME] == {"choice": ["fednar", "none"]}
+    assert [(t.name, t.status, t.rounds, t.value) for t in record.trials] == [
+        ("trial-0000", "finished", 4, 0.6),
+        ("trial-0001", "finished", 4, 0.4),
+        ("trial-0002", "stopped early", 2, 0.7),
+        ("trial-0003", "failed", 0, None),
+        ("trial-0004", "unfinished", 1, 0.3),
+    ]
+    assert record.trials[0].values == {A: 10.0, NAME: "fednar"}
+    assert record.trials[1].values == {A: 0.30000000000000004, NAME: "none"}
+    assert record.best_trial == record.trials[0]
+    assert record.best == Curve(
+        run_id=best,
+        settings={A: 10.0, "checkpoint.every": 10},
+        history=((0, 0.2), (1, 0.4), (2, 0.5), (3, 0.6)),
+        test_history=((0, 0.15), (3, 0.58)),
+        test_accuracy=0.58,
+    )
+    assert record.baseline is not None
+    assert (record.baseline.test_history, record.baseline.test_accuracy) == ((), None)
+
+
+def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
+    experiment = client.create_experiment("seeds")
+    parent = recorded_search(client, experiment, "seeds", **{"best.regularizer.clip_bound": "3"})
+    for kind, seed, values in (
+        ("best, another seed", 1, {0: 0.2, 2: 0.6}),
+        ("best", 0, {0: 0.4, 1: 0.5, 2: 0.9}),
+        ("best, another seed", 2, {0: 0.3, 1: 0.1, 2: 0.6}),
+    ):
+        tags = {"mlflow.parentRunId": parent, "fednar.kind": kind}
+        metrics = {"validation_accuracy": values, "test_accuracy": {2: values[2] - 0.3}}
+        recorded(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
+    record = read_search(uri, "seeds")
+    assert record.best is not None
+    assert record.best.settings == {"seed": 0}
+    assert record.best.history == ((0, pytest.approx(0.3)), (2, pytest.approx(0.7)))
+    assert record.best.test_history == ((2, pytest.approx(0.4)),)
+    assert record.best.test_accuracy == pytest.approx(0.4)
+    assert record.baseline is None
+    assert set(record.settings) == {"federation.rounds", A, "algorithm.epsilon"}
+
+
+def test_a_search_that_has_not_said_what_it_is_yet_is_refused(client, uri):
+    recorded(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
+    with pytest.raises(BadInput, match="does not know yet what the search 'young' is"):
+        read_search(uri, "young")
+
+
+def test_of_rounds_that_were_trained_twice_the_later_values_count(client, uri):
+    experiment = client.create_experiment("twice")
+    parent = recorded_search(client, experiment, "twice")
+    tags = {"mlflow.parentRunId": parent, "fednar.kind": "trial", "fednar.status": "finished"}
+    run_id = client.create_run(experiment, run_name="trial-0000", tags=tags).info.run_id
+    points = [(0, 0.1, 1), (1, 0.2, 2), (2, 0.3, 3), (1, 0.5, 4), (2, 0.6, 5)]
+    metrics = [Metric("validation_accuracy", value, time, step) for step, value, time in points]
+    client.log_batch(run_id, metrics=metrics, params=[Param(A, "1"), Param(NAME, "none")])
+    assert read_search(uri, "twice").trials[0].history == ((0, 0.1), (1, 0.5), (2, 0.6))
+
+
+def test_the_newest_search_of_a_name_is_read_in_whatever_experiment(client, uri):
+    old, new = (client.create_experiment(name) for name in ("old", "new"))
+    recorded_search(client, old, "again")
+    newest = recorded_search(client, new, "again", **{"search.mode": "min"})
+    record = read_search(uri, "again")
+    assert (record.run_id, record.mode, record.trials, record.best) == (newest, "min", (), None)
+
+
+def test_a_search_that_is_not_there_is_refused_with_those_that_are(client, uri, tmp_path):
+    recorded_search(client, "0", "here")
+    with pytest.raises(BadInput, match=r"m\.db has no search of the name 'hare'; it has .*here"):
+        read_search(uri, "hare")
+    with pytest.raises(BadInput, match="it has no searches"):
+        read_search(f"sqlite:///{tmp_path}/empty.db", "hare")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-05", 1e-5), ("0.3", 0.3), ("7", 7), ("true", True), ("True", True), ("null", None), ("fednar", "fednar"),
+        ("[1, 2]", [1, 2]), ("fedavgm+exp", "fedavgm+exp"), ("a: b: c", "a: b: c"), ("2024-13-45", "2024-13-45"),
+    ],
+)  # fmt: skip
+def test_a_parameter_comes_back_as_the_value_it_was(text, value):
+    assert parsed(text) == value
+    assert type(parsed(text)) is type(value)

@@ -1,0 +1,165 @@
+"""Real Ray nodes on loopback, each its own processes, directory and address; all end with the test."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.servers import PATIENCE_SECONDS, awaited, free_port
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as it is given
+STARTS = 5
+SHORT_HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "10",  # a killed node refuses each at once; a busy one is slow
+    "RAY_health_check_timeout_ms": "2000",
+}
+REMOVED = ("RAY_", "MLFLOW_", "AWS_")
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Ours without what would lead to another cluster or store, and with Ray's and our commands on the path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {**kept, **quiet, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", **more}
+
+
+def on_a_cluster_of_its_own(module: str, function: str, *paths: Path) -> Any:
+    """What a function of a test module prints last, read as JSON.
+
+    It may start a Ray cluster: it runs in a process of its own, and Ray in a folder of its own, so that the suite's
+    Ray goes on beside it.
+    """
+    program = f"import sys, pathlib, tests.{module} as t; t.{function}(*map(pathlib.Path, sys.argv[1:]))"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, paths)],
+            cwd=ROOT,
+            env=clean_environment(**token, RAY_TMPDIR=short),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    """A head with a dashboard, and whoever joins; only who has the token is let in."""
+
+    folder: Path  # short, since Ray's sockets lie there, whose paths may have 107 characters
+    environment: Mapping[str, str]  # of whoever is let in
+    gcs: str
+    dashboard: str
+    metrics_port: int  # of the head's Prometheus metrics
+    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by IP address
+
+    def start_head(self, *options: str) -> None:
+        """The head, with one CPU."""
+        port, dashboard_port = (address.rpartition(":")[2] for address in (self.gcs, self.dashboard))
+        dashboard = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}")
+        self._start(
+            HEAD, "--head", f"--port={port}", f"--metrics-export-port={self.metrics_port}", *dashboard, *options
+        )
+
+    def join(self, ip: str, *options: str) -> None:
+        """Another node, with one CPU."""
+        self._start(ip, f"--address={self.gcs}", *options)
+
+    def _start(self, ip: str, *options: str) -> None:
+        """Ray gives a start up after 30 s, which is too soon on a machine that does much else: then again."""
+        for _ in range(STARTS):
+            log = self._launch(ip, *options)
+            if self._is_up(self.nodes[ip], log):
+                return
+            self.kill(ip)
+        raise AssertionError(log.read_text())
+
+    def _is_up(self, process: subprocess.Popen[bytes], log: Path) -> bool:
+        awaited(lambda: "runtime started" in log.read_text() or process.poll() is not None, "a Ray node")
+        return process.poll() is None
+
+    def _launch(self, ip: str, *options: str) -> Path:
+        log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
+        common = ("--block", "--num-cpus=1", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
+        place = (f"--node-ip-address={ip}", f"--temp-dir={log.with_suffix('')}", "--object-store-memory=100000000")
+        agent = f"--dashboard-agent-listen-port={free_port(ip)}"
+        with log.open("wb") as output:
+            self.nodes[ip] = subprocess.Popen(
+                [str(BIN / "ray"), "start", *options, *common, *place, agent],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return log
+
+    def kill(self, ip: str) -> None:
+        """All processes of a node at once, as a machine that goes down."""
+        process = self.nodes.pop(ip)
+        with suppress(psutil.NoSuchProcess):
+            whole = psutil.Process(process.pid)
+            processes = [whole, *whole.children(recursive=True)]
+            for each in processes:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        process.wait()
+
+    def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """A command as typed by somebody who has the token."""
+        return subprocess.run(
+            [str(BIN / "fednar"), *words],
+            cwd=cwd,
+            env={**self.environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+
+@contextmanager
+def cluster(**environment: str) -> Iterator[Cluster]:
+    """A head alone; none of its processes, nor of those that join it, is left in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    made = Cluster(
+        folder=folder,
+        environment=clean_environment(**token, **SHORT_HEALTH_CHECKS, **environment),
+        gcs=f"{HEAD}:{free_port(HEAD)}",
+        dashboard=f"http://127.0.0.1:{free_port('127.0.0.1')}",
+        metrics_port=free_port("127.0.0.1"),
+    )
+    try:
+        made.start_head()
+        yield made
+    finally:
+        for ip in reversed(list(made.nodes)):
+            made.kill(ip)
+        _end_orphans(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_orphans(folder: Path) -> None:
+    """What a killed node left behind still works below the folder, or names it among its arguments."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(str(folder) in word for word in (process.cwd(), *process.cmdline())):
+                process.kill()

@@ -1,0 +1,166 @@
+"""Real servers for tests: MLflow's, and PostgreSQL behind it; on loopback only."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import socket
+from threading import Thread
+from typing import Any
+
+PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
+
+
+def awaited(condition: Callable[[], Any], what: str = "the condition", *, pause: float = 0.02) -> Any:
+    """The condition's first true value; ``pause``: seconds from one look to the next."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(pause)
+    return value
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real ``mlflow server`` on a database, which can be killed, hung, and started again on its port."""
+
+    def __init__(self, database_uri: str, folder: Path, *options: str, **environment: str) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._database_uri, self._folder = database_uri, folder
+        self._options, self._environment = options, environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        stores = ["--backend-store-uri", self._database_uri, "--artifacts-destination", "artifacts"]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "server.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, *stores, "--workers", "1", *self._options],
+                cwd=self._folder,
+                env={**os.environ, **settings, **self._environment},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        awaited(self._healthy, "an MLflow server's health")
+
+    def _healthy(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "server.log").read_text()
+        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def send(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+
+class Proxy:
+    """An HTTP server on loopback that answers 200 with ``nonsense``, or passes on to a real one where it has none.
+
+    ``only`` restricts nonsense to paths that contain it.  ``calls`` holds the path of each call.
+    """
+
+    def __init__(self, behind: str | None = None, nonsense: bytes | None = None, only: str = "") -> None:
+        self.behind, self.nonsense, self.only = behind, nonsense, only
+        self.status = 200  # of nonsense
+        self.calls: list[str] = []
+        handler = type("Handler", (_Proxied,), {"proxy": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Proxied(BaseHTTPRequestHandler):
+    proxy: Proxy
+
+    def _answer(self) -> None:
+        proxy = self.proxy
+        proxy.calls.append(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if proxy.nonsense is not None and proxy.only in self.path:
+            status, answer = proxy.status, proxy.nonsense
+        else:
+            status, answer = self._passed_on(body)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def _passed_on(self, body: bytes) -> tuple[int, bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")}
+        request = urllib.request.Request(  # noqa: S310 - http only
+            f"{self.proxy.behind}{self.path}", data=body or None, headers=headers, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def postgresql_programs() -> Path | None:
+    """Where ``initdb`` and ``postgres`` are: on the path, or where Debian puts them."""
+    found = shutil.which("initdb")
+    places = [Path(found)] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return places[-1].parent if places else None
+
+
+@contextmanager
+def postgresql(programs: Path) -> Iterator[str]:
+    """A PostgreSQL of our own, which lets in whoever comes from this machine; gives the URI of an empty database."""
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to be run by root
+    folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
+    if user:
+        shutil.chown(folder, "postgres")
+    data, settings = folder / "data", f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    try:
+        initialize = [programs / "initdb", "-D", data, "-A", "trust", "-U", "tests", "--no-sync"]
+        subprocess.run(initialize, check=True, capture_output=True, cwd=folder, **user)
+        serve = [programs / "postgres", "-D", data, "-p", str(port), *settings.split()]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(serve, stdout=log, stderr=log, cwd=folder, **user)
+        try:
+            awaited(lambda: "ready to accept connections" in (folder / "log").read_text(), "PostgreSQL's start")
+            yield f"postgresql+psycopg2://tests@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGQUIT)  # at once, whoever is connected
+            process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

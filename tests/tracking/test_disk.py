@@ -1,0 +1,129 @@
+"""A disk that is full, and directories that are gone: pictures are done without, and the rest is said in one line."""
+
+import logging
+import os
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+import fednar_ray as fr
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.messages import RoundReport
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.tracking.run_directory import named
+from tests.cli.test_strangers import typed
+
+pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+SMALL = (
+    "data.partition.clients=3", "model.hidden=4", "federation.rounds=3", "federation.clients_per_round=2",
+    "federation.local_steps=1", "execution.placement=serial", "checkpoint.every=1",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    caplog.set_level(logging.WARNING, logger="fednar_ray")
+    return tmp_path / "here"
+
+
+def started(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Path]:
+    """A run after its first round, and its directory; its store is elsewhere."""
+    file = tmp_path / "small.yaml"
+    file.write_text("experiment: {name: small}")
+    experiment = fr.load(file, [*SMALL, f"tracking.uri=sqlite:///{tmp_path}/m.db"])
+    rounds = train(prepare(experiment), fr.RaySession())
+    next(rounds)
+    (directory,) = Path("runs").absolute().iterdir()
+    return rounds, directory
+
+
+@pytest.mark.parametrize("picture", ["curves.png", "step_norms.png"])
+def test_a_picture_for_which_there_is_no_room_costs_no_run(
+    picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds, directory = started(tmp_path)
+    (directory / picture).symlink_to("/dev/full")
+    result = drain(rounds)
+    assert f"{directory / picture} was not drawn: No space left on device" in caplog.text
+    assert not (directory / picture).exists()
+    assert len(result.history) == 3
+    assert {"model", "model.pt", "finished", "metrics.jsonl"} <= {path.name for path in directory.iterdir()}
+    assert "fednar sync" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["model.pt", "a directory in the model's place"])
+def test_a_model_for_which_there_is_no_room_is_said_and_the_run_can_be_resumed(name: str, tmp_path: Path) -> None:
+    rounds, directory = started(tmp_path)
+    if name == "model.pt":
+        (directory / name).symlink_to("/dev/full")
+    else:
+        (directory / "model.pt").mkdir()
+    with pytest.raises(RunFailed, match=r"model\.pt cannot be written: ") as failed:
+        drain(rounds)
+    (hint,) = failed.value.__notes__
+    assert hint.endswith(f"resume with: fednar run --resume {directory.name}")
+    if name == "model.pt":
+        (directory / name).unlink()
+    else:
+        (directory / "model.pt").rmdir()
+    assert len(fr.run(resume=directory.name).history) == 3
+    assert (directory / "finished").exists()
+
+
+@pytest.mark.parametrize("what", ["the working directory", "the run directory", "the run directory, renamed"])
+def test_a_directory_that_is_deleted_in_mid_run_ends_it_with_its_name(what: str, tmp_path: Path, here: Path) -> None:
+    rounds, directory = started(tmp_path)
+    gone = here if what == "the working directory" else directory
+    gone.rename(tmp_path / "elsewhere")  # at once, whatever is written in it meanwhile
+    if "renamed" not in what:
+        shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+    with pytest.raises(RunFailed, match=f"{directory}.* (was deleted|No such file)") as failed:
+        drain(rounds)
+    assert not getattr(failed.value, "__notes__", ())  # there is nothing to resume
+    assert not (directory / "metrics.jsonl").exists()
+
+
+def test_commands_in_a_working_directory_that_is_gone_say_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.rmdir()
+    for words in (["runs"], ["sync"], ["run", *SMALL], ["run", "--resume"], ["doctor"]):
+        assert typed(monkeypatch, *words) in (1, 2)
+        assert "the working directory" in capsys.readouterr().err, words
+
+
+def test_a_command_says_how_what_failed_is_resumed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run of a directory finds its model's place taken."""
+    assert typed(monkeypatch, "run", *SMALL) == 0
+    (directory,) = Path("runs").absolute().iterdir()
+    (directory / "model.pt").unlink()
+    (directory / "model.pt").mkdir()
+    capsys.readouterr()
+    assert typed(monkeypatch, "run", "--resume", directory.name, "federation.rounds=4") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"failed: {directory}/model.pt cannot be written: ")
+    assert last.endswith(f"resume with: fednar run --resume {directory.name}")
+    (directory / "model.pt").rmdir()
+    assert typed(monkeypatch, "run", "--resume", directory.name) == 0
+    assert named(directory.name).finished
+
+
+def test_pictures_that_are_asked_for_are_an_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = here / "full.png"
+    full.symlink_to("/dev/full")
+    assert typed(monkeypatch, "data", "inspect", *SMALL, "--figure", str(full)) == 1
+    assert capsys.readouterr().err.strip().endswith("cannot be written: No space left on device")
+    assert os.path.exists("/dev/full")
