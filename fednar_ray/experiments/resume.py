@@ -13,7 +13,7 @@ from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Fedna
 from fednar_ray.experiments.checkpoint_contents import experiment_of_run
 from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import RunRef
 
 log = logging.getLogger("fednar_ray")
@@ -128,7 +128,7 @@ def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None
 def _identity(kept: RunRef) -> Identity | None:
     """What the run's directory says of itself. Raises BadInput where another process writes it."""
     if kept.files.lock.exists():
-        with sole_writer(kept.directory):
+        with lock_run_directory(kept.directory):
             pass
     try:
         return identity_of(kept.directory)

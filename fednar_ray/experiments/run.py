@@ -34,8 +34,9 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
+from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.lines import sole_writer, writing
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import checkpoint_location
@@ -213,7 +214,7 @@ def train(
             alerts=lookout.alerts,
         )
     finished = RunDirectory(result.directory).finished_mark
-    with writing(finished):
+    with raise_as_run_failed(finished):
         finished.touch()
     return result
 
@@ -238,7 +239,7 @@ def _finished(prepared: Prepared, resumption: Resumption) -> Result:
     state = FederationState.restored(resumption.checkpoint, initial_state(prepared))
     directory = resumption.kept.directory
     with (
-        sole_writer(directory),
+        lock_run_directory(directory),
         Journal(directory, prepared.experiment, lines=resumption.checkpoint.history) as journal,
     ):
         history = journal.records()
@@ -438,7 +439,7 @@ def _log_picture(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) 
 def _save_parameters(model: nn.Module, path: Path) -> None:
     """Raises RunFailed where there is no room."""
     try:
-        with writing(path):
+        with raise_as_run_failed(path):
             torch.save(model.state_dict(), path)
     except RuntimeError as error:  # torch's own, for a file that it cannot write
         raise RunFailed(f"{path} cannot be written: {first_line(error)}") from error

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.store_uris import absolute_uri
-from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.file_writes import replace_file
 
 ADDRESSES_FILE = "tracking_addresses"
 
@@ -30,7 +30,7 @@ def confirm(uri: str) -> None:
         return
     with suppress(OSError, RunFailed):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace(file, "".join(f"{each}\n" for each in (*known, address)))
+        replace_file(file, "".join(f"{each}\n" for each in (*known, address)))
 
 
 def check_confirmed(uri: str, directory: Path) -> None:

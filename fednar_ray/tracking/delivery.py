@@ -27,7 +27,7 @@ from fednar_ray.tracking.arrival import (
     rounds_in,
 )
 from fednar_ray.tracking.inside import path_inside
-from fednar_ray.tracking.lines import Lines
+from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.outbox import Operation, Outbox
 from fednar_ray.tracking.tags import END_TAG
 
@@ -59,7 +59,7 @@ class Delivery:
         self._sent_rounds = outbox.sent_rounds  # without those that are not known to have arrived, the outbox's
         self._sent: list[Operation | None] = []  # not known to have arrived; None: refused, or damaged
         self._refused_rounds: set[int] = set()
-        self.rounds: Lines | None = None  # the journal's, once there is one
+        self.rounds: JsonLines | None = None  # the journal's, once there is one
         self.behind = False  # the last batch of rounds was full
         self.in_doubt = False  # something that was sent had not arrived when MLflow was last asked
         self.delivered_operations = self.delivered_rounds = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.tracking import lines
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import RunDirectory
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")  # a part of it becomes the name of a directory
@@ -35,7 +35,7 @@ class Identity:
 
     def write(self, directory: Path) -> None:
         """Writes ``run.json``. Raises RunFailed."""
-        lines.replace(RunDirectory(directory).identity, json.dumps(asdict(self)))
+        replace_file(RunDirectory(directory).identity, json.dumps(asdict(self)))
 
 
 def identity_of(directory: Path) -> Identity:

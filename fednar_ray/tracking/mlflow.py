@@ -41,9 +41,10 @@ from fednar_ray.core.store_uris import (
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, reason_of, unreachable
 from fednar_ray.tracking.delivery import Delivery
+from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.lines import held_alone, make_directory, replace, sole_writer
+from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -212,7 +213,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
-            stack.enter_context(held_alone(Path(tempfile.gettempdir()) / name))
+            stack.enter_context(wait_for_lock_file(Path(tempfile.gettempdir()) / name))
         yield
 
 
@@ -265,7 +266,7 @@ class RunTracker:
     def __enter__(self) -> Self:
         make_directory(self._directory)
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(self._directory))
+            stack.enter_context(lock_run_directory(self._directory))
             if self._copied:
                 Outbox.forget_what_arrived(self._directory)
             identity = self._identity().started_in(self._directory)
@@ -313,7 +314,7 @@ class RunTracker:
     def log_experiment(self, experiment: Experiment) -> None:
         """The experiment as a file that ``fednar run`` takes."""
         path = RunDirectory(self._directory).experiment_yaml
-        replace(path, dump(experiment))
+        replace_file(path, dump(experiment))
         self.log_file(path)
 
     def log_file(self, path: Path) -> None:
@@ -324,7 +325,7 @@ class RunTracker:
         """Rows as a JSON table that the MLflow UI shows; a second one of that name replaces the first."""
         columns = list(rows[0]) if rows else []
         data = [[_for_table(row[column]) for column in columns] for row in rows]
-        replace(self._directory / name, json.dumps({"columns": columns, "data": data}))
+        replace_file(self._directory / name, json.dumps({"columns": columns, "data": data}))
         self._queue("table", path=name)
 
     def log(self, journal: Journal) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.core.errors import RunFailed
-from fednar_ray.tracking.lines import Lines, replace, writing
+from fednar_ray.tracking.file_writes import raise_as_run_failed, replace_file
+from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -58,7 +59,7 @@ class Outbox:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._lines = Lines(RunDirectory(directory).outbox)
+        self._lines = JsonLines(RunDirectory(directory).outbox)
         self._sent_path = RunDirectory(directory).sent
         sent = _read_sent(self._sent_path)
         self._sent_operations = min(sent["operations"], len(self._lines))
@@ -72,7 +73,7 @@ class Outbox:
     def forget_what_arrived(directory: Path) -> None:
         """Owe everything in the outbox of a run directory again, for another MLflow run. Raises RunFailed."""
         sent = RunDirectory(directory).sent
-        with writing(sent):
+        with raise_as_run_failed(sent):
             sent.unlink(missing_ok=True)
 
     def append(self, operation: Operation) -> None:
@@ -96,7 +97,7 @@ class Outbox:
         if not self._closed:
             sent = {"operations": self._sent_operations, "rounds": self.sent_rounds}
             with suppress(RunFailed):  # a full disk: what nothing says to have arrived is sent again
-                replace(self._sent_path, json.dumps(sent))
+                replace_file(self._sent_path, json.dumps(sent))
 
     def close(self) -> None:
         """Write no more, whatever arrives."""

@@ -13,7 +13,7 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.journal import is_round, parse
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.tags import PARENT_TAG
@@ -57,7 +57,7 @@ def records_of(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     with answering(store.uri):
         if finished and any(file.path == journal for file in store.client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as directory:
-                lines = whole_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
+                lines = read_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
                 return tuple(map(parse, lines))
     return measured(store, run, OF_FIGURES)
 

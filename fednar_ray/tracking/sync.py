@@ -13,7 +13,8 @@ from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import is_round
-from fednar_ray.tracking.lines import BeingWritten, Lines, sole_writer
+from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.locks import DirectoryLocked, lock_run_directory
 from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -49,11 +50,11 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
     with ExitStack() as stack:
         try:
             identity = identity_of(directory)
-            stack.enter_context(sole_writer(directory))
+            stack.enter_context(lock_run_directory(directory))
             if uri is None:
                 check_address(str(RunDirectory(directory).identity), identity.tracking_uri)
                 check_confirmed(identity.tracking_uri, directory)
-        except BeingWritten as reason:
+        except DirectoryLocked as reason:
             return SyncReport(directory=directory, skipped=str(reason))
         except (BadInput, RunFailed) as reason:
             return SyncReport(directory=directory, problem=str(reason))
@@ -74,5 +75,5 @@ def _opened(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Del
     delivery = Delivery(lambda: store.client, run_id, directory, outbox)
     journal = RunDirectory(directory).journal
     if journal.exists():
-        delivery.rounds = stack.enter_context(closing(Lines(journal, is_round, grows=False)))
+        delivery.rounds = stack.enter_context(closing(JsonLines(journal, is_round, append=False)))
     return delivery

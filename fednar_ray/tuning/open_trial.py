@@ -12,7 +12,7 @@ from fednar_ray.experiments.alerts import alerts_of
 from fednar_ray.experiments.alerts.callback import tags_of
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import Journal, parse
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -88,8 +88,8 @@ def _recorded_id(directory: Path) -> str | None:
 
 def owes_mlflow(directory: Path) -> bool:
     """Whether a trial's run has not ended in MLflow, or lacks something there."""
-    operations = whole_lines(RunDirectory(directory).outbox)
+    operations = read_lines(RunDirectory(directory).outbox)
     if not operations or json.loads(operations[-1])["kind"] != "end":
         return True
     with closing(Outbox(directory)) as outbox:
-        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(RunDirectory(directory).journal))
+        return bool(outbox.pending) or outbox.sent_rounds < len(read_lines(RunDirectory(directory).journal))

@@ -26,7 +26,7 @@ from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, open_store, train
 from fednar_ray.report import Report
 from fednar_ray.report.redraw import report_on
-from fednar_ray.tracking import lines
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import run_of
@@ -148,7 +148,7 @@ class _Search:
             if best is None:
                 raise RunFailed(self._why_none())
             experiment = self._best_experiment(best)
-            lines.replace(ledger.files.best_yaml, dump(experiment))
+            replace_file(ledger.files.best_yaml, dump(experiment))
             parent.log_file(ledger.files.best_yaml)
             baseline = self._as_single_run(self._document.varied(self._search.baseline), BASELINE, None)
             tested = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.tracking.lines import make_directory, replace
+from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -66,8 +66,8 @@ class TrialTable:
         new = self.files.under_construction
         shutil.rmtree(new, ignore_errors=True)
         make_directory(new)
-        replace(SearchDirectory(new).search_yaml, search_file)
-        replace(SearchDirectory(new).trial_table, self._as_text())
+        replace_file(SearchDirectory(new).search_yaml, search_file)
+        replace_file(SearchDirectory(new).trial_table, self._as_text())
         try:
             os.rename(new, self.directory)
         except OSError as error:
@@ -76,7 +76,7 @@ class TrialTable:
     def save(self) -> None:
         """Write it; a crash leaves the previous one whole."""
         make_directory(self.directory)
-        replace(self.files.trial_table, self._as_text())
+        replace_file(self.files.trial_table, self._as_text())
 
     def _as_text(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -24,7 +24,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import FednarError
 from fednar_ray.report.plots import COLOURS, STYLES, draw_by_decay
 from fednar_ray.report.runs import final_value
-from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.file_writes import replace_file
 
 FINAL_ROUNDS = 10
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -165,7 +165,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
                     by_decay = accuracies.setdefault(each.cell.regularizer, {})
                     by_decay[float(each.cell.column)] = [value / 100 for value in each.final]
             draw_by_decay(accuracies, output / f"decay_{row}.png")
-    replace(output / "table.md", _as_markdown(table, measured, command))
+    replace_file(output / "table.md", _as_markdown(table, measured, command))
     rows = [
         {
             "row": m.cell.row, "column": m.cell.column, "regularizer": m.cell.regularizer, "final": m.final,
@@ -174,7 +174,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
         }
         for m in measured
     ]  # fmt: skip
-    replace(output / "results.json", json.dumps({"title": table.title, "reduced": table.reduced, "cells": rows}))
+    replace_file(output / "results.json", json.dumps({"title": table.title, "reduced": table.reduced, "cells": rows}))
 
 
 def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> str:

@@ -32,7 +32,7 @@ from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.runs import Variant
 from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
@@ -386,7 +386,7 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
 
 def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
     name = interrupted(document(data), 1)
-    with sole_writer(Path("runs", name).absolute()):
+    with lock_run_directory(Path("runs", name).absolute()):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert "is being written by a process that is running" in str(error)
@@ -397,7 +397,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(data):
     name = interrupted(document(data), 3)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    with sole_writer(directory):
+    with lock_run_directory(directory):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)

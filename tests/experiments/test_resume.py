@@ -29,7 +29,7 @@ from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import corrupted_clients
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
@@ -549,7 +549,8 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
 
 def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
     directory = left(settings(uri), 2)
-    with sole_writer(directory), pytest.raises(fr.BadInput, match="is being written by a process that is running"):
+    being_written = "is being written by a process that is running"
+    with lock_run_directory(directory), pytest.raises(fr.BadInput, match=being_written):
         fr.run(settings(uri), **given(), resume=True)
 
 

@@ -16,7 +16,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.run import train
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.locks import lock_run_directory
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -152,8 +152,8 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
     tmp_path: Path, here: Path
 ) -> None:
     directory = left(experiment(tmp_path))
-    code = "import sys; from pathlib import Path; from fednar_ray.tracking.lines import sole_writer\n"
-    code += "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from fednar_ray.tracking.locks import lock_run_directory\n"
+    code += "with lock_run_directory(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -164,7 +164,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
         resume_from(str(directory), None)
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
     holder.communicate()
-    with sole_writer(directory):
+    with lock_run_directory(directory):
         pass
 
 

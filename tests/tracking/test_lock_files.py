@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fednar_ray.tracking.lines import held_alone
+from fednar_ray.tracking.locks import LockHeld, hold_lock_file, wait_for_lock_file
 from fednar_ray.tracking.mlflow import Store
 
 THREADS, TURNS = 8, 40
@@ -17,7 +17,7 @@ def test_one_at_a_time_although_the_file_is_removed_each_time(tmp_path: Path) ->
 
     def work(name: int) -> None:
         for _ in range(TURNS):
-            with held_alone(lock):
+            with wait_for_lock_file(lock):
                 inside.append(name)
                 most.append(len(inside))
                 inside.remove(name)
@@ -29,16 +29,16 @@ def test_one_at_a_time_although_the_file_is_removed_each_time(tmp_path: Path) ->
 
 
 def test_it_is_its_users_alone(tmp_path: Path) -> None:
-    with held_alone(tmp_path / "a.lock"):
+    with wait_for_lock_file(tmp_path / "a.lock"):
         assert (tmp_path / "a.lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_it_is_removed_after_an_error_and_never_follows_a_link(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), held_alone(tmp_path / "a.lock"):
+    with pytest.raises(ZeroDivisionError), wait_for_lock_file(tmp_path / "a.lock"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
     (tmp_path / "a.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"), held_alone(tmp_path / "a.lock"):
+    with pytest.raises(OSError, match="symbolic links"), wait_for_lock_file(tmp_path / "a.lock"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
@@ -49,3 +49,18 @@ def test_opening_a_store_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     Store(f"sqlite:///{tmp_path}/m.db").check()
     assert not list(temporary.iterdir())
+
+
+def test_a_second_holder_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "a.lock"
+    with hold_lock_file(lock, "process 1"), pytest.raises(LockHeld, match="process 1"), hold_lock_file(lock, "two"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_is_a_link_is_refused_without_waiting(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("untouched")
+    (tmp_path / "a.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"), hold_lock_file(tmp_path / "a.lock", "process 1"):
+        pass
+    assert (tmp_path / "elsewhere").read_text() == "untouched"

@@ -30,7 +30,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
 from fednar_ray.tracking.journal import Journal, parse, recorded
-from fednar_ray.tracking.lines import Lines, whole_lines
+from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
@@ -303,7 +303,7 @@ def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
         Journal(directory, EXPERIMENT) as journal,
     ):
         follow(tracker, journal, range(6))
-    lines = [json.loads(line) for line in whole_lines(directory / "metrics.jsonl")]
+    lines = [json.loads(line) for line in read_lines(directory / "metrics.jsonl")]
     for index in (0, 1, 4):
         for name, value in lines[index]["metrics"].items():
             database.client.log_metric(run_id, name, value, lines[index]["time"], index)
@@ -437,7 +437,7 @@ def test_what_a_killed_process_leaves_is_gone_on_with(database: Store, tmp_path:
         assert journal.rounds == 6
         follow(tracker, journal, range(3, 9))  # from a checkpoint at round 3
     assert_by_hand_once(database, run_id, rounds=9)
-    times = [json.loads(line)["time"] for line in whole_lines(left / "metrics.jsonl")]
+    times = [json.loads(line)["time"] for line in read_lines(left / "metrics.jsonl")]
     points = database.client.get_metric_history(run_id, "train_loss")
     assert [point.timestamp for point in sorted(points, key=lambda point: point.step)] == times
 
@@ -454,7 +454,7 @@ def test_a_run_that_goes_on_without_its_directory_repeats_no_round(database: Sto
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    lines = whole_lines(first / "metrics.jsonl")[:4]
+    lines = read_lines(first / "metrics.jsonl")[:4]
     run = database.client.get_run(run_id)
     assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
     before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
@@ -552,7 +552,7 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(
     assert recorded(tmp_path) == tuple(record(index) for index in range(kept))
     with Journal(tmp_path, EXPERIMENT) as journal:
         assert journal.rounds == kept
-        assert told(caplog, "no whole line") == (kept > 0)
+        assert told(caplog, "are not a valid line") == (kept > 0)
         for index in range(3):
             journal.log(record(index))
         assert journal.lines(kept) == lines[:kept]
@@ -623,7 +623,7 @@ def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for
 
 
 def test_lines_are_read_while_they_are_written(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "lines")
+    lines = JsonLines(tmp_path / "lines")
     for index in range(5):
         lines.append(json.dumps(index))
         assert lines.read(index, index + 1) == (str(index),)

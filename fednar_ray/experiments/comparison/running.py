@@ -21,7 +21,7 @@ from fednar_ray.experiments.run import Result, open_store, train
 from fednar_ray.report.runs import ACCURACY, Records, Variant, draw_variants, measure_of
 from fednar_ray.tracking.identity import check_no_copy, identity_of
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import BeingWritten
+from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import children_of, run_of
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -169,7 +169,7 @@ class _Runs:
             return None
         try:
             return resume_from(str(directory), self._experiment(run))
-        except (ConfigError, BeingWritten):  # another experiment now; or a process that is training the run
+        except (ConfigError, DirectoryLocked):  # another experiment now; or a process that is training the run
             raise
         except (BadInput, CheckpointError) as error:
             log.warning("%s is trained from its first round: %s", run.label, error)
