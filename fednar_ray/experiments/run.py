@@ -412,7 +412,7 @@ def _log_outputs(
     _log_picture(tracker, lambda path: draw_curves(history, path), directory / "curves.png")
     _log_picture(tracker, lambda path: draw_step_norms(history, path), directory / "step_norms.png")
     tracker.log_file(directory / ROUNDS_FILE)
-    out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
+    out = [(r.round_index, client_id, str(why)) for r in history for client_id, why in r.exclusions.items()]
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
         tracker.log_table(rows, "clients_that_did_not_count.json")

@@ -19,6 +19,7 @@ from torch._C import _functorch
 
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, BuffersChanged, ModelError, RoundAborted, RunFailed
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import Broadcast, ClientsLost, GroupTask
 from fednar_ray.execution.failure_policy import Decision, Failure, FailurePolicy, FailureTally, Kind, decide, kind_of
 from fednar_ray.execution.queue import CallQueue
@@ -232,7 +233,7 @@ def test_what_fails_once_changes_nothing(what: str, session: fr.RaySession, tmp_
     settings = experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
     reports = trained(settings, Trap(what, tmp_path / "sprung"), session)
     assert (tmp_path / "sprung").exists()
-    assert not any(report.failures for report in reports)
+    assert not any(report.exclusions for report in reports)
     assert reports[-1].parameters.tobytes() == undisturbed("scaffold")
 
 
@@ -243,9 +244,9 @@ def test_a_poisoned_client_is_dropped_and_nobody_else(
 ) -> None:
     settings = experiment({**POOLED, "retries": retries}, federation={"rounds": rounds})
     reports = trained(settings, Trap(what, None), session)
-    assert [set(report.failures) for report in reports] == [{BAD}] * rounds
+    assert [set(report.exclusions) for report in reports] == [{BAD}] * rounds
     reasons = {"die": "actor was lost", "raise": "ArithmeticError", "exit": "raised SystemExit(3)"}
-    assert reasons[what] in reports[0].failures[BAD]
+    assert reasons[what] in str(reports[0].exclusions[BAD])
     assert [report.metrics["clients_trained"] for report in reports] == [6] * rounds
     assert reports[-1].parameters.tobytes() == without_the_bad_client(rounds)
 
@@ -258,7 +259,7 @@ def test_a_poisoned_client_is_found_within_its_group(session: fr.RaySession, cap
     settings = experiment({**POOLED, "retries": 0, "vectorize": 2}, federation=of(0, 1, 2, BAD))
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         (report,) = trained(settings, Trap("die", None), session)
-    assert set(report.failures) == {BAD}
+    assert set(report.exclusions) == {BAD}
     expected = np.frombuffer(undisturbed(federation=of(0, 1, 2)), dtype=np.float32)
     np.testing.assert_allclose(report.parameters, expected, rtol=1e-4, atol=1e-6)
     assert "trained in halves (their sum is equal to rounding, not to the bit)" in caplog.text
@@ -272,7 +273,7 @@ def test_groups_that_run_out_of_memory_are_halved_and_nobody_is_lost(
     settings = experiment({"placement": placement, "vectorize": 7})
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         reports = trained(settings, Crowded(), session)
-    assert not any(report.failures for report in reports)
+    assert not any(report.exclusions for report in reports)
     assert "MemoryError; trained in halves (their sum is equal to rounding" in caplog.text
     expected = trained(experiment({"placement": "serial", "vectorize": 2}), Trap("", None))[-1]
     np.testing.assert_allclose(reports[-1].parameters, expected.parameters, rtol=1e-4, atol=1e-6)
@@ -280,8 +281,8 @@ def test_groups_that_run_out_of_memory_are_halved_and_nobody_is_lost(
 
 def test_a_client_that_raises_is_dropped_without_ray_too() -> None:
     reports = trained(experiment({"placement": "serial"}), Trap("raise", None))
-    assert [dict(report.failures) for report in reports] == [
-        {BAD: "ArithmeticError: this client cannot be trained"}
+    assert [dict(report.exclusions) for report in reports] == [
+        {BAD: Exclusion(ExclusionReason.FAILED, "ArithmeticError: this client cannot be trained")}
     ] * 3
     assert reports[-1].parameters.tobytes() == without_the_bad_client()
 
@@ -317,7 +318,8 @@ SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "attacks": {"sc
 def test_an_exit_of_one_client_is_its_own_failure(what: str, reason: str, screening: dict[str, Any]) -> None:
     settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
     reports = trained(settings, Trap(what, None))
-    assert [report.failures for report in reports] == [{BAD: f"UserCodeExited: the code raised {reason}"}] * 3
+    expected = Exclusion(ExclusionReason.FAILED, f"UserCodeExited: the code raised {reason}")
+    assert [report.exclusions for report in reports] == [{BAD: expected}] * 3
     assert reports[-1].parameters.tobytes() == without_the_bad_client()
 
 
@@ -390,8 +392,8 @@ def test_two_phases_give_the_same_bytes_everywhere(preset: str, session: fr.RayS
     model = Trap("", None)
     expected = trained(experiment({"placement": "serial", "vectorize": 2}, preset, **SCREENED), model)
     reports = trained(experiment({**POOLED, "vectorize": 2}, preset, **SCREENED), model, session)
-    assert any(report.failures for report in expected)
-    assert [r.failures for r in reports] == [r.failures for r in expected]
+    assert any(report.exclusions for report in expected)
+    assert [r.exclusions for r in reports] == [r.exclusions for r in expected]
     assert reports[-1].parameters.tobytes() == expected[-1].parameters.tobytes()
 
 

@@ -73,7 +73,7 @@ def grow_and_shrink() -> None:
     counts, added, left = [], None, 0
     with place(prepared, resolved, session) as pool:
         for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
-            assert not report.failures
+            assert not report.exclusions
             counts.append(len(pool.places()))
             if added is None:
                 added = cluster.add_node(num_cpus=2, node_ip_address=OTHER)
