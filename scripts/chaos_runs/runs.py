@@ -149,11 +149,6 @@ class Run:
         """Read what is on disk. None of its processes may be alive."""
         if self.directory is None:
             return DiskState()
-
-    def read_disk(self) -> DiskState:
-        """Read what is on disk. None of its processes may be alive."""
-        if self.directory is None:
-            return DiskState()
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
         manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
