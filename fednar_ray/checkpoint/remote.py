@@ -12,7 +12,7 @@ import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from fednar_ray.checkpoint.storage import LocalStorage, Storage
-from fednar_ray.core.errors import StorageUnavailable
+from fednar_ray.core.errors import StorageUnavailable, first_line
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -64,7 +64,7 @@ class RemoteStorage:
             self._list()
         except Exception as error:
             raise StorageUnavailable(
-                f"{self.location} does not answer: {_reason(error)}; check the address and the credentials"
+                f"{self.location} does not answer: {first_line(error)}; check the address and the credentials"
             ) from error
         if missing:
             raise StorageUnavailable(f"{self.location}: there is no bucket {bucket}; create it, or name another")
@@ -105,7 +105,7 @@ class RemoteStorage:
         except OSError:
             raise
         except Exception as error:  # file systems of fsspec have kinds of their own
-            raise OSError(_reason(error)) from error
+            raise OSError(first_line(error)) from error
 
 
 def open_remote(uri: str) -> Storage:
@@ -114,7 +114,7 @@ def open_remote(uri: str) -> Storage:
         filesystem, directory = _filesystem(uri)
     except Exception as error:
         raise StorageUnavailable(
-            f"{uri}: {_reason(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
+            f"{uri}: {first_line(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
             "or an installed package of fsspec knows"
         ) from error
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -133,7 +133,3 @@ def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         other, directory = fsspec.core.url_to_fs(uri)
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     return filesystem, directory
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
+from fednar_ray.core.errors import first_line
 from fednar_ray.tracking.outbox import Operation
 from fednar_ray.tracking.tags import END_TAG
 
@@ -29,13 +30,8 @@ def unreachable(uri: str, error: Exception) -> str:
         or type(error).__module__.startswith("google.protobuf")  # JSON that is not of the form asked for
     )
     if foreign and uri.startswith("http"):
-        return f"{uri} answers, but not as an MLflow server: {reason_of(error)}"
-    return f"MLflow at {uri} does not answer: {reason_of(error)}"
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        return f"{uri} answers, but not as an MLflow server: {first_line(error)}"
+    return f"MLflow at {uri} does not answer: {first_line(error)}"
 
 
 def read_run(client: MlflowClient, run_id: str) -> Run:

@@ -16,14 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from fednar_ray.core.errors import BadInput
+from fednar_ray.core.errors import BadInput, first_line
 from fednar_ray.tracking.arrival import (
     WITNESS,
     NotAnswered,
     first_missing,
     first_not_arrived,
     read_run,
-    reason_of,
     rounds_in,
 )
 from fednar_ray.tracking.inside import path_inside
@@ -138,7 +137,7 @@ class Delivery:
         except Exception as error:
             if not refused(error):
                 raise
-            reasons.append(reason_of(error))
+            reasons.append(first_line(error))
             if reasons[0] not in self._refusals:
                 log.warning("MLflow refuses a part of run %s (%s), which stays in %s: %s",
                             self._run_id, what, self._directory, reasons[0])  # fmt: skip

@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.credentials import check_address
-from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.store_uris import (
     absolute_uri,
     artifact_folder,
@@ -39,7 +39,7 @@ from fednar_ray.core.store_uris import (
     sqlite_file,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import NotAnswered, reason_of, unreachable
+from fednar_ray.tracking.arrival import NotAnswered, unreachable
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
@@ -184,7 +184,7 @@ class Store:
         except Exception as error:
             wrong_name = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
             what = "does not accept this name" if wrong_name else "cannot register models"
-            raise BadInput(f"model name {name!r}: MLflow at {self.uri} {what}: {reason_of(error)}") from error
+            raise BadInput(f"model name {name!r}: MLflow at {self.uri} {what}: {first_line(error)}") from error
 
     def _has_registered(self, name: str) -> bool:
         try:

@@ -17,9 +17,8 @@ import torch
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
-from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.tracking import fednar_table_model
-from fednar_ray.tracking.arrival import reason_of
 
 log = logging.getLogger("fednar_ray")
 
@@ -50,7 +49,7 @@ def save_model(
             try:
                 _save(model, directory, columns, serialization_format="pickle", **arguments)
             except Exception as failure:
-                raise RunFailed(f"{directory}: the model cannot be saved: {reason_of(failure)}") from failure
+                raise RunFailed(f"{directory}: the model cannot be saved: {first_line(failure)}") from failure
 
 
 @contextmanager
