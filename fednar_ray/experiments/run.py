@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, digest, dotted
 from fednar_ray.core.errors import ConfigError, RunFailed, first_line

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted, varied
 from fednar_ray.core.errors import BadInput, RunFailed

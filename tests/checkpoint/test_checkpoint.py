@@ -513,7 +513,7 @@ def test_a_write_that_fails_is_a_checkpoint_error_and_what_was_there_stays_whole
             break
         assert message == (
             f"the checkpoint of round {NEXT[case].next_round} could not be written to the shelf: connection reset; "
-            "the checkpoint of round 10 before it is whole"
+            "the checkpoint of round 10 before it is intact"
         )
         loaded = CheckpointStore(storage, keep=1).load()
         new = late and same_json(loaded.facts, NEXT[case].facts)
@@ -628,7 +628,9 @@ def test_a_row_damaged_after_loading_is_a_checkpoint_error():
     name = next(n for n in USED_BY_NEWER if n.startswith("rows/2-21-"))
     storage.files[name] = TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])
     assert checkpoint.read_row(1).tobytes() == row_of(1, 3).tobytes()
-    with pytest.raises(CheckpointError, match=f"the shelf was damaged in use: {name} does not hold what was written"):
+    with pytest.raises(
+        CheckpointError, match=f"the shelf was damaged after it was loaded: {name} does not hold what was written"
+    ):
         checkpoint.read_row(2)
 
 
@@ -724,7 +726,7 @@ def test_what_is_wrong_with_a_manifest_is_said(manifest, problem, caplog):
 
 def test_a_manifest_of_another_format_is_an_error_and_no_older_checkpoint_stands_in_for_it():
     storage = Shelf({**TWO, NEWEST: sealed(set_at(("format",), "checkpoint 2"))})
-    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} is of the format 'checkpoint 2'.*resume with"):
+    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} has the format 'checkpoint 2'.*resume with"):
         CheckpointStore(storage, keep=2).load()
     assert NEWEST in storage.files
 
@@ -808,7 +810,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there_whole(small_disk
         assert message.startswith(
             f"the checkpoint of round 20 could not be written to {small_disk}: [Errno 28] No space"
         )
-        assert message.endswith("; the checkpoint of round 10 before it is whole")
+        assert message.endswith("; the checkpoint of round 10 before it is intact")
         ballast.unlink()
         assert {name: storage.read(name) for name in storage.names()} == before
         assert sum(path.is_file() for path in small_disk.rglob("*")) == len(before)

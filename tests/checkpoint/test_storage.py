@@ -148,13 +148,13 @@ def test_a_location_that_cannot_be_is_refused_with_what_would_be_right(uri, mess
 
 
 def test_a_location_with_a_key_in_its_address_is_refused_without_repeating_it():
-    with pytest.raises(BadInput, match="the place of the checkpoints: the address holds a password") as refused:
+    with pytest.raises(BadInput, match="the location of the checkpoints: the address holds a password") as refused:
         open_storage("s3://me:hunter2@shelf/x?color=red")
     assert "hunter2" not in str(refused.value)
 
 
 def test_a_bucket_that_is_not_there_is_refused(s3):
-    with pytest.raises(StorageUnavailable, match=r"^s3://nowhere/x\?.*there is no bucket nowhere; create it"):
+    with pytest.raises(StorageUnavailable, match=r"^s3://nowhere/x\?.*the bucket nowhere does not exist; create it"):
         open_storage(f"s3://nowhere/x?{s3}")
 
 

@@ -580,7 +580,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     (told,) = [message for message in caplog.messages if "cannot be used" in message]
     assert told == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
-        f"{arrays.name} does not hold what was written: its SHA-256 is another"
+        f"{arrays.name} does not hold what was written: its SHA-256 differs"
     )
     assert older.name == "round-00000004.json"
     assert result.resumed_from_round == 4
