@@ -41,7 +41,7 @@ def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
             return _row(storage, rows[client_id])
         except Damaged as damage:
             raise CheckpointError(
-                f"the checkpoint in {storage.location} was damaged after it had been loaded: {damage}"
+                f"the checkpoint in {storage.location} was damaged after it was loaded: {damage}"
             ) from damage
 
     return Checkpoint(
