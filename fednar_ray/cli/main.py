@@ -330,13 +330,13 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     comparison, its curves, and accuracy against weight decay.
     """
     _quiet_libraries()
-    from fednar_ray.report.redraw import report_of
+    from fednar_ray.report.redraw import redraw
     from fednar_ray.tuning.search_lock import hold_search
     from fednar_ray.tuning.trial_table import uri_of
 
     searched = uri_of(name)
     with hold_search(name) if searched is not None and output is None else nullcontext():
-        written = report_of(name, uri, output, searched)
+        written = redraw(name, uri, output, searched)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))

@@ -24,8 +24,8 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, open_store, train
-from fednar_ray.report import Report
-from fednar_ray.report.redraw import report_on
+from fednar_ray.report import SearchReport
+from fednar_ray.report.redraw import write_search_report
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.mlflow import RunTracker, Store
@@ -69,7 +69,7 @@ class SearchResult:
     rounds_trained: int
     rounds_saved: int  # that the trials which were stopped early did not train
     ended_early: str | None  # the stop rule that was met
-    report: Report | None  # None: MLflow did not answer
+    report: SearchReport | None  # None: MLflow did not answer
     run_id: str  # the parent's in MLflow
     tracking_uri: str
 
@@ -300,9 +300,9 @@ def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSetti
         log.warning("%s reached a %s of %s, and trained once more %s", best.name, search.metric, best.value, again)
 
 
-def _reported(ledger: TrialTable) -> Report | None:
+def _reported(ledger: TrialTable) -> SearchReport | None:
     try:
-        return report_on(ledger.name, ledger.tracking_uri, ledger.files.report)
+        return write_search_report(ledger.name, ledger.tracking_uri, ledger.files.report)
     except (FednarError, OSError) as error:
         log.warning("no report: %s; fednar report %s makes it", error, ledger.name)
         return None

@@ -23,8 +23,8 @@ from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_ove
 
 import fednar_ray as fr
 from fednar_ray.core.errors import FednarError
-from fednar_ray.report.plots import COLOURS, STYLES, draw_by_decay
-from fednar_ray.report.runs import final_value
+from fednar_ray.report.plots import COLORS, STYLES, draw_by_decay
+from fednar_ray.report.run_plots import final_value
 from fednar_ray.tracking.file_writes import replace_file
 
 FINAL_ROUNDS = 10
@@ -225,7 +225,7 @@ def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
         axes = panels[rows.index(m.cell.row), columns.index(m.cell.column)]
         for index, curve in enumerate(m.curves):
             name = m.cell.regularizer
-            style = {"color": COLOURS[name], "linestyle": STYLES[name], "label": name if index == 0 else None}
+            style = {"color": COLORS[name], "linestyle": STYLES[name], "label": name if index == 0 else None}
             axes.plot([r + 1 for r, _ in curve], [accuracy for _, accuracy in curve], **style)
         axes.set_title(f"{m.cell.row}, {column}{m.cell.column}", fontsize=10)
         axes.grid(alpha=0.3)

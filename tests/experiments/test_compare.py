@@ -30,7 +30,7 @@ from fednar_ray.experiments.comparison.running import compare
 from fednar_ray.experiments.comparison.table import Outcome, rows_of
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.report.runs import Variant
+from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory

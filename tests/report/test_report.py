@@ -17,11 +17,11 @@ from mlflow.entities import Metric, Param
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
+from fednar_ray.report.axes import axis_scale, color_scale
 from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
 from fednar_ray.report.importance import importances, why_no_importances
-from fednar_ray.report.page import claim
-from fednar_ray.report.results import facts_of, ranked, results
-from fednar_ray.report.scales import colors_of, scale_of
+from fednar_ray.report.search_page import claim
+from fednar_ray.report.search_results import ranked, results, summarize_search
 from fednar_ray.report.sensitivity import sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parsed, read_search
 
@@ -200,7 +200,7 @@ def test_a_goes_with_every_annealing_rate_and_the_weight_decay_that_were_searche
 )
 def test_an_axis_is_logarithmic_where_it_is_searched_so_or_spans_more_than_a_decade(kind, values, log):
     record = search([trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
-    scale = scale_of(record, A, record.trials)
+    scale = axis_scale(record, A, record.trials)
     assert scale.log is log
     assert [scale.position(value) for value in (values[0], values[-1])] == [0, 1]
     middle = math.sqrt(values[0] * values[-1]) if log else (values[0] + values[-1]) / 2
@@ -214,7 +214,7 @@ def test_words_and_what_is_not_set_are_categories_in_the_order_of_the_space():
     record = search(
         [trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
     )
-    scale = scale_of(record, NAME, record.trials)
+    scale = axis_scale(record, NAME, record.trials)
     assert scale.categories == ("null", "true", "fednar")
     assert [scale.position(value) for value in values] == [1, 0, 0.5]
 
@@ -223,7 +223,7 @@ def test_words_and_what_is_not_set_are_categories_in_the_order_of_the_space():
 def test_a_few_hopeless_trials_leave_the_colors_to_the_others(mode):
     sign = 1 if mode == "max" else -1
     values = [sign * value for value in (0.95, 0.94, 0.93, 0.92, 0.90, 0.1)]
-    colors = colors_of(search([], GRID, mode=mode), values)
+    colors = color_scale(search([], GRID, mode=mode), values)
     good, fair = (colors.norm(sign * value) for value in (0.95, 0.925))
     assert abs(good - fair) == pytest.approx(0.25)
     assert colors.extend == ("min" if mode == "max" else "max")
@@ -293,7 +293,7 @@ def test_the_best_comes_first_and_failures_last():
 
 
 def test_the_facts_count_rounds_over_seeds_and_those_saved_by_stopping():
-    facts = facts_of(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
+    facts = summarize_search(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
     assert facts.statuses == {"finished": 3, "stopped early": 1, "unfinished": 1, "failed": 1}
     assert (facts.best_trial, facts.best_value, facts.best_values) == ("trial-0001", 0.9, {A: 2.0})
     assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)

@@ -13,7 +13,7 @@ from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yam
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
-from fednar_ray.report.runs import Variant
+from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
