@@ -12,8 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
 from fednar_ray.config.checks import describe
-from fednar_ray.core.errors import shown_text
-from fednar_ray.federated.server_state import BUFFERS, CONTROL, PARAMETERS, SERVER, other_contents
+from fednar_ray.core.errors import ConfigError, shown_text
+from fednar_ray.federated.server_state import (
+    BUFFERS,
+    CONTROL,
+    PARAMETERS,
+    SERVER,
+    ServerSide,
+    find_differences,
+    other_contents,
+)
 from fednar_ray.tracking.journal import parse
 
 Scalar = float | list[float] | list[list[float]]
@@ -60,6 +68,29 @@ def experiment_of_run(checkpoint: Checkpoint) -> Experiment:
 def experiment_of_trial(checkpoint: Checkpoint) -> Experiment:
     """The same of a trial's checkpoint."""
     return _checked(checkpoint, _TrialFacts)
+
+
+def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
+    """Checks that a checkpoint was written by a run with this model and algorithm.
+
+    Args:
+        checkpoint: The checkpoint; its own contents agree with each other.
+        start: The server's side before round 0 of the run that is to be resumed.
+        name: The name of the run, for messages.
+
+    Raises:
+        ConfigError: The run was started with a model that has other parameters or buffers.
+        CheckpointError: The checkpoint holds something else than such a run writes.
+    """
+    for what, vector in ((PARAMETERS, start.server.parameters), (BUFFERS, start.buffers)):
+        values = len(checkpoint.arrays[what])
+        if values != len(vector):
+            kind = "parameters" if what == PARAMETERS else "values of averaged buffers"
+            text = f"its checkpoint has {values} {kind}, and this model has {len(vector)}"
+            raise ConfigError((f"{name}: {text}; resume it with the model and version that it was started with",))
+    problem = next(find_differences(checkpoint, start), None)
+    if problem is not None:
+        raise other_contents(checkpoint, problem)
 
 
 def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:

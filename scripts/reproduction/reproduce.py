@@ -118,7 +118,7 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
     with session:
         for index, cell in enumerate(cells):
             start = time.monotonic()
-            runs = [fr.run(_named(cell, offset), session=session, resume=True) for offset in range(seeds)]
+            runs = [fr.run(_named(cell, offset), session=session, resume_newest=True) for offset in range(seeds)]
             measured.append(_measured(cell, runs))
             _write(table, measured, output, command)
             print(

@@ -95,7 +95,7 @@ FACTS = {
     "run_id": "facts.run_id",
     "tracking_uri": "facts.tracking_uri",
     "placement": "facts.placement",
-    "vectorize": "facts.vectorize",
+    "group_size": "facts.group_size",
     "server": "facts.server",
 }
 ARRAYS = {
