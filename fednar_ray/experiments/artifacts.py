@@ -14,9 +14,9 @@ from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
-from fednar_ray.tracking.journal import ROUNDS_FILE
 from fednar_ray.tracking.lines import writing
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker
+from fednar_ray.tracking.run_directory import RunDirectory
 
 log = logging.getLogger("fednar_ray")
 
@@ -39,31 +39,32 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
     )
     tracker.log_experiment(prepared.experiment)
     counts = federation.label_counts()
-    _log_figure(tracker, lambda path: draw_partition(counts, path), directory / "partition.png")
+    _log_figure(tracker, lambda path: draw_partition(counts, path), RunDirectory(directory).partition_plot)
 
 
 def log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
     """Logs the figures of all rounds, the excluded clients and the model. Raises RunFailed where the disk is full."""
-    _log_figure(tracker, lambda path: draw_curves(history, path), directory / "curves.png")
-    _log_figure(tracker, lambda path: draw_step_norms(history, path), directory / "step_norms.png")
-    tracker.log_file(directory / ROUNDS_FILE)
-    _log_excluded_clients(tracker, history)
+    files = RunDirectory(directory)
+    _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
+    _log_figure(tracker, lambda path: draw_step_norms(history, path), files.step_norms_plot)
+    tracker.log_file(files.journal)
+    _log_excluded_clients(tracker, history, files.excluded_clients_table.name)
     preprocessing = prepared.federation.preprocessing
     columns = None if preprocessing is None else preprocessing.columns
     tracker.save_model(model, prepared.federation.build_example(), columns)
-    _save_parameters(model, directory / "model.pt")
+    _save_parameters(model, files.parameters)
 
 
-def _log_excluded_clients(tracker: RunTracker, history: Sequence[RoundRecord]) -> None:
+def _log_excluded_clients(tracker: RunTracker, history: Sequence[RoundRecord], name: str) -> None:
     rows = [
-        {"round": record.round_index, "client": client_id, "reason": reason}
+        {"round": record.round_index, "client": client_id, "reason": str(exclusion)}
         for record in history
-        for client_id, reason in record.failures.items()
+        for client_id, exclusion in record.exclusions.items()
     ]
     if rows:
-        tracker.log_table(rows, "excluded_clients.json")
+        tracker.log_table(rows, name)
 
 
 def _log_figure(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -> None:

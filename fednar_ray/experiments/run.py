@@ -20,9 +20,9 @@ from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.core.module_state import leaf_copy
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance_level
 from fednar_ray.experiments.artifacts import log_inputs, log_outputs
@@ -33,10 +33,10 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
 from fednar_ray.federated.server_state import FederationState
-from fednar_ray.tracking.journal import ROUNDS_FILE, Journal
+from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.lines import sole_writer, writing
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.run_directory import FINISHED
+from fednar_ray.tracking.run_directory import RunDirectory
 
 log = logging.getLogger("fednar_ray")
 
@@ -53,7 +53,7 @@ class Result:
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
-    places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client; empty where no round was trained
+    places: tuple[ActorInfo, ...]  # where each actor lived; dedicated: by client; empty where no round was trained
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
@@ -177,10 +177,11 @@ def train(
             for report in rounds_of(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
-            result = tracked.build_result(tuple(pool.places()))
+            result = tracked.build_result(tuple(pool.actor_infos()))
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
-    with writing(result.directory / FINISHED):
-        (result.directory / FINISHED).touch()
+    mark = RunDirectory(result.directory).finished_mark
+    with writing(mark):
+        mark.touch()
     return result
 
 
@@ -196,7 +197,7 @@ class _TrackedRun:
     alerts: AlertCallback
     state: FederationState
 
-    def build_result(self, places: tuple[ActorPlace, ...]) -> Result:
+    def build_result(self, places: tuple[ActorInfo, ...]) -> Result:
         """Returns the result of the run after its last round."""
         prepared = self.start.prepared
         return Result(
@@ -275,7 +276,7 @@ class ResumeHint(RoundCallback):
 
     def on_error(self, error: BaseException) -> None:
         """Adds a note, where there is something to resume from."""
-        kept = self._experiment.checkpoint.every is not None and (self._directory / ROUNDS_FILE).exists()
+        kept = self._experiment.checkpoint.every is not None and RunDirectory(self._directory).journal.exists()
         if isinstance(error, RunFailed) and kept:
             command = f"fednar run --resume {shlex.quote(self._directory.name)}"
             error.add_note(f"once the cause is fixed, resume with: {command}")

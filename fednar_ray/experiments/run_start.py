@@ -18,14 +18,14 @@ from fednar_ray.experiments.iter_rounds import initial_state
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
-from fednar_ray.tracking.journal import Journal, run_directory
+from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.run_directory import FINISHED, storage_of
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_lookup import checkpoint_location
 from fednar_ray.tracking.system_metrics import SystemMetrics
+from fednar_ray.tracking.tags import COPIED_FROM_TAG
 
 log = logging.getLogger("fednar_ray")
-
-COPIED_TAG = "fednar.copied_from"  # the MLflow run of the directory that this run's was copied from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,9 @@ class NewRun:
         experiment = self.prepared.experiment
         assert opened.experiment_id is not None
         run_id = opened.store.create_run(opened.experiment_id, self.name or experiment.name, self.tags)
-        return RunIdentity(store=opened.store, run_id=run_id, directory=run_directory(experiment, run_id))
+        return RunIdentity(
+            store=opened.store, run_id=run_id, directory=RunDirectory.of_run(experiment.name, run_id).path
+        )
 
     def build_tracker(self, identity: RunIdentity) -> RunTracker:
         """Returns the tracker of the MLflow run."""
@@ -114,7 +116,7 @@ class NewRun:
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store of the run's checkpoints, which is empty."""
         settings = self.prepared.experiment.checkpoint
-        return CheckpointStore(open_storage(storage_of(self.prepared.experiment, directory)), settings.keep)
+        return CheckpointStore(open_storage(checkpoint_location(self.prepared.experiment, directory)), settings.keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ class ResumedRun:
     def is_finished(self) -> bool:
         """Whether the run is finished and has no rounds left."""
         rounds = self.prepared.experiment.federation.rounds
-        return self.resumption.kept.finished and self.resumption.checkpoint.next_round >= rounds
+        return self.resumption.kept.files.finished and self.resumption.checkpoint.next_round >= rounds
 
     def check(self) -> None:
         """Raises BadInput or CheckpointError for what can be seen to be wrong before Ray starts."""
@@ -181,7 +183,7 @@ class ResumedRun:
         """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
         run_id, directory = self.resumption.run_id, self.resumption.kept.directory
         if opened.experiment_id is not None:
-            tags = {**self.tags, COPIED_TAG: run_id}
+            tags = {**self.tags, COPIED_FROM_TAG: run_id}
             run_id = opened.store.create_run(opened.experiment_id, self.name or self.prepared.experiment.name, tags)
         return RunIdentity(store=opened.store, run_id=run_id, directory=directory)
 
@@ -197,7 +199,7 @@ class ResumedRun:
 
     def open_journal(self, directory: Path) -> Journal:
         """Returns the journal, with the rounds of the checkpoint, and without later ones that may now differ."""
-        (directory / FINISHED).unlink(missing_ok=True)
+        RunDirectory(directory).finished_mark.unlink(missing_ok=True)
         journal = Journal(directory, self.prepared.experiment, lines=self.resumption.checkpoint.history)
         if self.resumption.anew:
             journal.truncate(self.resumption.checkpoint.next_round)
@@ -214,7 +216,10 @@ class ResumedRun:
 
         That store knows what the checkpoint holds, which need not be written again.
         """
-        settings, location = self.prepared.experiment.checkpoint, storage_of(self.prepared.experiment, directory)
+        settings, location = (
+            self.prepared.experiment.checkpoint,
+            checkpoint_location(self.prepared.experiment, directory),
+        )
         if self.resumption.kept.storage != location:
             return CheckpointStore(open_storage(location), settings.keep)
         self.resumption.checkpoints.keep = settings.keep

@@ -13,11 +13,9 @@ from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker
+from fednar_ray.tracking.tags import ALERT_TAG_PREFIX, ALERTS_TAG
 
 log = logging.getLogger("fednar_ray")
-
-NAMES_TAG = "fednar.alerts"  # the names of the alerts, separated by commas; "none" where there is none
-MESSAGE_TAG = "fednar.alert."  # followed by the name of an alert
 
 
 class AlertCallback(RoundCallback):
@@ -71,7 +69,7 @@ class AlertCallback(RoundCallback):
 def build_tags(alerts: Sequence[Alert]) -> dict[str, str]:
     """Returns alerts as tags of an MLflow run: their names, and one message per alert."""
     names = ",".join(alert.name for alert in alerts) or "none"
-    return {NAMES_TAG: names, **{f"{MESSAGE_TAG}{alert.name}": alert.message for alert in alerts}}
+    return {ALERTS_TAG: names, **{f"{ALERT_TAG_PREFIX}{alert.name}": alert.message for alert in alerts}}
 
 
 def compute_chance_level(federation: Federation) -> ChanceLevel | None:
