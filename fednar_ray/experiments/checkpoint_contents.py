@@ -28,6 +28,10 @@ Scalar = float | list[float] | list[list[float]]
 Text = Annotated[str, Field(min_length=1)]
 
 
+RENAMED_FACTS = {"cohort_width": "group_size"}
+"""The name of a fact in checkpoints of earlier versions → its name now."""
+
+
 class _Facts(BaseModel):
     """A section of the facts; what is there besides was added by a later version, and is not read."""
 
@@ -94,6 +98,10 @@ def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
 
 
 def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
+    renamed = [f"facts.{old} is now facts.{new}" for old, new in RENAMED_FACTS.items() if old in checkpoint.facts]
+    if renamed:
+        problems = [*renamed, *_experiment_problems(checkpoint.facts.get("experiment"))]
+        raise other_contents(checkpoint, "; ".join(problems))
     try:
         facts = schema.model_validate(dict(checkpoint.facts))
     except ValidationError as error:
@@ -101,11 +109,19 @@ def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     problem = next(_problems(checkpoint, facts), None)
     if problem is not None:
         raise other_contents(checkpoint, problem)
+    problems = _experiment_problems(facts.experiment)
+    if problems:
+        raise other_contents(checkpoint, "; ".join(problems))
+    return Experiment.model_validate(facts.experiment)
+
+
+def _experiment_problems(experiment: object) -> list[str]:
+    """What keeps the recorded experiment from being one of this version, one line each."""
     try:
-        return Experiment.model_validate(facts.experiment)
+        Experiment.model_validate(experiment)
     except ValidationError as error:
-        problems = "; ".join(describe(error, "facts.experiment.", "facts.experiment"))
-        raise other_contents(checkpoint, problems) from None
+        return list(describe(error, "facts.experiment.", "facts.experiment"))
+    return []
 
 
 def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
