@@ -21,7 +21,7 @@ import click
 
 from fednar_ray.cli.cluster import list_jobs, logs, stop, submit
 from fednar_ray.cli.options import as_json, document_of, files_and_overrides, resume_or_file
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_the_job
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
 from fednar_ray.core.credentials import check_address, check_words
 from fednar_ray.core.errors import BadInput, FednarError, TrackingUnavailable
 
@@ -93,7 +93,7 @@ def run(
     console = _console(stderr=as_json)
     _quiet_libraries()
     _check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import prepare
     from fednar_ray.experiments.run import register as registered
     from fednar_ray.experiments.run import train
@@ -232,7 +232,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     """
     arguments, resume = resume_or_file(arguments, resume)
     document, record = _comparison(arguments, resume)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import planned_runs
     from fednar_ray.experiments.comparison.running import compare as compared
 
@@ -263,7 +263,7 @@ def _comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["Docume
         raise BadInput(f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value")
     if resume:
         record = find(resume)
-        check_results_outlive_the_job(record.document, "compare")
+        check_results_outlive_job(record.document, "compare")
         return record.document, record
     document = _to_run("compare", arguments)
     newest = find_newest(document)
@@ -289,7 +289,7 @@ def tune(
         raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
     document = None if resume is not None else _to_run("tune", arguments)
     _quiet_libraries()
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress
     from fednar_ray.tuning.creation import name_of
     from fednar_ray.tuning.search import begin, go_on
@@ -367,7 +367,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     from fednar_ray.data.summary import inspect as inspected
     from fednar_ray.data.summary import lines
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import federation_of
     from fednar_ray.report.plots import draw_federation
 
@@ -435,7 +435,7 @@ def _to_run(command: str, arguments: Sequence[str]) -> "Document":
     document = document_of(arguments, command)
     if document.experiment.tracking.uri is None:
         check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))
-    check_results_outlive_the_job(document, command)
+    check_results_outlive_job(document, command)
     return document
 
 

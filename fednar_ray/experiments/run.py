@@ -22,9 +22,9 @@ from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.core.module_state import leaf_copy
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, alerts_of
 from fednar_ray.experiments.alerts.callback import AlertCallback, chance_of
 from fednar_ray.experiments.checkpoint_callback import Checkpointing
@@ -57,7 +57,7 @@ class Result:
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
-    places: tuple[ActorPlace, ...]  # where each actor lived; dedicated: by client; none where nothing was left to train
+    places: tuple[ActorInfo, ...]  # where each actor lived; dedicated: by client; none where nothing was left to train
     group_size: int  # C
     resumed_from_round: int | None  # None: begun in this process
     alerts: tuple[Alert, ...]  # what was wrong
@@ -194,7 +194,7 @@ def train(
             lookout.round_ended(report)
             prometheus.round_ended(report)
             yield report
-        places = tuple(pool.places())
+        places = tuple(pool.actor_infos())
         history = journal.records()[: prepared.experiment.federation.rounds]
         final = _saved_model(prepared, state)
         _log_outputs(prepared, tracker, identity.directory, history, final)
@@ -412,7 +412,7 @@ def _log_outputs(
     _log_picture(tracker, lambda path: draw_curves(history, path), directory / "curves.png")
     _log_picture(tracker, lambda path: draw_step_norms(history, path), directory / "step_norms.png")
     tracker.log_file(directory / ROUNDS_FILE)
-    out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
+    out = [(r.round_index, client_id, str(why)) for r in history for client_id, why in r.exclusions.items()]
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
         tracker.log_table(rows, "clients_that_did_not_count.json")

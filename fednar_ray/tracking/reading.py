@@ -72,7 +72,7 @@ def measured(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord,
             round_index=t,
             metrics={name: history[t] for name, history in histories.items() if t in history},
             client_ids=(),
-            failures={},
+            exclusions={},
         )
         for t in rounds
     )

@@ -20,7 +20,7 @@ from ray.tune import ResumeConfig
 
 from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, RunFailed
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, open_store, train

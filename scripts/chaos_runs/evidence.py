@@ -59,7 +59,7 @@ def training_seconds(run: Run) -> float:
 
 def history(run: Run) -> tuple[Any, ...]:
     """Read what the journal holds of each round, without durations."""
-    return tuple((r.round_index, r.client_ids, r.failures, _without_durations(r)) for r in _records(run))
+    return tuple((r.round_index, r.client_ids, r.exclusions, _without_durations(r)) for r in _records(run))
 
 
 def _without_durations(record: RoundRecord) -> Mapping[str, str]:

@@ -196,7 +196,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
             metrics={"bytes_down": 1e6, "bytes_up": 1e6, "client_seconds": 1.0, "round_seconds": 2.0, **more}
             | ({} if value is None else {metric: value}),
             client_ids=(),
-            failures={},
+            exclusions={},
         )
         for t, value in enumerate(values)
     )

@@ -28,7 +28,7 @@ ROUNDS = 2
 FILES = (
     "experiment.yaml", "run.json", "metrics.jsonl", "outbox.jsonl", "outbox.sent", "lock", "finished", "checkpoints",
 )  # fmt: skip
-ROUND = '{"round": %s, "time": 1, "clients": %s, "failures": {}, "metrics": %s}'
+ROUND = '{"round": %s, "time": 1, "clients": %s, "exclusions": {}, "metrics": %s}'
 JSON = (
     *("5", "null", "[]", "{}", '"text"', "[[[]]]", "[" * 100_000),
     *('{"round": 0}', ROUND % (0, 5, "{}"), ROUND % (0, "[]", '{"a": "high"}'), ROUND % (7, "[]", '{"a": 0.5}')),
