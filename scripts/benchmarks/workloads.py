@@ -22,7 +22,7 @@ WARM_UP = 1  # rounds that are not measured
 
 @dataclass(frozen=True)
 class Workload:
-    """Local SGD on ``sampled`` of ``clients``; each client holds ``steps``·``batch`` rows and uses each once per round."""
+    """Local SGD on ``sampled`` of ``clients``; each client holds ``steps``·``batch`` rows, each used once per round."""
 
     model: str
     clients: int
