@@ -291,29 +291,29 @@ def tune(
     _quiet_libraries()
     from fednar_ray.execution.ray_session import RaySession
     from fednar_ray.tuning import progress
-    from fednar_ray.tuning.creation import name_of
-    from fednar_ray.tuning.search import begin, go_on
-    from fednar_ray.tuning.trial_table import uri_of
+    from fednar_ray.tuning.creation import search_name
+    from fednar_ray.tuning.search import resume_search, start_search
+    from fednar_ray.tuning.trial_table import find_tracking_uri
 
-    uri = document.experiment.tracking.uri if document is not None else uri_of(resume or "")
+    uri = document.experiment.tracking.uri if document is not None else find_tracking_uri(resume or "")
     if document is not None or uri is not None:  # of a search that is not there, its name is what is wrong
         _check_registration(register, uri)
 
     console = _console(stderr=as_json)
-    with RaySession(address) as session, progress.shown(console) as show:
+    with RaySession(address) as session, progress.show_search(console) as show:
         try:
             if document is not None:
-                result = begin(document, session, show, register)
+                result = start_search(document, session, show, register)
             else:
                 assert resume is not None
-                result = go_on(resume, session, show, register)
+                result = resume_search(resume, session, show, register)
         except KeyboardInterrupt as error:
-            name = resume if document is None else name_of(document)
-            if name is not None and uri_of(name) is not None:  # it exists
+            name = resume if document is None else search_name(document)
+            if name is not None and find_tracking_uri(name) is not None:  # it exists
                 error.args = (f"fednar tune --resume {name} goes on",)
             raise
     if as_json:
-        click.echo(json.dumps(progress.summary(result)))
+        click.echo(json.dumps(progress.summarize(result)))
     else:
         progress.print_result(console, result)
 
@@ -332,11 +332,11 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     _quiet_libraries()
     from fednar_ray.report.redraw import report_of
     from fednar_ray.tuning.search_lock import hold_search
-    from fednar_ray.tuning.trial_table import directory_of, uri_of
+    from fednar_ray.tuning.trial_table import find_tracking_uri, search_directory
 
-    searched = uri_of(name)
+    searched = find_tracking_uri(name)
     with hold_search(name) if searched is not None and output is None else nullcontext():
-        written = report_of(name, uri, output, directory_of, searched)
+        written = report_of(name, uri, output, search_directory, searched)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))
