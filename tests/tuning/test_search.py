@@ -474,7 +474,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, output
-    assert "fednar tune --resume long goes on" in output
+    assert "interrupted; resume it with: fednar tune --resume long" in output
     assert "Traceback" not in output
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.`fednar.kind` = 'search'")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiments.alerts import alerts_of
@@ -84,9 +84,8 @@ def compare(
         record.save()
         try:
             result = yield from _Runs(record, store, run_id, session).concluded(parent)
-        except KeyboardInterrupt as error:
-            error.args = (f"resume it with: fednar compare --resume {record.name}",)
-            raise
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     (record.directory / FINISHED).touch()
     return result
 
