@@ -8,7 +8,7 @@ import click
 
 from fednar_ray.cli.options import NEWEST, arguments, as_json, check_resumed_name, ray_address, read_document_to_train
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress, show_steps
-from fednar_ray.cluster.addresses import check_results_outlive_the_job
+from fednar_ray.cluster.addresses import check_results_outlive_job
 from fednar_ray.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     key=value overrides a setting, for example compare.seeds=5 or regularizer.clip_bound=1
     """
     document, record = _find_comparison(arguments, resume)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import planned_runs
     from fednar_ray.experiments.comparison.running import Progress
     from fednar_ray.experiments.comparison.running import compare as compare_runs
@@ -74,7 +74,7 @@ def _find_comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["D
                 f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value"
             )
         record = find(resume)
-        check_results_outlive_the_job(record.document, "compare")
+        check_results_outlive_job(record.document, "compare")
         return record.document, record
     document = read_document_to_train(arguments, "compare")
     newest = find_newest(document)

@@ -33,7 +33,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
         raise BadInput("data: missing; add a data section to the experiment")
     from fednar_ray.data.summary import inspect as summarize_data
     from fednar_ray.data.summary import lines
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import federation_of
     from fednar_ray.report.plots import draw_federation
 

@@ -26,7 +26,7 @@ def jobs(address: str | None, as_json: bool) -> None:
     """List the jobs of a Ray cluster, newest first."""
     from fednar_ray.cluster.jobs import Jobs
 
-    found = Jobs(address).jobs()
+    found = Jobs(address).list_jobs()
     if as_json:
         click.echo(json.dumps([asdict(job) for job in found]))
         return
@@ -73,7 +73,7 @@ def follow_job(job_id: str, cluster: "Jobs") -> int:
     Raises:
         Interrupted: Ctrl-C. The job keeps running.
     """
-    from fednar_ray.cluster.jobs import again
+    from fednar_ray.cluster.jobs import describe_reattach
 
     def write(text: str) -> None:
         click.echo(text, nl=False)
@@ -81,6 +81,6 @@ def follow_job(job_id: str, cluster: "Jobs") -> int:
     try:
         code = cluster.follow(job_id, write)
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(f"job {job_id} keeps running: {again(job_id)}") from interrupt
+        raise Interrupted(f"job {job_id} keeps running: {describe_reattach(job_id)}") from interrupt
     click.echo(f"job {job_id} ended with exit code {code}", err=True)
     return code

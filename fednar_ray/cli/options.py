@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_the_job
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
 from fednar_ray.config import Document, embedded, load_document
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, shown_text
@@ -70,7 +70,7 @@ def read_document_to_train(words: Sequence[str], command: str) -> Document:
     document = read_document(words, command)
     if document.experiment.tracking.uri is None:
         check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))
-    check_results_outlive_the_job(document, command)
+    check_results_outlive_job(document, command)
     return document
 
 

@@ -71,7 +71,7 @@ def run(
     console = build_console(stderr=as_json)
     quiet_libraries()
     check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import prepare
     from fednar_ray.experiments.run import register as register_model
     from fednar_ray.experiments.run import train

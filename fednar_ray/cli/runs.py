@@ -11,16 +11,16 @@ from fednar_ray.cli.output import build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 
 if TYPE_CHECKING:
-    from fednar_ray.tracking.run_directory import RunSummary
+    from fednar_ray.tracking.run_lookup import RunSummary
 
 
 @click.command()
 @as_json
 def runs(as_json: bool) -> None:
     """List the runs in ./runs. Shows the round at which each can be resumed."""
-    from fednar_ray.tracking.run_directory import kept_runs, summarize
+    from fednar_ray.tracking.run_lookup import list_runs, summarize
 
-    rows = [summarize(kept) for kept in kept_runs()]
+    rows = [summarize(kept) for kept in list_runs()]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
     elif rows:
@@ -68,12 +68,12 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
     a run is sent there only if --uri confirms the address.
     """
     quiet_libraries()
-    from fednar_ray.tracking.run_directory import kept_runs, named
+    from fednar_ray.tracking.run_lookup import find_run, list_runs
     from fednar_ray.tracking.sync import SyncReport
     from fednar_ray.tracking.sync import sync as send_missing
 
     reports, problems = [], []
-    for kept in [named(name) for name in names] or kept_runs():
+    for kept in [find_run(name) for name in names] or list_runs():
         try:
             report = send_missing(kept.directory, uri)
         except TrackingUnavailable as error:

@@ -14,8 +14,8 @@ import click
 
 from fednar_ray.cli.jobs import dashboard_address, follow_job
 from fednar_ray.cli.options import COMMANDS, NEWEST, read_document, split_arguments
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, on_the_cluster
-from fednar_ray.cluster.packing import Package, gather
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, find_cluster_addresses
+from fednar_ray.cluster.packing import Package, collect_package
 from fednar_ray.config import Document
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput
@@ -65,8 +65,9 @@ def submit(
 ) -> None:
     """Run a command as a job of a Ray cluster. Without a command, the job runs fednar run.
 
-    The job gets the files of this directory. This prints the job's log and exits with its exit code. The job keeps running if this command is ended. Options of the
-    command are passed on, for example: fednar submit tune search.yaml --register digits
+    The job gets the files of this directory. This prints the job's log and exits with its exit code. The job keeps
+    running if this command is ended. Options of the command are passed on, for example: fednar submit tune search.yaml
+    --register digits
     """
     name, *rest = arguments if arguments and arguments[0] in COMMANDS else ("run", *arguments)
     assert context.parent is not None
@@ -75,7 +76,7 @@ def submit(
     parsed = group.commands[name].make_context(name, list(rest)).params
     variables = _collect_variables(given)
     job = _build_job(name, rest, parsed, directory, exclude, variables)
-    from fednar_ray.cluster.jobs import Jobs, again
+    from fednar_ray.cluster.jobs import Jobs, describe_reattach
 
     cluster = Jobs(address)
     job_id = f"{job.name}-{secrets.token_hex(4)}"
@@ -86,7 +87,7 @@ def submit(
     if no_wait:
         click.echo(job_id)
         return
-    click.echo(f"Ctrl-C leaves it running; {again(job_id)}", err=True)
+    click.echo(f"Ctrl-C leaves it running; {describe_reattach(job_id)}", err=True)
     sys.exit(follow_job(job_id, cluster))
 
 
@@ -109,7 +110,7 @@ def _build_job(
         if directory is None:
             check_before_submitting(document, name, variables)
         _print_addresses(document, directory, variables)
-    package = gather(root, needed=_list_needed(root, files, document, directory), exclude=exclude)
+    package = collect_package(root, needed=_list_needed(root, files, document, directory), exclude=exclude)
     experiment = name if document is None else document.experiment.name
     return _Job(name=experiment, command=_build_command(name, rest, files, root, directory), package=package)
 
@@ -181,7 +182,7 @@ def _collect_variables(given: Sequence[str]) -> dict[str, str]:
 
 
 def _print_addresses(document: Document, directory: str | None, variables: Mapping[str, str]) -> None:
-    for key, place in on_the_cluster(document, variables).items():
+    for key, place in find_cluster_addresses(document, variables).items():
         click.echo(f"{key}: {place} is taken as the cluster's nodes see it", err=True)
     if directory is not None:
         for key, place in document.relative.items():

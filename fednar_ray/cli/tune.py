@@ -33,7 +33,7 @@ def tune(
         raise BadInput(f"--resume {resume} resumes the search as it was started; it takes no FILE and no key=value")
     document = None if resume is not None else read_document_to_train(arguments, "tune")
     quiet_libraries()
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress
     from fednar_ray.tuning.creation import search_name
     from fednar_ray.tuning.search import resume_search, start_search

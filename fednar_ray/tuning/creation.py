@@ -7,7 +7,7 @@ from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import parent_run
-from fednar_ray.tuning.trial_table import SEARCH_FILE, TrialTable
+from fednar_ray.tuning.trial_table import TrialTable
 
 
 def create_search(document: Document, store: Store, experiment_id: str) -> TrialTable:
@@ -49,7 +49,7 @@ def load_search_document(table: TrialTable) -> Document:
         BadInput: The file is missing.
         ConfigError: The file has settings that this version does not know.
     """
-    path = table.directory / SEARCH_FILE
+    path = table.files.search_yaml
     if not path.exists():
         raise BadInput(f"{path} is missing, so the search cannot be resumed; move {path.parent} and start it again")
     return load_document(path, to_search=True)

@@ -9,13 +9,14 @@ import numpy as np
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import CheckpointError, ConfigError
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, train
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
-from fednar_ray.tracking.searches import ANOTHER_SEED, NAME_TAG
+from fednar_ray.tracking.reading import run_of
+from fednar_ray.tracking.searches import ANOTHER_SEED
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
 from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 
@@ -90,7 +91,7 @@ class FinalTraining:
         results = []
         for index, each in enumerate(with_seeds(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}{ANOTHER_SEED}"
-            tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, NAME_TAG: self._table.name}
+            tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None
             prepared = prepare(each if resumption is None else resumption.experiment, session=self._session)

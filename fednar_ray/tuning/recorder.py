@@ -17,7 +17,6 @@ from fednar_ray.tuning.trial_report import TrialReport
 from fednar_ray.tuning.trial_runs import TrialRuns
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
-SCHEDULER_FILE = "scheduler.pickle"
 FAILURE_CHARACTERS = 300  # of a crash's error
 
 
@@ -97,7 +96,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             entry.status = self._final_status(entry)
             self._table.save()
         if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune does not restore ASHA's rungs by itself
-            save_scheduler(self._scheduler, self._table.directory / SCHEDULER_FILE)
+            save_scheduler(self._scheduler, self._table.files.scheduler)
         self._show_status(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.journal import ROUNDS_FILE, recorded
+from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tuning.trial_plan import values_key
 from fednar_ray.tuning.trial_report import TrialReport
@@ -91,7 +91,7 @@ def _last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
     return TrialReport(
         value=entry.value,
         rounds=entry.rounds,
-        lines=whole_lines(table.trial_directory(entry) / ROUNDS_FILE),
+        lines=whole_lines(table.files.trial(entry.name).journal),
         failure=entry.failure,
         train_seconds=0.0,
         group_size=entry.group_size,

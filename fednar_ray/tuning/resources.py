@@ -8,8 +8,8 @@ from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import ExecutionSettings, Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
-from fednar_ray.execution.capacity import put
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.capacity import reserve
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import prepare
 
@@ -96,7 +96,7 @@ def count_fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> 
     free = [dict(node) for node in nodes]
     wanted = sorted((bundle for bundle in bundles if bundle), key=_size, reverse=True)
     trials = 0
-    while all(put(bundle, free) for bundle in wanted):
+    while all(reserve(bundle, free) for bundle in wanted):
         trials += 1
     return trials
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.run import open_store
 from fednar_ray.report import Report
-from fednar_ray.report.redraw import REPORT, report_on
+from fednar_ray.report.redraw import report_on
 from fednar_ray.tracking import lines
 from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, load_search_document, search_name
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
@@ -24,12 +25,10 @@ from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import Show
 from fednar_ray.tuning.trial_plan import TrialPlan
-from fednar_ray.tuning.trial_table import SEARCH_FILE, STOPPED, TrialEntry, TrialTable, check_name_is_free
+from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
 
 log = logging.getLogger("fednar_ray")
-
-BEST_FILE = "best.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +149,7 @@ class _Search:
         with RunTracker(self._store, table.parent_id, table.directory, resumed=self._resume) as parent:
             self._log_inputs(parent)
             ended_early = self._run_trials(points)
-            parent.log_table(table.build_results(self._search.mode), "results.json")
+            parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
             best = self._find_best()
             training = FinalTraining(self._document, table, self._store, self._session, resume=self._resume)
             experiment = training.build_best(self._plan, best)
@@ -171,7 +170,7 @@ class _Search:
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
         parent.log_params({**dotted(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
-        parent.log_file(self._table.directory / SEARCH_FILE)
+        parent.log_file(self._table.files.search_yaml)
         self._table.described = True
         self._table.save()
 
@@ -199,7 +198,7 @@ class _Search:
         )
 
     def _write_best(self, experiment: Experiment, parent: RunTracker) -> None:
-        path = self._table.directory / BEST_FILE
+        path = self._table.files.best_yaml
         lines.replace(path, dump(experiment))
         parent.log_file(path)
 
@@ -211,7 +210,7 @@ class _Search:
         assert best.value is not None
         parent.log_metrics({**metrics, f"best/{self._search.metric}": best.value})
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
-        parent.log_tags({"fednar.best_trial": best.name, "fednar.best_run_id": final.best[0].run_id})
+        parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
 
     def _build_result(self, best: TrialEntry, final: FinalRuns, ended_early: str | None) -> SearchResult:
         table, seeds = self._table, self._search.seeds
@@ -221,7 +220,7 @@ class _Search:
             directory=table.directory,
             trials=tuple(table.rank(self._search.mode)),
             best=best,
-            best_file=table.directory / BEST_FILE,
+            best_file=table.files.best_yaml,
             test_metric=final.test_metric,
             best_test=final.best_test,
             baseline_test=final.baseline_test,
@@ -236,7 +235,7 @@ class _Search:
 
 def _write_report(table: TrialTable) -> Report | None:
     try:
-        return report_on(table.name, table.tracking_uri, table.directory / REPORT)
+        return report_on(table.name, table.tracking_uri, table.files.report)
     except (FednarError, OSError) as error:
         log.warning("the report was not written: %s; write it with: fednar report %s", error, table.name)
         return None

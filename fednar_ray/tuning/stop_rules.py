@@ -7,10 +7,9 @@ from ray.tune.stopper import Stopper
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.strategy import is_better
-from fednar_ray.tuning.trial_table import FINISHED, TrialEntry, TrialTable, search_directory
-
-STOP_FILE = "stop"  # in the search's directory, while a search ends early: the rule that is met
+from fednar_ray.tuning.trial_table import FINISHED, TrialEntry, TrialTable
 
 
 class StopRules:
@@ -49,11 +48,11 @@ class StopRules:
     def _stop(self, rule: str) -> None:
         if self.met is None:
             self.met = rule
-            replace(self._table.directory / STOP_FILE, rule)
+            replace(self._table.files.stop_file, rule)
 
     def clear(self) -> None:
         """Removes the stop file."""
-        (self._table.directory / STOP_FILE).unlink(missing_ok=True)
+        self._table.files.stop_file.unlink(missing_ok=True)
 
 
 class StopFileStopper(Stopper):  # type: ignore[misc]
@@ -72,4 +71,4 @@ class StopFileStopper(Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Returns whether the search is to end."""
-        return (search_directory(self._search) / STOP_FILE).exists()
+        return SearchDirectory.named(self._search).stop_file.exists()

@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.journal import line_of
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
 from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds

@@ -11,14 +11,12 @@ from typing import Any
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.lines import make_directory, replace
+from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
 from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 
 __all__ = ["FAILED", "FINISHED", "RUNNING", "STOPPED", "TrialEntry", "TrialTable"]
 
-SEARCHES = "searches"
-TABLE_FILE = "search.json"
-SEARCH_FILE = "search.yaml"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 RUNNING = "running"
 FIELDS_OF_EARLIER_VERSIONS = ("runs", "cohort_width", "begun", "changes")  # of the search and of its trials
@@ -94,13 +92,18 @@ class TrialTable:
     trials: dict[str, TrialEntry] = field(default_factory=dict)
 
     @property
+    def files(self) -> SearchDirectory:
+        """The search's directory, which names its files."""
+        return SearchDirectory.named(self.name)
+
+    @property
     def directory(self) -> Path:
         """``searches/<name>``, absolute."""
-        return search_directory(self.name)
+        return self.files.path
 
     def trial_directory(self, entry: TrialEntry) -> Path:
         """The directory of a trial's journal."""
-        return self.directory / "trials" / entry.name
+        return self.files.trial(entry.name).path
 
     def create(self, search_file: str) -> None:
         """Creates the search's directory with ``search_file`` as the text of its search file.
@@ -111,11 +114,11 @@ class TrialTable:
         Raises:
             RunFailed: The directory cannot be created.
         """
-        new = self.directory.with_name(f".{self.directory.name}.new")
+        new = self.files.under_construction
         shutil.rmtree(new, ignore_errors=True)
         make_directory(new)
-        replace(new / SEARCH_FILE, search_file)
-        replace(new / TABLE_FILE, self._to_json())
+        replace(SearchDirectory(new).search_yaml, search_file)
+        replace(SearchDirectory(new).trial_table, self._to_json())
         try:
             os.rename(new, self.directory)
         except OSError as error:
@@ -124,7 +127,7 @@ class TrialTable:
     def save(self) -> None:
         """Writes the table in one step: a crash leaves the previous one whole."""
         make_directory(self.directory)
-        replace(self.directory / TABLE_FILE, self._to_json())
+        replace(self.files.trial_table, self._to_json())
 
     def _to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -138,7 +141,7 @@ class TrialTable:
         """
         if not NAME.fullmatch(name):
             raise BadInput(f"{name}: not the name of a search, which may contain only letters, digits, '.', '_', '-'")
-        path = search_directory(name) / TABLE_FILE
+        path = SearchDirectory.named(name).trial_table
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             _check_version(fields, path)
@@ -154,7 +157,7 @@ class TrialTable:
         if table.name != name:
             raise BadInput(
                 f"{path.parent} holds the search {table.name!r}, which cannot be resumed as {name!r}; "
-                f"rename it to {search_directory(table.name)}, or if that exists, give its name: {table.name}"
+                f"rename it to {table.directory}, or if that exists, give its name: {table.name}"
             )
         return table
 
@@ -213,19 +216,15 @@ def _check_version(fields: Mapping[str, Any], path: Path) -> None:
         raise BadInput(
             f"{path} was written by an earlier version of fednar_ray (it has {', '.join(old)}), so the search cannot "
             f"be resumed; start it again under another name: "
-            f"fednar tune {path.parent / SEARCH_FILE} search.name={path.parent.name}-2"
+            f"fednar tune {SearchDirectory(path.parent).search_yaml} search.name={path.parent.name}-2"
         )
-
-
-def search_directory(name: str) -> Path:
-    """Returns ``searches/<name>`` below the working directory, as an absolute path."""
-    return Path(SEARCHES).absolute() / name
 
 
 def check_name_is_free(name: str) -> None:
     """Raises BadInput if the directory of a new search ``name`` already holds a search or other files."""
-    directory = search_directory(name)
-    if (directory / TABLE_FILE).exists():
+    files = SearchDirectory.named(name)
+    directory = files.path
+    if files.trial_table.exists():
         raise BadInput(
             f"search.name: {name!r} is in use; resume that search with: fednar tune --resume {name}; "
             "or set search.name to another name"
@@ -244,5 +243,5 @@ def find_tracking_uri(name: str) -> str | None:
 
 def list_searches() -> Iterator[str]:
     """Lists the names of the searches in this directory, sorted."""
-    names = (path.parent.name for path in Path(SEARCHES).glob(f"*/{TABLE_FILE}"))
+    names = (path.parent.name for path in Path(SEARCHES).glob(str(SearchDirectory(Path("*")).trial_table)))
     yield from sorted(name for name in names if not name.startswith("."))  # a dot: one that is being created

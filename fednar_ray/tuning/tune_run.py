@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tuning.recorder import SCHEDULER_FILE, Recorder
+from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import NEW_SEARCH, recover
 from fednar_ray.tuning.resources import TrialResources
 from fednar_ray.tuning.search_status import Show
@@ -33,7 +33,6 @@ from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import TrialTable
 
-TUNE = "tune"  # Tune's own directory within the search's
 ENVIRONMENT: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own log files: MLflow and the journals have their contents
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -73,8 +72,8 @@ def run_trials(
     scheduler = build_scheduler(search, rounds)
     recovery = NEW_SEARCH
     if resume:
-        restore_scheduler(scheduler, table.directory / SCHEDULER_FILE)
-        recovery = recover(table, search, rounds, table.directory / TUNE)
+        restore_scheduler(scheduler, table.files.scheduler)
+        recovery = recover(table, search, rounds, table.files.tune)
     plan = replace(plan, recorded=recovery.recorded)
     recorder = Recorder(table, store, plan, scheduler, count_trials(search), show, recovery.lost)
     with recorder, _seeded(search.seed), _environment(ENVIRONMENT), _ended_by_signals():
@@ -96,7 +95,7 @@ def _run_tune(
     concurrent = _concurrent_trials(search, resources)
     tune.run(
         tune.with_parameters(FederatedTrial, plan=plan),
-        name=TUNE,
+        name=table.files.tune.name,
         storage_path=str(table.directory),
         config=build_space(search),
         num_samples=search.trials,

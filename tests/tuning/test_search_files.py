@@ -24,10 +24,11 @@ from fednar_ray.config import Document, load_document
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.creation import add_parent_run, create_search
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.trial_table import SEARCH_FILE, TrialTable, check_name_is_free, list_searches, search_directory
+from fednar_ray.tuning.trial_table import TrialTable, check_name_is_free, list_searches
 from tests.support.servers import awaited
 
 pytestmark = [
@@ -184,12 +185,12 @@ def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_
                 made = True
             except Killed:
                 pass
-        there = search_directory("small").exists()
+        there = SearchDirectory.named("small").path.exists()
         outcomes.add(there)
         if there:
             assert list(list_searches()) == ["small"]
             table = TrialTable.load("small")
-            assert load_document(table.directory / SEARCH_FILE, to_search=True).search.trials == 3  # type: ignore[union-attr]
+            assert load_document(table.files.search_yaml, to_search=True).search.trials == 3  # type: ignore[union-attr]
             add_parent_run(table, store)
             add_parent_run(TrialTable.load("small"), store)
             runs = store.client.search_runs([experiment_id], "tags.`fednar.search` = 'small'")
@@ -213,17 +214,17 @@ def test_a_search_is_not_left_behind_where_mlflow_refuses_its_run(
     monkeypatch.setattr(Store, "create_run", unavailable)
     with pytest.raises(TrackingUnavailable):
         create_search(document(store), store, store.experiment_id("small"))
-    assert not search_directory("small").exists()
+    assert not SearchDirectory.named("small").path.exists()
 
 
 def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    search_directory("empty").mkdir(parents=True)
+    SearchDirectory.named("empty").path.mkdir(parents=True)
     check_name_is_free("empty")
-    (search_directory("other") / "notes").mkdir(parents=True)
+    (SearchDirectory.named("other").path / "notes").mkdir(parents=True)
     with pytest.raises(fr.BadInput, match=r"searches/other exists and is no search"):
         check_name_is_free("other")
-    search_directory("file").write_text("")
+    SearchDirectory.named("file").path.write_text("")
     with pytest.raises(fr.BadInput, match=r"searches/file exists and is no search"):
         check_name_is_free("file")
 
@@ -231,8 +232,8 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"trials": 3}', '{"trials": {}, "color": 1}'])
 def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    search_directory("small").mkdir(parents=True)
-    (search_directory("small") / "search.json").write_text(text)
+    SearchDirectory.named("small").path.mkdir(parents=True)
+    (SearchDirectory.named("small").path / "search.json").write_text(text)
     with pytest.raises(fr.BadInput, match=r"searches/small/search\.json is damaged"):
         resume_search("small", fr.RaySession(), silent)
 
@@ -240,11 +241,10 @@ def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
 def test_a_search_under_another_name_is_refused(store: Store, move: Callable[..., object]) -> None:
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
-    move(search_directory("small"), search_directory("other"))
+    move(SearchDirectory.named("small").path, SearchDirectory.named("other").path)
     before = contents(Path("searches"))
-    says = (
-        f"other holds the search 'small', which cannot be resumed as 'other'; rename it to {search_directory('small')}"
-    )
+    there = SearchDirectory.named("small").path
+    says = f"other holds the search 'small', which cannot be resumed as 'other'; rename it to {there}"
     with fr.RaySession() as session, pytest.raises(fr.BadInput, match=says):
         resume_search("other", session, silent)
     assert contents(Path("searches")) == before
@@ -253,10 +253,8 @@ def test_a_search_under_another_name_is_refused(store: Store, move: Callable[...
 def test_a_search_without_its_file_says_what_to_do(store: Store) -> None:
     """What an earlier version left, when it was killed between the two files."""
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
-    (search_directory("small") / SEARCH_FILE).unlink()
-    with pytest.raises(
-        fr.BadInput, match=r"search\.yaml is missing, so the search cannot be resumed; move .* and start it again"
-    ):
+    SearchDirectory.named("small").search_yaml.unlink()
+    with pytest.raises(fr.BadInput, match=r"search\.yaml is missing.*cannot be resumed; move .* start it again"):
         resume_search("small", fr.RaySession(), silent)
 
 
@@ -271,20 +269,20 @@ def test_a_search_of_an_earlier_version_is_refused_with_what_to_do(
     table: dict[str, Any], names: str, store: Store
 ) -> None:
     """The table of trials is refused; the search file then says which of its keys are called otherwise now."""
-    directory = search_directory("small")
+    directory = SearchDirectory.named("small").path
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
     kept = json.loads((directory / "search.json").read_text())
     (directory / "search.json").write_text(json.dumps({**kept, **table}))
     old = yaml.safe_load(file_of(store, trials=3))
     old["experiment"]["execution"]["cohort_width"] = 4
-    (directory / SEARCH_FILE).write_text(yaml.safe_dump(old))
+    (directory / "search.yaml").write_text(yaml.safe_dump(old))
     before = contents(directory)
-    again = re.escape(f"fednar tune {directory / SEARCH_FILE} search.name=small-2")
+    again = re.escape(f"fednar tune {directory / 'search.yaml'} search.name=small-2")
     says = rf"search\.json was written by an earlier version .*\(it has {names}\).*{again}"
     with pytest.raises(fr.BadInput, match=says):
         resume_search("small", fr.RaySession(), silent)
-    with pytest.raises(fr.ConfigError, match=r"cohort_width"):
-        load_document(directory / SEARCH_FILE, ["search.name=small-2"], to_search=True)
+    with pytest.raises(fr.ConfigError, match=r"cohort_width.*execution\.vectorize"):
+        load_document(directory / "search.yaml", ["search.name=small-2"], to_search=True)
     assert contents(directory) == before
 
 

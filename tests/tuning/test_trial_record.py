@@ -28,7 +28,7 @@ from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import recover
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_status import SearchStatus
-from fednar_ray.tuning.stop_rules import STOP_FILE, StopFileStopper, StopRules
+from fednar_ray.tuning.stop_rules import StopFileStopper, StopRules
 from fednar_ray.tuning.strategy import build_scheduler, rename_in_rungs, restore_scheduler, save_scheduler
 from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import TrialPlan, values_key
@@ -214,7 +214,7 @@ def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
     table, search = new_table(store), document(stop=stop).search
     assert search is not None
     table.save()
-    stopper = pickle.loads(pickle.dumps(StopFileStopper("small")))
+    stopper = pickle.loads(pickle.dumps(StopFileStopper("small")))  # noqa: S301 - our own
     rules = StopRules(search, table)
     rules.check_time()
     for value in values:
@@ -230,7 +230,7 @@ def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
 def test_a_stop_file_that_a_killed_process_left_does_not_end_a_resumed_search(store: Store) -> None:
     table = new_table(store)
     table.save()
-    (table.directory / STOP_FILE).write_text("1 trials ended without a new best")
+    table.files.stop_file.write_text("1 trials ended without a new best")
     with recording(table, store) as recorder:
         assert not StopFileStopper("small").stop_all()
         assert recorder.ended_early is None
