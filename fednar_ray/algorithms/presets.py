@@ -19,11 +19,17 @@ from fednar_ray.core.import_path import called_by_path
 
 
 class Algorithm(NamedTuple):
-    """A federated optimizer."""
+    """A federated optimizer.
 
-    local: ClientCorrection
+    Attributes:
+        client: Its half on the client.
+        server: Its half on the server.
+        weighted: Whether a client's weight w_i is proportional to its examples n_i, or the same for all.
+    """
+
+    client: ClientCorrection
     server: ServerOptimizer
-    weighted: bool = True  # w_i ∝ n_i; False gives every client of a round the same weight
+    weighted: bool = True
 
 
 def _mean(s: AlgorithmSettings) -> ServerOptimizer:

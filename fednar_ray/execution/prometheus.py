@@ -3,7 +3,7 @@
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 
 RUN = "run"  # the label: the name of the run directory
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
 
 ROUNDS_FILE = "metrics.jsonl"

@@ -33,7 +33,7 @@ def half_a_step_and_a_memory(beta=0.5):
         moved = state.parameters + np.float32(0.5) * m
         return ServerState(parameters=moved, vectors={"m": m}, server_lr=0.5)
 
-    pull = ClientCorrection(lambda r: lambda grad, params: grad + 0.1 * (params - r.origin))
+    pull = ClientCorrection(lambda r: lambda grad, params: grad + 0.1 * (params - r.global_params))
     return Algorithm(pull, ServerRule(init, step, lambda state: state.parameters))
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from fednar_ray.core.errors import RoundAborted, RunFailed
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared

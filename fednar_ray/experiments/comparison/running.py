@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.ray_session import RaySession
 from fednar_ray.experiments.alerts import alerts_of
 from fednar_ray.experiments.alerts.callback import chance_of
