@@ -13,14 +13,7 @@ from fednar_ray.config import Experiment, dump
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
-
-ROUNDS_FILE = "metrics.jsonl"
-EXPERIMENT_FILE = "experiment.yaml"
-
-
-def run_directory(experiment: Experiment, run_id: str) -> Path:
-    """``runs/<name>-<id>`` under the working directory, absolute."""
-    return Path("runs").absolute() / f"{experiment.name}-{run_id[:8]}"
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -76,7 +69,7 @@ def recorded(directory: Path) -> tuple[RoundRecord, ...]:
 
     They end at the first line that is not the next round.  Raises OSError where the file cannot be read.
     """
-    return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE, is_round))
+    return tuple(parse(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
 
 
 class Journal:
@@ -88,8 +81,8 @@ class Journal:
 
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
         make_directory(directory)
-        replace(directory / EXPERIMENT_FILE, dump(experiment))
-        self.file = Lines(directory / ROUNDS_FILE, is_round)
+        replace(RunDirectory(directory).experiment_yaml, dump(experiment))
+        self.file = Lines(RunDirectory(directory).journal, is_round)
         for line in lines[self.rounds :]:
             self.file.append(line)
 

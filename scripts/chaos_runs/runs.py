@@ -14,8 +14,8 @@ from typing import Any
 from processes import PAUSE_SECONDS, actors
 
 from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
-from fednar_ray.tracking.journal import EXPERIMENT_FILE, ROUNDS_FILE
 from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.run_directory import RunDirectory
 
 FEDNAR = str(Path(sys.executable).with_name("fednar"))
 LIMIT_SECONDS = 600.0  # of one process
@@ -137,13 +137,13 @@ class Run:
     @property
     def directory(self) -> Path | None:
         """Its run directory: the newest, where a first attempt left nothing to go on with."""
-        found = [path for path in self.folder.glob("runs/*") if (path / EXPERIMENT_FILE).exists()]
-        return max(found, key=lambda path: (path / EXPERIMENT_FILE).stat().st_ctime_ns, default=None)
+        found = [path for path in self.folder.glob("runs/*") if RunDirectory(path).experiment_yaml.exists()]
+        return max(found, key=lambda path: RunDirectory(path).experiment_yaml.stat().st_ctime_ns, default=None)
 
     @property
     def rounds(self) -> int:
         """How many rounds it has recorded."""
-        return 0 if self.directory is None else len(whole_lines(self.directory / ROUNDS_FILE))
+        return 0 if self.directory is None else len(whole_lines(RunDirectory(self.directory).journal))
 
     def standing(self) -> SearchStatus:
         """What is on disk now; no process of it may live."""

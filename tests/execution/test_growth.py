@@ -74,7 +74,7 @@ def grow_and_shrink() -> None:
     with place(prepared, resolved, session) as pool:
         for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
             assert not report.exclusions
-            counts.append(len(pool.places()))
+            counts.append(len(pool.actor_infos()))
             if added is None:
                 added = cluster.add_node(num_cpus=2, node_ip_address=OTHER)
             elif counts[-1] == 3 and not left:

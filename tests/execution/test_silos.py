@@ -91,7 +91,7 @@ def train_on_two_nodes(folder: Path) -> None:
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = [hosts[where.node_id] for where in pool.places()]
+        found = [hosts[where.node_id] for where in pool.actor_infos()]
         *_, last = rounds_of(prepared, resolved, pool, initial_state(prepared))
     refusals = [
         refusal(experiment(places({"north": folder / "both", "south": folder / "gone.csv"}, pinned=True)), session),
@@ -171,7 +171,7 @@ def test_a_site_that_is_away_for_too_long_does_not_count(tmp_path: Path, session
     prepared = prepare(chosen.model_copy(update=longer | seldom), session=session)
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
-        assert len(pool.places()) == 2
+        assert len(pool.actor_infos()) == 2
         rounds = rounds_of(prepared, resolved, pool, initial_state(prepared), splits=())
         assert next(rounds).exclusions == {}
         pool._plan = replace(pool._plan, pins=(pool._plan.pins[0], replace(pool._plan.pins[1], resources={"gone": 1})))

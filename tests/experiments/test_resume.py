@@ -30,7 +30,7 @@ from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
-from fednar_ray.tracking.run_directory import kept_in
+from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
@@ -174,7 +174,7 @@ def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
     assert resumption is not None
     assert resumption.checkpoint.next_round == 4
     directory = left(begun, ROUNDS, resumption=resumption)
-    last = kept_in(directory).checkpoints().load()
+    last = load_run(directory).open_checkpoints().load()
     assert last is not None
     reports = list(fr.iter_rounds(begun, **given()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()

@@ -180,7 +180,7 @@ LOSSES = {
         "they were late",
         "availability.deadline_seconds: more, or availability.over_sampling: above 1; a round then takes or costs more",
     ),
-    "clients_failed": ("they failed", "see clients_that_did_not_count.json"),
+    "clients_failed": ("they failed", "see excluded_clients.json"),
     "": ("they were not there", "availability: whom the trace or on_off leaves, and federation.clients_per_round"),
 }
 FAILED_CLIENTS = (
