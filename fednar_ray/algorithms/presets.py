@@ -15,7 +15,7 @@ from fednar_ray.algorithms.server_optimizers import (
 )
 from fednar_ray.config import AlgorithmSettings
 from fednar_ray.core.errors import ConfigError
-from fednar_ray.core.import_path import called_by_path
+from fednar_ray.core.import_path import call_by_path
 
 
 class Algorithm(NamedTuple):
@@ -81,7 +81,7 @@ def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
     if settings.name is not None:
         return PRESETS[settings.name](settings)
     assert settings.function is not None
-    algorithm = called_by_path(
+    algorithm = call_by_path(
         "algorithm.function",
         settings.function,
         settings.arguments or {},
