@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
