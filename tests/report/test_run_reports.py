@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.run_plots import Variant, draw_variants, final_value
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
@@ -97,23 +97,20 @@ def test_a_comparison_is_drawn_alike_from_here_and_from_elsewhere(folder, tmp_pa
     assert {"comparison.png", "accuracy_by_decay.png"} <= artifacts
 
 
-def make_rounds(count: int, accuracy: float) -> list[RoundRecord]:
+def rounds_of(count: int, accuracy: float) -> list[RoundRecord]:
     metrics = {"test_accuracy": accuracy, "effective_weight_decay": 0.01}
     return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t in range(count)]
 
 
 def test_one_weight_decay_has_no_accuracy_against_it(tmp_path):
-    runs = {Variant(0.01, name): [make_rounds(3, 0.5)] for name in ("fednar", "decoupled")}
+    runs = {Variant(0.01, name): [rounds_of(3, 0.5)] for name in ("fednar", "decoupled")}
     assert [path.name for path in draw_variants(runs, 2, tmp_path)] == ["comparison.png"]
 
 
 def test_a_comparison_that_was_cut_short_is_drawn_as_far_as_it_came(tmp_path):
-    runs = {
-        Variant(0.01, "fednar"): [make_rounds(3, 0.5), make_rounds(5, 0.7)],
-        Variant(0.1, "fednar"): [make_rounds(1, 0)],
-    }
+    runs = {Variant(0.01, "fednar"): [rounds_of(3, 0.5), rounds_of(5, 0.7)], Variant(0.1, "fednar"): [rounds_of(1, 0)]}
     assert len(draw_variants(runs, 2, tmp_path)) == 2
-    assert final_value(make_rounds(5, 0.7), 2) == pytest.approx(0.7)
+    assert final_value(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
     assert math.isnan(final_value([], 2))
 
 

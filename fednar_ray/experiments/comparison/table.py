@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, curve, final_value, measure_in
 
 CONFIDENCE = 0.95
