@@ -9,10 +9,10 @@ from fednar_ray.report import SearchReport, write_report
 from fednar_ray.report.run_plots import OF_VARIANTS, Records, Variant, draw_run, draw_variants
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.reading import Run, children_of, measured, records_of, run_of
+from fednar_ray.tracking.reading import Run, find_mlflow_run, list_children, read_metrics, read_rounds
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run
 from fednar_ray.tracking.searches import read_search
@@ -59,7 +59,7 @@ def redraw(name: str, uri: str | None, output: Path | None, searched: str | None
         return _redraw_run_here(ref, uri, output)
     if searched is None and RUN_ID.fullmatch(name):
         store = Store(uri)
-        run = run_of(store, name)
+        run = find_mlflow_run(store, name)
         if run is None:
             raise BadInput(f"MLflow at {store.uri} has no run {name}")
         if run.data.tags.get(KIND_TAG) != "search":
@@ -81,11 +81,11 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
     records, directory = recorded(ref.directory), output or ref.directory
     if records:
         return RedrawnFiles(page=None, files=draw_run(records, directory))
-    identity = identity_of(ref.directory)  # a comparison, or a run without a finished round
+    identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:
         check_confirmed(identity.tracking_uri, ref.directory)
     store = Store(uri or identity.tracking_uri)
-    run = run_of(store, identity.run_id)
+    run = find_mlflow_run(store, identity.run_id)
     if run is None:
         raise BadInput(f"MLflow at {store.uri} has no run {identity.run_id}, which belongs to {ref.name}")
     return _redraw_from_mlflow(store, run, directory)
@@ -94,14 +94,14 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
 def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles:
     """Draws a run from MLflow, or a comparison from the runs nested in its own."""
     if run.data.tags.get(KIND_TAG) != "comparison":
-        return RedrawnFiles(page=None, files=draw_run(records_of(store, run), directory))
+        return RedrawnFiles(page=None, files=draw_run(read_rounds(store, run), directory))
     variants: dict[Variant, list[Records]] = {}
-    for child in children_of(store, run):
+    for child in list_children(store, run):
         if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
             continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
-        variants.setdefault(variant, []).append(measured(store, child, OF_VARIANTS))
+        variants.setdefault(variant, []).append(read_metrics(store, child, OF_VARIANTS))
     if not variants:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
     return RedrawnFiles(

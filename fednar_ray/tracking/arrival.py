@@ -22,7 +22,7 @@ class NotAnswered(Exception):
     """An answer that MLflow would not give, or one that says that something sent has not arrived."""
 
 
-def unreachable(uri: str, error: Exception) -> str:
+def describe_failure(uri: str, error: Exception) -> str:
     """Says what is wrong with the store at ``uri``, for a message."""
     foreign = (
         isinstance(error, NotAnswered | json.JSONDecodeError)

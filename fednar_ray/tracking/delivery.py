@@ -25,7 +25,7 @@ from fednar_ray.tracking.arrival import (
     read_run,
     rounds_in,
 )
-from fednar_ray.tracking.inside import path_inside
+from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.outbox import Operation, Outbox
 from fednar_ray.tracking.tags import END_TAG
@@ -106,7 +106,7 @@ class Delivery:
         size = 0
         if operation is not None and "path" in operation:
             with suppress(OSError, BadInput):
-                path = path_inside(self._directory, operation["path"])
+                path = resolve_inside(self._directory, operation["path"])
                 size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         return size
 
@@ -135,7 +135,7 @@ class Delivery:
         try:
             yield reasons
         except Exception as error:
-            if not refused(error):
+            if not is_refusal(error):
                 raise
             reasons.append(first_line(error))
             if reasons[0] not in self._refusals:
@@ -238,7 +238,7 @@ class Delivery:
     def _path_of(self, operation: Operation) -> Path:
         """The file that it sends. Raises FileNotFoundError where there is none, or where it is no part of the run."""
         try:
-            path = path_inside(self._directory, operation["path"])
+            path = resolve_inside(self._directory, operation["path"])
         except BadInput as reason:
             raise FileNotFoundError(str(reason)) from None
         if not path.exists():
@@ -309,7 +309,7 @@ def _description(path: Path) -> Model:
         raise FileNotFoundError(f"{path} is damaged: {error}") from error
 
 
-def refused(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether trying again cannot mend an error, and neither can other credentials.
 
     Over HTTP only MLflow itself refuses, by an error in its own form: a proxy that finds nothing behind it does not.

@@ -38,7 +38,7 @@ class Identity:
         replace_file(RunDirectory(directory).identity, json.dumps(asdict(self)))
 
 
-def identity_of(directory: Path) -> Identity:
+def read_identity(directory: Path) -> Identity:
     """Returns the MLflow run that a run directory belongs to. Raises BadInput where it does not say."""
     path = RunDirectory(directory).identity
     try:
@@ -65,23 +65,23 @@ def _identity(fields: object) -> Identity:
     return Identity(run_id=run_id, tracking_uri=uri, directory=directory, writers=tuple(writers))
 
 
-def original_of(directory: Path, identity: Identity) -> Path | None:
+def find_original(directory: Path, identity: Identity) -> Path | None:
     """Returns the directory that ``directory`` was copied from; None where that one is gone, or it is no copy."""
     if identity.directory is None:
         return None
     original = Path(identity.directory)
     try:
-        if original.samefile(directory) or identity_of(original).run_id != identity.run_id:
+        if original.samefile(directory) or read_identity(original).run_id != identity.run_id:
             return None
     except (OSError, ValueError, BadInput):  # it was moved, or its disk is elsewhere
         return None
     return original
 
 
-def check_no_copy(directory: Path, what: str) -> None:
+def check_not_copied(directory: Path, what: str) -> None:
     """Raises BadInput where ``directory`` was copied from one that is still there; ``what`` says what it holds."""
     try:
-        original = original_of(directory, identity_of(directory))
+        original = find_original(directory, read_identity(directory))
     except BadInput:
         return
     if original is not None:

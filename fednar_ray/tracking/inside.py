@@ -6,7 +6,7 @@ from pathlib import Path
 from fednar_ray.core.errors import BadInput
 
 
-def path_inside(directory: Path, name: str) -> Path:
+def resolve_inside(directory: Path, name: str) -> Path:
     """Returns the path of ``name`` below ``directory``, with every file below that.
 
     Raises BadInput where it, or a file below it, lies outside the directory (``..``, an absolute path, a link), or is

@@ -39,10 +39,10 @@ from fednar_ray.core.store_uris import (
     sqlite_file,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import NotAnswered, unreachable
+from fednar_ray.tracking.arrival import NotAnswered, describe_failure
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.file_writes import make_directory, replace_file
-from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
+from fednar_ray.tracking.identity import RUN_ID, Identity, read_identity
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
 from fednar_ray.tracking.models import save_model
@@ -105,7 +105,7 @@ class Store:
         folder = folder_misread_by_mlflow(self.uri)
         if folder is not None:
             raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if not self.client.search_experiments(max_results=1) and self.uri.startswith("http"):
                 self._ask_for_the_default_experiment()
 
@@ -126,7 +126,7 @@ class Store:
         problem = experiment_name_problem(name)
         if problem is not None:
             raise BadInput(f"{name!r} cannot be the name of an MLflow experiment: {problem}")
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 if found.name != name:
@@ -138,7 +138,7 @@ class Store:
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """A new run, tagged with what runs it as well; returns its id."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
@@ -155,14 +155,14 @@ class Store:
 
     def abandon_run(self, run_id: str) -> None:
         """End a run that nobody continues as KILLED, and mark it; one that has ended is only marked."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
             self.client.set_tag(run_id, ABANDONED_TAG, "true")
 
     def register_model(self, run_id: str, name: str) -> int:
         """The run's model as the next version of a registered model, made if it is new; returns the version."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if not self._has_registered(name):
                 self.client.create_registered_model(name)
             (model,) = self.client.get_run(run_id).outputs.model_outputs
@@ -197,7 +197,7 @@ class Store:
 
     def log_files(self, run_id: str, directory: Path, name: str) -> None:
         """The files of a directory among a run's artifacts, below ``name``."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
 
 
@@ -232,12 +232,12 @@ def _without_stray_folders(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def raise_as_unavailable(uri: str) -> Iterator[None]:
     """Whatever a store raises (MLflow lets SQLAlchemy's and requests' through) as TrackingUnavailable."""
     try:
         yield
     except Exception as error:
-        raise TrackingUnavailable(unreachable(uri, error)) from error
+        raise TrackingUnavailable(describe_failure(uri, error)) from error
 
 
 class RunTracker(RoundCallback):
@@ -292,7 +292,7 @@ class RunTracker(RoundCallback):
         """Of the run in this directory; what the directory says of itself, if that is the same run."""
         new = Identity(run_id=self.run_id, tracking_uri=self.uri)
         try:
-            recorded = identity_of(self._directory)
+            recorded = read_identity(self._directory)
         except BadInput:
             return new
         same = (recorded.run_id, recorded.tracking_uri) == (new.run_id, new.tracking_uri)

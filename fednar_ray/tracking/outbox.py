@@ -42,7 +42,7 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
 """Each kind of operation, with its fields and what they must be."""
 
 
-def operation_of(line: str) -> Operation | None:
+def parse_operation(line: str) -> Operation | None:
     """Returns the operation that a line of the outbox holds; None where it is damaged."""
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str) or fields["kind"] not in FIELDS:
@@ -65,7 +65,7 @@ class Outbox:
         self._sent_operations = min(sent["operations"], len(self._lines))
         self.sent_rounds = sent["rounds"]  # that have arrived
         unsent = self._lines.read(self._sent_operations, len(self._lines))
-        self.pending: deque[tuple[Operation | None, bool]] = deque((operation_of(line), True) for line in unsent)
+        self.pending: deque[tuple[Operation | None, bool]] = deque((parse_operation(line), True) for line in unsent)
         """Those that are not known to have arrived (None: a damaged line), and whether each is in the file."""
         self._closed = False
 

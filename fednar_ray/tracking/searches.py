@@ -15,8 +15,8 @@ from mlflow.entities import Run
 
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
-from fednar_ray.tracking.mlflow import Store, answering
-from fednar_ray.tracking.reading import History, history_of, pages, runs_like
+from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
+from fednar_ray.tracking.reading import History, pages, read_history, search_runs_where
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
@@ -100,7 +100,7 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
     Raises BadInput where there is none, and TrackingUnavailable.
     """
     store = Store(uri)
-    with answering(store.uri):
+    with raise_as_unavailable(store.uri):
         searches = list(_searches(store.client))
     parent = next((run for run in searches if run.data.tags.get(SEARCH_TAG) == name), None)
     if parent is None:
@@ -109,17 +109,17 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
         raise BadInput(f"MLflow at {store.uri} has no search of the name {name!r}; {there}")
     if not set(ABOUT) <= set(parent.data.params):
         raise BadInput(f"MLflow at {store.uri} does not know yet what the search {name!r} is; try again in a moment")
-    with answering(store.uri):
+    with raise_as_unavailable(store.uri):
         return _record(store.client, parent, name)
 
 
-def parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> str:
+def ensure_parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> str:
     """The id of a search's parent run, which is created unless an earlier process did so and was killed.
 
     Raises TrackingUnavailable.
     """
-    with answering(store.uri):
-        found = next(runs_like(store.client, [experiment_id], f"tags.`{SEARCH_ID_TAG}` = '{search_id}'"), None)
+    with raise_as_unavailable(store.uri):
+        found = next(search_runs_where(store.client, [experiment_id], f"tags.`{SEARCH_ID_TAG}` = '{search_id}'"), None)
     if found is not None:
         return str(found.info.run_id)
     return store.create_run(experiment_id, name, {KIND_TAG: "search", SEARCH_TAG: name, SEARCH_ID_TAG: search_id})
@@ -130,14 +130,14 @@ def _searches(client: MlflowClient) -> Iterator[Run]:
     experiments = [
         experiment.experiment_id for experiment in pages(lambda token: client.search_experiments(page_token=token))
     ]
-    return runs_like(client, experiments, f"tags.`{KIND_TAG}` = 'search'")
+    return search_runs_where(client, experiments, f"tags.`{KIND_TAG}` = 'search'")
 
 
 def _record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     params, run_id = parent.data.params, parent.info.run_id
     space, metric = json.loads(params["search.space"]), params["search.metric"]
     children: dict[str, dict[str, Run]] = {"trial": {}, "best": {}, "baseline": {}}
-    for run in runs_like(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
+    for run in search_runs_where(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
             children[kind].setdefault(run.info.run_name, run)  # the newest of a name
@@ -162,9 +162,9 @@ def _record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
 def _trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str, object]) -> TrialRecord:
     return TrialRecord(
         name=run.info.run_name,
-        values={key: parsed(text) for key, text in run.data.params.items() if key in space},
+        values={key: parse_value(text) for key, text in run.data.params.items() if key in space},
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
-        history=history_of(client, run, metric),
+        history=read_history(client, run, metric),
     )
 
 
@@ -178,8 +178,8 @@ def _curve(client: MlflowClient, runs: Iterable[Run], metric: str) -> Curve | No
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_settings(seeds[0].data.params),
-        history=_mean([history_of(client, run, metric) for run in seeds]),
-        test_history=_mean([history_of(client, run, on_test) for run in seeds]) if on_test != metric else (),
+        history=_mean([read_history(client, run, metric) for run in seeds]),
+        test_history=_mean([read_history(client, run, on_test) for run in seeds]) if on_test != metric else (),
         test_accuracy=fmean(accuracies) if accuracies else None,
     )
 
@@ -191,10 +191,10 @@ def _mean(histories: Sequence[History]) -> History:
 
 
 def _settings(params: Mapping[str, str]) -> dict[str, Any]:
-    return {key: parsed(text) for key, text in params.items() if not key.startswith(("search.", "best."))}
+    return {key: parse_value(text) for key, text in params.items() if not key.startswith(("search.", "best."))}
 
 
-def parsed(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A parameter's value; MLflow keeps text."""
     try:
         return yaml_text.parse(text)

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 
-from fednar_ray.tracking.arrival import unreachable
+from fednar_ray.tracking.arrival import describe_failure
 from fednar_ray.tracking.delivery import Delivery
 
 log = logging.getLogger("fednar_ray")
@@ -120,5 +120,5 @@ class Sender:
         if tell:
             log.warning(
                 "%s; training goes on, and what is recorded is sent later",
-                unreachable(self._uri, error),
+                describe_failure(self._uri, error),
             )

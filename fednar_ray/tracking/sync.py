@@ -11,11 +11,11 @@ from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import is_round
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import DirectoryLocked, lock_run_directory
-from fednar_ray.tracking.mlflow import Store, answering
+from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -49,7 +49,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
     """
     with ExitStack() as stack:
         try:
-            identity = identity_of(directory)
+            identity = read_identity(directory)
             stack.enter_context(lock_run_directory(directory))
             if uri is None:
                 check_address(str(RunDirectory(directory).identity), identity.tracking_uri)
@@ -63,7 +63,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
             delivery = _opened(stack, store, identity.run_id, directory)
         except RunFailed as reason:
             return SyncReport(directory=directory, problem=str(reason))
-        with answering(store.uri):
+        with raise_as_unavailable(store.uri):
             while delivery.owes:
                 delivery.step()
     return SyncReport(directory=directory, operations=delivery.delivered_operations, rounds=delivery.delivered_rounds)

@@ -10,7 +10,7 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import Journal, parse
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
@@ -84,7 +84,7 @@ class OpenTrial:
 def _find_run_id(directory: Path) -> str | None:
     """Finds the MLflow run of a trial's directory; None if it has none yet."""
     try:
-        return identity_of(directory).run_id
+        return read_identity(directory).run_id
     except BadInput:
         return None
 

@@ -15,7 +15,7 @@ from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report import SearchReport
 from fednar_ray.report.redraw import write_search_report
 from fednar_ray.tracking.file_writes import replace_file
-from fednar_ray.tracking.identity import check_no_copy
+from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
 from fednar_ray.tuning.checking import check_trials
@@ -109,7 +109,7 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
         BadInput: There is no search of that name, its files cannot be read, or another process runs it.
         RunFailed: No trial has trained all rounds.
     """
-    check_no_copy(TrialTable.load(name).directory, "search")
+    check_not_copied(TrialTable.load(name).directory, "search")
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)

@@ -13,7 +13,7 @@ from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
 from fednar_ray.tracking.file_writes import replace_file
-from fednar_ray.tracking.inside import path_inside
+from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import Store
@@ -97,7 +97,7 @@ def test_paths_that_lead_outside(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("../nothing")
     with pytest.raises(BadInput, match="is not sent"):
-        path_inside(tmp_path, name)
+        resolve_inside(tmp_path, name)
 
 
 def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) 
     (tmp_path / "real" / "alias").symlink_to("file")
     (tmp_path / "run").symlink_to("real")
     for name in ("file", "alias", "./file", "../run/file"):
-        assert path_inside(tmp_path / "run", name).read_text() == "x"
+        assert resolve_inside(tmp_path / "run", name).read_text() == "x"
 
 
 def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Path) -> None:

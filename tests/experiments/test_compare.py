@@ -31,7 +31,7 @@ from fednar_ray.experiments.comparison.table import Outcome, rows_of
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.run_plots import Variant
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
@@ -421,14 +421,14 @@ def test_a_run_that_another_process_trains_is_left_to_it(data):
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
     assert find(name).directory_of(find(name).runs[0]) == directory
-    assert "fednar.abandoned" not in MlflowClient().get_run(identity_of(directory).run_id).data.tags
+    assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
 def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
     name = interrupted(document(data), ROUNDS + 1)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    run_id = identity_of(directory).run_id
+    run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")
     assert without_durations(printed("--resume", name)["rows"]) == whole[0]
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags

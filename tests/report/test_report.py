@@ -23,7 +23,7 @@ from fednar_ray.report.importance import importances, why_no_importances
 from fednar_ray.report.search_page import claim
 from fednar_ray.report.search_results import ranked, results, summarize_search
 from fednar_ray.report.sensitivity import sensitivity
-from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parsed, read_search
+from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
@@ -561,5 +561,5 @@ def test_a_search_that_is_not_there_is_refused_with_those_that_are(client, uri, 
     ],
 )  # fmt: skip
 def test_a_parameter_comes_back_as_the_value_it_was(text, value):
-    assert parsed(text) == value
-    assert type(parsed(text)) is type(value)
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)

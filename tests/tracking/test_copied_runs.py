@@ -15,7 +15,7 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.run import train
-from fednar_ray.tracking.identity import Identity, identity_of, original_of
+from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -73,7 +73,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
         assert run.data.params["federation.rounds"] == str(ROUNDS)
         assert len(run.outputs.model_outputs) == 1
         assert "metrics.jsonl" in {file.path for file in client.list_artifacts(result.run_id)}
-        assert identity_of(result.directory).run_id == result.run_id
+        assert read_identity(result.directory).run_id == result.run_id
     assert client.get_run(copy.run_id).data.tags["fednar.copied_from"] == original.run_id
     assert "fednar.copied_from" not in client.get_run(original.run_id).data.tags
     experiment_id = client.get_run(copy.run_id).info.experiment_id
@@ -118,8 +118,8 @@ def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path
     next(rounds)
     (copy / "checkpoints" / "gone").mkdir()  # its checkpoints still name the original's run
     rounds.close()
-    own = identity_of(copy).run_id
-    assert own != identity_of(directory).run_id
+    own = read_identity(copy).run_id
+    assert own != read_identity(directory).run_id
     result, original = fr.run(resume=str(copy)), fr.run(resume=str(directory))
     assert result.run_id == own
     assert_each_has_all_rounds_once(tmp_path, original, result)
@@ -127,7 +127,7 @@ def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path
 
 def test_a_directory_that_was_moved_goes_on_in_its_mlflow_run(tmp_path: Path, here: Path) -> None:
     directory = left(experiment(tmp_path))
-    run_id = identity_of(directory).run_id
+    run_id = read_identity(directory).run_id
     moved = tmp_path / "elsewhere" / "renamed-0"
     moved.parent.mkdir()
     shutil.move(directory, moved)
@@ -174,13 +174,13 @@ def test_what_makes_a_copy(tmp_path: Path) -> None:
     identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").started_in(original)
     identity.write(original)
     shutil.copytree(original, copy)
-    assert original_of(original, identity_of(original)) is None
-    assert original_of(copy, identity_of(copy)) == original
+    assert find_original(original, read_identity(original)) is None
+    assert find_original(copy, read_identity(copy)) == original
     (tmp_path / "link").symlink_to(original)
-    assert original_of(tmp_path / "link", identity_of(original)) is None
+    assert find_original(tmp_path / "link", read_identity(original)) is None
     (original / "run.json").write_text(json.dumps({"run_id": "b" * 32, "tracking_uri": "sqlite:////m.db"}))
-    assert original_of(copy, identity_of(copy)) is None  # another run lies there now
+    assert find_original(copy, read_identity(copy)) is None  # another run lies there now
     (original / "run.json").write_text("{")
-    assert original_of(copy, identity_of(copy)) is None
+    assert find_original(copy, read_identity(copy)) is None
     (copy / "run.json").write_text(json.dumps({"run_id": "a" * 32, "tracking_uri": "x"}))  # of an earlier version
-    assert original_of(copy, identity_of(copy)) is None
+    assert find_original(copy, read_identity(copy)) is None

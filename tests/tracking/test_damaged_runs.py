@@ -15,7 +15,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.journal import Journal, is_round, recorded
-from fednar_ray.tracking.outbox import operation_of
+from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
 from tests.cli.test_strangers import typed
@@ -245,7 +245,7 @@ def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
 def test_json_that_is_no_round_and_no_operation(line: str, tmp_path: Path) -> None:
     assert not is_round(line, 0)
     if not line.startswith("[[[[") and not line.startswith("experiment"):
-        assert operation_of(line) is None
+        assert parse_operation(line) is None
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     assert recorded(tmp_path) == ()
 
