@@ -275,8 +275,8 @@ class RunTracker(RoundCallback):
         with ExitStack() as stack:
             stack.enter_context(lock_run_directory(self._directory))
             if self._copied:
-                Outbox.forget_what_arrived(self._directory)
-            identity = self._identity().started_in(self._directory)
+                Outbox.reset_sent(self._directory)
+            identity = self._identity().with_new_writer(self._directory)
             identity.write(self._directory)
             self._outbox = stack.enter_context(closing(Outbox(self._directory)))
             if self._resumed or self._copied:

@@ -1,4 +1,4 @@
-"""What MLflow has of runs, read back: any store, whoever wrote to it."""
+"""Reads runs back from any MLflow store."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ PLOTTED_METRICS = (
     "test_accuracy", "validation_accuracy", "test_rmse", "validation_rmse", "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
 )  # fmt: skip
-"""The metrics that pictures of a run are made of."""
+"""The metrics that the plots of a run show."""
 
 History = tuple[tuple[int, float], ...]
-"""(round, value), in the order of rounds; without the rounds that were not evaluated."""
+"""(round, value) pairs in the order of rounds, without the rounds that were not evaluated."""
 
 
 def find_mlflow_run(store: Store, run_id: str) -> Run | None:
-    """The run of that id; None where the store has none. Raises TrackingUnavailable."""
+    """Returns the run of that id; None if the store has none. Raises TrackingUnavailable."""
     with raise_as_unavailable(store.uri):
         try:
             return read_run(store.client, run_id)
@@ -41,16 +41,18 @@ def find_mlflow_run(store: Store, run_id: str) -> Run | None:
 
 
 def list_children(store: Store, run: Run) -> list[Run]:
-    """The runs nested in a run, in the order in which they began. Raises TrackingUnavailable."""
+    """Returns the runs nested in a run, in the order of their starts. Raises TrackingUnavailable."""
     wanted = f"tags.`{PARENT_TAG}` = '{run.info.run_id}'"
     with raise_as_unavailable(store.uri):
         return list(search_runs_where(store.client, [run.info.experiment_id], wanted))[::-1]
 
 
 def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
-    """The rounds of a run: of one that has finished its journal, of others what their metrics show.
+    """Reads the rounds of a run: from its journal if it has finished, else from PLOTTED_METRICS.
 
-    Raises TrackingUnavailable, and BadInput where there is no round.
+    Raises:
+        TrackingUnavailable: The store does not answer.
+        BadInput: The run has no round.
     """
     run_id, finished = run.info.run_id, run.info.status == "FINISHED"
     journal = RunDirectory(Path()).journal.name
@@ -63,7 +65,7 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
 
 
 def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord, ...]:
-    """The rounds of a run, from these metrics. Raises TrackingUnavailable, and BadInput where there is none."""
+    """Reads the rounds of a run from the metrics ``names``. Raises as ``read_rounds`` does."""
     with raise_as_unavailable(store.uri):
         histories = {name: dict(read_history(store.client, run, name)) for name in names}
     rounds = sorted(set().union(*histories.values()))
@@ -81,7 +83,7 @@ def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRec
 
 
 def read_history(client: MlflowClient, run: Run, metric: str) -> History:
-    """A metric by round; of a round that was trained twice, what it gave the last time."""
+    """Reads a metric over rounds. For a round that was trained twice, the later value is taken."""
     if metric not in run.data.metrics:
         return ()
     points = client.get_metric_history(run.info.run_id, metric)
@@ -89,12 +91,14 @@ def read_history(client: MlflowClient, run: Run, metric: str) -> History:
 
 
 def search_runs_where(client: MlflowClient, experiments: Sequence[str], wanted: str) -> Iterator[Run]:
-    """The runs that a filter finds, newest first."""
-    return pages(lambda token: client.search_runs(experiments, wanted, order_by=list(NEWEST_FIRST), page_token=token))
+    """Yields the runs that match a filter of MLflow's search, newest first."""
+    return iterate_pages(
+        lambda token: client.search_runs(experiments, wanted, order_by=list(NEWEST_FIRST), page_token=token)
+    )
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What is found, over all of MLflow's pages."""
+def iterate_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yields the results of a search from all of MLflow's pages."""
     token = None
     while True:
         page = search(token)

@@ -1,6 +1,6 @@
-"""Sends to MLflow what a run directory still owes it: after an outage that outlasted the run, or a crash.
+"""Sends to MLflow what a run directory still owes it, after an outage that outlasted the run, or after a crash.
 
-Where a directory's record says that it belongs is not enough to send anything there: the directory may be a stranger's.
+The address in a run directory alone is not trusted, because the directory may come from a stranger.
 """
 
 from contextlib import ExitStack, closing
@@ -22,12 +22,12 @@ from fednar_ray.tracking.run_directory import RunDirectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """What one ``sync`` did."""
+    """The outcome of one ``sync``."""
 
     directory: Path
-    operations: int = 0  # sent now: parameters, tags, files, the model, the run's end
-    rounds: int = 0  # sent now
-    skipped: str | None = None  # why nothing was tried: the run sends for itself
+    operations: int = 0  # number sent now: parameters, tags, files, the model, the end of the run
+    rounds: int = 0  # number sent now
+    skipped: str | None = None  # why nothing was tried: the run is still being written
     problem: str | None = None  # why nothing can be sent: the directory is damaged, or its store is not confirmed
 
     def __str__(self) -> str:
@@ -41,11 +41,18 @@ class SyncReport:
 
 
 def sync(directory: Path, uri: str | None = None) -> SyncReport:
-    """Send everything that ``directory`` owes, to the store that it names or to ``uri``.
+    """Sends everything that a run directory owes to MLflow.
 
-    The store that it names must be confirmed: be the one that the settings name (``MLFLOW_TRACKING_URI``, or MLflow's
-    default here), or one that this user has recorded runs in; ``uri`` confirms itself.  A run that is still being
-    written sends for itself, and is skipped.  Raises TrackingUnavailable when MLflow does not answer.
+    The store that the directory names must be confirmed: it is the one of the settings (``MLFLOW_TRACKING_URI``, or
+    MLflow's default), or one that this user has recorded runs in. A run that is still being written is skipped,
+    because it sends everything itself.
+
+    Args:
+        directory: The run directory.
+        uri: The store to send to; None takes the one that the directory names. A given store counts as confirmed.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
     """
     with ExitStack() as stack:
         try:
@@ -60,7 +67,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
             return SyncReport(directory=directory, problem=str(reason))
         store = Store(uri or identity.tracking_uri)
         try:
-            delivery = _opened(stack, store, identity.run_id, directory)
+            delivery = _open_delivery(stack, store, identity.run_id, directory)
         except RunFailed as reason:
             return SyncReport(directory=directory, problem=str(reason))
         with raise_as_unavailable(store.uri):
@@ -69,8 +76,8 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
     return SyncReport(directory=directory, operations=delivery.delivered_operations, rounds=delivery.delivered_rounds)
 
 
-def _opened(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Delivery:
-    """What a run directory owes. Its journal is only read: what is damaged in it is for a resumed run to mend."""
+def _open_delivery(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Delivery:
+    """Opens what a run directory owes. The journal is only read, because a resumed run repairs a damaged one."""
     outbox = stack.enter_context(closing(Outbox(directory)))
     delivery = Delivery(lambda: store.client, run_id, directory, outbox)
     journal = RunDirectory(directory).journal

@@ -522,7 +522,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
 
 def test_a_search_that_has_not_said_what_it_is_yet_is_refused(client, uri):
     recorded(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
-    with pytest.raises(BadInput, match="does not know yet what the search 'young' is"):
+    with pytest.raises(BadInput, match="does not have the settings of the search 'young' yet"):
         read_search(uri, "young")
 
 

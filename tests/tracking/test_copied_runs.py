@@ -171,7 +171,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
 def test_what_makes_a_copy(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
-    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").started_in(original)
+    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").with_new_writer(original)
     identity.write(original)
     shutil.copytree(original, copy)
     assert find_original(original, read_identity(original)) is None

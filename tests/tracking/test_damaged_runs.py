@@ -275,7 +275,7 @@ def test_a_damaged_line_of_an_outbox_is_told_and_the_others_are_sent(
     (run / "outbox.jsonl").write_text("\n".join([whole[0], '{"kind": "file"}', *whole[1:]]) + "\n")
     (run / "outbox.sent").unlink()
     assert sync(run).operations == len(whole)
-    assert "a line of its outbox is damaged" in caplog.text
+    assert "a line of the outbox is damaged" in caplog.text
 
 
 def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
