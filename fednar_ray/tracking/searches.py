@@ -136,10 +136,7 @@ def ensure_parent_run(store: Store, experiment_id: str, name: str, search_id: st
 
 def _searches(client: MlflowClient) -> Iterator[Run]:
     """Yields the parent runs of all searches, newest first."""
-    experiments = [
-        experiment.experiment_id
-        for experiment in iterate_pages(lambda token: client.search_experiments(page_token=token))
-    ]
+    experiments = iterate_pages(lambda token: client.search_experiments(page_token=token))
     return search_runs_where(client, [each.experiment_id for each in experiments], f"tags.`{KIND_TAG}` = 'search'")
 
 
@@ -190,9 +187,7 @@ def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str) -> Curve
         run_id=seeds[0].info.run_id,
         settings=_parse_settings(seeds[0].data.params),
         history=_average_histories([read_history(client, run, metric) for run in seeds]),
-        test_history=_average_histories([read_history(client, run, on_test) for run in seeds])
-        if on_test != metric
-        else (),
+        test_history=_average_histories(test_histories) if test_histories else (),
         test_accuracy=fmean(accuracies) if accuracies else None,
     )
 
