@@ -81,7 +81,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
 
 
 @pytest.mark.parametrize("first", ["original", "copy"])
-def test_a_copy_beside_its_original_becomes_a_run_of_its_own(
+def test_a_copy_beside_its_original_becomes_a_separate_run(
     first: str, tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = left(experiment(tmp_path))
@@ -95,7 +95,7 @@ def test_a_copy_beside_its_original_becomes_a_run_of_its_own(
     assert again.run_id == results[copy].run_id
 
 
-def test_of_two_copies_without_an_original_the_second_becomes_a_run_of_its_own(
+def test_the_second_of_two_copies_without_an_original_becomes_a_separate_run(
     tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on two machines, where neither sees the other's directory."""
@@ -108,7 +108,7 @@ def test_of_two_copies_without_an_original_the_second_becomes_a_run_of_its_own(
     assert f"was resumed from another copy of {other.directory}" in caplog.text
 
 
-def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path, here: Path) -> None:
+def test_a_copy_that_was_interrupted_again_stays_a_separate_run(tmp_path: Path, here: Path) -> None:
     directory = left(experiment(tmp_path))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)
@@ -125,7 +125,7 @@ def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path
     assert_each_has_all_rounds_once(tmp_path, original, result)
 
 
-def test_a_directory_that_was_moved_goes_on_in_its_mlflow_run(tmp_path: Path, here: Path) -> None:
+def test_a_moved_directory_continues_its_mlflow_run(tmp_path: Path, here: Path) -> None:
     directory = left(experiment(tmp_path))
     run_id = read_identity(directory).run_id
     moved = tmp_path / "elsewhere" / "renamed-0"
@@ -168,7 +168,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
         pass
 
 
-def test_what_makes_a_copy(tmp_path: Path) -> None:
+def test_find_original_recognizes_copies(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
     identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").with_new_writer(original)

@@ -1,4 +1,4 @@
-"""A lock file keeps others out while it is held, and is gone when nobody holds it."""
+"""Lock files: exclusive while they are held, removed afterwards, and never followed through a link."""
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from fednar_ray.tracking.mlflow import Store
 THREADS, TURNS = 8, 40
 
 
-def test_one_at_a_time_although_the_file_is_removed_each_time(tmp_path: Path) -> None:
+def test_only_one_thread_holds_the_lock_although_each_removes_the_file(tmp_path: Path) -> None:
     lock, inside, most = tmp_path / "a.lock", [], []
 
     def work(name: int) -> None:
@@ -28,12 +28,12 @@ def test_one_at_a_time_although_the_file_is_removed_each_time(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_its_users_alone(tmp_path: Path) -> None:
+def test_a_lock_file_is_readable_only_by_its_user(tmp_path: Path) -> None:
     with wait_for_lock_file(tmp_path / "a.lock"):
         assert (tmp_path / "a.lock").stat().st_mode & 0o777 == 0o600
 
 
-def test_it_is_removed_after_an_error_and_never_follows_a_link(tmp_path: Path) -> None:
+def test_a_lock_file_is_removed_after_an_error_and_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), wait_for_lock_file(tmp_path / "a.lock"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
