@@ -13,7 +13,10 @@ log = logging.getLogger("fednar_ray")
 FLUSH_SECONDS = 2.0  # per round, a batch of many rounds costs a quarter of a single round
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # between attempts while MLflow does not answer
 PATIENCE_SECONDS = 3.0  # how long the end of a run waits if MLflow does not answer
-ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = 10.0, 1e6  # the time of a call after which MLflow counts as not answering
+ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = (
+    10.0,
+    1e6,
+)  # the time of a call after which MLflow counts as not raise_as_unavailable
 THREAD_NAME = "fednar-mlflow"
 
 
