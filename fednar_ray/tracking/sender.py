@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 3.0  # how long the end of a run waits if MLflow does not ans
 ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = (
     10.0,
     1e6,
-)  # the time of a call after which MLflow counts as not raise_as_unavailable
+)  # the time of a call after which MLflow counts as unavailable
 THREAD_NAME = "fednar-mlflow"
 
 
