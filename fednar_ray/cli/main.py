@@ -636,6 +636,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("fednar_ray").setLevel(logging.INFO)
     try:
         sys.path.append(os.getcwd())  # where your functions are: algorithm.function, model.function, data.entry_point
         cli.main(standalone_mode=False)

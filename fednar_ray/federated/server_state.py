@@ -86,12 +86,9 @@ class FederationState:
     def restored(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
         """The state as it was written; the client states of ``start``, the state before round 0, take up the rows.
 
-        Raises CheckpointError where the checkpoint holds something else than a run that began with ``start`` does.
+        The checkpoint must fit ``start`` (``find_differences``).  Raises CheckpointError where a client's row does not.
         """
         arrays, server, clients = checkpoint.arrays, checkpoint.facts["server"], start.clients
-        problem = next(_differences(checkpoint, start.now), None)
-        if problem is not None:
-            raise other_contents(checkpoint, problem)
         vectors = {name.removeprefix(SERVER): array for name, array in arrays.items() if name.startswith(SERVER)}
         state = ServerState(
             parameters=arrays[PARAMETERS],
@@ -110,7 +107,7 @@ class FederationState:
         return cls(now, clients)
 
 
-def _differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]:
+def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]:
     """What a checkpoint lacks, or has in another form; vectors and scalars may have come up since the start."""
     wanted: dict[str, FloatVector | BufferVector] = {PARAMETERS: start.server.parameters, BUFFERS: start.buffers}
     wanted |= {f"{SERVER}{name}": vector for name, vector in start.server.vectors.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
-from fednar_ray.experiments.alerts import alerts_of
-from fednar_ray.experiments.alerts.callback import tags_of
+from fednar_ray.experiments.alerts import find_alerts
+from fednar_ray.experiments.alerts.callback import build_tags
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import Journal, parse
 from fednar_ray.tracking.lines import whole_lines
@@ -59,7 +59,7 @@ class OpenTrial:
         if kept is None:
             self._tracker.log_params(entry.values)
             self._tracker.log_experiment(self._experiment)
-        self._tracker.log(self._journal)
+        self._tracker.follow(self._journal)
 
     def _created(self) -> str:
         tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: "trial", SEARCH_TAG: self._ledger.name}
@@ -72,7 +72,7 @@ class OpenTrial:
         with self._held:
             if self._tracker is None:
                 return
-            tags = tags_of(alerts_of(self._experiment, self._journal.records()))
+            tags = build_tags(find_alerts(self._experiment, self._journal.records()))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             self._tracker.log_tags({**tags, FAILURE_TAG: failure} if failure is not None else tags)
             self._tracker.ends_as({FINISHED: "FINISHED", FAILED: "FAILED"}.get(status, "KILLED"))

@@ -23,7 +23,8 @@ from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Fedna
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, drain, open_store, train
+from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report import Report
 from fednar_ray.report.redraw import report_on
 from fednar_ray.tracking import lines

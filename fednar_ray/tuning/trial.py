@@ -24,7 +24,7 @@ from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSet
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
+from fednar_ray.experiments.checkpoint_contents import check_fits, experiment_of_trial
 from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
 from fednar_ray.experiments.placement import SerialTrainer, place, resolve
 from fednar_ray.experiments.prepare import Prepared, adapted, prepare
@@ -250,7 +250,9 @@ class _Branch:
         self.experiment = under_our_settings(begun, self.experiment, checkpoint.next_round)
         self._prepared = adapted(self._prepared, self.experiment)
         self.records = [parse(line) for line in checkpoint.history]
-        self._go_on_from(FederationState.restored(checkpoint, initial_state(self._prepared)))
+        start = initial_state(self._prepared)
+        check_fits(checkpoint, start.now, str(place))
+        self._go_on_from(FederationState.restored(checkpoint, start))
 
     def close(self) -> None:
         """Give its actors back, where it has some."""

@@ -10,14 +10,15 @@ from fednar_ray.config import CompareSettings, Document, Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.alerts import alerts_of
-from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.experiments.alerts import find_alerts
+from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
 from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import federation_of, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, open_store, train
+from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.runs import ACCURACY, Records, Variant, draw_variants, measure_of
 from fednar_ray.tracking.identity import check_no_copy, identity_of
 from fednar_ray.tracking.journal import recorded
@@ -201,7 +202,7 @@ class _Runs:
         if resumption is None and run.directory is not None:
             return self._recorded_outcome(run)
 
-        def started(directory: Path, width: int) -> None:
+        def on_start(directory: Path, width: int) -> None:
             run.directory, run.group_size = directory.name, width
             self._record.save()
 
@@ -212,7 +213,7 @@ class _Runs:
             tags={PARENT_TAG: self._run_id},
             name=run.label,
             resumption=resumption,
-            started=started,
+            on_start=on_start,
             ready_first=True,
         )
         result = yield from _labeled(training, index, len(self._record.runs), run.label)
@@ -222,8 +223,8 @@ class _Runs:
         directory, experiment = self._record.directory_of(run), self._experiment(run)
         assert directory is not None
         history = recorded(directory)[: experiment.federation.rounds]
-        chance = chance_of(federation_of(experiment, self._session))
-        return Outcome(history, tuple(alert.name for alert in alerts_of(experiment, history, chance)))
+        chance = compute_chance_level(federation_of(experiment, self._session))
+        return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
 def _id_or_its_beginning(directory: Path) -> str:
