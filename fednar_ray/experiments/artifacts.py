@@ -10,7 +10,7 @@ from torch import nn
 
 from fednar_ray.config import dotted
 from fednar_ray.core.errors import RunFailed, first_line
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms

@@ -16,9 +16,9 @@ from fednar_ray.config import Experiment, digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
-from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.core.module_state import leaf_copy
 from fednar_ray.core.preprocessing import join_preprocessing
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics

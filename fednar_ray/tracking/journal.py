@@ -10,7 +10,7 @@ from pathlib import Path
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord, RoundReport
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 

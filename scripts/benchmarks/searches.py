@@ -15,7 +15,7 @@ from ray import tune
 
 import fednar_ray as fr
 from fednar_ray.config import embedded
-from fednar_ray.tuning.search import begin
+from fednar_ray.tuning.search import start_search
 
 TRIALS = 32
 OVERRIDES = (f"search.trials={TRIALS}", "search.algorithm=random", "search.scheduler=none", "federation.rounds=20")
@@ -58,7 +58,7 @@ def main() -> None:
         start = time.perf_counter()
         document = embedded("digits", OVERRIDES, to_search=True)
         with fr.RaySession() as session:
-            result = begin(document, session, lambda standing: seconds.append(time.perf_counter() - start))
+            result = start_search(document, session, lambda status: seconds.append(time.perf_counter() - start))
             cores = ray.cluster_resources()["CPU"]
             whole = time.perf_counter() - start
         row = {

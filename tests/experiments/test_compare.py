@@ -23,7 +23,7 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import CompareSettings, Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare

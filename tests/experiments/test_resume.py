@@ -22,12 +22,12 @@ from fednar_ray import config
 from fednar_ray.algorithms.presets import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.core.errors import CheckpointError, RoundAborted
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
-from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
 from fednar_ray.tracking.run_lookup import load_run
@@ -263,7 +263,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     strict = settings(
         uri, federation={"participation": schedule}, attacks={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
-    assert corrupted_clients(strict.attacks, len(SIZES), strict.seed).keys() == {1}
+    assert draw_attack_factors(strict.attacks, len(SIZES), strict.seed).keys() == {1}
     with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 client updates usable, at least 2 required"):
         fr.run(strict, **given())
     (directory,) = Path("runs").iterdir()
@@ -654,7 +654,7 @@ def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_
     command = typed(uri, every=7)
     code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)
     assert code == -signal.SIGKILL, said
-    assert "no run of long to go on with: it begins" in said
+    assert "no run of 'long' to resume; starting a new one" in said
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):

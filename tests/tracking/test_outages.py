@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
