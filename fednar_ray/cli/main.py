@@ -122,11 +122,13 @@ def _experiment(
             raise BadInput("--may-change goes with --resume")
         return _to_run("run", arguments).experiment, None
     from fednar_ray.config import with_overrides
-    from fednar_ray.experiments.resume import begun, resume_from
+    from fednar_ray.experiments.resume import load_started_experiment, resume_from
 
     files, _ = files_and_overrides(arguments)
     experiment = (
-        _to_run("run", arguments).experiment if files or not resume else with_overrides(begun(resume), arguments)
+        _to_run("run", arguments).experiment
+        if files or not resume
+        else with_overrides(load_started_experiment(resume), arguments)
     )
     resumption = resume_from(resume or None, experiment, may_change)
     if resumption is None:
@@ -152,12 +154,12 @@ def runs(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from fednar_ray.experiments.comparison.record import kept_comparisons
+    from fednar_ray.experiments.comparison.record import list_comparisons
 
     table = Table()
     for name in ("run", "rounds", "test accuracy", "state"):
         table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
-    comparisons = {record.name: record for record in kept_comparisons()}
+    comparisons = {record.name: record for record in list_comparisons()}
     for row in rows:
         accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
         if row.run in comparisons:
@@ -233,11 +235,11 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     arguments, resume = resume_or_file(arguments, resume)
     document, record = _comparison(arguments, resume)
     from fednar_ray.execution.session import RaySession
-    from fednar_ray.experiments.comparison.record import planned_runs
+    from fednar_ray.experiments.comparison.record import plan_runs
     from fednar_ray.experiments.comparison.running import compare as compared
 
     console, rounds = _console(stderr=as_json), document.experiment.federation.rounds
-    runs = len(planned_runs(document.experiment, document.compare))
+    runs = len(plan_runs(document.experiment, document.compare))
     _quiet_libraries()
     with (
         RaySession(address) as session,
@@ -368,11 +370,11 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     from fednar_ray.data.summary import inspect as inspected
     from fednar_ray.data.summary import lines
     from fednar_ray.execution.session import RaySession
-    from fednar_ray.experiments.prepare import federation_of
+    from fednar_ray.experiments.prepare import load_experiment_data
     from fednar_ray.report.plots import draw_federation
 
     with RaySession() as session:
-        federation = federation_of(experiment, session)
+        federation = load_experiment_data(experiment, session)
     found = inspected(federation)
     drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
     if as_json:

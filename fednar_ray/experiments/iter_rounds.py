@@ -33,35 +33,35 @@ def iter_rounds(
     the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
     alone.  Raises BadInput's kinds before training, RunFailed's during it.
     """
-    with shared_or_own(session) as ray_session:
+    with open_session(session) as ray_session:
         prepared = prepare(experiment, federation, model, ray_session)
         resolved = resolve(prepared, ray_session)
         with place(prepared, resolved, ray_session) as pool:
-            yield from rounds_of(prepared, resolved, pool, initial_state(prepared))
+            yield from train_rounds(prepared, resolved, pool, build_initial_state(prepared))
 
 
-def shared_or_own(session: RaySession | None) -> AbstractContextManager[RaySession]:
+def open_session(session: RaySession | None) -> AbstractContextManager[RaySession]:
     """The caller's session, which stays open, or one for this run alone."""
     return nullcontext(session) if session is not None else RaySession()
 
 
-def client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:
+def build_client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:
     """No client has a state yet; what exceeds the memory for them goes to ``directory``."""
     limit = prepared.experiment.execution.state_memory_bytes
     return ClientStates(prepared.model_bytes // 4, None if limit == "auto" else limit, directory)
 
 
-def initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
+def build_initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
     """What round 0 starts from."""
     return FederationState.initial(
         prepared.algorithm,
         flatten(prepared.model),
         flatten_buffers(prepared.model, prepared.traits.changed_buffers),
-        client_states(prepared, directory),
+        build_client_states(prepared, directory),
     )
 
 
-def rounds_of(
+def train_rounds(
     prepared: Prepared,
     resolved: ExecutionPlan,
     pool: ClientPool,

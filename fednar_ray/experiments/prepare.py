@@ -88,7 +88,7 @@ def prepare(
     given = None if model is None else own_copy(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
-        federation = federation_of(experiment, session)
+        federation = load_experiment_data(experiment, session)
     _check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
@@ -146,7 +146,7 @@ def _trains_alone(experiment: Experiment) -> bool:
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
+def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> Federation:
     """The federation of the data section; of files that stay where they are, what can be known of them.
 
     Silos are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for silos
@@ -179,7 +179,7 @@ def _check_tokens(federation: Federation, vocabulary: int) -> None:
             raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
 
 
-def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
+def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     """The same data and model under other settings. Raises BadInput's kinds."""
     before = prepared.experiment
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)

@@ -10,7 +10,7 @@ from fednar_ray.report.runs import OF_VARIANTS, Records, Variant, draw_run, draw
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import Run, children_of, measured, records_of, run_of
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
@@ -68,7 +68,7 @@ def _kept(name: str) -> RunRef | None:
 
 
 def _of_kept(kept: RunRef, uri: str | None, output: Path | None) -> Written:
-    records, directory = recorded(kept.directory), output or kept.directory
+    records, directory = load_records(kept.directory), output or kept.directory
     if records:
         return Written(page=None, files=draw_run(records, directory))
     identity = identity_of(kept.directory)  # a comparison, or a run that did not get far

@@ -20,7 +20,7 @@ def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def parse(line: str) -> RoundRecord:
+def parse_line(line: str) -> RoundRecord:
     """The round that a line of the journal records; what is null there is NaN here."""
     fields = json.loads(line)
     return RoundRecord(
@@ -38,7 +38,7 @@ def parse(line: str) -> RoundRecord:
 def is_round(line: str, index: int) -> bool:
     """Whether a line of a journal records round ``index``, with everything that is read from it."""
     try:
-        fields, record = json.loads(line), parse(line)
+        fields, record = json.loads(line), parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
     numbers = [fields["time"], *record.metrics.values(), *record.client_ids, *record.step_norms.values()]
@@ -50,7 +50,7 @@ def is_round(line: str, index: int) -> bool:
     )
 
 
-def line_of(record: RoundRecord) -> str:
+def format_line(record: RoundRecord) -> str:
     """A round that has just ended, as a line of the journal."""
     line = {
         "round": record.round_index,
@@ -63,12 +63,12 @@ def line_of(record: RoundRecord) -> str:
     return json.dumps(line)
 
 
-def recorded(directory: Path) -> tuple[RoundRecord, ...]:
+def load_records(directory: Path) -> tuple[RoundRecord, ...]:
     """The rounds in a run directory, whether or not its run is still being written.
 
     They end at the first line that is not the next round.  Raises OSError where the file cannot be read.
     """
-    return tuple(parse(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
+    return tuple(parse_line(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
 
 
 class Journal(RoundCallback):
@@ -95,7 +95,7 @@ class Journal(RoundCallback):
         if record.round_index < self.rounds:
             return
         assert record.round_index == self.rounds, f"round {record.round_index} after {self.rounds} rounds"
-        self.file.append(line_of(record))
+        self.file.append(format_line(record))
 
     def truncate(self, rounds: int) -> None:
         """Forget all but the first ``rounds``, for a run that goes on differently from there."""
@@ -107,7 +107,7 @@ class Journal(RoundCallback):
 
     def records(self) -> tuple[RoundRecord, ...]:
         """Every round recorded."""
-        return tuple(parse(line) for line in self.lines(self.rounds))
+        return tuple(parse_line(line) for line in self.lines(self.rounds))
 
     def on_round_end(self, report: RoundReport) -> None:
         """Records the round, before anything else learns of it."""

@@ -6,7 +6,7 @@ from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.federated.evaluation import metric_names
 
 ALWAYS = ("train_loss",)  # what every round reports
@@ -24,7 +24,7 @@ def check_trials(document: Document, session: RaySession) -> None:
     problems = list(_metric_problems(document, document.experiment, prepared.federation, "search.metric"))
     if not problems:
         for place, experiment in _other_data(document):
-            problems += _metric_problems(document, experiment, federation_of(experiment, session), place)
+            problems += _metric_problems(document, experiment, load_experiment_data(experiment, session), place)
     if problems:
         raise ConfigError(tuple(problems))
 

@@ -11,7 +11,7 @@ from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
 from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import Journal, parse
+from fednar_ray.tracking.journal import Journal, parse_line
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
@@ -39,7 +39,7 @@ class OpenTrial:
     def log(self, lines: Sequence[str]) -> None:
         """Rounds; those that are recorded already stay as they are."""
         for line in lines:
-            self._journal.log(parse(line))
+            self._journal.log(parse_line(line))
 
     def end_journal(self) -> None:
         """Close the journal's file. The rounds in it can still be read and sent."""

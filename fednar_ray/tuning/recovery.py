@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tuning.trial import RecordedTrial, values_key
@@ -68,7 +68,7 @@ def _end_whole_journals(ledger: TrialTable, search: SearchSettings, rounds: int)
     for entry in ledger.trials.values():
         if entry.status != RUNNING:
             continue
-        records = recorded(trial_directory(ledger, entry))
+        records = load_records(trial_directory(ledger, entry))
         value = records[-1].metrics.get(search.metric, math.nan) if len(records) == rounds else math.nan
         if math.isfinite(value):
             entry.status, entry.rounds, entry.value, entry.failure = FINISHED, rounds, value, None

@@ -24,12 +24,12 @@ from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSet
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.checkpoint_contents import check_fits, experiment_of_trial
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import SerialTrainer, place, resolve
-from fednar_ray.experiments.prepare import Prepared, adapted, prepare
+from fednar_ray.experiments.prepare import Prepared, adapt, prepare
 from fednar_ray.federated.server_state import FederationState
-from fednar_ray.tracking.journal import line_of, parse
+from fednar_ray.tracking.journal import format_line, parse_line
 
 ROUNDS = "rounds"  # of a result: how many are done; schedulers go by it
 RECORDS = "records"  # of a result: a line a round since the report before, as in metrics.jsonl
@@ -147,7 +147,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         return {
             search.metric: value,
             ROUNDS: min(branch.rounds for branch in self._branches),
-            RECORDS: [line_of(record) for record in records],
+            RECORDS: [format_line(record) for record in records],
             FAILURE: failure,
             SECONDS: spent + time.perf_counter() - start,
             WIDTH: self._branches[0].width,
@@ -208,11 +208,11 @@ class _Branch:
         assert experiment.data is not None
         assert experiment.model is not None
         prepared, bench = _bench(experiment.data.model_dump_json(), experiment.model.model_dump_json(), experiment.seed)
-        self._prepared = adapted(prepared, experiment)
+        self._prepared = adapt(prepared, experiment)
         self._held = ExitStack()
         self._resolved = resolve(self._prepared, session)
         self._pool = self._held.enter_context(place(self._prepared, self._resolved, session, bench))
-        self._go_on_from(initial_state(self._prepared))
+        self._go_on_from(build_initial_state(self._prepared))
 
     @property
     def rounds(self) -> int:
@@ -226,7 +226,7 @@ class _Branch:
 
     def _go_on_from(self, state: FederationState) -> None:
         self._state = state
-        self._reports: Iterator[RoundReport] = rounds_of(
+        self._reports: Iterator[RoundReport] = train_rounds(
             self._prepared, self._resolved, self._pool, state, splits=("validation",)
         )
 
@@ -237,7 +237,7 @@ class _Branch:
 
     def save(self, place: Path) -> None:
         """A checkpoint."""
-        lines = [line_of(record) for record in self.records]
+        lines = [format_line(record) for record in self.records]
         facts = {"experiment": self.experiment.model_dump(mode="json", exclude_none=True)}
         CheckpointStore(open_storage(str(place)), 1).save(self._state.snapshot(lines, facts))
 
@@ -246,11 +246,11 @@ class _Branch:
         checkpoint = CheckpointStore(open_storage(str(place)), 1).load()
         if checkpoint is None:
             raise RunFailed(f"no checkpoint in {place}")
-        begun = experiment_of_trial(checkpoint)
+        begun = read_trial_experiment(checkpoint)
         self.experiment = under_our_settings(begun, self.experiment, checkpoint.next_round)
-        self._prepared = adapted(self._prepared, self.experiment)
-        self.records = [parse(line) for line in checkpoint.history]
-        start = initial_state(self._prepared)
+        self._prepared = adapt(self._prepared, self.experiment)
+        self.records = [parse_line(line) for line in checkpoint.history]
+        start = build_initial_state(self._prepared)
         check_fits(checkpoint, start.now, str(place))
         self._go_on_from(FederationState.restored(checkpoint, start))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
-from fednar_ray.tracking.journal import Journal, is_round, recorded
+from fednar_ray.tracking.journal import Journal, is_round, load_records
 from fednar_ray.tracking.outbox import operation_of
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
@@ -154,7 +154,7 @@ def test_whatever_is_damaged_the_other_run_is_listed_sent_and_resumed(
         assert find_run(good.name).directory == good
         resumption = resume_from(None, fr.load(good / "experiment.yaml"))
         assert resumption is not None
-        assert resumption.kept.name == good.name
+        assert resumption.ref.name == good.name
         _unless_refused(lambda: find_run(other.name))
         _unless_refused(lambda: resume_from(other.name, None))
 
@@ -234,7 +234,7 @@ def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
     experiment = fr.load(good / "experiment.yaml")
     resumption = resume_from(None, experiment)
     assert resumption is not None
-    assert resumption.kept.name == good.name
+    assert resumption.ref.name == good.name
     assert "good-00000000 cannot be resumed: every checkpoint" in caplog.text
     shutil.rmtree(good)
     with pytest.raises(CheckpointError, match="every checkpoint"):
@@ -247,7 +247,7 @@ def test_json_that_is_no_round_and_no_operation(line: str, tmp_path: Path) -> No
     if not line.startswith("[[[[") and not line.startswith("experiment"):
         assert operation_of(line) is None
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    assert recorded(tmp_path) == ()
+    assert load_records(tmp_path) == ()
 
 
 def test_a_journal_is_not_cut_by_who_only_sends_it(finished: Path, tmp_path: Path) -> None:
