@@ -494,7 +494,7 @@ def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
     directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):
         fr.run(settings(uri), **given(), resume="nonsense")
-    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start it"):
+    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start a"):
         fr.run(settings(uri), **given(), resume=directory.name)
 
 
