@@ -654,7 +654,7 @@ def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_
     command = typed(uri, every=7)
     code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)
     assert code == -signal.SIGKILL, said
-    assert "no run of long to go on with: it begins" in said
+    assert "no run of 'long' to resume; starting a new one" in said
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
@@ -87,9 +87,8 @@ def compare(
         record.save()
         try:
             result = yield from _Runs(record, store, run_id, session).concluded(parent)
-        except KeyboardInterrupt as error:
-            error.args = (f"resume it with: fednar compare --resume {record.name}",)
-            raise
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
     return result
 
