@@ -27,7 +27,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
-from fednar_ray.experiments.comparison.table import Outcome, rows_of
+from fednar_ray.experiments.comparison.table import Outcome, build_rows
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.run_plots import Variant
@@ -205,7 +205,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
 
 def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
-    return [row.cells() for row in rows_of(runs, CompareSettings(seeds=len(fednar), **settings))]
+    return [row.cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():

@@ -30,7 +30,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
-from fednar_ray.tracking.journal import Journal, parse, recorded
+from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
@@ -495,7 +495,7 @@ def test_a_run_deleted_from_mlflow_is_warned_about_once(
             follow(tracker, journal, range(index, index + 1))
             tracker.log_tags({"round": str(index)})
     assert told(caplog, "refuses a part of run") == 1
-    assert recorded(directory) == (record(0), record(1), record(2))
+    assert load_records(directory) == (record(0), record(1), record(2))
 
 
 def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path) -> None:
@@ -528,7 +528,7 @@ def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_facto
     with Journal(directory, EXPERIMENT) as journal:
         for record in history:
             journal.log(record)
-        back = [journal.records(), recorded(directory), [parse(line) for line in journal.lines(len(history))]]
+        back = [journal.records(), load_records(directory), [parse_line(line) for line in journal.lines(len(history))]]
     for read in back:
         np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
 
@@ -551,7 +551,7 @@ def test_a_journal_cut_anywhere_keeps_its_complete_lines(
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     kept = 2 if cut < len(lines[2]) else 0
-    assert recorded(tmp_path) == tuple(record(index) for index in range(kept))
+    assert load_records(tmp_path) == tuple(record(index) for index in range(kept))
     with Journal(tmp_path, EXPERIMENT) as journal:
         assert journal.rounds == kept
         assert told(caplog, "are not a valid line") == (kept > 0)
@@ -605,7 +605,7 @@ def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> Non
         )
         with full_disk(room), pytest.raises(RunFailed, match=message):
             journal.log(record(1))
-        assert recorded(tmp_path) == (record(0),)
+        assert load_records(tmp_path) == (record(0),)
         journal.log(record(1))
         assert journal.records() == (record(0), record(1))
 

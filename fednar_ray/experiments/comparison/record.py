@@ -50,7 +50,7 @@ class PlannedRun:
         return base.model_copy(update={"regularizer": regularizer, "seed": self.seed})
 
 
-def planned_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
+def plan_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
     """All runs of a comparison in their order: seeds, within them weight decays, within them regularizers."""
     decays = settings.weight_decays or (experiment.regularizer.weight_decay,)
     return [
@@ -136,7 +136,7 @@ def _sections(document: Document) -> dict[str, Any]:
     return {"experiment": dict(document.raw), "compare": compare}
 
 
-def kept_comparisons() -> Iterator[ComparisonRecord]:
+def list_comparisons() -> Iterator[ComparisonRecord]:
     """The comparisons in ``runs/``, the newest first; one whose record cannot be read is warned about."""
     for directory in _directories():
         try:
@@ -164,7 +164,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     Raises ConfigError where there are only comparisons of other settings under that name.
     """
     name, refused = document.experiment.name, None
-    for record in kept_comparisons():
+    for record in list_comparisons():
         if record.name.rpartition("-")[0] != name:
             continue
         different = list(_differences(record.document, document))

@@ -12,16 +12,16 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
-from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
-from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
+from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
+from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import resolve
-from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, measure_for_task
 from fednar_ray.tracking.identity import check_not_copied, read_identity
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
@@ -67,7 +67,7 @@ def compare(
     Raises BadInput's kinds before Ray starts, RunFailed's kinds when a run fails.
     """
     store, experiment_id = open_store(document.experiment) if record is None else _store_of(record)
-    planned = planned_runs(document.experiment, document.compare) if record is None else record.runs
+    planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
     _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
         run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
@@ -120,7 +120,7 @@ def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     directory = record.directory_of(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
-    return len(recorded(directory)) >= record.document.experiment.federation.rounds
+    return len(load_records(directory)) >= record.document.experiment.federation.rounds
 
 
 def _compared(settings: CompareSettings) -> dict[str, object]:
@@ -147,11 +147,11 @@ class _Runs:
     def _conclusion(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
         histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
         chart, *further = _drawn(histories, self._settings.final_rounds, self._record.directory)
-        rows = tuple(rows_of(outcomes, self._settings))
+        rows = tuple(build_rows(outcomes, self._settings))
         for picture in filter(Path.exists, (chart, *further)):
             parent.log_file(picture)
         parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
-        parent.log_metrics(headline(rows))
+        parent.log_metrics(build_metrics(rows))
         return Comparison(
             name=self._record.name,
             settings=self._settings,
@@ -221,8 +221,8 @@ class _Runs:
     def _recorded_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.directory_of(run), self._experiment(run)
         assert directory is not None
-        history = recorded(directory)[: experiment.federation.rounds]
-        chance = compute_chance_level(federation_of(experiment, self._session))
+        history = load_records(directory)[: experiment.federation.rounds]
+        chance = compute_chance_level(load_experiment_data(experiment, self._session))
         return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
