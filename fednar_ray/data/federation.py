@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.config.data import TASK_NAMES, AnyData, ImageSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
 from fednar_ray.core.random import Purpose, generator
@@ -191,7 +191,7 @@ def _warn_of_codes(federation: Federation) -> None:
         log.warning(text, classes - 1, found, classes, CODES)
 
 
-def load_federation(settings: DataSettings, seed: int) -> Federation:
+def load_federation(settings: AnyData, seed: int) -> Federation:
     """The federation that a ``data`` section describes. The validation share is held out before partitioning."""
     source = SOURCES[settings.source](settings)
     transform = _transform(settings, source)
@@ -212,7 +212,7 @@ def load_federation(settings: DataSettings, seed: int) -> Federation:
     return federation
 
 
-def _group_names(settings: DataSettings, source: Source, division: "Division") -> tuple[str, ...] | None:
+def _group_names(settings: AnyData, source: Source, division: "Division") -> tuple[str, ...] | None:
     """The names of natural clients: their groups'. A natural client has an example, so its first one tells."""
     if settings.partition.kind != "natural" or source.groups is None:
         return None
@@ -230,7 +230,7 @@ class Division:
     lost: Array  # the groups, natural clients, all of whose examples are held out
 
 
-def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
+def divided(settings: AnyData, seed: int, labels: Array, groups: Array | None) -> Division:
     """The validation share first, then the partition of what is left."""
     order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
     held = partitions.held_out(settings.validation, len(order), "data.validation")
@@ -247,7 +247,7 @@ def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | No
     )
 
 
-def report_lost(settings: DataSettings, names: Sequence[str]) -> None:
+def report_lost(settings: AnyData, names: Sequence[str]) -> None:
     """Warns of natural clients that the validation share leaves no training example."""
     if names and settings.partition.kind == "natural":
         text = "data.validation: %g holds out every example of %d clients, which take no part: %s"
@@ -255,7 +255,7 @@ def report_lost(settings: DataSettings, names: Sequence[str]) -> None:
 
 
 def _partition(
-    settings: DataSettings, labels: Array, groups: Array | None, rng: np.random.Generator
+    settings: AnyData, labels: Array, groups: Array | None, rng: np.random.Generator
 ) -> partitions.Partition:
     wanted = settings.partition
     if wanted.kind == "natural":
@@ -268,7 +268,7 @@ def _partition(
     return partitions.with_minimum(split, wanted.min_examples)
 
 
-def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
+def _test(settings: AnyData, source: Source, rows: Array) -> Examples:
     """The test set; where clients are some of the groups, theirs of it."""
     if settings.partition.kind != "natural" or source.groups is None or source.test_groups is None:
         return Examples(source.test_x, source.test_y)
@@ -278,8 +278,10 @@ def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
     return Examples(source.test_x[theirs], source.test_y[theirs])
 
 
-def _transform(settings: DataSettings, source: Source) -> Transform | None:
+def _transform(settings: AnyData, source: Source) -> Transform | None:
     """The source's, with the normalization and the augmentation that the settings name."""
+    if not isinstance(settings, ImageSettings):
+        return source.transform
     transform, given, changes = source.transform, settings.normalization, settings.augmentation
     if transform is None:
         if given is not None or changes is not None:

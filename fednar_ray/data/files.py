@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Array, Examples, Shards
@@ -77,7 +77,7 @@ class ShardFile:
 
     def label_counts(self) -> Counts:
         """Of the examples that it trains on, by class."""
-        return label_counts(self.load()[0].examples.y, str(self.file.settings.task))
+        return label_counts(self.load()[0].examples.y, self.file.settings.task)
 
 
 class FederationOfFiles(Federation):
@@ -169,12 +169,12 @@ def _stand_in(labels: Array, shape: tuple[int, ...]) -> Examples:
     return Examples(np.broadcast_to(np.zeros(shape, dtype=np.float32), (len(labels), *shape)), labels)
 
 
-def federation_of_files(settings: DataSettings, seed: int) -> Federation:
+def federation_of_files(settings: FolderSettings, seed: int) -> Federation:
     """The same clients, with the same examples in the same order, as in memory; each file is read, and let go of."""
     files = client_files(settings)
     surveys = [file.survey() for file in files]
     division, shards = _divided(files, surveys, settings, seed)
-    own, task = [surveys[shard.file.client_id] for shard in shards], str(settings.task)
+    own, task = [surveys[shard.file.client_id] for shard in shards], settings.task
     counts = [label_counts(_labels(survey, task)[0][s.train], task) for s, survey in zip(shards, own, strict=True)]
     name, ignored = Path(str(settings.directory)).name, find_ignored(settings)
     if ignored:
@@ -182,7 +182,7 @@ def federation_of_files(settings: DataSettings, seed: int) -> Federation:
     return FederationOfFiles(name, task, shards, own, counts, division.left_out, ignored)
 
 
-def federation_of_silos(files: Sequence[ClientFile], settings: DataSettings, seed: int, ask: Survey) -> Federation:
+def federation_of_silos(files: Sequence[ClientFile], settings: FolderSettings, seed: int, ask: Survey) -> Federation:
     """The same of files that only their holders read: ``ask`` brings figures of them."""
     if settings.features is None:
         files = with_columns(files, ask(ClientFile.columns, files[:1])[0])
@@ -190,11 +190,11 @@ def federation_of_silos(files: Sequence[ClientFile], settings: DataSettings, see
     division, shards = _divided(files, surveys, settings, seed)
     own = [surveys[shard.file.client_id] for shard in shards]
     counts = ask(ShardFile.label_counts, shards) if len(division.held) else [survey.counts for survey in own]
-    return FederationOfFiles("silos", str(settings.task), shards, own, counts, division.left_out)
+    return FederationOfFiles("silos", settings.task, shards, own, counts, division.left_out)
 
 
 def _divided(
-    files: Sequence[ClientFile], surveys: Sequence[FileSummary], settings: DataSettings, seed: int
+    files: Sequence[ClientFile], surveys: Sequence[FileSummary], settings: FolderSettings, seed: int
 ) -> tuple[Division, list[ShardFile]]:
     """Who trains on what. Raises DataError where inputs differ in shape, or nothing is held out to test with."""
     preprocessing = common_preprocessing(files, [survey.moments for survey in surveys])

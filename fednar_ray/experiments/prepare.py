@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.config import Experiment, ModelSettings
+from fednar_ray.config import AnyModel, Experiment
+from fednar_ray.config.algorithm import OwnAlgorithmSettings
+from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.model import LanguageModelSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
@@ -134,7 +137,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
         check_single_example_batches(
             prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
         )
-    if experiment.algorithm.function is not None:
+    if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
             check_rule_travels(experiment.algorithm.function, prepared.algorithm.local)
@@ -155,16 +158,16 @@ def federation_of(experiment: Experiment, session: RaySession | None = None) -> 
     data, execution = experiment.data, experiment.execution
     assert data is not None
     seed = experiment.seed if data.seed is None else data.seed
-    if execution.silos is not None:
+    if isinstance(data, FolderSettings) and execution.silos is not None:
         files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
         return federation_of_silos(files, data, seed, ask)
-    return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
+    return federation_of_files(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
+def _built(settings: AnyModel, federation: Federation, seed: int) -> nn.Module:
     """One output where the task wants one; else one a class, and of a language model one a character."""
-    vocabulary = settings.vocabulary or 0
+    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
         _check_tokens(federation, vocabulary)
     outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)

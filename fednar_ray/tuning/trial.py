@@ -20,7 +20,7 @@ from ray import tune
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted, varied
+from fednar_ray.config import Experiment, SearchSettings, dotted, varied
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.execution.ray_session import RaySession
@@ -278,7 +278,7 @@ def under_our_settings(begun: Experiment, ours: Experiment, next_round: int) -> 
 @lru_cache(maxsize=KEPT_BENCHES)
 def _bench(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
     """What trials of the same data and model, as JSON, share in a process."""
-    sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
+    sections = {"data": json.loads(data), "model": json.loads(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialTrainer(prepared)
 

@@ -12,8 +12,8 @@ from comments import comments
 from pydantic import BaseModel
 
 from fednar_ray.config import CompareSettings, Experiment, SearchSettings
+from fednar_ray.config.model import MODEL_SETTINGS, PRESET_SETTINGS, SOURCE_SETTINGS, Settings
 from fednar_ray.config.search import SCHEDULER_SETTINGS
-from fednar_ray.config.settings import MODEL_SETTINGS, PRESET_SETTINGS, SOURCE_SETTINGS, Settings
 
 INTRODUCTION = """# Configuration
 

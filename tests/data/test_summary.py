@@ -12,7 +12,7 @@ from scipy.spatial.distance import jensenshannon
 
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
-from fednar_ray.config import DataSettings
+from fednar_ray.config import read_data
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.federation import load_federation
 from fednar_ray.data.summary import inspect, jensen_shannon_distance, lines
@@ -72,7 +72,7 @@ def test_more_skew_is_more_heterogeneity() -> None:
     found = []
     for alpha in (100, 1, 0.1):
         partition = {"kind": "dirichlet", "clients": 10, "alpha": alpha}
-        federation = load_federation(DataSettings.model_validate({"partition": partition}), seed=0)
+        federation = load_federation(read_data({"partition": partition}), seed=0)
         found.append(inspect(federation).heterogeneity)
     assert found == sorted(found)
     assert found[0] < 0.2 < 0.6 < found[2]

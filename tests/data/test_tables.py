@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
-from fednar_ray.config import DataSettings
+from fednar_ray.config import AnyData, read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.files import FederationOfFiles, federation_of_files
 from fednar_ray.data.sources.client_files import client_files
@@ -25,10 +25,8 @@ from fednar_ray.experiments.prepare import prepare
 GOOD = "age,dose,ill\n40,1.5,0\n50,2.5,1\n60,0.5,0\n45,2.0,1\n55,1.0,0\n"
 
 
-def folder(directory: Path, **settings: Any) -> DataSettings:
-    return DataSettings.model_validate(
-        {"source": "folder", "directory": str(directory), "label": "ill", "task": "binary", **settings}
-    )
+def folder(directory: Path, **settings: Any) -> AnyData:
+    return read_data({"source": "folder", "directory": str(directory), "label": "ill", "task": "binary", **settings})
 
 
 def rows_of(directory: Path, **settings: Any) -> dict[str, np.ndarray]:

@@ -4,23 +4,22 @@ from importlib import import_module
 
 import numpy as np
 
-from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.config.data import TASK_NAMES, EntryPointSettings
 from fednar_ray.core.errors import BadInput, DataError
 from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
 
 
-def entry_point(settings: DataSettings) -> Source:
+def load_entry_point(settings: EntryPointSettings) -> Source:
     """What the function at ``data.entry_point`` returns, called with ``data.arguments``; license and citation are its.
 
     Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
     """
-    assert settings.entry_point is not None
     place = f"data.entry_point: {settings.entry_point}"
     module, _, name = settings.entry_point.partition(":")
     try:
         function = getattr(import_module(module), name)
-        source = function(**(settings.arguments or {}))
+        source = function(**settings.arguments)
     except BadInput:
         raise
     except Exception as error:

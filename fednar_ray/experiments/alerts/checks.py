@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.config.algorithm import ServerLrSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
@@ -68,7 +69,7 @@ def _shorter_steps(past: RunHistory) -> str:
     settings = past.experiment
     rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
     change = _to("algorithm.local_lr", rate, rate / 10)
-    if settings.algorithm.server_lr not in (None, 1.0):
+    if isinstance(settings.algorithm, ServerLrSettings) and settings.algorithm.server_lr != 1.0:
         change += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
     change += "; shorter steps take more rounds"
     healthy, name = past.healthy_bound, settings.regularizer.name
