@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fednar_ray.core.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
     from fednar_ray.core.messages import RoundRecord, RoundReport
     from fednar_ray.data.federation import Federation
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.run import Result, run
     from fednar_ray.models.weights import load_model
@@ -41,7 +41,7 @@ _HOMES = {
     "config": ("Experiment", "load"),
     "data.federation": ("Federation",),
     "core.errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
-    "execution.ray_session": ("RaySession",),
+    "execution.session": ("RaySession",),
     "experiments.run": ("Result", "run"),
     "core.messages": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),

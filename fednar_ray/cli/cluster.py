@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.cli.options import COMMANDS, as_json, document_of, files_and_overrides, resume_or_file
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, on_the_cluster
-from fednar_ray.cluster.packing import Package, gather
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, find_cluster_addresses
+from fednar_ray.cluster.packing import Package, collect_package
 from fednar_ray.config import Document
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput
@@ -77,7 +77,7 @@ def submit(
     parsed = group.commands[name].make_context(name, list(rest)).params
     variables = _variables(given)
     job = _job(name, rest, parsed, directory, exclude, variables)
-    from fednar_ray.cluster.jobs import Jobs, again
+    from fednar_ray.cluster.jobs import Jobs, describe_reattach
 
     jobs = Jobs(address)
     job_id = f"{job.name}-{secrets.token_hex(4)}"
@@ -88,7 +88,7 @@ def submit(
     if no_wait:
         click.echo(job_id)
         return
-    click.echo(f"Ctrl-C leaves it running; {again(job_id)}", err=True)
+    click.echo(f"Ctrl-C leaves it running; {describe_reattach(job_id)}", err=True)
     sys.exit(_follow(job_id, jobs))
 
 
@@ -111,7 +111,7 @@ def _job(
         if directory is None:
             check_before_submitting(document, name, variables)
         _tell(document, directory, variables)
-    package = gather(root, needed=_needed(root, files, document, directory), exclude=exclude)
+    package = collect_package(root, needed=_needed(root, files, document, directory), exclude=exclude)
     experiment = name if document is None else document.experiment.name
     return _Job(name=experiment, command=_command(name, rest, files, root, directory), package=package)
 
@@ -185,7 +185,7 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
 
 
 def _tell(document: Document, directory: str | None, variables: Mapping[str, str]) -> None:
-    for key, place in on_the_cluster(document, variables).items():
+    for key, place in find_cluster_addresses(document, variables).items():
         click.echo(f"{key}: {place} is taken as the cluster's nodes see it", err=True)
     if directory is not None:
         for key, place in document.relative.items():
@@ -193,7 +193,7 @@ def _tell(document: Document, directory: str | None, variables: Mapping[str, str
 
 
 def _follow(job_id: str, jobs: "Jobs") -> int:
-    from fednar_ray.cluster.jobs import again
+    from fednar_ray.cluster.jobs import describe_reattach
 
     def write(text: str) -> None:
         click.echo(text, nl=False)
@@ -201,7 +201,7 @@ def _follow(job_id: str, jobs: "Jobs") -> int:
     try:
         code = jobs.follow(job_id, write)
     except KeyboardInterrupt as error:
-        error.args = (f"job {job_id} goes on: {again(job_id)}",)
+        error.args = (f"job {job_id} goes on: {describe_reattach(job_id)}",)
         raise
     click.echo(f"job {job_id} ended with exit code {code}", err=True)
     return code
@@ -214,7 +214,7 @@ def list_jobs(address: str | None, as_json: bool) -> None:
     """List the jobs of a Ray cluster, the newest first."""
     from fednar_ray.cluster.jobs import Jobs
 
-    found = Jobs(address).jobs()
+    found = Jobs(address).list_jobs()
     if as_json:
         click.echo(json.dumps([asdict(job) for job in found]))
         return

@@ -11,8 +11,8 @@ import psutil
 import torch
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.execution.capacity import ACTOR_BYTES, Footprint, fitting_actors
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.capacity import ACTOR_BYTES, Footprint, count_fitting_actors
+from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.mlflow import Store
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -93,6 +93,6 @@ def _ray(address: str | None) -> Iterator[Finding]:
     text = f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {cluster.memory_bytes / 1e9:.1f} GB for actors"
     yield Finding("ray cluster", "ok", f"{where}: {text}")
     share = 1.0 if cluster.gpus else 0.0
-    fits = fitting_actors(cluster, 1.0, share, Footprint(model_bytes=0))
+    fits = count_fitting_actors(cluster, 1.0, share, Footprint(model_bytes=0))
     each = "1 CPU" + (" and 1 GPU" if share else "") + f", {ACTOR_BYTES / 1e9:.1f} GB each"
     yield Finding("actors", "ok" if fits else "wrong", f"{fits} fit ({each})")

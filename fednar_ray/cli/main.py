@@ -21,7 +21,7 @@ import click
 
 from fednar_ray.cli.cluster import list_jobs, logs, stop, submit
 from fednar_ray.cli.options import as_json, document_of, files_and_overrides, resume_or_file
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_the_job
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
 from fednar_ray.core.credentials import check_address, check_words
 from fednar_ray.core.errors import BadInput, FednarError, TrackingUnavailable
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fednar_ray.config import Document, Experiment
     from fednar_ray.experiments.comparison.record import ComparisonRecord
     from fednar_ray.experiments.resume import Resumption
-    from fednar_ray.tracking.run_directory import RunSummary
+    from fednar_ray.tracking.run_lookup import RunSummary
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -93,7 +93,7 @@ def run(
     console = _console(stderr=as_json)
     _quiet_libraries()
     _check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import prepare
     from fednar_ray.experiments.run import register as registered
     from fednar_ray.experiments.run import train
@@ -141,9 +141,9 @@ def runs(as_json: bool) -> None:
     """List the runs kept in ./runs, and where each could go on."""
     from dataclasses import asdict
 
-    from fednar_ray.tracking.run_directory import kept_runs, summarize
+    from fednar_ray.tracking.run_lookup import list_runs, summarize
 
-    rows = [summarize(kept) for kept in kept_runs()]
+    rows = [summarize(kept) for kept in list_runs()]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
         return
@@ -190,12 +190,12 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
     _quiet_libraries()
     from dataclasses import asdict
 
-    from fednar_ray.tracking.run_directory import kept_runs, named
+    from fednar_ray.tracking.run_lookup import find_run, list_runs
     from fednar_ray.tracking.sync import SyncReport
     from fednar_ray.tracking.sync import sync as synchronize
 
     reports, problems = [], []
-    for kept in [named(name) for name in names] or kept_runs():
+    for kept in [find_run(name) for name in names] or list_runs():
         try:
             report = synchronize(kept.directory, uri)
         except TrackingUnavailable as error:
@@ -232,7 +232,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     """
     arguments, resume = resume_or_file(arguments, resume)
     document, record = _comparison(arguments, resume)
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import planned_runs
     from fednar_ray.experiments.comparison.running import compare as compared
 
@@ -263,7 +263,7 @@ def _comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["Docume
         raise BadInput(f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value")
     if resume:
         record = find(resume)
-        check_results_outlive_the_job(record.document, "compare")
+        check_results_outlive_job(record.document, "compare")
         return record.document, record
     document = _to_run("compare", arguments)
     newest = find_newest(document)
@@ -289,7 +289,7 @@ def tune(
         raise BadInput(f"--resume {resume} goes on with the search as it was begun; it takes no FILE and no key=value")
     document = None if resume is not None else _to_run("tune", arguments)
     _quiet_libraries()
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress
     from fednar_ray.tuning.creation import name_of
     from fednar_ray.tuning.search import begin, go_on
@@ -332,11 +332,11 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     _quiet_libraries()
     from fednar_ray.report.redraw import report_of
     from fednar_ray.tuning.search_lock import hold_search
-    from fednar_ray.tuning.trial_table import directory_of, uri_of
+    from fednar_ray.tuning.trial_table import uri_of
 
     searched = uri_of(name)
     with hold_search(name) if searched is not None and output is None else nullcontext():
-        written = report_of(name, uri, output, directory_of, searched)
+        written = report_of(name, uri, output, searched)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))
@@ -367,7 +367,7 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     from fednar_ray.data.summary import inspect as inspected
     from fednar_ray.data.summary import lines
-    from fednar_ray.execution.ray_session import RaySession
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import federation_of
     from fednar_ray.report.plots import draw_federation
 
@@ -435,7 +435,7 @@ def _to_run(command: str, arguments: Sequence[str]) -> "Document":
     document = document_of(arguments, command)
     if document.experiment.tracking.uri is None:
         check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))
-    check_results_outlive_the_job(document, command)
+    check_results_outlive_job(document, command)
     return document
 
 

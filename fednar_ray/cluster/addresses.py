@@ -16,17 +16,17 @@ DATA = ("data.directory", "data.path")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def works_in_temporary_directory() -> bool:
+def is_in_temporary_directory() -> bool:
     """Is this process the command of a Ray job, in the working directory that Ray unpacked for it?"""
     if not json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("runtime_env", {}).get("working_dir"):
         return False
     return "working_dir_files" in Path.cwd().parts  # where Ray unpacks them, below its own directory
 
 
-def check_results_outlive_the_job(document: Document, command: str) -> None:
+def check_results_outlive_job(document: Document, command: str) -> None:
     """Within a job: raises ConfigError where the command's results would be lost with it."""
-    if works_in_temporary_directory():
-        _refuse(lost(document, command, os.environ))
+    if is_in_temporary_directory():
+        _refuse(find_lost_results(document, command, os.environ))
 
 
 def check_before_submitting(document: Document, command: str, environment: Mapping[str, str]) -> None:
@@ -34,7 +34,7 @@ def check_before_submitting(document: Document, command: str, environment: Mappi
 
     Raises ConfigError with every problem at once.
     """
-    _refuse([*lost(document, command, environment), *_left_behind(document)])
+    _refuse([*find_lost_results(document, command, environment), *_left_behind(document)])
 
 
 def _refuse(problems: list[str]) -> None:
@@ -45,7 +45,7 @@ def _refuse(problems: list[str]) -> None:
         raise ConfigError((*problems, hint))
 
 
-def lost(document: Document, command: str, environment: Mapping[str, str]) -> list[str]:
+def find_lost_results(document: Document, command: str, environment: Mapping[str, str]) -> list[str]:
     """What a command would write into the temporary directory, and what to write instead."""
     return [*_tracking(document, environment), *_checkpoints(document), *_search(command)]
 
@@ -85,7 +85,7 @@ def _left_behind(document: Document) -> Iterator[str]:
             yield f"{key}: {path} is relative, and data do not go along: write an absolute path of the cluster's nodes"
 
 
-def on_the_cluster(document: Document, environment: Mapping[str, str]) -> dict[str, str]:
+def find_cluster_addresses(document: Document, environment: Mapping[str, str]) -> dict[str, str]:
     """By key, the addresses that mean something else here than there: paths, and servers on loopback."""
     experiment = document.experiment
     places = {"tracking.uri": experiment.tracking.uri or environment.get(TRACKING_VARIABLE)}

@@ -96,7 +96,9 @@ class Jobs:
             except broken as error:
                 if time.monotonic() - heard > PATIENCE_SECONDS:
                     text = f"{self.address} does not answer any more: {error}"
-                    raise FednarError(f"{text}; where the cluster lives, the job goes on: {again(job_id)}") from error
+                    raise FednarError(
+                        f"{text}; where the cluster lives, the job goes on: {describe_reattach(job_id)}"
+                    ) from error
             time.sleep(POLL_SECONDS)
 
     def stop(self, job_id: str) -> JobSummary:
@@ -107,7 +109,7 @@ class Jobs:
             time.sleep(POLL_SECONDS)
         return job
 
-    def jobs(self) -> list[JobSummary]:
+    def list_jobs(self) -> list[JobSummary]:
         """Those that were submitted, the newest first."""
         with _answering(self.address):
             known = [_summary(details) for details in self._client.list_jobs() if details.type.value == SUBMISSION]
@@ -137,7 +139,7 @@ class _Reader:
                 self._written += len(fresh)
 
 
-def again(job_id: str) -> str:
+def describe_reattach(job_id: str) -> str:
     """How to follow a job once more."""
     return f"fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it"
 

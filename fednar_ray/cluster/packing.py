@@ -41,7 +41,7 @@ class Package:
             shutil.copyfile(self.root / file, directory / file)
 
 
-def gather(root: Path, *, needed: Sequence[Path], exclude: Sequence[str] = ()) -> Package:
+def collect_package(root: Path, *, needed: Sequence[Path], exclude: Sequence[str] = ()) -> Package:
     """The files below ``root`` that go along, and in any case those ``needed``, relative to it.
 
     ``exclude``: patterns of names, or of paths relative to ``root``, that stay here as well.  What is hidden stays,

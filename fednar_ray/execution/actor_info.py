@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class ActorPlace:
+class ActorInfo:
     """A node, a process on it, and the GPUs that Ray assigned."""
 
     node_id: str

@@ -7,7 +7,7 @@ from math import ceil, floor
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError
-from fednar_ray.execution.gpu_memory import MOST, actors_per_gpu
+from fednar_ray.execution.gpu_memory import MOST, count_actors_per_gpu
 
 log = logging.getLogger("fednar_ray")
 
@@ -59,7 +59,7 @@ class ActorPlan:
     pins: tuple[Pin, ...] = ()  # one an actor; none: they go anywhere
 
 
-def fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: Footprint) -> int:
+def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: Footprint) -> int:
     """How many actors with these shares the cluster holds at once."""
     by_memory = floor(cluster.memory_bytes / needs.memory_bytes)
     by_cpu = floor(cluster.cpus / cpus + 1e-9)
@@ -77,7 +77,7 @@ def has_room(node: Mapping[str, float], takes: Mapping[str, float]) -> bool:
     return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in takes.items())
 
 
-def put(takes: Mapping[str, float], free: Sequence[dict[str, float]], places: Iterable[int] | None = None) -> bool:
+def reserve(takes: Mapping[str, float], free: Sequence[dict[str, float]], places: Iterable[int] | None = None) -> bool:
     """Take it from the first node with room for it, of those at ``places``; False where there is none."""
     for place in range(len(free)) if places is None else places:
         if has_room(free[place], takes):
@@ -97,7 +97,7 @@ def choose_placement(
     if settings.silos is not None:
         return "dedicated"
     share, limit = _gpu_share(settings, clients, cluster, needs), _by_gpu_memory(settings, cluster, needs)
-    fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs) >= clients
+    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, needs) >= clients
     return "dedicated" if width == 1 and fits and (limit is None or clients <= limit) else "pooled"
 
 
@@ -117,7 +117,7 @@ def plan_pooled(settings: ExecutionSettings, groups: int, cluster: ClusterResour
         plan = _plan(settings, settings.actors, _gpu_share(settings, settings.actors, cluster, needs))
         return _checked(plan, settings, cluster, needs, "execution.actors=auto takes what fits")
     share = _gpu_share(settings, _useful_on_gpus(settings, groups, cluster, needs), cluster, needs)
-    fits = fitting_actors(cluster, settings.cpus_per_actor, share, needs)
+    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, needs)
     plan = _plan(settings, max(1, min(fits, groups)), share)
     hint = (
         "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory, or lower execution.cpus_per_actor"
@@ -132,7 +132,7 @@ def _plan(settings: ExecutionSettings, count: int, gpus: float) -> ActorPlan:
 
 def _useful_on_gpus(settings: ExecutionSettings, groups: int, cluster: ClusterResources, needs: Footprint) -> int:
     """How many actors the GPUs are to hold, as far as there are client groups and CPUs for them."""
-    gpus, each = max(1, floor(cluster.gpus)), actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1
+    gpus, each = max(1, floor(cluster.gpus)), count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1
     by_cpu = floor(cluster.cpus / settings.cpus_per_actor / gpus)
     return gpus * max(1, min(each, MOST, by_cpu, ceil(groups / gpus)))
 
@@ -148,20 +148,20 @@ def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResourc
     if not gpus:
         return 0.0
     if settings.autoscale:
-        return 1 / min(actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1, MOST)
+        return 1 / min(count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1, MOST)
     return 1 / ceil(actors / gpus)
 
 
 def _by_gpu_memory(settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint) -> int | None:
     """How many actors the memory of all GPUs holds; None: that is not known, or none of our business."""
-    each = actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes)
+    each = count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes)
     return None if each is None or settings.gpus_per_actor != "auto" else each * floor(cluster.gpus)
 
 
 def _checked(
     plan: ActorPlan, settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint, hint: str
 ) -> ActorPlan:
-    fits, limit = fitting_actors(cluster, plan.cpus, plan.gpus, needs), _by_gpu_memory(settings, cluster, needs)
+    fits, limit = count_fitting_actors(cluster, plan.cpus, plan.gpus, needs), _by_gpu_memory(settings, cluster, needs)
     if plan.gpus and limit is not None and plan.count > limit and not plan.growing:
         memory = (cluster.gpu_memory_bytes or 0) / 1e9
         raise CapacityError(

@@ -10,7 +10,7 @@ from fednar_ray.core.errors import RoundAborted, is_of_memory
 log = logging.getLogger("fednar_ray")
 
 
-class Kind(Enum):
+class FailureKind(Enum):
     """How a call failed."""
 
     LOST = "its actor was lost"
@@ -27,7 +27,7 @@ class FailurePolicy:
     min_clients: int
 
     @classmethod
-    def of(cls, settings: ExecutionSettings) -> "FailurePolicy":
+    def from_settings(cls, settings: ExecutionSettings) -> "FailurePolicy":
         """As the settings say."""
         return cls(retries=settings.retries, min_clients=settings.min_clients)
 
@@ -36,7 +36,7 @@ class FailurePolicy:
 class Failure:
     """A failed call of one client group."""
 
-    kind: Kind
+    kind: FailureKind
     clients: int  # of the client group
     attempts: int  # that failed so far, this one included
     remaining: int  # clients of the round that are not lost yet, these included
@@ -56,7 +56,7 @@ def decide(failure: Failure, tolerance: FailurePolicy) -> Decision:
 
     A client group that ran out of memory is halved at once: it would again.
     """
-    if failure.clients > 1 and failure.kind is Kind.OUT_OF_MEMORY:
+    if failure.clients > 1 and failure.kind is FailureKind.OUT_OF_MEMORY:
         return Decision.SPLIT
     if failure.attempts <= tolerance.retries:
         return Decision.RETRY
@@ -65,11 +65,13 @@ def decide(failure: Failure, tolerance: FailurePolicy) -> Decision:
     return Decision.DROP if failure.remaining > tolerance.min_clients else Decision.ABORT
 
 
-def kind_of(error: BaseException) -> Kind:
+def kind_of(error: BaseException) -> FailureKind:
     """What an exception of a client means."""
     if is_of_memory(error):
-        return Kind.OUT_OF_MEMORY
-    return Kind.LOST if "CUDA error" in str(error) else Kind.RAISED  # the process's CUDA context is of no more use
+        return FailureKind.OUT_OF_MEMORY
+    return (
+        FailureKind.LOST if "CUDA error" in str(error) else FailureKind.RAISED
+    )  # the process's CUDA context is of no more use
 
 
 class FailureTally:
@@ -79,7 +81,7 @@ class FailureTally:
         """``clients``: how many the round trains."""
         self._tolerance, self._round_index, self._remaining = tolerance, round_index, clients
 
-    def judge(self, client_ids: tuple[int, ...], kind: Kind, reason: str, attempts: int) -> Decision:
+    def judge(self, client_ids: tuple[int, ...], kind: FailureKind, reason: str, attempts: int) -> Decision:
         """What follows from the ``attempts``-th failure of a client group. Raises RoundAborted where too few remain."""
         failure = Failure(kind=kind, clients=len(client_ids), attempts=attempts, remaining=self._remaining)
         decision = decide(failure, self._tolerance)
@@ -93,9 +95,9 @@ class FailureTally:
         self._remaining -= decision is Decision.DROP
         return decision
 
-    def attempts_of_a_half(self, kind: Kind) -> int:
+    def attempts_of_a_half(self, kind: FailureKind) -> int:
         """What the halves of a client group inherit: one try more, where the client group had had all of its own."""
-        return 0 if kind is Kind.OUT_OF_MEMORY else self._tolerance.retries
+        return 0 if kind is FailureKind.OUT_OF_MEMORY else self._tolerance.retries
 
 
 def reason_of(error: BaseException) -> str:

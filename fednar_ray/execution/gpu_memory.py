@@ -10,7 +10,9 @@ USABLE = 0.9  # of a GPU's memory: its allocator leaves gaps
 MOST = 4  # actors that auto puts on a GPU: kernels of several processes take turns, and only their hosts' work overlaps
 
 
-def gpu_bytes(model_bytes: int, width: int, batch_size: int, activation_bytes: float, *, stateful: bool) -> float:
+def estimate_gpu_bytes(
+    model_bytes: int, width: int, batch_size: int, activation_bytes: float, *, stateful: bool
+) -> float:
     """What an actor takes of its GPU's memory.
 
     ``model_bytes`` 4·d; ``width`` C clients train as one matrix; ``activation_bytes`` of one example's forward pass,
@@ -20,7 +22,7 @@ def gpu_bytes(model_bytes: int, width: int, batch_size: int, activation_bytes: f
     return CONTEXT_BYTES + vectors * model_bytes + 2 * width * batch_size * activation_bytes
 
 
-def actors_per_gpu(gpu_bytes: float, memory_bytes: float | None) -> int | None:
+def count_actors_per_gpu(gpu_bytes: float, memory_bytes: float | None) -> int | None:
     """How many actors of so many bytes fit on a GPU with so much memory; None: its memory is not known.
 
     At least one: an actor that runs out of memory all the same trains its client groups in halves.

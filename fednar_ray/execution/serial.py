@@ -16,7 +16,7 @@ from fednar_ray.core.messages import (
     Scores,
     ScoringTask,
 )
-from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.failure_policy import Decision, FailurePolicy, FailureTally, kind_of, reason_of
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
@@ -62,7 +62,7 @@ class SerialPool:
                 raise RunFailed(text) from error
             yield scores
 
-    def places(self) -> list[ActorPlace]:
+    def actor_infos(self) -> list[ActorInfo]:
         """No actor lives anywhere."""
         return []
 

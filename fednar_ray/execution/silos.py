@@ -1,19 +1,12 @@
 """Silos: clients that are pinned to the nodes that have their data, and what these nodes are asked before training."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor
-from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
 
 from fednar_ray.config import ExecutionSettings, SiloSettings
-from fednar_ray.core.errors import CapacityError, DataError
-from fednar_ray.data.files import Answer, Item
-from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, put
-from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.execution.scheduling import options_for
+from fednar_ray.core.errors import CapacityError
+from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, reserve
 
 log = logging.getLogger("fednar_ray")
 
@@ -79,7 +72,7 @@ def _too_many(
     free, problems = [dict(node) for node in nodes], []
     for pin in sorted(pins, key=lambda pin: len(able[pin.silo])):
         takes = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": needs.memory_bytes}
-        if not put(takes, free, able[pin.silo]):
+        if not reserve(takes, free, able[pin.silo]):
             memory = f"{needs.memory_bytes / 1e9:.1f} GB"
             problems.append(f"execution.silos.{pin.silo}: no room beside the other silos for its actor ({memory})")
     return problems
@@ -97,59 +90,3 @@ def _listed(nodes: Sequence[Node]) -> str:
         for node in nodes
     )
     return "the nodes have " + "; ".join(sorted(text or "nothing" for text in told))
-
-
-# ——— questions ———
-
-
-class LocalSurvey:
-    """Puts questions to files that all lie on this machine."""
-
-    def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """The answers, in the order of the items. Raises DataError, which names every silo that has none."""
-        return _gathered(items, lambda index: question(items[index]))
-
-
-class RemoteSurvey:
-    """Puts questions to each silo on its own node, with the resources that its actor will take."""
-
-    def __init__(self, session: RaySession, settings: ExecutionSettings) -> None:
-        """Raises CapacityError where a silo has no node."""
-        self._session, self._limit = session, settings.capacity_timeout_seconds
-        self._names = sorted(settings.silos or {})
-        self._plan = plan_silos(settings, self._names, session.nodes(), Footprint(model_bytes=0))
-
-    def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """As ``Here``. Raises CapacityError where a silo does not answer in time."""
-        slots = [self._names.index(item.name) for item in items]
-        task, options = ray.remote(_answered), options_for(self._plan, slots)
-        refs = [task.options(**o).remote(question, item) for o, item in zip(options, items, strict=True)]
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=self._limit)
-        if late:
-            for ref in refs:
-                ray.cancel(ref, force=True)
-            silent = ", ".join(item.name for ref, item in zip(refs, items, strict=True) if ref in late)
-            raise CapacityError(
-                f"execution.silos: {silent}: no answer in {self._limit:g} s; {self._session.shortage()}"
-            )
-        return _gathered(items, lambda index: ray.get(refs[index]))
-
-
-def _answered(question: Callable[[Any], Answer], item: Any) -> Answer:
-    """Runs on a silo's node."""
-    return question(item)
-
-
-def _gathered(items: Sequence[Item], answer: Callable[[int], Answer]) -> list[Answer]:
-    answers, problems = [], []
-    for index, item in enumerate(items):
-        try:
-            answers.append(answer(index))
-        except (DataError, RayError) as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if not isinstance(cause, DataError | RayError):
-                raise cause from None
-            problems.append(f"execution.silos.{item.name}.data: {cause}")
-    if problems:
-        raise DataError("\n".join(problems))
-    return answers

@@ -10,7 +10,7 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_states import ClientStates

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fednar_ray.data.files import FederationOfFiles
+from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.execution.capacity import (
     ActorPlan,
     Footprint,
@@ -16,16 +17,16 @@ from fednar_ray.execution.capacity import (
     plan_pooled,
 )
 from fednar_ray.execution.failure_policy import FailurePolicy
-from fednar_ray.execution.gpu_memory import gpu_bytes
-from fednar_ray.execution.ray_pool import RayPool
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
 from fednar_ray.execution.serial import SerialPool
+from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.prepare import Prepared, check_model_and_rule
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, group_size
 from fednar_ray.models.tasks import TASKS
+from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
 CPU_DEVICE = torch.device("cpu")
 
@@ -41,9 +42,9 @@ class ExecutionPlan:
     def tags(self) -> dict[str, str]:
         """For the run's record."""
         return {
-            "fednar.placement": self.placement,
-            "fednar.actors": str(self.actors.count if self.actors else 0),
-            "fednar.vectorize": str(self.width),
+            PLACEMENT_TAG: self.placement,
+            ACTORS_TAG: str(self.actors.count if self.actors else 0),
+            VECTORIZE_TAG: str(self.width),
         }
 
 
@@ -84,7 +85,7 @@ def _footprint(prepared: Prepared, width: int) -> Footprint:
     """What one actor takes, whose client groups are so wide."""
     stateful = prepared.algorithm.local.next_state is not None
     activations = prepared.traits.activation_bytes
-    takes = gpu_bytes(prepared.model_bytes, width, _batch_size(prepared), activations, stateful=stateful)
+    takes = estimate_gpu_bytes(prepared.model_bytes, width, _batch_size(prepared), activations, stateful=stateful)
     return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)
 
 
@@ -120,13 +121,13 @@ class SerialTrainer:
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
-        return SerialPool(self._trainer, scorer, FailurePolicy.of(prepared.experiment.execution), warm_up)
+        return SerialPool(self._trainer, scorer, FailurePolicy.from_settings(prepared.experiment.execution), warm_up)
 
 
 @contextmanager
 def place(
     prepared: Prepared, resolved: ExecutionPlan, session: RaySession, bench: SerialTrainer | None = None
-) -> Iterator[SerialPool | RayPool]:
+) -> Iterator[SerialPool | ActorPool]:
     """A pool at work; a serial one on ``bench``, where there is one."""
     federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
     warm_up = _like_a_group(prepared, resolved.width)
@@ -134,9 +135,9 @@ def place(
         yield (bench or SerialTrainer(prepared)).pool(prepared, warm_up)
         return
     if resolved.placement == "dedicated":
-        pool = RayPool.dedicated(session, resolved.actors, settings, plan, federation)
+        pool = ActorPool.dedicated(session, resolved.actors, settings, plan, federation)
     else:
-        pool = RayPool.pooled(session, resolved.actors, settings, plan, federation, warm_up)
+        pool = ActorPool.pooled(session, resolved.actors, settings, plan, federation, warm_up)
     with closing(pool):
         yield pool
 

@@ -20,9 +20,9 @@ from fednar_ray.core.module_state import own_copy
 from fednar_ray.data.federation import Federation, load_federation
 from fednar_ray.data.files import federation_of_files, federation_of_silos
 from fednar_ray.data.sources.client_files import files_of_silos
-from fednar_ray.execution.ray_session import RaySession
-from fednar_ray.execution.shipping import check_model_travels, check_rule_travels
-from fednar_ray.execution.silos import LocalSurvey, RemoteSurvey
+from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
+from fednar_ray.execution.session import RaySession
+from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
 from fednar_ray.federated.attacks import corrupted_clients
 from fednar_ray.federated.client_sampling import Availability, load_trace
 from fednar_ray.federated.client_trainer import TrainingPlan
@@ -107,7 +107,7 @@ def prepare(
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
     if experiment.execution.placement != "serial":
-        check_model_travels(model)
+        check_model_is_picklable(model)
     return Prepared(
         experiment=experiment,
         algorithm=algorithm,
@@ -140,7 +140,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
     if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
-            check_rule_travels(experiment.algorithm.function, prepared.algorithm.local)
+            check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.local)
 
 
 def _trains_alone(experiment: Experiment) -> bool:

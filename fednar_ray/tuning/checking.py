@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import federation_of, prepare
 from fednar_ray.federated.evaluation import metric_names
 

@@ -8,8 +8,8 @@ from ray.tune import PlacementGroupFactory
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
-from fednar_ray.execution.capacity import put
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.capacity import reserve
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import prepare
 
@@ -79,7 +79,7 @@ def fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
     free = [dict(node) for node in nodes]
     wanted = sorted((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True)
     trials = 0
-    while all(put(bundle, free) for bundle in wanted):
+    while all(reserve(bundle, free) for bundle in wanted):
         trials += 1
     return trials
 

@@ -23,7 +23,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, SearchSettings, dotted, varied
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.messages import RoundRecord, RoundReport
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
 from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
 from fednar_ray.experiments.placement import SerialTrainer, place, resolve

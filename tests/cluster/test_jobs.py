@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.cluster import packing
-from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_the_job, lost
-from fednar_ray.cluster.packing import gather
+from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_job, find_lost_results
+from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
@@ -105,7 +105,7 @@ def test_results_data_environments_and_hidden_files_stay(tmp_path: Path) -> None
     for name in (*stays, *goes):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
-    package = gather(tmp_path, needed=[Path("a/b.pt")], exclude=["old"])
+    package = collect_package(tmp_path, needed=[Path("a/b.pt")], exclude=["old"])
     assert sorted(map(str, package.files)) == sorted([*goes, "a/b.pt"])
     assert package.size_bytes == 4 * len(package.files)
     package.copy_to(tmp_path / "copy")
@@ -118,8 +118,8 @@ def test_too_much_is_refused_with_what_is_largest(tmp_path: Path, monkeypatch: p
     for name in ("films/a.bin", "films/b.bin", "c.bin"):
         (tmp_path / name).write_bytes(bytes(1_500_000))
     with pytest.raises(BadInput, match=r"more than 3 MB .* films \(3 MB\).*--exclude NAME"):
-        gather(tmp_path, needed=[])
-    assert gather(tmp_path, needed=[], exclude=["films"]).size_bytes == 1_500_000
+        collect_package(tmp_path, needed=[])
+    assert collect_package(tmp_path, needed=[], exclude=["films"]).size_bytes == 1_500_000
 
 
 # ---- what is refused
@@ -143,17 +143,17 @@ LOST = {
 def test_what_would_be_lost_with_the_job_is_named(
     overrides: tuple[str, ...], environment: dict[str, str], problem: str, tmp_path: Path
 ) -> None:
-    (found,) = lost(document(tmp_path, *overrides), "run", environment)
+    (found,) = find_lost_results(document(tmp_path, *overrides), "run", environment)
     assert problem in found
     assert "a job's working directory is temporary: write " in found
 
 
 def test_what_lasts_is_not(tmp_path: Path) -> None:
-    assert not lost(document(tmp_path, *LASTING), "run", {})
+    assert not find_lost_results(document(tmp_path, *LASTING), "run", {})
     variable = {"MLFLOW_TRACKING_URI": "sqlite:////shared/mlflow.db"}
-    assert not lost(document(tmp_path, "checkpoint.every=null"), "run", variable)
-    assert not lost(document(tmp_path, LASTING[0], "checkpoint.storage=/shared"), "compare", {})
-    (found,) = lost(document(tmp_path, *LASTING), "tune", {})
+    assert not find_lost_results(document(tmp_path, "checkpoint.every=null"), "run", variable)
+    assert not find_lost_results(document(tmp_path, LASTING[0], "checkpoint.storage=/shared"), "compare", {})
+    (found,) = find_lost_results(document(tmp_path, *LASTING), "tune", {})
     assert "./searches" in found
 
 
@@ -163,13 +163,13 @@ def test_within_a_job_only_the_temporary_directory_is_refused(tmp_path: Path, mo
     place = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
-    check_results_outlive_the_job(relative, "run")  # no job
+    check_results_outlive_job(relative, "run")  # no job
     monkeypatch.setenv(JOB_VARIABLE, json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}))
     with pytest.raises(ConfigError) as caught:
-        check_results_outlive_the_job(relative, "run")
+        check_results_outlive_job(relative, "run")
     assert len(caught.value.problems) == 3
     monkeypatch.chdir(tmp_path)
-    check_results_outlive_the_job(relative, "run")
+    check_results_outlive_job(relative, "run")
 
 
 def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -988,7 +988,7 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
         pytest.raises(DataError, match=r"b\.parquet: cannot be read"),
         place(prepared, resolve(prepared, session), session) as pool,
     ):
-        pool.places()
+        pool.actor_infos()
 
 
 @pytest.mark.ray

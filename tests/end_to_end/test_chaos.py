@@ -78,14 +78,14 @@ def lose_a_node(folder: Path) -> None:
     session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), model)
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
-        places = [pool.places()]
+        places = [pool.actor_infos()]
         for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
-            assert not report.failures
+            assert not report.exclusions
             if report.round_index == 1:
                 armed.touch()
             if report.round_index == 2:
                 cluster.add_node(num_cpus=1, node_ip_address=THIRD)
-                places.append(pool.places())
+                places.append(pool.actor_infos())
     nodes = {node["NodeID"]: (node["NodeManagerAddress"], node["Alive"]) for node in ray.nodes()}
     ray.shutdown()
     cluster.shutdown()

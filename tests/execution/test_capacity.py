@@ -16,12 +16,12 @@ from fednar_ray.execution.capacity import (
     ClusterResources,
     Footprint,
     choose_placement,
-    fitting_actors,
+    count_fitting_actors,
     plan_dedicated,
     plan_pooled,
 )
 from fednar_ray.execution.devices import choose_device
-from fednar_ray.execution.gpu_memory import actors_per_gpu, gpu_bytes
+from fednar_ray.execution.gpu_memory import count_actors_per_gpu, estimate_gpu_bytes
 
 MB = 10**6  # an actor takes 500 MB, and six times its model
 SMALL = Footprint(model_bytes=0)
@@ -68,7 +68,7 @@ def test_an_assigned_gpu_that_torch_cannot_use_is_an_error() -> None:
     ],
 )
 def test_fitting_actors(resources: ClusterResources, cpus: float, gpus: float, model_mb: int, count: int) -> None:
-    assert fitting_actors(resources, cpus, gpus, Footprint(model_bytes=model_mb * MB)) == count
+    assert count_fitting_actors(resources, cpus, gpus, Footprint(model_bytes=model_mb * MB)) == count
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ GB = 10**9
 def test_what_an_actor_takes_of_a_gpu(
     model_mb: int, width: int, batch: int, activation: float, stateful: bool, expected: float
 ) -> None:
-    assert gpu_bytes(model_mb * MB, width, batch, activation, stateful=stateful) == expected
+    assert estimate_gpu_bytes(model_mb * MB, width, batch, activation, stateful=stateful) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_what_an_actor_takes_of_a_gpu(
     ],
 )
 def test_how_many_actors_a_gpus_memory_holds(each: float, memory: float | None, fits: int | None) -> None:
-    assert actors_per_gpu(each, memory) == fits
+    assert count_actors_per_gpu(each, memory) == fits
 
 
 def with_memory(gpus: float, gpu_memory: float, cpus: float = 64) -> ClusterResources:

@@ -19,10 +19,19 @@ from torch._C import _functorch
 
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, BuffersChanged, ModelError, RoundAborted, RunFailed
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import Broadcast, ClientsLost, GroupTask
-from fednar_ray.execution.failure_policy import Decision, Failure, FailurePolicy, FailureTally, Kind, decide, kind_of
+from fednar_ray.execution.actor_pool import ActorPool
+from fednar_ray.execution.failure_policy import (
+    Decision,
+    Failure,
+    FailureKind,
+    FailurePolicy,
+    FailureTally,
+    decide,
+    kind_of,
+)
 from fednar_ray.execution.queue import CallQueue
-from fednar_ray.execution.ray_pool import RayPool
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
@@ -37,19 +46,19 @@ BAD, SENTINEL = 4, 77.0  # the client whose examples hold the number
 @pytest.mark.parametrize(
     ("kind", "clients", "attempts", "remaining", "expected"),
     [
-        (Kind.LOST, 5, 1, 9, Decision.RETRY),
-        (Kind.LOST, 5, 2, 9, Decision.RETRY),
-        (Kind.LOST, 5, 3, 9, Decision.SPLIT),  # one of the five is to blame: find it
-        (Kind.RAISED, 1, 3, 9, Decision.DROP),
-        (Kind.TIMED_OUT, 1, 3, 4, Decision.DROP),
-        (Kind.TIMED_OUT, 1, 3, 3, Decision.ABORT),  # dropping it would leave 2, and 3 must remain
-        (Kind.OUT_OF_MEMORY, 5, 1, 9, Decision.SPLIT),  # it would run out again
-        (Kind.OUT_OF_MEMORY, 1, 1, 9, Decision.RETRY),  # elsewhere there may be more
-        (Kind.OUT_OF_MEMORY, 1, 3, 9, Decision.DROP),
+        (FailureKind.LOST, 5, 1, 9, Decision.RETRY),
+        (FailureKind.LOST, 5, 2, 9, Decision.RETRY),
+        (FailureKind.LOST, 5, 3, 9, Decision.SPLIT),  # one of the five is to blame: find it
+        (FailureKind.RAISED, 1, 3, 9, Decision.DROP),
+        (FailureKind.TIMED_OUT, 1, 3, 4, Decision.DROP),
+        (FailureKind.TIMED_OUT, 1, 3, 3, Decision.ABORT),  # dropping it would leave 2, and 3 must remain
+        (FailureKind.OUT_OF_MEMORY, 5, 1, 9, Decision.SPLIT),  # it would run out again
+        (FailureKind.OUT_OF_MEMORY, 1, 1, 9, Decision.RETRY),  # elsewhere there may be more
+        (FailureKind.OUT_OF_MEMORY, 1, 3, 9, Decision.DROP),
     ],
 )
 def test_two_retries_then_halves_then_the_one_client(
-    kind: Kind, clients: int, attempts: int, remaining: int, expected: Decision
+    kind: FailureKind, clients: int, attempts: int, remaining: int, expected: Decision
 ) -> None:
     failure = Failure(kind=kind, clients=clients, attempts=attempts, remaining=remaining)
     assert decide(failure, FailurePolicy(retries=2, min_clients=3)) is expected
@@ -57,29 +66,29 @@ def test_two_retries_then_halves_then_the_one_client(
 
 def test_the_ledger_counts_what_it_drops_and_aborts_with_the_cause() -> None:
     ledger = FailureTally(FailurePolicy(retries=0, min_clients=2), round_index=7, clients=3)
-    assert ledger.judge((5,), Kind.RAISED, "ValueError: no", 1) is Decision.DROP
+    assert ledger.judge((5,), FailureKind.RAISED, "ValueError: no", 1) is Decision.DROP
     with pytest.raises(RoundAborted, match=r"round 7 aborted: fewer than 2 clients remain; .*client 6: OSError: gone"):
-        ledger.judge((6,), Kind.RAISED, "OSError: gone", 1)
+        ledger.judge((6,), FailureKind.RAISED, "OSError: gone", 1)
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (ValueError("x"), Kind.RAISED),
-        (MemoryError(), Kind.OUT_OF_MEMORY),
-        (torch.OutOfMemoryError("CUDA out of memory"), Kind.OUT_OF_MEMORY),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), Kind.OUT_OF_MEMORY),
-        (RuntimeError("CUDA error: device-side assert triggered"), Kind.LOST),
+        (ValueError("x"), FailureKind.RAISED),
+        (MemoryError(), FailureKind.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory"), FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: device-side assert triggered"), FailureKind.LOST),
     ],
 )
-def test_an_exception_says_what_failed(error: Exception, kind: Kind) -> None:
+def test_an_exception_says_what_failed(error: Exception, kind: FailureKind) -> None:
     assert kind_of(error) is kind
 
 
 def test_an_allocation_that_no_machine_can_serve_is_known_as_one() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**50, dtype=torch.float64)
-    assert kind_of(raised.value) is Kind.OUT_OF_MEMORY
+    assert kind_of(raised.value) is FailureKind.OUT_OF_MEMORY
 
 
 # ---- the order of results
@@ -232,7 +241,7 @@ def test_what_fails_once_changes_nothing(what: str, session: fr.RaySession, tmp_
     settings = experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
     reports = trained(settings, Trap(what, tmp_path / "sprung"), session)
     assert (tmp_path / "sprung").exists()
-    assert not any(report.failures for report in reports)
+    assert not any(report.exclusions for report in reports)
     assert reports[-1].parameters.tobytes() == undisturbed("scaffold")
 
 
@@ -243,9 +252,9 @@ def test_a_poisoned_client_is_dropped_and_nobody_else(
 ) -> None:
     settings = experiment({**POOLED, "retries": retries}, federation={"rounds": rounds})
     reports = trained(settings, Trap(what, None), session)
-    assert [set(report.failures) for report in reports] == [{BAD}] * rounds
+    assert [set(report.exclusions) for report in reports] == [{BAD}] * rounds
     reasons = {"die": "actor was lost", "raise": "ArithmeticError", "exit": "raised SystemExit(3)"}
-    assert reasons[what] in reports[0].failures[BAD]
+    assert reasons[what] in str(reports[0].exclusions[BAD])
     assert [report.metrics["clients_trained"] for report in reports] == [6] * rounds
     assert reports[-1].parameters.tobytes() == without_the_bad_client(rounds)
 
@@ -258,7 +267,7 @@ def test_a_poisoned_client_is_found_within_its_group(session: fr.RaySession, cap
     settings = experiment({**POOLED, "retries": 0, "vectorize": 2}, federation=of(0, 1, 2, BAD))
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         (report,) = trained(settings, Trap("die", None), session)
-    assert set(report.failures) == {BAD}
+    assert set(report.exclusions) == {BAD}
     expected = np.frombuffer(undisturbed(federation=of(0, 1, 2)), dtype=np.float32)
     np.testing.assert_allclose(report.parameters, expected, rtol=1e-4, atol=1e-6)
     assert "trained in halves (their sum is equal to rounding, not to the bit)" in caplog.text
@@ -272,7 +281,7 @@ def test_groups_that_run_out_of_memory_are_halved_and_nobody_is_lost(
     settings = experiment({"placement": placement, "vectorize": 7})
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         reports = trained(settings, Crowded(), session)
-    assert not any(report.failures for report in reports)
+    assert not any(report.exclusions for report in reports)
     assert "MemoryError; trained in halves (their sum is equal to rounding" in caplog.text
     expected = trained(experiment({"placement": "serial", "vectorize": 2}), Trap("", None))[-1]
     np.testing.assert_allclose(reports[-1].parameters, expected.parameters, rtol=1e-4, atol=1e-6)
@@ -280,8 +289,8 @@ def test_groups_that_run_out_of_memory_are_halved_and_nobody_is_lost(
 
 def test_a_client_that_raises_is_dropped_without_ray_too() -> None:
     reports = trained(experiment({"placement": "serial"}), Trap("raise", None))
-    assert [dict(report.failures) for report in reports] == [
-        {BAD: "ArithmeticError: this client cannot be trained"}
+    assert [dict(report.exclusions) for report in reports] == [
+        {BAD: Exclusion(ExclusionReason.FAILED, "ArithmeticError: this client cannot be trained")}
     ] * 3
     assert reports[-1].parameters.tobytes() == without_the_bad_client()
 
@@ -317,7 +326,8 @@ SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "attacks": {"sc
 def test_an_exit_of_one_client_is_its_own_failure(what: str, reason: str, screening: dict[str, Any]) -> None:
     settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
     reports = trained(settings, Trap(what, None))
-    assert [report.failures for report in reports] == [{BAD: f"UserCodeExited: the code raised {reason}"}] * 3
+    expected = Exclusion(ExclusionReason.FAILED, f"UserCodeExited: the code raised {reason}")
+    assert [report.exclusions for report in reports] == [{BAD: expected}] * 3
     assert reports[-1].parameters.tobytes() == without_the_bad_client()
 
 
@@ -390,13 +400,15 @@ def test_two_phases_give_the_same_bytes_everywhere(preset: str, session: fr.RayS
     model = Trap("", None)
     expected = trained(experiment({"placement": "serial", "vectorize": 2}, preset, **SCREENED), model)
     reports = trained(experiment({**POOLED, "vectorize": 2}, preset, **SCREENED), model, session)
-    assert any(report.failures for report in expected)
-    assert [r.failures for r in reports] == [r.failures for r in expected]
+    assert any(report.exclusions for report in expected)
+    assert [r.exclusions for r in reports] == [r.exclusions for r in expected]
     assert reports[-1].parameters.tobytes() == expected[-1].parameters.tobytes()
 
 
 @contextmanager
-def two_actors(session: fr.RaySession, model: torch.nn.Module, **execution: Any) -> Iterator[tuple[RayPool, Broadcast]]:
+def two_actors(
+    session: fr.RaySession, model: torch.nn.Module, **execution: Any
+) -> Iterator[tuple[ActorPool, Broadcast]]:
     """A pool that is ready, and a round for it."""
     prepared = prepare(experiment({**POOLED, "vectorize": 2, **execution}), federation(), model)
     broadcast = Broadcast(
@@ -407,8 +419,8 @@ def two_actors(session: fr.RaySession, model: torch.nn.Module, **execution: Any)
         buffers=None,
     )
     with place(prepared, resolve(prepared, session), session) as pool:
-        assert isinstance(pool, RayPool)
-        pool.places()
+        assert isinstance(pool, ActorPool)
+        pool.actor_infos()
         yield pool, broadcast
 
 
@@ -418,7 +430,7 @@ def test_what_an_actor_held_between_two_phases_is_trained_again_when_it_dies(ses
     with two_actors(session, Trap("", None)) as (pool, broadcast):
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
         figures = [f.delta_norms.tolist() for f in pool.measure(broadcast, groups)]
-        os.kill(pool.places()[0].process_id, signal.SIGKILL)
+        os.kill(pool.actor_infos()[0].process_id, signal.SIGKILL)
         counted = [replace(task, factors=(1.0, 1.0), rows=True) for task in groups]
         updates = list(pool.train(broadcast, counted))
     assert [u.weighted_delta.tobytes() for u in updates] == whole

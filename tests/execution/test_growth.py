@@ -73,8 +73,8 @@ def grow_and_shrink() -> None:
     counts, added, left = [], None, 0
     with place(prepared, resolved, session) as pool:
         for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
-            assert not report.failures
-            counts.append(len(pool.places()))
+            assert not report.exclusions
+            counts.append(len(pool.actor_infos()))
             if added is None:
                 added = cluster.add_node(num_cpus=2, node_ip_address=OTHER)
             elif counts[-1] == 3 and not left:

@@ -11,9 +11,9 @@ import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError, DeviceError, RayUnavailable
 from fednar_ray.data.federation import Shards
+from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
-from fednar_ray.execution.ray_pool import RayPool
-from fednar_ray.execution.ray_session import _check_reachable
+from fednar_ray.execution.session import _check_reachable
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
@@ -89,8 +89,8 @@ def test_another_seed_gives_another_run() -> None:
 def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
     prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
     with place(prepared, resolve(prepared, session), session) as pool:
-        assert isinstance(pool, RayPool)
-        assert len({p.process_id for p in pool.places()}) == 3
+        assert isinstance(pool, ActorPool)
+        assert len({p.process_id for p in pool.actor_infos()}) == 3
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size
@@ -105,7 +105,7 @@ def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     )
     assert plan == ActorPlan(count=4, cpus=0.5, gpus=0.5)
     actors = session.lease(plan)
-    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.place.remote()).gpus)
+    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.info.remote()).gpus)
     assert gpus == ["0", "0", "1", "1"]
     session.give_back(plan, actors)
 
@@ -133,7 +133,7 @@ def test_closing_a_session_ends_its_actors(local_ray: str) -> None:
 
     with fr.RaySession() as own:
         actors = own.lease(ActorPlan(count=2, cpus=0.5, gpus=0))
-        processes = [psutil.Process(place.process_id) for place in ray.get([a.place.remote() for a in actors])]
+        processes = [psutil.Process(place.process_id) for place in ray.get([a.info.remote() for a in actors])]
         own.give_back(ActorPlan(count=2, cpus=0.5, gpus=0), actors)
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive

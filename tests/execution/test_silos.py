@@ -14,6 +14,7 @@ import torch
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError, DataError
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.capacity import Footprint
@@ -90,7 +91,7 @@ def train_on_two_nodes(folder: Path) -> None:
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = [hosts[where.node_id] for where in pool.places()]
+        found = [hosts[where.node_id] for where in pool.actor_infos()]
         *_, last = rounds_of(prepared, resolved, pool, initial_state(prepared))
     refusals = [
         refusal(experiment(places({"north": folder / "both", "south": folder / "gone.csv"}, pinned=True)), session),
@@ -170,14 +171,16 @@ def test_a_site_that_is_away_for_too_long_does_not_count(tmp_path: Path, session
     prepared = prepare(chosen.model_copy(update=longer | seldom), session=session)
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
-        assert len(pool.places()) == 2
+        assert len(pool.actor_infos()) == 2
         rounds = rounds_of(prepared, resolved, pool, initial_state(prepared), splits=())
-        assert next(rounds).failures == {}
+        assert next(rounds).exclusions == {}
         pool._plan = replace(pool._plan, pins=(pool._plan.pins[0], replace(pool._plan.pins[1], resources={"gone": 1})))
         pool._settings = chosen.execution.model_copy(update={"capacity_timeout_seconds": 0.5})
         ray.kill(pool._slots[1].actor)
         for _ in range(2):
-            assert next(rounds).failures == {1: "silo south has had no actor for 0.5 s"}
+            assert next(rounds).exclusions == {
+                1: Exclusion(ExclusionReason.FAILED, "silo south has had no actor for 0.5 s")
+            }
 
 
 @pytest.mark.ray

@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import Readout, RoundReport, ScoringTask
 from fednar_ray.data.federation import Examples, Shards
-from fednar_ray.execution.ray_pool import RayPool
+from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.federated.evaluation import (
@@ -249,7 +249,7 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
     tasks = [long, *(ScoringTask(split=CLIENTS, start=i, stop=2 * i) for i in short)]  # i rows: any swap is seen
     eval_params = Readout(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
     with place(prepared, resolve(prepared, session), session) as pool:
-        assert isinstance(pool, RayPool)
+        assert isinstance(pool, ActorPool)
         scores = list(pool.score(eval_params, tasks))
     splits = {**federation.splits(), CLIENTS: federation.shards.examples}
     for task, got in zip(tasks, scores, strict=True):

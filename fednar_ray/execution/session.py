@@ -32,7 +32,7 @@ from fednar_ray.core.messages import (
 )
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
-from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
 from fednar_ray.execution.private_ray import PrivateRay
@@ -58,11 +58,11 @@ class TrainingActor:
         self._trainer: GroupTrainer | None = None
         self._scorer: Scorer | None = None
 
-    def place(self) -> ActorPlace:
+    def info(self) -> ActorInfo:
         """The node, process and GPUs that Ray gave this actor."""
         context = ray.get_runtime_context()
         gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
-        return ActorPlace(context.get_node_id(), os.getpid(), gpus)
+        return ActorInfo(context.get_node_id(), os.getpid(), gpus)
 
     def prepare(
         self,
@@ -75,7 +75,7 @@ class TrainingActor:
         """Take up a run, and warm up with a group like those to come. A file is read here, on the actor's node."""
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
-        device = torch.device(choose_device(self.place().gpus, torch.cuda.device_count()))
+        device = torch.device(choose_device(self.info().gpus, torch.cuda.device_count()))
         self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
         self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)

@@ -27,11 +27,11 @@ from fednar_ray.core.messages import (
     ScoringTask,
 )
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.actor_info import ActorPlace
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
-from fednar_ray.execution.failure_policy import Decision, FailurePolicy, FailureTally, Kind, kind_of, reason_of
+from fednar_ray.execution.failure_policy import Decision, FailureKind, FailurePolicy, FailureTally, kind_of, reason_of
 from fednar_ray.execution.queue import Call, CallQueue, Task
-from fednar_ray.execution.ray_session import RaySession
+from fednar_ray.execution.session import RaySession
 from fednar_ray.federated.client_trainer import TrainingPlan
 
 log = logging.getLogger("fednar_ray")
@@ -63,14 +63,14 @@ class _Slot:
         return self.has_room and not (self.calls and (call.alone or self.calls[0][1].alone))
 
 
-class RayPool:
+class ActorPool:
     """Actors that train one run's client groups, and score. They start and warm up while the driver goes on."""
 
     def __init__(
         self, session: RaySession, plan: ActorPlan, settings: ExecutionSettings, prepare: Prepare, *, dedicated: bool
     ) -> None:
         self._session, self._plan, self._prepare, self._dedicated = session, plan, prepare, dedicated
-        self._tolerance, self._settings = FailurePolicy.of(settings), settings
+        self._tolerance, self._settings = FailurePolicy.from_settings(settings), settings
         self._slots = [_Slot(actor, prepare(i, actor)) for i, actor in enumerate(session.lease(plan))]
         self._bare_since = time.monotonic()  # since when no actor was ready
         self._holders: dict[
@@ -86,7 +86,7 @@ class RayPool:
         plan: TrainingPlan,
         federation: Federation,
         warm_up: Sequence[int],
-    ) -> "RayPool":
+    ) -> "ActorPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
         session.connect()
         shared = [ray.put(value) for value in (plan, *federation.loaded())]
@@ -101,7 +101,7 @@ class RayPool:
         settings: ExecutionSettings,
         plan: TrainingPlan,
         federation: Federation,
-    ) -> "RayPool":
+    ) -> "ActorPool":
         """Exactly one actor a client, which gets its own shard and no other, or reads it from its file."""
         session.connect()
         shared, splits = ray.put(plan), ray.put(federation.shared_splits())
@@ -117,11 +117,11 @@ class RayPool:
         while not enough(slot.starting is None for slot in self._slots) and self._starts_in_time():
             self._wait()
 
-    def places(self) -> list[ActorPlace]:
+    def actor_infos(self) -> list[ActorInfo]:
         """Where the actors live, by slot; waits until they are ready. Those that do not start in time are left out."""
         self.wait_until_ready()
         ready = [slot.actor for slot in self._slots if slot.starting is None]
-        places: list[ActorPlace] = ray.get([actor.place.remote() for actor in ready])
+        places: list[ActorInfo] = ray.get([actor.info.remote() for actor in ready])
         return places
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
@@ -138,7 +138,7 @@ class RayPool:
         slots = [task.client_id if self._dedicated else None for task in tasks]
         shared, queue = _shared(eval_params), CallQueue(tasks, slots)
 
-        def judge(call: Call[ScoringTask], kind: Kind, reason: str) -> None:
+        def judge(call: Call[ScoringTask], kind: FailureKind, reason: str) -> None:
             if call.attempts > self._tolerance.retries:
                 raise RunFailed(f"round {eval_params.round_index}: {call.task.split} cannot be scored: {reason}")
             log.warning("round %d, scoring %s: %s; tried again", eval_params.round_index, call.task.split, reason)
@@ -152,7 +152,7 @@ class RayPool:
         shared, queue = _shared(broadcast), CallQueue(tasks, [self._home(task) for task in tasks])
         ledger = FailureTally(self._tolerance, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
 
-        def judge(call: Call[GroupTask], kind: Kind, reason: str) -> None:
+        def judge(call: Call[GroupTask], kind: FailureKind, reason: str) -> None:
             match ledger.judge(call.task.client_ids, kind, reason, call.attempts):
                 case Decision.RETRY:
                     queue.again(call)
@@ -230,7 +230,7 @@ class RayPool:
                 raise cause from None
             self._failed(index, ref, kind_of(cause), reason_of(cause), stream)
         except RayError as error:
-            kind = Kind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else Kind.LOST
+            kind = FailureKind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else FailureKind.LOST
             # a node that was taken away is nobody's fault
             own = len(self._slots[index].calls) == 1 and not getattr(error, "preempted", False)
             self._lose(index, kind, f"{kind.value} ({type(error).__name__})", stream, charged=own)
@@ -240,9 +240,9 @@ class RayPool:
             if stream.hold:
                 self._holders[call.task.client_ids] = index, self._slots[index].actor
 
-    def _failed(self, index: int, ref: Any, kind: Kind, reason: str, stream: "_Stream[Any]") -> None:
+    def _failed(self, index: int, ref: Any, kind: FailureKind, reason: str, stream: "_Stream[Any]") -> None:
         """A client raised; its actor lives, unless its GPU is of no more use to it."""
-        if kind is Kind.LOST:
+        if kind is FailureKind.LOST:
             self._lose(index, kind, reason, stream)
             return
         call = self._take(index, ref)
@@ -259,7 +259,7 @@ class RayPool:
         return call
 
     def _lose(
-        self, index: int, kind: Kind, reason: str, stream: "_Stream[Any] | None", *, charged: bool = True
+        self, index: int, kind: FailureKind, reason: str, stream: "_Stream[Any] | None", *, charged: bool = True
     ) -> None:
         """Another actor takes the slot, and its calls go again, each alone on an actor.
 
@@ -340,10 +340,10 @@ class RayPool:
             if now - self._slots[call.slot].starting_since >= patience:
                 stream.queue.sent(call)
                 call.attempts = self._tolerance.retries + 1
-                stream.judge(call, Kind.LOST, f"{self._called(call.slot)} has had no actor for {patience:g} s")
+                stream.judge(call, FailureKind.LOST, f"{self._called(call.slot)} has had no actor for {patience:g} s")
         for index, slot in enumerate(self._slots):
             if limit is not None and slot.calls and now - slot.since >= limit:
-                self._lose(index, Kind.TIMED_OUT, Kind.TIMED_OUT.value, stream)
+                self._lose(index, FailureKind.TIMED_OUT, FailureKind.TIMED_OUT.value, stream)
 
     def _called(self, slot: int) -> str:
         return f"silo {self._plan.pins[slot].silo}" if self._plan.pins else f"client {slot}"
@@ -364,7 +364,9 @@ class _Stream(Generic[Task]):
 
     queue: CallQueue[Task]
     send: Callable[[Any, Task], Any]
-    judge: Callable[[Call[Task], Kind, str], None]  # of a failed call: it waits again, or in halves; or it is lost
+    judge: Callable[
+        [Call[Task], FailureKind, str], None
+    ]  # of a failed call: it waits again, or in halves; or it is lost
     hold: bool = False  # actors hold what they measured
 
 

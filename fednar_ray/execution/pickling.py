@@ -16,7 +16,7 @@ class _Nowhere:
         return len(data)
 
 
-def check_model_travels(model: nn.Module) -> None:
+def check_model_is_picklable(model: nn.Module) -> None:
     """Raises ModelError, naming the module and attribute, if the model cannot be pickled for Ray's actors."""
     try:
         _pickle(model)
@@ -25,7 +25,7 @@ def check_model_travels(model: nn.Module) -> None:
         raise ModelError(f"{text}; leave it out in __getstate__, or use execution.placement=serial") from error
 
 
-def check_rule_travels(function: str, rule: Any) -> None:
+def check_correction_is_picklable(function: str, rule: Any) -> None:
     """Raises ConfigError if a client correction, which ``function`` returned, cannot be pickled for Ray's actors."""
     try:
         _pickle(rule)
