@@ -17,8 +17,8 @@ from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.module_state import own_copy
-from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files, federation_of_silos
+from fednar_ray.data.federation import FederatedData, load_federation
+from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
@@ -41,7 +41,7 @@ class Prepared:
 
     experiment: Experiment
     algorithm: Algorithm
-    federation: Federation
+    federation: FederatedData
     model: nn.Module
     traits: ModelTraits
     availability: Availability
@@ -69,14 +69,14 @@ class Prepared:
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
             changed_buffers=self.traits.changed_buffers,
-            corrupted=corrupted_clients(self.experiment.attacks, self.federation.clients, self.experiment.seed),
+            corrupted=corrupted_clients(self.experiment.attacks, self.federation.num_clients, self.experiment.seed),
             task=TASKS[self.federation.task],
         )
 
 
 def prepare(
     experiment: Experiment,
-    federation: Federation | None = None,
+    federation: FederatedData | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
 ) -> Prepared:
@@ -118,7 +118,7 @@ def prepare(
     )
 
 
-def _first_inputs(federation: Federation) -> Tensor:
+def _first_inputs(federation: FederatedData) -> Tensor:
     """Two examples as the model takes them."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
     return x if federation.transform is None else federation.transform.normalized(x)
@@ -149,7 +149,7 @@ def _trains_alone(experiment: Experiment) -> bool:
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
+def federation_of(experiment: Experiment, session: RaySession | None = None) -> FederatedData:
     """The federation of the data section; of files that stay where they are, what can be known of them.
 
     Silos are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for silos
@@ -161,11 +161,11 @@ def federation_of(experiment: Experiment, session: RaySession | None = None) -> 
     if isinstance(data, FolderSettings) and execution.silos is not None:
         files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
-        return federation_of_silos(files, data, seed, ask)
-    return federation_of_files(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
+        return load_silo_federation(files, data, seed, ask)
+    return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _built(settings: AnyModel, federation: Federation, seed: int) -> nn.Module:
+def _built(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
     """One output where the task wants one; else one a class, and of a language model one a character."""
     vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
@@ -174,7 +174,7 @@ def _built(settings: AnyModel, federation: Federation, seed: int) -> nn.Module:
     return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
 
 
-def _check_tokens(federation: Federation, vocabulary: int) -> None:
+def _check_tokens(federation: FederatedData, vocabulary: int) -> None:
     for part in (federation.shards.examples, *federation.splits().values()):
         lowest, highest = part.x.min(), part.x.max()
         if lowest < 0 or highest >= vocabulary:
@@ -194,15 +194,15 @@ def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
     )
 
 
-def _availability(experiment: Experiment, federation: Federation) -> Availability:
+def _availability(experiment: Experiment, federation: FederatedData) -> Availability:
     settings = experiment.availability
-    rounds, clients = experiment.federation.rounds, federation.clients
+    rounds, clients = experiment.federation.rounds, federation.num_clients
     trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
     sizes, workload = federation.shards.sizes, experiment.federation.workload
     return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
 
 
-def _check_sampling(experiment: Experiment, federation: Federation) -> None:
+def _check_sampling(experiment: Experiment, federation: FederatedData) -> None:
     settings, sizes = experiment.federation, federation.shards.sizes
     present, problems = int((sizes > 0).sum()), []
     sampled = settings.clients_per_round

@@ -395,7 +395,7 @@ def _log_inputs(
         DataSummary(
             name=federation.name,
             digest=data_digest[:16],
-            clients=federation.clients,
+            clients=federation.num_clients,
             examples=len(block),
             input_shape=block.x.shape[1:],
             classes=federation.classes,

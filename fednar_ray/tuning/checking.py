@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import federation_of, prepare
 from fednar_ray.federated.evaluation import metric_names
@@ -38,7 +38,9 @@ def _other_data(document: Document) -> Iterator[tuple[str, Experiment]]:
                 yield f"search.space.{key}: {value!r}: search.metric", document.varied({key: value})
 
 
-def _metric_problems(document: Document, experiment: Experiment, federation: Federation, place: str) -> Iterator[str]:
+def _metric_problems(
+    document: Document, experiment: Experiment, federation: FederatedData, place: str
+) -> Iterator[str]:
     assert document.search is not None
     metric = document.search.metric
     names = (*metric_names(federation, ("validation",), federated=experiment.evaluation.federated), *ALWAYS)

@@ -13,7 +13,7 @@ from fednar_ray.config import read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.data.federation import load_federation
-from fednar_ray.data.files import federation_of_files
+from fednar_ray.data.files import load_file_federation
 from fednar_ray.data.sources import load_digits
 from fednar_ray.experiments.prepare import Prepared, prepare
 from tests.conftest import small_federation
@@ -44,7 +44,7 @@ def test_clients_may_come_in_any_container(convert):
     assert (block.x.dtype, block.y.dtype) == (np.float32, np.int64)
     np.testing.assert_array_equal(federation.test.x, X[:4])
     np.testing.assert_array_equal(federation.validation.y, Y[:4])
-    assert (federation.clients, federation.classes, federation.left_out) == (2, 4, 0)
+    assert (federation.num_clients, federation.classes, federation.left_out) == (2, 4, 0)
 
 
 def test_integer_inputs_stay_integers():
@@ -152,7 +152,7 @@ def test_validation_is_held_out_before_partitioning(partition):
     remainder = (examples - 144) % 11 if partition["kind"] == "dirichlet_equal" else 0
     assert (len(federation.validation), federation.left_out) == (round(0.1 * examples), remainder)
     assert federation.shards.sizes.sum() == examples - 144 - remainder
-    assert (federation.clients, len(federation.test)) == (partition["clients"], 360)
+    assert (federation.num_clients, len(federation.test)) == (partition["clients"], 360)
     taken = images(federation.shards.examples.x, federation.validation.x)
     assert taken <= images(source.train_x)  # as multisets: nothing is in both
     assert not taken & images(federation.test.x)
@@ -255,7 +255,7 @@ def test_a_file_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
         write_silo(tmp_path, name, 1 if name != "west" else 12)
     settings = {"source": "folder", "directory": str(tmp_path), "validation": 0.75}
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
-        found = federation_of_files(read_data(settings), seed=0)
+        found = load_file_federation(read_data(settings), seed=0)
     lost = sorted({"north", "east", "south", "west"} - set(found.client_names))
     assert lost
     assert f"holds out every example of {len(lost)} clients, which take no part: {', '.join(lost)}" in caplog.text

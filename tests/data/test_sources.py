@@ -27,7 +27,7 @@ from fednar_ray.config import read_data
 from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files
+from fednar_ray.data.files import load_file_federation
 from fednar_ray.data.sources import SOURCES, Source, images
 from fednar_ray.data.sources.huggingface import _examples
 from fednar_ray.data.sources.images import read_cifar, read_idx_files
@@ -569,7 +569,7 @@ def test_clients_may_be_some_of_the_roles_with_their_own_test_examples(tmp_path:
     settings = {"source": "shakespeare", "path": str(path), "min_characters": 0, "test_share": 0.5}
     found = federation(**settings, partition={"clients": 4})
     train, test = (set(text_of(split.x[:, -1])) - {" "} for split in (found.shards.examples, found.test))
-    assert found.clients == 4
+    assert found.num_clients == 4
     assert train == test
     assert len(train) == 4
     assert (found.left_out, len(found.test)) == (6 * 21, 4 * 20)
@@ -974,10 +974,10 @@ def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> 
         np.testing.assert_array_equal(shard.examples.y, expected.examples.y)
         assert len(splits["test"]) == round(0.2 * (40, 23, 31)[client_id])
     digest = kept.digest()
-    assert digest == federation_of_files(silo_experiment(data).data, 0).digest()
+    assert digest == load_file_federation(silo_experiment(data).data, 0).digest()
     columns = {"age": [1.0, 2.0, 3.0], "dose": [1.0, 2.0, 3.0], "ill": [0, 1, 0]}
     write_ward(tmp_path / "b.parquet", columns)
-    assert digest != federation_of_files(silo_experiment(data).data, 0).digest()
+    assert digest != load_file_federation(silo_experiment(data).data, 0).digest()
 
 
 @pytest.mark.ray

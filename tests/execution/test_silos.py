@@ -349,7 +349,7 @@ def test_what_changed_after_the_survey_is_refused(tmp_path: Path) -> None:
     files = write_sites(tmp_path)
     known = prepare(experiment(places(files), placement="serial")).federation
     files["south"].write_bytes(files["north"].read_bytes())
-    with pytest.raises(DataError, match=r"south/rows\.npz: its rows are not those that the run began with"):
+    with pytest.raises(DataError, match=r"south/rows\.npz: its rows changed since the run was started"):
         known.loaded()
 
 

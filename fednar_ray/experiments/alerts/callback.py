@@ -10,7 +10,7 @@ import numpy as np
 
 from fednar_ray.core.errors import RoundAborted, RunFailed
 from fednar_ray.core.messages import RoundRecord
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker
@@ -65,7 +65,7 @@ def tags_of(alerts: Sequence[Alert]) -> dict[str, str]:
     return {ALERTS_TAG: names, **{f"{ALERT_TAG_PREFIX}{alert.name}": alert.message for alert in alerts}}
 
 
-def chance_of(federation: Federation) -> ChanceLevel | None:
+def chance_of(federation: FederatedData) -> ChanceLevel | None:
     """What a model that has learned nothing reaches on the test set; None where its labels are the silos' own."""
     test = None if federation.metrics_only else federation.splits().get("test")
     if test is None:
