@@ -23,7 +23,7 @@ from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
-from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability, load_trace
 from fednar_ray.federated.client_trainer import TrainingPlan
 from fednar_ray.federated.single_examples import check_single_example_batches
@@ -61,15 +61,16 @@ class Prepared:
 
     def training_plan(self) -> TrainingPlan:
         """What every trainer of this run needs."""
+        clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(
             model=self.model,
-            rule=self.algorithm.local,
+            correction=self.algorithm.client,
             regularizer=REGULARIZERS[self.experiment.regularizer.name],
             weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
-            seed=self.experiment.seed,
+            seed=seed,
             changed_buffers=self.traits.changed_buffers,
-            corrupted=corrupted_clients(self.experiment.attacks, self.federation.num_clients, self.experiment.seed),
+            attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
             task=TASKS[self.federation.task],
         )
 
@@ -140,7 +141,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
     if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
-            check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.local)
+            check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
 
 
 def _trains_alone(experiment: Experiment) -> bool:
