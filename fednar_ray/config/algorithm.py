@@ -16,7 +16,7 @@ RegularizerName = Literal["fednar", "decoupled", "coupled", "none"]
 
 
 class RegularizerSettings(Settings):
-    """The clip and the decay."""
+    """How weight decay enters the local steps, and how steps are clipped."""
 
     name: RegularizerName = "fednar"
     weight_decay: NonNegative = 0.01  # λ_0

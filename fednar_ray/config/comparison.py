@@ -13,12 +13,12 @@ class CompareSettings(Settings):
 
     regularizers: Annotated[tuple[RegularizerName, ...], Field(min_length=1)] = ("decoupled", "fednar")
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
-    """null: the experiment's own."""
+    """The weight decays that are compared. null: only the experiment's own."""
     seeds: Annotated[int, BeforeValidator(number), Field(ge=1, le=1000)] = 3
-    """How many, counted up from the experiment's seed."""
+    """The number of seeds, counted up from the experiment's seed."""
     target_accuracy: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] = 0.8
-    """Of classification: the table says after how many rounds a run reached it."""
+    """For classification: the table shows the number of rounds until a run reached this test accuracy."""
     target_rmse: Positive | None = None
-    """The same of regression, in the unit of the label. null: no target."""
+    """For regression: the same for this test RMSE, in the unit of the label. null: no target."""
     final_rounds: Count = 10
-    """The final accuracy (of regression, RMSE) is the mean over this many last rounds."""
+    """The final accuracy (in regression, RMSE) is the mean over this many last rounds."""

@@ -13,36 +13,40 @@ TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 
 
 class PartitionSettings(Settings):
-    """How examples become clients; kinds as in ``data.partition``."""
+    """How examples are divided among the clients."""
 
     kind: Literal["iid", "dirichlet", "dirichlet_equal", "shards", "natural"] = "iid"
+    """iid: at random. dirichlet, dirichlet_equal: skewed labels. shards: few labels per client. natural: one client per
+    group that the source names."""
     clients: Annotated[Count, Field(le=10_000_000)] | None = None
-    """N; of ``natural``, how many of its groups, drawn at random; null: all of them."""
+    """Number of clients, N. For ``natural``: the number of groups, drawn at random. null: all groups."""
     alpha: Positive = 0.3
     """Concentration of Dir(α), for both Dirichlet kinds."""
     shards_per_client: Count = 2
+    """For ``shards``: the number of shards, cut from the examples sorted by label, that each client gets."""
     min_examples: Size = 1
-    """Every client gets at least this many; 0 allows empty clients, which are reported and never sampled."""
+    """The least number of examples of a client. 0 allows clients without examples, which are never sampled."""
 
 
 class NormalizationSettings(Settings):
-    """(value/255 − mean)/std of uint8 images: a number a channel, each."""
+    """(value/255 − mean)/std for uint8 images: one mean and one std per channel."""
 
     mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     std: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 class AugmentationSettings(Settings):
-    """What training does to images, and evaluation does not: a window of the padded image, mirrored half of the time.
+    """Random changes of images in training: a window of the padded image, mirrored half of the time.
 
-    Windows are drawn by seed, so that a run does not depend on who trains whom.
+    They are drawn by seed, so a run does not depend on which actor trains which client.
     """
 
     kind: Literal["per_batch", "per_example"]
-    """One draw for a client's whole batch, as FedNAR's authors do, or one an example."""
+    """One draw for the whole batch of a client, as FedNAR's authors do, or one draw per example."""
     padding: Size = 4
-    """Pixels on every side; they are 0 after normalization, the mean."""
+    """Pixels added on every side. They are 0 after normalization, which is the mean."""
     flip: bool = True
+    """Whether to mirror images left to right with probability one half."""
 
 
 class DataSettings(Settings):
@@ -64,9 +68,9 @@ class ImageSettings(DataSettings):
     """The settings of sources that may hold images."""
 
     normalization: NormalizationSettings | None = None
-    """null: the source's own."""
+    """How images are normalized. null: as the source does."""
     augmentation: AugmentationSettings | None = None
-    """null: none."""
+    """How images are changed in training. null: they are not."""
 
 
 class GroupedSettings(DataSettings):

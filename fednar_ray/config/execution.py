@@ -11,17 +11,17 @@ from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size,
 
 def _silo_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError("the name of a silo is of letters, digits, - and _")
+        raise ValueError("the name of a silo may contain only letters, digits, - and _")
     return name
 
 
 class SiloSettings(Settings):
-    """A client that is pinned to the node that has its data."""
+    """A client that trains on the node that has its data."""
 
     resources: Mapping[str, Annotated[float, BeforeValidator(number), Field(ge=1e-4)]] = {}
-    """Custom resources of that node, and how much of each the client's actor takes; {}: any node will do."""
+    """Custom resources of that node, and the amount of each that the client's actor takes. {}: any node."""
     data: str
-    """The client's file on that node, or a directory with that one file."""
+    """The absolute path, on that node, of the client's file or of a directory with only that file."""
 
     @model_validator(mode="after")
     def _readable_from_anywhere(self) -> Self:
@@ -29,7 +29,9 @@ class SiloSettings(Settings):
             raise ValueError(f"data {self.data}: give an absolute path; it is read on the silo's node")
         taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys())
         if taken:
-            raise ValueError(f"resources {', '.join(taken)}: custom ones are meant; see cpus_per_actor, gpus_per_actor")
+            raise ValueError(
+                f"resources {', '.join(taken)}: only custom resources can be given; see cpus_per_actor, gpus_per_actor"
+            )
         return self
 
 
@@ -37,30 +39,38 @@ class ExecutionSettings(Settings):
     """Where clients train."""
 
     placement: Literal["auto", "serial", "pooled", "dedicated"] = "auto"
+    """serial: in this process. pooled: Ray actors that train any client. dedicated: one Ray actor per client, which
+    keeps its examples. auto: chosen by what fits and is fastest."""
     actors: Literal["auto"] | Count = "auto"
-    cpus_per_actor: Annotated[float, BeforeValidator(number), Field(ge=1e-4)] = 1.0  # Ray's resolution
+    """Number of actors. auto: as many as the cluster holds and the clients keep busy."""
+    cpus_per_actor: Annotated[float, BeforeValidator(number), Field(ge=1e-4)] = 1.0
+    """CPUs that Ray reserves for each actor; the least that Ray can tell apart is 0.0001."""
     gpus_per_actor: Literal["auto"] | NonNegative = "auto"
-    """auto: an equal share of the GPUs; with ``actors: auto`` as many actors a GPU as its memory holds, at most 4."""
+    """GPUs that Ray reserves for each actor. auto: an equal share of the GPUs; with ``actors: auto``, as many actors
+    per GPU as its memory holds, at most 4."""
     strategy: Literal["default", "pack", "spread"] = "default"
-    """Actors on as few nodes as possible, or on as many; default: Ray's own way between the two."""
+    """Place actors on as few nodes as possible (pack), on as many as possible (spread), or as Ray does (default)."""
     autoscale: bool = False
-    """Begin with the actors that fit, and take up the others as nodes join; else all must fit from the start."""
+    """Start with the actors that fit, and add the others when nodes join. Otherwise all must fit from the start."""
     silos: Annotated[Mapping[Annotated[str, AfterValidator(_silo_name)], SiloSettings], Field(min_length=1)] | None = (
         None
     )
-    """The clients of source folder, in the order of their names, each with its node and its file there."""
+    """For ``data.source: folder``: the clients by name, each with its node and its file there. They are numbered in the
+    order of their names."""
     vectorize: Literal["auto"] | Count = "auto"
-    """C, how many clients train as one matrix."""
+    """The number of clients that train as one matrix, C. auto: the fastest that fits in memory."""
     retries: Size = 2
-    """How often what failed (an actor, a node, an exception, a time-out) is tried again, elsewhere if there is one."""
+    """How often a failed call is retried, on another actor if there is one. A lost actor or node, an exception and a
+    time-out are failures."""
     min_clients: Count = 1
-    """A round is aborted when failures leave fewer clients."""
+    """The least number of clients of a round: it is aborted when failures leave fewer."""
     client_timeout_seconds: Positive | None = None
-    """A call, which trains one group, that takes longer is given up, with its actor; null: it may take any time."""
+    """Seconds after which a call, which trains one client group, is given up with its actor. null: no limit."""
     capacity_timeout_seconds: Positive = 300.0
-    """How long a run without a single actor waits for capacity to return."""
+    """Seconds that a run without a single actor waits for capacity to return."""
     state_memory_bytes: Literal["auto"] | Size = "auto"
-    """Client states beyond this much live on disk, in the run directory; auto: a quarter of the memory that is free."""
+    """Bytes of client states that are held in memory; the others are on disk, in the run directory. auto: a quarter of
+    the memory that is free."""
 
     @model_validator(mode="after")
     def _gpus_that_ray_can_share(self) -> Self:

@@ -7,26 +7,29 @@ from fednar_ray.core.schedules import Workload
 class FederationSettings(Settings):
     """Rounds, clients, and local work."""
 
-    rounds: Count = 30  # T
+    rounds: Count = 30
+    """Number of rounds, T."""
     clients_per_round: Count | None = None
-    """|S|; null samples every client."""
-    local_steps: Count | None = None  # K
+    """The number of clients sampled per round, |S|. null: every client."""
+    local_steps: Count | None = None
+    """Local steps per client and round, K. Set either this or ``local_epochs``."""
     local_epochs: Count | None = None
+    """Passes of each client over its examples per round."""
     batch_size: Count = 32
-    """At or above a shard's size: full-batch training."""
+    """Examples per local step. A client with fewer uses all of its examples in each step."""
     participation: tuple[tuple[Size, ...], ...] | None = None
-    """One list of client ids a round, instead of sampling."""
+    """One list of client ids per round, instead of sampling."""
 
     @property
     def workload(self) -> Workload:
-        """The local work of a round."""
+        """The local work of one client in one round."""
         return Workload(batch_size=self.batch_size, local_steps=self.local_steps, local_epochs=self.local_epochs)
 
 
 class EvaluationSettings(Settings):
-    """What is evaluated, and how often; on the actors, in large batches."""
+    """What is evaluated, and how often. Actors evaluate in large batches."""
 
     every: Count = 1
-    """Rounds from one evaluation to the next; the last round is always evaluated."""
+    """Rounds from one evaluation to the next. The last round is always evaluated."""
     federated: bool = False
-    """Also each client's accuracy on its own examples: the mean over clients, and over the worst tenth of them."""
+    """Whether to evaluate clients on their own examples as well: the mean over all, and over the worst tenth."""

@@ -16,22 +16,23 @@ def _experiment_name(value: str) -> str:
 
 
 class CheckpointSettings(Settings):
-    """What is kept so that a run can go on."""
+    """Checkpoints, from which a run can be resumed."""
 
     every: Count | None = 10
-    """Rounds from one checkpoint to the next; the start and the end are always written. null: none at all."""
+    """Rounds from one checkpoint to the next. The start and the end are always written. null: no checkpoints."""
     keep: Count = 2
-    """How many are kept."""
+    """The number of latest checkpoints that are kept."""
     storage: str | None = None
-    """A directory, or a URI (s3://…, gs://…, and what fsspec knows); null: ``checkpoints`` in the run directory."""
+    """A directory, or a URI that fsspec can open (s3://…, gs://…). null: ``checkpoints`` in the run directory."""
 
 
 class TrackingSettings(Settings):
-    """Where MLflow records; null means what MLflow itself would take (``MLFLOW_TRACKING_URI``, else ./mlflow.db)."""
+    """Where MLflow records the run."""
 
     uri: str | None = None
+    """The address of the tracking store. null: MLflow's own, which is ``MLFLOW_TRACKING_URI``, else ./mlflow.db."""
     experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
-    """The MLflow experiment; null takes the experiment's name."""
+    """The MLflow experiment. null: the experiment's name."""
     system_metrics: bool | None = None
-    """CPU, memory, disk, network and GPUs of the driver's machine as well; null: as
-    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, which is no unless set."""
+    """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says; no where it is not set."""

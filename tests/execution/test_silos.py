@@ -273,7 +273,7 @@ def test_a_site_with_no_choice_is_put_before_one_that_can_go_anywhere() -> None:
         ({"data": {"directory": "/d"}}, "data.directory: '/d': execution.silos says where the files are; give one"),
         ({"data": {"source": "digits"}}, "execution.silos: 'a': each reads its own file, as data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),
-        ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo is of letters, digits, - and _"),
+        ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo may contain only letters, digits, - and _"),
         ({"silos": {"a": {"data": "d"}}}, "give an absolute path; it is read on the silo's node"),
         ({"silos": {"a": {"data": "/d", "resource": {}}}}, "unknown key; did you mean resources?"),
         ({"silos": {"a": {"data": "/d", "resources": {"GPU": 1}}}}, "see cpus_per_actor, gpus_per_actor"),
