@@ -92,7 +92,7 @@ def find_cluster_addresses(document: Document, environment: Mapping[str, str]) -
     if experiment.checkpoint.every is not None:
         places["checkpoint.storage"] = experiment.checkpoint.storage
     if experiment.data is not None:
-        places |= {"data.directory": experiment.data.directory, "data.path": experiment.data.path}
+        places |= {f"data.{key}": getattr(experiment.data, key, None) for key in ("directory", "path")}
     return {key: place for key, place in places.items() if place and key not in document.relative and _is_local(place)}
 
 

@@ -26,7 +26,7 @@ from fednar_ray.core.messages import (
     ScoringTask,
 )
 from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.failure_policy import Decision, FailureKind, FailurePolicy, FailureTally, kind_of, reason_of
@@ -84,7 +84,7 @@ class ActorPool:
         actors: ActorPlan,
         settings: ExecutionSettings,
         plan: TrainingPlan,
-        federation: Federation,
+        federation: FederatedData,
         warm_up: Sequence[int],
     ) -> "ActorPool":
         """Each actor hosts any client; shards lie once in each node's shared memory."""
@@ -100,7 +100,7 @@ class ActorPool:
         actors: ActorPlan,
         settings: ExecutionSettings,
         plan: TrainingPlan,
-        federation: Federation,
+        federation: FederatedData,
     ) -> "ActorPool":
         """Exactly one actor a client, which gets its own shard and no other, or reads it from its file."""
         session.connect()

@@ -68,7 +68,7 @@ def resolve(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 
 def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    settings, clients, cluster = prepared.experiment.execution, prepared.federation.clients, session.resources()
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
     width = 1 if settings.placement == "dedicated" else _choose_group_size(prepared, gpu)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.settings import AvailabilitySettings, OnOffSettings
+from fednar_ray.config.robustness import AvailabilitySettings, OnOffSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.core.schedules import Workload

@@ -22,7 +22,7 @@ from fednar_ray.core.module_state import GivenState, leaf_copy
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, perplexity
 
 BATCH = 512  # examples a forward pass
@@ -125,7 +125,7 @@ class Evaluation:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederatedData,
         score: Score,
         splits: Collection[str],
         *,
@@ -189,7 +189,7 @@ class Evaluation:
         return client_means(getattr(_joined(parts), name), self._offsets)
 
 
-def metric_names(federation: Federation, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+def metric_names(federation: FederatedData, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
     """The metrics that an ``Evaluation`` of this federation reports.
 
     Args:

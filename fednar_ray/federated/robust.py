@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.settings import AggregationSettings
+from fednar_ray.config.robustness import AggregationSettings
 from fednar_ray.core.flat_params import FloatVector
 
 Rows = Sequence[FloatVector]

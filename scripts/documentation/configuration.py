@@ -12,8 +12,12 @@ from comments import comments
 from pydantic import BaseModel
 
 from fednar_ray.config import CompareSettings, Experiment, SearchSettings
-from fednar_ray.config.search import SCHEDULER_SETTINGS
-from fednar_ray.config.settings import MODEL_SETTINGS, PRESET_SETTINGS, SOURCE_SETTINGS, Settings
+from fednar_ray.config.algorithm import ALGORITHM_VARIANTS
+from fednar_ray.config.base import Settings
+from fednar_ray.config.data import DATA_VARIANTS
+from fednar_ray.config.model import MODEL_VARIANTS
+from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
+from fednar_ray.config.variants import Variants
 
 INTRODUCTION = """# Configuration
 
@@ -24,13 +28,7 @@ is YAML. Names that do not begin with `compare.` or `search.` are the experiment
 Unknown keys, values out of range and contradictions are refused before anything starts, all at once. Relative paths
 become absolute when they are read. What is not given takes the default; `null` is the same as not given.
 """
-READ = "What each reads, and its defaults (where a value is `null`, it may be left out, or must be given):"
-TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "AlgorithmSettings": PRESET_SETTINGS,
-    "DataSettings": SOURCE_SETTINGS,
-    "ModelSettings": MODEL_SETTINGS,
-    "SchedulerSettings": SCHEDULER_SETTINGS,
-}
+VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, SCHEDULER_VARIANTS)
 LIMITS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<",
           "exclusiveMaximum": "<"}  # fmt: skip
 PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
@@ -44,31 +42,55 @@ def configuration_page() -> str:
 
 
 def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """A section's own keys, then the sections within it."""
-    schema, symbols = model.model_json_schema(), symbols_of(model)
-    inner = {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
+    """A section's own keys, those of its kinds where it has several, and then the sections within it."""
+    variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
+    model = model if variants is None else variants.base
     yield f"## {title}\n"
     yield f"{text(inspect.getdoc(model) or '')}\n"
-    keys = {name: entry for name, entry in schema["properties"].items() if name not in inner or inner[name][1]}
-    rows = [row(prefix, name, entry, symbols) for name, entry in keys.items()]
-    if rows:
-        yield "| key | values | default | |\n|---|---|---|---|"
-        yield from (*rows, "")
-    if model.__name__ in TABLES:
-        yield READ + "\n\n| | |\n|---|---|"
-        yield from (f"| `{name}` | {settings(read)} |" for name, read in TABLES[model.__name__].items())
-        yield ""
+    yield from table(model, list(model.model_fields), prefix)
+    inner = sections_within(model)
+    if variants is not None:
+        yield from kinds(variants, prefix)
+        for kind in dict.fromkeys(variants.by_name.values()):
+            inner |= sections_within(kind)
     for name, (held, below) in inner.items():
         yield from section(f"{prefix}{name}{below}", held, f"{prefix}{name}{below}.")
 
 
+def sections_within(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
+    """By key, the sections that a section holds."""
+    return {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
+
+
+def table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[str]:
+    """A table of keys; those that are sections come below it."""
+    schema, symbols, inner = model.model_json_schema(), symbols_of(model), sections_within(model)
+    shown = [key for key in keys if key not in inner or inner[key][1]]
+    if shown:
+        yield "| key | values | default | |\n|---|---|---|---|"
+        yield from (*(row(prefix, key, schema["properties"][key], symbols) for key in shown), "")
+
+
+def kinds(variants: Variants, prefix: str) -> Iterator[str]:
+    """What each kind of a section reads beyond what all kinds do."""
+    names: dict[type[Settings], list[str]] = {}
+    for name, kind in variants.by_name.items():
+        names.setdefault(kind, []).append(name)
+    for kind, own in names.items():
+        named = [f"`{variants.key}: {name}`" for name in own if name not in variants.stand_ins]
+        yield f"{' or '.join(named or [f'`{own[0]}`'])}: {text(inspect.getdoc(kind) or '')}\n"
+        yield from table(kind, list(variants.settings_of(own[0])), prefix)
+
+
 def held_section(annotation: Any) -> tuple[type[Settings], str] | None:
     """The section in ``SpeedSettings | None``, or below every name in ``Mapping[str, SiteSettings] | None``."""
-    for one in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,):
-        each = get_args(one)[0] if get_origin(one) is Annotated else one
-        named = get_args(each)[-1] if get_origin(each) is Mapping else each
-        if isinstance(named, type) and issubclass(named, Settings):
-            return named, "" if named is each else ".NAME"
+    if get_origin(annotation) in (Union, UnionType):
+        return next((held for one in get_args(annotation) if (held := held_section(one))), None)
+    if get_origin(annotation) is Annotated:
+        return held_section(get_args(annotation)[0])
+    named = get_args(annotation)[-1] if get_origin(annotation) is Mapping else annotation
+    if isinstance(named, type) and issubclass(named, Settings):
+        return named, "" if named is annotation else ".NAME"
     return None
 
 
@@ -94,12 +116,6 @@ def values(entry: Mapping[str, Any]) -> str:
     return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip().replace("≥ ", "≥\u00a0")
 
 
-def settings(read: Mapping[str, Any]) -> str:
-    """The settings that one preset, model or source reads."""
-    plain = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in read.items()}
-    return ", ".join(f"`{key}: {yaml_of(value)}`" for key, value in plain.items()) or "nothing"
-
-
 def code(value: Any) -> str:
     """A default."""
     return f"`{yaml_of(value)}`"
@@ -121,9 +137,11 @@ def text(said: str) -> str:
 
 def symbols_of(model: type[BaseModel]) -> dict[str, str]:
     """The comment beside each field: the paper's symbol."""
-    path = Path(inspect.getfile(model))
-    beside = comments(path)
-    classes = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef))
-    body = next(node.body for node in classes if node.name == model.__name__)
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    return {node.target.id: beside[node.lineno] for node in fields if node.lineno in beside}  # type: ignore[union-attr]
+    found: dict[str, str] = {}
+    for each in reversed([base for base in model.__mro__ if issubclass(base, Settings) and base is not Settings]):
+        path = Path(inspect.getfile(each))
+        beside, nodes = comments(path), ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        body = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == each.__name__)
+        fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        found |= {node.target.id: beside[node.lineno] for node in fields if node.lineno in beside}  # type: ignore[union-attr]
+    return found

@@ -111,9 +111,9 @@ def test_what_is_wrong_with_it_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ({"name": "fedavg", "function": "a.b"}, r"name \(fedavg\) and function are an algorithm each"),
-        ({"name": "fedavg", "arguments": {"mu": 1}}, "fedavg does not read arguments: they belong to function"),
-        ({"function": "a.b", "mu": 0.1}, "a.b does not read mu: it belongs to fedprox, fedprox"),
+        ({"name": "fedavg", "function": "a.b"}, r"set only one of name \('fedavg'\) and function \('a.b'\)"),
+        ({"name": "fedavg", "arguments": {"mu": 1}}, "fedavg does not read arguments: it belongs to function"),
+        ({"function": "a.b", "mu": 0.1}, "function does not read mu: it belongs to fedprox, fedprox"),
         ({"function": "no path"}, "pattern"),
     ],
 )

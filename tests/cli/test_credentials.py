@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 import fednar_ray as fr
 from fednar_ray.checkpoint.locations import open_storage
-from fednar_ray.config.files import parse_document
-from fednar_ray.config.settings import TrackingSettings
+from fednar_ray.config.loading import parse_document
+from fednar_ray.config.recording import TrackingSettings
 from fednar_ray.core.credentials import secret_in
 from fednar_ray.tracking.mlflow import Store
 

@@ -113,7 +113,7 @@ def outcome(content: bytes, overrides: Sequence[str] = ()) -> Prepared | tuple[s
 def test_the_file_that_is_mutated_is_valid(folder: Path) -> None:
     prepared = outcome(TEXT.encode())
     assert isinstance(prepared, Prepared)
-    assert prepared.federation.clients == CLIENTS
+    assert prepared.federation.num_clients == CLIENTS
 
 
 # --- Values

@@ -273,7 +273,7 @@ def test_a_site_with_no_choice_is_put_before_one_that_can_go_anywhere() -> None:
         ({"data": {"directory": "/d"}}, "data.directory: '/d': execution.silos says where the files are; give one"),
         ({"data": {"source": "digits"}}, "execution.silos: 'a': each reads its own file, as data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),
-        ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo is of letters, digits, - and _"),
+        ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo may contain only letters, digits, - and _"),
         ({"silos": {"a": {"data": "d"}}}, "give an absolute path; it is read on the silo's node"),
         ({"silos": {"a": {"data": "/d", "resource": {}}}}, "unknown key; did you mean resources?"),
         ({"silos": {"a": {"data": "/d", "resources": {"GPU": 1}}}}, "see cpus_per_actor, gpus_per_actor"),
@@ -349,7 +349,7 @@ def test_what_changed_after_the_survey_is_refused(tmp_path: Path) -> None:
     files = write_sites(tmp_path)
     known = prepare(experiment(places(files), placement="serial")).federation
     files["south"].write_bytes(files["north"].read_bytes())
-    with pytest.raises(DataError, match=r"south/rows\.npz: its rows are not those that the run began with"):
+    with pytest.raises(DataError, match=r"south/rows\.npz: its rows changed since the run was started"):
         known.loaded()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
-from fednar_ray.config.settings import AvailabilitySettings
+from fednar_ray.config.robustness import AvailabilitySettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.schedules import Workload
 from fednar_ray.federated.client_sampling import Availability, Selection, load_trace

@@ -86,7 +86,7 @@ def metrics_by_hand(report: RoundReport, federation: fr.Federation) -> dict[str,
     for name, split in federation.splits().items():
         right, losses = by_hand(report.eval_params, report.buffers, split)
         expected |= {f"{name}_accuracy": right.mean(), f"{name}_loss": pytest.approx(losses.mean(), rel=1e-5)}
-    shards = [federation.shards.only(i).examples for i in range(federation.clients)]
+    shards = [federation.shards.only(i).examples for i in range(federation.num_clients)]
     accuracies = sorted(by_hand(report.eval_params, report.buffers, shard)[0].mean() for shard in shards if len(shard))
     worst = accuracies[: max(1, len(accuracies) // 10)]
     return expected | {

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
-from fednar_ray.data.sources import digits
+from fednar_ray.data.sources import load_digits
 from tests.conftest import mlflow_at
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -243,7 +243,7 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.usefixtures("fluent")
 def test_the_logged_model_is_the_one_that_was_evaluated(recorded: Recorded, name: str) -> None:
-    result, source = recorded.results[name], digits()
+    result, source = recorded.results[name], load_digits()
     x, y = torch.from_numpy(source.test_x), torch.from_numpy(source.test_y)
     loaded = mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")
     for model in (loaded, result.model):
@@ -270,7 +270,7 @@ def test_the_logged_model_has_signature_and_example(recorded: Recorded, name: st
     assert info.signature.inputs.inputs[0].type == np.dtype("float32")
     assert info.signature.outputs.inputs[0].shape == (-1, 10)
     example = mlflow.models.Model.load(uri).load_input_example()
-    np.testing.assert_array_equal(example, digits().test_x[:2])
+    np.testing.assert_array_equal(example, load_digits().test_x[:2])
 
 
 @pytest.mark.parametrize("name", VARIANTS)

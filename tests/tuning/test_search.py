@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import CapacityError
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tuning.search import SearchResult, resume_search, start_search

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import Document, load_document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.run_directory import SearchDirectory

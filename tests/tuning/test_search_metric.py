@@ -9,7 +9,7 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import metric_names
 from fednar_ray.tuning.checking import check_trials

@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import recover

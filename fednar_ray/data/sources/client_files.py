@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.random import Purpose, generator
@@ -30,7 +30,7 @@ LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 5  # names of ignored files in a message
 
 
-def folder(settings: DataSettings) -> Source:
+def load_folder(settings: FolderSettings) -> Source:
     """One's own tables, a file a client in ``data.directory``; license and citation are theirs.
 
     Clients are called as their files, in that order. Of each, ``test_share`` is held out by a draw of its own, the
@@ -52,7 +52,7 @@ def folder(settings: DataSettings) -> Source:
         test_y=test.y,
         groups=np.repeat(np.arange(len(files)), [len(part[0]) for part in parts]),
         test_groups=np.repeat(np.arange(len(files)), [len(part[1]) for part in parts]),
-        task=str(settings.task),
+        task=settings.task,
         preprocessing=preprocessing,
     )
 
@@ -89,12 +89,12 @@ class ClientFile:
     path: Path  # a file; of a silo also a directory with that one file
     client_id: int
     name: str  # the client's
-    settings: DataSettings
+    settings: FolderSettings
     show_values: bool = True  # may an error name a value of the file? False at silos, whose rows stay there
 
     def columns(self) -> tuple[str, ...]:
         """The features that the file holds. Raises as ``read``."""
-        return read_columns(self.located(), self.settings.features, str(self.settings.label))[1]
+        return read_columns(self.located(), self.settings.features, self.settings.label)[1]
 
     def located(self) -> Path:
         """The file. Raises DataError where there is none, or a directory holds several."""
@@ -112,19 +112,19 @@ class ClientFile:
 
     def read(self) -> ClientRows:
         """Raises DataError, which names the file, where it cannot be read, or is not as the settings say."""
-        table, features = read_columns(self.located(), self.settings.features, str(self.settings.label))
+        table, features = read_columns(self.located(), self.settings.features, self.settings.label)
         x, y = self._arrays(table, features)
         kept = self._complete_rows(table, x, y, features)
         self._check_values(table, features, kept)
         x, y = x[kept], y[kept]
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
-        held = min(round((self.settings.test_share or 0) * len(y)), len(y) - 1)
+        held = min(round(self.settings.test_share * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
         return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
 
     def examples_of(self, rows: ClientRows, preprocessing: TablePreprocessing) -> tuple[Examples, Examples]:
         """The client's training and test examples; the test set may be empty."""
-        task, place = str(self.settings.task), str(self.path)
+        task, place = self.settings.task, str(self.path)
         train = Examples.of((preprocessing.apply(rows.train_x), rows.train_y), place, task)
         if not len(rows.test_y):
             return train, Examples(train.x[:0], train.y[:0])
@@ -132,7 +132,7 @@ class ClientFile:
 
     def survey(self) -> "FileSummary":
         """What is to be known of the file before anybody trains; raises as ``read``, and for labels of another task."""
-        rows, task = self.read(), str(self.settings.task)
+        rows, task = self.read(), self.settings.task
         train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
@@ -153,7 +153,7 @@ class ClientFile:
 
     def _arrays(self, table: Table, features: Sequence[str]) -> tuple[Floats, Array]:
         """The inputs [n, f…] and labels [n]. Raises DataError for text, and for arrays that do not go together."""
-        label = str(self.settings.label)
+        label = self.settings.label
         text = [self._text(table, name) for name in (*features, label) if table.columns[name].dtype == object]
         if text:
             raise DataError("\n".join(text))
@@ -185,7 +185,7 @@ class ClientFile:
                 raise DataError(f"{self.path}: every row lacks something; data.missing: mean keeps them")
             return kept
         if unlabeled.any():
-            first = table.find_cell(int(unlabeled.argmax()), str(self.settings.label))[0]
+            first = table.find_cell(int(unlabeled.argmax()), self.settings.label)[0]
             lack = "1 row lacks" if unlabeled.sum() == 1 else f"{unlabeled.sum()} rows lack"
             where = f"{lack} {self.settings.label} (the first: {first})"
             raise DataError(f"{self.path}: {where}; data.missing: drop leaves them out")
@@ -200,7 +200,7 @@ class ClientFile:
 
     def _check_values(self, table: Table, features: Sequence[str], kept: Rows) -> None:
         """Raises DataError for infinite inputs, and for labels that the task does not have."""
-        label, task = str(self.settings.label), str(self.settings.task)
+        label, task = self.settings.label, self.settings.task
         problems = [
             (name, _infinite(table.columns[name][kept]), "is infinite, or more than float32 can hold (3.4e38)")
             for name in features
@@ -288,7 +288,7 @@ def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]
     if settings.missing == "mean" and not together.count.all():
         empty = _name_columns(columns, together.count == 0)
         raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
-    scaled = bool(settings.standardize)
+    scaled = settings.standardize
     return TablePreprocessing(
         columns=columns,
         fill=together.mean if settings.missing == "mean" else np.full_like(together.mean, np.nan),
@@ -304,7 +304,7 @@ def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) 
     return f"{int(chosen.sum())} of the inputs"
 
 
-def client_files(settings: DataSettings) -> list[ClientFile]:
+def client_files(settings: FolderSettings) -> list[ClientFile]:
     """The files of ``data.directory`` that can be read, by name.
 
     Where the settings name no columns, those of the first file hold for all. Raises DataError where there is no file,
@@ -328,7 +328,7 @@ def client_files(settings: DataSettings) -> list[ClientFile]:
     return files if settings.features is not None else with_columns(files, files[0].columns())
 
 
-def find_ignored(settings: DataSettings) -> tuple[str, ...]:
+def find_ignored(settings: FolderSettings) -> tuple[str, ...]:
     """The names in ``data.directory`` that are no client's file."""
     return tuple(_list_files(Path(str(settings.directory)))[1])
 
@@ -339,7 +339,7 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def files_of_silos(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
+def files_of_silos(settings: FolderSettings, places: Mapping[str, str]) -> list[ClientFile]:
     """The files of the named silos, by name, as if they lay in one directory; nothing is opened."""
     return [
         ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings, show_values=False)

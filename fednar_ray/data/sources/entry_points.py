@@ -2,20 +2,19 @@
 
 import numpy as np
 
-from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.config.data import TASK_NAMES, EntryPointSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.import_path import call_by_path
 from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
 
 
-def entry_point(settings: DataSettings) -> Source:
+def load_entry_point(settings: EntryPointSettings) -> Source:
     """What the function at ``data.entry_point`` returns, called with ``data.arguments``; license and citation are its.
 
     Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
     """
-    assert settings.entry_point is not None
-    key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments or {}
+    key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments
     source = call_by_path(key, path, arguments, Source, "a fednar_ray.data.sources.Source", DataError)
     return _checked(source, f"{key}: {path}")
 
