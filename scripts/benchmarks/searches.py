@@ -1,6 +1,6 @@
-"""What a search costs beside its trials: 32 trials of 20 rounds on digits, and 32 empty trials with bare Tune.
+"""Measures the overhead of a search: 32 trials of 20 rounds on digits, and 32 empty trials with bare Tune.
 
-One after the other, each from the start of its own Ray; prints a ROW.
+Both run one after the other, each with its own Ray. Prints one ROW.
 """
 
 import json
@@ -40,7 +40,7 @@ class Empty(tune.Trainable):  # type: ignore[misc]
 
 
 def empty_seconds(folder: Path) -> float:
-    """Of bare Tune."""
+    """Measure the seconds of empty trials with bare Tune."""
     start = time.perf_counter()
     with fr.RaySession() as session:
         session.connect()

@@ -23,16 +23,16 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import CompareSettings, Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
 from fednar_ray.experiments.comparison.table import Outcome, rows_of
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.report.runs import Variant
-from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.report.run_plots import Variant
+from fednar_ray.tracking.identity import read_identity
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
@@ -365,6 +365,25 @@ def test_a_damaged_record_is_named(data):
     assert name in fednar("runs").output  # and the other commands go on
 
 
+def test_a_comparison_under_old_keys_is_refused_with_the_names_to_write(data):
+    name = interrupted(document(data), 1)
+    path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
+    sections = yaml.safe_load(path.read_text())
+    sections["experiment"]["execution"]["cohort_width"] = sections["experiment"]["execution"].pop("vectorize", "auto")
+    for run in sections["runs"]:
+        run["cohort_width"] = run.pop("group_size")
+    path.write_text(yaml.safe_dump(sections))
+    error = fednar("compare", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    for says in (
+        str(path),
+        "runs.0.cohort_width is now group_size",
+        "execution.cohort_width is now execution.vectorize",
+        "resume the comparison with the version that wrote it, or start a new one",
+    ):
+        assert says in str(error)
+
+
 def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole):
     settings = document(data)
     checkpoint = settings.experiment.checkpoint.model_copy(update={"every": None})
@@ -386,7 +405,7 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
 
 def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
     name = interrupted(document(data), 1)
-    with sole_writer(Path("runs", name).absolute()):
+    with lock_run_directory(Path("runs", name).absolute()):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert "is being written by a process that is running" in str(error)
@@ -397,19 +416,19 @@ def test_a_run_that_another_process_trains_is_left_to_it(data):
     name = interrupted(document(data), 3)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    with sole_writer(directory):
+    with lock_run_directory(directory):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
     assert find(name).directory_of(find(name).runs[0]) == directory
-    assert "fednar.abandoned" not in MlflowClient().get_run(identity_of(directory).run_id).data.tags
+    assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
 def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
     name = interrupted(document(data), ROUNDS + 1)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    run_id = identity_of(directory).run_id
+    run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")
     assert without_durations(printed("--resume", name)["rows"]) == whole[0]
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags
