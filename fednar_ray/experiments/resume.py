@@ -12,8 +12,8 @@ from fednar_ray.config import Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
 from fednar_ray.experiments.checkpoint_contents import experiment_of_run
 from fednar_ray.tracking import run_lookup
-from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.identity import Identity, find_original, read_identity
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import RunRef
 
 log = logging.getLogger("fednar_ray")
@@ -99,7 +99,7 @@ def _resumption(
     experiment = before if wanted is None else _of_width(wanted, facts["group_size"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
     identity = _identity(kept)
-    original = None if identity is None else original_of(kept.directory, identity)
+    original = None if identity is None else find_original(kept.directory, identity)
     if original is not None:
         _check_storage(kept, original, experiment)
     return Resumption(
@@ -128,10 +128,10 @@ def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None
 def _identity(kept: RunRef) -> Identity | None:
     """What the run's directory says of itself. Raises BadInput where another process writes it."""
     if kept.files.lock.exists():
-        with sole_writer(kept.directory):
+        with lock_run_directory(kept.directory):
             pass
     try:
-        return identity_of(kept.directory)
+        return read_identity(kept.directory)
     except BadInput:
         return None
 

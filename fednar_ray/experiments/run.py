@@ -33,8 +33,9 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
 from fednar_ray.federated.server_state import FederationState
+from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.lines import sole_writer, writing
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -180,7 +181,7 @@ def train(
             result = tracked.build_result(tuple(pool.actor_infos()))
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
     mark = RunDirectory(result.directory).finished_mark
-    with writing(mark):
+    with raise_as_run_failed(mark):
         mark.touch()
     return result
 
@@ -287,7 +288,7 @@ def _load_result(start: ResumedRun) -> Result:
     prepared, resumption = start.prepared, start.resumption
     checkpoint, directory = resumption.checkpoint, resumption.kept.directory
     state = FederationState.restored(checkpoint, initial_state(prepared))
-    with sole_writer(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
+    with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
         history = journal.records()
     return Result(
         experiment=prepared.experiment,

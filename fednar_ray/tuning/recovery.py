@@ -12,7 +12,7 @@ from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tuning.trial_plan import values_key
 from fednar_ray.tuning.trial_report import TrialReport
 from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable
@@ -91,7 +91,7 @@ def _last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
     return TrialReport(
         value=entry.value,
         rounds=entry.rounds,
-        lines=whole_lines(table.files.trial(entry.name).journal),
+        lines=read_lines(table.files.trial(entry.name).journal),
         failure=entry.failure,
         train_seconds=0.0,
         group_size=entry.group_size,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted
 from fednar_ray.core.errors import RunFailed
