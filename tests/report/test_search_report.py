@@ -19,9 +19,9 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
 from fednar_ray.report.axes import axis_scale, color_scale
 from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
-from fednar_ray.report.importance import importances, why_no_importances
+from fednar_ray.report.importance import compute_importances, why_no_importances
 from fednar_ray.report.search_page import claim
-from fednar_ray.report.search_results import ranked, results, summarize_search
+from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
 
@@ -242,11 +242,11 @@ def test_the_only_key_that_matters_is_the_most_important(mode):
         NAME: {"choice": ["fednar", "decoupled"]},
     }
     record = search(trials, space, mode=mode)
-    shares = importances(record)
+    shares = compute_importances(record)
     assert next(iter(shares)) == A
     assert shares[A] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    assert importances(record) == shares
+    assert compute_importances(record) == shares
 
 
 def test_a_category_can_be_what_matters():
@@ -255,7 +255,7 @@ def test_a_category_can_be_what_matters():
         for i, name in enumerate(["fednar", "none"] * 6)
     ]
     record = search(trials, {A: {"uniform": [1, 20]}, NAME: {"choice": ["fednar", "none"]}})
-    assert next(iter(importances(record))) == NAME
+    assert next(iter(compute_importances(record))) == NAME
 
 
 def test_meaningless_importances_are_refused_with_the_reason():
@@ -285,9 +285,9 @@ def mixed(**changes: Any) -> SearchRecord:
 
 
 def test_the_best_comes_first_and_failures_last():
-    assert [t.name[-1] for t in ranked(mixed())] == ["1", "5", "0", "2", "4", "3"]
-    assert [t.name[-1] for t in ranked(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
-    assert results(mixed())[0] == {
+    assert [t.name[-1] for t in rank_trials(mixed())] == ["1", "5", "0", "2", "4", "3"]
+    assert [t.name[-1] for t in rank_trials(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    assert tabulate_trials(mixed())[0] == {
         "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
     }  # fmt: skip
 
@@ -375,8 +375,8 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
         assert 150 <= height <= 1000
     with (report.page.parent / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["trial"] for row in rows] == [t.name for t in ranked(record)]
-    assert float(rows[0][record.metric]) == ranked(record)[0].value
+    assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
+    assert float(rows[0][record.metric]) == rank_trials(record)[0].value
     falls = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
     assert len(falls["falls"]) == len(report.sensitivity.falls)
 
