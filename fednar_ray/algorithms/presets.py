@@ -1,4 +1,4 @@
-"""The table of presets: a client correction with a server optimizer, one row each."""
+"""The table of presets: each row combines a client correction with a server optimizer."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -51,7 +51,7 @@ def _adagrad(s: AlgorithmSettings) -> ServerOptimizer:
 
 
 def _set(value: float | None) -> float:
-    """A setting that the preset reads, so the configuration has filled it."""
+    """Returns a setting that the preset reads. The configuration has filled it in."""
     assert value is not None
     return value
 
@@ -77,7 +77,11 @@ PRESETS: Mapping[str, Callable[[AlgorithmSettings], Algorithm]] = {
 
 
 def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
-    """The preset that ``settings`` name, or what their function returns. Raises ConfigError where it returns none."""
+    """Returns the preset that ``settings`` name, or what their function returns.
+
+    Raises:
+        ConfigError: The function cannot be imported, fails, or returns no sound Algorithm.
+    """
     if settings.name is not None:
         return PRESETS[settings.name](settings)
     assert settings.function is not None
@@ -89,4 +93,13 @@ def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
         "a fednar_ray.algorithms.presets.Algorithm",
         lambda text: ConfigError((text,)),
     )
+    _check_shared_names(algorithm, settings.function)
     return algorithm._replace(server=checked_rule(algorithm.server, settings.function))
+
+
+def _check_shared_names(algorithm: Algorithm, function: str) -> None:
+    """Raises ConfigError for a shared vector whose name a checkpoint uses for something else."""
+    for name in algorithm.client.shared:
+        if not name.isidentifier() or name in ("parameters", "buffers"):
+            text = f"shared vector {name!r}: choose another name, of letters, digits and _, not parameters or buffers"
+            raise ConfigError((f"algorithm.function: {function}: {text}",))

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.module_state import GivenState, drawn, leaf_copy
+from fednar_ray.core.module_state import GivenState, describe_draws, leaf_copy
 from fednar_ray.core.random import global_states
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.federated.tracing import traced
@@ -125,7 +125,7 @@ class GroupGradient:
         """While the module's own forward runs: raises InconsistentModel where it shows Python state or randomness."""
         before = global_states()
         yield
-        problem = self.given.change() or drawn(before, global_states())
+        problem = self.given.change() or describe_draws(before, global_states())
         if problem is not None:
             self._fail(problem)
 
