@@ -3,12 +3,13 @@
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from fednar_ray.core.reports import RoundRecord
+from fednar_ray.core.callbacks import RoundCallback
+from fednar_ray.core.reports import RoundReport
 
 RUN = "run"  # the label: the name of the run directory
 
 
-class RoundMetrics:
+class RoundMetrics(RoundCallback):
     """Counts one run's rounds, where this process is connected to Ray; elsewhere does nothing.
 
     In Prometheus, Ray puts ``ray_`` before the names.
@@ -24,12 +25,12 @@ class RoundMetrics:
         self._failures = Counter("fednar_client_failures", "Clients whose update did not count.", (RUN,))
         self._seconds = Gauge("fednar_round_seconds", "How long the last round took.", (RUN,))
 
-    def round_ended(self, record: RoundRecord) -> None:
-        """One more."""
+    def on_round_end(self, report: RoundReport) -> None:
+        """Counts the round."""
         if not self._connected:
             return
         self._rounds.inc(1, self._labels)
         for counter, name in ((self._clients, "clients_trained"), (self._failures, "clients_failed")):
-            if record.metrics[name] > 0:  # Ray refuses to add nothing
-                counter.inc(record.metrics[name], self._labels)
-        self._seconds.set(record.metrics["round_seconds"], self._labels)
+            if report.metrics[name] > 0:  # Ray refuses to add nothing
+                counter.inc(report.metrics[name], self._labels)
+        self._seconds.set(report.metrics["round_seconds"], self._labels)

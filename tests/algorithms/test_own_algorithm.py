@@ -91,7 +91,7 @@ def test_its_memory_is_in_the_checkpoints(rules: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     one = experiment({"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
     fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
-    resumed = fr.run(one, resume=True)
+    resumed = fr.run(one, resume_newest=True)
     assert resumed.resumed_from_round == 2
     np.testing.assert_array_equal(resumed.parameters, parameters(one))
 

@@ -198,8 +198,8 @@ def test_every_problem_is_said_at_once_before_anybody_is_asked(tmp_path: Path) -
 
 TYPED = {
     "an unknown option of the command": (["run", "experiment.yaml", "--jsno"], "No such option"),
-    "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here: an absolute path"),
-    "a run of this machine": (["run", "--resume", "held-1"], "a job does not see what lies in a working directory"),
+    "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here is a relative path"),
+    "a run of this machine": (["run", "--resume", "held-1"], "a job does not see this working directory"),
     "a secret in the list of jobs": (["experiment.yaml", "tracking.uri=http://me:pw@mlflow"], "holds a password"),
     "a variable that is not set": (["experiment.yaml", "--env", "NOBODY"], "--env NOBODY: no such variable"),
     "no cluster": (["experiment.yaml", "--directory", "/shared"], "no dashboard of Ray answers at http://127.0.0.1:1"),
@@ -376,7 +376,7 @@ def test_a_client_that_goes_away_leaves_the_job_which_can_be_followed_listed_and
     last = err.splitlines()[-1]
     assert last.startswith("interrupted; job long-")
     job_id = last.split()[2]
-    assert last.endswith(f"goes on: fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it")
+    assert last.endswith(f"keeps running: fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it")
 
     listed = json.loads(stage.typed("jobs", "--json", cwd=tmp_path).stdout)
     (found,) = [row for row in listed if row["job_id"] == job_id]

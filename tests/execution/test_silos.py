@@ -199,7 +199,7 @@ def test_a_run_on_sites_goes_on_serially_to_the_same_bytes(
     whole = list(fr.iter_rounds(of(3, placement="serial")))
     begun = fr.run(of(2), session=session)
     assert (begun.placement, len(begun.places)) == ("dedicated", 2)
-    result = fr.run(of(3, placement="serial"), resume=True)
+    result = fr.run(of(3, placement="serial"), resume_newest=True)
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
     for end in (begun, result):  # what was learned at the silos for scaling is in the model: it takes their raw rows
