@@ -1,4 +1,4 @@
-"""The table of presets: a client correction with a server optimizer, one row each."""
+"""The table of presets: each row combines a client correction with a server optimizer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -68,7 +68,11 @@ PRESETS: Mapping[str, Callable[[Any], Algorithm]] = {
 
 
 def build_algorithm(settings: AnyAlgorithm) -> Algorithm:
-    """The preset that ``settings`` name, or what their function returns. Raises ConfigError where it returns none."""
+    """Returns the preset that ``settings`` name, or what their function returns.
+
+    Raises:
+        ConfigError: The function cannot be imported, fails, or returns no sound Algorithm.
+    """
     if not isinstance(settings, OwnAlgorithmSettings):
         return PRESETS[settings.name](settings)
     algorithm = call_by_path(
@@ -79,4 +83,13 @@ def build_algorithm(settings: AnyAlgorithm) -> Algorithm:
         "a fednar_ray.algorithms.presets.Algorithm",
         lambda text: ConfigError((text,)),
     )
+    _check_shared_names(algorithm, settings.function)
     return algorithm._replace(server=checked_rule(algorithm.server, settings.function))
+
+
+def _check_shared_names(algorithm: Algorithm, function: str) -> None:
+    """Raises ConfigError for a shared vector whose name a checkpoint uses for something else."""
+    for name in algorithm.client.shared:
+        if not name.isidentifier() or name in ("parameters", "buffers"):
+            text = f"shared vector {name!r}: choose another name, of letters, digits and _, not parameters or buffers"
+            raise ConfigError((f"algorithm.function: {function}: {text}",))

@@ -6,7 +6,7 @@ from ray import cloudpickle
 from torch import nn
 
 from fednar_ray.core.errors import ConfigError, ModelError, first_line
-from fednar_ray.core.module_state import called
+from fednar_ray.core.module_state import describe_module
 
 
 class _Nowhere:
@@ -40,8 +40,9 @@ def _what_cannot_be_sent(model: nn.Module) -> str:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute != "_modules" and not _travels(value):
-                return f"{called(name, module)} has an attribute '{attribute}' that cannot be sent to Ray's actors"
-    return f"{called('', model)} cannot be sent to Ray's actors"
+                owner = describe_module(name, module)
+                return f"{owner} has an attribute '{attribute}' that cannot be sent to Ray's actors"
+    return f"{describe_module('', model)} cannot be sent to Ray's actors"
 
 
 def _travels(value: object) -> bool:

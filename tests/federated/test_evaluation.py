@@ -25,8 +25,8 @@ from fednar_ray.federated.evaluation import (
     TASK_BATCHES,
     Evaluation,
     Scorer,
-    across_clients,
     client_means,
+    summarize_accuracies,
 )
 
 A_TASK = BATCH * TASK_BATCHES
@@ -193,28 +193,28 @@ def predictions(right: int, of: int) -> list[bool]:
 
 def test_below_twenty_clients_the_worst_tenth_is_the_worst_client() -> None:
     few = [predictions(3, of=4), predictions(50, of=100), predictions(1, of=1)]
-    assert across_clients(means(few)) == {
+    assert summarize_accuracies(means(few)) == {
         "client_accuracy_mean": 0.75,  # of (3/4, 1/2, 1): clients count alike, whatever their size
         "client_accuracy_worst_decile": 0.5,  # the largest client, with 50 answers right
     }
     nineteen = [predictions(1, of=1)] * 17 + [predictions(1, of=4), predictions(1, of=2)]
-    assert across_clients(means(nineteen))["client_accuracy_worst_decile"] == 0.25
+    assert summarize_accuracies(means(nineteen))["client_accuracy_worst_decile"] == 0.25
 
 
 def test_the_worst_tenth_of_twenty_clients_are_two_and_empty_clients_are_nobody() -> None:
     twenty = [predictions(1, of=4), *[predictions(3, of=3)] * 9, predictions(1, of=2), *[predictions(1, of=1)] * 9]
     expected = {"client_accuracy_mean": (18 + 0.25 + 0.5) / 20, "client_accuracy_worst_decile": (0.25 + 0.5) / 2}
-    assert across_clients(means(twenty)) == expected
+    assert summarize_accuracies(means(twenty)) == expected
     with_empty = [[], *twenty[:11], [], [], *twenty[11:], *[[]] * 20]
-    assert across_clients(means(with_empty)) == expected
-    assert across_clients(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5  # nineteen: the worst one
+    assert summarize_accuracies(means(with_empty)) == expected
+    assert summarize_accuracies(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data: st.DataObject) -> None:
     clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(any_answer))
-    figures = across_clients(means(clients))
+    figures = summarize_accuracies(means(clients))
     mean, worst = figures["client_accuracy_mean"], figures["client_accuracy_worst_decile"]
     assert 0 <= worst <= mean + 1e-12
     assert mean <= 1 + 1e-12
@@ -222,7 +222,7 @@ def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data
     lowest = rates[: max(1, len(rates) // 10)]
     assert mean == pytest.approx(float(sum(rates) / len(rates)), abs=1e-12)
     assert worst == pytest.approx(float(sum(lowest) / len(lowest)), abs=1e-12)
-    assert across_clients(means(data.draw(st.permutations(clients)))) == figures
+    assert summarize_accuracies(means(data.draw(st.permutations(clients)))) == figures
 
 
 def any_answer(clients: list[list[bool]]) -> bool:
