@@ -18,6 +18,7 @@ from fednar_ray.execution.capacity import (
 )
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
+from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
@@ -126,7 +127,7 @@ class SerialTrainer:
 @contextmanager
 def place(
     prepared: Prepared, resolved: ExecutionPlan, session: RaySession, bench: SerialTrainer | None = None
-) -> Iterator[SerialPool | ActorPool]:
+) -> Iterator[ExecutionPool]:
     """A pool at work; a serial one on ``bench``, where there is one."""
     federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
     warm_up = _like_a_group(prepared, resolved.width)

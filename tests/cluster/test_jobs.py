@@ -376,7 +376,7 @@ def test_a_client_that_goes_away_leaves_the_job_which_can_be_followed_listed_and
     last = err.splitlines()[-1]
     assert last.startswith("interrupted; job long-")
     job_id = last.split()[2]
-    assert last.endswith(f"goes on: fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it")
+    assert last.endswith(f"follow it with: fednar logs {job_id} --follow; stop it with: fednar stop {job_id}")
 
     listed = json.loads(stage.typed("jobs", "--json", cwd=tmp_path).stdout)
     (found,) = [row for row in listed if row["job_id"] == job_id]
@@ -391,7 +391,7 @@ def test_a_client_that_goes_away_leaves_the_job_which_can_be_followed_listed_and
     assert "terminated; fednar runs shows what can be resumed" in followed.stdout
     unknown = stage.typed("logs", "nobody", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "knows no such job; fednar jobs lists them" in unknown.stderr
+    assert "has no such job; list the jobs with: fednar jobs" in unknown.stderr
 
 
 @pytest.mark.ray
@@ -429,7 +429,7 @@ def test_without_the_token_nobody_is_let_in(stage: Stage, tmp_path: Path) -> Non
     for token in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):
         done = fednar("jobs", "--address", stage.cluster.dashboard, cwd=tmp_path, **token)
         assert done.returncode == 2
-        assert "does not let you in" in done.stderr
+        assert "refuses access" in done.stderr
         assert "set RAY_AUTH_MODE=token" in done.stderr
 
 

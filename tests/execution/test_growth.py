@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
-from fednar_ray.execution.scheduling import options_for, packed
+from fednar_ray.execution.scheduling import build_actor_options
 from tests.conftest import small_federation
-from tests.support.cluster_nodes import on_a_cluster_of_its_own
+from tests.support.cluster_nodes import run_in_own_process
 from tests.support.servers import awaited
 
 SIZES = (7, 30, 12, 3, 21)
@@ -96,12 +94,12 @@ def start_two(strategy: str) -> list[Any]:
             return ray.get_runtime_context().get_node_id()
 
     plan = ActorPlan(count=2, cpus=0.5, gpus=0, strategy=strategy)
-    return [ray.remote(**options)(Small).remote() for options in options_for(plan, [0, 1])]
+    return [ray.remote(**options)(Small).remote() for options in build_actor_options(plan, [0, 1])]
 
 
 @pytest.mark.ray
 def test_a_run_takes_up_nodes_that_join_and_goes_on_when_they_leave_to_the_same_bytes() -> None:
-    found = on_a_cluster_of_its_own("test_growth", "grow_and_shrink")
+    found = run_in_own_process(grow_and_shrink)
     assert found["nodes"] == [2, 1]  # spread, packed
     assert found["counts"][0] == 1
     assert max(found["counts"]) == 3
@@ -111,34 +109,3 @@ def test_a_run_takes_up_nodes_that_join_and_goes_on_when_they_leave_to_the_same_
         fr.iter_rounds(experiment(rounds, placement="serial"), federation=small_federation(SIZES), model=Leisurely(0))
     )
     assert found["parameters"] == serial[-1].parameters.tobytes().hex()
-
-
-# ——— packing ———
-
-
-@pytest.mark.parametrize(
-    ("free", "gpus", "count", "chosen"),
-    [
-        ({"a": 2, "b": 4}, 0, 3, ["b", "b", "b"]),
-        ({"a": 2, "b": 4}, 0, 2, ["a", "a"]),  # the smaller one is enough
-        ({"a": 2, "b": 4}, 0, 5, ["b", "b", "b", "b", "a"]),
-        ({"a": 1, "b": 1}, 0, 3, ["a", "b", None]),
-        ({}, 0, 2, [None, None]),
-        ({"a": 8}, 0.5, 3, ["a", "a", None]),  # of one GPU
-    ],
-)
-def test_actors_are_packed_on_as_few_nodes_as_can_be(
-    free: dict[str, float], gpus: float, count: int, chosen: list[str | None]
-) -> None:
-    assert packed({node: {"CPU": cpus, "GPU": 1} for node, cpus in free.items()}, 1, gpus, count) == chosen
-
-
-@given(cpus=st.lists(st.integers(0, 9), max_size=6), count=st.integers(1, 30))
-def test_packed_actors_fit_and_no_smaller_number_of_nodes_would_hold_them(cpus: list[int], count: int) -> None:
-    chosen = packed({str(i): {"CPU": float(free)} for i, free in enumerate(cpus)}, 1, 0, count)
-    placed = [node for node in chosen if node is not None]
-    assert len(chosen) == count
-    assert len(placed) == min(count, sum(cpus))
-    assert all(placed.count(node) <= cpus[int(node)] for node in placed)
-    used = len(set(placed))
-    assert not used or sum(sorted(cpus, reverse=True)[: used - 1]) < len(placed)

@@ -21,7 +21,7 @@ from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from tests.support.cluster_nodes import on_a_cluster_of_its_own
+from tests.support.cluster_nodes import run_in_own_process
 
 HEAD, SITE_A, SITE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as given
 SIZES = {"north": 40, "south": 31}
@@ -117,7 +117,7 @@ def on_two_nodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Pa
     """The silos' files, and what came of training where they lie."""
     folder = tmp_path_factory.mktemp("silos")
     files = write_sites(folder)
-    return files, on_a_cluster_of_its_own("test_sites", "train_on_two_nodes", folder)
+    return files, run_in_own_process(train_on_two_nodes, folder)
 
 
 @pytest.mark.ray

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +36,15 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**kept, **quiet, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", **more}
 
 
-def on_a_cluster_of_its_own(module: str, function: str, *paths: Path) -> Any:
-    """What a function of a test module prints last, read as JSON.
+def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:
+    """Calls a function of a test module in a process of its own, and returns its last line of output, read as JSON.
 
-    It may start a Ray cluster: it runs in a process of its own, and Ray in a folder of its own, so that the suite's
-    Ray goes on beside it.
+    The function may start a Ray cluster. It works in a folder of its own, so the suite's Ray continues beside it.
     """
-    program = f"import sys, pathlib, tests.{module} as t; t.{function}(*map(pathlib.Path, sys.argv[1:]))"
+    program = (
+        "import importlib, pathlib, sys; "
+        f"importlib.import_module({function.__module__!r}).{function.__name__}(*map(pathlib.Path, sys.argv[1:]))"
+    )
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
         done = subprocess.run(

@@ -1,0 +1,85 @@
+"""Failures of clients that train in the driver's own process."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fednar_ray as fr
+from fednar_ray.core.errors import BadInput, ModelError, RunFailed
+from tests.support.faulty_models import (
+    BAD,
+    SENTINEL,
+    Trap,
+    experiment,
+    federation,
+    train,
+    train_undisturbed,
+    train_without_bad_client,
+)
+
+
+def test_a_client_that_raises_is_dropped_without_ray_too() -> None:
+    reports = train(experiment({"placement": "serial"}), Trap("raise", None))
+    assert [dict(report.failures) for report in reports] == [
+        {BAD: "ArithmeticError: this client cannot be trained"}
+    ] * 3
+    assert reports[-1].parameters.tobytes() == train_without_bad_client()
+
+
+@pytest.mark.parametrize(("what", "reason"), [("exit", "SystemExit(3)"), ("leave", "Leaves(for good)")])
+@pytest.mark.parametrize("screening", [{}, {"max_deviation": 50}], ids=["one phase", "two phases"])
+def test_an_exit_of_one_client_is_its_own_failure(what: str, reason: str, screening: dict[str, Any]) -> None:
+    settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
+    reports = train(settings, Trap(what, None))
+    assert [report.failures for report in reports] == [{BAD: f"UserCodeExited: the code raised {reason}"}] * 3
+    assert reports[-1].parameters.tobytes() == train_without_bad_client()
+
+
+def test_an_exit_that_does_not_come_again_changes_nothing(tmp_path: Path) -> None:
+    reports = train(experiment({"placement": "serial"}), Trap("exit", tmp_path / "sprung"))
+    assert (tmp_path / "sprung").exists()
+    assert reports[-1].parameters.tobytes() == train_undisturbed()
+
+
+def test_an_interrupt_still_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment({"placement": "serial"}), Trap("interrupt", None))
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_an_exit_in_the_trial_is_a_refusal(always: bool) -> None:
+    calls: list[int] = []
+
+    class Exits(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            if always or len(calls) == 4:
+                sys.exit(5)
+            return super().forward(x)
+
+    with pytest.raises(BadInput, match=r"raised SystemExit\(5\)"):
+        train(experiment({"placement": "serial"}), Exits(2, 3))
+
+
+def test_an_exit_while_a_function_builds_the_model_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_of_a_user.py").write_text("import sys\n\ndef build():\n    sys.exit('usage: …')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = experiment({"placement": "serial"}, model={"function": "exits_of_a_user.build"})
+    with pytest.raises(ModelError, match=r"exits_of_a_user.build: fails .*raised SystemExit\(usage: …\)"):
+        next(fr.iter_rounds(settings, federation=federation()))
+
+
+@pytest.mark.parametrize("what", ["exit", "raise"])
+def test_what_fails_in_scoring_ends_the_run_and_names_the_split(what: str) -> None:
+    class FailsWhenScoring(Trap):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if self.training else torch.full_like(x, SENTINEL))
+
+    settings = experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3})
+    with pytest.raises(RunFailed, match=r"round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
+        train(settings, FailsWhenScoring(what, None))
