@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fednar_ray.config import Document, Experiment
     from fednar_ray.experiments.comparison.record import ComparisonRecord
     from fednar_ray.experiments.resume import Resumption
-    from fednar_ray.tracking.run_directory import RunSummary
+    from fednar_ray.tracking.run_lookup import RunSummary
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -141,9 +141,9 @@ def runs(as_json: bool) -> None:
     """List the runs kept in ./runs, and where each could go on."""
     from dataclasses import asdict
 
-    from fednar_ray.tracking.run_directory import kept_runs, summarize
+    from fednar_ray.tracking.run_lookup import list_runs, summarize
 
-    rows = [summarize(kept) for kept in kept_runs()]
+    rows = [summarize(kept) for kept in list_runs()]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
         return
@@ -190,12 +190,12 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
     _quiet_libraries()
     from dataclasses import asdict
 
-    from fednar_ray.tracking.run_directory import kept_runs, named
+    from fednar_ray.tracking.run_lookup import find_run, list_runs
     from fednar_ray.tracking.sync import SyncReport
     from fednar_ray.tracking.sync import sync as synchronize
 
     reports, problems = [], []
-    for kept in [named(name) for name in names] or kept_runs():
+    for kept in [find_run(name) for name in names] or list_runs():
         try:
             report = synchronize(kept.directory, uri)
         except TrackingUnavailable as error:
@@ -332,11 +332,11 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     _quiet_libraries()
     from fednar_ray.report.redraw import report_of
     from fednar_ray.tuning.search_lock import hold_search
-    from fednar_ray.tuning.trial_table import directory_of, uri_of
+    from fednar_ray.tuning.trial_table import uri_of
 
     searched = uri_of(name)
     with hold_search(name) if searched is not None and output is None else nullcontext():
-        written = report_of(name, uri, output, directory_of, searched)
+        written = report_of(name, uri, output, searched)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))

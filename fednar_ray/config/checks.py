@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from fednar_ray.config import renamed
 from fednar_ray.config.settings import DataSettings, ExecutionSettings, FederationSettings, Settings
 from fednar_ray.core.errors import shown, shown_text
 
@@ -157,6 +158,8 @@ def describe(error: ValidationError, prefix: str = "", root: str = "") -> tuple[
 def _line(entry: Any, prefix: str, root: str) -> str:
     place = prefix + ".".join(map(shown_text, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
     value, text = entry["input"], entry["msg"]
+    if entry["type"] == renamed.PROBLEM:
+        return f"{place} {text}"
     if isinstance(value, Mapping | BaseModel):
         return f"{place}: {text}" if place else text
     separator = " " if text.startswith(("is ", "lists ", "should ")) else ": "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from pydantic_core import InitErrorDetails, ValidationError
 
-from fednar_ray.config import checks
+from fednar_ray.config import checks, renamed
 from fednar_ray.config.settings import (
     AggregationSettings,
     AlgorithmSettings,
@@ -66,18 +66,20 @@ class Experiment(Settings):
     def _all_problems_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Report what is wrong across sections together with what is wrong within them.
 
-        An address that carries a secret is refused before all else, so that no other report can repeat it.
+        An address that carries a secret is refused before all else, so that no other report can repeat it. A key that
+        has another name than in earlier versions is refused too, with its name now.
         """
         secrets = [checks.problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)]
         if secrets:
             raise ValidationError.from_exception_data(cls.__name__, secrets[: checks.LIMIT_PROBLEMS])
+        values, old = renamed.under_new_names(values)
         try:
             experiment = handler(values)
         except ValidationError as error:
-            details = checks.as_details(error, cls)
+            details = [*old, *checks.as_details(error, cls)]
             across = checks.across_sections(checks.valid_sections(cls, values))
             raise ValidationError.from_exception_data(cls.__name__, [*details, *across]) from None
-        details = [*checks.across_sections(dict(experiment)), *experiment._change_problems()]
+        details = [*old, *checks.across_sections(dict(experiment)), *experiment._change_problems()]
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return experiment

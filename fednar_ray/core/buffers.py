@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fednar_ray.core.errors import BuffersChanged, ModelError
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 LARGEST_INTEGER = 2**53
 """Up to here float64, in which buffers are averaged, holds every integer."""
@@ -56,14 +57,14 @@ def _exceeds_float64(buffer: Tensor) -> bool:
     return highest > LARGEST_INTEGER or lowest < (0 if buffer.dtype == torch.uint64 else -LARGEST_INTEGER)
 
 
-def why_not_averaged(module: nn.Module, names: Sequence[str]) -> str | None:
+def find_buffer_exclusion(module: nn.Module, names: Sequence[str]) -> Exclusion | None:
     """Returns why a client's buffers cannot enter the average, naming the first such buffer; None if they can."""
     buffers = dict(module.named_buffers()) if names else {}
     for name in names:
         if not torch.isfinite(buffers[name]).all():
-            return f"its buffer {name} is not finite after training"
+            return Exclusion(ExclusionReason.BUFFER_NOT_FINITE, name)
         if _exceeds_float64(buffers[name]):
-            return f"its buffer {name} exceeds 2^53 after training, where averages are no longer exact"
+            return Exclusion(ExclusionReason.BUFFER_TOO_LARGE, name)
     return None
 
 

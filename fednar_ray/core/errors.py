@@ -6,6 +6,8 @@
 
 import reprlib
 
+from fednar_ray.core.exclusion import ExclusionReason
+
 MEMORY_TEXT = "can't allocate memory"
 
 
@@ -90,12 +92,13 @@ class UserCodeExited(BadInput):
 
 
 class RoundAborted(RunFailed):
-    """A round without any usable update."""
+    """A round from which too few client updates remain. ``cause``: why the first of them was excluded, if known."""
 
-    def __init__(self, round_index: int, reason: str) -> None:
-        super().__init__(round_index, reason)
+    def __init__(self, round_index: int, reason: str, cause: ExclusionReason | None = None) -> None:
+        super().__init__(round_index, reason, cause)
         self.round_index = round_index
         self.reason = reason
+        self.cause = cause
 
     def __str__(self) -> str:
         return f"round {self.round_index} aborted: {self.reason}"

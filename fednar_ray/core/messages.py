@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.core.schedules import RoundScalars
 
@@ -115,7 +116,7 @@ class ClientMetrics:
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; of an update: times the client's factor
     train_seconds: float  # of the whole client group
-    reasons: Mapping[int, str] = field(default_factory=dict)  # client id → why it is not usable, where more is known
+    exclusions: Mapping[int, Exclusion] = field(default_factory=dict)  # by client id, where the cause is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +160,7 @@ class RoundRecord:
     round_index: int
     metrics: Mapping[str, float]  # names as in DESIGN, section 6
     client_ids: tuple[int, ...]  # the sampled clients that were there
-    failures: Mapping[int, str]  # client id → why its update did not count
+    exclusions: Mapping[int, Exclusion]  # client id → why its update was left out
     step_norms: Mapping[int, float] = field(default_factory=dict)  # client id → mean ‖v‖; of at most 200
 
 
@@ -177,6 +178,6 @@ class RoundReport(RoundRecord):
             round_index=self.round_index,
             metrics=self.metrics,
             client_ids=self.client_ids,
-            failures=self.failures,
+            exclusions=self.exclusions,
             step_norms=self.step_norms,
         )

@@ -6,6 +6,7 @@ from enum import Enum
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import RoundAborted, is_of_memory
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 log = logging.getLogger("fednar_ray")
 
@@ -104,9 +105,9 @@ class FailurePolicy:
             return Split(attempts=self.retries)  # each half has one attempt left
         if remaining > self.min_clients:
             return Drop()
-        who = describe_clients(failure.client_ids)
         left = f"{remaining - 1} of {clients} clients remain, at least {self.min_clients} required"
-        return Abort(f"{who} excluded: {failure.reason}; {left}")
+        exclusion = Exclusion(ExclusionReason.FAILED, failure.reason)
+        return Abort(f"{left}; {describe_clients(failure.client_ids)} excluded: {exclusion}")
 
 
 class RoundFailures:
@@ -124,7 +125,7 @@ class RoundFailures:
         """
         decision = self._policy.decide(failure, remaining=self._remaining, clients=self._clients)
         if isinstance(decision, Abort):
-            raise RoundAborted(self._round_index, decision.reason)
+            raise RoundAborted(self._round_index, decision.reason, ExclusionReason.FAILED)
         if isinstance(decision, Drop):
             self._remaining -= 1  # the round loop logs which client was excluded
         else:

@@ -49,7 +49,7 @@ class _RunFacts(_TrialFacts):
     run_id: Text
     tracking_uri: Text
     placement: Literal["serial", "pooled", "dedicated"]
-    group_size: Annotated[int, Field(ge=1)]
+    vectorize: Annotated[int, Field(ge=1)]
 
 
 def experiment_of_run(checkpoint: Checkpoint) -> Experiment:

@@ -27,6 +27,7 @@ from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, group_size
 from fednar_ray.models.tasks import TASKS
+from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
 CPU_DEVICE = torch.device("cpu")
 
@@ -42,9 +43,9 @@ class ExecutionPlan:
     def tags(self) -> dict[str, str]:
         """For the run's record."""
         return {
-            "fednar.placement": self.placement,
-            "fednar.actors": str(self.actors.count if self.actors else 0),
-            "fednar.vectorize": str(self.width),
+            PLACEMENT_TAG: self.placement,
+            ACTORS_TAG: str(self.actors.count if self.actors else 0),
+            VECTORIZE_TAG: str(self.width),
         }
 
 

@@ -11,10 +11,10 @@ from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
 from fednar_ray.experiments.checkpoint_contents import experiment_of_run
-from fednar_ray.tracking import run_directory as runs
+from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import LOCK_FILE, sole_writer
-from fednar_ray.tracking.run_directory import RunRef
+from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.run_lookup import RunRef
 
 log = logging.getLogger("fednar_ray")
 
@@ -41,8 +41,8 @@ class Resumption:
 
 def begun(wanted: str) -> Experiment:
     """The experiment of a kept run. Raises BadInput where there is none, or it has no checkpoint."""
-    kept = runs.named(wanted)
-    return _as_begun(_loaded(kept, kept.checkpoints()))
+    kept = run_lookup.find_run(wanted)
+    return _as_begun(_loaded(kept, kept.open_checkpoints()))
 
 
 def _as_begun(checkpoint: Checkpoint) -> Experiment:
@@ -52,7 +52,7 @@ def _as_begun(checkpoint: Checkpoint) -> Experiment:
 def _loaded(kept: RunRef, checkpoints: CheckpointStore) -> Checkpoint:
     checkpoint = checkpoints.load()
     if checkpoint is None:
-        if (kept.directory / runs.COMPARISON_FILE).exists():
+        if kept.files.comparison_yaml.exists():
             raise BadInput(f"{kept.name} is a comparison; resume it with: fednar compare --resume {kept.name}")
         raise BadInput(f"{kept.name} has no checkpoint in {kept.storage}; start it anew, without --resume")
     return checkpoint
@@ -66,14 +66,14 @@ def resume_from(wanted: str | None, experiment: Experiment | None, may_change: S
     CheckpointError where every checkpoint is damaged.
     """
     if wanted is not None:
-        kept = runs.named(wanted)
-        checkpoints = kept.checkpoints()
+        kept = run_lookup.find_run(wanted)
+        checkpoints = kept.open_checkpoints()
         return _resumption(kept, checkpoints, _loaded(kept, checkpoints), experiment, may_change)
     assert experiment is not None
     problems: list[FednarError] = []
-    for kept in runs.of_experiment(experiment):
+    for kept in run_lookup.list_runs_of(experiment):
         try:
-            checkpoints = kept.checkpoints()
+            checkpoints = kept.open_checkpoints()
             checkpoint = checkpoints.load()
             if checkpoint is not None:
                 return _resumption(kept, checkpoints, checkpoint, experiment, may_change)
@@ -118,7 +118,7 @@ def _resumption(
 
 def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None:
     """Raises BadInput where a copy and its original would write their checkpoints into one place."""
-    if kept.storage == runs.storage_of(experiment, original):
+    if kept.storage == run_lookup.checkpoint_location(experiment, original):
         raise BadInput(
             f"{kept.directory} is a copy of {original}, and both keep their checkpoints in {kept.storage}; resume the "
             f"original: fednar run --resume {shlex.quote(str(original))}"
@@ -127,7 +127,7 @@ def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None
 
 def _identity(kept: RunRef) -> Identity | None:
     """What the run's directory says of itself. Raises BadInput where another process writes it."""
-    if (kept.directory / LOCK_FILE).exists():
+    if kept.files.lock.exists():
         with sole_writer(kept.directory):
             pass
     try:

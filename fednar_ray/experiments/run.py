@@ -34,15 +34,15 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
-from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, run_directory
+from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.lines import sole_writer, writing
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
-from fednar_ray.tracking.run_directory import FINISHED, storage_of
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_lookup import checkpoint_location
 from fednar_ray.tracking.system_metrics import system_metrics
+from fednar_ray.tracking.tags import COPIED_FROM_TAG
 
 log = logging.getLogger("fednar_ray")
-
-COPIED_TAG = "fednar.copied_from"  # the MLflow run of the directory that this run's was copied from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def train(
     """
     if resumption is not None:
         _check_buffers(prepared, resumption)
-    if resumption is not None and resumption.kept.finished and not _rounds_left(prepared, resumption):
+    if resumption is not None and resumption.kept.files.finished and not _rounds_left(prepared, resumption):
         return _finished(prepared, resumption)
     # an address with a password is refused before Ray starts
     Store(prepared.experiment.tracking.uri if resumption is None else resumption.tracking_uri)
@@ -212,8 +212,9 @@ def train(
             resumed_from_round=None if resumption is None else resumption.checkpoint.next_round,
             alerts=lookout.alerts,
         )
-    with writing(result.directory / FINISHED):
-        (result.directory / FINISHED).touch()
+    finished = RunDirectory(result.directory).finished_mark
+    with writing(finished):
+        finished.touch()
     return result
 
 
@@ -299,9 +300,9 @@ def _identity(
     if resumption is not None and experiment_id is None:
         return _Identity(store=store, run_id=resumption.run_id, directory=resumption.kept.directory)
     assert experiment_id is not None
-    copied = {} if resumption is None else {COPIED_TAG: resumption.run_id}
+    copied = {} if resumption is None else {COPIED_FROM_TAG: resumption.run_id}
     run_id = store.create_run(experiment_id, name or experiment.name, {**tags, **copied})
-    directory = run_directory(experiment, run_id) if resumption is None else resumption.kept.directory
+    directory = RunDirectory.of_run(experiment.name, run_id).path if resumption is None else resumption.kept.directory
     return _Identity(store=store, run_id=run_id, directory=directory)
 
 
@@ -315,7 +316,7 @@ def _system_metrics(
 def _journal(prepared: Prepared, directory: Path, resumption: Resumption | None) -> Journal:
     if resumption is None:
         return Journal(directory, prepared.experiment)
-    (directory / FINISHED).unlink(missing_ok=True)
+    RunDirectory(directory).finished_mark.unlink(missing_ok=True)
     journal = Journal(directory, prepared.experiment, lines=resumption.checkpoint.history)
     if resumption.anew:
         journal.truncate(resumption.checkpoint.next_round)
@@ -362,7 +363,7 @@ def _checkpointing(
 
 def _store(prepared: Prepared, identity: _Identity, resumption: Resumption | None) -> CheckpointStore:
     """Of the run's checkpoints; the one that was loaded from, unless they go elsewhere now."""
-    keep, location = prepared.experiment.checkpoint.keep, storage_of(prepared.experiment, identity.directory)
+    keep, location = prepared.experiment.checkpoint.keep, checkpoint_location(prepared.experiment, identity.directory)
     if resumption is None or resumption.kept.storage != location:
         return CheckpointStore(open_storage(location), keep)
     resumption.checkpoints.keep = keep
@@ -402,24 +403,24 @@ def _log_inputs(
     )
     tracker.log_experiment(prepared.experiment)
     counts = federation.label_counts()
-    _log_picture(tracker, lambda path: draw_partition(counts, path), directory / "partition.png")
+    _log_picture(tracker, lambda path: draw_partition(counts, path), RunDirectory(directory).partition_plot)
 
 
 def _log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
     """What the run ends with."""
-    _log_picture(tracker, lambda path: draw_curves(history, path), directory / "curves.png")
-    _log_picture(tracker, lambda path: draw_step_norms(history, path), directory / "step_norms.png")
-    tracker.log_file(directory / ROUNDS_FILE)
-    out = [(r.round_index, client_id, why) for r in history for client_id, why in r.failures.items()]
+    _log_picture(tracker, lambda path: draw_curves(history, path), RunDirectory(directory).curves_plot)
+    _log_picture(tracker, lambda path: draw_step_norms(history, path), RunDirectory(directory).step_norms_plot)
+    tracker.log_file(RunDirectory(directory).journal)
+    out = [(r.round_index, client_id, str(why)) for r in history for client_id, why in r.exclusions.items()]
     if out:
         rows = [{"round": index, "client": client_id, "reason": why} for index, client_id, why in out]
-        tracker.log_table(rows, "clients_that_did_not_count.json")
+        tracker.log_table(rows, RunDirectory(directory).excluded_clients_table.name)
     preprocessing = prepared.federation.preprocessing
     columns = None if preprocessing is None else preprocessing.columns
     tracker.save_model(model, prepared.federation.build_example(), columns)
-    _save_parameters(model, directory / "model.pt")
+    _save_parameters(model, RunDirectory(directory).parameters)
 
 
 def _log_picture(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -> None:
@@ -449,6 +450,6 @@ def _with_how_to_resume(experiment: Experiment, directory: Path) -> Iterator[Non
     try:
         yield
     except RunFailed as error:
-        if experiment.checkpoint.every is not None and (directory / ROUNDS_FILE).exists():
+        if experiment.checkpoint.every is not None and RunDirectory(directory).journal.exists():
             error.add_note(f"once that is mended, resume with: fednar run --resume {shlex.quote(directory.name)}")
         raise

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fednar_ray.config import AggregationSettings
 from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.core.messages import ClientMetrics, GroupUpdate, RoundAggregate
 from fednar_ray.federated.robust import robust_mean
@@ -30,7 +31,7 @@ class RoundSums:
     buffers: BufferVector | None = None  # [b] Σ weight_i·buffers_i
     control_change: FloatVector | None = None  # [d] Σ n_i·(c_i⁺ − c_i)
     rows: list[FloatVector] = field(default_factory=list)  # [C, d] of those that count, where a rule needs them
-    reasons: dict[int, str] = field(default_factory=dict)  # client id → why it does not count
+    exclusions: dict[int, Exclusion] = field(default_factory=dict)  # by client id
 
     def add(self, update: GroupUpdate) -> None:
         """Add one client group."""
@@ -57,6 +58,10 @@ class RoundSums:
         weights: npt.NDArray[np.float64] = examples / examples.sum()
         return weights
 
+    def first_reason(self) -> ExclusionReason | None:
+        """Why the first excluded client was excluded; None if there is none."""
+        return next((exclusion.reason for exclusion in self.exclusions.values()), None)
+
     def _weights(self) -> npt.NDArray[np.float64]:
         examples = self.column("examples")
         return examples if self.weighted else np.ones_like(examples)
@@ -65,7 +70,7 @@ class RoundSums:
         """Δ and its companions. Raises RoundAborted where no client is usable."""
         weights = self._weights()
         if self.delta is None or not len(weights):
-            raise RoundAborted(self.round_index, "no client returned a finite loss and update")
+            raise RoundAborted(self.round_index, "no client returned a finite loss and update", self.first_reason())
         return RoundAggregate(
             delta=self._mean(weights),
             mean_squared_norm=float(weights @ self.column("delta_norms") ** 2 / weights.sum()),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.client_corrections import ClientCorrection, LocalRound
 from fednar_ray.algorithms.regularizers import Regularizer
-from fednar_ray.core.buffers import check_unchanged, why_not_averaged
+from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
@@ -180,8 +180,8 @@ class GroupTrainer:
         buffers = flatten_buffers(gradient.module, changed) if changed else None
         norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
         usable = torch.isfinite(norms) & torch.isfinite(metric_sums.loss)
-        problem = why_not_averaged(gradient.module, changed)
-        if problem is not None:
+        exclusion = find_buffer_exclusion(gradient.module, changed)
+        if exclusion is not None:
             usable = torch.zeros_like(usable)
         figures = ClientMetrics(
             client_ids=task.client_ids,
@@ -194,7 +194,7 @@ class GroupTrainer:
             losses=_numbers(metric_sums.loss) / steps,
             delta_norms=_numbers(norms),
             train_seconds=time.perf_counter() - start,
-            reasons={} if problem is None else dict.fromkeys(task.client_ids, problem),
+            exclusions={} if exclusion is None else dict.fromkeys(task.client_ids, exclusion),
         )
         return _Trained(figures, delta, buffers, local_round)
 

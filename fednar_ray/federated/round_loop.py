@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fednar_ray.algorithms.presets import Algorithm
 from fednar_ray.config import AggregationSettings
 from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
@@ -131,7 +132,7 @@ def _round(
         round_index=index,
         metrics=metrics,
         client_ids=selection.returned,
-        failures=sums.reasons,
+        exclusions=sums.exclusions,
         step_norms=_norms_by_client(sums),
         parameters=then.server.parameters,
         eval_params=eval_params,
@@ -167,9 +168,9 @@ def _train(
         updates = pool.train(broadcast, tasks)
     for update in phases.each("train", updates):
         if isinstance(update, ClientsLost):
-            _lose(sums, update.client_ids, update.reason)
+            _exclude(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
         elif (problem := _misshapen(update, now)) is not None:
-            _lose(sums, update.figures.client_ids, problem)
+            _exclude(sums, update.figures.client_ids, Exclusion(ExclusionReason.WRONG_SHAPE, problem))
         else:
             _add(state, sums, update)
     return sums
@@ -192,12 +193,12 @@ def _screen(
     figures = []
     for answer in answers:
         if isinstance(answer, ClientsLost):
-            _lose(sums, answer.client_ids, answer.reason)
+            _exclude(sums, answer.client_ids, Exclusion(ExclusionReason.FAILED, answer.reason))
         else:
             figures.append(answer)
-    for client_id, reason in screen(figures, plan.max_deviation).items():
-        _lose(sums, (client_id,), reason)
-    factors = _factors(plan, figures, sums.reasons)
+    for client_id, exclusion in screen(figures, plan.max_deviation).items():
+        _exclude(sums, (client_id,), exclusion)
+    factors = _factors(plan, figures, sums.exclusions)
     rows = plan.aggregation.name in RULES
     return [
         replace(_task(plan, state, f.client_ids), factors=tuple(factors[i] for i in f.client_ids), rows=rows)
@@ -205,7 +206,7 @@ def _screen(
     ]
 
 
-def _factors(plan: RoundPlan, figures: Sequence[ClientMetrics], out: Mapping[int, str]) -> dict[int, float]:
+def _factors(plan: RoundPlan, figures: Sequence[ClientMetrics], out: Mapping[int, Exclusion]) -> dict[int, float]:
     """Of each client's update: 0 where it does not count, less than 1 where it is shortened."""
     norms = {
         i: norm for f in figures for i, norm in zip(f.client_ids, f.delta_norms.tolist(), strict=True) if i not in out
@@ -218,26 +219,26 @@ def _factors(plan: RoundPlan, figures: Sequence[ClientMetrics], out: Mapping[int
 
 
 def _misshapen(update: GroupUpdate, now: ServerSide) -> str | None:
-    """Why an update cannot be added to anything."""
+    """Returns which vector of an update does not fit the model, and how; None if all fit."""
     wanted = {"weighted_delta": now.server.parameters.shape, "weighted_buffers": now.buffers.shape}
     for name, shape in wanted.items():
         vector = getattr(update, name)
         if vector is not None and vector.shape != shape:
-            return f"its {name.replace('_', ' ')} has shape {list(vector.shape)}, not {list(shape)}"
+            return f"{name.replace('_', ' ')} {list(vector.shape)} instead of {list(shape)}"
     return None
 
 
-def _lose(sums: RoundSums, client_ids: tuple[int, ...], reason: str) -> None:
+def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
     for client_id in client_ids:
-        log.warning("round %d: client %d does not count: %s", sums.round_index, client_id, reason)
-        sums.reasons[client_id] = reason
+        log.warning("round %d: client %d excluded: %s", sums.round_index, client_id, exclusion)
+        sums.exclusions[client_id] = exclusion
 
 
 def _add(state: FederationState, sums: RoundSums, update: GroupUpdate) -> None:
     figures = update.figures
     for client_id, usable in zip(figures.client_ids, figures.usable.tolist(), strict=True):
-        if not usable and client_id not in sums.reasons:
-            _lose(sums, (client_id,), figures.reasons.get(client_id, NOT_FINITE))
+        if not usable and client_id not in sums.exclusions:
+            _exclude(sums, (client_id,), figures.exclusions.get(client_id, NOT_FINITE))
     sums.add(update)
     if update.states is not None:
         for client_id, row in zip(figures.client_ids, update.states, strict=True):
@@ -248,9 +249,9 @@ def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: Round
     """Failures must leave ``min_clients``; that fewer were there to begin with is another matter."""
     count = int(sums.usable().sum())
     if count < min(plan.min_clients, len(selection.returned)):
-        client_id, reason = next(iter(sums.reasons.items()))
-        text = f"{count} of {len(selection.returned)} clients count, {plan.min_clients} must"
-        raise RoundAborted(index, f"{text}; client {client_id}: {reason}")
+        client_id, exclusion = next(iter(sums.exclusions.items()))
+        text = f"{count} of {len(selection.returned)} client updates usable, at least {plan.min_clients} required"
+        raise RoundAborted(index, f"{text}; client {client_id} excluded: {exclusion}", exclusion.reason)
 
 
 def _server_step(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
@@ -311,7 +312,7 @@ def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: Round
         "clients_dropped_out": float(selection.dropped_out),
         "clients_late": float(selection.late),
         "clients_trained": float(trained),
-        "clients_failed": float(len(sums.reasons)),
+        "clients_failed": float(len(sums.exclusions)),
         "client_seconds": sum(f.train_seconds for f in sums.figures),
         "bytes_down": float(sent * len(selection.sampled)),
         "bytes_up": float(sent * trained),

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import ClientMetrics
 
-NOT_FINITE = "its loss or update is not finite"
+NOT_FINITE = Exclusion(ExclusionReason.NOT_FINITE)
 FEWEST = 4  # clients; among fewer, nothing can be said of one
 NORMAL = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
 FLOOR = 0.1  # of the median: where every step is clipped, honest norms lie closer together than their spread tells
 
 
-def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dict[int, str]:
+def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dict[int, Exclusion]:
     """Client id → why its update does not count, in dispatch order.
 
     Updates that are not ``usable`` never count. Of the others, with m the median of their norms and MAD its
@@ -30,16 +31,15 @@ def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dic
         )
     ]
     median, limit = _median_and_limit([norm for _, usable, norm in clients if usable], max_deviation)
-    reasons = {}
-    known = {client_id: reason for group in figures for client_id, reason in group.reasons.items()}
+    exclusions = {}
+    known = {client_id: why for group in figures for client_id, why in group.exclusions.items()}
     for client_id, usable, norm in clients:
         if not usable:
-            reasons[client_id] = known.get(client_id, NOT_FINITE)
+            exclusions[client_id] = known.get(client_id, NOT_FINITE)
         elif norm > limit:
-            reasons[client_id] = (
-                f"its update's norm {norm:.4g} is far above the round's median {median:.4g} (limit {limit:.4g})"
-            )
-    return reasons
+            numbers = f"norm {norm:.4g}, median {median:.4g}, limit {limit:.4g}"
+            exclusions[client_id] = Exclusion(ExclusionReason.NORM_TOO_LARGE, numbers)
+    return exclusions
 
 
 def _median_and_limit(norms: list[float], max_deviation: float | None) -> tuple[float, float]:

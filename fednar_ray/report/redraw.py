@@ -1,7 +1,6 @@
 """Reports anew: of a search, read from MLflow; of a run or a comparison, from where it is kept, or from MLflow."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.mlflow import ABANDONED_TAG, Store
-from fednar_ray.tracking.reading import KIND_TAG, Run, children_of, measured, records_of, run_of
-from fednar_ray.tracking.run_directory import RUNS, RunRef, named
-from fednar_ray.tracking.searches import NAME_TAG, read_search
+from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.reading import Run, children_of, measured, records_of, run_of
+from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
+from fednar_ray.tracking.run_lookup import RunRef, find_run
+from fednar_ray.tracking.searches import read_search
+from fednar_ray.tracking.tags import ABANDONED_TAG, KIND_TAG, SEARCH_TAG
 
-REPORT = "report"
 RUN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -35,16 +35,14 @@ def report_on(name: str, uri: str | None, directory: Path) -> Report:
     store.check()
     record = read_search(store.uri, name)
     report = write_report(record, directory)
-    store.log_files(record.run_id, directory, REPORT)
+    store.log_files(record.run_id, directory, SearchDirectory.named(name).report.name)
     return report
 
 
-def report_of(
-    name: str, uri: str | None, output: Path | None, home: Callable[[str], Path], searched: str | None
-) -> Written:
+def report_of(name: str, uri: str | None, output: Path | None, searched: str | None) -> Written:
     """Draw a run or a comparison, by name, directory or id, or make a search's report.
 
-    ``home``: a search's directory; ``searched``: the store of the search of that name that is kept here, if one is.
+    ``searched``: the store of the search of that name that is kept here, if one is.
     Raises BadInput where there is nothing of that name.
     """
     if searched is None and (kept := _kept(name)) is not None:
@@ -55,15 +53,15 @@ def report_of(
         if run is None:
             raise BadInput(f"MLflow at {store.uri} has no run {name}")
         if run.data.tags.get(KIND_TAG) != "search":
-            return _drawn(store, run, output or Path(RUNS).absolute() / f"{run.info.run_name}-{name[:8]}")
-        name = run.data.tags[NAME_TAG]
-    report = report_on(name, uri or searched, output or home(name) / REPORT)
+            return _drawn(store, run, output or RunDirectory.of_run(run.info.run_name, name).path)
+        name = run.data.tags[SEARCH_TAG]
+    report = report_on(name, uri or searched, output or SearchDirectory.named(name).report)
     return Written(page=report.page, files=report.files)
 
 
 def _kept(name: str) -> RunRef | None:
     try:
-        kept = named(name)
+        kept = find_run(name)
     except BadInput:
         return None
     return kept if kept.directory.is_dir() else None

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.report.plots import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 class Variant(NamedTuple):
@@ -37,7 +38,6 @@ class Measure(NamedTuple):
 ACCURACY, RMSE = Measure("accuracy", True), Measure("rmse", False)
 
 Records = Sequence[RoundRecord]
-CHART = "comparison.png"
 DECAY = "effective_weight_decay"
 OF_VARIANTS = (ACCURACY.metric, RMSE.metric, DECAY)
 """The metrics that a comparison's pictures are made of."""
@@ -56,9 +56,9 @@ def measured_by(records: Iterable[RoundRecord]) -> Measure:
 def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
     """The curves of a run, and the norms that its bound meets, where they are recorded."""
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = [draw_curves(records, directory / "curves.png")]
+    drawn = [draw_curves(records, RunDirectory(directory).curves_plot)]
     if any("step_norm" in record.metrics for record in records):
-        drawn.append(draw_step_norms(records, directory / "step_norms.png"))
+        drawn.append(draw_step_norms(records, RunDirectory(directory).step_norms_plot))
     return tuple(drawn)
 
 
@@ -71,7 +71,7 @@ def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, 
     measure = measured_by(record for seeds in runs.values() for records in seeds for record in records)
     curves, decay = (_by_decay(runs, name) for name in (measure.metric, DECAY))
     label = f"test {measure.name}"
-    drawn = [draw_comparison(curves, decay, directory / CHART, measure=label)]
+    drawn = [draw_comparison(curves, decay, RunDirectory(directory).comparison_plot, measure=label)]
     if len(curves) > 1:
         finals: dict[str, dict[float, list[float]]] = {}
         for variant, seeds in runs.items():

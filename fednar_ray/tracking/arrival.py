@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from fednar_ray.tracking.outbox import Operation
+from fednar_ray.tracking.tags import END_TAG
 
 WITNESS = "clients_trained"  # finite in every round: its history says which rounds MLflow has
-END_TAG = "fednar.end"  # why a run ended early
 BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifacts that go through the tracking server
 NOT_JSON = "not in a valid JSON format"  # in MLflow's own message
 

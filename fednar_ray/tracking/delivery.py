@@ -18,7 +18,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.arrival import (
-    END_TAG,
     WITNESS,
     NotAnswered,
     first_missing,
@@ -30,6 +29,7 @@ from fednar_ray.tracking.arrival import (
 from fednar_ray.tracking.inside import path_inside
 from fednar_ray.tracking.lines import Lines
 from fednar_ray.tracking.outbox import Operation, Outbox
+from fednar_ray.tracking.tags import END_TAG
 
 log = logging.getLogger("fednar_ray")
 

@@ -9,8 +9,8 @@ from typing import Self
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking import lines
+from fednar_ray.tracking.run_directory import RunDirectory
 
-RUN_FILE = "run.json"
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")  # a part of it becomes the name of a directory
 
 
@@ -35,12 +35,12 @@ class Identity:
 
     def write(self, directory: Path) -> None:
         """Writes ``run.json``. Raises RunFailed."""
-        lines.replace(directory / RUN_FILE, json.dumps(asdict(self)))
+        lines.replace(RunDirectory(directory).identity, json.dumps(asdict(self)))
 
 
 def identity_of(directory: Path) -> Identity:
     """Returns the MLflow run that a run directory belongs to. Raises BadInput where it does not say."""
-    path = directory / RUN_FILE
+    path = RunDirectory(directory).identity
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return _identity(fields)

@@ -4,21 +4,16 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fednar_ray.config import Experiment, dump
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
-
-ROUNDS_FILE = "metrics.jsonl"
-EXPERIMENT_FILE = "experiment.yaml"
-
-
-def run_directory(experiment: Experiment, run_id: str) -> Path:
-    """``runs/<name>-<id>`` under the working directory, absolute."""
-    return Path("runs").absolute() / f"{experiment.name}-{run_id[:8]}"
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -33,7 +28,10 @@ def parse(line: str) -> RoundRecord:
         round_index=fields["round"],
         metrics={name: math.nan if value is None else value for name, value in fields["metrics"].items()},
         client_ids=tuple(fields["clients"]),
-        failures={int(client_id): reason for client_id, reason in fields["failures"].items()},
+        exclusions={
+            int(client_id): Exclusion(ExclusionReason(why["reason"]), why["detail"])
+            for client_id, why in fields.get("exclusions", {}).items()
+        },
         step_norms={int(client_id): norm for client_id, norm in fields.get("step_norms", {}).items()},
     )
 
@@ -49,7 +47,7 @@ def is_round(line: str, index: int) -> bool:
         type(fields["round"]) is int
         and fields["round"] == index
         and all(type(number) in (int, float) for number in numbers)
-        and all(isinstance(reason, str) for reason in record.failures.values())
+        and all(isinstance(exclusion.detail, str) for exclusion in record.exclusions.values())
     )
 
 
@@ -59,7 +57,7 @@ def line_of(record: RoundRecord) -> str:
         "round": record.round_index,
         "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
         "clients": record.client_ids,
-        "failures": record.failures,
+        "exclusions": {client_id: asdict(exclusion) for client_id, exclusion in record.exclusions.items()},
         "metrics": for_json(record.metrics),
         "step_norms": {client_id: float(f"{norm:.4g}") for client_id, norm in record.step_norms.items()},
     }
@@ -71,7 +69,7 @@ def recorded(directory: Path) -> tuple[RoundRecord, ...]:
 
     They end at the first line that is not the next round.  Raises OSError where the file cannot be read.
     """
-    return tuple(parse(line) for line in whole_lines(directory / ROUNDS_FILE, is_round))
+    return tuple(parse(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
 
 
 class Journal:
@@ -83,8 +81,8 @@ class Journal:
 
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
         make_directory(directory)
-        replace(directory / EXPERIMENT_FILE, dump(experiment))
-        self.file = Lines(directory / ROUNDS_FILE, is_round)
+        replace(RunDirectory(directory).experiment_yaml, dump(experiment))
+        self.file = Lines(RunDirectory(directory).journal, is_round)
         for line in lines[self.rounds :]:
             self.file.append(line)
 

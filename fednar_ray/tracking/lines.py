@@ -11,10 +11,9 @@ from io import FileIO
 from pathlib import Path
 
 from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.tracking.run_directory import RunDirectory
 
 log = logging.getLogger("fednar_ray")
-
-LOCK_FILE = "lock"  # of a run directory
 
 
 class BeingWritten(BadInput):
@@ -161,8 +160,9 @@ def sole_writer(directory: Path) -> Iterator[None]:
 
     Raises BeingWritten where it is held.
     """
-    with writing(directory / LOCK_FILE):
-        file = FileIO(directory / LOCK_FILE, "a", opener=_not_through_a_link)
+    lock = RunDirectory(directory).lock
+    with writing(lock):
+        file = FileIO(lock, "a", opener=_not_through_a_link)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

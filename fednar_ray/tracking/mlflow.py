@@ -39,25 +39,33 @@ from fednar_ray.core.store_uris import (
     sqlite_file,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import END_TAG, NotAnswered, reason_of, unreachable
-from fednar_ray.tracking.delivery import MODEL_NAME, Delivery
+from fednar_ray.tracking.arrival import NotAnswered, reason_of, unreachable
+from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
-from fednar_ray.tracking.journal import EXPERIMENT_FILE, Journal
+from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.lines import held_alone, make_directory, replace, sole_writer
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
+from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.sender import Sender
+from fednar_ray.tracking.tags import (
+    ABANDONED_TAG,
+    END_TAG,
+    FEDNAR_VERSION_TAG,
+    GIT_COMMIT_TAG,
+    RAY_VERSION_TAG,
+    TORCH_VERSION_TAG,
+    WRITER_TAG,
+)
 
 log = logging.getLogger("fednar_ray")
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-WRITER_TAG = "fednar.writer"  # which start of which copy of its directory wrote to the run last
 HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds, of silence
 }
 LONGEST_MODEL_NAME = 256  # the width of MLflow's column
-ABANDONED_TAG = "fednar.abandoned"  # of a run that another one takes the place of
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
 
 
@@ -304,8 +312,9 @@ class RunTracker:
 
     def log_experiment(self, experiment: Experiment) -> None:
         """The experiment as a file that ``fednar run`` takes."""
-        replace(self._directory / EXPERIMENT_FILE, dump(experiment))
-        self.log_file(self._directory / EXPERIMENT_FILE)
+        path = RunDirectory(self._directory).experiment_yaml
+        replace(path, dump(experiment))
+        self.log_file(path)
 
     def log_file(self, path: Path) -> None:
         """A file of the run directory among the run's artifacts."""
@@ -337,8 +346,9 @@ class RunTracker:
             example: Two or more raw inputs, [n, …].
             columns: The names of the columns of ``example`` [n, columns], where they have names.
         """
-        save_model(model, example, self._directory / MODEL_NAME, columns)
-        self._queue("model", path=MODEL_NAME)
+        directory = RunDirectory(self._directory).model
+        save_model(model, example, directory, columns)
+        self._queue("model", path=directory.name)
 
     def ends_as(self, status: str) -> None:
         """What MLflow is to call the run at its end: FINISHED, unless told otherwise, KILLED or FAILED."""
@@ -378,12 +388,12 @@ def _for_table(value: object) -> object:
 
 def _version_tags() -> dict[str, str]:
     tags = {
-        "fednar.version": _version("fednar-ray"),
-        "ray.version": _version("ray"),
-        "torch.version": torch.__version__,
+        FEDNAR_VERSION_TAG: _version("fednar-ray"),
+        RAY_VERSION_TAG: _version("ray"),
+        TORCH_VERSION_TAG: torch.__version__,
     }
     commit = _git_commit()
-    return {**tags, "mlflow.source.git.commit": commit} if commit else tags
+    return {**tags, GIT_COMMIT_TAG: commit} if commit else tags
 
 
 def _version(package: str) -> str:

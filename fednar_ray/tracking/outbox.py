@@ -9,8 +9,7 @@ from typing import Any
 
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.tracking.lines import Lines, replace, writing
-
-OUTBOX_FILE, SENT_FILE = "outbox.jsonl", "outbox.sent"
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 def _is_text(value: object) -> bool:
@@ -59,8 +58,8 @@ class Outbox:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._lines = Lines(directory / OUTBOX_FILE)
-        self._sent_path = directory / SENT_FILE
+        self._lines = Lines(RunDirectory(directory).outbox)
+        self._sent_path = RunDirectory(directory).sent
         sent = _read_sent(self._sent_path)
         self._sent_operations = min(sent["operations"], len(self._lines))
         self.sent_rounds = sent["rounds"]  # that have arrived
@@ -72,8 +71,9 @@ class Outbox:
     @staticmethod
     def forget_what_arrived(directory: Path) -> None:
         """Owe everything in the outbox of a run directory again, for another MLflow run. Raises RunFailed."""
-        with writing(directory / SENT_FILE):
-            (directory / SENT_FILE).unlink(missing_ok=True)
+        sent = RunDirectory(directory).sent
+        with writing(sent):
+            sent.unlink(missing_ok=True)
 
     def append(self, operation: Operation) -> None:
         """Owe one more operation. Raises RunFailed where it cannot be written; it is still sent by this process."""

@@ -12,11 +12,12 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.tracking.arrival import read_run
-from fednar_ray.tracking.journal import ROUNDS_FILE, is_round, parse
+from fednar_ray.tracking.journal import is_round, parse
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.mlflow import Store, answering
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import PARENT_TAG
 
-KIND_TAG, PARENT_TAG = "fednar.kind", "mlflow.parentRunId"
 NEWEST_FIRST = ("attributes.start_time DESC",)
 OF_FIGURES = (
     "test_accuracy", "validation_accuracy", "test_rmse", "validation_rmse", "train_loss", "clip_fraction",
@@ -52,10 +53,11 @@ def records_of(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     Raises TrackingUnavailable, and BadInput where there is no round.
     """
     run_id, finished = run.info.run_id, run.info.status == "FINISHED"
+    journal = RunDirectory(Path()).journal.name
     with answering(store.uri):
-        if finished and any(file.path == ROUNDS_FILE for file in store.client.list_artifacts(run_id)):
+        if finished and any(file.path == journal for file in store.client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as directory:
-                lines = whole_lines(Path(store.client.download_artifacts(run_id, ROUNDS_FILE, directory)), is_round)
+                lines = whole_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
                 return tuple(map(parse, lines))
     return measured(store, run, OF_FIGURES)
 
@@ -72,7 +74,7 @@ def measured(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord,
             round_index=t,
             metrics={name: history[t] for name, history in histories.items() if t in history},
             client_ids=(),
-            failures={},
+            exclusions={},
         )
         for t in rounds
     )

@@ -1,206 +1,179 @@
-"""The runs that are kept: in ``runs/`` of the working directory, and at a storage that an experiment names."""
+"""The files of a run, a comparison and a search on disk: the one place that knows their names."""
 
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from fednar_ray.checkpoint.manifest import MANIFEST
-from fednar_ray.checkpoint.storage import open_storage
-from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import Experiment, load
-from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
-from fednar_ray.core.messages import RoundRecord
-from fednar_ray.tracking.identity import RUN_FILE
-from fednar_ray.tracking.journal import EXPERIMENT_FILE, ROUNDS_FILE, recorded
-
-log = logging.getLogger("fednar_ray")
-
-RUNS = "runs"
-CHECKPOINTS = "checkpoints"
-COMPARISON_FILE = "comparison.yaml"  # beside the files of a run, in the directory of a comparison
-SIGNS = (EXPERIMENT_FILE, ROUNDS_FILE, RUN_FILE, CHECKPOINTS)  # of a run directory
-FINISHED = "finished"  # an empty file: the run and its last records are complete
+RUNS = "runs"  # the directory of all runs and comparisons, below the working directory
+SEARCHES = "searches"  # the directory of all searches, below the working directory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRef:
-    """A run that can be gone on with: a directory, or checkpoints alone."""
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The directory of one run, ``runs/<experiment>-<id>``. Trials and comparisons have one too.
 
-    name: str  # <experiment>-<id>
-    directory: Path  # where its journal is, or will be
-    storage: str  # of its checkpoints
+    An instance only names files; nothing is read or created.
+
+    Example:
+        >>> RunDirectory(Path("/work/runs/digits-7f3a09c1")).journal.name
+        'metrics.jsonl'
+    """
+
+    path: Path
+
+    @classmethod
+    def of_run(cls, experiment_name: str, run_id: str) -> Self:
+        """Returns ``runs/<experiment>-<id>`` in the working directory, absolute; ``run_id`` is MLflow's."""
+        return cls(Path(RUNS).absolute() / f"{experiment_name}-{run_id[:8]}")
+
+    @property
+    def experiment_yaml(self) -> Path:
+        """The experiment as it was run, in the form that ``fednar run`` reads."""
+        return self.path / "experiment.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """One line of JSON per round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def identity(self) -> Path:
+        """Which MLflow run this is, and which processes have written the directory."""
+        return self.path / "run.json"
+
+    @property
+    def outbox(self) -> Path:
+        """One line of JSON per thing that is to be sent to MLflow, rounds aside."""
+        return self.path / "outbox.jsonl"
+
+    @property
+    def sent(self) -> Path:
+        """How many lines of the outbox and how many rounds MLflow has confirmed."""
+        return self.path / "outbox.sent"
+
+    @property
+    def lock(self) -> Path:
+        """The lock that the process writing the directory holds."""
+        return self.path / "lock"
+
+    @property
+    def finished_mark(self) -> Path:
+        """An empty file that exists once the run and its last records are complete."""
+        return self.path / "finished"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of checkpoints, unless ``checkpoint.storage`` names another place."""
+        return self.path / "checkpoints"
+
+    @property
+    def comparison_yaml(self) -> Path:
+        """The settings and the runs of a comparison; only the directory of a comparison has it."""
+        return self.path / "comparison.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The directory of the final model in MLflow's format."""
+        return self.path / "model"
+
+    @property
+    def parameters(self) -> Path:
+        """The state_dict of the final model, as ``torch.save`` writes it."""
+        return self.path / "model.pt"
+
+    @property
+    def partition_plot(self) -> Path:
+        """Examples by client and class."""
+        return self.path / "partition.png"
+
+    @property
+    def curves_plot(self) -> Path:
+        """Metrics over rounds."""
+        return self.path / "curves.png"
+
+    @property
+    def step_norms_plot(self) -> Path:
+        """The norms that the clip bound is applied to, over rounds and by client."""
+        return self.path / "step_norms.png"
+
+    @property
+    def comparison_plot(self) -> Path:
+        """The curves of all variants of a comparison."""
+        return self.path / "comparison.png"
+
+    @property
+    def comparison_table(self) -> Path:
+        """The rows of a comparison, as a table that the MLflow UI shows."""
+        return self.path / "comparison.json"
+
+    @property
+    def excluded_clients_table(self) -> Path:
+        """Round, client and reason of every excluded client update; absent if none was excluded."""
+        return self.path / "excluded_clients.json"
 
     @property
     def finished(self) -> bool:
-        """Is nothing left to do?"""
-        return os.path.exists(self.directory / FINISHED)
+        """Whether the run is complete, so that nothing is left to do."""
+        return os.path.exists(self.finished_mark)  # False where the directory may not be read
 
-    def checkpoints(self) -> CheckpointStore:
-        """Its store, from which nothing is read yet."""
-        return CheckpointStore(open_storage(self.storage), 1)
-
-
-def storage_of(experiment: Experiment, directory: Path) -> str:
-    """Where a run's checkpoints lie: within ``checkpoint.storage`` under the run's name, or in its directory."""
-    storage = experiment.checkpoint.storage
-    return str(directory / CHECKPOINTS) if storage is None else _within(storage, directory.name)
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """The files by which a directory is recognized as a run's; any one of them is enough."""
+        return (self.experiment_yaml, self.journal, self.identity, self.checkpoints)
 
 
-def _within(location: str, name: str) -> str:
-    """``name`` below a path, or below a URI, whose query stays at its end."""
-    if "://" not in location:
-        return os.path.join(location, name)
-    address, question, query = location.partition("?")
-    return f"{address.rstrip('/')}/{name}{question}{query}"
+@dataclass(frozen=True, slots=True)
+class SearchDirectory:
+    """The directory of one search, ``searches/<name>``. An instance only names files; nothing is read or created."""
 
+    path: Path
 
-def kept_in(directory: Path) -> RunRef:
-    """The run of a run directory. Raises BadInput where it is none, or is damaged."""
-    try:
-        experiment = load(directory / EXPERIMENT_FILE)
-    except ConfigError as error:
-        checkpoints = os.path.join(directory, CHECKPOINTS)
-        hint = f"; its checkpoints are in {checkpoints}, and --resume takes that place"
-        found = hint if os.path.isdir(checkpoints) else ""
-        raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{found}") from None
-    return RunRef(name=directory.name, directory=directory, storage=storage_of(experiment, directory))
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """Returns ``searches/<name>`` in the working directory, absolute."""
+        return cls(Path(SEARCHES).absolute() / name)
 
+    @property
+    def search_yaml(self) -> Path:
+        """The search file that the search was started with."""
+        return self.path / "search.yaml"
 
-def kept_runs(prefix: str = "") -> Iterator[RunRef]:
-    """The runs in ``runs/`` whose names begin so, the newest first; damaged ones are warned about and left out."""
-    for directory in sorted(_run_directories(prefix), key=_changed, reverse=True):
-        try:
-            yield kept_in(directory)
-        except BadInput as problem:
-            log.warning("left out: %s", problem)
+    @property
+    def trial_table(self) -> Path:
+        """The state of every trial."""
+        return self.path / "search.json"
 
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own directory."""
+        return self.path / "tune"
 
-def _run_directories(prefix: str = "") -> Iterator[Path]:
-    """What lies in ``runs/`` and looks like a run: a directory with one of a run's files, or a link to nothing."""
-    try:
-        paths = sorted(Path(RUNS).absolute().glob(f"{prefix}*"))
-    except OSError as error:
-        raise BadInput(f"{RUNS} cannot be listed: {error.strerror}") from None
-    for path in paths:
-        if _there(path, *SIGNS) or (path.is_symlink() and not path.exists()):
-            yield path
+    @property
+    def best_yaml(self) -> Path:
+        """The experiment with the values of the best trial."""
+        return self.path / "best.yaml"
 
+    @property
+    def results_table(self) -> Path:
+        """The trials, as a table that the MLflow UI shows."""
+        return self.path / "results.json"
 
-def _there(directory: Path, *names: str) -> bool:
-    """Whether a directory has an entry of one of these names; one that cannot be looked into passes for it."""
-    try:
-        return any((directory / name).is_symlink() or (directory / name).exists() for name in names)
-    except OSError:
-        return True
+    @property
+    def report(self) -> Path:
+        """The directory of the report: a page, plots and tables."""
+        return self.path / "report"
 
+    @property
+    def lock(self) -> Path:
+        """The lock that the process running the search holds; it lies beside the directory, which may not exist yet."""
+        return self.path.with_name(f".{self.path.name}.lock")
 
-def _changed(directory: Path) -> int:
-    """When the experiment was written; 0 where it cannot be told."""
-    try:
-        return (directory / EXPERIMENT_FILE).stat().st_ctime_ns
-    except OSError:
-        return 0
+    @property
+    def under_construction(self) -> Path:
+        """The directory of a search that is being created; it is renamed to ``path`` when it is complete."""
+        return self.path.with_name(f".{self.path.name}.new")
 
-
-def named(run: str) -> RunRef:
-    """A run by directory, name, id, or the place of its checkpoints.
-
-    Raises BadInput where there is none, or that one is damaged; what else is kept does not matter.
-    """
-    if "://" in run:
-        return _at_storage(run, run.partition("?")[0].rstrip("/").rpartition("/")[2])
-    path = Path(run).absolute()
-    directory = path.parent if path.name == CHECKPOINTS else path
-    if _there(directory, EXPERIMENT_FILE) and (path == directory or _is_whole(directory)):
-        return kept_in(directory)
-    if _there(path, *SIGNS) and path == directory:
-        return kept_in(directory)
-    if any(path.glob("round-*.json")):
-        return _at_storage(str(path), directory.name)
-    found = [each for each in _run_directories() if run == each.name or each.name.rpartition("-")[2] == run[:8]]
-    if not found:
-        names = ", ".join(kept.name for kept in list(kept_runs())[:10]) or "none are kept in this directory"
-        raise BadInput(f"{run}: no such run, run directory or place of checkpoints; runs here: {names}")
-    return kept_in(max(found, key=_changed))
-
-
-def _is_whole(directory: Path) -> bool:
-    try:
-        kept_in(directory)
-    except BadInput:
-        return False
-    return True
-
-
-def _at_storage(location: str, name: str) -> RunRef:
-    """The run whose checkpoints lie at ``location``, and whose directory may be gone or damaged."""
-    return RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=location)
-
-
-def of_experiment(experiment: Experiment) -> Iterator[RunRef]:
-    """The runs of an experiment's name: those of ``runs/``, the newest first, then those at its storage alone."""
-    seen = set()
-    for kept in kept_runs(f"{experiment.name}-"):
-        if _experiment_name(kept.name) == experiment.name:
-            seen.add(kept.name)
-            yield kept
-    storage = experiment.checkpoint.storage
-    if storage is None:
-        return
-    try:
-        names = {path.partition("/")[0] for path in open_storage(storage).names(f"{experiment.name}-")}
-    except OSError as error:
-        raise StorageUnavailable(f"{storage} cannot be listed: {error}") from error
-    for name in sorted(name for name in names - seen if _experiment_name(name) == experiment.name):
-        yield RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=_within(storage, name))
-
-
-def _experiment_name(run: str) -> str:
-    """Of <experiment>-<id>; ``digits-big-7f3a09c1`` is no run of ``digits``."""
-    return run.rpartition("-")[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """A run in a line of a table."""
-
-    run: str
-    rounds: int  # recorded
-    of: int
-    resumes_from_round: int | None  # the newest checkpoint's; None: there is none
-    finished: bool
-    test_accuracy: float | None  # the last that was measured
-
-
-def summarize(kept: RunRef) -> RunSummary:
-    """What a run has come to; nothing is written, and checkpoints are not verified."""
-    records = _records(kept)
-    accuracies = [r.metrics["test_accuracy"] for r in records if "test_accuracy" in r.metrics]
-    return RunSummary(
-        run=kept.name,
-        rounds=len(records),
-        of=load(kept.directory / EXPERIMENT_FILE).federation.rounds,
-        resumes_from_round=_newest_checkpoint(kept),
-        finished=kept.finished,
-        test_accuracy=accuracies[-1] if accuracies else None,
-    )
-
-
-def _records(kept: RunRef) -> tuple[RoundRecord, ...]:
-    try:
-        return recorded(kept.directory)
-    except OSError as error:
-        log.warning("the rounds of %s cannot be read: %s", kept.directory, error.strerror)
-        return ()
-
-
-def _newest_checkpoint(kept: RunRef) -> int | None:
-    """The round of the newest checkpoint; None where there is none, or it cannot be told."""
-    try:
-        names = open_storage(kept.storage).names("round-")
-    except (BadInput, OSError) as error:
-        log.warning("the checkpoints of %s cannot be listed: %s", kept.name, error)
-        return None
-    return max((int(name[len("round-") : -len(".json")]) for name in names if MANIFEST.fullmatch(name)), default=None)
+    def trial(self, name: str) -> RunDirectory:
+        """Returns the run directory of a trial."""
+        return RunDirectory(self.path / "trials" / name)

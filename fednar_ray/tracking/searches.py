@@ -16,10 +16,9 @@ from mlflow.entities import Run
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, answering
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, History, history_of, pages, runs_like
+from fednar_ray.tracking.reading import History, history_of, pages, runs_like
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
-NAME_TAG, STATUS_TAG = "fednar.search", "fednar.status"
-ID_TAG = "fednar.search_id"  # of a parent: known before MLflow gives the run's id
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 ANOTHER_SEED = ", another seed"
 ABOUT = ("search.metric", "search.mode", "search.algorithm", "search.scheduler", "search.seeds", "search.space")
@@ -103,9 +102,9 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
     store = Store(uri)
     with answering(store.uri):
         searches = list(_searches(store.client))
-    parent = next((run for run in searches if run.data.tags.get(NAME_TAG) == name), None)
+    parent = next((run for run in searches if run.data.tags.get(SEARCH_TAG) == name), None)
     if parent is None:
-        known = sorted({run.data.tags.get(NAME_TAG, "") for run in searches} - {""})
+        known = sorted({run.data.tags.get(SEARCH_TAG, "") for run in searches} - {""})
         there = f"it has {', '.join(known)}" if known else "it has no searches"
         raise BadInput(f"MLflow at {store.uri} has no search of the name {name!r}; {there}")
     if not set(ABOUT) <= set(parent.data.params):
@@ -120,10 +119,10 @@ def parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> s
     Raises TrackingUnavailable.
     """
     with answering(store.uri):
-        found = next(runs_like(store.client, [experiment_id], f"tags.`{ID_TAG}` = '{search_id}'"), None)
+        found = next(runs_like(store.client, [experiment_id], f"tags.`{SEARCH_ID_TAG}` = '{search_id}'"), None)
     if found is not None:
         return str(found.info.run_id)
-    return store.create_run(experiment_id, name, {KIND_TAG: "search", NAME_TAG: name, ID_TAG: search_id})
+    return store.create_run(experiment_id, name, {KIND_TAG: "search", SEARCH_TAG: name, SEARCH_ID_TAG: search_id})
 
 
 def _searches(client: MlflowClient) -> Iterator[Run]:

@@ -11,11 +11,12 @@ from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.identity import RUN_FILE, identity_of
-from fednar_ray.tracking.journal import ROUNDS_FILE, is_round
+from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.journal import is_round
 from fednar_ray.tracking.lines import BeingWritten, Lines, sole_writer
 from fednar_ray.tracking.mlflow import Store, answering
 from fednar_ray.tracking.outbox import Outbox
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def sync(directory: Path, uri: str | None = None) -> SyncReport:
             identity = identity_of(directory)
             stack.enter_context(sole_writer(directory))
             if uri is None:
-                check_address(str(directory / RUN_FILE), identity.tracking_uri)
+                check_address(str(RunDirectory(directory).identity), identity.tracking_uri)
                 check_confirmed(identity.tracking_uri, directory)
         except BeingWritten as reason:
             return SyncReport(directory=directory, skipped=str(reason))
@@ -71,6 +72,7 @@ def _opened(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Del
     """What a run directory owes. Its journal is only read: what is damaged in it is for a resumed run to mend."""
     outbox = stack.enter_context(closing(Outbox(directory)))
     delivery = Delivery(lambda: store.client, run_id, directory, outbox)
-    if (directory / ROUNDS_FILE).exists():
-        delivery.rounds = stack.enter_context(closing(Lines(directory / ROUNDS_FILE, is_round, grows=False)))
+    journal = RunDirectory(directory).journal
+    if journal.exists():
+        delivery.rounds = stack.enter_context(closing(Lines(journal, is_round, grows=False)))
     return delivery

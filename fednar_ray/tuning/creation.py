@@ -7,7 +7,7 @@ from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import parent_run
-from fednar_ray.tuning.trial_table import SEARCH_FILE, TrialTable
+from fednar_ray.tuning.trial_table import TrialTable
 
 
 def create_search(document: Document, store: Store, experiment_id: str) -> TrialTable:
@@ -41,7 +41,7 @@ def name_of(document: Document) -> str:
 
 def kept_document(ledger: TrialTable) -> Document:
     """The search file of a kept search. Raises BadInput where it is missing."""
-    path = ledger.directory / SEARCH_FILE
+    path = ledger.files.search_yaml
     if not path.exists():
         raise BadInput(
             f"{path} is missing, and nothing can be resumed without it; move {path.parent} and start the search again"

@@ -11,17 +11,15 @@ from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import alerts_of
 from fednar_ray.experiments.alerts.callback import tags_of
 from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import ROUNDS_FILE, Journal, parse
+from fednar_ray.tracking.journal import Journal, parse
 from fednar_ray.tracking.lines import whole_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.outbox import OUTBOX_FILE, Outbox
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG
-from fednar_ray.tracking.searches import NAME_TAG, STATUS_TAG
+from fednar_ray.tracking.outbox import Outbox
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, TrialEntry, TrialTable, trial_directory
 
 log = logging.getLogger("fednar_ray")
-
-FAILURE_TAG = "fednar.failure"
 
 
 class OpenTrial:
@@ -64,7 +62,7 @@ class OpenTrial:
         self._tracker.log(self._journal)
 
     def _created(self) -> str:
-        tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: "trial", NAME_TAG: self._ledger.name}
+        tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: "trial", SEARCH_TAG: self._ledger.name}
         return self._store.create_run(self._ledger.experiment_id, self._entry.name, tags)
 
     def close(self, status: str, failure: str | None) -> None:
@@ -90,8 +88,8 @@ def _recorded_id(directory: Path) -> str | None:
 
 def owes_mlflow(directory: Path) -> bool:
     """Whether a trial's run has not ended in MLflow, or lacks something there."""
-    operations = whole_lines(directory / OUTBOX_FILE)
+    operations = whole_lines(RunDirectory(directory).outbox)
     if not operations or json.loads(operations[-1])["kind"] != "end":
         return True
     with closing(Outbox(directory)) as outbox:
-        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(directory / ROUNDS_FILE))
+        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(RunDirectory(directory).journal))

@@ -11,8 +11,9 @@ from pathlib import Path
 from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.journal import ROUNDS_FILE, recorded
+from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tuning.trial import RecordedTrial, values_key
 from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable, trial_directory
 
@@ -80,7 +81,7 @@ def _recorded_trial(ledger: TrialTable, entry: TrialEntry) -> RecordedTrial:
     return RecordedTrial(
         value=entry.value,
         rounds=entry.rounds,
-        lines=whole_lines(trial_directory(ledger, entry) / ROUNDS_FILE),
+        lines=whole_lines(RunDirectory(trial_directory(ledger, entry)).journal),
         failure=entry.failure,
         width=entry.group_size,
         lineage=lineage,

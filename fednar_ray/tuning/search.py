@@ -25,12 +25,12 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, open_store, train
 from fednar_ray.report import Report
-from fednar_ray.report.redraw import REPORT, report_on
+from fednar_ray.report.redraw import report_on
 from fednar_ray.tracking import lines
 from fednar_ray.tracking.identity import check_no_copy
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, run_of
-from fednar_ray.tracking.searches import NAME_TAG
+from fednar_ray.tracking.reading import run_of
+from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, kept_document, name_of
 from fednar_ray.tuning.recorder import SCHEDULER_FILE, EarlyEnd, Recorder, Show, table_of
@@ -39,12 +39,11 @@ from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.strategy import algorithm_of, restore_scheduler, scheduler_of, space_of, trials_of
 from fednar_ray.tuning.trial import FederatedTrial, TrialPlan, repeated
-from fednar_ray.tuning.trial_table import SEARCH_FILE, STOPPED, TrialEntry, TrialTable, check_unused
+from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_unused
 
 log = logging.getLogger("fednar_ray")
 
-BEST_FILE = "best.yaml"
-TUNE = "tune"  # Tune's own directory within the search's
+
 BEST, BASELINE = "best", "baseline"
 QUIET: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a file of each kind a trial: MLflow and the journals have it all
@@ -144,13 +143,13 @@ class _Search:
                 ledger.described = True
                 ledger.save()
             ended_early = self._run_trials(points, resume)
-            parent.log_table(table_of(ledger, self._search.mode), "results.json")
+            parent.log_table(table_of(ledger, self._search.mode), ledger.files.results_table.name)
             best = ledger.best(self._search.mode)
             if best is None:
                 raise RunFailed(self._why_none())
             experiment = self._best_experiment(best)
-            lines.replace(ledger.directory / BEST_FILE, dump(experiment))
-            parent.log_file(ledger.directory / BEST_FILE)
+            lines.replace(ledger.files.best_yaml, dump(experiment))
+            parent.log_file(ledger.files.best_yaml)
             baseline = self._as_single_run(self._document.varied(self._search.baseline), BASELINE, None)
             tested = {
                 BEST: self._trained_once(BEST, experiment, resume),
@@ -168,7 +167,7 @@ class _Search:
             directory=ledger.directory,
             trials=tuple(ledger.ranked(self._search.mode)),
             best=best,
-            best_file=ledger.directory / BEST_FILE,
+            best_file=ledger.files.best_yaml,
             test_metric=test_metric,
             best_test=test_values[BEST],
             baseline_test=test_values[BASELINE],
@@ -186,7 +185,7 @@ class _Search:
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
         parent.log_params({**dotted(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
-        parent.log_file(self._ledger.directory / SEARCH_FILE)
+        parent.log_file(self._ledger.files.search_yaml)
 
     def _run_trials(self, points: Sequence[Mapping[str, Any]], resume: bool) -> str | None:
         """Returns the stop rule that ended the search, if one did."""
@@ -198,7 +197,7 @@ class _Search:
         scheduler = scheduler_of(search, self._rounds)
         if resume:
             restore_scheduler(scheduler, ledger.directory / SCHEDULER_FILE)
-        tune_directory = ledger.directory / TUNE
+        tune_directory = ledger.files.tune
         recovery = recover(ledger, search, self._rounds, tune_directory) if resume else NOTHING
         plan = replace(self._plan, recorded=recovery.recorded)
         recorder = Recorder(ledger, self._store, plan, scheduler, trials_of(search), self._show, recovery.lost)
@@ -206,7 +205,7 @@ class _Search:
         with recorder, _seeded(search.seed), _environment(QUIET), _ended_by_signals():
             tune.run(
                 tune.with_parameters(FederatedTrial, plan=plan),
-                name=TUNE,
+                name=tune_directory.name,
                 storage_path=str(ledger.directory),
                 config=space_of(search),
                 num_samples=search.trials,
@@ -258,7 +257,7 @@ class _Search:
         results = []
         for index, each in enumerate(repeated(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}, another seed"
-            tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: kind, NAME_TAG: self._ledger.name}
+            tags = {PARENT_TAG: self._ledger.parent_id, KIND_TAG: kind, SEARCH_TAG: self._ledger.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
             kept = self._kept_run(each) if resume else None
             prepared = prepare(each if kept is None else kept.experiment, session=self._session)
@@ -287,7 +286,7 @@ class _Search:
         assert best.value is not None
         parent.log_metrics({**figures, **means, f"{BEST}/{self._search.metric}": best.value})
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
-        parent.log_tags({"fednar.best_trial": best.name, "fednar.best_run_id": tested[BEST][0].run_id})
+        parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: tested[BEST][0].run_id})
 
 
 def _mean(metric: str, runs: Sequence[Result]) -> float:
@@ -303,7 +302,7 @@ def _check_repeats(runs: Sequence[Result], best: TrialEntry, search: SearchSetti
 
 def _reported(ledger: TrialTable) -> Report | None:
     try:
-        return report_on(ledger.name, ledger.tracking_uri, ledger.directory / REPORT)
+        return report_on(ledger.name, ledger.tracking_uri, ledger.files.report)
     except (FednarError, OSError) as error:
         log.warning("no report: %s; fednar report %s makes it", error, ledger.name)
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.lines import make_directory
-from fednar_ray.tuning.trial_table import directory_of
+from fednar_ray.tracking.run_directory import SearchDirectory
 
 log = logging.getLogger("fednar_ray")
 
@@ -27,8 +27,7 @@ def hold_search(name: str) -> Iterator[None]:
     Raises:
         BadInput: Another process holds the search. Nothing was changed.
     """
-    directory = directory_of(name)
-    path = directory.with_name(f".{directory.name}.lock")
+    path = SearchDirectory.named(name).lock
     file = _locked(path, name)
     try:
         yield

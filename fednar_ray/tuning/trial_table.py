@@ -11,10 +11,8 @@ from typing import Any
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.lines import make_directory, replace
+from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
 
-SEARCHES = "searches"
-LEDGER_FILE = "search.json"
-SEARCH_FILE = "search.yaml"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed"
 
@@ -50,9 +48,14 @@ class TrialTable:
     runs: dict[str, str] = field(default_factory=dict)  # best, baseline → MLflow's run id, once they have finished
 
     @property
+    def files(self) -> SearchDirectory:
+        """The names of the search's files."""
+        return SearchDirectory.named(self.name)
+
+    @property
     def directory(self) -> Path:
         """``searches/<name>``, absolute."""
-        return directory_of(self.name)
+        return self.files.path
 
     def create(self, search_file: str) -> None:
         """Bring the search into being, with the text of its search file.
@@ -60,11 +63,11 @@ class TrialTable:
         Its directory appears with all that it needs, by renaming a finished one: a process that is killed here leaves
         no search, and what it left is overwritten by the next.
         """
-        new = self.directory.with_name(f".{self.directory.name}.new")
+        new = self.files.under_construction
         shutil.rmtree(new, ignore_errors=True)
         make_directory(new)
-        replace(new / SEARCH_FILE, search_file)
-        replace(new / LEDGER_FILE, self._as_text())
+        replace(SearchDirectory(new).search_yaml, search_file)
+        replace(SearchDirectory(new).trial_table, self._as_text())
         try:
             os.rename(new, self.directory)
         except OSError as error:
@@ -73,7 +76,7 @@ class TrialTable:
     def save(self) -> None:
         """Write it; a crash leaves the previous one whole."""
         make_directory(self.directory)
-        replace(self.directory / LEDGER_FILE, self._as_text())
+        replace(self.files.trial_table, self._as_text())
 
     def _as_text(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -83,7 +86,7 @@ class TrialTable:
         """A kept search. Raises BadInput where there is none, or its record cannot be read."""
         if not NAME.fullmatch(name):
             raise BadInput(f"{name}: not the name of a search, which has letters, digits, '.', '_' and '-' only")
-        path = directory_of(name) / LEDGER_FILE
+        path = SearchDirectory.named(name).trial_table
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             trials = {trial_id: TrialEntry(**entry) for trial_id, entry in fields.pop("trials").items()}
@@ -98,7 +101,7 @@ class TrialTable:
         if ledger.name != name:
             raise BadInput(
                 f"{path.parent} is the search {ledger.name!r} under another name, by which it cannot be resumed; "
-                f"rename it to {directory_of(ledger.name)}, or if that one is there, name it: {ledger.name}"
+                f"rename it to {ledger.directory}, or if that one is there, name it: {ledger.name}"
             )
         return ledger
 
@@ -128,20 +131,16 @@ class TrialTable:
         return sum(entry.status == status for entry in self.trials.values())
 
 
-def directory_of(name: str) -> Path:
-    """``searches/<name>`` under the working directory, absolute."""
-    return Path(SEARCHES).absolute() / name
-
-
 def trial_directory(ledger: TrialTable, entry: TrialEntry) -> Path:
     """Where a trial's journal is."""
-    return ledger.directory / "trials" / entry.name
+    return ledger.files.trial(entry.name).path
 
 
 def check_unused(name: str) -> None:
     """Raises BadInput where a search of that name, or anything else, lies in its directory."""
-    directory = directory_of(name)
-    if (directory / LEDGER_FILE).exists():
+    files = SearchDirectory.named(name)
+    directory = files.path
+    if files.trial_table.exists():
         raise BadInput(
             f"search.name: {name!r} is in use: fednar tune --resume {name} goes on with it; "
             "or set search.name to another name"
@@ -160,5 +159,5 @@ def uri_of(name: str) -> str | None:
 
 def searches() -> Iterator[str]:
     """The names of the searches that are kept here, sorted."""
-    names = (path.parent.name for path in Path(SEARCHES).glob(f"*/{LEDGER_FILE}"))
+    names = (path.parent.name for path in Path(SEARCHES).glob(str(SearchDirectory(Path("*")).trial_table)))
     yield from sorted(name for name in names if not name.startswith("."))  # one that is being created has a dot

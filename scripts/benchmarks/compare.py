@@ -7,7 +7,6 @@ side; ratios are taken within a repetition, and their median is shown.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,13 +20,39 @@ from typing import Any
 
 import numpy as np
 import psutil
+from pages import DOCS, ROOT, build_table, describe_machine, write_part
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-RESULTS, PAGE = ROOT / "docs" / "performance.json", ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- tables: written by scripts/bench -->", "<!-- end of tables -->"
-PEERS = ROOT / ".bench"
+RESULTS, PAGE = DOCS / "performance.json", DOCS / "performance.md"
 SAMPLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An environment of its own, made when it is first needed."""
+
+    name: str
+    requirements: tuple[str, ...]
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return ROOT / ".bench" / self.name / "bin" / "python"
+
+    def install(self) -> None:
+        """Install it, unless these very requirements are installed."""
+        stamp = self.python.parents[1] / "installed"
+        if stamp.exists() and stamp.read_text().split() == list(self.requirements):
+            return
+        print(f"installing {' '.join(self.requirements)} into {stamp.parent.relative_to(ROOT)} ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", stamp.parent], check=True)
+        pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.requirements]
+        subprocess.run(pip, check=True)
+        stamp.write_text("\n".join(self.requirements))
+
+
+FLWR = Peer("flwr", ("flwr[simulation]==1.41.*", "torch", "scikit-learn"))
+PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch", "scikit-learn"))
 
 
 @dataclass(frozen=True)
@@ -35,27 +60,29 @@ class System:
     """One row: a script, its arguments, and who runs it."""
 
     label: str
-    command: tuple[str, ...]
-    workers: int = 2
+    arguments: tuple[str, ...]
+    peer: Peer | None = None
 
     @classmethod
     def ours(cls, label: str, *options: str) -> "System":
         """fednar_ray with some options."""
-        return cls(label, (sys.executable, str(HERE / "ours.py"), *options))
+        return cls(label, (str(HERE / "ours.py"), *options))
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line; installs the peer where it is missing."""
+        if self.peer is not None:
+            self.peer.install()
+        return (sys.executable if self.peer is None else str(self.peer.python), *self.arguments)
 
 
-PLAIN = System("plain loop, 1 process", (sys.executable, str(HERE / "plain.py")), workers=1)
-VMAPPED = System("vmap, 1 process", (sys.executable, str(HERE / "vmapped.py")), workers=1)
-BARE = System("2 bare processes (the limit)", (sys.executable, str(HERE / "bare.py")))
-FLOWER = System("Flower, Ray simulation", (str(PEERS / "flwr" / "bin" / "python"), str(HERE / "flower.py")))
-PFL_ONE = System("pfl-research, 1 process", (str(PEERS / "pfl" / "bin" / "python"), str(HERE / "pfl_research.py")), 1)
-PFL_TWO = System(
-    "pfl-research, 2 processes",
-    (
-        *(str(PEERS / "pfl" / "bin" / "python"), "-m", "torch.distributed.run", "--nproc_per_node=2"),
-        *("--rdzv_backend=static", "--master_addr=127.0.0.1", "--master_port=29517", str(HERE / "pfl_research.py")),
-    ),
-)
+PLAIN = System("plain loop, 1 process", (str(HERE / "baselines.py"), "plain"))
+VMAPPED = System("vmap, 1 process", (str(HERE / "baselines.py"), "vmapped"))
+BARE = System("2 bare processes (the limit)", (str(HERE / "baselines.py"), "bare"))
+FLOWER = System("Flower, Ray simulation", (str(HERE / "flower.py"),), FLWR)
+PFL_ONE = System("pfl-research, 1 process", (str(HERE / "pfl_research.py"),), PFL)
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=static", "--master_addr=127.0.0.1")
+PFL_TWO = System("pfl-research, 2 processes", (*TORCHRUN, "--master_port=29517", str(HERE / "pfl_research.py")), PFL)
 OURS = System.ours("fednar_ray")
 
 
@@ -140,9 +167,10 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in parts:
         print(f"== {part}", flush=True)
-        results[part] = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), **measured(part, options)}
+        results[part] = {"machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), **measured(part, options)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        write_page(results)
+        body = "\n\n".join(section(each, results[each]) for each in PARTS if each in results)
+        write_part(PAGE, "tables", "scripts/bench", body)
     print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 
@@ -277,47 +305,37 @@ def rows_of(script: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("ROW ")) for line in lines]
 
 
-def machine() -> str:
-    """What it ran on."""
-    cpu = next(li.split(":")[1].strip() for li in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in li)
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores ({cpu}), {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
-
-
-def write_page(results: dict[str, Any]) -> None:
-    """Put the tables between the marks of docs/performance.md."""
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    body = "\n\n".join(section(part, results[part]) for part in PARTS if part in results)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
-
-
 def section(part: str, figures: dict[str, Any]) -> str:
-    """A part as Markdown."""
+    """Return a part as Markdown: heading, note, and its tables."""
     note = f"{figures['date']}, {figures['machine']}; `scripts/bench --only {part}`"
-    if part == "check":
-        rows = [f"| {label} | {distance:.1e} |" for label, distance in figures["distances"].items()]
-        head = "| system | largest difference of a parameter to the plain loop's |\n|---|---:|"
-        return "\n".join(["### The same work: final parameters when everyone is sampled", "", note, "", head, *rows])
-    if part == "start":
-        seconds = figures["seconds"]
-        text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
-        return f"### Start: `fednar run` to the end of the first round\n\n{note}\n\n{text}"
-    if part == "search":
-        return search_section(figures["rows"], note)
-    if part == "profile":
-        return profile_section(figures["rows"][0], note)
-    if part == "widths":
-        return widths_section(figures["rows"], note)
+    heading, body = BODIES[part](figures) if part in BODIES else system_table(part, figures)
+    return f"### {heading}\n\n{note}\n\n{body}"
+
+
+def system_table(part: str, figures: dict[str, Any]) -> tuple[str, str]:
+    """W1 to W4: one row per system."""
     table = TABLES[part]
     images = f" ({figures['images']} images)" if part == "W2" else ""
-    headings = ["system", *(heading for column in table.columns for heading in HEADINGS[column])]
-    lines = [f"### {part}: {table.title}{images}", "", note, "", "| " + " | ".join(headings) + " |"]
-    lines.append("|---|" + "---:|" * (len(headings) - 1))
-    for system in table.systems:
-        cells = [cell for column in table.columns for cell in cells_of(column, part, figures, system)]
-        lines.append("| " + " | ".join([system.label, *cells]) + " |")
-    return "\n".join(lines)
+    head = ["system", *(heading for column in table.columns for heading in HEADINGS[column])]
+    rows = [
+        [system.label, *(cell for column in table.columns for cell in cells_of(column, part, figures, system))]
+        for system in table.systems
+    ]
+    return f"{part}: {table.title}{images}", build_table(head, rows, "---:")
+
+
+def check_body(figures: dict[str, Any]) -> tuple[str, str]:
+    """How far each system's final parameters are from the plain loop's."""
+    rows = [(label, f"{distance:.1e}") for label, distance in figures["distances"].items()]
+    head = ("system", "largest difference of a parameter to the plain loop's")
+    return "The same work: final parameters when everyone is sampled", build_table(head, rows, "---:")
+
+
+def start_body(figures: dict[str, Any]) -> tuple[str, str]:
+    """How long a user waits for the first round."""
+    seconds = figures["seconds"]
+    text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
+    return "Start: `fednar run` to the end of the first round", text
 
 
 def cells_of(column: str, part: str, figures: dict[str, Any], system: System) -> list[str]:
@@ -345,43 +363,47 @@ def cells_of(column: str, part: str, figures: dict[str, Any], system: System) ->
     return [f"{1e3 * statistics.median(rest):.0f}" if rest else "–"]
 
 
-def search_section(rows: Sequence[dict[str, float]], note: str) -> str:
-    """What a search costs beside its trials, a column a repetition."""
-    told = {
-        "the trials' own work, over the cores": [row["trials"] / row["cores"] for row in rows],
+def search_body(figures: dict[str, Any]) -> tuple[str, str]:
+    """What a search costs beside its trials, one column per repetition."""
+    rows = figures["rows"]
+    seconds = {
+        "the trials' own work, divided by the cores": [row["trials"] / row["cores"] for row in rows],
         "32 empty trials with bare Tune, from the start of Ray": [row["empty"] for row in rows],
-        "**the search**, from the start of Ray until its last trial ended": [row["search"] for row in rows],
+        "**the search**, from the start of Ray to the end of its last trial": [row["search"] for row in rows],
         "the most it may take: 1.15 × the trials + the empty trials + 5 s": [
             1.15 * row["trials"] / row["cores"] + row["empty"] + 5 for row in rows
         ],
-        "with best and baseline trained once more, tracked, and the report": [row["whole"] for row in rows],
+        "with best and baseline trained once more and tracked, and the report": [row["whole"] for row in rows],
     }
-    lines = ["### A search of 32 trials of 20 rounds on digits", "", note, ""]
-    lines += ["| seconds |" + " |" * len(rows), "|---|" + "---:|" * len(rows)]
-    lines += [f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} |" for name, values in told.items()]
-    return "\n".join(lines)
+    lines = [(name, *(f"{value:.1f}" for value in values)) for name, values in seconds.items()]
+    return "A search of 32 trials of 20 rounds on digits", build_table(("seconds", *[""] * len(rows)), lines, "---:")
 
 
-def profile_section(profile: dict[str, dict[str, float]], note: str) -> str:
-    """Two tables: the driver's round, the actor's client group."""
-    titles = {"driver": "the driver, a round", "group": "an actor, a client group of 10"}
-    lines = ["### Where a round of W1 goes", "", note]
-    for name, title in titles.items():
-        lines += ["", f"| {title} | ms | share |", "|---|---:|---:|"]
-        total = sum(profile[name].values())
-        lines += [f"| {label} | {ms:.2f} | {100 * ms / total:.0f} % |" for label, ms in profile[name].items()]
-    return "\n".join(lines)
+def profile_body(figures: dict[str, Any]) -> tuple[str, str]:
+    """Where the time of the driver's round and of an actor's client group goes."""
+    tables = []
+    for name, title in (("driver", "the driver, per round"), ("group", "an actor, per client group of 10")):
+        spent = figures["rows"][0][name]
+        rows = [(label, f"{ms:.2f}", f"{100 * ms / sum(spent.values()):.0f} %") for label, ms in spent.items()]
+        tables.append(build_table((title, "ms", "share"), rows, "---:"))
+    return "Where a round of W1 goes", "\n\n".join(tables)
 
 
-def widths_section(rows: Sequence[dict[str, Any]], note: str) -> str:
-    """The table of widths."""
-    lines = ["### `vectorize: auto` against one by one", "", note, ""]
-    lines.append("Round time at the width taken, relative to C = 1 (20 sampled, 10 steps).")
-    lines += ["", "| model | batch | C | 1 actor | 2 actors | 3 actors | 4 actors |", "|---|---:|---:|" + "---:|" * 4]
-    for row in rows:
-        ratios = [f"{row['ratios'][a]:.2f}" if row["ratios"] else "–" for a in ("1", "2", "3", "4")]
-        lines.append(f"| {row['model']} | {row['batch']} | {row['width']} | " + " | ".join(ratios) + " |")
-    return "\n".join(lines)
+def widths_body(figures: dict[str, Any]) -> tuple[str, str]:
+    """Whether the group size that ``vectorize: auto`` takes is right."""
+    rows = [
+        (row["model"], str(row["batch"]), str(row["width"]),
+         *(f"{row['ratios'][actors]:.2f}" if row["ratios"] else "–" for actors in "1234"))
+        for row in figures["rows"]
+    ]  # fmt: skip
+    head = ("model", "batch", "C", "1 actor", "2 actors", "3 actors", "4 actors")
+    text = "Round time at the group size C that is taken, relative to C = 1 (20 sampled, 10 steps)."
+    return "`vectorize: auto` against one by one", f"{text}\n\n{build_table(head, rows, '---:')}"
+
+
+BODIES = {"check": check_body, "start": start_body, "search": search_body, "profile": profile_body,
+          "widths": widths_body}  # fmt: skip
+"""The parts that are not tables of systems: a heading and a body."""
 
 
 if __name__ == "__main__":

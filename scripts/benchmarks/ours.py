@@ -70,7 +70,7 @@ def main() -> None:
     measured = w.WARM_UP + options.rounds
     evaluated = 0 if options.parameters else 1  # the last round is evaluated: not measured, where time matters
     marks, client_seconds, parameters = [time.perf_counter()], [], None
-    execution = {"placement": options.placement, "vectorize": options.group_size, "actors": options.workers}
+    execution = {"placement": options.placement, "vectorize": options.vectorize, "actors": options.workers}
     settings = experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
     for record in fr.iter_rounds(settings, federation=clients, model=model):
         marks.append(time.perf_counter())

@@ -28,7 +28,7 @@ DRIVER = {
 OPERATORS = {
     "bmm": "matrix products",
     "cat": "gradient into one vector",
-    "addcmul_": "the update, and the figures kept of it",
+    "addcmul_": "the update and its metrics",
     "_log_softmax": "softmax and cross-entropy",
     "_log_softmax_backward_data": "softmax and cross-entropy",
     "gather": "softmax and cross-entropy",

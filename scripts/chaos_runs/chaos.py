@@ -1,11 +1,10 @@
-"""Disturbs real runs at random instants, and compares what they end in with undisturbed ones.
+"""Disturbs real runs at random instants and compares their results with undisturbed runs.
 
-Run by scripts/chaos.  Exit codes: 0 all equal, 1 something is not, 2 it cannot be done here.
+Run by scripts/chaos. Exit codes: 0 all equal, 1 some are not, 2 it cannot be done here.
 """
 
 import argparse
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -23,12 +22,11 @@ import kill_actors
 import kill_driver
 import kill_mlflow
 import kill_node
-import psutil
+from pages import DOCS, build_table, describe_machine, write_part
 from processes import end_all_in
 from stage import PRESETS, Outcome, Stage
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- chaos: written by scripts/chaos -->", "<!-- end of chaos -->"
+PAGE = DOCS / "reliability.md"
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,16 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def main() -> None:
-    """Disturb, and report."""
+    """Disturb runs and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="each kind once, in short runs of one preset")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these kinds alone")
     parser.add_argument(
-        "--seed", type=int, default=time.time_ns() % 100_000, help="of the instants; default: the time's"
+        "--seed", type=int, default=time.time_ns() % 100_000, help="decides the instants; default: from the time"
     )
     options = parser.parse_args()
     if "disk" in options.only and os.geteuid() != 0:
-        parser.error("a small file system is mounted by root alone: --only driver actor node mlflow leaves it out")
+        parser.error("only root can mount the small file system; leave it out with --only driver actor node mlflow")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     start = time.monotonic()
@@ -77,21 +75,22 @@ def main() -> None:
     tables = f"{table(outcomes)}\n\n{presets_table(outcomes)}"
     print(f"\n{tables}\n\n{minutes:.1f} minutes; {'all equal' if equal else 'NOT ALL EQUAL'}")
     if not options.quick and options.only == list(KINDS):
-        note = f"{time.strftime('%Y-%m-%d')}, {machine()}; `scripts/chaos --seed {options.seed}`, {minutes:.0f} minutes"
-        write_page(f"{note}\n\n{tables}")
+        command = f"`scripts/chaos --seed {options.seed}`, {minutes:.0f} minutes"
+        note = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}; {command}"
+        write_part(PAGE, "chaos", "scripts/chaos", f"{note}\n\n{tables}")
         print(f"written: {PAGE}")
     sys.exit(0 if equal else 1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Once; what is started is then ended in peace."""
+    """Exit, and ignore further signals while the started processes are ended."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
 def disturbed(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
-    """What became of the runs, told as they end."""
+    """Disturb runs of each kind; print each result when it is there, and return all."""
     outcomes: dict[str, list[Outcome]] = {}
     for name in kinds:
         outcomes[name] = []
@@ -104,10 +103,18 @@ def disturbed(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
 
 
 def table(outcomes: Outcomes) -> str:
-    """A row a kind."""
-    head = ("what happens", "times", "runs", "of them equal", "rounds redone", "seconds lost a time", "what it met")
+    """Build the table with one row per kind."""
+    head = (
+        "what happens",
+        "times",
+        "runs",
+        "of them equal",
+        "rounds redone",
+        "seconds lost each time",
+        "what it was doing",
+    )
     rows = [_row(KINDS[name], found) for name, found in outcomes.items()]
-    return markdown(head, rows)
+    return build_table(head, rows)
 
 
 def _row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ def _row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def presets_table(outcomes: Outcomes) -> str:
-    """How often each preset was disturbed, and whether it ended the same."""
+    """Build the table of how often each preset was disturbed and whether its result was the same."""
     rows = []
     for preset in PRESETS:
         found = {name: [o for o in kind if o.preset == preset] for name, kind in outcomes.items()}
@@ -134,27 +141,7 @@ def presets_table(outcomes: Outcomes) -> str:
             times = (str(sum(len(o.hits) for o in kind)) for kind in found.values())
             equal = all(not o.problems for kind in found.values() for o in kind)
             rows.append((preset, *times, "yes" if equal else "NO"))
-    return markdown(("preset", *outcomes, "all equal"), rows)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return "\n".join((lines[0], "|---" * len(head) + "|", *lines[1:]))
-
-
-def machine() -> str:
-    """What it ran on."""
-    cpu = next(li.split(":")[1].strip() for li in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in li)
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores ({cpu}), {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
-
-
-def write_page(body: str) -> None:
-    """Put it between the marks of docs/reliability.md."""
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+    return build_table(("preset", *outcomes, "all equal"), rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a disturbed run is compared with one that nothing happened to."""
+"""Compares a disturbed run with an undisturbed one."""
 
 import json
 from collections.abc import Mapping
@@ -10,25 +10,26 @@ from runs import Ended, Run
 
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.core.timing import DURATIONS
-from fednar_ray.tracking.journal import ROUNDS_FILE, parse
+from fednar_ray.tracking.journal import parse
 from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Undisturbed:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
 
     parameters_sha256: str
     history: tuple[Any, ...]
     seconds: float  # from start to exit
-    training_seconds: float  # of those, from the first round's end to the last's
+    training_seconds: float  # from the end of the first round to the end of the last
 
     @classmethod
     def of(cls, run: Run, ended: Ended) -> "Undisturbed":
-        """What such a run came to. Ends the program where it failed, since there is nothing to compare with then."""
+        """Read the results of an undisturbed run. Exits where it failed, since there is nothing to compare with."""
         problems = (ended.err[-3000:],) if ended.code else recorded_wrong(run, ended)
         if problems:
-            raise SystemExit(f"a run of {run.preset} that nothing happened to failed: {'; '.join(problems)}")
+            raise SystemExit(f"the undisturbed run of {run.preset} failed: {'; '.join(problems)}")
         return cls(
             parameters_sha256=ended.result["parameters_sha256"],
             history=history(run),
@@ -37,29 +38,29 @@ class Undisturbed:
         )
 
     def seconds_from(self, checkpoint: int) -> float:
-        """From start to exit where a run goes on from this round."""
+        """Seconds from start to exit for a run that resumes at this round."""
         return self.seconds - self.round_seconds * checkpoint
 
     @property
     def rounds(self) -> int:
-        """How many it has."""
+        """Number of rounds."""
         return len(self.history)
 
     @property
     def round_seconds(self) -> float:
-        """What a round takes."""
+        """Mean seconds per round."""
         return self.training_seconds / self.rounds
 
 
 def training_seconds(run: Run) -> float:
-    """From the first round's end to the last's."""
+    """Seconds from the end of the first round to the end of the last."""
     times = [json.loads(line)["time"] for line in _lines(run)]
     return (times[-1] - times[0]) / 1000 if times else 0.0
 
 
 def history(run: Run) -> tuple[Any, ...]:
-    """What its journal holds of each round, durations aside."""
-    return tuple((r.round_index, r.client_ids, r.failures, _without_durations(r)) for r in _records(run))
+    """Read what the journal holds of each round, without durations."""
+    return tuple((r.round_index, r.client_ids, r.exclusions, _without_durations(r)) for r in _records(run))
 
 
 def _without_durations(record: RoundRecord) -> Mapping[str, str]:
@@ -72,11 +73,11 @@ def _records(run: Run) -> list[RoundRecord]:
 
 
 def _lines(run: Run) -> tuple[str, ...]:
-    return () if run.directory is None else whole_lines(run.directory / ROUNDS_FILE)
+    return () if run.directory is None else whole_lines(RunDirectory(run.directory).journal)
 
 
 def differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:
-    """In what a run that has ended differs from the undisturbed one; nothing where it is the same run."""
+    """Return how a run that has ended differs from the undisturbed one; nothing if it is the same run."""
     if ended.code:
         return (f"exit code {ended.code}: {ended.err.strip()[-300:]}",)
     problems = []
@@ -88,7 +89,7 @@ def differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, 
 
 
 def recorded_wrong(run: Run, ended: Ended) -> tuple[str, ...]:
-    """What MLflow has otherwise than the journal: gaps, doubles, other values, a run that goes on."""
+    """Return how MLflow differs from the journal: gaps, duplicates, other values, a run that is not finished."""
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
     wanted: dict[str, list[tuple[int, float]]] = {}
     for record in _records(run):

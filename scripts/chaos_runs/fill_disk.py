@@ -1,4 +1,4 @@
-"""A small file system fills up while a run works on it; after room is made, the run goes on."""
+"""A small file system fills up while a run writes to it; once there is room again, the run is resumed."""
 
 import errno
 import subprocess
@@ -9,19 +9,19 @@ from random import Random
 
 from evidence import differences
 from processes import end_all_in
-from runs import Ended, Hung, Run, SearchStatus
+from runs import DiskState, Ended, Hung, Run
 from stage import Outcome, Stage
 
 from fednar_ray.checkpoint.storage import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.core.errors import CheckpointError
 
-MEGABYTES = 12  # the run needs half of them
+MEGABYTES = 12  # the run needs half of this
 CHUNK_BYTES = 4096
 
 
 def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
-    """A run a time; its working directory, checkpoints included, is on the small file system."""
+    """Fill the disk once per run. The working directory, checkpoints included, is on the small file system."""
     random = stage.random("disk")
     for preset in stage.presets[:times]:
         yield _disturbed(stage, preset, random)
@@ -29,7 +29,7 @@ def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
 
 @contextmanager
 def small_disk(stage: Stage) -> Iterator[Path]:
-    """A tmpfs, mounted."""
+    """Mount a tmpfs."""
     folder = stage.folder / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)], check=True)  # noqa: S607
@@ -43,7 +43,7 @@ def small_disk(stage: Stage) -> Iterator[Path]:
 def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
-    full = SearchStatus()
+    full = DiskState()
     with small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
         run.start()
         try:
@@ -52,7 +52,7 @@ def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
                 problems: tuple[str, ...] = ("it ended before the disk was full",)
             else:
                 ended = _filled_up(run, folder / "filler")
-                full, hits = run.standing(), (ended.err.strip().splitlines()[-1].replace(f"{folder}/", ""),)
+                full, hits = run.read_disk(), (ended.err.strip().splitlines()[-1].replace(f"{folder}/", ""),)
                 problems = (*_unclear(ended), *_not_whole(run, full))
                 (folder / "filler").unlink()
                 run.start()
@@ -69,7 +69,7 @@ def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
 
 
 def _filled_up(run: Run, filler: Path) -> Ended:
-    """Take all the room, and what the run gives back of it, until the run ends."""
+    """Take all free space, also what the run frees, until the run ends."""
     with filler.open("wb", buffering=0) as file:
 
         def fill() -> bool:
@@ -86,14 +86,14 @@ def _filled_up(run: Run, filler: Path) -> Ended:
 
 
 def _unclear(ended: Ended) -> tuple[str, ...]:
-    """What is wrong with how the command ended."""
+    """Return what is wrong with how the command ended."""
     clear = ended.err.strip().splitlines()[-1].startswith("failed: ") and "No space left" in ended.err
     traceback = "Traceback" in ended.err
     return () if ended.code == 1 and clear and not traceback else (f"exit code {ended.code}: {ended.err[-500:]}",)
 
 
-def _not_whole(run: Run, full: SearchStatus) -> tuple[str, ...]:
-    """What is wrong with the newest checkpoint."""
+def _not_whole(run: Run, full: DiskState) -> tuple[str, ...]:
+    """Return what is wrong with the newest checkpoint."""
     assert run.directory is not None
     try:
         checkpoint = CheckpointStore(open_storage(str(run.directory / "checkpoints")), 1).load()

@@ -1,7 +1,6 @@
-"""Actors die: while they start, train, score, or wait. The driver lives."""
+"""Actors are killed while they start, train, score or wait. The driver lives."""
 
 from collections.abc import Iterator
-from itertools import cycle, islice
 from random import Random
 
 from evidence import differences
@@ -9,18 +8,13 @@ from processes import ACTOR, kill, title
 from runs import Hung
 from stage import Outcome, Stage
 
-KILLS_A_RUN = 2  # a client group that loses three actors trains in halves: equal to rounding, not to the bit
 WARM_UP_SECONDS = 2.0
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """So many kills over runs of all presets."""
-    random, left = stage.random("actor"), kills
-    for preset in islice(cycle(stage.presets), 3 * kills):
-        if left:
-            outcome = _disturbed(stage, preset, min(KILLS_A_RUN, left), random)
-            left -= len(outcome.hits)
-            yield outcome
+    """Kill actors ``kills`` times, in runs of all presets."""
+    random = stage.random("actor")
+    return stage.spread(kills, lambda preset, count: _disturbed(stage, preset, count, random))
 
 
 def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome:
@@ -46,7 +40,7 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
 
 
 def _doing(name: str) -> str:
-    """From a process's title."""
+    """Read what an actor was doing from the title of its process."""
     return {"": "waiting", ".prepare": "starting", ".train": "training", ".score": "scoring"}.get(
         name.removeprefix(ACTOR), "starting"
     )

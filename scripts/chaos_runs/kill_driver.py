@@ -1,37 +1,30 @@
-"""The driver dies at any instant: while it starts, trains, writes a checkpoint, or ends."""
+"""The driver is killed at any instant: while it starts, trains, writes a checkpoint or ends."""
 
 from collections.abc import Iterator
-from itertools import cycle, islice
 from random import Random
 
 from evidence import Undisturbed, differences
-from runs import Hung, Run, SearchStatus
+from runs import DiskState, Hung, Run
 from stage import Outcome, Stage
-
-KILLS_A_RUN = 2
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """So many kills over runs of all presets. An instant that a run has not come to is drawn again, in another run.
+    """Kill drivers ``kills`` times, in runs of all presets. An instant that a run does not reach is drawn again.
 
-    The first kill of each run falls within its rounds: a run this short spends most of its life on its start.
+    The first kill of each run falls within its rounds, because a run this short mostly starts up.
     """
-    random, left = stage.random("driver"), kills
-    for preset in islice(cycle(stage.presets), 3 * kills):
-        if left:
-            outcome = _disturbed(stage, preset, min(KILLS_A_RUN, left), random)
-            left -= len(outcome.hits)
-            yield outcome
+    random = stage.random("driver")
+    return stage.spread(kills, lambda preset, count: _disturbed(stage, preset, count, random))
 
 
 def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     with stage.run(preset) as run:
         hits: list[str] = []
-        trained, before = 0, SearchStatus()
+        trained, before = 0, DiskState()
         try:
             while len(hits) < kills and _killed(run, undisturbed, before, random, within_rounds=not hits):
-                after = run.standing()
+                after = run.read_disk()
                 hits.append(_met(before, after, undisturbed.rounds))
                 trained += (after.rounds if after.rounds > before.rounds else after.checkpoint) - before.checkpoint
                 before = after
@@ -49,8 +42,8 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
     )
 
 
-def _killed(run: Run, undisturbed: Undisturbed, before: SearchStatus, random: Random, *, within_rounds: bool) -> bool:
-    """Start it; kill it at a random instant of its rounds, or of all of its life, if it comes to it."""
+def _killed(run: Run, undisturbed: Undisturbed, before: DiskState, random: Random, *, within_rounds: bool) -> bool:
+    """Start a run and kill it at a random instant of its rounds or of its life. Return False if it ended before."""
     run.start()
     if within_rounds:
         target = random.uniform(before.rounds + 1, undisturbed.rounds)
@@ -62,8 +55,8 @@ def _killed(run: Run, undisturbed: Undisturbed, before: SearchStatus, random: Ra
     return not ended
 
 
-def _met(before: SearchStatus, after: SearchStatus, rounds: int) -> str:
-    """What the driver was about, by what it left."""
+def _met(before: DiskState, after: DiskState, rounds: int) -> str:
+    """Tell from the files what the driver was doing."""
     if after.rounds == rounds == after.checkpoint:
         met = "ending"
     elif (after.rounds, after.checkpoint) == (before.rounds, before.checkpoint):

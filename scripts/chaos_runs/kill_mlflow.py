@@ -1,4 +1,4 @@
-"""The MLflow server dies, and comes back some seconds later, before or after the run's end."""
+"""The MLflow server is killed and comes back some seconds later, before or after the end of the run."""
 
 import socket
 import subprocess
@@ -16,7 +16,7 @@ from processes import awaited, end_all_in, kill, tree
 from runs import FEDNAR, Hung, Run
 from stage import Outcome, Stage
 
-LONGEST_ABSENCE_SECONDS = 4.0  # to which its start adds some
+LONGEST_ABSENCE_SECONDS = 4.0  # its start adds some more
 
 
 class Server:
@@ -38,7 +38,7 @@ class Server:
         return self
 
     def start(self) -> None:
-        """It answers some seconds later."""
+        """Start it without waiting; it answers some seconds later."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", "artifacts"]
         with (self._folder / "log").open("ab") as log:
@@ -53,7 +53,7 @@ class Server:
             )
 
     def wait(self) -> None:
-        """Until it answers."""
+        """Wait until it answers."""
         awaited(self._answers, f"MLflow's server, {self._folder / 'log'}")
 
     def _answers(self) -> bool:
@@ -73,7 +73,7 @@ class Server:
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """A kill a run."""
+    """Kill the server once per run."""
     random = stage.random("MLflow")
     presets = list(islice(cycle(reversed(stage.presets)), kills))
     for preset in presets:
@@ -106,7 +106,7 @@ def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Out
 
 
 def _synchronized(stage: Stage, run: Run) -> tuple[str, ...]:
-    """Send what MLflow missed; says what went wrong."""
+    """Send what MLflow missed. Return what went wrong."""
     done = subprocess.run(
         [FEDNAR, "sync"], cwd=run.folder, env=stage.environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A node of a two-node Ray dies, all its processes at once; later another takes its place."""
+"""A node of a two-node Ray cluster is killed, all its processes at once; later another node replaces it."""
 
 import socket
 import subprocess
@@ -16,17 +16,17 @@ from runs import Hung
 from stage import Outcome, Stage
 
 RAY = str(Path(sys.executable).with_name("ray"))
-HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray takes an address other than 127.0.0.1 as it is given
+HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray replaces 127.0.0.1, and no other address
 LONGEST_ABSENCE_SECONDS = 4.0
 SHORT_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "5",  # a killed one refuses each at once; a busy one is slow
+    "RAY_health_check_failure_threshold": "5",  # a killed node refuses at once, a busy one is slow
     "RAY_health_check_timeout_ms": "2000",
 }
 
 
 class TwoNodes:
-    """A Ray of a head and one more node, a CPU each; a context manager."""
+    """A context manager: a Ray cluster of a head and one more node, with one CPU each."""
 
     def __init__(self, stage: Stage) -> None:
         self._folder = stage.folder / "ray-nodes"
@@ -46,22 +46,22 @@ class TwoNodes:
         return self
 
     def join(self) -> None:
-        """Start the second node, or one in its place; it joins some seconds later."""
+        """Start the second node or its replacement; it joins some seconds later."""
         self._start(f"--address={self.address}", f"--node-ip-address={OTHER}")
 
     def wait(self) -> None:
-        """Until the node that was started last has joined."""
+        """Wait until the node that was started last has joined."""
         awaited(lambda: "runtime started" in self._log.read_text(), f"a Ray node, {self._log}")
 
     def kill(self) -> str:
-        """SIGKILL to all of the second node; returns what its actors were doing."""
+        """Send SIGKILL to every process of the second node. Return how many actors were on it."""
         processes = tree(self._newest.pid)
         doing = sorted(title(p).removeprefix(ACTOR) for p in processes if title(p).startswith(ACTOR))
         kill(processes)
         return f"{len(doing)} actor{'s' * (len(doing) != 1)} on it"
 
     def _start(self, *options: str) -> None:
-        """Each with its own directory, and ports that the system chooses."""
+        """Start a node with a directory of its own and ports that the system chooses."""
         if self._started:
             self.wait()
         self._started += 1
@@ -78,12 +78,12 @@ class TwoNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End both, and what is left of those killed."""
+        """End both nodes and what is left of killed ones."""
         end_all_in(self._folder)
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """A kill a run."""
+    """Kill the second node once per run."""
     random = stage.random("node")
     presets = list(islice(cycle(stage.presets), kills))
     for preset in presets:

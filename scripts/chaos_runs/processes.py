@@ -1,4 +1,4 @@
-"""What the chaos starts, and its end. Every process of ours works in our folder, and most carry its name."""
+"""Finds and ends the processes that the chaos starts. All of them work in its folder, and most carry its mark."""
 
 import os
 import time
@@ -8,13 +8,13 @@ from typing import Any
 
 import psutil
 
-MARK = "RAY_TMPDIR"  # it keeps Ray's own files in our folder, and is inherited
+MARK = "RAY_TMPDIR"  # keeps Ray's files in our folder; child processes inherit it
 ACTOR = "ray::TrainingActor"
 PAUSE_SECONDS = 0.02
 
 
 def living_in(folder: Path) -> list[psutil.Process]:
-    """Our processes that work in ``folder``; a shell that somebody opened there is none of ours."""
+    """Return our processes that work in ``folder``; a shell that somebody opened there is not ours."""
     return [process for process in psutil.process_iter() if _is_ours(process, folder)]
 
 
@@ -28,13 +28,13 @@ def _is_ours(process: psutil.Process, folder: Path) -> bool:
 
 
 def end_all_in(folder: Path) -> None:
-    """Kill what still works in ``folder``, and what it starts meanwhile."""
+    """Kill what still works in ``folder``, and what it starts in the meantime."""
     while processes := living_in(folder):
         kill(processes)
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to each, and wait for those that are our children."""
+    """Send SIGKILL to each, and wait for those that are our children."""
     for process in processes:
         try:
             process.kill()
@@ -44,7 +44,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it, itself first; none where it has ended."""
+    """Return a process and its descendants, itself first; nothing if it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -53,12 +53,12 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def actors(pid: int) -> list[psutil.Process]:
-    """The training actors below a process."""
+    """Return the training actors among the descendants of a process."""
     return [process for process in tree(pid) if title(process).startswith(ACTOR)]
 
 
 def title(process: psutil.Process) -> str:
-    """What an actor is doing: ``ray::TrainingActor.train``, or without a method idle."""
+    """Return the title of a process: ``ray::TrainingActor.train``, or without a method when idle."""
     try:
         return process.name()
     except psutil.NoSuchProcess:
@@ -66,7 +66,7 @@ def title(process: psutil.Process) -> str:
 
 
 def awaited(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
-    """Wait until ``condition`` holds."""
+    """Wait until ``condition`` holds. Exits after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A real run: ``fednar run`` in processes of its own, by one command line, until it ends."""
+"""A real run: ``fednar run`` in processes of its own, started by one command line until it ends."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from typing import Any
 from processes import PAUSE_SECONDS, actors
 
 from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
-from fednar_ray.tracking.journal import EXPERIMENT_FILE, ROUNDS_FILE
 from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.run_directory import RunDirectory
 
 FEDNAR = str(Path(sys.executable).with_name("fednar"))
 LIMIT_SECONDS = 600.0  # of one process
@@ -26,11 +26,11 @@ class Hung(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchStatus:
+class DiskState:
     """What a run has on disk."""
 
-    rounds: int = 0  # in its journal
-    checkpoint: int = 0  # the rounds that the newest checkpoint holds
+    rounds: int = 0  # recorded in the journal
+    checkpoint: int = 0  # rounds in the newest checkpoint
     loose: frozenset[str] = field(default_factory=frozenset)  # files that belong to no checkpoint
 
 
@@ -44,7 +44,7 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What it printed with --json."""
+        """The object that ``--json`` printed."""
         summary: dict[str, Any] = json.loads(self.out.splitlines()[-1])
         return summary
 
@@ -56,7 +56,7 @@ class Run:
         self, preset: str, options: Sequence[str], folder: Path, logs: Path, environment: Mapping[str, str]
     ) -> None:
         self.preset, self.folder = preset, folder
-        self.seconds = 0.0  # that its processes have lived
+        self.seconds = 0.0  # lifetime of its processes
         self._logs, self._environment = logs, environment
         name = f"name=chaos-{preset.replace('+', '-')}"
         self._command = [FEDNAR, "run", name, f"algorithm.name={preset}", *options, "--resume", "--json"]
@@ -73,17 +73,17 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                start_new_session=True,  # Ctrl-C is for us
+                start_new_session=True,  # Ctrl-C reaches this program only
             )
         self._since = time.monotonic()
 
     @property
     def pid(self) -> int:
-        """Of the driver."""
+        """Process id of the driver."""
         return self._process.pid
 
     def ended_within(self, seconds: float) -> bool:
-        """Wait so long for its end."""
+        """Wait up to ``seconds`` and return whether it ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -92,7 +92,7 @@ class Run:
         return True
 
     def ended_before(self, condition: Callable[[], Any]) -> bool:
-        """Wait until ``condition`` holds or it ends, whichever comes first."""
+        """Wait until ``condition`` holds or it ends, and return whether it ended."""
         deadline = self._since + LIMIT_SECONDS
         while not condition():
             if self.ended_within(PAUSE_SECONDS):
@@ -102,21 +102,21 @@ class Run:
         return False
 
     def ended_before_round(self, target: float, round_seconds: float) -> bool:
-        """Wait until it has recorded so many rounds, and for the fraction of one more by the clock, or until it ends.
+        """Wait until it has recorded ``target`` rounds, the fraction of a round by the clock, or until it ends.
 
-        Rounds come late on a busy machine, where seconds that were measured before would miss them.
+        Rounds are counted, since on a busy machine they come later than in the measured run.
         """
         whole = int(target)
         return self.ended_before(lambda: self.rounds >= whole) or self.ended_within((target - whole) * round_seconds)
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone."""
+        """Send SIGKILL to the driver alone."""
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait()
         self._count_seconds()
 
     def finish(self) -> Ended:
-        """Wait for its end. Raises Hung where it does not come."""
+        """Wait for its end. Raises Hung if it does not end within the limit."""
         left = self._since + LIMIT_SECONDS - time.monotonic()
         if self._process.returncode is None and not self.ended_within(max(0.0, left)):
             self.kill()
@@ -131,30 +131,30 @@ class Run:
         return self._logs.with_name(f"{self._logs.name}-{self._attempt}.{suffix}")
 
     def actors(self) -> list[Any]:
-        """The actors of the Ray that its driver started."""
+        """Return the actors of the Ray that its driver started."""
         return actors(self.pid)
 
     @property
     def directory(self) -> Path | None:
-        """Its run directory: the newest, where a first attempt left nothing to go on with."""
-        found = [path for path in self.folder.glob("runs/*") if (path / EXPERIMENT_FILE).exists()]
-        return max(found, key=lambda path: (path / EXPERIMENT_FILE).stat().st_ctime_ns, default=None)
+        """Its run directory; the newest if a first attempt left nothing to resume."""
+        found = [path for path in self.folder.glob("runs/*") if RunDirectory(path).experiment_yaml.exists()]
+        return max(found, key=lambda path: RunDirectory(path).experiment_yaml.stat().st_ctime_ns, default=None)
 
     @property
     def rounds(self) -> int:
-        """How many rounds it has recorded."""
-        return 0 if self.directory is None else len(whole_lines(self.directory / ROUNDS_FILE))
+        """Number of rounds that it has recorded."""
+        return 0 if self.directory is None else len(whole_lines(RunDirectory(self.directory).journal))
 
-    def standing(self) -> SearchStatus:
-        """What is on disk now; no process of it may live."""
+    def read_disk(self) -> DiskState:
+        """Read what is on disk. None of its processes may be alive."""
         if self.directory is None:
-            return SearchStatus()
+            return DiskState()
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
         manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
         belong = {name for m in manifests for name in (m.name, *(file.name for file in m.files()))}
         newest = max((m.next_round for m in manifests), default=0)
-        return SearchStatus(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
+        return DiskState(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
 
 
 def _manifest(checkpoints: Path, name: str) -> Manifest | None:

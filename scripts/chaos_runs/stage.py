@@ -1,12 +1,13 @@
-"""Where runs play: a temporary folder with a tracking store, and what each run starts with."""
+"""Where the runs take place: a temporary folder with a tracking store, and what each run starts with."""
 
 import os
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 
 from evidence import Undisturbed
@@ -17,31 +18,32 @@ PRESETS = (
     "scaffold", "feddyn", "fedavgm", "fedadam", "fedyogi",
     "fedadagrad", "fedadam_li2023", "fedexp", "fedavgm+exp", "scaffold+exp",
 )  # fmt: skip
-"""Those that have state beside the model: the server's, or each client's."""
+"""The presets that keep state beside the model, on the server or for each client."""
 
 ROUNDS, QUICK_ROUNDS = 120, 60
+KILLS_PER_RUN = 2  # a client group that loses three actors trains in halves: equal to rounding, not to the bit
 OPTIONS = (
     "model.hidden=256",
     "execution.placement=pooled",
     "execution.actors=2",
-    "execution.vectorize=3",  # four client groups a round: whoever dies leaves one that waits as well
-    "checkpoint.every=1",  # one is being written nearly always
+    "execution.vectorize=3",  # four client groups per round, so that one also waits where an actor dies
+    "checkpoint.every=1",  # so that one is being written most of the time
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A disturbed run, after its end."""
+    """What became of a disturbed run."""
 
     preset: str
-    hits: tuple[str, ...]  # what each disturbance met
-    problems: tuple[str, ...]  # none: the undisturbed bytes and history, and everything is in MLflow once
+    hits: tuple[str, ...]  # what the run was doing at each disturbance
+    problems: tuple[str, ...]  # empty: same bytes and history as undisturbed, and MLflow has every point once
     rounds_redone: int = 0
     seconds_lost: float = 0.0
 
 
 class Stage:
-    """Makes runs, and knows how they end undisturbed."""
+    """Creates runs, and knows how they end undisturbed."""
 
     def __init__(self, folder: Path, seed: int, *, quick: bool) -> None:
         self.folder, self.seed = folder, seed
@@ -61,12 +63,12 @@ class Stage:
         self.undisturbed = cache(self._undisturbed)
 
     def random(self, kind: str) -> random.Random:
-        """Numbers for one kind of disturbance, whichever others there are."""
+        """Return a generator for one kind of disturbance, independent of the other kinds."""
         return random.Random(f"{self.seed} {kind}")
 
     @contextmanager
     def run(self, preset: str, *options: str, folder: Path | None = None) -> Iterator[Run]:
-        """A run that is yet to be started; in the end none of its processes is left."""
+        """Give a run that is not started yet. None of its processes is left afterwards."""
         self._made += 1
         if folder is None:
             folder = self.folder / f"run-{self._made}"
@@ -76,6 +78,15 @@ class Stage:
             yield Run(preset, options, folder, self.folder / "logs" / f"run-{self._made}", self.environment)
         finally:
             end_all_in(folder)
+
+    def spread(self, kills: int, disturb: Callable[[str, int], Outcome]) -> Iterator[Outcome]:
+        """Disturb runs of all presets in turn, at most ``KILLS_PER_RUN`` times each, until there were ``kills``."""
+        left = kills
+        for preset in islice(cycle(self.presets), 3 * kills):
+            if left:
+                outcome = disturb(preset, min(KILLS_PER_RUN, left))
+                left -= len(outcome.hits)
+                yield outcome
 
     def _undisturbed(self, preset: str) -> Undisturbed:
         with self.run(preset) as run:

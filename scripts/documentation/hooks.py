@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages made from the package, and a look at what a browser would fetch."""
+"""What MkDocs does not do by itself: generated pages, rendered drawings, and a check that nothing is fetched."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 from commands import commands_page
 from configuration import configuration_page
+from drawings import MERMAID, picture
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -24,25 +25,38 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/changes.md": lambda: top_level("CHANGELOG.md"),
     "reference/contributing.md": lambda: top_level("CONTRIBUTING.md"),
 }
-"""The pages that are no files in docs/."""
+"""The pages that are not files in docs/."""
 
 
 def top_level(name: str) -> str:
-    """A page at the top of the repository, its links as they are from reference/."""
+    """Return a page from the top of the repository, with its links as they are seen from reference/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made."""
+    """Add the generated pages."""
     for path, content in PAGES.items():
         files.append(File.generated(config, path, content=content()))
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put the rendered picture in the place of each mermaid drawing. Raises PluginError where there is none."""
+
+    def drawn(match: re.Match[str]) -> str:
+        path = picture(match["source"])
+        if not path.exists():
+            raise PluginError(f"{page.file.src_uri}: a drawing was edited; render it with scripts/docs draw")
+        up = "../" * page.file.src_uri.count("/")
+        return f"![Drawing]({up}images/{path.name}){{ .drawing }}"
+
+    return MERMAID.sub(drawn, markdown)
+
+
 def on_post_build(config: Any) -> None:
-    """Refuse a site that needs a network."""
+    """Raise PluginError where a page would fetch something from a network."""
     site = Path(config["site_dir"])
-    (site / "404.html").unlink()  # a server's, with addresses that are none in a directory of files
+    (site / "404.html").unlink()  # it is for servers; its absolute addresses do not work in a directory of files
     for path in sorted((*site.rglob("*.html"), *site.rglob("*.css"))):
         if found := FETCHED.search(path.read_text(encoding="utf-8")):
             raise PluginError(f"{path.relative_to(site)} fetches from a network: {found[0]}")

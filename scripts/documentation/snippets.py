@@ -1,13 +1,15 @@
-"""The blocks of code on a page, and what they are.
+"""The blocks of code on a page, and what each kind is for.
 
 ```python                     runs, after the page's blocks above it
 ```python title="rules.py"    is a file that the page's other blocks and commands find
 ```yaml title="mine.yaml"     the same
-```console                    commands behind a $, and what they print: written by `scripts/docs record`
-```sh                         commands that are not run here: they need what this machine lacks, or have no end
-<!-- not run: why -->         on the line above a block: it is only looked at
-<!-- meanwhile: 40: command -->   above a console block: what has run for 40 s, and runs on, while it is recorded
-<!-- again: in tests -->      above a console block: it prints the same everywhere, and the tests run it again
+```console                    commands behind a $ and their output, written by `scripts/docs record`
+```sh                         commands that are not run here: they need what this machine lacks, or do not end
+```mermaid                    a drawing, rendered by `scripts/docs draw`
+--8<-- "scripts/examples/…"   as a block's only line: that file, shown; tests/end_to_end/test_examples.py runs it
+<!-- not run: why -->         on the line above a block: its syntax is checked, it is not run
+<!-- meanwhile: 40: command -->   above a console block: a command that runs beside it, started 40 s before
+<!-- again: in tests -->      above a console block: its output is the same everywhere, so the tests run it again
 """
 
 import re
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")? *$")
 NOTE = re.compile(r"<!-- (?P<kind>not run|meanwhile|again): (?P<text>(?:(?!-->).)+) -->\Z", re.DOTALL)
+INCLUDED = re.compile(r"--8<-- \"(?P<path>[^\"]+)\"")
 PROMPT = "$ "
 
 
@@ -28,23 +31,23 @@ class Block:
 
     page: Path
     line: int  # of its first line of text, from 1
-    language: str  # empty: indented, or a fence without one
+    language: str  # empty for an indented block or a fence without a language
     title: str | None
-    note: tuple[str, str] | None  # what kind of note is above it, and its text
+    note: tuple[str, str] | None  # kind and text of the note above it
     text: str
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """The block's file and line, for messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def covers(self, line: int) -> bool:
-        """Is that line of the page the block's?"""
+        """Return whether a line of the page belongs to the block."""
         return self.line <= line < self.line + len(self.text.splitlines())
 
     @property
     def commands(self) -> list[str]:
-        """What is to be typed: in a console behind the prompt, elsewhere every line; without comments at the end."""
+        """The commands: the lines behind the prompt of a console, or else all lines; without trailing comments."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
@@ -53,12 +56,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """What people read: the documentation, and the pages at the top of the repository."""
+    """Return the pages of the documentation and those at the top of the repository."""
     return [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page, fenced or indented, from top to bottom."""
+    """Yield the blocks of a page, fenced or indented, from top to bottom."""
     lines = page.read_text(encoding="utf-8").splitlines()
     at = 0
     while at < len(lines):
@@ -66,7 +69,10 @@ def blocks(page: Path) -> Iterator[Block]:
         if fence:
             end = next((i for i in range(at + 1, len(lines)) if lines[i] == "```"), len(lines))
             text, found = "\n".join(lines[at + 1 : end]), fence.groupdict()
-            yield Block(page, at + 2, found["language"], found["title"], _note(lines, at), text)
+            note, include = _note(lines, at), INCLUDED.fullmatch(text)
+            if include:
+                text, note = (ROOT / include["path"]).read_text(encoding="utf-8").rstrip(), ("not run", "an example")
+            yield Block(page, at + 2, found["language"], found["title"], note, text)
             at = end + 1
         elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
             end = next((i for i in range(at, len(lines)) if lines[i].strip() and lines[i][0] != " "), len(lines))

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pages import DOCS, write_part
 from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_overrides, load_cell
 
 import fednar_ray as fr
@@ -27,7 +28,6 @@ from fednar_ray.report.runs import final_value
 from fednar_ray.tracking.lines import replace
 
 FINAL_ROUNDS = 10
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +208,7 @@ def _document(name: str, output: Path) -> None:
         shutil.copy(picture, DOCS / "images" / kept)
         pictures += ["", f"![{picture.stem.replace('_', ' ')}](images/{kept})"]
     text = "\n".join([(output / "table.md").read_text().rstrip(), *pictures])
-    page, begin, end = DOCS / "reproduction.md", f"<!-- {name}: by scripts/reproduce -->", f"<!-- end of {name} -->"
-    before, rest = page.read_text().split(begin)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+    write_part(DOCS / "reproduction.md", name, "scripts/reproduce", text)
 
 
 def _published(cell: Cell) -> str:

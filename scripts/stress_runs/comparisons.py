@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from runs import Outcome, Outcomes, Overrides
-from tables import mean_and_deviation, table
+from pages import build_table
+from runs import Outcome, Outcomes, Overrides, format_mean
 
 from fednar_ray.experiments.comparison.table import paired
 
@@ -75,7 +75,7 @@ def tables(outcomes: Outcomes) -> Iterator[str]:
     for study in STUDIES:
         head = (study.head, "λ", "baseline", "FedNAR", "difference", f"rounds to {TARGET:g}", "clients a round")
         rows = [_row(case, decay, outcomes) for case in study.cases for decay in DECAYS]
-        yield f"**{study.title}**\n\n{table(head, rows)}"
+        yield f"**{study.title}**\n\n{build_table(head, rows)}"
 
 
 def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
     return (
         case.label,
         f"{decay:g}",
-        *map(mean_and_deviation, finals),
+        *map(format_mean, finals),
         f"**{text}**" if abs(difference) > interval else text,
         f"{_rounds(baseline)}; {_rounds(fednar)}",
         f"{np.mean([outcome.clients for outcome in (*baseline, *fednar)]):.1f}",

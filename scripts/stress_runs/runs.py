@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import fednar_ray as fr
@@ -64,6 +65,11 @@ def train_all(configurations: Iterable[Overrides]) -> Outcomes:
             label = " ".join(runs[len(outcomes) - 1])
             print(f"{len(outcomes)}/{len(runs)}  {seconds:5.0f} s  {outcome.final:.3f}  {label}", flush=True)
     return {overrides: outcomes[i * len(SEEDS) : (i + 1) * len(SEEDS)] for i, overrides in enumerate(wanted)}
+
+
+def format_mean(values: npt.NDArray[np.float64]) -> str:
+    """Format the mean over seeds with the sample's standard deviation."""
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def _alone() -> None:

@@ -160,7 +160,7 @@ def test_what_cannot_be_reached_or_held_is_said_before_training(case: str, tmp_p
 def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
     done = fednar("run", "--json", *SERIAL, "algorithm.local_lr=1e30", "regularizer.name=none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    reason = "0 of 3 clients count, 1 must; client 0: its loss or update is not finite"
+    reason = "0 of 3 client updates usable, at least 1 required; client 0 excluded: its loss or update is not finite"
     assert f"failed: round 0 aborted: {reason}" in done.stderr
     client = store(tmp_path)
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])

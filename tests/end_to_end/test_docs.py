@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from fednar_ray.config.files import SECTIONS, parse_document
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
 from configuration import configuration_page  # noqa: E402
+from drawings import picture, sources  # noqa: E402
 from hooks import FETCHED, PAGES  # noqa: E402
 from record import CALLED, run  # noqa: E402
 from snippets import DOCS, Block, blocks, pages  # noqa: E402
@@ -190,6 +192,36 @@ def test_no_page_names_a_machine() -> None:
         found = re.search(r"(?<![\w.])/(?:tmp|root|work)/|(?<![\w.])/home/(?!you/)", page.read_text())
         assert found is None, f"{page.relative_to(ROOT)}: {found}"
     assert CALLED.startswith("/home/you/")
+
+
+SCRIPTS = {"bench": "benchmarks/compare.py", "chaos": "chaos_runs/chaos.py", "check": None, "demo": None, "docs": None,
+           "reproduce": "reproduction/reproduce.py", "screenshots": "browser/screenshots.py",
+           "stress": "stress_runs/stress.py", "tuning_example": "tuning/example.py"}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_of_a_script_names_its_options_and_installs_nothing(script: str, tmp_path: Path) -> None:
+    """In a copy without an environment: what set one up would leave .venv."""
+    copy = tmp_path / "scripts"
+    copy.mkdir()
+    for name in (script, "launch.sh", "setup"):
+        shutil.copy(ROOT / "scripts" / name, copy)
+    done = subprocess.run([copy / script, "--help"], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip()
+    assert not (tmp_path / ".venv").exists()
+    program = SCRIPTS[script]
+    options = re.findall(r'"(--[a-z]+)"', (ROOT / "scripts" / program).read_text()) if program else []
+    given = {"--disable-gpu", "--no-first-run", "--json"}  # what these programs give to others
+    assert [option for option in dict.fromkeys(options) if option not in given | set(done.stdout.split())] == []
+
+
+# ——— drawings ———
+
+
+def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
+    drawn = {picture(source).name for source in sources()}
+    assert drawn
+    assert drawn == {path.name for path in (DOCS / "images").glob("drawing-*.svg")}
 
 
 # ——— pages ———

@@ -1,6 +1,7 @@
 """The paper's experiments as files, and the command that runs tables of them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -98,7 +99,9 @@ def hospitals(tmp_path: Path) -> Path:
 
 def reproduce(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / "reproduction" / "reproduce.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    paths = os.pathsep.join((str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")))  # as scripts/launch.sh sets it
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_a_table_is_run_written_and_not_run_again(hospitals: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from fednar_ray.core.errors import DeviceError
 from fednar_ray.execution.devices import choose_device
 
 
-def test_without_an_assignment_training_is_on_the_cpu() -> None:
+def test_without_an_assigned_gpu_the_device_is_the_cpu() -> None:
     assert [choose_device([], devices) for devices in (0, 1, 8)] == ["cpu", "cpu", "cpu"]
 
 
 @pytest.mark.parametrize("assigned", [["0"], ["7"], ["GPU-8b3f", "GPU-9c1d"]])
-def test_an_assigned_gpu_is_the_first_that_torch_sees(assigned: list[str]) -> None:
+def test_an_assigned_gpu_is_the_first_cuda_device(assigned: list[str]) -> None:
     assert choose_device(assigned, len(assigned)) == "cuda:0"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.execution.failure_policy import (
     Abort,
     Drop,
@@ -18,6 +19,8 @@ from fednar_ray.execution.failure_policy import (
     classify_error,
     describe_error,
 )
+
+FAILED = "excluded: training failed"
 
 
 def fail(*client_ids: int, kind: FailureKind = FailureKind.RAISED, reason: str = "x", attempts: int = 1) -> Failure:
@@ -32,7 +35,7 @@ def fail(*client_ids: int, kind: FailureKind = FailureKind.RAISED, reason: str =
         (FailureKind.ACTOR_LOST, 5, 3, 9, Split(attempts=2)),  # one of the five is at fault; each half has one attempt
         (FailureKind.RAISED, 1, 3, 9, Drop()),
         (FailureKind.TIMED_OUT, 1, 3, 4, Drop()),
-        (FailureKind.TIMED_OUT, 1, 3, 3, Abort("client 0 excluded: x; 2 of 9 clients remain, at least 3 required")),
+        (FailureKind.TIMED_OUT, 1, 3, 3, Abort(f"2 of 9 clients remain, at least 3 required; client 0 {FAILED}: x")),
         (FailureKind.OUT_OF_MEMORY, 5, 1, 9, Split(attempts=0)),  # it would run out of memory again
         (FailureKind.OUT_OF_MEMORY, 1, 1, 9, Retry()),  # another actor may have more memory
         (FailureKind.OUT_OF_MEMORY, 1, 3, 9, Drop()),
@@ -48,9 +51,12 @@ def test_policy_retries_twice_then_splits_then_drops_the_client(
 def test_round_counts_dropped_clients_and_aborts_with_the_cause() -> None:
     failures = RoundFailures(FailurePolicy(retries=0, min_clients=2), round_index=7, clients=3)
     assert failures.handle(fail(5, reason="ValueError: no")) == Drop()
-    text = r"round 7 aborted: client 6 excluded: OSError: gone; 1 of 3 clients remain, at least 2 required"
-    with pytest.raises(RoundAborted, match=text):
+    with pytest.raises(RoundAborted) as raised:
         failures.handle(fail(6, reason="OSError: gone"))
+    text = (
+        "round 7 aborted: 1 of 3 clients remain, at least 2 required; client 6 excluded: training failed: OSError: gone"
+    )
+    assert (str(raised.value), raised.value.cause) == (text, ExclusionReason.FAILED)
 
 
 def test_log_says_what_failed_and_what_is_tried_next(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""One configuration ends in the same bytes wherever it trains; actors and GPUs are assigned as planned."""
+"""One configuration gives the same bytes wherever it trains."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_the_same_bytes_on_dedicated_actors(preset: str, make_model: Any, sessio
         assert final_bytes(experiment(preset, execution, **batches), model, session) == serial, execution
 
 
-def test_a_run_does_not_depend_on_the_global_generators_nor_disturb_them() -> None:
+def test_a_run_neither_depends_on_global_generators_nor_changes_them() -> None:
     settings, model = experiment("fedavg", {"placement": "serial", "vectorize": 2}), dropout_model()
     first = final_bytes(settings, model)
     torch.manual_seed(99)
@@ -76,7 +76,7 @@ def test_a_run_does_not_depend_on_the_global_generators_nor_disturb_them() -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_seed_gives_another_run() -> None:
+def test_another_seed_gives_other_bytes() -> None:
     settings, model = experiment("fedavg", {"placement": "serial"}), dropout_model()
     other = settings.model_copy(update={"seed": 1})
     assert final_bytes(settings, model) != final_bytes(other, model)

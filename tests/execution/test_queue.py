@@ -9,7 +9,7 @@ from fednar_ray.execution.queue import CallQueue
 from tests.support.faulty_models import build_tasks
 
 
-def test_results_leave_in_the_order_of_the_tasks_in_whatever_order_they_arrive() -> None:
+def test_results_leave_in_dispatch_order_whatever_the_order_of_arrival() -> None:
     for order in itertools.permutations(range(3)):
         queue = CallQueue(build_tasks((1, 2), (3,), (4,)), [None] * 3)
         calls, left = list(queue.waiting), []
@@ -22,7 +22,7 @@ def test_results_leave_in_the_order_of_the_tasks_in_whatever_order_they_arrive()
         assert queue.is_finished
 
 
-def test_halves_take_the_place_of_their_group() -> None:
+def test_halves_take_the_position_of_their_group() -> None:
     queue = CallQueue(build_tasks((1, 2, 3), (4,)), [None] * 2)
     first, second = queue.waiting
     queue.mark_sent(first)
@@ -39,7 +39,7 @@ def test_halves_take_the_place_of_their_group() -> None:
     assert list(queue.pop_due()) == [(1,), (2,), (3,), "4"]
 
 
-def test_a_half_carries_its_clients_share_of_the_task() -> None:
+def test_a_half_has_the_states_and_factors_of_its_clients() -> None:
     rows = tuple(np.full(2, i, dtype=np.float32) for i in range(3))
     task = GroupTask(client_ids=(7, 8, 9), states=rows, factors=(0.0, 1.0, 0.5), rows=True)
     first, second = task.halves()

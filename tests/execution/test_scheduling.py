@@ -18,7 +18,7 @@ from fednar_ray.execution.scheduling import pack_actors
         ({"a": 8}, 0.5, 3, ["a", "a", None]),  # of one GPU
     ],
 )
-def test_actors_are_packed_on_as_few_nodes_as_can_be(
+def test_actors_are_packed_on_as_few_nodes_as_possible(
     free: dict[str, float], gpus: float, count: int, chosen: list[str | None]
 ) -> None:
     assert pack_actors({node: {"CPU": cpus, "GPU": 1} for node, cpus in free.items()}, 1, gpus, count) == chosen

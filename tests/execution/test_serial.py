@@ -9,6 +9,7 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, ModelError, RunFailed
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from tests.support.faulty_models import (
     BAD,
     SENTINEL,
@@ -21,36 +22,37 @@ from tests.support.faulty_models import (
 )
 
 
-def test_a_client_that_raises_is_dropped_without_ray_too() -> None:
+def test_a_client_that_raises_is_dropped() -> None:
     reports = train(experiment({"placement": "serial"}), Trap("raise", None))
-    assert [dict(report.failures) for report in reports] == [
-        {BAD: "ArithmeticError: this client cannot be trained"}
+    assert [dict(report.exclusions) for report in reports] == [
+        {BAD: Exclusion(ExclusionReason.FAILED, "ArithmeticError: this client cannot be trained")}
     ] * 3
     assert reports[-1].parameters.tobytes() == train_without_bad_client()
 
 
 @pytest.mark.parametrize(("what", "reason"), [("exit", "SystemExit(3)"), ("leave", "Leaves(for good)")])
 @pytest.mark.parametrize("screening", [{}, {"max_deviation": 50}], ids=["one phase", "two phases"])
-def test_an_exit_of_one_client_is_its_own_failure(what: str, reason: str, screening: dict[str, Any]) -> None:
+def test_an_exit_of_one_client_fails_only_that_client(what: str, reason: str, screening: dict[str, Any]) -> None:
     settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
     reports = train(settings, Trap(what, None))
-    assert [report.failures for report in reports] == [{BAD: f"UserCodeExited: the code raised {reason}"}] * 3
+    expected = Exclusion(ExclusionReason.FAILED, f"UserCodeExited: the code raised {reason}")
+    assert [report.exclusions for report in reports] == [{BAD: expected}] * 3
     assert reports[-1].parameters.tobytes() == train_without_bad_client()
 
 
-def test_an_exit_that_does_not_come_again_changes_nothing(tmp_path: Path) -> None:
+def test_an_exit_that_happens_once_changes_nothing(tmp_path: Path) -> None:
     reports = train(experiment({"placement": "serial"}), Trap("exit", tmp_path / "sprung"))
     assert (tmp_path / "sprung").exists()
     assert reports[-1].parameters.tobytes() == train_undisturbed()
 
 
-def test_an_interrupt_still_interrupts() -> None:
+def test_a_keyboard_interrupt_ends_the_run() -> None:
     with pytest.raises(KeyboardInterrupt):
         train(experiment({"placement": "serial"}), Trap("interrupt", None))
 
 
 @pytest.mark.parametrize("always", [True, False])
-def test_an_exit_in_the_trial_is_a_refusal(always: bool) -> None:
+def test_a_model_that_exits_in_the_forward_trial_is_refused(always: bool) -> None:
     calls: list[int] = []
 
     class Exits(torch.nn.Linear):
@@ -64,7 +66,7 @@ def test_an_exit_in_the_trial_is_a_refusal(always: bool) -> None:
         train(experiment({"placement": "serial"}), Exits(2, 3))
 
 
-def test_an_exit_while_a_function_builds_the_model_is_a_refusal(
+def test_a_function_that_exits_while_it_builds_the_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "exits_of_a_user.py").write_text("import sys\n\ndef build():\n    sys.exit('usage: …')\n")
@@ -75,7 +77,7 @@ def test_an_exit_while_a_function_builds_the_model_is_a_refusal(
 
 
 @pytest.mark.parametrize("what", ["exit", "raise"])
-def test_what_fails_in_scoring_ends_the_run_and_names_the_split(what: str) -> None:
+def test_a_failure_in_scoring_ends_the_run_and_names_the_split(what: str) -> None:
     class FailsWhenScoring(Trap):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x if self.training else torch.full_like(x, SENTINEL))

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.config import embedded
 from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, alerts_of
 from fednar_ray.experiments.alerts.callback import chance_of
-from fednar_ray.federated.screening import NOT_FINITE
 
 CHANCE = ChanceLevel("accuracy", 0.1)
 
@@ -184,9 +184,9 @@ USUAL = {
 }  # fmt: skip
 
 
-def record(index: int, failures: dict[int, str] | None = None, **metrics: float) -> RoundRecord:
+def record(index: int, exclusions: dict[int, Exclusion] | None = None, **metrics: float) -> RoundRecord:
     return RoundRecord(
-        round_index=index, metrics={**USUAL, **metrics}, client_ids=tuple(range(10)), failures=failures or {}
+        round_index=index, metrics={**USUAL, **metrics}, client_ids=tuple(range(10)), exclusions=exclusions or {}
     )
 
 
@@ -244,13 +244,14 @@ def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("its update's norm 9 is far above the round's median 1 (limit 3)", "screening.max_deviation"),
-        (NOT_FINITE, "look at the data"),
-        ("the actor died", "execution.retries"),
+        (ExclusionReason.NORM_TOO_LARGE, "screening.max_deviation"),
+        (ExclusionReason.NOT_FINITE, "look at the data"),
+        (ExclusionReason.FAILED, "execution.retries"),
     ],
 )
-def test_failures_are_told_apart(reason, change):
-    failing = [record(t, {1: reason, 2: reason, 3: reason}, clients_failed=3, clients_trained=7) for t in range(6)]
+def test_exclusions_are_told_apart_by_their_reason(reason, change):
+    excluded = dict.fromkeys((1, 2, 3), Exclusion(reason))
+    failing = [record(t, excluded, clients_failed=3, clients_trained=7) for t in range(6)]
     (alert,) = alerts_of(experiment(), failing)
     assert alert.name == "loses_clients"
     assert change in alert.message
@@ -263,11 +264,11 @@ def test_each_kind_once_and_none_that_follows_from_another():
 
 def test_a_round_that_is_aborted():
     watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
-    (alert,) = watch.aborted(RoundAborted(0, f"0 of 10 clients count, 1 must; client 0: {NOT_FINITE}"))
+    (alert,) = watch.aborted(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
     assert alert.name == "diverges"
     assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
-    assert watch.aborted(RoundAborted(0, NOT_FINITE)) == ()
-    (alert,) = watch.aborted(RoundAborted(3, "2 of 10 clients count, 5 must; client 1: the actor died"))
+    assert watch.aborted(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
+    (alert,) = watch.aborted(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
     assert (alert.name, alert.round_index) == ("loses_clients", 3)
 
 
@@ -280,7 +281,7 @@ histories = st.lists(st.dictionaries(st.sampled_from([*USUAL, "test_accuracy", "
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of infinities
 def test_no_record_makes_a_check_fail(history, name):
     records = [
-        RoundRecord(round_index=t, metrics=metrics, client_ids=(), failures={}) for t, metrics in enumerate(history)
+        RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t, metrics in enumerate(history)
     ]
     alerts = alerts_of(experiment(regularizer={"name": name}), records, CHANCE)
     assert len({alert.name for alert in alerts}) == len(alerts) <= len(CHECKS)

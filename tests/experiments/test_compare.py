@@ -31,9 +31,9 @@ from fednar_ray.experiments.comparison.table import Outcome, rows_of
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.runs import Variant
-from fednar_ray.tracking.identity import RUN_FILE, identity_of
+from fednar_ray.tracking.identity import identity_of
 from fednar_ray.tracking.lines import sole_writer
-from fednar_ray.tracking.run_directory import COMPARISON_FILE
+from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -196,7 +196,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
             metrics={"bytes_down": 1e6, "bytes_up": 1e6, "client_seconds": 1.0, "round_seconds": 2.0, **more}
             | ({} if value is None else {metric: value}),
             client_ids=(),
-            failures={},
+            exclusions={},
         )
         for t, value in enumerate(values)
     )
@@ -264,7 +264,7 @@ def interrupted(document: Document, rounds: int) -> str:
     with fr.RaySession() as session, contextlib.closing(compare(document, session)) as comparing:
         for _ in range(rounds):
             next(comparing)
-    (path,) = Path("runs").glob(f"*/{COMPARISON_FILE}")
+    (path,) = Path("runs").glob("*/comparison.yaml")
     return path.parent.name
 
 
@@ -316,7 +316,7 @@ def test_a_resumed_comparison_ends_as_if_nothing_had_happened(rounds, data, whol
 def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole):
     file = str(write(data))
     assert "no comparison of 'small' to resume; starting a new one" in fednar("compare", file, "--resume").output
-    (name,) = {path.parent.name for path in Path("runs").glob(f"*/{COMPARISON_FILE}")}
+    (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.yaml")}
     count = len([*Path("runs").iterdir()])
     for arguments in ([file, "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
         result = printed(*arguments)
@@ -356,7 +356,7 @@ def test_what_cannot_be_resumed_is_refused(arguments, says):
 
 def test_a_damaged_record_is_named(data):
     name = interrupted(document(data), 1)
-    path = Path("runs", name, COMPARISON_FILE).absolute()
+    path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
     for text in ("", "[]", "runs: 5", "runs: [{}]", "{"):
         path.write_text(text)
         error = fednar("compare", "--resume", name).exception
@@ -410,7 +410,7 @@ def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, 
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
     run_id = identity_of(directory).run_id
-    (directory / RUN_FILE).write_text("{}")
+    RunDirectory(directory).identity.write_text("{}")
     assert without_durations(printed("--resume", name)["rows"]) == whole[0]
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags
 
@@ -466,7 +466,7 @@ def test_an_interrupted_comparison_says_how_it_is_resumed(sign, code, data, tmp_
         awaited(lambda: sum(rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
         _, said = driver.communicate(timeout=PATIENCE_SECONDS)
-    (path,) = Path("runs").glob(f"*/{COMPARISON_FILE}")
+    (path,) = Path("runs").glob("*/comparison.yaml")
     assert driver.returncode == code
     assert f"resume it with: fednar compare --resume {path.parent.name}" in said
     assert set(statuses()) == {"KILLED"}

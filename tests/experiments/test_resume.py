@@ -30,7 +30,7 @@ from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import corrupted_clients
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
-from fednar_ray.tracking.run_directory import kept_in
+from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
@@ -138,7 +138,7 @@ def assert_same_history(history: Sequence[RoundRecord], reports: Sequence[RoundR
     assert [record.round_index for record in history] == list(range(len(reports)))
     for record, report in zip(history, reports, strict=True):
         assert record.client_ids == report.client_ids
-        assert record.failures == report.failures
+        assert record.exclusions == report.exclusions
         np.testing.assert_equal(on_paper(record.metrics), on_paper(report.metrics))
 
 
@@ -174,7 +174,7 @@ def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
     assert resumption is not None
     assert resumption.checkpoint.next_round == 4
     directory = left(begun, ROUNDS, resumption=resumption)
-    last = kept_in(directory).checkpoints().load()
+    last = load_run(directory).open_checkpoints().load()
     assert last is not None
     reports = list(fr.iter_rounds(begun, **given()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
@@ -264,7 +264,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
         uri, federation={"participation": schedule}, attacks={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
     assert corrupted_clients(strict.attacks, len(SIZES), strict.seed).keys() == {1}
-    with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 clients count, 2 must"):
+    with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 client updates usable, at least 2 required"):
         fr.run(strict, **given())
     (directory,) = Path("runs").iterdir()
     client = MlflowClient(uri)

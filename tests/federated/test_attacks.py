@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
+from fednar_ray.core.exclusion import ExclusionReason
 
 CLIENTS, ROUNDS = 20, 10
 MISBEHAVIOUR = {"availability": {"dropout": 0.3}, "attacks": {"nan": 0.1, "scaled": 0.1, "factor": 100}}
@@ -52,8 +53,8 @@ def clean() -> float:
     return accuracy(rounds())
 
 
-def senders(reports: list[fr.RoundReport], reason: str) -> set[int]:
-    return {client for report in reports for client, why in report.failures.items() if reason in why}
+def senders(reports: list[fr.RoundReport], reason: ExclusionReason) -> set[int]:
+    return {client for report in reports for client, why in report.exclusions.items() if why.reason is reason}
 
 
 def test_without_a_defense_two_clients_in_twenty_wreck_the_model(clean: float) -> None:
@@ -67,21 +68,23 @@ def test_a_defended_run_ends_within_two_points_of_the_clean_one(defense: str, cl
 
 def test_screening_names_all_who_misbehave_and_nobody_else_and_counts_them() -> None:
     reports = misbehaving("screening")
-    not_finite, far_too_long = senders(reports, "not finite"), senders(reports, "far above the round's median")
+    not_finite = senders(reports, ExclusionReason.NOT_FINITE)
+    far_too_long = senders(reports, ExclusionReason.NORM_TOO_LARGE)
     assert len(not_finite) == len(far_too_long) == 2
     assert not not_finite & far_too_long
     bad = not_finite | far_too_long
     for report in reports:
-        assert set(report.failures) == bad & set(report.client_ids)  # whenever they are there
+        assert set(report.exclusions) == bad & set(report.client_ids)  # whenever they are there
         metrics = report.metrics
         assert metrics["clients_sampled"] == CLIENTS
         assert metrics["clients_dropped_out"] == CLIENTS - len(report.client_ids)
-        assert metrics["clients_failed"] == len(report.failures)
-        assert metrics["clients_trained"] == len(report.client_ids) - len(report.failures)
+        assert metrics["clients_failed"] == len(report.exclusions)
+        assert metrics["clients_trained"] == len(report.client_ids) - len(report.exclusions)
 
 
 def test_nan_never_counts_even_without_a_defense() -> None:
     reports = rounds(attacks={"nan": 0.1}, federation={"rounds": 2, "local_steps": 2})
-    assert [sorted(report.failures) for report in reports] == [sorted(senders(reports, "not finite"))] * 2
+    expected = sorted(senders(reports, ExclusionReason.NOT_FINITE))
+    assert [sorted(report.exclusions) for report in reports] == [expected] * 2
     assert [report.metrics["clients_trained"] for report in reports] == [CLIENTS - 2] * 2
     assert np.isfinite(reports[-1].parameters).all()

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 import fednar_ray as fr
 from fednar_ray.core.buffers import find_changed_buffers, same_bits
 from fednar_ray.core.errors import BuffersChanged, ModelError
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
 from fednar_ray.federated.vectorization import probe
 from tests.conftest import small_federation
@@ -210,12 +211,12 @@ def test_a_buffer_that_appears_in_the_forward_pass_is_refused_by_name() -> None:
 def test_a_client_whose_changed_buffer_is_not_finite_does_not_count_and_the_buffer_is_named() -> None:
     broken = Net(torch.zeros(2), lambda m, x: m.kept + (mean_of(x) if len(x) > 10 or len(x) == 2 else float("inf")))
     (report,) = reports(broken)
-    assert report.failures == {0: "its buffer kept is not finite after training"}
+    assert report.exclusions == {0: Exclusion(ExclusionReason.BUFFER_NOT_FINITE, "kept")}
     (screened,) = reports(broken, screening={"max_deviation": 50})
-    assert screened.failures == report.failures
+    assert screened.exclusions == report.exclusions
     counter = Net(torch.tensor(0), lambda m, x: m.kept + (1 if len(x) > 10 or len(x) == 2 else 2**60))
     (report,) = reports(counter)
-    assert report.failures == {0: "its buffer kept exceeds 2^53 after training, where averages are no longer exact"}
+    assert report.exclusions == {0: Exclusion(ExclusionReason.BUFFER_TOO_LARGE, "kept")}
 
 
 def after_calls(calls: int) -> Callable[[Net, Tensor], Tensor]:

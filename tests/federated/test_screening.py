@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import ClientMetrics
 from fednar_ray.federated.screening import NOT_FINITE, screen
 
@@ -40,7 +41,7 @@ def rejected(norms: list[float], max_deviation: float) -> set[int]:
 def test_a_norm_far_above_the_median_is_rejected_with_its_numbers():
     # median 5; deviations 4, 3, 1, 0, 1, 3, 35: MAD 3; limit 5 + 2·1.4826·3 = 13.8956
     assert screen([group([1, 2, 4, 5, 6, 8, 40])], 2.0) == {
-        6: "its update's norm 40 is far above the round's median 5 (limit 13.9)"
+        6: Exclusion(ExclusionReason.NORM_TOO_LARGE, "norm 40, median 5, limit 13.9")
     }
 
 
@@ -66,7 +67,7 @@ def test_what_is_not_finite_never_counts_and_is_no_part_of_the_median():
     reasons = screen(figures, 5.0)
     assert list(reasons) == [1, 2, 3, 4, 8]  # in dispatch order
     assert [reasons[i] for i in (1, 2, 3, 4)] == [NOT_FINITE] * 4
-    assert "median 1.1 " in reasons[8]
+    assert "median 1.1," in reasons[8].detail
 
 
 def test_without_a_limit_only_what_is_not_finite_is_rejected():
@@ -145,5 +146,5 @@ def test_fewer_than_half_cannot_hide_their_length(honest, bad, max_deviation):
     reasons = screen([group([*honest, *(furthest * factor for factor in bad)])], max_deviation)
     hidden = {len(honest) + i for i, factor in enumerate(bad) if factor > 1} - set(reasons)
     assert not hidden
-    named = [float(re.search(r"median ([\d.e+-]+)", reason).group(1)) for reason in reasons.values()]
+    named = [float(re.search(r"median ([\d.e+-]+)", reason.detail).group(1)) for reason in reasons.values()]
     assert all(low * 0.999 <= median <= high * 1.001 for median in named)

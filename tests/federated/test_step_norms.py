@@ -66,9 +66,9 @@ def test_a_record_keeps_the_norms_of_a_limited_number_of_clients(federation, mon
 
 def test_a_client_that_sends_nan_has_no_norm_in_the_record(federation):
     corrupted = reports(federation, {"name": "none"}, attacks={"nan": 0.4})
-    assert any(report.failures for report in corrupted)
+    assert any(report.exclusions for report in corrupted)
     for report in corrupted:
-        assert set(report.step_norms) == set(report.client_ids) - set(report.failures)
+        assert set(report.step_norms) == set(report.client_ids) - set(report.exclusions)
 
 
 def test_the_journal_keeps_four_digits(federation):

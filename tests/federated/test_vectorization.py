@@ -123,7 +123,7 @@ def test_a_client_that_is_not_finite_never_reaches_the_aggregate(
         assert np.isfinite(report.parameters).all()
         assert report.metrics["clients_failed"] == 1
         assert report.metrics["clients_trained"] == 2
-        assert list(report.failures) == [1]
+        assert list(report.exclusions) == [1]
         assert np.isfinite(list(report.metrics.values())).all()
     assert any("client 1" in record.message for record in caplog.records)
 

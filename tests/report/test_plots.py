@@ -51,7 +51,7 @@ def test_curves(rounds, validation, tmp_path):
     names = ("test_accuracy", "train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
     extra = ("validation_accuracy",) if validation else ()
     history = [
-        RoundRecord(round_index=t, metrics=dict.fromkeys(names + extra, 1 / (t + 2)), client_ids=(0,), failures={})
+        RoundRecord(round_index=t, metrics=dict.fromkeys(names + extra, 1 / (t + 2)), client_ids=(0,), exclusions={})
         for t in range(rounds)
     ]
     assert_sensible(draw_curves(history, tmp_path / "curves.png"))
@@ -72,7 +72,7 @@ def test_comparison(rounds, seeds, decays, tmp_path):
 def test_every_number_of_rounds_leaves_its_mark(rounds, tmp_path):
     names = ("test_accuracy", "train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
     metrics = dict.fromkeys(names, 0.5)
-    history = [RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), failures={}) for t in range(rounds)]
+    history = [RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), exclusions={}) for t in range(rounds)]
     picture = imread(draw_curves(history, tmp_path / "curves.png"))[..., :3]
     below, right = picture.shape[0] // 2, picture.shape[1] // 2
     colored = np.ptp(picture[:below, right:], axis=-1) > 0.2  # the training loss: a panel without a legend
@@ -87,7 +87,7 @@ def history_of(accuracies):
     for t, accuracy in enumerate(accuracies):
         tested = {} if accuracy is None else {"test_accuracy": accuracy, "validation_accuracy": accuracy / 2}
         metrics = dict.fromkeys(CURVES, 0.5) | tested
-        yield RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), failures={})
+        yield RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), exclusions={})
 
 
 def pixels(path):
@@ -162,7 +162,7 @@ def norms(rounds, clients, bound=1.0, largest=2.0):
             round_index=t,
             metrics={**metrics, "clip_bound": bound},
             client_ids=tuple(range(clients)),
-            failures={},
+            exclusions={},
             step_norms=dict(enumerate(values.tolist())),
         )
 
@@ -178,14 +178,14 @@ def test_step_norms(rounds, clients, width, bound, tmp_path):
 
 
 def test_rounds_without_an_update_have_no_norm(tmp_path):
-    empty = RoundRecord(round_index=0, metrics={"clip_bound": 1.0}, client_ids=(), failures={})
+    empty = RoundRecord(round_index=0, metrics={"clip_bound": 1.0}, client_ids=(), exclusions={})
     assert_sensible(draw_step_norms([empty], tmp_path / "none.png"))
     assert_sensible(draw_step_norms([empty, *norms(3, 4)], tmp_path / "some.png"))
 
 
 def test_curves_of_a_regression_show_its_errors(tmp_path):
     history = [
-        RoundRecord(round_index=t, metrics={"test_rmse": 2 / (t + 1), "train_loss": 1}, client_ids=(0,), failures={})
+        RoundRecord(round_index=t, metrics={"test_rmse": 2 / (t + 1), "train_loss": 1}, client_ids=(0,), exclusions={})
         for t in range(5)
     ]
     picture = pixels(draw_curves(history, tmp_path / "curves.png"))
@@ -224,7 +224,7 @@ def test_curves_that_agree_to_rounding_are_drawn_as_one(tmp_path):
         """Rows of pixels in the panel of the weight decay that lines or the legend cross."""
         history = [
             RoundRecord(round_index=t, metrics={"weight_decay": 0.01, "effective_weight_decay": value},
-                        client_ids=(0,), failures={})
+                        client_ids=(0,), exclusions={})
             for t, value in enumerate(decays)
         ]  # fmt: skip
         picture = pixels(draw_curves(history, tmp_path / "curves.png"))

@@ -99,7 +99,7 @@ def test_a_comparison_is_drawn_alike_from_here_and_from_elsewhere(folder, tmp_pa
 
 def rounds_of(count: int, accuracy: float) -> list[RoundRecord]:
     metrics = {"test_accuracy": accuracy, "effective_weight_decay": 0.01}
-    return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), failures={}) for t in range(count)]
+    return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t in range(count)]
 
 
 def test_one_weight_decay_has_no_accuracy_against_it(tmp_path):

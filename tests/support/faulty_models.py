@@ -25,7 +25,7 @@ def build_tasks(*groups: tuple[int, ...]) -> list[GroupTask]:
 def unwrap(x: torch.Tensor) -> torch.Tensor:
     """Returns the examples of the whole client group within ``torch.func.vmap``."""
     while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrap(x)
+        x = _functorch.get_unwrapped(x)
     return x
 
 

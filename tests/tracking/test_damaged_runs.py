@@ -16,7 +16,7 @@ from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.journal import Journal, is_round, recorded
 from fednar_ray.tracking.outbox import operation_of
-from fednar_ray.tracking.run_directory import kept_runs, named, summarize
+from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
 from tests.cli.test_strangers import typed
 
@@ -28,7 +28,7 @@ ROUNDS = 2
 FILES = (
     "experiment.yaml", "run.json", "metrics.jsonl", "outbox.jsonl", "outbox.sent", "lock", "finished", "checkpoints",
 )  # fmt: skip
-ROUND = '{"round": %s, "time": 1, "clients": %s, "failures": {}, "metrics": %s}'
+ROUND = '{"round": %s, "time": 1, "clients": %s, "exclusions": {}, "metrics": %s}'
 JSON = (
     *("5", "null", "[]", "{}", '"text"', "[[[]]]", "[" * 100_000),
     *('{"round": 0}', ROUND % (0, 5, "{}"), ROUND % (0, "[]", '{"a": "high"}'), ROUND % (7, "[]", '{"a": 0.5}')),
@@ -146,16 +146,16 @@ def test_whatever_is_damaged_the_other_run_is_listed_sent_and_resumed(
     damage(other, name, how, np.random.default_rng(seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        kept = list(kept_runs())
+        kept = list(list_runs())
         summaries = {each.run: each for each in map(summarize, kept)}
         assert summaries[good.name].rounds == ROUNDS
         reports = [_unless_refused(lambda each=each: sync(each.directory)) for each in kept]  # type: ignore[misc]
         assert "MLflow has everything" in map(str, reports)
-        assert named(good.name).directory == good
+        assert find_run(good.name).directory == good
         resumption = resume_from(None, fr.load(good / "experiment.yaml"))
         assert resumption is not None
         assert resumption.kept.name == good.name
-        _unless_refused(lambda: named(other.name))
+        _unless_refused(lambda: find_run(other.name))
         _unless_refused(lambda: resume_from(other.name, None))
 
 
@@ -211,13 +211,13 @@ def test_a_damaged_experiment_is_warned_about_by_path_and_reason(
     (other,) = (tmp_path / "runs").glob("other-*")
     (other / "experiment.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
-    assert [kept.name.split("-")[0] for kept in kept_runs()] == ["good"]
+    assert [kept.name.split("-")[0] for kept in list_runs()] == ["good"]
     assert f"left out: {other} is not a run directory, or is damaged: " in caplog.text
     assert typed(monkeypatch, "run", "--resume", other.name) == 2
-    assert "--resume takes that place" in capsys.readouterr().err
-    kept = named(f"runs/{other.name}/checkpoints")
+    assert "which --resume accepts as well" in capsys.readouterr().err
+    kept = find_run(f"runs/{other.name}/checkpoints")
     assert (kept.name, kept.directory) == (other.name, other)
-    assert kept.checkpoints().load() is not None
+    assert kept.open_checkpoints().load() is not None
 
 
 def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
@@ -282,4 +282,4 @@ def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     for name in ("x" * 5000, "a\0b", "../..", "runs/*", "[", "~"):
         with pytest.raises(BadInput):
-            named(name)
+            find_run(name)

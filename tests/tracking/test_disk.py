@@ -13,7 +13,7 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.messages import RoundReport
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import Result, drain, train
-from fednar_ray.tracking.run_directory import named
+from fednar_ray.tracking.run_lookup import find_run
 from tests.cli.test_strangers import typed
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -116,7 +116,7 @@ def test_a_command_says_how_what_failed_is_resumed(
     assert last.endswith(f"resume with: fednar run --resume {directory.name}")
     (directory / "model.pt").rmdir()
     assert typed(monkeypatch, "run", "--resume", directory.name) == 0
-    assert named(directory.name).finished
+    assert find_run(directory.name).files.finished
 
 
 def test_pictures_that_are_asked_for_are_an_error(

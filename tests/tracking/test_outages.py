@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
@@ -339,7 +340,8 @@ def new_run(database: Store, uri: str | None = None) -> str:
 
 def record(index: int, loss: float = 0.5) -> RoundRecord:
     metrics = {"train_loss": loss, "clients_trained": 2.0}
-    return RoundRecord(round_index=index, metrics=metrics, client_ids=(1, 3), failures={3: "late"})
+    excluded = {3: Exclusion(ExclusionReason.FAILED, "gone")}
+    return RoundRecord(round_index=index, metrics=metrics, client_ids=(1, 3), exclusions=excluded)
 
 
 def follow(tracker: RunTracker, journal: Journal, rounds: range) -> None:
@@ -514,7 +516,9 @@ records = st.builds(
     round_index=st.just(0),
     metrics=st.dictionaries(st.text(max_size=20), st.floats(allow_infinity=False), max_size=5),
     client_ids=st.lists(st.integers(0, 10**6), max_size=5).map(tuple),
-    failures=st.dictionaries(st.integers(0, 10**6), st.text(max_size=20), max_size=3),
+    exclusions=st.dictionaries(
+        st.integers(0, 10**6), st.builds(Exclusion, st.sampled_from(ExclusionReason), st.text(max_size=20)), max_size=3
+    ),
 )
 
 

@@ -231,7 +231,7 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
     norms = [line.pop("step_norms") for line in written]
     assert [sorted(map(int, each)) for each in norms] == [sorted(r.client_ids) for r in result.history]
     assert written == [
-        {"round": r.round_index, "clients": [*r.client_ids], "failures": {}, "metrics": r.metrics}
+        {"round": r.round_index, "clients": [*r.client_ids], "exclusions": {}, "metrics": r.metrics}
         for r in result.history
     ]
     history = recorded.client.get_metric_history(result.run_id, "train_loss")
@@ -292,7 +292,7 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
     diverging = settings(
         "diverging", Path("m.db"), algorithm={"local_lr": 1e30}, regularizer={"name": "none", "weight_decay": 0}
     )
-    with pytest.raises(fr.RoundAborted, match=r"round \d+ aborted: 0 of \d clients count"):
+    with pytest.raises(fr.RoundAborted, match=r"round \d+ aborted: 0 of \d client updates usable"):
         fr.run(diverging)
     client = MlflowClient(f"sqlite:///{tmp_path / 'm.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])

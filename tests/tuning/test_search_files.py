@@ -22,10 +22,11 @@ from fednar_ray.config import Document, load_document
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.creation import add_parent_run, create_search
 from fednar_ray.tuning.search import begin, go_on
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.trial_table import SEARCH_FILE, TrialTable, check_unused, directory_of, searches
+from fednar_ray.tuning.trial_table import TrialTable, check_unused, searches
 from tests.support.servers import awaited
 
 pytestmark = [
@@ -182,12 +183,12 @@ def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_
                 made = True
             except Killed:
                 pass
-        there = directory_of("small").exists()
+        there = SearchDirectory.named("small").path.exists()
         outcomes.add(there)
         if there:
             assert list(searches()) == ["small"]
             ledger = TrialTable.load("small")
-            assert load_document(ledger.directory / SEARCH_FILE, to_search=True).search.trials == 3  # type: ignore[union-attr]
+            assert load_document(ledger.files.search_yaml, to_search=True).search.trials == 3  # type: ignore[union-attr]
             add_parent_run(ledger, store)
             add_parent_run(TrialTable.load("small"), store)
             runs = store.client.search_runs([experiment_id], "tags.`fednar.search` = 'small'")
@@ -211,17 +212,17 @@ def test_a_search_is_not_left_behind_where_mlflow_refuses_its_run(
     monkeypatch.setattr(Store, "create_run", unavailable)
     with pytest.raises(TrackingUnavailable):
         create_search(document(store), store, store.experiment_id("small"))
-    assert not directory_of("small").exists()
+    assert not SearchDirectory.named("small").path.exists()
 
 
 def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    directory_of("empty").mkdir(parents=True)
+    SearchDirectory.named("empty").path.mkdir(parents=True)
     check_unused("empty")
-    (directory_of("other") / "notes").mkdir(parents=True)
+    (SearchDirectory.named("other").path / "notes").mkdir(parents=True)
     with pytest.raises(fr.BadInput, match=r"searches/other exists and is no search"):
         check_unused("other")
-    directory_of("file").write_text("")
+    SearchDirectory.named("file").path.write_text("")
     with pytest.raises(fr.BadInput, match=r"searches/file exists and is no search"):
         check_unused("file")
 
@@ -229,8 +230,8 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"trials": 3}', '{"trials": {}, "color": 1}'])
 def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    directory_of("small").mkdir(parents=True)
-    (directory_of("small") / "search.json").write_text(text)
+    SearchDirectory.named("small").path.mkdir(parents=True)
+    (SearchDirectory.named("small").path / "search.json").write_text(text)
     with pytest.raises(fr.BadInput, match=r"searches/small/search\.json is damaged"):
         go_on("small", fr.RaySession(), silent)
 
@@ -238,9 +239,9 @@ def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
 def test_a_search_under_another_name_is_refused(store: Store, move: Callable[..., object]) -> None:
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
-    move(directory_of("small"), directory_of("other"))
+    move(SearchDirectory.named("small").path, SearchDirectory.named("other").path)
     before = contents(Path("searches"))
-    says = f"is the search 'small' under another name.*rename it to {directory_of('small')}"
+    says = f"is the search 'small' under another name.*rename it to {SearchDirectory.named('small').path}"
     with fr.RaySession() as session, pytest.raises(fr.BadInput, match=says):
         go_on("other", session, silent)
     assert contents(Path("searches")) == before
@@ -249,7 +250,7 @@ def test_a_search_under_another_name_is_refused(store: Store, move: Callable[...
 def test_a_search_without_its_file_says_what_to_do(store: Store) -> None:
     """What an earlier version left, when it was killed between the two files."""
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
-    (directory_of("small") / SEARCH_FILE).unlink()
+    SearchDirectory.named("small").search_yaml.unlink()
     with pytest.raises(fr.BadInput, match=r"search\.yaml is missing.*start the search again"):
         go_on("small", fr.RaySession(), silent)
 

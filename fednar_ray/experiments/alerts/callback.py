@@ -14,11 +14,9 @@ from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker
+from fednar_ray.tracking.tags import ALERT_TAG_PREFIX, ALERTS_TAG
 
 log = logging.getLogger("fednar_ray")
-
-NAMES_TAG = "fednar.alerts"  # the kinds, with commas; none, where nothing was wrong
-MESSAGE_TAG = "fednar.alert."  # and the kind
 
 
 class AlertCallback:
@@ -64,7 +62,7 @@ class AlertCallback:
 def tags_of(alerts: Sequence[Alert]) -> dict[str, str]:
     """The alerts as tags of an MLflow run."""
     names = ",".join(alert.name for alert in alerts) or "none"
-    return {NAMES_TAG: names, **{f"{MESSAGE_TAG}{alert.name}": alert.message for alert in alerts}}
+    return {ALERTS_TAG: names, **{f"{ALERT_TAG_PREFIX}{alert.name}": alert.message for alert in alerts}}
 
 
 def chance_of(federation: Federation) -> ChanceLevel | None:

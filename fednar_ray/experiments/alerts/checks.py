@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.errors import RoundAborted
+from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.core.messages import RoundRecord
 from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
-from fednar_ray.federated.screening import NOT_FINITE
 
 WINDOW = 10  # rounds, of the slower checks
 RISE = 2.0  # times the training loss of the beginning, and of the best round
@@ -157,12 +157,10 @@ def _loses_clients(past: RunHistory) -> Finding | None:
     if missing < LOST * wanted and counted["clients_failed"] < FAILED * wanted:
         return None
     name = max(counted, key=lambda each: counted[each])
-    failed, reasons = name == "clients_failed", [why for record in rounds for why in record.failures.values()]
-    kinds = {text: sum(sign in why for why in reasons) for sign, text in REASONS.items()}
-    kind = max(kinds, key=lambda each: kinds[each])
+    failed, reasons = name == "clients_failed", {why.reason for r in rounds for why in r.exclusions.values()}
     cause, change = LOSSES[name]
     if failed:
-        cause, change = FAILURES[kind if kinds[kind] else ""]
+        cause, change = EXCLUSIONS.get(reasons.pop(), FAILED_CLIENTS) if len(reasons) == 1 else FAILED_CLIENTS
     what = f"{100 * missing / wanted:.0f} % of the clients of the last {len(rounds)} rounds did not count"
     return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f})", change)
 
@@ -182,21 +180,24 @@ LOSSES = {
         "they were late",
         "availability.deadline_seconds: more, or availability.over_sampling: above 1; a round then takes or costs more",
     ),
-    "clients_failed": ("they failed", "see clients_that_did_not_count.json"),
+    "clients_failed": ("they failed", "see excluded_clients.json"),
     "": ("they were not there", "availability: whom the trace or on_off leaves, and federation.clients_per_round"),
 }
-REASONS = {NOT_FINITE: "not finite", "far above the round's median": "screened", "": ""}
-FAILURES = {
-    "not finite": (
+FAILED_CLIENTS = (
+    "they failed",
+    "the reasons in the log; execution.retries and execution.client_timeout_seconds: more",
+)
+EXCLUSIONS = {
+    ExclusionReason.NOT_FINITE: (
         "their updates are not finite",
         "look at the data of these clients; if it is in order, algorithm.local_lr: a tenth, which takes more rounds",
     ),
-    "screened": (
+    ExclusionReason.NORM_TOO_LARGE: (
         "their updates are far longer than others'",
         "look at these clients; screening.max_deviation: more lets them in, whatever they send",
     ),
-    "": ("they failed", "the reasons in the log; execution.retries and execution.client_timeout_seconds: more"),
 }
+"""What to say where all excluded clients were excluded for one reason."""
 
 
 def _clips_everything(past: RunHistory) -> Finding | None:
@@ -252,9 +253,9 @@ def _to_bound(now: float, then: float) -> str:
 
 def of_an_abort(past: RunHistory, error: RoundAborted) -> tuple[str, Finding]:
     """The kind of alert that an aborted round is, and what is known of it."""
-    if "finite" in error.reason:
+    if error.cause in (ExclusionReason.NOT_FINITE, ExclusionReason.BUFFER_NOT_FINITE):
         return "diverges", _too_long(past, error.reason)
-    return "loses_clients", Finding(error.reason, *FAILURES[""])
+    return "loses_clients", Finding(error.reason, *FAILED_CLIENTS)
 
 
 CHECKS: Mapping[str, Callable[[RunHistory], Finding | None]] = {

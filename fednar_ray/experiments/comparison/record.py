@@ -15,7 +15,7 @@ from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
 from fednar_ray.report.runs import Variant
 from fednar_ray.tracking.lines import replace
-from fednar_ray.tracking.run_directory import COMPARISON_FILE, FINISHED, RUNS
+from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
 
@@ -78,12 +78,12 @@ class ComparisonRecord:
     @property
     def finished_runs(self) -> int:
         """How many runs are finished."""
-        return sum(d is not None and (d / FINISHED).exists() for d in map(self.directory_of, self.runs))
+        return sum(d is not None and RunDirectory(d).finished for d in map(self.directory_of, self.runs))
 
     @property
     def finished(self) -> bool:
         """Whether the comparison itself came to its end."""
-        return (self.directory / FINISHED).exists()
+        return RunDirectory(self.directory).finished
 
     @property
     def state(self) -> str:
@@ -93,12 +93,12 @@ class ComparisonRecord:
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
-        replace(self.directory / COMPARISON_FILE, yaml_text.write(fields))
+        replace(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":
         """The record in a directory. Raises BadInput where there is none, or it cannot be read."""
-        path = directory / COMPARISON_FILE
+        path = RunDirectory(directory).comparison_yaml
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
             runs = [PlannedRun(**run) for run in fields.pop("runs")]
@@ -125,7 +125,7 @@ def kept_comparisons() -> Iterator[ComparisonRecord]:
 def find(name: str) -> ComparisonRecord:
     """A comparison by its name, id or directory. Raises BadInput where there is none."""
     directory = Path(name).absolute()
-    if (directory / COMPARISON_FILE).is_file():
+    if RunDirectory(directory).comparison_yaml.is_file():
         return ComparisonRecord.load(directory)
     known = list(_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
@@ -156,7 +156,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
 def _directories() -> Iterator[Path]:
     """The directories of comparisons, the newest first."""
     records = sorted(
-        Path(RUNS).absolute().glob(f"*/{COMPARISON_FILE}"),
+        Path(RUNS).absolute().glob(str(RunDirectory(Path("*")).comparison_yaml)),
         key=lambda path: path.stat().st_ctime_ns,
         reverse=True,
     )

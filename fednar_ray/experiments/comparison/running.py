@@ -18,13 +18,14 @@ from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import federation_of, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, open_store, train
-from fednar_ray.report.runs import ACCURACY, CHART, Records, Variant, draw_variants, measure_of
+from fednar_ray.report.runs import ACCURACY, Records, Variant, draw_variants, measure_of
 from fednar_ray.tracking.identity import check_no_copy, identity_of
-from fednar_ray.tracking.journal import recorded, run_directory
+from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import BeingWritten
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.reading import KIND_TAG, PARENT_TAG, children_of, run_of
-from fednar_ray.tracking.run_directory import FINISHED
+from fednar_ray.tracking.reading import children_of, run_of
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -69,14 +70,15 @@ def compare(
     _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
         run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
-        record = ComparisonRecord(directory=run_directory(document.experiment, run_id), document=document, runs=planned)
+        directory = RunDirectory.of_run(document.experiment.name, run_id).path
+        record = ComparisonRecord(directory=directory, document=document, runs=planned)
         resumed = False
     else:
         run_id, resumed = identity_of(record.directory).run_id, True
     with RunTracker(store, run_id, record.directory, resumed=resumed) as parent:
         if resumed:
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
-            (record.directory / FINISHED).unlink(missing_ok=True)
+            RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
             parent.log_params({**dotted(document.experiment), **_compared(document.compare)})
             parent.log_experiment(document.experiment)
@@ -87,7 +89,7 @@ def compare(
         except KeyboardInterrupt as error:
             error.args = (f"resume it with: fednar compare --resume {record.name}",)
             raise
-    (record.directory / FINISHED).touch()
+    RunDirectory(record.directory).finished_mark.touch()
     return result
 
 
@@ -116,7 +118,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     """Whether all rounds of a run are recorded, and its last records are complete."""
     directory = record.directory_of(run)
-    if directory is None or not (directory / FINISHED).exists():
+    if directory is None or not RunDirectory(directory).finished:
         return False
     return len(recorded(directory)) >= record.document.experiment.federation.rounds
 
@@ -148,7 +150,7 @@ class _Runs:
         rows = tuple(rows_of(outcomes, self._settings))
         for picture in filter(Path.exists, (chart, *further)):
             parent.log_file(picture)
-        parent.log_table([row.cells() for row in rows], "comparison.json")
+        parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
         parent.log_metrics(headline(rows))
         return Comparison(
             name=self._record.name,
@@ -238,7 +240,7 @@ def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, di
         return draw_variants(histories, final_rounds, directory)
     except OSError as error:
         log.warning("the comparison was not drawn: %s; fednar report %s draws it", error, directory.name)
-        return (directory / CHART,)
+        return (RunDirectory(directory).comparison_plot,)
 
 
 def _labeled(

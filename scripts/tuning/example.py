@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import DOCS, ROOT, write_part
 
 import fednar_ray as fr
 from fednar_ray.experiments.comparison.table import paired
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE, IMAGES = ROOT / "docs" / "tuning.md", ROOT / "docs" / "images"
+PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
 FEDNAR = Path(sys.executable).with_name("fednar")
 TRIALS, SEEDS, ROUNDS = 40, 3, 30
@@ -129,9 +129,7 @@ def points(fall: float | None) -> str:
 def write(part: str, text: str) -> None:
     """Put a part between its marks of docs/tuning.md."""
     print(text)
-    begin, end = f"<!-- {part}: written by scripts/tuning_example -->", f"<!-- end of {part} -->"
-    page = PAGE.read_text()
-    PAGE.write_text(f"{page.split(begin)[0]}{begin}\n\n{text}\n\n{end}{page.split(end)[1]}")
+    write_part(PAGE, part, "scripts/tuning_example", text)
 
 
 def searched(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from runs import Outcomes, Overrides
-from tables import mean_and_deviation, table
+from pages import build_table
+from runs import Outcomes, Overrides, format_mean
 
 from fednar_ray.experiments.comparison.table import paired
 
@@ -55,13 +55,13 @@ def the_table(outcomes: Outcomes) -> str:
     for label, defense in DEFENCES.items():
         cells = [cell for federation in FEDERATIONS for cell in _cells(federation, defense, outcomes)]
         rows.append((label, *cells))
-    return f"**{title}**\n\n{table(head, rows)}"
+    return f"**{title}**\n\n{build_table(head, rows)}"
 
 
 def _cells(federation: Federation, defense: Overrides, outcomes: Outcomes) -> tuple[str, str, str]:
     behaved, misbehaved = (_finals(federation.of(defense, misbehave=each), outcomes) for each in (False, True))
     difference, interval = paired(misbehaved, _clean(federation, outcomes))
-    return mean_and_deviation(behaved), mean_and_deviation(misbehaved), f"{difference:+.3f} ± {interval:.3f}"
+    return format_mean(behaved), format_mean(misbehaved), f"{difference:+.3f} ± {interval:.3f}"
 
 
 def missed(outcomes: Outcomes) -> list[str]:

@@ -1,0 +1,209 @@
+"""Finds the runs that exist: in ``runs/`` of the working directory, and at a storage that an experiment names."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednar_ray.checkpoint.manifest import MANIFEST
+from fednar_ray.checkpoint.storage import open_storage, storage_location_below
+from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.config import Experiment, load
+from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
+from fednar_ray.core.messages import RoundRecord
+from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.run_directory import RUNS, RunDirectory
+
+log = logging.getLogger("fednar_ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """A run that can be resumed or inspected: its directory, and where its checkpoints are."""
+
+    name: str  # <experiment>-<id>
+    directory: Path  # may be missing, if only the checkpoints are left
+    storage: str  # path or URI of the checkpoints
+
+    @property
+    def files(self) -> RunDirectory:
+        """The names of the files in ``directory``."""
+        return RunDirectory(self.directory)
+
+    def open_checkpoints(self) -> CheckpointStore:
+        """Opens the store of the run's checkpoints. Reads nothing yet."""
+        return CheckpointStore(open_storage(self.storage), 1)
+
+
+def checkpoint_location(experiment: Experiment, directory: Path) -> str:
+    """Returns the path or URI of a run's checkpoints.
+
+    That is a folder of the run's name below ``checkpoint.storage``, or the run directory if the setting is null.
+    """
+    storage = experiment.checkpoint.storage
+    if storage is None:
+        return str(RunDirectory(directory).checkpoints)
+    return storage_location_below(storage, directory.name)
+
+
+def load_run(directory: Path) -> RunRef:
+    """Returns the run of a run directory.
+
+    Raises:
+        BadInput: The directory is not a run's, or its experiment cannot be read.
+    """
+    files = RunDirectory(directory)
+    try:
+        experiment = load(files.experiment_yaml)
+    except ConfigError as error:
+        hint = f"; its checkpoints are in {files.checkpoints}, which --resume accepts as well"
+        found = hint if os.path.isdir(files.checkpoints) else ""
+        raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{found}") from None
+    return RunRef(name=directory.name, directory=directory, storage=checkpoint_location(experiment, directory))
+
+
+def list_runs(prefix: str = "") -> Iterator[RunRef]:
+    """Yields the runs in ``runs/`` whose names start with ``prefix``, newest first.
+
+    A damaged run is left out, and a warning names it.
+    """
+    for directory in sorted(_run_directories(prefix), key=_creation_time, reverse=True):
+        try:
+            yield load_run(directory)
+        except BadInput as problem:
+            log.warning("left out: %s", problem)
+
+
+def _run_directories(prefix: str = "") -> Iterator[Path]:
+    """Yields what looks like a run in ``runs/``: a directory with one of a run's files, or a broken link."""
+    try:
+        paths = sorted(Path(RUNS).absolute().glob(f"{prefix}*"))
+    except OSError as error:
+        raise BadInput(f"{RUNS} cannot be listed: {error.strerror}") from None
+    for path in paths:
+        if _any_exists(*RunDirectory(path).marks) or (path.is_symlink() and not path.exists()):
+            yield path
+
+
+def _any_exists(*paths: Path) -> bool:
+    """Whether one of the paths exists. A directory that may not be read counts as having them."""
+    try:
+        return any(path.is_symlink() or path.exists() for path in paths)
+    except OSError:
+        return True
+
+
+def _creation_time(directory: Path) -> int:
+    """Returns when the experiment was written, in nanoseconds; 0 if that is unknown."""
+    try:
+        return RunDirectory(directory).experiment_yaml.stat().st_ctime_ns
+    except OSError:
+        return 0
+
+
+def find_run(run: str) -> RunRef:
+    """Returns the run that ``run`` names: by directory, name, id, or the location of its checkpoints.
+
+    Raises:
+        BadInput: There is no such run, or it is damaged. Other damaged runs do not matter.
+    """
+    if "://" in run:
+        return _run_at_storage(run, run.partition("?")[0].rstrip("/").rpartition("/")[2])
+    path = Path(run).absolute()
+    directory = path.parent if path == RunDirectory(path.parent).checkpoints else path
+    if _any_exists(RunDirectory(directory).experiment_yaml) and (path == directory or _is_loadable(directory)):
+        return load_run(directory)
+    if _any_exists(*RunDirectory(path).marks) and path == directory:
+        return load_run(directory)
+    if any(path.glob("round-*.json")):
+        return _run_at_storage(str(path), directory.name)
+    found = [each for each in _run_directories() if run == each.name or each.name.rpartition("-")[2] == run[:8]]
+    if not found:
+        names = ", ".join(ref.name for ref in list(list_runs())[:10]) or "there are none in this directory"
+        raise BadInput(f"{run}: no such run, run directory or location of checkpoints; runs here: {names}")
+    return load_run(max(found, key=_creation_time))
+
+
+def _is_loadable(directory: Path) -> bool:
+    try:
+        load_run(directory)
+    except BadInput:
+        return False
+    return True
+
+
+def _run_at_storage(location: str, name: str) -> RunRef:
+    """Returns the run whose checkpoints are at ``location``; its directory may be missing or damaged."""
+    return RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=location)
+
+
+def list_runs_of(experiment: Experiment) -> Iterator[RunRef]:
+    """Yields the runs of an experiment's name: those in ``runs/``, newest first, then those that only its storage has.
+
+    Raises:
+        StorageUnavailable: The experiment's storage cannot be listed.
+    """
+    seen = set()
+    for ref in list_runs(f"{experiment.name}-"):
+        if _experiment_name(ref.name) == experiment.name:
+            seen.add(ref.name)
+            yield ref
+    storage = experiment.checkpoint.storage
+    if storage is None:
+        return
+    try:
+        names = {path.partition("/")[0] for path in open_storage(storage).names(f"{experiment.name}-")}
+    except OSError as error:
+        raise StorageUnavailable(f"{storage} cannot be listed: {error}") from error
+    for name in sorted(name for name in names - seen if _experiment_name(name) == experiment.name):
+        yield _run_at_storage(storage_location_below(storage, name), name)
+
+
+def _experiment_name(run: str) -> str:
+    """Returns the experiment in <experiment>-<id>: ``digits-big-7f3a09c1`` is not a run of ``digits``."""
+    return run.rpartition("-")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One row of ``fednar runs``."""
+
+    run: str
+    rounds: int  # recorded so far
+    of: int  # rounds of the experiment
+    resumes_from_round: int | None  # round of the newest checkpoint; None if there is none
+    finished: bool
+    test_accuracy: float | None  # the last one measured
+
+
+def summarize(ref: RunRef) -> RunSummary:
+    """Summarizes a run from its files. Writes nothing, and does not verify checkpoints."""
+    records = _load_records(ref)
+    accuracies = [r.metrics["test_accuracy"] for r in records if "test_accuracy" in r.metrics]
+    return RunSummary(
+        run=ref.name,
+        rounds=len(records),
+        of=load(ref.files.experiment_yaml).federation.rounds,
+        resumes_from_round=_newest_checkpoint(ref),
+        finished=ref.files.finished,
+        test_accuracy=accuracies[-1] if accuracies else None,
+    )
+
+
+def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
+    try:
+        return recorded(ref.directory)
+    except OSError as error:
+        log.warning("the rounds of %s cannot be read: %s", ref.directory, error.strerror)
+        return ()
+
+
+def _newest_checkpoint(ref: RunRef) -> int | None:
+    """Returns the round of the newest checkpoint; None if there is none, or the storage cannot be listed."""
+    try:
+        names = open_storage(ref.storage).names("round-")
+    except (BadInput, OSError) as error:
+        log.warning("the checkpoints of %s cannot be listed: %s", ref.name, error)
+        return None
+    return max((int(name[len("round-") : -len(".json")]) for name in names if MANIFEST.fullmatch(name)), default=None)

@@ -1,0 +1,27 @@
+"""The names of all MLflow tags that this project sets or reads."""
+
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's: the id of the run that this one is nested in
+GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's: the commit of the working directory, if it is a git checkout
+
+KIND_TAG = "fednar.kind"  # search, comparison, trial, best or baseline; absent for a run of its own
+SEARCH_TAG = "fednar.search"  # the name of the search that the run is, or belongs to
+SEARCH_ID_TAG = "fednar.search_id"  # of a search's parent run: an id that is known before MLflow gives the run's
+STATUS_TAG = "fednar.status"  # of a trial: finished, stopped early or failed
+FAILURE_TAG = "fednar.failure"  # of a failed trial: the reason
+BEST_TRIAL_TAG = "fednar.best_trial"  # of a search's parent run: the name of the best trial
+BEST_RUN_ID_TAG = "fednar.best_run_id"  # of a search's parent run: the MLflow run that retrained the best trial
+
+PLACEMENT_TAG = "fednar.placement"  # serial, pooled or dedicated
+ACTORS_TAG = "fednar.actors"  # the number of actors; 0 in a serial run
+VECTORIZE_TAG = "fednar.vectorize"  # the number of clients that train as one matrix
+FEDNAR_VERSION_TAG = "fednar.version"  # the version of this package
+RAY_VERSION_TAG = "ray.version"  # the version of Ray
+TORCH_VERSION_TAG = "torch.version"  # the version of PyTorch
+
+END_TAG = "fednar.end"  # why a run ended early: the error, or the interruption
+WRITER_TAG = "fednar.writer"  # the process that wrote to the run last, as a token from its run directory
+COPIED_FROM_TAG = "fednar.copied_from"  # the MLflow run of the directory that this run's directory was copied from
+ABANDONED_TAG = "fednar.abandoned"  # "true" if another run has taken this one's place
+
+ALERTS_TAG = "fednar.alerts"  # the names of the alerts, separated by commas; "none" if there was none
+ALERT_TAG_PREFIX = "fednar.alert."  # followed by the name of an alert: its message
