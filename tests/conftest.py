@@ -1,19 +1,85 @@
-"""What tests share: small federations, and one local Ray for all that need one."""
+"""What tests share: small federations, one local Ray, and the markers that put a test into a lane.
+
+A marker follows from the fixtures that a test uses and from its folder, never from the test itself:
+
+- ``ray``: uses a fixture of ``RAY_FIXTURES``, so a Ray cluster is started.
+- ``process``: uses ``processes`` (or a fixture of ``PROCESS_FIXTURES``), or lies in ``tests/end_to_end``.
+- ``search``: uses ``searches``, so Ray Tune trains trials.
+
+The fast lane (``scripts/test``) leaves these out. A test outside of the lane ``process`` cannot start Python.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import fednar_ray as fr
+from tests.support.stores import create_store
+
+TESTS = Path(__file__).parent
+RAY_FIXTURES = {"local_ray", "session", "own_ray"}
+PROCESS_FIXTURES = {"processes"}
+SEARCH_FIXTURES = {"searches"}
+MAY_START_PYTHON = {"ray", "process", "search"}
+
+_lanes_of_current_test: set[str] = set(MAY_START_PYTHON)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        room = item.path.relative_to(TESTS).parts[0]
+        if fixtures & RAY_FIXTURES:
+            item.add_marker("ray")
+        if fixtures & PROCESS_FIXTURES or room == "end_to_end":
+            item.add_marker("process")
+        if fixtures & SEARCH_FIXTURES:
+            item.add_marker("search")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _lanes_of_current_test.clear()
+    _lanes_of_current_test.update(mark.name for mark in item.iter_markers())
+    try:
+        return (yield)
+    finally:
+        _lanes_of_current_test.update(MAY_START_PYTHON)
+
+
+def _refuse_python_in_the_fast_lane(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen" and not _lanes_of_current_test & MAY_START_PYTHON:
+        program = str(arguments[0])
+        if Path(program).name.startswith(("python", "fednar")):
+            pytest.fail(f"{program} is started by a test of the fast lane; let it use the fixture `processes`")
+
+
+sys.addaudithook(_refuse_python_in_the_fast_lane)
+
+
+@pytest.fixture
+def processes() -> None:
+    """Says that a test starts processes."""
+
+
+@pytest.fixture
+def searches() -> None:
+    """Says that a test runs a search: Ray Tune trains trials on a Ray of their own."""
+
+
+@pytest.fixture
+def own_ray() -> None:
+    """Says that a test starts a Ray of its own."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,7 +91,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def local_ray() -> Iterator[str]:
     """The suite's one Ray: four logical CPUs and two logical GPUs. Gives its address."""
     import ray
 
@@ -43,11 +109,9 @@ def session(local_ray: str) -> Iterator[fr.RaySession]:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables and nothing in them, to be copied: making one takes seconds."""
-    from fednar_ray.tracking.mlflow import Store
-
+    """A SQLite file with MLflow's tables and nothing in them, to be copied."""
     path = tmp_path_factory.mktemp("empty") / "m.db"
-    Store(f"sqlite:///{path}").check()
+    create_store(path)
     return path
 
 
@@ -70,11 +134,12 @@ def federation() -> fr.Federation:
 
 
 def small_federation(sizes: tuple[int, ...], seed: int = 0) -> fr.Federation:
+    """Builds clients of the given sizes, with points of three classes in the plane, and a test set of 60."""
     rng = np.random.default_rng(seed)
-    centres = np.array([[0, 2], [2, -1], [-2, -1]], dtype=np.float32)
+    centers = np.array([[0, 2], [2, -1], [-2, -1]], dtype=np.float32)
 
     def points(count: int) -> tuple[np.ndarray, np.ndarray]:
         labels = rng.integers(3, size=count)
-        return (centres[labels] + rng.normal(size=(count, 2))).astype(np.float32), labels
+        return (centers[labels] + rng.normal(size=(count, 2))).astype(np.float32), labels
 
     return fr.Federation([points(size) for size in sizes], test=points(60))

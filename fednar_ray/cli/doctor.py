@@ -1,98 +1,28 @@
-"""What this installation has, what would fit, and what is wrong."""
+"""``fednar doctor``: check the installation."""
 
-import platform
-import shutil
+import json
 import sys
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from typing import Literal, NamedTuple
 
-import psutil
-import torch
+import click
 
-from fednar_ray.core.errors import BadInput
-from fednar_ray.execution.capacity import ACTOR_BYTES, Footprint, count_fitting_actors
-from fednar_ray.execution.session import RaySession
-from fednar_ray.tracking.mlflow import Store
-
-Verdict = Literal["ok", "warning", "wrong"]
-PACKAGES = ("fednar-ray", "ray", "torch", "mlflow", "numpy")
-LEAST_DISK_BYTES = 1e9
+from fednar_ray.cli.options import as_json, ray_address
+from fednar_ray.cli.output import quiet_libraries
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
+@click.command()
+@as_json
+@ray_address
+@click.option("--uri", help="The tracking store to check. Default: MLFLOW_TRACKING_URI, otherwise ./mlflow.db.")
+def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
+    """Check versions, machine, Ray and tracking store. The exit code is 1 if anything is wrong."""
+    from fednar_ray.cli.health import check_installation
 
-    topic: str
-    verdict: Verdict
-    text: str
-
-
-def examine(address: str | None = None, uri: str | None = None) -> Iterator[Finding]:
-    """Findings, as they are made; looking at Ray takes some seconds, since a local one is started and ended."""
-    yield _python()
-    yield from (_package(name) for name in PACKAGES)
-    yield _machine()
-    yield from _gpus()
-    yield _disk()
-    yield _tracking(uri)
-    yield from _ray(address)
-
-
-def _python() -> Finding:
-    verdict: Verdict = "ok" if sys.version_info >= (3, 11) else "wrong"
-    return Finding("python", verdict, f"{platform.python_version()} at {sys.executable}")
-
-
-def _package(name: str) -> Finding:
-    try:
-        return Finding(name, "ok", version(name))
-    except PackageNotFoundError:
-        return Finding(name, "wrong", "not installed")
-
-
-def _machine() -> Finding:
-    memory = psutil.virtual_memory()
-    text = f"{psutil.cpu_count()} CPUs, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
-    enough = memory.available > 2 * ACTOR_BYTES
-    return Finding("machine", "ok" if enough else "warning", text if enough else f"{text}: too little for two actors")
-
-
-def _gpus() -> Iterator[Finding]:
-    count = torch.cuda.device_count()
-    if not count:
-        yield Finding("gpu", "ok", "none: training runs on the CPU")
-    for index in range(count):
-        yield Finding("gpu", "ok", torch.cuda.get_device_name(index))
-
-
-def _disk() -> Finding:
-    free = shutil.disk_usage(".").free
-    verdict: Verdict = "ok" if free > LEAST_DISK_BYTES else "warning"
-    return Finding("disk", verdict, f"{free / 1e9:.1f} GB free in the working directory")
-
-
-def _tracking(uri: str | None) -> Finding:
-    try:
-        store = Store(uri)
-        store.check()
-    except BadInput as error:
-        return Finding("tracking", "wrong", str(error))
-    return Finding("tracking", "ok", store.uri)
-
-
-def _ray(address: str | None) -> Iterator[Finding]:
-    try:
-        with RaySession(address) as session:
-            where = "a local Ray starts" if session.local else "connected"
-            session.connect()
-            cluster = session.resources()
-    except BadInput as error:
-        yield Finding("ray", "wrong", str(error))
-        return
-    text = f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs, {cluster.memory_bytes / 1e9:.1f} GB for actors"
-    yield Finding("ray cluster", "ok", f"{where}: {text}")
-    share = 1.0 if cluster.gpus else 0.0
-    fits = count_fitting_actors(cluster, 1.0, share, Footprint(model_bytes=0))
-    each = "1 CPU" + (" and 1 GPU" if share else "") + f", {ACTOR_BYTES / 1e9:.1f} GB each"
-    yield Finding("actors", "ok" if fits else "wrong", f"{fits} fit ({each})")
+    quiet_libraries()
+    findings = []
+    for finding in check_installation(address, uri):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.verdict:8}{finding.topic:14}{finding.text}")
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)

@@ -1,37 +1,82 @@
-"""What commands have in common: at most one FILE, overrides ``key=value``, and ``--json``."""
+"""Arguments and options that several commands share."""
 
+import os
 from collections.abc import Sequence
 
 import click
 
+from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
 from fednar_ray.config import Document, embedded, load_document
+from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, shown_text
 
 COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
-"""What trains, with the embedded file that each takes where none is given."""
+"""The commands that train, each with the embedded file that it takes without FILE."""
 
+NEWEST = "newest"
+"""The value of ``--resume`` if no word follows it: the newest run or comparison of the experiment."""
+
+arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow as NAME.")
+ray_address = click.option(
+    "--address", metavar="HOST:PORT", help="The Ray cluster to join. Default: RAY_ADDRESS, otherwise a local Ray."
+)
 
 
-def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words apart. Raises BadInput for a second FILE."""
+def check_resumed_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Checks the word after ``--resume``: it always names a run or a comparison, never a FILE or an override.
+
+    Raises:
+        BadParameter: It is a FILE or an override; the message says where to write it.
+    """
+    is_override = value is not None and "=" in value.partition("?")[0]  # the query of a URI may have "="
+    if value is None or not (is_override or value.endswith((".yaml", ".yml"))):
+        return value
+    raise click.BadParameter(
+        f"{shown_text(value)} is {'an override' if is_override else 'a FILE'}, not a name; write it before --resume: "
+        f"{ctx.command_path} {shown_text(value)} --resume"
+    )
+
+
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits arguments into files and overrides. Raises BadInput for more than one FILE."""
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
-        raise BadInput(f"one FILE at most: {shown_text(' '.join(files))}; overrides read key=value")
+        raise BadInput(f"only one FILE can be given, not {shown_text(' '.join(files))}; write overrides as key=value")
     return files, [word for word in words if "=" in word]
 
 
-def document_of(words: Sequence[str], command: str) -> Document:
-    """What one of ``COMMANDS`` is to do: the file, or its embedded one, with the overrides."""
-    files, overrides = files_and_overrides(words)
+def read_document(words: Sequence[str], command: str) -> Document:
+    """Reads what one of ``COMMANDS`` is to do: the file, or the command's embedded one, with the overrides.
+
+    Raises:
+        ConfigError: The file or an override is wrong.
+    """
+    files, overrides = split_arguments(words)
     to_search = command == "tune"
     if files:
         return load_document(files[0], overrides, to_search=to_search)
     return embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
-def resume_or_file(words: tuple[str, ...], resume: str | None) -> tuple[tuple[str, ...], str | None]:
-    """``--resume FILE`` and ``--resume key=value`` name no run: what follows the option is an argument then."""
-    if resume and ("=" in resume.partition("?")[0] or resume.endswith((".yaml", ".yml"))):
-        return (resume, *words), ""
-    return words, resume
+def read_document_to_train(words: Sequence[str], command: str) -> Document:
+    """Reads a document that is trained here.
+
+    Raises:
+        ConfigError: The file or an override is wrong.
+        BadInput: The tracking store's address holds a password, or this is a Ray job whose results would be lost.
+    """
+    document = read_document(words, command)
+    if document.experiment.tracking.uri is None:
+        check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))
+    check_results_outlive_job(document, command)
+    return document
+
+
+def check_registration(name: str | None, uri: str | None) -> None:
+    """Checks that MLflow at ``uri`` can register a model as ``name``. Raises BadInput if not; None checks nothing."""
+    if name is not None:
+        from fednar_ray.tracking.mlflow import Store
+
+        Store(uri).check_registration(name)

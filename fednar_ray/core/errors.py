@@ -104,6 +104,18 @@ class RoundAborted(RunFailed):
         return f"round {self.round_index} aborted: {self.reason}"
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, with what the user can do next.
+
+    Attributes:
+        next_step: A phrase such as ``resume it with: fednar tune --resume digits``.
+    """
+
+    def __init__(self, next_step: str) -> None:
+        super().__init__(next_step)
+        self.next_step = next_step
+
+
 def first_line(error: Exception) -> str:
     """Of what an error says; its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

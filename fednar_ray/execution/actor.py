@@ -10,13 +10,13 @@ from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
@@ -82,7 +82,7 @@ class TrainingActor:
         with exits_as_errors():
             return self._trainer.measure(broadcast, task)
 
-    def score(self, eval_params: Readout, task: ScoringTask) -> Scores | MetricSums:
+    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Scores a block of examples."""
         assert self._scorer is not None
         with exits_as_errors():

@@ -17,13 +17,13 @@ from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
     ClientsLost,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
@@ -112,7 +112,7 @@ class ActorPool:
         slots = [self._find_own_slot(task) for task in tasks]
         return self._run(GroupStream("measure", broadcast, tasks, slots, self._policy), hold=True)
 
-    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
+    def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order. A client's own examples are scored by the actor with them."""
         slots = [task.client_id if self._dedicated else None for task in tasks]
         return self._run(ScoringStream(eval_params, tasks, slots, self._policy))

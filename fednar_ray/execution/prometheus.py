@@ -3,12 +3,13 @@
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.callbacks import RoundCallback
+from fednar_ray.core.reports import RoundReport
 
 RUN_LABEL = "run"  # its value is the name of the run directory
 
 
-class RoundMetrics:
+class RoundMetrics(RoundCallback):
     """Counts the rounds of one run if this process is connected to Ray, and does nothing otherwise.
 
     In Prometheus the metrics are called ``ray_fednar_rounds`` and so on, because Ray adds the prefix ``ray_``.
@@ -25,12 +26,12 @@ class RoundMetrics:
         self._failures = Counter("fednar_client_failures", "Clients whose update was excluded.", labels)
         self._seconds = Gauge("fednar_round_seconds", "Duration of the last round in seconds.", labels)
 
-    def round_ended(self, record: RoundRecord) -> None:
-        """Counts one round that has ended."""
+    def on_round_end(self, report: RoundReport) -> None:
+        """Counts the round."""
         if not self._connected:
             return
         self._rounds.inc(1, self._labels)
         for counter, name in ((self._clients, "clients_trained"), (self._failures, "clients_failed")):
-            if record.metrics[name] > 0:  # Ray refuses to add zero
-                counter.inc(record.metrics[name], self._labels)
-        self._seconds.set(record.metrics["round_seconds"], self._labels)
+            if report.metrics[name] > 0:  # Ray refuses to add zero
+                counter.inc(report.metrics[name], self._labels)
+        self._seconds.set(report.metrics["round_seconds"], self._labels)

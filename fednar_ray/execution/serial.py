@@ -9,13 +9,13 @@ from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
     ClientsLost,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.failure_policy import (
     Drop,
@@ -57,7 +57,7 @@ class SerialPool:
         """Yields the metrics of ``tasks``, in their order."""
         return self._run(self._trainer.measure, broadcast, tasks)
 
-    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
+    def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import ray
 
 from fednar_ray.core.errors import RunFailed
-from fednar_ray.core.messages import Broadcast, ClientsLost, GroupTask, Readout, ScoringTask
+from fednar_ray.core.messages import Broadcast, ClientsLost, EvalParams, GroupTask, ScoringTask
 from fednar_ray.execution.failure_policy import Drop, Failure, FailureKind, FailurePolicy, Retry, RoundFailures, Split
 from fednar_ray.execution.queue import Call, CallQueue
 
@@ -75,7 +75,7 @@ class ScoringStream:
     """Blocks of examples that are scored. A block that cannot be scored ends the run."""
 
     def __init__(
-        self, eval_params: Readout, tasks: Sequence[ScoringTask], slots: Sequence[int | None], policy: FailurePolicy
+        self, eval_params: EvalParams, tasks: Sequence[ScoringTask], slots: Sequence[int | None], policy: FailurePolicy
     ) -> None:
         self.queue: CallQueue[ScoringTask] = CallQueue(tasks, slots)
         self._eval_params, self._round_index, self._policy = share(eval_params), eval_params.round_index, policy
@@ -92,8 +92,6 @@ class ScoringStream:
         self.queue.requeue(call)
 
 
-def share(message: Broadcast | Readout) -> Any:
+def share(message: Broadcast | EvalParams) -> Any:
     """Returns what to pass to every call of a round: a small message itself, or a reference to a large one."""
-    vectors = (getattr(message, name, None) for name in ("parameters", "control", "buffers"))
-    size = sum(vector.nbytes for vector in vectors if vector is not None)
-    return message if size <= WITHIN_CALL_BYTES else ray.put(message)
+    return message if message.nbytes <= WITHIN_CALL_BYTES else ray.put(message)

@@ -1,23 +1,35 @@
-"""When a run's checkpoints are written: at its start, every k rounds, at its end, and where it is left."""
+"""When the checkpoints of a run are written: at its start, every k rounds, and at its end, whatever ends it."""
 
 import logging
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpoint.writer import BackgroundWriter
+from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import CheckpointError
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 
 log = logging.getLogger("fednar_ray")
 
-LEAVING_SECONDS = 4.0  # a process that was told to end has ten in all
+INTERRUPTED_SECONDS = 4.0  # a process that gets SIGTERM usually has ten seconds in all
 
 
-class Checkpointing:
-    """A context manager around a run's rounds. A round never waits for the storage."""
+class CheckpointCallback(RoundCallback):
+    """Writes checkpoints in the background: a round never waits for the storage.
+
+    A checkpoint that could not be written ends the run with CheckpointError at the next round, or at its end.
+
+    Args:
+        store: Where checkpoints are written.
+        every: Rounds between two checkpoints; None: no checkpoint is written at all.
+        state: The state of the federation, which moves along with the rounds.
+        journal: The journal of the run. A checkpoint contains its lines.
+        facts: What a checkpoint says of its run besides.
+        written: The number of rounds in the checkpoint that the run resumes from; None for a new run.
+    """
 
     def __init__(
         self,
@@ -28,43 +40,43 @@ class Checkpointing:
         facts: Mapping[str, Any],
         written: int | None,
     ) -> None:
-        """``every`` None: nothing is written.
-
-        ``written``: the round of the checkpoint that the run goes on from; None for a new run.
-        """
         self._writer, self._every = BackgroundWriter(store), every
         self._state, self._journal, self._facts = state, journal, facts
         self._offered = written
 
-    def __enter__(self) -> Self:
+    def on_run_start(self) -> None:
+        """Writes the state before round 0 of a new run."""
         if self._offered is None:
             self._offer()
-        return self
 
-    def round_ended(self) -> None:
-        """After each round that the journal holds. Raises CheckpointError where an earlier one could not be written."""
+    def on_round_end(self, report: RoundReport) -> None:
+        """Writes a checkpoint after every k-th round. The journal must hold the round already."""
         if self._every is not None and self._state.now.next_round % self._every == 0:
             self._offer()
+
+    def on_run_end(self) -> None:
+        """Writes the final state, and waits until it is written."""
+        self._offer_last()
+        self._writer.close(None)
+
+    def on_error(self, error: BaseException) -> None:
+        """Writes the state after the last round that ended, unless an earlier checkpoint could not be written."""
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        try:
+            if not isinstance(error, CheckpointError):
+                self._offer_last()
+            self._writer.close(INTERRUPTED_SECONDS if interrupted else None)
+        except CheckpointError as failure:
+            log.error("%s", failure)
 
     def _offer(self) -> None:
         if self._every is None:
             return
         done = self._state.now.next_round
         self._writer.offer(self._state.snapshot(self._journal.lines(done), self._facts))
-        self._offered = done  # last: where this is interrupted, leaving offers it
+        self._offered = done  # set last: where offering is interrupted, the end of the run offers it again
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write where the run stands, unless it could not be written before."""
-        leaving = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit | GeneratorExit)
-        try:
-            # a round that ended, and that the journal does not hold yet, is trained again
-            ahead = self._offered != self._state.now.next_round <= self._journal.rounds
-            if ahead and not isinstance(error, CheckpointError):
-                self._offer()
-            self._writer.close(LEAVING_SECONDS if leaving else None)
-        except CheckpointError as failure:
-            if error is None:
-                raise
-            log.error("%s", failure)
+    def _offer_last(self) -> None:
+        """A round that ended and that the journal does not hold yet is left out: a resumed run trains it again."""
+        if self._offered != self._state.now.next_round <= self._journal.rounds:
+            self._offer()

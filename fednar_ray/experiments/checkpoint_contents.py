@@ -12,12 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
 from fednar_ray.config.checks import describe
-from fednar_ray.core.errors import shown_text
-from fednar_ray.federated.server_state import BUFFERS, CONTROL, PARAMETERS, SERVER, other_contents
+from fednar_ray.core.errors import ConfigError, shown_text
+from fednar_ray.federated.server_state import (
+    BUFFERS,
+    PARAMETERS,
+    SERVER,
+    ServerSide,
+    find_differences,
+    other_contents,
+)
 from fednar_ray.tracking.journal import parse
 
 Scalar = float | list[float] | list[list[float]]
 Text = Annotated[str, Field(min_length=1)]
+
+
+RENAMED_FACTS = {"cohort_width": "group_size"}
+"""The name of a fact in checkpoints of earlier versions → its name now."""
 
 
 class _Facts(BaseModel):
@@ -32,6 +43,7 @@ class _ServerFacts(_Facts):
     scalars: dict[str, Scalar]
     server_lr: Scalar | None
     vectors: list[str] | None = None  # their names; older checkpoints do not name them
+    shared: list[str] = []  # names of the vectors that the client correction shares
 
 
 class _TrialFacts(_Facts):
@@ -49,7 +61,7 @@ class _RunFacts(_TrialFacts):
     run_id: Text
     tracking_uri: Text
     placement: Literal["serial", "pooled", "dedicated"]
-    vectorize: Annotated[int, Field(ge=1)]
+    group_size: Annotated[int, Field(ge=1)]
 
 
 def experiment_of_run(checkpoint: Checkpoint) -> Experiment:
@@ -62,7 +74,34 @@ def experiment_of_trial(checkpoint: Checkpoint) -> Experiment:
     return _checked(checkpoint, _TrialFacts)
 
 
+def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
+    """Checks that a checkpoint was written by a run with this model and algorithm.
+
+    Args:
+        checkpoint: The checkpoint; its own contents agree with each other.
+        start: The server's side before round 0 of the run that is to be resumed.
+        name: The name of the run, for messages.
+
+    Raises:
+        ConfigError: The run was started with a model that has other parameters or buffers.
+        CheckpointError: The checkpoint holds something else than such a run writes.
+    """
+    for what, vector in ((PARAMETERS, start.server.parameters), (BUFFERS, start.buffers)):
+        values = len(checkpoint.arrays[what])
+        if values != len(vector):
+            kind = "parameters" if what == PARAMETERS else "values of averaged buffers"
+            text = f"its checkpoint has {values} {kind}, and this model has {len(vector)}"
+            raise ConfigError((f"{name}: {text}; resume it with the model and version that it was started with",))
+    problem = next(find_differences(checkpoint, start), None)
+    if problem is not None:
+        raise other_contents(checkpoint, problem)
+
+
 def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
+    renamed = [f"facts.{old} is now facts.{new}" for old, new in RENAMED_FACTS.items() if old in checkpoint.facts]
+    if renamed:
+        problems = [*renamed, *_experiment_problems(checkpoint.facts.get("experiment"))]
+        raise other_contents(checkpoint, "; ".join(problems))
     try:
         facts = schema.model_validate(dict(checkpoint.facts))
     except ValidationError as error:
@@ -70,11 +109,19 @@ def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     problem = next(_problems(checkpoint, facts), None)
     if problem is not None:
         raise other_contents(checkpoint, problem)
+    problems = _experiment_problems(facts.experiment)
+    if problems:
+        raise other_contents(checkpoint, "; ".join(problems))
+    return Experiment.model_validate(facts.experiment)
+
+
+def _experiment_problems(experiment: object) -> list[str]:
+    """What keeps the recorded experiment from being one of this version, one line each."""
     try:
-        return Experiment.model_validate(facts.experiment)
+        Experiment.model_validate(experiment)
     except ValidationError as error:
-        problems = "; ".join(describe(error, "facts.experiment.", "facts.experiment"))
-        raise other_contents(checkpoint, problems) from None
+        return list(describe(error, "facts.experiment.", "facts.experiment"))
+    return []
 
 
 def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
@@ -82,11 +129,12 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
     wanted = vectors if facts.server.vectors is None else set(facts.server.vectors)
-    for name in (PARAMETERS, BUFFERS, *(f"{SERVER}{vector}" for vector in sorted(wanted))):
+    known = {PARAMETERS, BUFFERS, *facts.server.shared}
+    for name in (PARAMETERS, BUFFERS, *facts.server.shared, *(f"{SERVER}{vector}" for vector in sorted(wanted))):
         if name not in arrays:
             yield f"the array {name} is missing"
     for name, array in arrays.items():
-        if name not in (PARAMETERS, BUFFERS, CONTROL) and name.removeprefix(SERVER) not in wanted:
+        if name not in known and name.removeprefix(SERVER) not in wanted:
             yield f"the array {shown_text(name)} is unknown"
         elif name != BUFFERS and array.shape != arrays[PARAMETERS].shape:
             shapes = f"{array.shape}, and {PARAMETERS} of {arrays[PARAMETERS].shape}"

@@ -84,7 +84,7 @@ def _on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 def _footprint(prepared: Prepared, width: int) -> Footprint:
     """What one actor takes, whose client groups are so wide."""
-    stateful = prepared.algorithm.local.next_state is not None
+    stateful = prepared.algorithm.client.next_state is not None
     activations = prepared.traits.activation_bytes
     takes = estimate_gpu_bytes(prepared.model_bytes, width, _batch_size(prepared), activations, stateful=stateful)
     return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)

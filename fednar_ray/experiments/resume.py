@@ -95,8 +95,8 @@ def _resumption(
     may_change: Sequence[str],
 ) -> Resumption:
     facts = checkpoint.facts
-    before = _of_width(_as_begun(checkpoint), facts["vectorize"])
-    experiment = before if wanted is None else _of_width(wanted, facts["vectorize"])
+    before = _of_width(_as_begun(checkpoint), facts["group_size"])
+    experiment = before if wanted is None else _of_width(wanted, facts["group_size"])
     anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
     identity = _identity(kept)
     original = None if identity is None else original_of(kept.directory, identity)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 
 COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.plots import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
 from fednar_ray.tracking.run_directory import RunDirectory
 

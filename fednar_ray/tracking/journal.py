@@ -6,12 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fednar_ray.config import Experiment, dump
+from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -72,7 +71,7 @@ def recorded(directory: Path) -> tuple[RoundRecord, ...]:
     return tuple(parse(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
 
 
-class Journal:
+class Journal(RoundCallback):
     """Every round in ``metrics.jsonl``, written as it ends: a crash loses nothing that was reported.
 
     ``lines`` are rounds 0, 1, … as a checkpoint keeps them; those that the file lacks are written first.
@@ -110,10 +109,14 @@ class Journal:
         """Every round recorded."""
         return tuple(parse(line) for line in self.lines(self.rounds))
 
-    def __enter__(self) -> Self:
-        return self
+    def on_round_end(self, report: RoundReport) -> None:
+        """Records the round, before anything else learns of it."""
+        self.log(report)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def on_run_end(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+    def on_error(self, error: BaseException) -> None:
+        """Closes the file."""
         self.file.close()

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import mlflow
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
+from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
 from fednar_ray.core.store_uris import (
@@ -239,14 +239,20 @@ def answering(uri: str) -> Iterator[None]:
         raise TrackingUnavailable(unreachable(uri, error)) from error
 
 
-class RunTracker:
-    """One MLflow run; a context manager that ends it as FINISHED, FAILED or KILLED.
+class RunTracker(RoundCallback):
+    """One MLflow run, which is ended as FINISHED, FAILED or KILLED.
 
-    Everything that is logged is in ``directory`` before MLflow hears of it, and what MLflow has not heard by the end
-    is sent by ``sync``.  Logging raises RunFailed where the directory's disk is full, and never for MLflow's sake.
-    ``resumed``: the run was recorded before; its outbox goes on, and no round that MLflow has is sent again.
-    ``copied``: it was recorded before as another MLflow run, and everything recorded so far is sent to this one too.
-    Entering raises BadInput where another process writes ``directory``.
+    Everything that is logged is written to ``directory`` before it is sent.  What MLflow has not received by the end
+    can be sent with ``fednar sync``.  Logging raises RunFailed where the disk of the directory is full, and never
+    because of MLflow.
+
+    Args:
+        store: The tracking store of the run.
+        run_id: MLflow's id of the run, which exists.
+        directory: The run directory. Starting raises BadInput where another process writes it.
+        resumed: The run was recorded in this MLflow run before. Its outbox is continued, and no round that MLflow has
+            is sent again.
+        copied: The run was recorded before as another MLflow run. Everything recorded so far is sent to this one too.
     """
 
     def __init__(
@@ -262,7 +268,8 @@ class RunTracker:
         """The tracking store."""
         return self._store.uri
 
-    def __enter__(self) -> Self:
+    def on_run_start(self) -> None:
+        """Takes the directory for this process, and starts to send what is logged."""
         make_directory(self._directory)
         with ExitStack() as stack:
             stack.enter_context(sole_writer(self._directory))
@@ -279,7 +286,6 @@ class RunTracker:
             )
             self._sender = Sender(self._delivery, self.uri)
             self._held = stack.pop_all()
-        return self
 
     def _identity(self) -> Identity:
         """Of the run in this directory; what the directory says of itself, if that is the same run."""
@@ -327,8 +333,8 @@ class RunTracker:
         replace(self._directory / name, json.dumps({"columns": columns, "data": data}))
         self._queue("table", path=name)
 
-    def log(self, journal: Journal) -> None:
-        """The rounds that the journal holds, each at step = round; those that MLflow lacks go with the next batch."""
+    def follow(self, journal: Journal) -> None:
+        """Send the rounds of a journal from now on, those that it holds already and those to come; step = round."""
         self._delivery.rounds = journal.file
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -354,18 +360,25 @@ class RunTracker:
         """What MLflow is to call the run at its end: FINISHED, unless told otherwise, KILLED or FAILED."""
         self._ends_as = status
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit | SystemExit)
-        status = self._ends_as if kind is None else "KILLED" if interrupted else "FAILED"
+    def on_run_end(self) -> None:
+        """Ends the MLflow run, and waits until everything is sent or MLflow does not answer."""
+        self._end(self._ends_as, math.inf)
+
+    def on_error(self, error: BaseException) -> None:
+        """Ends the MLflow run as KILLED where it was interrupted, else as FAILED, and tags it with the error."""
+        interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit)
+        status, seconds = ("KILLED", INTERRUPTED_SECONDS) if interrupted else ("FAILED", math.inf)
+        self._end(status, seconds, {END_TAG: f"{type(error).__name__}: {error}"[:500]})
+
+    def _end(self, status: str, seconds: float, tags: Mapping[str, str] | None = None) -> None:
+        """Waits for MLflow at most so many seconds."""
         with self._held:
-            if kind is not None:
-                with suppress(RunFailed):  # a full disk: MLflow is told all the same
-                    self.log_tags({END_TAG: f"{kind.__name__}: {error}"[:500]})
+            with suppress(RunFailed):  # a full disk: MLflow is informed all the same
+                if tags is not None:
+                    self.log_tags(tags)
             with suppress(RunFailed):
                 self._queue("end", status=status, time=_now())
-            self._sender.close(INTERRUPTED_SECONDS if interrupted else math.inf)
+            self._sender.close(seconds)
             self._tell_what_is_owed()
 
     def _tell_what_is_owed(self) -> None:

@@ -10,7 +10,7 @@ from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.journal import is_round, parse
 from fednar_ray.tracking.lines import whole_lines

@@ -150,6 +150,16 @@ class SearchDirectory:
         return self.path / "tune"
 
     @property
+    def scheduler(self) -> Path:
+        """The state of Tune's scheduler, which Tune itself does not restore."""
+        return self.path / "scheduler.pickle"
+
+    @property
+    def stop_file(self) -> Path:
+        """The stop rule that is met; it exists only while the search ends early."""
+        return self.path / "stop"
+
+    @property
     def best_yaml(self) -> Path:
         """The experiment with the values of the best trial."""
         return self.path / "best.yaml"

@@ -11,7 +11,7 @@ from fednar_ray.checkpoint.storage import open_storage, storage_location_below
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 

@@ -1,1 +1,1 @@
-"""``fednar tune``: a search file to Ray Tune, where a trial is one experiment, and MLflow from the driver."""
+"""Hyperparameter searches on Ray Tune: each trial is one experiment, and the driver records it in MLflow."""

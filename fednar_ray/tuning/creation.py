@@ -1,4 +1,4 @@
-"""How a search comes into being, on disk and in MLflow: as a whole, or not at all."""
+"""Creates a search on disk and in MLflow: as a whole, or not at all."""
 
 import shutil
 from uuid import uuid4
@@ -11,45 +11,51 @@ from fednar_ray.tuning.trial_table import TrialTable
 
 
 def create_search(document: Document, store: Store, experiment_id: str) -> TrialTable:
-    """A new search: its directory first, then its parent run in MLflow.
+    """Creates a search: first its directory, then its parent run in MLflow.
 
-    A process that is killed here leaves no search, or one that can be resumed.
+    A process that is killed on the way leaves either no search or one that can be resumed.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer. No directory is left behind.
     """
-    name = name_of(document)
-    ledger = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
-    ledger.create(_as_file(document))
+    name = search_name(document)
+    table = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
+    table.create(_to_yaml(document))
     try:
-        add_parent_run(ledger, store)
+        add_parent_run(table, store)
     except TrackingUnavailable:
-        shutil.rmtree(ledger.directory)
+        shutil.rmtree(table.directory)
         raise
-    return ledger
+    return table
 
 
-def add_parent_run(ledger: TrialTable, store: Store) -> None:
-    """Give the search its parent run in MLflow, unless it has one."""
-    if ledger.run_id is None:
-        ledger.run_id = parent_run(store, ledger.experiment_id, ledger.name, ledger.search_id)
-        ledger.save()
+def add_parent_run(table: TrialTable, store: Store) -> None:
+    """Creates the search's parent run in MLflow, unless it has one."""
+    if table.run_id is None:
+        table.run_id = parent_run(store, table.experiment_id, table.name, table.search_id)
+        table.save()
 
 
-def name_of(document: Document) -> str:
-    """The search's name."""
+def search_name(document: Document) -> str:
+    """Returns the name of a document's search: ``search.name``, or the experiment's name."""
     assert document.search is not None
     return document.search.name or document.experiment.name
 
 
-def kept_document(ledger: TrialTable) -> Document:
-    """The search file of a kept search. Raises BadInput where it is missing."""
-    path = ledger.files.search_yaml
+def load_search_document(table: TrialTable) -> Document:
+    """Loads the search file that the search was started with.
+
+    Raises:
+        BadInput: The file is missing.
+        ConfigError: The file has settings that this version does not know.
+    """
+    path = table.files.search_yaml
     if not path.exists():
-        raise BadInput(
-            f"{path} is missing, and nothing can be resumed without it; move {path.parent} and start the search again"
-        )
+        raise BadInput(f"{path} is missing, so the search cannot be resumed; move {path.parent} and start it again")
     return load_document(path, to_search=True)
 
 
-def _as_file(document: Document) -> str:
+def _to_yaml(document: Document) -> str:
     assert document.search is not None
     search = document.search.model_dump(mode="json", exclude_none=True)
     return yaml_text.write({"experiment": dict(document.raw), "search": search})

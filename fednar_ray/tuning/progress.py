@@ -1,4 +1,4 @@
-"""A search as a person follows it: a live table on a terminal, plain lines in a pipe, and what it came to."""
+"""Shows a search while it runs, as a live table on a terminal or as plain lines in a pipe, and its result."""
 
 import shlex
 from collections.abc import Iterator
@@ -10,82 +10,75 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fednar_ray.tuning.recorder import SearchStatus, Show
 from fednar_ray.tuning.search import SearchResult
+from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.trial_table import TrialEntry
 
 LISTED_TRIALS = 10
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Show]:
-    """Shows every event of a search."""
+def show_search(console: Console) -> Iterator[Show]:
+    """Yields a function that shows the state of a search."""
     if not console.is_terminal:
-        yield lambda standing: _echo(standing, console)
+        yield lambda status: _print_ended_trial(status, console)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield lambda standing: live.update(_table(standing))
+        yield lambda status: live.update(_build_live_table(status))
 
 
-def _echo(standing: SearchStatus, console: Console) -> None:
-    entry = standing.ended
+def _print_ended_trial(status: SearchStatus, console: Console) -> None:
+    entry = status.ended
     if entry is None:
         return
     value = "" if entry.value is None or entry.failure is not None else f" {entry.value:.4g}"
     why = f" ({entry.failure})" if entry.failure is not None else ""
-    line = f"{entry.name} {entry.status} after {entry.rounds} rounds:{value}{why}  {_values(entry)}"
-    click.echo(f"{line}  [{_counts(standing)}; {_best(standing)}]", err=console.stderr)
+    line = f"{entry.name} {entry.status} after {entry.rounds} rounds:{value}{why}  {_format_values(entry)}"
+    click.echo(f"{line}  [{_format_counts(status)}; {_format_best(status)}]", err=console.stderr)
 
 
-def _counts(standing: SearchStatus) -> str:
-    done = standing.finished + standing.stopped + standing.failed
-    parts = [f"{done}/{standing.trials}"]
-    parts += [f"{standing.stopped} stopped early"] if standing.stopped else []
-    parts += [f"{standing.failed} failed"] if standing.failed else []
+def _format_counts(status: SearchStatus) -> str:
+    parts = [f"{status.done}/{status.trials}"]
+    parts += [f"{status.stopped} stopped early"] if status.stopped else []
+    parts += [f"{status.failed} failed"] if status.failed else []
     return ", ".join(parts)
 
 
-def _best(standing: SearchStatus) -> str:
-    best = standing.best
-    return "no best yet" if best is None else f"best {best.value:.4g} by {best.name}"
+def _format_best(status: SearchStatus) -> str:
+    best = status.best
+    return "no best trial yet" if best is None else f"best {best.value:.4g} by {best.name}"
 
 
-def _values(entry: TrialEntry) -> str:
-    return " ".join(f"{key}={_short(value)}" for key, value in entry.values.items())
+def _format_values(entry: TrialEntry) -> str:
+    return " ".join(f"{key}={_format_value(value)}" for key, value in entry.values.items())
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def seconds_left(standing: SearchStatus) -> float | None:
-    """By the rounds of the trials that have ended; None while there are none."""
-    done = standing.finished + standing.stopped + standing.failed
-    return standing.seconds / done * (standing.trials - done) if done else None
-
-
-def _table(standing: SearchStatus) -> Table:
-    left = seconds_left(standing)
-    time = f"{standing.seconds:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
-    table = Table(title=f"{_counts(standing)}; {_best(standing)}; {time}")
+def _build_live_table(status: SearchStatus) -> Table:
+    left = status.seconds_left
+    time = f"{status.seconds:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
+    table = Table(title=f"{_format_counts(status)}; {_format_best(status)}; {time}")
     for column in ("trial", "rounds", "last value", "values"):
         table.add_column(column, justify="left" if column in ("trial", "values") else "right")
-    best = [] if standing.best is None else [standing.best]
-    for entry in [*best, *standing.running][:LISTED_TRIALS]:
+    best = [] if status.best is None else [status.best]
+    for entry in [*best, *status.running][:LISTED_TRIALS]:
         value = "" if entry.value is None else f"{entry.value:.4g}"
-        label = f"best: {entry.name}" if entry is standing.best else entry.name
-        table.add_row(label, f"{entry.rounds}/{standing.rounds}", value, _values(entry))
+        label = f"best: {entry.name}" if entry is status.best else entry.name
+        table.add_row(label, f"{entry.rounds}/{status.rounds}", value, _format_values(entry))
     return table
 
 
 def print_result(console: Console, result: SearchResult) -> None:
-    """What a search came to."""
+    """Prints the best trials, and where the files of the search are."""
     table = Table(title=f"{result.name}: {len(result.trials)} trials, best first")
     for column in ("trial", "status", "rounds", "value", "values"):
         table.add_column(column, justify="right" if column in ("rounds", "value") else "left")
     for entry in result.trials[:LISTED_TRIALS]:
         value = "" if entry.value is None else f"{entry.value:.4g}"
-        table.add_row(entry.name, entry.status, str(entry.rounds), value, _values(entry))
+        table.add_row(entry.name, entry.status, str(entry.rounds), value, _format_values(entry))
     console.print(table)
     if len(result.trials) > LISTED_TRIALS:
         console.print(f"… and {len(result.trials) - LISTED_TRIALS} more")
@@ -101,8 +94,8 @@ def print_result(console: Console, result: SearchResult) -> None:
     console.print(f"browse: fednar ui --uri {shlex.quote(result.tracking_uri)}", soft_wrap=True)
 
 
-def summary(result: SearchResult) -> dict[str, Any]:
-    """For programs."""
+def summarize(result: SearchResult) -> dict[str, Any]:
+    """Returns the fields of ``fednar tune --json``."""
     best = result.best
     return {
         "name": result.name,

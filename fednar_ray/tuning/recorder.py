@@ -1,71 +1,41 @@
-"""Tune's events to MLflow, the trials' journals and the ledger; everything is written from the driver."""
+"""Records Tune's events in the trial table, the trials' journals and MLflow; only the driver's process writes."""
 
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from weakref import WeakValueDictionary
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-from ray.tune.stopper import Stopper
 
-from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tuning.open_trial import OpenTrial, owes_mlflow
-from fednar_ray.tuning.strategy import better, rename_in_rungs, save_scheduler
-from fednar_ray.tuning.trial import FAILURE, LINEAGE, RECORDS, ROUNDS, SECONDS, WIDTH, TrialPlan
-from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable, trial_directory
+from fednar_ray.tuning.search_status import Show, build_status
+from fednar_ray.tuning.stop_rules import StopRules
+from fednar_ray.tuning.strategy import rename_in_rungs, save_scheduler
+from fednar_ray.tuning.trial_plan import TrialPlan, to_plain_values
+from fednar_ray.tuning.trial_report import TrialReport
+from fednar_ray.tuning.trial_runs import TrialRuns
+from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
-SCHEDULER_FILE = "scheduler.pickle"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchStatus:
-    """Where a search stands, for whoever watches."""
-
-    trials: int  # in all
-    rounds: int  # of a trial
-    running: tuple[TrialEntry, ...]
-    finished: int
-    stopped: int
-    failed: int
-    best: TrialEntry | None  # of the trials that ran all rounds
-    ended: TrialEntry | None  # by this event
-    seconds: float  # since the search began, or went on
-
-
-Show = Callable[[SearchStatus], None]
-
-
-_recorders: WeakValueDictionary[str, "Recorder"] = WeakValueDictionary()
-
-
-class EarlyEnd(Stopper):  # type: ignore[misc]
-    """Ends the search once its recorder has seen enough. Tune pickles it with its own state, so it goes by a name."""
-
-    def __init__(self, search: str) -> None:
-        self._search = search
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No single trial is stopped here."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Is it over?"""
-        return _recorders[self._search].enough()
+FAILURE_CHARACTERS = 300  # of a crash's error
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """A context manager around ``tune.run``, and its callback."""
+    """Tune's callback, and a context manager around ``tune.run``.
+
+    Args:
+        table: The search's trials.
+        store: The MLflow store.
+        plan: What trials have in common.
+        scheduler: Tune's scheduler, whose state is saved for a resumed search.
+        trials: Number of trials of the whole search.
+        show: Is called with the state of the search after each event.
+        lost: Ids of trials in the table that Tune has forgotten, and may propose again under other ids.
+    """
 
     def __init__(
         self,
-        ledger: TrialTable,
+        table: TrialTable,
         store: Store,
         plan: TrialPlan,
         scheduler: TrialScheduler,
@@ -73,201 +43,132 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         show: Show,
         lost: frozenset[str] = frozenset(),
     ) -> None:
-        """``lost``: ids of trials in the ledger that Tune has forgotten, and may propose again under other ids."""
-        self.ended_early: str | None = None  # which stop rule ended the search
-        self._ledger, self._store, self._plan, self._show = ledger, store, plan, show
+        self._table, self._plan, self._search, self._show = table, plan, plan.search, show
         self._scheduler, self._lost = scheduler, set(lost)
-        self._trials, self._rounds = trials, plan.experiment({}).federation.rounds
-        self._open: dict[str, OpenTrial] = {}
-        self._opened: set[str] = set()  # ids of all trials that were open at some time
-        self._told: list[Future[None]] = []
-        self._start = time.monotonic()
-        self._best = ledger.best(plan.search.mode)
-        self._since_best = 0  # trials that ended since the best did
-
-    @property
-    def _search(self) -> SearchSettings:
-        return self._plan.search
+        self._trials, self._rounds = trials, plan.build_experiment({}).federation.rounds
+        self._runs = TrialRuns(table, store, plan)
+        self._stop_rules = StopRules(plan.search, table)
 
     def __enter__(self) -> "Recorder":
-        _recorders[self._ledger.name] = self
-        self._held = ExitStack()
-        self._telling = self._held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="trials"))
+        self._resources = ExitStack()
+        self._resources.callback(self._table.save)
+        self._resources.callback(self._stop_rules.clear)
+        self._resources.enter_context(self._runs)
+        self._stop_rules.clear()  # a killed process may have left its stop file
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for trial_id in list(self._open):
-            self._close(trial_id)
-        if kind is None:
-            self._close_untold()
-        self._held.close()
-        self._ledger.save()
-        if kind is None:
-            for done in self._told:
-                done.result()  # raises what went wrong there
+        self._resources.__exit__(kind, error, trace)
 
-    def enough(self) -> bool:
-        """Has a stop rule been met?"""
-        stop = self._search.stop
-        if stop.wall_seconds is not None and time.monotonic() - self._start >= stop.wall_seconds:
-            self.ended_early = f"search.stop.wall_seconds ({stop.wall_seconds:g}) are over"
-        if stop.patience_trials is not None and self._since_best >= stop.patience_trials:
-            self.ended_early = f"{stop.patience_trials} trials ended without a new best"
-        return self.ended_early is not None
+    @property
+    def ended_early(self) -> str | None:
+        """The stop rule that ended the search; None if none did."""
+        return self._stop_rules.met
 
     # Tune's events
 
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Is called in each turn of Tune's loop."""
+        self._stop_rules.check_time()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial starts, or goes on after a pause, a crash, or with the search."""
-        if trial.trial_id not in self._open:
-            self._begin(trial)
+        """Is called when a trial starts, or continues after a pause, a crash, or with a resumed search."""
+        if trial.trial_id not in self._runs:
+            self._open(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Some rounds are done."""
-        if trial.trial_id not in self._open:
-            self._begin(trial)
-        entry = self._ledger.trials[trial.trial_id]
-        if entry.status == RUNNING:  # else it had ended before the search was resumed
-            self._update(entry, trial, result)
-        self._open[trial.trial_id].log(result[RECORDS])
-        if result["done"]:  # before Tune has heard of it: a driver that is killed from here on trains it no more
-            entry.status = self._final_status(entry)
-            self._ledger.save()
-        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune itself forgets who stood on which rung
-            save_scheduler(self._scheduler, self._ledger.directory / SCHEDULER_FILE)
-        self._tell(None)
+        """Is called when a trial reports.
 
-    def _update(self, entry: TrialEntry, trial: Trial, result: Mapping[str, Any]) -> None:
-        entry.values, entry.value = _values(trial), float(result[self._search.metric])
-        entry.rounds, entry.failure = result[ROUNDS], result[FAILURE]
-        entry.seconds += result[SECONDS]
-        entry.group_size = result[WIDTH]
-        if result[LINEAGE] is not None:
-            entry.begun, entry.changes = result[LINEAGE]["begun"], result[LINEAGE]["changes"]
+        The table records the end of a trial here, before Tune does: a driver that is killed from here on never trains
+        the trial again.
+        """
+        if trial.trial_id not in self._runs:
+            self._open(trial)
+        entry, report = self._table.trials[trial.trial_id], TrialReport.from_tune(result, self._search.metric)
+        if entry.status == RUNNING:  # otherwise the trial ended before the search was resumed
+            entry.update(report, to_plain_values(trial.config))
+        self._runs.log_rounds(trial.trial_id, report.lines)
+        if report.done:
+            entry.status = self._final_status(entry)
+            self._table.save()
+        if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune does not restore ASHA's rungs by itself
+            save_scheduler(self._scheduler, self._table.files.scheduler)
+        self._show_status(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial ended: it ran all its rounds, was stopped, or could not go on."""
-        entry = self._ledger.trials.get(trial.trial_id)
+        """Is called when a trial has trained all its rounds, was stopped early, or reported a failure."""
+        entry = self._table.trials.get(trial.trial_id)
         if entry is None:
-            return  # it never started
+            return  # the trial never started
         entry.status = self._final_status(entry)
-        target = self._search.stop.target
-        if target is not None and entry.status == FINISHED and not better(self._search.mode, target, entry.value):
-            self.ended_early = f"{entry.name} reached search.stop.target ({target:g})"
-        best = self._ledger.best(self._search.mode)
-        self._since_best = 0 if best is not self._best else self._since_best + 1
-        self._best = best
-        self._end(trial.trial_id, entry)
+        self._end(trial, entry)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial crashed as often as it may."""
-        entry = self._ledger.trials.get(trial.trial_id)
-        if entry is None:
-            self._begin(trial)
-            entry = self._ledger.trials[trial.trial_id]
-        entry.status, entry.failure = FAILED, _last_line(trial)
-        self._since_best += 1
-        self._end(trial.trial_id, entry)
+        """Is called when a trial has crashed more often than ``search.retries`` allows."""
+        if trial.trial_id not in self._table.trials:
+            self._open(trial)
+        entry = self._table.trials[trial.trial_id]
+        entry.status, entry.failure = FAILED, _crash_message(trial)
+        self._end(trial, entry)
 
-    # what they lead to
+    # Their effects
 
     def _final_status(self, entry: TrialEntry) -> str:
-        """What a trial comes to that reports no more."""
         if entry.failure is not None:
             return FAILED
         return FINISHED if entry.rounds >= self._rounds else STOPPED
 
-    def _begin(self, trial: Trial) -> None:
-        entry = self._ledger.trials.get(trial.trial_id) or self._found_again(trial) or self._new_entry(trial)
+    def _open(self, trial: Trial) -> None:
+        entry = self._table.trials.get(trial.trial_id) or self._find_lost(trial) or self._add_entry(trial)
         self._lost.discard(trial.trial_id)
-        if self._plan.recorded_of(trial.trial_id, trial.config) is None:  # else it has ended, and stays so
+        if self._plan.find_recorded(trial.trial_id, trial.config) is None:  # otherwise it has ended already
             entry.status = RUNNING
-        opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
-        self._open[trial.trial_id] = opened
-        self._opened.add(trial.trial_id)
-        self._told.append(self._telling.submit(opened.tell))
-        self._tell(None)
+        self._runs.open(trial.trial_id, entry)
+        self._show_status(None)
 
-    def _found_again(self, trial: Trial) -> TrialEntry | None:
-        """The entry of a trial that Tune had forgotten, and that it proposes once more under another id."""
+    def _find_lost(self, trial: Trial) -> TrialEntry | None:
+        """Finds the entry of a trial that Tune has forgotten and now proposes again under another id."""
         for trial_id in sorted(self._lost):
-            entry = self._ledger.trials[trial_id]
-            if (entry.begun or entry.values) == _values(trial):
+            entry = self._table.trials[trial_id]
+            if entry.initial_values == to_plain_values(trial.config):
                 self._lost.remove(trial_id)
                 rename_in_rungs(self._scheduler, trial_id, trial.trial_id)
-                self._ledger.trials[trial.trial_id] = self._ledger.trials.pop(trial_id)
+                self._table.trials[trial.trial_id] = self._table.trials.pop(trial_id)
                 return entry
         return None
 
-    def _new_entry(self, trial: Trial) -> TrialEntry:
-        entry = TrialEntry(name=f"trial-{len(self._ledger.trials):04d}", values=_values(trial))
-        self._ledger.trials[trial.trial_id] = entry
-        self._ledger.save()
+    def _add_entry(self, trial: Trial) -> TrialEntry:
+        entry = TrialEntry(name=f"trial-{len(self._table.trials):04d}", values=to_plain_values(trial.config))
+        self._table.trials[trial.trial_id] = entry
+        self._table.save()
         return entry
 
-    def _end(self, trial_id: str, entry: TrialEntry) -> None:
-        if trial_id in self._open:
-            self._close(trial_id)
-        self._ledger.save()
-        self._tell(entry)
+    def _end(self, trial: Trial, entry: TrialEntry) -> None:
+        self._stop_rules.count_ended_trial(entry)
+        if trial.trial_id in self._runs:
+            self._runs.close(trial.trial_id)
+        self._table.save()
+        self._show_status(entry)
 
-    def _close(self, trial_id: str) -> None:
-        entry, opened = self._ledger.trials[trial_id], self._open.pop(trial_id)
-        opened.end_journal()
-        self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
-
-    def _close_untold(self) -> None:
-        """End the MLflow runs of trials whose driver was killed before it had done so."""
-        for trial_id, entry in self._ledger.trials.items():
-            if trial_id not in self._opened and owes_mlflow(trial_directory(self._ledger, entry)):
-                opened = OpenTrial(self._store, self._ledger, entry, self._plan.experiment(entry.values))
-                opened.end_journal()
-                self._told.append(self._telling.submit(opened.close, entry.status, entry.failure))
-
-    def _tell(self, ended: TrialEntry | None) -> None:
-        ledger = self._ledger
+    def _show_status(self, ended: TrialEntry | None) -> None:
         self._show(
-            SearchStatus(
+            build_status(
+                self._table,
+                mode=self._search.mode,
                 trials=self._trials,
                 rounds=self._rounds,
-                running=tuple(entry for entry in ledger.trials.values() if entry.status == RUNNING),
-                finished=ledger.count(FINISHED),
-                stopped=ledger.count(STOPPED),
-                failed=ledger.count(FAILED),
-                best=ledger.best(self._search.mode),
                 ended=ended,
-                seconds=time.monotonic() - self._start,
+                seconds=self._stop_rules.seconds,
             )
         )
 
 
-def _values(trial: Trial) -> dict[str, Any]:
-    """What the trial was given, by searched key, in Python's own types."""
-    return {key: value.item() if hasattr(value, "item") else value for key, value in trial.config.items()}
-
-
-def _last_line(trial: Trial) -> str:
-    """What the crash was, in a line."""
+def _crash_message(trial: Trial) -> str:
+    """Returns the last line of a crashed trial's error."""
     error = trial.get_pickled_error()
-    text = str(error) if error is not None else "it crashed"
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "it crashed").strip()[:300]
-
-
-def table_of(ledger: TrialTable, mode: str) -> list[Mapping[str, Any]]:
-    """The results, a row a trial, best first. Keys have slashes: MLflow's UI shows no column whose name has a dot."""
-    return [
-        {
-            "trial": entry.name,
-            "status": entry.status,
-            "rounds": entry.rounds,
-            "value": entry.value,
-            "seconds": round(entry.seconds, 3),
-            **{key.replace(".", "/"): entry.values[key] for key in sorted(entry.values)},
-            "failure": entry.failure,
-        }
-        for entry in ledger.ranked(mode)
-    ]
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1][:FAILURE_CHARACTERS] if lines else "it crashed"

@@ -1,4 +1,4 @@
-"""What a search that is resumed knows of its trials: our own record first, then what Tune's last state has."""
+"""What a resumed search knows of its trials: from its own table, and from the last state that Tune saved."""
 
 import json
 import logging
@@ -13,15 +13,15 @@ from ray.cloudpickle import load as unpickle
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import whole_lines
-from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tuning.trial import RecordedTrial, values_key
-from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable, trial_directory
+from fednar_ray.tuning.trial_plan import values_key
+from fednar_ray.tuning.trial_report import TrialReport
+from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable
 
 log = logging.getLogger("fednar_ray")
 
 ENDED_IN_TUNE = ("TERMINATED", "ERROR")
 STATE_FILES = "experiment_state-*.json"
-SEARCHER_FILES = (  # pickles, whatever their names say
+SEARCHER_FILES = (  # these are pickles, in spite of their names
     "basic-variant-state-*.json",
     "search_gen_state-*.json",
     "searcher-state-*.pkl",
@@ -30,73 +30,86 @@ SEARCHER_FILES = (  # pickles, whatever their names say
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Where a search stands when it is resumed."""
+    """The state that a search continues from.
 
-    resumes_tune: bool  # from Tune's own state; else Tune starts anew, and recorded trials return what is recorded
-    recorded: Mapping[str, RecordedTrial]  # ended trials that Tune would train again, as ``TrialPlan.recorded``
-    lost: frozenset[str]  # ids in the ledger that Tune's state does not have
-
-
-NOTHING = Recovery(resumes_tune=False, recorded={}, lost=frozenset())
-
-
-def recover(ledger: TrialTable, search: SearchSettings, rounds: int, tune: Path) -> Recovery:
-    """Compares the ledger with the state that Tune left in ``tune``, which may be behind, damaged or missing.
-
-    Tune writes its state about once a second, and not in one step. A trial that the ledger knows to have ended is
-    not trained again, whatever Tune knows of it.
+    Attributes:
+        resumes_tune: Whether Tune continues from its own state. If not, Tune proposes all trials again, and those that
+            have ended return their recorded reports.
+        recorded: Ended trials that Tune would train again, as in ``TrialPlan.recorded``.
+        lost: Ids in the trial table that Tune's state lacks.
     """
-    if search.scheduler.name != "pbt":  # its trials have values of several rounds, which only the ledger has
-        _end_whole_journals(ledger, search, rounds)
-    statuses = _tune_statuses(tune)
+
+    resumes_tune: bool
+    recorded: Mapping[str, TrialReport]
+    lost: frozenset[str]
+
+
+NEW_SEARCH = Recovery(resumes_tune=False, recorded={}, lost=frozenset())
+
+
+def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) -> Recovery:
+    """Compares the trial table with the state that Tune left in ``tune``, which may be old, damaged or missing.
+
+    Tune writes its state about once per second, and not in one step. A trial that has ended according to the table is
+    not trained again, whatever Tune's state says.
+    """
+    if search.scheduler.name != "pbt":  # only the table knows the values that its trials had in each round
+        _finish_complete_trials(table, search, rounds)
+    statuses = _load_tune_statuses(tune)
     if statuses is None and tune.exists():
-        log.warning("Tune's state in %s cannot be read: it starts anew, and trials that ended keep their results", tune)
+        log.warning(
+            "Tune's state in %s cannot be read. Tune proposes all trials again; those that have ended keep their "
+            "results and are not trained again",
+            tune,
+        )
         shutil.rmtree(tune)
     known = statuses or {}
-    again: dict[str, RecordedTrial] = {}
-    for trial_id, entry in ledger.trials.items():
+    recorded: dict[str, TrialReport] = {}
+    for trial_id, entry in table.trials.items():
         if entry.status == RUNNING or entry.value is None or known.get(trial_id) in ENDED_IN_TUNE:
             continue
-        key = trial_id if trial_id in known else values_key(entry.begun or entry.values)
-        again.setdefault(key, _recorded_trial(ledger, entry))
-    lost = frozenset(ledger.trials) - frozenset(known)
-    return Recovery(resumes_tune=bool(known), recorded=again, lost=lost)
+        key = trial_id if trial_id in known else values_key(entry.initial_values)
+        recorded.setdefault(key, _last_report(table, entry))
+    lost = frozenset(table.trials) - frozenset(known)
+    return Recovery(resumes_tune=bool(known), recorded=recorded, lost=lost)
 
 
-def _end_whole_journals(ledger: TrialTable, search: SearchSettings, rounds: int) -> None:
-    """A trial whose journal has all rounds has finished, also where its driver was killed before the ledger said so."""
-    for entry in ledger.trials.values():
+def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: int) -> None:
+    """Sets trials to FINISHED whose journals have all rounds: the driver was killed before it wrote the table."""
+    for entry in table.trials.values():
         if entry.status != RUNNING:
             continue
-        records = recorded(trial_directory(ledger, entry))
+        records = recorded(table.trial_directory(entry))
         value = records[-1].metrics.get(search.metric, math.nan) if len(records) == rounds else math.nan
         if math.isfinite(value):
             entry.status, entry.rounds, entry.value, entry.failure = FINISHED, rounds, value, None
-    ledger.save()
+    table.save()
 
 
-def _recorded_trial(ledger: TrialTable, entry: TrialEntry) -> RecordedTrial:
+def _last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
     assert entry.value is not None
-    lineage = None if entry.changes is None else {"begun": entry.begun, "changes": entry.changes}
-    return RecordedTrial(
+    return TrialReport(
         value=entry.value,
         rounds=entry.rounds,
-        lines=whole_lines(RunDirectory(trial_directory(ledger, entry)).journal),
+        lines=whole_lines(table.files.trial(entry.name).journal),
         failure=entry.failure,
-        width=entry.group_size,
-        lineage=lineage,
+        train_seconds=0.0,
+        group_size=entry.group_size,
+        lineage=entry.lineage,
+        done=True,
+        should_checkpoint=False,
     )
 
 
-def _tune_statuses(tune: Path) -> dict[str, str] | None:
-    """Tune's status of each trial by id, in its newest state; None where there is none that can be resumed."""
+def _load_tune_statuses(tune: Path) -> dict[str, str] | None:
+    """Loads Tune's status of each trial by id from its newest state; None if no state can be resumed."""
     try:
         state = json.loads(sorted(tune.glob(STATE_FILES))[-1].read_text(encoding="utf-8"))
         trials = [json.loads(trial[0]) for trial in state["trial_data"]]
         for pattern in SEARCHER_FILES:
-            for path in sorted(tune.glob(pattern))[-1:]:  # their names have the time
+            for path in sorted(tune.glob(pattern))[-1:]:  # file names contain the time
                 with path.open("rb") as file:
                     unpickle(file)
         return {trial["trial_id"]: trial["status"] for trial in trials} or None
-    except Exception:  # noqa: BLE001 - a file that is cut short raises many kinds, and a pickle any
+    except Exception:  # noqa: BLE001 - a truncated file raises many kinds of errors, and a pickle any kind
         return None

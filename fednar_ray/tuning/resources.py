@@ -1,4 +1,4 @@
-"""What a trial takes of a cluster, decided before any is started: it and its actors are reserved together."""
+"""Decides what a trial takes of a cluster: Ray reserves its process and its actors together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune import PlacementGroupFactory
 
-from fednar_ray.config import Experiment
+from fednar_ray.config import ExecutionSettings, Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
@@ -14,87 +14,106 @@ from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import prepare
 
 Bundle = Mapping[str, float]
+"""CPUs and GPUs that Ray reserves on one node, by ``CPU`` and ``GPU``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResources:
-    """Where the clients of each trial train."""
+    """Where the clients of each trial are trained.
 
-    execution: Mapping[str, Any]  # the execution section of every trial
-    bundles: tuple[Bundle, ...]  # the trial's own process, then its actors
-    at_once: int  # trials that fit
+    Attributes:
+        execution: The execution section of every trial.
+        bundles: What Ray reserves for the trial's own process, then for each of its actors.
+        concurrent: Number of trials that fit on the cluster at a time.
+    """
+
+    execution: Mapping[str, Any]
+    bundles: tuple[Bundle, ...]
+    concurrent: int
 
     @property
     def factory(self) -> PlacementGroupFactory:
-        """For Tune: all or nothing."""
+        """Tune's form of the bundles, which Ray reserves all or none of."""
         strategy = "SPREAD" if self.execution.get("strategy") == "spread" else "PACK"
         return PlacementGroupFactory([dict(bundle) for bundle in self.bundles], strategy=strategy)
 
 
 def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
-    """In the trial's own process, unless the experiment names another placement, or there are GPUs for actors.
+    """Decides where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
 
-    Data and model are loaded and checked once here, before Ray starts and before any trial: what is wrong with them is
-    wrong for all trials.
+    This loads and checks data and model once, before Ray starts: what is wrong with them is wrong for all trials.
 
-    Raises CapacityError, with what would fit, where the cluster can never hold a trial; else BadInput's kinds.
+    Raises:
+        CapacityError: The cluster can never hold a trial; the message says what would fit.
+        BadInput: The data or the model cannot be used.
     """
     settings = experiment.execution
     if settings.silos is not None:
-        raise ConfigError(("execution.silos: a search trains in its own trials; fednar compare varies runs on silos",))
+        raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
     gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
-    if settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto"):
-        execution = settings.model_copy(update={"placement": "serial"})
-        prepare(experiment.model_copy(update={"execution": execution}))
-        bundles: tuple[Bundle, ...] = ({"CPU": settings.cpus_per_actor},)
-    else:
-        single = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
-        execution = settings.model_copy(update=single if settings.placement == "auto" else {})
-        resolved = resolve(prepare(experiment.model_copy(update={"execution": execution})), session)
-        assert resolved.actors is not None
-        actors = resolved.actors
-        execution = execution.model_copy(
-            update={"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": resolved.width}
-        )
-        each = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
-        bundles = ({}, *(each for _ in range(actors.count)))
-    nodes = _nodes(session)
-    return TrialResources(
-        execution=execution.model_dump(exclude_none=True),
-        bundles=bundles,
-        at_once=_checked(fitting_trials(bundles, nodes), bundles, nodes),
-    )
+    serial = settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto")
+    execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session)
+    nodes = _list_nodes(session)
+    concurrent = count_fitting_trials(bundles, nodes)
+    if not concurrent:
+        raise CapacityError(_describe_misfit(bundles, nodes))
+    return TrialResources(execution=execution.model_dump(exclude_none=True), bundles=bundles, concurrent=concurrent)
 
 
-def _nodes(session: RaySession) -> list[dict[str, float]]:
-    """What each node has; of a local Ray before it starts, what it will have."""
+def _plan_serial(experiment: Experiment, session: RaySession) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+    execution = experiment.execution.model_copy(update={"placement": "serial"})
+    prepare(experiment.model_copy(update={"execution": execution}))
+    return execution, ({"CPU": execution.cpus_per_actor},)
+
+
+def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+    settings = experiment.execution
+    pooled = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
+    execution = settings.model_copy(update=pooled if settings.placement == "auto" else {})
+    plan = resolve(prepare(experiment.model_copy(update={"execution": execution})), session)
+    assert plan.actors is not None
+    actors = plan.actors
+    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.width}
+    actor_bundle = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
+    return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count)))
+
+
+def _list_nodes(session: RaySession) -> list[dict[str, float]]:
+    """Lists what each node has; for a local Ray that has not started yet, what it will have."""
     if not session.local:
         return session.nodes()
     machine = session.resources()
     return [{"CPU": machine.cpus, "GPU": machine.gpus}]
 
 
-def fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
-    """How many trials fit side by side: bundles are put, largest first, on the first node with room for them."""
+def count_fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
+    """Counts how many trials fit side by side, if each bundle is put on the first node that has room for it.
+
+    Args:
+        bundles: What one trial takes; the largest bundle is placed first.
+        nodes: What each node has.
+    """
     free = [dict(node) for node in nodes]
-    wanted = sorted((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)), reverse=True)
+    wanted = sorted((bundle for bundle in bundles if bundle), key=_size, reverse=True)
     trials = 0
     while all(reserve(bundle, free) for bundle in wanted):
         trials += 1
     return trials
 
 
-def _checked(fits: int, bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> int:
-    if fits:
-        return fits
-    each = max((b for b in bundles if b), key=lambda b: (b.get("GPU", 0), b.get("CPU", 0)))
-    largest = {name: max(node.get(name, 0.0) for node in nodes) for name in each}
-    raise CapacityError(
-        f"a trial takes {_told(bundles)} at once, and never fits: the cluster has {_told(nodes)}, "
-        f"its largest node {_told([largest])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
+def _size(bundle: Bundle) -> tuple[float, float]:
+    return bundle.get("GPU", 0), bundle.get("CPU", 0)
+
+
+def _describe_misfit(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
+    largest_bundle = max((bundle for bundle in bundles if bundle), key=_size)
+    largest_node = {name: max(node.get(name, 0.0) for node in nodes) for name in largest_bundle}
+    return (
+        f"a trial needs {_describe(bundles)} at once and never fits: the cluster has {_describe(nodes)}, "
+        f"its largest node {_describe([largest_node])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
     )
 
 
-def _told(bundles: Sequence[Bundle]) -> str:
+def _describe(bundles: Sequence[Bundle]) -> str:
     totals = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
     return " and ".join(f"{total:g} {name}s" for name, total in totals.items() if total or name == "CPU")

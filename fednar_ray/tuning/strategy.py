@@ -1,4 +1,4 @@
-"""A search section to Tune's search algorithms and schedulers."""
+"""Builds Tune's search space, search algorithm and scheduler from a search section."""
 
 import logging
 import math
@@ -21,22 +21,22 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from fednar_ray.config import Domain, SearchSettings
-from fednar_ray.tuning.trial import ROUNDS
+from fednar_ray.tuning.trial_report import ROUNDS_KEY
 
 log = logging.getLogger("fednar_ray")
 
 PERTURBATIONS = (1.2, 0.8)
-STARTUP_TRIALS = 10  # that TPE draws at random before it models anything
+STARTUP_TRIALS = 10  # that TPE draws at random before it fits a model
 
 
-def space_of(search: SearchSettings) -> dict[str, Any]:
-    """Tune's parameter space."""
+def build_space(search: SearchSettings) -> dict[str, Any]:
+    """Builds Tune's parameter space."""
     if search.algorithm == "grid":
         return {key: tune.grid_search(list(domain.values)) for key, domain in search.space.items()}
-    return {key: _tune_domain(domain) for key, domain in search.space.items()}
+    return {key: _build_domain(domain) for key, domain in search.space.items()}
 
 
-def _tune_domain(domain: Domain) -> Any:
+def _build_domain(domain: Domain) -> Any:
     if domain.kind == "choice":
         return tune.choice(list(domain.values))
     ranges = {
@@ -48,40 +48,48 @@ def _tune_domain(domain: Domain) -> Any:
     return ranges[domain.kind](*domain.values)
 
 
-def trials_of(search: SearchSettings) -> int:
-    """How many trials the search has."""
-    return search.trials * (len(grid_of(search)) if search.algorithm == "grid" else 1)
+def count_trials(search: SearchSettings) -> int:
+    """Returns the number of trials of the search."""
+    return search.trials * (len(list_grid_points(search)) if search.algorithm == "grid" else 1)
 
 
-def grid_of(search: SearchSettings) -> list[dict[str, Any]]:
-    """The points of a grid, in order."""
+def list_grid_points(search: SearchSettings) -> list[dict[str, Any]]:
+    """Lists the points of a grid in the order in which they are tried."""
     return [
         dict(zip(search.space, values, strict=True)) for values in product(*(d.values for d in search.space.values()))
     ]
 
 
-def algorithm_of(
-    search: SearchSettings, points: Sequence[Mapping[str, Any]], at_once: int
+def build_search_algorithm(
+    search: SearchSettings, points: Sequence[Mapping[str, Any]], concurrent: int
 ) -> SearchAlgorithm | Searcher:
-    """What proposes the trials; ``points`` come first."""
+    """Builds the algorithm that proposes trials.
+
+    Args:
+        search: The search section.
+        points: Values to try before all others.
+        concurrent: Maximum number of trials that are trained at a time.
+    """
     first = [dict(point) for point in points]
     if search.algorithm != "optuna":
         return BasicVariantGenerator(
-            points_to_evaluate=first or None, max_concurrent=at_once, random_state=np.random.RandomState(search.seed)
+            points_to_evaluate=first or None,
+            max_concurrent=concurrent,
+            random_state=np.random.RandomState(search.seed),
         )
     from optuna import logging
     from optuna.samplers import TPESampler
     from ray.tune.search.optuna import OptunaSearch
 
-    logging.set_verbosity(logging.WARNING)  # else it tells that it made a study
+    logging.set_verbosity(logging.WARNING)  # otherwise Optuna prints that it created a study
     sampler = TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
     return OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler, points_to_evaluate=first or None)
 
 
-def scheduler_of(search: SearchSettings, rounds: int) -> TrialScheduler:
-    """Who decides on early ends."""
+def build_scheduler(search: SearchSettings, rounds: int) -> TrialScheduler:
+    """Builds the scheduler that stops trials early, for trials of ``rounds`` rounds."""
     settings = search.scheduler
-    guided = {"time_attr": ROUNDS, "metric": search.metric, "mode": search.mode}
+    guided = {"time_attr": ROUNDS_KEY, "metric": search.metric, "mode": search.mode}
     match settings.name:
         case "asha":
             grace, reduction = settings.grace_rounds, settings.reduction
@@ -94,53 +102,53 @@ def scheduler_of(search: SearchSettings, rounds: int) -> TrialScheduler:
             return PopulationBasedTraining(
                 **guided,
                 perturbation_interval=settings.perturb_rounds,
-                hyperparam_mutations=_mutations(search),
+                hyperparam_mutations=_build_mutations(search),
                 quantile_fraction=settings.quantile,
                 resample_probability=settings.resample,
                 perturbation_factors=PERTURBATIONS,
-                custom_explore_fn=lambda values: _within(search, values),
-                synch=True,  # else who exchanges with whom would be a matter of timing
+                custom_explore_fn=lambda values: _clip_to_ranges(search, values),
+                synch=True,  # otherwise timing would decide which trials copy which
             )
         case _:
             return FIFOScheduler()
 
 
 def save_scheduler(scheduler: TrialScheduler, path: Path) -> None:
-    """Write a scheduler's state in one step: a process that is killed here leaves the previous one whole."""
+    """Writes a scheduler's state in one step: a process that is killed here leaves the previous one whole."""
     new = path.with_name(f"{path.name}.new")
     scheduler.save(str(new))
     os.replace(new, path)
 
 
 def restore_scheduler(scheduler: TrialScheduler, path: Path) -> None:
-    """Take up the state that was saved, if there is one that can be read."""
+    """Restores a scheduler's saved state, if there is one that can be read."""
     if not path.exists():
         return
     try:
         scheduler.restore(str(path))
     except Exception as error:  # noqa: BLE001 - a damaged pickle raises any kind
-        log.warning("%s cannot be read, so early stopping compares trials anew from here on: %s", path, error)
+        log.warning("%s cannot be read, so early stopping compares only trials from now on: %s", path, error)
 
 
-def rename_in_rungs(scheduler: TrialScheduler, before: str, now: str) -> None:
-    """A trial that Tune proposes again under another id keeps its places on ASHA's rungs, and gets no second ones."""
+def rename_in_rungs(scheduler: TrialScheduler, old_id: str, new_id: str) -> None:
+    """Moves a trial that Tune proposes again under another id to that id on ASHA's rungs, so that it counts once."""
     if isinstance(scheduler, AsyncHyperBandScheduler):
         for bracket in scheduler._brackets:
             for _, values in bracket._rungs:
-                if before in values:
-                    values[now] = values.pop(before)
+                if old_id in values:
+                    values[new_id] = values.pop(old_id)
 
 
-def _mutations(search: SearchSettings) -> dict[str, Any]:
-    """Lists move to a neighbor, ranges are perturbed."""
+def _build_mutations(search: SearchSettings) -> dict[str, Any]:
+    """Builds what population-based training perturbs: lists move to a neighboring value, ranges are scaled."""
     return {
-        key: list(domain.values) if domain.kind == "choice" else _tune_domain(domain)
+        key: list(domain.values) if domain.kind == "choice" else _build_domain(domain)
         for key, domain in search.space.items()
     }
 
 
-def _within(search: SearchSettings, values: dict[str, Any]) -> dict[str, Any]:
-    """Perturbed values back in their ranges."""
+def _clip_to_ranges(search: SearchSettings, values: dict[str, Any]) -> dict[str, Any]:
+    """Moves perturbed values back into their ranges."""
     for key, domain in search.space.items():
         if domain.kind != "choice":
             low, high = domain.extremes
@@ -148,8 +156,8 @@ def _within(search: SearchSettings, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def better(mode: str, value: float, than: float | None) -> bool:
-    """Is ``value`` the better one? NaN never is."""
+def is_better(mode: str, value: float, other: float | None) -> bool:
+    """Returns whether ``value`` is better than ``other``. NaN is never better; any number is better than None."""
     if math.isnan(value):
         return False
-    return than is None or (value > than if mode == "max" else value < than)
+    return other is None or (value > other if mode == "max" else value < other)

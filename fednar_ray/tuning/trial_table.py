@@ -1,10 +1,10 @@
-"""What a search has come to, kept in ``searches/<name>/search.json`` so that it survives its driver."""
+"""The state of a search, which ``searches/<name>/search.json`` keeps so that it survives its process."""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,44 +12,88 @@ from typing import Any
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.lines import make_directory, replace
 from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
+from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED
+from fednar_ray.tuning.trial_report import Lineage, TrialReport
+
+__all__ = ["FAILED", "FINISHED", "RUNNING", "STOPPED", "TrialEntry", "TrialTable"]
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
-RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped early", "failed"
+RUNNING = "running"
+FIELDS_OF_EARLIER_VERSIONS = ("runs", "cohort_width", "begun", "changes")  # of the search and of its trials
 
 
 @dataclass(slots=True, kw_only=True)
 class TrialEntry:
-    """One trial."""
+    """One trial.
 
-    name: str  # trial-0007, in the order of their starts
-    values: dict[str, Any]  # by searched key, as they are now: population-based training changes them
-    run_id: str | None = None  # MLflow's, once it has answered
+    Attributes:
+        name: ``trial-0007``, numbered in the order in which trials start.
+        values: Its value of each searched key. Population-based training changes them on the way.
+        run_id: Its run in MLflow; None until MLflow has answered.
+        status: RUNNING, FINISHED (all rounds are trained), STOPPED (early) or FAILED.
+        rounds: Number of rounds that it has reported.
+        value: The search's metric in the last report.
+        seconds: Training time of its process.
+        failure: Why it failed.
+        group_size: Number of clients that are trained as one matrix.
+        lineage: The origin of its federation; None if its settings never changed.
+    """
+
+    name: str
+    values: dict[str, Any]
+    run_id: str | None = None
     status: str = RUNNING
-    rounds: int = 0  # reported
-    value: float | None = None  # of the metric, in the last report
-    seconds: float = 0.0  # that its process trained
+    rounds: int = 0
+    value: float | None = None
+    seconds: float = 0.0
     failure: str | None = None
-    group_size: int | None = None  # C, as it was resolved
-    begun: dict[str, Any] | None = None  # the values that its federation began with, where they are others now
-    changes: dict[str, dict[str, float]] | None = None  # and since which rounds, as ``Experiment.changes``
+    group_size: int | None = None
+    lineage: Lineage | None = None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "TrialEntry":
+        """Reads an entry of ``search.json``."""
+        lineage = fields.get("lineage")
+        return cls(**{**fields, "lineage": None if lineage is None else Lineage(**lineage)})
+
+    @property
+    def initial_values(self) -> Mapping[str, Any]:
+        """The values that the trial's federation started with."""
+        return self.values if self.lineage is None else self.lineage.initial_values
+
+    def update(self, report: TrialReport, values: dict[str, Any]) -> None:
+        """Takes over a new report of the trial."""
+        self.values, self.value, self.rounds, self.failure = values, report.value, report.rounds, report.failure
+        self.seconds += report.train_seconds
+        self.group_size = report.group_size
+        self.lineage = report.lineage or self.lineage
 
 
 @dataclass(slots=True, kw_only=True)
 class TrialTable:
-    """A search."""
+    """A search and its trials.
+
+    Attributes:
+        name: The search's name.
+        tracking_uri: The MLflow store that records it.
+        experiment_id: The MLflow experiment of its runs.
+        search_id: A tag of the parent run in MLflow, which identifies the run before its id is written here.
+        run_id: The parent run; None until MLflow has answered.
+        described: Whether the search's settings are queued for MLflow.
+        trials: The trials by Tune's ids.
+    """
 
     name: str
     tracking_uri: str
     experiment_id: str
-    search_id: str = ""  # a tag of the parent run in MLflow, by which it is found before its id is written here
-    run_id: str | None = None  # of the parent in MLflow; None until MLflow has answered
-    described: bool = False  # the search's settings are on their way to MLflow
-    trials: dict[str, TrialEntry] = field(default_factory=dict)  # by Tune's id
-    runs: dict[str, str] = field(default_factory=dict)  # best, baseline → MLflow's run id, once they have finished
+    search_id: str = ""
+    run_id: str | None = None
+    described: bool = False
+    trials: dict[str, TrialEntry] = field(default_factory=dict)
 
     @property
     def files(self) -> SearchDirectory:
-        """The names of the search's files."""
+        """The search's directory, which names its files."""
         return SearchDirectory.named(self.name)
 
     @property
@@ -57,68 +101,83 @@ class TrialTable:
         """``searches/<name>``, absolute."""
         return self.files.path
 
-    def create(self, search_file: str) -> None:
-        """Bring the search into being, with the text of its search file.
+    def trial_directory(self, entry: TrialEntry) -> Path:
+        """The directory of a trial's journal."""
+        return self.files.trial(entry.name).path
 
-        Its directory appears with all that it needs, by renaming a finished one: a process that is killed here leaves
-        no search, and what it left is overwritten by the next.
+    def create(self, search_file: str) -> None:
+        """Creates the search's directory with ``search_file`` as the text of its search file.
+
+        The directory appears in one step, with all that it needs. A process that is killed before that leaves no
+        search, and the next search of that name overwrites what it left.
+
+        Raises:
+            RunFailed: The directory cannot be created.
         """
         new = self.files.under_construction
         shutil.rmtree(new, ignore_errors=True)
         make_directory(new)
         replace(SearchDirectory(new).search_yaml, search_file)
-        replace(SearchDirectory(new).trial_table, self._as_text())
+        replace(SearchDirectory(new).trial_table, self._to_json())
         try:
             os.rename(new, self.directory)
         except OSError as error:
             raise RunFailed(f"{self.directory} cannot be created: {error.strerror}") from error
 
     def save(self) -> None:
-        """Write it; a crash leaves the previous one whole."""
+        """Writes the table in one step: a crash leaves the previous one whole."""
         make_directory(self.directory)
-        replace(self.files.trial_table, self._as_text())
+        replace(self.files.trial_table, self._to_json())
 
-    def _as_text(self) -> str:
+    def _to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def load(cls, name: str) -> "TrialTable":
-        """A kept search. Raises BadInput where there is none, or its record cannot be read."""
+        """Loads the search ``name`` of this directory.
+
+        Raises:
+            BadInput: There is no such search, its table cannot be read, or an earlier version has written it.
+        """
         if not NAME.fullmatch(name):
-            raise BadInput(f"{name}: not the name of a search, which has letters, digits, '.', '_' and '-' only")
+            raise BadInput(f"{name}: not the name of a search, which may contain only letters, digits, '.', '_', '-'")
         path = SearchDirectory.named(name).trial_table
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            trials = {trial_id: TrialEntry(**entry) for trial_id, entry in fields.pop("trials").items()}
-            ledger = cls(trials=trials, **fields)
+            _check_version(fields, path)
+            trials = {trial_id: TrialEntry.from_json(entry) for trial_id, entry in fields.pop("trials").items()}
+            table = cls(trials=trials, **fields)
         except (FileNotFoundError, NotADirectoryError):
-            names = ", ".join(searches()) or "none are kept in this directory"
+            names = ", ".join(list_searches()) or "none are kept in this directory"
             raise BadInput(f"{name}: no such search; searches here: {names}") from None
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(f"{path} is damaged, so the search {name!r} cannot be read: {error}") from None
-        if ledger.name != name:
+        if table.name != name:
             raise BadInput(
-                f"{path.parent} is the search {ledger.name!r} under another name, by which it cannot be resumed; "
-                f"rename it to {ledger.directory}, or if that one is there, name it: {ledger.name}"
+                f"{path.parent} holds the search {table.name!r}, which cannot be resumed as {name!r}; "
+                f"rename it to {table.directory}, or if that exists, give its name: {table.name}"
             )
-        return ledger
+        return table
 
     @property
     def parent_id(self) -> str:
-        """``run_id``, of a search whose parent run exists."""
+        """The parent run in MLflow, of a search that has one."""
         assert self.run_id is not None
         return self.run_id
 
-    def best(self, mode: str) -> TrialEntry | None:
-        """The highest last value (lowest, for ``min``) among the trials that ran all rounds; of equals the first."""
+    def find_best(self, mode: str) -> TrialEntry | None:
+        """Finds the trial with the highest value (lowest, for ``min``) among those that trained all rounds.
+
+        The first one wins a tie. None if no trial has trained all rounds.
+        """
         finished = [entry for entry in self.trials.values() if entry.status == FINISHED and entry.value is not None]
         sign = 1 if mode == "max" else -1
         return max(finished, key=lambda entry: sign * (entry.value or 0.0), default=None)
 
-    def ranked(self, mode: str) -> list[TrialEntry]:
-        """All trials, those that ran all rounds first, each group best first."""
+    def rank(self, mode: str) -> list[TrialEntry]:
+        """Sorts the trials: first those that trained all rounds, then the others, and by their values within each."""
         sign = 1 if mode == "max" else -1
 
         def key(entry: TrialEntry) -> tuple[bool, float]:
@@ -127,37 +186,62 @@ class TrialTable:
         return sorted(self.trials.values(), key=key)
 
     def count(self, status: str) -> int:
-        """How many trials have this status."""
+        """Counts the trials with this status."""
         return sum(entry.status == status for entry in self.trials.values())
 
+    def build_results(self, mode: str) -> list[Mapping[str, Any]]:
+        """Builds the table of results for MLflow: one row per trial, best first.
 
-def trial_directory(ledger: TrialTable, entry: TrialEntry) -> Path:
-    """Where a trial's journal is."""
-    return ledger.files.trial(entry.name).path
+        Searched keys are written with slashes, since MLflow's UI shows no column whose name has a dot.
+        """
+        return [
+            {
+                "trial": entry.name,
+                "status": entry.status,
+                "rounds": entry.rounds,
+                "value": entry.value,
+                "seconds": round(entry.seconds, 3),
+                **{key.replace(".", "/"): entry.values[key] for key in sorted(entry.values)},
+                "failure": entry.failure,
+            }
+            for entry in self.rank(mode)
+        ]
 
 
-def check_unused(name: str) -> None:
-    """Raises BadInput where a search of that name, or anything else, lies in its directory."""
+def _check_version(fields: Mapping[str, Any], path: Path) -> None:
+    """Raises BadInput if an earlier version of fednar_ray has written this table."""
+    names = {*fields, *(name for entry in fields["trials"].values() for name in entry)}
+    old = [name for name in FIELDS_OF_EARLIER_VERSIONS if name in names]
+    if old:
+        raise BadInput(
+            f"{path} was written by an earlier version of fednar_ray (it has {', '.join(old)}), so the search cannot "
+            f"be resumed; start it again under another name: "
+            f"fednar tune {SearchDirectory(path.parent).search_yaml} search.name={path.parent.name}-2"
+        )
+
+
+def check_name_is_free(name: str) -> None:
+    """Raises BadInput if the directory of a new search ``name`` already holds a search or other files."""
     files = SearchDirectory.named(name)
     directory = files.path
     if files.trial_table.exists():
         raise BadInput(
-            f"search.name: {name!r} is in use: fednar tune --resume {name} goes on with it; "
+            f"search.name: {name!r} is in use; resume that search with: fednar tune --resume {name}; "
             "or set search.name to another name"
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BadInput(f"search.name: {directory} exists and is no search; set search.name to another name, or move it")
+        raise BadInput(f"search.name: {directory} exists and is no search; move it, or set search.name to another name")
 
 
-def uri_of(name: str) -> str | None:
-    """The tracking store of a search that is kept here; None where it is not."""
+def find_tracking_uri(name: str) -> str | None:
+    """Finds the MLflow store of the search ``name``; None if there is no such search here."""
     try:
         return TrialTable.load(name).tracking_uri
     except BadInput:
         return None
 
 
-def searches() -> Iterator[str]:
-    """The names of the searches that are kept here, sorted."""
+def list_searches() -> Iterator[str]:
+    """Lists the names of the searches in this directory, sorted."""
     names = (path.parent.name for path in Path(SEARCHES).glob(str(SearchDirectory(Path("*")).trial_table)))
-    yield from sorted(name for name in names if not name.startswith("."))  # one that is being created has a dot
+    yield from sorted(name for name in names if not name.startswith("."))  # a dot: one that is being created

@@ -1,7 +1,7 @@
-"""All systems on the same workloads, one after the other, in alternation; the tables of docs/performance.md.
+"""Runs all systems on the same workloads and writes the tables of docs/performance.md.
 
-Run by scripts/bench.  Every repetition runs each system of a table once, so that a ratio compares what ran side by
-side; ratios are taken within a repetition, and their median is shown.
+Run by scripts/bench. Every repetition runs each system of a table once, so that a ratio compares runs made side by
+side. Ratios are taken within a repetition, and their median is shown.
 """
 
 import argparse
@@ -57,7 +57,7 @@ PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch", "scikit-learn"))
 
 @dataclass(frozen=True)
 class System:
-    """One row: a script, its arguments, and who runs it."""
+    """One row of a table: a script with its arguments, and the peer whose environment runs it."""
 
     label: str
     arguments: tuple[str, ...]
@@ -88,7 +88,7 @@ OURS = System.ours("fednar_ray")
 
 @dataclass(frozen=True)
 class Table:
-    """Systems on one workload; the first row is what the ratios refer to."""
+    """Systems on one workload. Ratios refer to the first row."""
 
     title: str
     systems: tuple[System, ...]
@@ -157,25 +157,25 @@ HEADINGS = {
 
 
 def main() -> None:
-    """Measure, and write the tables."""
+    """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone")
     parser.add_argument("--cifar", type=Path, help="cifar10.npz (train_x, train_y); without it random images")
     options = parser.parse_args()
     parts = options.only or PARTS
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in parts:
         print(f"== {part}", flush=True)
-        results[part] = {"machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), **measured(part, options)}
+        results[part] = {"machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), **measure(part, options)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         body = "\n\n".join(section(each, results[each]) for each in PARTS if each in results)
         write_part(PAGE, "tables", "scripts/bench", body)
     print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 
-def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one part."""
+def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one part."""
     if part == "check":
         return {"distances": distances()}
     if part == "start":
@@ -193,14 +193,14 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
             milliseconds = 1e3 * statistics.median(result["round_seconds"])
             print(f"{repetition + 1}/{options.repetitions}  {milliseconds:9.1f} ms  {system.label}", flush=True)
     memory = {}
-    if "memory" in table.columns:  # apart, since looking costs time
+    if "memory" in table.columns:  # in separate runs, since watching costs time
         for system in table.systems:
             memory[system.label] = run(system, (*table.options, *extra), watch=True)["peak_megabytes"]
     return {"runs": runs, "memory": memory, "images": "CIFAR-10" if extra else "random"}
 
 
 def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[str, Any]:
-    """Start a system and return what it reports; with ``watch`` also its peak memory."""
+    """Run a system and return what it reports; with ``watch`` also its peak memory."""
     environment = os.environ | {"BENCH_STARTED": str(time.time()), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(HERE)}
     with (
@@ -224,7 +224,7 @@ def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[
 
 
 class Peak(threading.Thread):
-    """The most memory that a process and its descendants hold at once: shared pages are counted once (PSS)."""
+    """Measures the peak memory of a process and its descendants. Shared pages are counted once (PSS)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -233,7 +233,7 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look, until told to end."""
+        """Sample until ``end`` is called."""
         while not self._over.wait(SAMPLE_SECONDS):
             self.megabytes = max(self.megabytes, sum(self._held()) / 1e6)
 
@@ -243,17 +243,16 @@ class Peak(threading.Thread):
                 lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
                 yield from (1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         except (psutil.Error, OSError):
-            return  # it ended while we looked
+            return  # a process ended meanwhile
 
     def end(self) -> None:
-        """Stop looking."""
+        """Stop sampling."""
         self._over.set()
         self.join()
 
 
 def distances() -> dict[str, float]:
-    """How far each system's final parameters are from the plain loop's, everyone being sampled: the largest
-    difference of a parameter."""
+    """Return the largest difference of a final parameter to the plain loop's, by system. All clients are sampled."""
     systems = (
         PLAIN,
         VMAPPED,
@@ -280,7 +279,7 @@ def distances() -> dict[str, float]:
 
 
 def first_round_seconds() -> float:
-    """From ``fednar run`` on the embedded experiment to the end of its first round."""
+    """Measure the seconds from the start of ``fednar run`` to the end of its first round."""
     command = [str(Path(sys.executable).parent / "fednar"), "run", "federation.rounds=10"]
     start = time.perf_counter()
     with (
@@ -298,7 +297,7 @@ def first_round_seconds() -> float:
 
 
 def rows_of(script: str) -> list[dict[str, Any]]:
-    """The rows that a script prints."""
+    """Run a script and return the rows that it prints."""
     out = subprocess.run([sys.executable, str(HERE / script)], capture_output=True, text=True, check=True).stdout
     lines = [line for line in out.splitlines() if line.startswith("ROW ")]
     print("\n".join(lines), flush=True)
@@ -339,7 +338,7 @@ def start_body(figures: dict[str, Any]) -> tuple[str, str]:
 
 
 def cells_of(column: str, part: str, figures: dict[str, Any], system: System) -> list[str]:
-    """A row's cells of one column."""
+    """Return the cells of one system in one column."""
     runs = figures["runs"][system.label]
     medians = [statistics.median(run["round_seconds"]) for run in runs]
     if column == "round":

@@ -1,6 +1,6 @@
-"""Flower's Ray simulation, by its Message API.
+"""Trains with Flower's Ray simulation and its Message API.
 
-The client's work is in this importable module: Flower pickles its app with every message.
+The client's work is in this importable module, because Flower pickles its app with every message.
 """
 
 import logging
@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import torch
 import workloads as w
 
-MODELS: dict[str, torch.nn.Module] = {}  # one a process, reused
+MODELS: dict[str, torch.nn.Module] = {}  # one per process, reused
 
 
 def train_client(message: Any, context: Any) -> Any:
@@ -36,7 +36,7 @@ def train_client(message: Any, context: Any) -> Any:
 
 
 def apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any, Any]:
-    """Client and server."""
+    """Build the client app and the server app."""
     from flwr.app import ArrayRecord, ConfigRecord
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp

@@ -1,4 +1,4 @@
-"""fednar_ray, by its public API; no evaluation in the measured rounds."""
+"""Trains with fednar_ray's public API; no evaluation in the measured rounds."""
 
 import argparse
 import os
@@ -16,13 +16,13 @@ ROWS_OF_MANY = 10
 
 
 def federation(options: argparse.Namespace) -> fr.Federation:
-    """The workload's clients, or ``--clients`` small ones."""
+    """Build the workload's clients, or ``--clients`` small ones."""
     if options.clients:
         rng, rows = np.random.default_rng(0), ROWS_OF_MANY
         x = rng.random((options.clients * rows, 64), dtype=np.float32)
         y = rng.integers(10, size=options.clients * rows)
         pairs = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(y), rows)]
-        return fr.Federation(pairs, test=(x[:rows].copy(), y[:rows].copy()))  # a view would keep all of x
+        return fr.Federation(pairs, test=(x[:rows].copy(), y[:rows].copy()))  # copied, since a view would keep all of x
     workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
     kept = workload.distinct or workload.rows
     shards = [tuple(part[:kept] for part in clients[i]) for i in range(workload.clients)]
@@ -32,7 +32,7 @@ def federation(options: argparse.Namespace) -> fr.Federation:
 def experiment(
     algorithm: str, regularizer: str, workload: w.Workload, rounds: int, **execution: str | int
 ) -> fr.Experiment:
-    """The workload as an experiment; pooled on two actors, unless ``execution`` says otherwise."""
+    """Build the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
     return fr.Experiment.model_validate(
         {
             "federation": {
@@ -50,7 +50,7 @@ def experiment(
 
 
 def own_megabytes() -> float:
-    """This process's memory, shared memory apart."""
+    """Return this process's memory without shared memory."""
     memory = psutil.Process(os.getpid()).memory_info()
     return (memory.rss - memory.shared) / 1e6
 
@@ -62,13 +62,15 @@ def main() -> None:
     parser.add_argument("--regularizer", default="none")
     parser.add_argument("--placement", default="pooled")
     parser.add_argument("--vectorize", default="auto", type=lambda text: text if text == "auto" else int(text))
-    parser.add_argument("--clients", type=int, help=f"so many clients of {ROWS_OF_MANY} random rows, 100 sampled")
+    parser.add_argument(
+        "--clients", type=int, help=f"number of clients with {ROWS_OF_MANY} random rows each, 100 sampled"
+    )
     options = w.arguments(None, parser)
     workload = MANY if options.clients else w.WORKLOADS[options.workload]
     before = own_megabytes()
     clients, model = federation(options), w.build_model(workload.model)
     measured = w.WARM_UP + options.rounds
-    evaluated = 0 if options.parameters else 1  # the last round is evaluated: not measured, where time matters
+    evaluated = 0 if options.parameters else 1  # an extra last round is evaluated, and not measured
     marks, client_seconds, parameters = [time.perf_counter()], [], None
     execution = {"placement": options.placement, "vectorize": options.vectorize, "actors": options.workers}
     settings = experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)

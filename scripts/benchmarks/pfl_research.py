@@ -1,4 +1,4 @@
-"""Apple's pfl-research, started with torchrun, one process a worker; the first one reports."""
+"""Trains with Apple's pfl-research, started with torchrun, one process per worker; the first one reports."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Where a round of W1 goes: the driver by cProfile, an actor's client group by torch.profiler."""
+"""Profiles a round of W1: the driver with cProfile, an actor's client group with torch.profiler."""
 
 import cProfile
 import json
@@ -38,7 +38,7 @@ OPERATORS = {
 
 
 def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Milliseconds a round by what the driver does."""
+    """Yield the milliseconds per round of each part of the driver's work."""
     settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS + 2)
     rounds = fr.iter_rounds(settings, federation=clients, model=w.build_model("mlp"))
     next(rounds)  # actors have started
@@ -59,7 +59,7 @@ def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
 
 
 def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Milliseconds a client group of ten by what the actor does."""
+    """Yield the milliseconds per client group of ten of each part of the actor's work."""
     settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
     prepared = prepare(settings, clients, w.build_model("mlp"))
     trainer = GroupTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
@@ -69,7 +69,7 @@ def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
     def train(index: int) -> float:
         scalars, start = settings.scalars(index), time.perf_counter()
         trainer.train(
-            Broadcast(round_index=index, scalars=scalars, parameters=parameters, control=None, buffers=None), task
+            Broadcast(round_index=index, scalars=scalars, parameters=parameters, shared={}, buffers=None), task
         )
         return 1e3 * (time.perf_counter() - start)
 

@@ -1,6 +1,6 @@
-"""What a search costs beside its trials: 32 trials of 20 rounds on digits, and 32 empty trials with bare Tune.
+"""Measures the overhead of a search: 32 trials of 20 rounds on digits, and 32 empty trials with bare Tune.
 
-One after the other, each from the start of its own Ray; prints a ROW.
+Both run one after the other, each with its own Ray. Prints one ROW.
 """
 
 import json
@@ -15,7 +15,7 @@ from ray import tune
 
 import fednar_ray as fr
 from fednar_ray.config import embedded
-from fednar_ray.tuning.search import begin
+from fednar_ray.tuning.search import start_search
 
 TRIALS = 32
 OVERRIDES = (f"search.trials={TRIALS}", "search.algorithm=random", "search.scheduler=none", "federation.rounds=20")
@@ -40,7 +40,7 @@ class Empty(tune.Trainable):  # type: ignore[misc]
 
 
 def empty_seconds(folder: Path) -> float:
-    """Of bare Tune."""
+    """Measure the seconds of empty trials with bare Tune."""
     start = time.perf_counter()
     with fr.RaySession() as session:
         session.connect()
@@ -58,7 +58,7 @@ def main() -> None:
         start = time.perf_counter()
         document = embedded("digits", OVERRIDES, to_search=True)
         with fr.RaySession() as session:
-            result = begin(document, session, lambda standing: seconds.append(time.perf_counter() - start))
+            result = start_search(document, session, lambda status: seconds.append(time.perf_counter() - start))
             cores = ray.cluster_resources()["CPU"]
             whole = time.perf_counter() - start
         row = {

@@ -1,6 +1,6 @@
-"""Is ``vectorize: auto`` right? Rounds at the width it takes against rounds at width 1, with 1 to 4 actors.
+"""Checks ``vectorize: auto``: rounds at the group size that it takes against rounds one by one, with 1 to 4 actors.
 
-With ``--steps``: what a local step costs at several widths, measured and as our cost model predicts it.
+With ``--steps``: the cost of a local step at several group sizes, measured and as the cost model predicts it.
 """
 
 import argparse
@@ -28,14 +28,14 @@ WIDTHS = (1, 2, 5, 10, 20)
 
 
 def mlp(inputs: int, *hidden: int) -> nn.Module:
-    """Fully connected layers."""
+    """Build fully connected layers."""
     sizes = (inputs, *hidden)
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
 
 
 def cnn(channels: int, first: int, second: int, hidden: int, side: int, kernel: int, norm: bool = False) -> nn.Module:
-    """Two convolutions, each with pooling, and a hidden layer."""
+    """Build two convolutions, each with pooling, and a hidden layer."""
 
     def stage(inputs: int, outputs: int) -> list[nn.Module]:
         groups = [nn.GroupNorm(2, outputs)] if norm else []
@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
-    """Random clients of two batches each."""
+    """Build random clients of two batches each."""
     rng = np.random.default_rng(0)
     pairs = [
         (rng.random((2 * batch, *shape), dtype=np.float32), rng.integers(10, size=2 * batch)) for _ in range(CLIENTS)
@@ -69,7 +69,7 @@ def federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
 
 
 def experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
-    """Plain SGD, not evaluated but in the last round."""
+    """Build an experiment of plain SGD, evaluated only in the last round."""
     rounds = ROUNDS + 2
     return fr.Experiment.model_validate(
         {
@@ -92,14 +92,14 @@ def experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
     )
 
 
-def rounds_of(settings: fr.Experiment, clients: fr.Federation, model: nn.Module, session: fr.RaySession) -> float:
-    """The median seconds of a round."""
+def measure_rounds(settings: fr.Experiment, clients: fr.Federation, model: nn.Module, session: fr.RaySession) -> float:
+    """Return the median seconds of a round."""
     marks = [time.perf_counter() for _ in fr.iter_rounds(settings, federation=clients, model=model, session=session)]
     return float(np.median(np.diff(marks)[:-1]))
 
 
-def compared(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
-    """A row a model and batch size: the width taken, and its rounds relative to width 1's, by number of actors."""
+def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
+    """Yield one row per model and batch size: the group size taken, and round times relative to C = 1, by actors."""
     with fr.RaySession() as session:
         session.connect()
         for name, (build, shape) in MODELS.items():
@@ -109,7 +109,7 @@ def compared(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
                 ratios = {}
                 for actors in (1, 2, 3, 4) if width > 1 else ():
                     pairs = [
-                        [rounds_of(experiment(batch, w, actors), clients, model, session) for w in (width, 1)]
+                        [measure_rounds(experiment(batch, w, actors), clients, model, session) for w in (width, 1)]
                         for _ in range(TIMES)
                     ]
                     ratios[str(actors)] = float(np.median([wide / alone for wide, alone in pairs]))
@@ -117,7 +117,7 @@ def compared(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 
 def group_seconds(prepared: Prepared, width: int) -> float:
-    """The least seconds of one local step of a client group."""
+    """Return the minimum seconds of one local step of a client group."""
     trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(width)), states=None)
     seconds = []
@@ -126,7 +126,7 @@ def group_seconds(prepared: Prepared, width: int) -> float:
             round_index=index,
             scalars=prepared.experiment.scalars(index),
             parameters=flatten(prepared.model),
-            control=None,
+            shared={},
             buffers=None,
         )
         start = time.perf_counter()
@@ -135,8 +135,8 @@ def group_seconds(prepared: Prepared, width: int) -> float:
     return min(seconds)
 
 
-def steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
-    """A row a model and batch size: milliseconds of a step by width, measured and predicted."""
+def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
+    """Yield one row per model and batch size: milliseconds of a step by group size, measured and predicted."""
     keep_freed_memory()
     for name, (build, shape) in MODELS.items():
         for batch in batches:
@@ -147,13 +147,13 @@ def steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    """Print a JSON object a line."""
+    """Print one JSON object per line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for row in (steps if options.steps else compared)(tuple(options.batches)):
+    for row in (measure_steps if options.steps else compare)(tuple(options.batches)):
         print("ROW " + json.dumps(row), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""The workloads that every system runs: the same data, model and local steps, so that only the system differs.
+"""The workloads that every system runs: same data, model and local steps, so that only the system differs.
 
-Needs torch, NumPy and scikit-learn only: each peer imports it in an environment of its own.
+Needs only torch, NumPy and scikit-learn: each peer imports it in its own environment.
 """
 
 import argparse
@@ -22,18 +22,20 @@ WARM_UP = 1  # rounds that are not measured
 
 @dataclass(frozen=True)
 class Workload:
-    """Local SGD on ``sampled`` of ``clients``; each client holds ``steps``·``batch`` rows, met once a round."""
+    """Local SGD on ``sampled`` of ``clients``; each client holds ``steps``·``batch`` rows, each used once per round."""
 
     model: str
     clients: int
     sampled: int
     steps: int
     batch: int
-    distinct: int | None = None  # different rows a client holds, repeated in order; None: its share of the data set
+    distinct: int | None = (
+        None  # number of different rows per client, repeated in order; None: its share of the data set
+    )
 
     @property
     def rows(self) -> int:
-        """A client's rows."""
+        """Number of rows per client."""
         return self.steps * self.batch
 
 
@@ -41,13 +43,13 @@ WORKLOADS = {
     "mlp": Workload("mlp", clients=100, sampled=20, steps=20, batch=32),
     "lenet": Workload("lenet", clients=100, sampled=20, steps=10, batch=50),
     "resnet": Workload("resnet", clients=100, sampled=20, steps=1, batch=2),
-    # everyone sampled, and every batch a client's whole shard: sampling and order cannot differ
+    # all clients sampled, every batch a client's whole data: sampling and order cannot differ
     "check": Workload("mlp", clients=40, sampled=40, steps=20, batch=32, distinct=32),
 }
 
 
 def arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """The command line that all systems share."""
+    """Parse the command line that all systems share."""
     parser = parser or argparse.ArgumentParser(description=description)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds, after the first")
@@ -58,7 +60,7 @@ def arguments(description: str | None, parser: argparse.ArgumentParser | None = 
 
 
 class Clients:
-    """A workload's clients; a client's rows are made when first asked for, and kept."""
+    """A workload's clients. The rows of a client are made at first use and kept."""
 
     def __init__(self, workload: Workload, cifar: Path | None) -> None:
         self._workload = workload
@@ -83,7 +85,7 @@ class Clients:
 
 @functools.cache
 def clients(name: str, cifar: str | None) -> Clients:
-    """A workload's clients, once a process."""
+    """Return a workload's clients, made once per process."""
     return Clients(WORKLOADS[name], None if cifar is None else Path(cifar))
 
 
@@ -104,7 +106,7 @@ def _images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarr
 
 
 def build_model(name: str) -> nn.Module:
-    """The same start in every system."""
+    """Build the model with the same initial parameters in every system."""
     torch.manual_seed(0)
     return {"mlp": _mlp, "lenet": _lenet, "resnet": _resnet}[name]()
 
@@ -146,7 +148,7 @@ def _resnet() -> nn.Module:
 
 
 def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
-    """K plain SGD steps, in place, as a torch user writes them."""
+    """Take K plain SGD steps in place, as a torch user writes them."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     model.train()
     for start in range(0, workload.rows, workload.batch):
@@ -157,12 +159,12 @@ def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> N
 
 
 def flat(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
-    """Parameters as one vector."""
+    """Join parameters into one vector."""
     return np.concatenate([np.asarray(tensor, dtype=np.float32).ravel() for tensor in tensors])
 
 
 def report(marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object) -> None:
-    """Print the result. ``marks``: perf_counter when training could begin, and after each round."""
+    """Print the result. ``marks``: perf_counter when training could start, and after each round."""
     rounds = np.diff(marks)
     started, now = float(os.environ.get("BENCH_STARTED", time.time())), time.time()
     first_round_over = now - (time.perf_counter() - marks[1])

@@ -1,8 +1,7 @@
 """Opens every page of the built documentation in Chromium, from its files and without a network, and searches it.
 
-Run by scripts/screenshots; writes docs/images/documentation.png.  Exit code 1, and a sentence that says why, where a
-page asks for something that is not a file beside it, lacks a picture, breaks in its scripts, or where search finds
-nothing.
+Run by scripts/screenshots; writes docs/images/documentation.png.  Exit code 1, with a message, if a page
+requests anything but files beside it, lacks a picture, has an error in a script, or if the search finds nothing.
 """
 
 import sys
@@ -16,7 +15,7 @@ SOUGHT = "effective weight decay"
 
 
 def main() -> None:
-    """Look at all pages, then take a picture of the first."""
+    """Check all pages, then take a screenshot of the first."""
     if not (SITE / "index.html").exists():
         sys.exit(f"{SITE} has no documentation; scripts/docs builds it")
     with chromium() as browser:
@@ -28,10 +27,10 @@ def main() -> None:
         page.on("pageerror", lambda error: broken.append(str(error)))
         built = sorted(SITE.rglob("*.html"))
         for path in built:
-            look(page, path)
-        search(page)
+            check_page(page, path)
+        check_search(page)
         if elsewhere := [url for url in asked if not url.startswith((SITE.as_uri(), "data:", "about:"))]:
-            sys.exit(f"the documentation asks for {', '.join(elsewhere)}")
+            sys.exit(f"the documentation requests {', '.join(elsewhere)}")
         if broken:
             sys.exit(f"broken: {', '.join(broken)}")
         print(f"opened {len(built)} pages, none of which needs a network")
@@ -40,16 +39,16 @@ def main() -> None:
         print(f"wrote {(IMAGES / 'documentation.png').relative_to(ROOT)}")
 
 
-def look(page: Page, path: Path) -> None:
-    """One page, with its pictures."""
+def check_page(page: Page, path: Path) -> None:
+    """Open one page and check its heading and pictures."""
     page.goto(path.as_uri())
     there(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
     if page.locator("img").evaluate_all(BROKEN_PICTURES):
         sys.exit(f"{path.relative_to(SITE)} lacks a picture")
 
 
-def search(page: Page) -> None:
-    """Find a page by its words; in a site that is opened from a file a frame stands in for the worker."""
+def check_search(page: Page) -> None:
+    """Search for a page. In a site opened from files, a frame replaces the search worker."""
     page.goto((SITE / "index.html").as_uri())
     box = page.locator("input.md-search__input")
     box.click()

@@ -1,7 +1,7 @@
-"""Opens a finished search in MLflow's UI and its report in Chromium, and takes pictures of them for the docs.
+"""Opens a finished search in MLflow's UI and its report in Chromium, and takes screenshots of them for the docs.
 
-Run by scripts/screenshots; writes docs/images/search-*.png.  Exit code 1, and a sentence that says why, where the
-parent, a child, a curve or an artifact is not there.  What it knows of the UI's pages is MLflow 3's.
+Run by scripts/screenshots; writes docs/images/search-*.png. Exit code 1, with a message, if the parent, a child, a
+curve or an artifact is missing. The selectors are those of MLflow 3's UI.
 """
 
 import argparse
@@ -35,7 +35,7 @@ RESULTS_COLUMNS = 5  # trial, status, rounds, value, seconds; then the searched 
 UNFOLD = "button[data-component-id$='runnamecellrenderer.tsx_46']"
 SIDEBAR = "[data-component-id='mlflow_header.toggle_sidebar_button']"
 UNCLUTTERED = "[data-assistant-ui] { display: none } .ag-cell-focus { border-color: transparent !important }"
-OPENS_WITH = {  # else the UI opens its pages for language models, and a chat
+OPENS_WITH = {  # otherwise the UI opens its pages for language models, and a chat
     "mlflow.workflowType_v1": '"machine_learning"',
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     "mlflow.assistant.panelOpen_v1": "false",
@@ -53,7 +53,7 @@ BROKEN_PICTURES = "pictures => pictures.filter(each => !each.complete || each.na
 
 @dataclass(frozen=True)
 class Search:
-    """What MLflow's API says of a search, which the UI is then to show."""
+    """What MLflow's API reports about a search, which the UI must then show."""
 
     experiment_id: str
     run_id: str
@@ -65,9 +65,9 @@ class Search:
 
 
 def main() -> None:
-    """Check and picture the search in a directory."""
+    """Check the search in a directory and take screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, required=True, help="where mlflow.db and searches/ are")
+    parser.add_argument("--directory", type=Path, required=True, help="directory with mlflow.db and searches/")
     directory = parser.parse_args().directory.resolve()
     with served(directory / "mlflow.db") as address, chromium() as browser:
         search = newest_search(address)
@@ -80,7 +80,7 @@ def main() -> None:
 
 @contextmanager
 def served(store: Path) -> Iterator[str]:
-    """``fednar ui`` on a store, until the block ends; gives its address."""
+    """Run ``fednar ui`` on a store until the block ends, and give its address."""
     if not store.exists():
         sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
     with socket.socket() as free:
@@ -101,7 +101,7 @@ def served(store: Path) -> Iterator[str]:
 
 
 def answers(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait for the first answer; False where the server ends, or takes too long."""
+    """Wait for the first answer. Return False if the server ends or takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -127,7 +127,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium without a window."""
+    """Start the system's Chromium without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         try:
@@ -137,7 +137,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def newest_search(address: str) -> Search:
-    """What MLflow has of the search that began last."""
+    """Return what MLflow has about the search that was started last."""
     experiments = asked(address, "experiments", max_results=1000)
     ids = [each["experiment_id"] for each in experiments]
     newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
@@ -162,7 +162,7 @@ def newest_search(address: str) -> Search:
 
 
 def asked(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
-    """Experiments or runs, by MLflow's own API."""
+    """Search experiments or runs with MLflow's API."""
     headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
     post = urllib.request.Request(f"{address}/api/2.0/mlflow/{what}/search", body, headers)  # noqa: S310
     with urllib.request.urlopen(post, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
@@ -170,12 +170,12 @@ def asked(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
 
 
 def by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
-    """A run's parameters or tags."""
+    """Return a run's parameters or tags by name."""
     return {each["key"]: each["value"] for each in data.get(kind, [])}
 
 
 def opened(browser: Browser, search: Search) -> Page:
-    """A page that shows the UI as somebody has it who looks at searches: their columns, and every run in the charts."""
+    """Open a page with the UI's settings for searches: the searched columns, and every run in the charts."""
     columns = [
         "tags.`fednar.status`",
         f"metrics.`{search.metric}`",
@@ -201,7 +201,7 @@ def opened(browser: Browser, search: Search) -> Page:
 
 
 def picture_runs(page: Page, address: str, search: Search) -> None:
-    """The parent, unfolded, and every child below it."""
+    """Show the parent, unfolded, and every child below it."""
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs")
     there(link(page, search.name), "the parent run in the table of runs")
     page.locator(SIDEBAR).click()
@@ -214,7 +214,7 @@ def picture_runs(page: Page, address: str, search: Search) -> None:
 
 
 def picture_charts(page: Page, address: str, search: Search) -> None:
-    """The children's rounds, a curve each."""
+    """Show the children's rounds, one curve each."""
     page.set_viewport_size({"width": WIDTH, "height": 1030})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs?compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
@@ -224,7 +224,7 @@ def picture_charts(page: Page, address: str, search: Search) -> None:
 
 
 def picture_artifacts(page: Page, address: str, search: Search) -> None:
-    """The parent's files: the results as a table, and the report."""
+    """Show the parent's files: the results as a table, and the report."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
     for name in ARTIFACTS:
@@ -244,7 +244,7 @@ def picture_artifacts(page: Page, address: str, search: Search) -> None:
 
 
 def picture_report(browser: Browser, report: Path, search: Search) -> None:
-    """The report, from its file and without a network."""
+    """Open the report from its file, without a network."""
     if not report.exists():
         sys.exit(f"{report} does not exist")
     context = browser.new_context(viewport={"width": 1100, "height": 1200}, offline=True)
@@ -258,17 +258,17 @@ def picture_report(browser: Browser, report: Path, search: Search) -> None:
 
 
 def link(page: Page, run: str) -> Locator:
-    """A run's name, in the table."""
+    """Return the link with a run's name in the table."""
     return page.get_by_role("link", name=run, exact=True)
 
 
 def artifact(page: Page, path: str) -> Locator:
-    """A file in the tree of artifacts."""
+    """Return a file in the tree of artifacts."""
     return page.locator(f"[data-testid='artifact-tree-node'][artifact-name='{Path(path).name}']")
 
 
 def there(element: Locator, what: str) -> None:
-    """Wait for an element. Exits where it does not come."""
+    """Wait for an element. Exits if it does not appear."""
     try:
         element.first.wait_for()
     except TimeoutError:
@@ -276,7 +276,7 @@ def there(element: Locator, what: str) -> None:
 
 
 def all_drawn(page: Page, metric: str, runs: Sequence[str]) -> None:
-    """Wait until a chart has a curve for every run. Exits where it does not get there."""
+    """Wait until a chart has a curve for every run. Exits if it does not."""
     try:
         page.wait_for_function(f"asked => ({WITHOUT_CURVE})(asked).length === 0", arg=[metric, runs])
     except TimeoutError:
@@ -287,7 +287,7 @@ def all_drawn(page: Page, metric: str, runs: Sequence[str]) -> None:
 
 
 def take(page: Page, name: str) -> None:
-    """Write a picture of the page once nothing on it turns."""
+    """Take a screenshot of the page once no spinner is left."""
     page.mouse.move(WIDTH / 2, 0)
     page.wait_for_function(f"{TURNING} === 0")
     file = IMAGES / f"search-{name}.png"

@@ -8,7 +8,7 @@ from typing import Any
 from mlflow import MlflowClient
 from runs import Ended, Run
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.tracking.journal import parse
 from fednar_ray.tracking.lines import whole_lines

@@ -1,4 +1,4 @@
-"""The page of commands: what each one's --help prints."""
+"""Generates the page of commands from what each one's --help prints."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from fednar_ray.cli.main import cli
 INTRODUCTION = """# Commands
 
 Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated. `--json` prints one object for programs;
-what is said besides goes to the standard error output. Functions of your own (`algorithm.function`, `model.function`,
+all other messages go to standard error. Your own functions (`algorithm.function`, `model.function`,
 `data.entry_point`) are found in the working directory, and wherever Python finds modules.
 """
 
 
 def commands_page() -> str:
-    """Markdown: a heading and the help of every command."""
+    """Return the page in Markdown: a heading and the help of every command."""
     parts = [INTRODUCTION]
     for path in (["fednar"], *paths(cli, ["fednar"])):
         printed = CliRunner().invoke(cli, [*path[1:], "--help"], prog_name="fednar", terminal_width=100)
@@ -26,7 +26,7 @@ def commands_page() -> str:
 
 
 def paths(group: click.Group, prefix: list[str]) -> Iterator[list[str]]:
-    """Every command's words, groups before what is in them."""
+    """Yield the words of every command, a group before its commands."""
     for name, command in group.commands.items():
         yield [*prefix, name]
         if isinstance(command, click.Group):

@@ -1,4 +1,4 @@
-"""A comment beside an attribute documents it, as a docstring below it would: ``local_lr: float  # η_t``."""
+"""Documents attributes with the comment beside them, as with a docstring below: ``local_lr: float  # η_t``."""
 
 import io
 import tokenize
@@ -11,7 +11,7 @@ import griffe
 
 @lru_cache
 def comments(path: Path) -> dict[int, str]:
-    """The comments of a file that stand behind code, by line; directives to tools are none."""
+    """Return the comments that stand behind code in a file, by line, without directives to tools."""
     text = path.read_text(encoding="utf-8")
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -26,7 +26,7 @@ class CommentDocstrings(griffe.Extension):
     """Give attributes without a docstring the comment beside them."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """Look at one attribute."""
+        """Document one attribute."""
         if attr.docstring is None and attr.lineno is not None and isinstance(attr.filepath, Path):
             comment = comments(attr.filepath).get(attr.lineno)
             if comment:

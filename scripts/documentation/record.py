@@ -1,7 +1,7 @@
-"""Runs the commands in the console blocks of pages, and writes what they print below them.
+"""Runs the commands in the console blocks of pages, and writes their output below them.
 
-A page's commands run in one new directory, which its files (blocks with a title) are written to, and which is called
-/home/you/fednar_ray on the page. Exit code 1 where a command ends otherwise than with 0, unless the page says so:
+The commands of a page run in one new directory, into which its files (blocks with a title) are written, and which the
+page calls /home/you/fednar_ray. Exit code 1 if a command fails, unless the page shows its exit code:
 `$ command; echo "exit code $?"`.
 """
 
@@ -25,11 +25,11 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PY
 FORGOTTEN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
 TIMEOUT_SECONDS = 1800.0
 ATTEMPTS, BUSY = 5, "timed out during startup"  # Ray gives its processes 30 seconds
-TOKEN = secrets.token_hex(32)  # of the cluster that a note starts
+TOKEN = secrets.token_hex(32)  # for the cluster that a note starts
 
 
 def main() -> None:
-    """Record the pages that are named, or all; of PAGE:LINE the one block with that line."""
+    """Record the named pages, or all; for PAGE:LINE only the block with that line."""
     for argument in sys.argv[1:] or map(str, pages()):
         name, _, line = argument.partition(":")
         page = Path(name).resolve()
@@ -60,7 +60,7 @@ def record(page: Path, consoles: list[Block]) -> None:
 
 
 def run(block: Block, directory: str) -> list[str]:
-    """The block's lines as they are to be: each command, and what it prints."""
+    """Run a block and return its new lines: each command with its output."""
     environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
     environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_TOKEN": TOKEN}
     shown: list[str] = []
@@ -73,7 +73,7 @@ def run(block: Block, directory: str) -> list[str]:
 
 
 def output_of(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:
-    """What a command prints. Exits where it fails, unless a busy machine kept Ray from starting a few times."""
+    """Run a command and return its output. Exits if it fails; tries again if a busy machine kept Ray from starting."""
     for attempts_left in reversed(range(ATTEMPTS)):
         done = subprocess.run(
             ["/bin/bash", "-c", command],
@@ -95,7 +95,7 @@ def output_of(command: str, directory: str, environment: Mapping[str, str], plac
 
 @contextmanager
 def meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """What the block's note says runs beside it: how many seconds it gets to start, and the command."""
+    """Run the command of the block's note beside it, started the given number of seconds before."""
     if block.note is None or block.note[0] != "meanwhile":
         yield
         return

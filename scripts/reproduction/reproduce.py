@@ -1,4 +1,4 @@
-"""A table of FedNAR's paper: every cell a tracked run that goes on where it stopped; measured beside published."""
+"""Runs a table of FedNAR's paper. Every cell is a tracked run that can be resumed; writes measured beside published."""
 
 import argparse
 import json
@@ -32,10 +32,10 @@ FINAL_ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A cell's runs, one a seed."""
+    """The runs of a cell, one per seed."""
 
     cell: Cell
-    final: tuple[float, ...]  # mean test accuracy (%) of the last 10 rounds, of those that were evaluated
+    final: tuple[float, ...]  # mean test accuracy (%) of the evaluated rounds among the last 10
     best: float  # the highest test accuracy (%), mean over the seeds
     clipped: float  # share of clipped steps
     decay: float  # effective weight decay, mean over the rounds
@@ -43,24 +43,24 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.final)
 
-    def told(self) -> str:
-        """The number as text."""
+    def format(self) -> str:
+        """Format mean and standard deviation."""
         spread = f" ± {statistics.stdev(self.final):.2f}" if len(self.final) > 1 else ""
         return f"{self.mean:.2f}{spread}"
 
 
 def main() -> None:
-    """Run, or go on with, a table."""
+    """Run or resume a table."""
     arguments = _arguments()
     logging.basicConfig(format="%(message)s")
     scale = arguments.scale or ("full" if torch.cuda.is_available() or arguments.address else None)
     if scale is None:
         sys.exit(
-            f"{arguments.table} at full scale wants GPUs, and there are none here: --scale small runs a reduced form, "
-            "and says so in its table; --address joins a cluster; --scale full runs it here all the same"
+            f"{arguments.table} at full scale needs GPUs, and there are none here. --scale small runs a reduced form; "
+            "--address joins a cluster; --scale full runs it on this machine anyway"
         )
     table = TABLES[arguments.table, scale]
     own = tuple(part for part in arguments.overrides if "=" in part)
@@ -70,7 +70,7 @@ def main() -> None:
         overrides |= data_overrides(kind, str(Path(path).absolute()))
     output = Path(arguments.output or f"reproduction/{arguments.table}-{scale}").absolute()
     output.mkdir(parents=True, exist_ok=True)
-    os.chdir(output)  # runs/ and mlflow.db are kept here: that is how it goes on
+    os.chdir(output)  # runs/ and mlflow.db are kept here, so that it can be resumed
     try:
         cells = list(table.cells(partial(load_cell, overrides, own)))
         _run(table, cells, arguments.seeds, fr.RaySession(arguments.address), output, _command(arguments))
@@ -79,7 +79,7 @@ def main() -> None:
     except FednarError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; resume with the same command")
 
 
 def _arguments() -> argparse.Namespace:
@@ -88,17 +88,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every experiment of the table")
     parser.add_argument("--scale", choices=("full", "small"), help="small: reduced for a machine without GPUs")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="KIND=PATH", help=f"where data are: {', '.join(DATA_KEYS)}"
+        "--data",
+        action="append",
+        default=[],
+        metavar="KIND=PATH",
+        help=f"where data are; KIND is one of {', '.join(DATA_KEYS)}",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs a cell, counted up from the file's seed")
-    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of a Ray cluster")
-    parser.add_argument("--document", action="store_true", help="put what was measured into docs/reproduction.md too")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per cell, counted up from the file's seed")
+    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="address of a Ray cluster")
+    parser.add_argument(
+        "--document", action="store_true", help="also write the table and its pictures into docs/reproduction.md"
+    )
     parser.add_argument("--output", help="where runs, table and curves are kept; default: reproduction/TABLE-SCALE")
     arguments = parser.parse_intermixed_args()
     wrong = [text for text in arguments.data if text.partition("=")[0] not in DATA_KEYS or "=" not in text]
     wrong += [text for text in arguments.overrides if "=" not in text]
     if wrong or arguments.seeds < 1:
-        parser.error(f"not understood: {', '.join(wrong) or '--seeds below 1'}")
+        parser.error(f"invalid arguments: {', '.join(wrong) or '--seeds below 1'}")
     return arguments
 
 
@@ -118,11 +124,11 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
     with session:
         for index, cell in enumerate(cells):
             start = time.monotonic()
-            runs = [fr.run(_named(cell, offset), session=session, resume=True) for offset in range(seeds)]
+            runs = [fr.run(_named(cell, offset), session=session, resume_newest=True) for offset in range(seeds)]
             measured.append(_measured(cell, runs))
             _write(table, measured, output, command)
             print(
-                f"{index + 1}/{len(cells)}  {cell.row}, {cell.column}, {cell.regularizer}: {measured[-1].told()} %"
+                f"{index + 1}/{len(cells)}  {cell.row}, {cell.column}, {cell.regularizer}: {measured[-1].format()} %"
                 f"{f' (published {cell.published:.2f})' if cell.published else ''}, "
                 f"{time.monotonic() - start:.0f} s",
                 flush=True,
@@ -132,7 +138,7 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
 
 
 def _named(cell: Cell, offset: int) -> fr.Experiment:
-    """The cell's experiment under a name of its own: by that it is found again."""
+    """Give the cell's experiment a unique name, by which it is found when the table is resumed."""
     place = re.sub(r"[^A-Za-z0-9.]+", "", f"{cell.row}.{cell.column}")
     seed = cell.experiment.seed + offset
     name = f"{cell.experiment.name}-{place}-{cell.regularizer}-{seed}"
@@ -191,7 +197,7 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
     by_place = {(m.cell.row, m.cell.column, m.cell.regularizer): m for m in measured}
     for row, column in dict.fromkeys((m.cell.row, m.cell.column) for m in measured):
         pair = [by_place.get((row, column, name)) for name in REGULARIZERS]
-        cells = ["–" if m is None else m.told() + _published(m.cell) for m in pair]
+        cells = ["–" if m is None else m.format() + _published(m.cell) for m in pair]
         baseline, fednar = pair
         gain = f"{fednar.mean - baseline.mean:+.2f}" if baseline and fednar else "–"
         clipped = " / ".join("–" if m is None else f"{100 * m.clipped:.0f} %" for m in pair)
@@ -201,7 +207,7 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
 
 
 def _document(name: str, output: Path) -> None:
-    """Put the table and the pictures at their place in docs/reproduction.md."""
+    """Write the table and the pictures into docs/reproduction.md."""
     pictures = []
     for picture in sorted(output.glob("*.png")):
         kept = f"reproduction-{name}-{picture.stem}.png".replace("_", "-")
@@ -216,7 +222,7 @@ def _published(cell: Cell) -> str:
 
 
 def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
-    """Test accuracy over rounds, a panel a cell of the table."""
+    """Draw test accuracy over rounds, one panel per cell of the table."""
     rows = list(dict.fromkeys(m.cell.row for m in measured))
     columns = list(dict.fromkeys(m.cell.column for m in measured))
     figure = Figure(figsize=(max(5.0, 3.4 * len(columns)), 0.6 + 2.8 * len(rows)), layout="constrained")

@@ -1,6 +1,6 @@
-"""From one .npz with x [n, features], y [n] and hospital [n] to a file a hospital: silos as they are in the world.
+"""Splits one .npz with x [n, features], y [n] and hospital [n] into one file per hospital.
 
-The label, UCI's degree of narrowing 0 to 4, becomes 0 or 1: is the heart ill?
+The label, UCI's degree of narrowing from 0 to 4, becomes 0 or 1: whether there is a heart disease.
 
 python scripts/reproduction/split_by_hospital.py heart_disease_by_hospital.npz data/heart_disease
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Split."""
+    """Split the file."""
     source, directory = sys.argv[1], Path(sys.argv[2])
     directory.mkdir(parents=True, exist_ok=True)
     with np.load(source) as arrays:

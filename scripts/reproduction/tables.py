@@ -1,4 +1,4 @@
-"""The tables: which experiments they hold, and what the authors' own runs reached."""
+"""The tables: their experiments, and the values that the authors' own runs reached."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Table:
     """A table at one scale."""
 
     title: str
-    rows: str  # what the rows are
-    reduced: str | None  # how it differs from the paper's setting; None: it does not
+    rows: str  # heading of the rows
+    reduced: str | None  # how it differs from the paper's setting; None if it does not
     cells: Callable[["Load"], Iterator[Cell]]
-    by_decay: bool = False  # the columns are weight decays: accuracy over them is drawn
+    by_decay: bool = False  # columns are weight decays; accuracy over them is drawn
 
 
 Load = Callable[..., Document]
-"""(file name, *overrides) → document, with what the user said on the command line."""
+"""(file name, *overrides) → document, with the overrides of the command line."""
 
 Pair = tuple[float | None, float | None]
 """Published: decoupled, fednar."""
@@ -102,7 +102,7 @@ def _small_cifar10(load: Load) -> Iterator[Cell]:
 
 
 def _compared(file: str) -> Callable[[Load], Iterator[Cell]]:
-    """The weight decays that a file's ``compare`` section names."""
+    """Build cells for the weight decays in a file's ``compare`` section."""
 
     def cells(load: Load) -> Iterator[Cell]:
         document = load(file)
@@ -113,7 +113,7 @@ def _compared(file: str) -> Callable[[Load], Iterator[Cell]]:
     return cells
 
 
-LENET = "LeNet in place of ResNet-18, 10 of 100 clients a round, 10 steps of 50, 100 rounds, η_0 = 0.1, A = 1"
+LENET = "LeNet in place of ResNet-18, 10 of 100 clients per round, 10 steps of 50, 100 rounds, η_0 = 0.1, A = 1"
 HEART = Table(
     "Heart disease in four hospitals", "weight decay", "not of the paper", _compared("heart_disease"), by_decay=True
 )
@@ -130,7 +130,7 @@ TABLES: Mapping[tuple[str, str], Table] = {
     ("shakespeare", "small"): Table(
         "Shakespeare by role over weight decays",
         "preset",
-        "a transformer of 2 layers in place of 6, 5 of 50 roles a round, 10 steps of 20, 30 rounds, A = 1",
+        "a transformer of 2 layers in place of 6, 5 of 50 roles per round, 10 steps of 20, 30 rounds, A = 1",
         _compared("small_shakespeare"),
         by_decay=True,
     ),
@@ -142,7 +142,7 @@ DATA_KEYS = {"cifar10": "CIFAR-10", "shakespeare": "Shakespeare", "heart_disease
 
 
 def data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
-    """Which files of PAPER read data of a kind (cifar10, …), by the start of their names → overrides for ``path``."""
+    """Return overrides for data at ``path``, by the start of the names of the files of PAPER that read this kind."""
     if kind == "cifar10" and path.endswith(".npz"):
         npz = (f"data.path={path}",)
         return {
@@ -158,6 +158,6 @@ def data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
 
 
 def load_cell(overrides: Mapping[str, tuple[str, ...]], own: tuple[str, ...], file: str, *more: str) -> Document:
-    """A file of PAPER, with where its data are, what the cell says, and what the user says last."""
+    """Load a file of PAPER with overrides: the place of its data, those of the cell, then those of the user."""
     where = [value for prefix, values in overrides.items() if file.startswith(prefix) for value in values]
     return load_document(PAPER / f"{file}.yaml", [*where, *more, *own])

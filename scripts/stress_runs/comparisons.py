@@ -1,4 +1,4 @@
-"""FedNAR beside the baseline under skew, on tiny clients, and through outages."""
+"""Compares FedNAR with the baseline under skew, on tiny clients, and through outages."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ EXAMPLES = 1293  # for training: digits' fifth for testing and the file's tenth 
 
 @dataclass(frozen=True)
 class Case:
-    """One stress."""
+    """One row's stress: its label and overrides."""
 
     label: str
     overrides: Overrides
 
     def of(self, regularizer: str, weight_decay: float) -> Overrides:
-        """All that differs from the file."""
+        """Return the overrides for a regularizer and a weight decay."""
         settings = {"name": regularizer, "weight_decay": weight_decay, "clip_bound": CLIP_BOUND}
         return (*self.overrides, *(f"regularizer.{key}={value}" for key, value in settings.items()))
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table, with a row for each case and weight decay."""
+    """A table with one row per case and weight decay."""
 
     title: str
-    head: str  # of the column of cases
+    head: str  # heading of the first column
     cases: tuple[Case, ...]
 
 
 def _tiny(examples: int) -> Overrides:
-    """Clients with so many examples each, or one more."""
+    """Overrides for clients with ``examples`` examples each, or one more."""
     clients = f"data.partition.clients={EXAMPLES // examples}"
     return ("data.partition.kind=iid", clients, "federation.clients_per_round=20")
 
@@ -52,7 +52,7 @@ STUDIES = (
     ),
     Study(
         f"Tiny clients: as many as {EXAMPLES} examples make, drawn at random, 20 sampled",
-        "examples a client",
+        "examples per client",
         tuple(Case(str(count), _tiny(count)) for count in (5, 3, 1)),
     ),
     Study(
@@ -64,16 +64,16 @@ STUDIES = (
 
 
 def configurations() -> Iterator[Overrides]:
-    """All that the tables need."""
+    """Yield every configuration that the tables need."""
     for study in STUDIES:
         for case in study.cases:
             yield from (case.of(name, decay) for decay in DECAYS for name in (BASELINE, FEDNAR))
 
 
 def tables(outcomes: Outcomes) -> Iterator[str]:
-    """A table a study, under its title."""
+    """Yield one table per study, under its title."""
     for study in STUDIES:
-        head = (study.head, "λ", "baseline", "FedNAR", "difference", f"rounds to {TARGET:g}", "clients a round")
+        head = (study.head, "λ", "baseline", "FedNAR", "difference", f"rounds to {TARGET:g}", "clients per round")
         rows = [_row(case, decay, outcomes) for case in study.cases for decay in DECAYS]
         yield f"**{study.title}**\n\n{build_table(head, rows)}"
 
@@ -95,7 +95,7 @@ def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
 
 
 def _rounds(runs: Sequence[Outcome]) -> str:
-    """The median of the seeds that reached the target, and how many did where not all."""
+    """Format the median of the seeds that reached the target, and how many did if not all."""
     reached = [rounds for outcome in runs if (rounds := outcome.rounds_to(TARGET)) is not None]
     few = "" if len(reached) == len(runs) else f" ({len(reached)}/{len(runs)})"
     return f"{np.median(reached):g}{few}" if reached else "–"

@@ -1,4 +1,4 @@
-"""Clients that drop out, send NaN, or send a hundredfold: what that does to FedNAR, and what the defenses save."""
+"""Clients drop out, send NaN, or send a hundredfold: how much accuracy FedNAR loses, and what the defenses save."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from runs import Outcomes, Overrides, format_mean
 
 from fednar_ray.experiments.comparison.table import paired
 
-PROMISE = 0.02  # of accuracy: no defense ends further below the clean run, on federations that promise it
+PROMISE = 0.02  # in accuracy: the most that a defense may lose against the clean run, where this is promised
 COMMON = ("regularizer.weight_decay=0.001", "regularizer.clip_bound=1", "federation.clients_per_round=20")
 MISBEHAVIOUR = ("availability.dropout=0.3", "attacks.nan=0.1", "attacks.scaled=0.1", "attacks.factor=100")
 UNDEFENDED: Overrides = ()
-DEFENCES = {
+DEFENSES = {
     "none (`mean`)": UNDEFENDED,
     "`screening.max_deviation=5`": ("screening.max_deviation=5",),
     "`norm_bound`": ("aggregation.name=norm_bound",),
@@ -26,13 +26,13 @@ DEFENCES = {
 
 @dataclass(frozen=True)
 class Federation:
-    """Where it happens."""
+    """A federation, and whether defenses promise something on it."""
 
-    alpha: float  # of the labels' skew
+    alpha: float  # skew of the labels
     promises: bool
 
     def of(self, defense: Overrides, *, misbehave: bool) -> Overrides:
-        """All that differs from the file."""
+        """Return the overrides for a defense."""
         return (f"data.partition.alpha={self.alpha}", *COMMON, *defense, *(MISBEHAVIOUR if misbehave else ()))
 
 
@@ -40,19 +40,19 @@ FEDERATIONS = (Federation(alpha=1, promises=True), Federation(alpha=0.3, promise
 
 
 def configurations() -> Iterator[Overrides]:
-    """All that the table needs."""
+    """Yield every configuration that the table needs."""
     for federation in FEDERATIONS:
-        for defense in DEFENCES.values():
+        for defense in DEFENSES.values():
             yield from (federation.of(defense, misbehave=misbehave) for misbehave in (False, True))
 
 
-def the_table(outcomes: Outcomes) -> str:
-    """A row a defense, under the table's title."""
+def build_the_table(outcomes: Outcomes) -> str:
+    """Return the table with one row per defense, under its title."""
     title = "Misbehavior: 20 clients, all sampled; 30 % drop out of each round, 2 send NaN, 2 send a hundredfold"
     columns = ("all behave", "misbehavior", "against the clean run")
     head = ("defense", *(f"α = {federation.alpha:g}: {column}" for federation in FEDERATIONS for column in columns))
     rows = []
-    for label, defense in DEFENCES.items():
+    for label, defense in DEFENSES.items():
         cells = [cell for federation in FEDERATIONS for cell in _cells(federation, defense, outcomes)]
         rows.append((label, *cells))
     return f"**{title}**\n\n{build_table(head, rows)}"
@@ -65,10 +65,10 @@ def _cells(federation: Federation, defense: Overrides, outcomes: Outcomes) -> tu
 
 
 def missed(outcomes: Outcomes) -> list[str]:
-    """The defenses that fell short of the promise."""
+    """Return the defenses that missed the promise."""
     short = []
     for federation in (each for each in FEDERATIONS if each.promises):
-        for label, defense in DEFENCES.items():
+        for label, defense in DEFENSES.items():
             difference, _ = paired(
                 _finals(federation.of(defense, misbehave=True), outcomes), _clean(federation, outcomes)
             )
@@ -78,7 +78,7 @@ def missed(outcomes: Outcomes) -> list[str]:
 
 
 def _clean(federation: Federation, outcomes: Outcomes) -> npt.NDArray[np.float64]:
-    """The mean of updates, where all behave and are there: [seeds]."""
+    """Accuracies of the plain mean with all clients present and honest: [seeds]."""
     return _finals(federation.of(UNDEFENDED, misbehave=False), outcomes)
 
 

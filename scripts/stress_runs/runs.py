@@ -1,4 +1,4 @@
-"""Many runs of the digits experiment, in this machine's cores."""
+"""Trains many variants of the digits experiment, one process per core."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ import torch
 import fednar_ray as fr
 
 FILE = Path(__file__).resolve().parents[2] / "tune_configs" / "digits.yaml"
-SEEDS = range(5)  # partition, start, sampling, and who misbehaves
+SEEDS = range(5)  # they vary partition, start, sampling, and who misbehaves
 FINAL_ROUNDS = 10
 COMMON = ("execution.placement=serial", "federation.rounds=40")
 
@@ -25,10 +25,10 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The results of a run."""
 
     accuracy: tuple[float, ...]  # on the test set, by round
-    clients: float  # that trained and counted; mean over rounds
+    clients: float  # whose updates were included; mean over rounds
 
     @property
     def final(self) -> float:
@@ -36,16 +36,16 @@ class Outcome:
         return float(np.mean(self.accuracy[-FINAL_ROUNDS:]))
 
     def rounds_to(self, target: float) -> int | None:
-        """Until the accuracy first reached ``target``."""
+        """Return the round in which the accuracy first reached ``target``, from 1; None if it did not."""
         return next((t for t, accuracy in enumerate(self.accuracy, 1) if accuracy >= target), None)
 
 
 Outcomes = Mapping[Overrides, Sequence[Outcome]]
-"""An outcome a seed, in order."""
+"""One outcome per seed, in order."""
 
 
 def train(overrides: Overrides) -> Outcome:
-    """One run, in this process."""
+    """Train once, in this process."""
     metrics = [report.metrics for report in fr.iter_rounds(fr.load(FILE, overrides=[*COMMON, *overrides]))]
     return Outcome(
         accuracy=tuple(each["test_accuracy"] for each in metrics),
@@ -54,7 +54,7 @@ def train(overrides: Overrides) -> Outcome:
 
 
 def train_all(configurations: Iterable[Overrides]) -> Outcomes:
-    """Every configuration under every seed, each once, told as they end."""
+    """Train every configuration once with every seed; print each result when it is there."""
     wanted = list(dict.fromkeys(configurations))
     runs = [(*overrides, f"seed={seed}") for overrides in wanted for seed in SEEDS]
     outcomes, start = [], time.monotonic()
@@ -73,6 +73,6 @@ def format_mean(values: npt.NDArray[np.float64]) -> str:
 
 
 def _alone() -> None:
-    """A process of the pool: one thread, and silent about each client that does not count."""
+    """Set up a process of the pool: one thread, and no message about each excluded client."""
     torch.set_num_threads(1)
     logging.getLogger("fednar_ray").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""What FedNAR does under stress, beside the baseline: digits, several seeds, four kinds of stress.
+"""Trains FedNAR and the baseline under four kinds of stress, on digits with several seeds.
 
-Run by scripts/stress; writes its part of docs/reliability.md.  Exit code 1 where a defense misses what it promises.
+Run by scripts/stress; writes its part of docs/reliability.md. Exit code 1 if a defense misses what it promises.
 """
 
 import argparse
@@ -16,12 +16,12 @@ PAGE = DOCS / "reliability.md"
 
 
 def main() -> None:
-    """Train, and report."""
+    """Train everything and report."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     start = time.monotonic()
     outcomes = train_all([*comparisons.configurations(), *misbehavior.configurations()])
     minutes = (time.monotonic() - start) / 60
-    tables = "\n\n".join((*comparisons.tables(outcomes), misbehavior.the_table(outcomes)))
+    tables = "\n\n".join((*comparisons.tables(outcomes), misbehavior.build_the_table(outcomes)))
     runs = f"{len(outcomes) * len(SEEDS)} runs in {minutes:.0f} minutes"
     text = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}; `scripts/stress`, {runs}\n\n{tables}"
     print(f"\n{text}")

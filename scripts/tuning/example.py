@@ -1,7 +1,6 @@
-"""What a search brings on digits: 40 trials of Optuna against as many rounds with the default settings.
+"""What a search gains on digits: 40 trials of Optuna against as many rounds with the default settings.
 
-Run by scripts/tuning_example; writes the example of docs/tuning.md and its pictures.  Exit code 1 where tuning did not
-win.
+Run by scripts/tuning_example; writes the examples of docs/tuning.md and their pictures. Exit code 1: the defaults won.
 """
 
 import argparse
@@ -29,37 +28,37 @@ PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
 FEDNAR = Path(sys.executable).with_name("fednar")
 TRIALS, SEEDS, ROUNDS = 40, 3, 30
-FRESH_SEEDS = range(100, 110)  # that neither side has seen
+FRESH_SEEDS = range(100, 110)  # neither side has seen them
 COMMAND = (
     *("search.name=digits-40", f"search.trials={TRIALS}", f"search.seeds={SEEDS}", "search.scheduler=none"),
     *(f"federation.rounds={ROUNDS}", "data.seed=0"),
 )
-COMMON = ("data.validation=0.2",)  # larger than the file's: differences of a point must show
+COMMON = ("data.validation=0.2",)  # larger than in the file, so that differences of a point show
 PICTURES = ("parallel_coordinates", "best_and_baseline", "importance", "clip_bound_and_weight_decay")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The last round of a run."""
+    """The accuracies after the last round of a run."""
 
     validation: float
     test: float
 
 
-def outcome(overrides: Sequence[str]) -> Outcome:
-    """Train the file's experiment."""
+def train(overrides: Sequence[str]) -> Outcome:
+    """Train the experiment of the file with overrides."""
     settings = (*COMMON, f"federation.rounds={ROUNDS}", "execution.placement=serial", f"evaluation.every={ROUNDS}")
     *_, last = fr.iter_rounds(fr.load(FILE, overrides=[*settings, *overrides]))
     return Outcome(last.metrics["validation_accuracy"], last.metrics["test_accuracy"])
 
 
-def chosen(outcomes: Sequence[Outcome]) -> Outcome:
-    """The best by validation accuracy."""
+def choose_best(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcome with the best validation accuracy."""
     return max(outcomes, key=lambda each: each.validation)
 
 
 def mean(outcomes: Sequence[Outcome]) -> Outcome:
-    """Over seeds."""
+    """Average over seeds."""
     each = [statistics.fmean(values) for values in zip(*((o.validation, o.test) for o in outcomes), strict=True)]
     return Outcome(*each)
 
@@ -76,26 +75,26 @@ def main() -> None:
 
 
 def example() -> bool:
-    """Search, spend as many rounds on the default settings, and compare; did the search win?"""
+    """Search, spend as many rounds on the default settings, compare them, and return whether the search won."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
-        search = searched(Path(folder), str(FILE), *COMMAND, *COMMON)
+        search = search_with(Path(folder), str(FILE), *COMMAND, *COMMON)
         keep_pictures(search, "tuning", PICTURES)
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
-        singles = list(pool.map(outcome, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
+        singles = list(pool.map(train, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
         defaults = [mean(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
         fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
-        fresh_tuned = list(pool.map(outcome, [[*tuned, *seed] for seed in fresh]))
-        fresh_default = list(pool.map(outcome, fresh))
-    write("example", told(search, defaults, fresh_tuned, fresh_default, (time.monotonic() - start) / 60))
-    return bool(search["test_accuracy"] > chosen(defaults).test)
+        fresh_tuned = list(pool.map(train, [[*tuned, *seed] for seed in fresh]))
+        fresh_default = list(pool.map(train, fresh))
+    write("example", describe(search, defaults, fresh_tuned, fresh_default, (time.monotonic() - start) / 60))
+    return bool(search["test_accuracy"] > choose_best(defaults).test)
 
 
 def sensitivity() -> None:
-    """The falls of FedNAR and of the baseline, over a grid."""
+    """Measure how far accuracy falls with FedNAR and with the baseline over a grid."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        search = searched(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
+        search = search_with(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
         keep_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
         found = json.loads((Path(search["report"]).parent / "sensitivity.json").read_text())
     minutes = (time.monotonic() - start) / 60
@@ -105,8 +104,8 @@ def sensitivity() -> None:
     lines = [
         f"{time.strftime('%Y-%m-%d')}, {search['trials']} trials in {minutes:.0f} minutes, {os.cpu_count()} cores; "
         "`scripts/tuning_example --only sensitivity`, which runs `fednar tune tune_configs/sensitivity.yaml`. Points "
-        "of validation accuracy lost, from each regularizer's best trial, where one setting is off, in the worse "
-        "direction of those that the grid has:",
+        "of validation accuracy that each regularizer's best trial loses if one setting is off, in the worse "
+        "direction that the grid has:",
         "",
         "| off | by | " + " | ".join(f"`{name}`" for name in names) + " |",
         "|---|---:|" + "---:|" * len(names),
@@ -122,18 +121,18 @@ def sensitivity() -> None:
 
 
 def points(fall: float | None) -> str:
-    """A fall in points of accuracy."""
+    """Format a fall in points of accuracy."""
     return "–" if fall is None else f"{100 * fall:.1f}"
 
 
 def write(part: str, text: str) -> None:
-    """Put a part between its marks of docs/tuning.md."""
+    """Print a part and write it to docs/tuning.md."""
     print(text)
     write_part(PAGE, part, "scripts/tuning_example", text)
 
 
-def searched(folder: Path, *arguments: str) -> dict[str, Any]:
-    """The summary of a search."""
+def search_with(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a search and return its summary."""
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [str(FEDNAR), "tune", *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -142,22 +141,22 @@ def searched(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def keep_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
-    """Copies of the report's pictures in docs/images."""
+    """Copy pictures of the report to docs/images."""
     for name in names:
         picture = Path(search["report"]).parent / f"{name}.png"
         if picture.exists():
             shutil.copy(picture, IMAGES / f"{prefix}-{name.replace('_', '-')}.png")
 
 
-def told(
+def describe(
     search: dict[str, Any],
     defaults: Sequence[Outcome],
     fresh_tuned: Sequence[Outcome],
     fresh_default: Sequence[Outcome],
     minutes: float,
 ) -> str:
-    """The example in words and tables."""
-    best_default = chosen(defaults)
+    """Return the example in words and tables."""
+    best_default = choose_best(defaults)
     median = statistics.median(each.validation for each in defaults)
     tuned, default = (np.array([each.test for each in runs]) for runs in (fresh_tuned, fresh_default))
     difference, interval = paired(tuned, default)
@@ -167,10 +166,10 @@ def told(
         "",
         f"    fednar tune tune_configs/digits.yaml {' '.join((*COMMAND, *COMMON))}",
         "",
-        f"and then the file's own settings {TRIALS} times as well, each time under {SEEDS} other seeds: "
-        f"{TRIALS * SEEDS * ROUNDS:,} rounds on either side, all on the same clients and judged on the same validation "
-        f"examples (`data.seed=0`). A figure is the mean over {SEEDS} seeds. Either side's best is chosen by "
-        "validation accuracy, and judged by test accuracy.",
+        f"and then trains the file's own settings {TRIALS} times, each time with {SEEDS} other seeds: "
+        f"{TRIALS * SEEDS * ROUNDS:,} rounds on either side, all on the same clients and the same validation "
+        f"examples (`data.seed=0`). A number is the mean over {SEEDS} seeds. The best of either side is chosen by "
+        "validation accuracy and judged by test accuracy.",
         "",
         "| | validation accuracy | test accuracy |",
         "|---|---:|---:|",
@@ -180,7 +179,7 @@ def told(
         "",
         f"The best values: {values}.",
         "",
-        "The best of many is partly luck, on both sides. So both were trained under ten seeds that neither had seen "
+        "The best of many is partly luck, on both sides. So both were trained again with ten new seeds "
         f"(partition and start differ): tuned {tuned.mean():.3f}, default {default.mean():.3f}; the difference is "
         f"{difference:+.3f} ± {interval:.3f} (95 % interval of the pairs).",
         "",

@@ -98,7 +98,7 @@ def test_run_takes_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
 
 BAD_CONFIG = {
     "a missing file": (["run", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
-    "two files": (["run", "a.yaml", "b.yaml"], "one FILE at most: a.yaml b.yaml"),
+    "two files": (["run", "a.yaml", "b.yaml"], "only one FILE can be given, not a.yaml b.yaml"),
     "an unknown key": (["run", "regularizer.clip_bond=1"], "regularizer.clip_bond: 1: unknown key; did you mean clip_"),
     "several problems": (["run", "seed=x", "federation.rounds=0"], "federation.rounds: 0 should be"),
     "no YAML": (["run", "broken.yaml"], "broken.yaml, line 2, column 1: invalid YAML"),
@@ -106,6 +106,16 @@ BAD_CONFIG = {
     "no data": (["run", "no_data.yaml"], "data: missing; give a data section"),
     "a wrong override": (["run", "seed=["], "seed: '[': the value is not YAML"),
     "a wrong comparison": (["compare", "compare.seeds=0"], "compare.seeds: 0 should be greater than or equal to 1"),
+    "a file after --resume": (
+        ["run", "--resume", "a.yaml"],
+        "'--resume': a.yaml is a FILE, not a name; write it before --resume: fednar run a.yaml --resume",
+    ),
+    "an override after --resume": (
+        ["compare", "--resume", "compare.seeds=5"],
+        "compare.seeds=5 is an override, not a name; write it before --resume: fednar compare compare.seeds=5 --resume",
+    ),
+    "may change without --resume": (["run", "--may-change", "seed"], "--may-change can only be given with --resume"),
+    "a search and a file": (["tune", "a.yaml", "--resume", "small"], "it takes no FILE and no key=value"),
     "an unknown option": (["run", "--jsn"], "No such option"),
     "an unknown command": (["rnu"], "No such command"),
     "no evaluation at all": (["run", "evaluation.every=0"], "evaluation.every: 0 should be greater than or equal to 1"),
@@ -292,7 +302,7 @@ def test_ui(case: str, tmp_path: Path) -> None:
             taken.listen()
             done = fednar("ui", "--port", str(port), cwd=tmp_path)
             assert (done.returncode, done.stdout) == (2, "")
-            assert f"127.0.0.1:{port} cannot be listened on: Address already in use; try --port" in done.stderr
+            assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port" in done.stderr
             return
     log = tmp_path / "log"
     with (

@@ -188,7 +188,7 @@ def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     return done
 
 
-def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_path: Path) -> None:
+def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_path: Path, processes: None) -> None:
     write_project(tmp_path, experiment(tmp_path))
     done = fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -200,8 +200,8 @@ def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_p
 
 BAD_INPUT = {
     "an unknown option of the command": (["run", "experiment.yaml", "--jsno"], "No such option"),
-    "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here: an absolute path"),
-    "a run of this machine": (["run", "--resume", "held-1"], "a job does not see what lies in a working directory"),
+    "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here is a relative path"),
+    "a run of this machine": (["run", "--resume", "held-1"], "a job does not see this working directory"),
     "a secret in the list of jobs": (["experiment.yaml", "tracking.uri=http://me:pw@mlflow"], "holds a password"),
     "a variable that is not set": (["experiment.yaml", "--env", "NOBODY"], "--env NOBODY: no such variable"),
     "no cluster": (["experiment.yaml", "--directory", "/shared"], "no dashboard of Ray answers at http://127.0.0.1:1"),
@@ -279,7 +279,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(cluster=nodes, mlflow=server, database=database, credentials=credentials, processes=stack)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
     if postgresql_programs() is None:
         pytest.skip("no initdb (Debian: postgresql): MLflow's server keeps its runs in SQLite instead")
@@ -304,7 +304,7 @@ def losses(client: MlflowClient, run: Any) -> list[float]:
     return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "train_loss"), key=lambda p: p.step)]
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_run(
     stage: Stage, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +364,7 @@ def read_prometheus(nodes: Cluster, name: str) -> float:
     return float(awaited(value, name))
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     stage: Stage, client: MlflowClient, tmp_path: Path
 ) -> None:
@@ -396,7 +396,7 @@ def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     assert "has no such job; list the jobs with: fednar jobs" in unknown.stderr
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project", experiment(tmp_path))
     data = ("data.source=npz", "data.path=/nowhere/mine.npz")
@@ -408,7 +408,7 @@ def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> N
     assert err.splitlines()[-1].endswith("ended with exit code 2")
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project", experiment(tmp_path))
     command = ["job", "submit", "--address", stage.cluster.dashboard, "--working-dir", str(project)]
@@ -426,7 +426,7 @@ def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tm
     assert "checkpoint.storage: null is below ./runs" in done.stdout
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_without_the_token_access_is_refused(stage: Stage, tmp_path: Path) -> None:
     for token in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):
         done = fednar("jobs", "--address", stage.cluster.dashboard, cwd=tmp_path, **token)
@@ -435,7 +435,7 @@ def test_without_the_token_access_is_refused(stage: Stage, tmp_path: Path) -> No
         assert "set RAY_AUTH_MODE=token" in done.stderr
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_without_a_password_the_store_does_not_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in stage.credentials:
         monkeypatch.delenv(name, raising=False)

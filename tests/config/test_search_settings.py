@@ -8,8 +8,8 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.config import Document, Domain, embedded
 from fednar_ray.config.files import parse_document
-from fednar_ray.tuning.resources import fitting_trials
-from fednar_ray.tuning.strategy import grid_of, trials_of
+from fednar_ray.tuning.resources import count_fitting_trials
+from fednar_ray.tuning.strategy import count_trials, list_grid_points
 
 A = "regularizer.clip_bound"
 
@@ -180,9 +180,9 @@ def test_another_preset_gets_its_own_defaults() -> None:
 def test_a_grid_has_every_point_in_order() -> None:
     search = document({"space": {A: {"grid": [1, 2]}, "seed": {"grid": [0, 1, 2]}}, "algorithm": "grid", "trials": 2})
     assert search.search is not None
-    points = [(point[A], point["seed"]) for point in grid_of(search.search)]
+    points = [(point[A], point["seed"]) for point in list_grid_points(search.search)]
     assert points == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
-    assert trials_of(search.search) == 12
+    assert count_trials(search.search) == 12
 
 
 def test_settings_change_in_mid_run_where_they_may() -> None:
@@ -209,7 +209,7 @@ def test_changes_that_cannot_be_are_refused(changes: Any, text: str) -> None:
 
 def test_trials_are_put_where_their_bundles_fit() -> None:
     cpu, gpu = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}
-    assert fitting_trials([cpu], [{"CPU": 2.0}]) == 2
-    assert fitting_trials([{}, cpu, cpu], [{"CPU": 3.0}, {"CPU": 1.0}]) == 2
-    assert fitting_trials([{}, gpu, gpu], [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]) == 1
-    assert fitting_trials([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0  # four CPUs, and no node with three
+    assert count_fitting_trials([cpu], [{"CPU": 2.0}]) == 2
+    assert count_fitting_trials([{}, cpu, cpu], [{"CPU": 3.0}, {"CPU": 1.0}]) == 2
+    assert count_fitting_trials([{}, gpu, gpu], [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]) == 1
+    assert count_fitting_trials([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0  # four CPUs, and no node with three

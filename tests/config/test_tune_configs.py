@@ -8,7 +8,7 @@ import pytest
 import fednar_ray as fr
 from fednar_ray.config import embedded, load_document
 from fednar_ray.config.settings import PRESET_SETTINGS
-from fednar_ray.tuning.strategy import trials_of
+from fednar_ray.tuning.strategy import count_trials
 
 FOLDER = Path(__file__).parents[2] / "tune_configs"
 SEARCHES = {
@@ -26,7 +26,7 @@ SEARCHES = {
 def test_a_search_file_goes_with_its_experiment(name: str) -> None:
     search = load_document(FOLDER / f"{name}.yaml", to_search=True).search
     assert search is not None
-    assert trials_of(search) == SEARCHES[name]
+    assert count_trials(search) == SEARCHES[name]
 
 
 def test_what_is_tuned_without_a_file_is_the_digits_file() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.core.errors import BuffersChanged, RoundAborted
+from fednar_ray.core.errors import BuffersChanged
 from fednar_ray.core.messages import Broadcast, ClientsLost
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
@@ -24,9 +24,10 @@ from tests.support.faulty_models import (
     POOLED,
     SENTINEL,
     SIZES,
-    Crowded,
     Trap,
     build_tasks,
+    check_abort_with_cause,
+    check_halves_after_running_out_of_memory,
     experiment,
     federation,
     train,
@@ -38,7 +39,6 @@ from tests.support.faulty_models import (
 SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "attacks": {"scaled": 0.3, "factor": 30}}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("what", ["die", "hang", "raise", "exit"])
 def test_a_failure_that_happens_once_changes_nothing(what: str, session: fr.RaySession, tmp_path: Path) -> None:
     settings = experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
@@ -48,7 +48,6 @@ def test_a_failure_that_happens_once_changes_nothing(what: str, session: fr.RayS
     assert reports[-1].parameters.tobytes() == train_undisturbed("scaffold")
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("what", "retries", "rounds"), [("die", 0, 1), ("raise", 1, 2), ("exit", 1, 1)])
 def test_a_client_that_always_fails_is_the_only_one_dropped(
     what: str, retries: int, rounds: int, session: fr.RaySession
@@ -62,7 +61,6 @@ def test_a_client_that_always_fails_is_the_only_one_dropped(
     assert reports[-1].parameters.tobytes() == train_without_bad_client(rounds)
 
 
-@pytest.mark.ray
 def test_a_client_that_always_fails_is_found_within_its_group(
     session: fr.RaySession, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,33 +76,16 @@ def test_a_client_that_always_fails_is_found_within_its_group(
     assert "training its two halves separately (the sum is the same up to rounding, not bit for bit)" in caplog.text
 
 
-@pytest.mark.parametrize("placement", ["serial", pytest.param("pooled", marks=pytest.mark.ray)])
 def test_groups_that_run_out_of_memory_are_halved_and_no_client_is_lost(
-    placement: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+    session: fr.RaySession, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = request.getfixturevalue("session") if placement == "pooled" else None
-    settings = experiment({"placement": placement, "vectorize": 7})
-    with caplog.at_level(logging.WARNING, "fednar_ray"):
-        reports = train(settings, Crowded(), session)
-    assert not any(report.exclusions for report in reports)
-    assert "MemoryError; training its two halves separately (the sum is the same up to rounding" in caplog.text
-    expected = train(experiment({"placement": "serial", "vectorize": 2}), Trap("", None))[-1]
-    np.testing.assert_allclose(reports[-1].parameters, expected.parameters, rtol=1e-4, atol=1e-6)
+    check_halves_after_running_out_of_memory("pooled", caplog, session)
 
 
-@pytest.mark.parametrize("placement", ["serial", pytest.param("pooled", marks=pytest.mark.ray)])
-def test_a_round_with_too_few_clients_left_is_aborted_with_the_cause(
-    placement: str, request: pytest.FixtureRequest
-) -> None:
-    session = request.getfixturevalue("session") if placement == "pooled" else None
-    settings = experiment({"placement": placement, "min_clients": 7, "retries": 0})
-    with pytest.raises(
-        RoundAborted, match=r"6 of 7 clients remain, at least 7 required; client 4 .*: ArithmeticError: this cl"
-    ):
-        train(settings, Trap("raise", None), session)
+def test_a_round_with_too_few_clients_left_is_aborted_with_the_cause(session: fr.RaySession) -> None:
+    check_abort_with_cause("pooled", session)
 
 
-@pytest.mark.ray
 def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.RaySession, tmp_path: Path) -> None:
     def run(execution: dict[str, Any], model: torch.nn.Module) -> bytes:
         settings, whole = experiment(execution, "scaffold"), federation(SIZES[:3], bad=1)
@@ -116,7 +97,6 @@ def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.Ra
     assert dedicated == run({"placement": "serial"}, Trap("", None))
 
 
-@pytest.mark.ray
 def test_buffers_that_change_unexpectedly_end_a_run_on_actors(session: fr.RaySession) -> None:
     class Late(Trap):
         def __init__(self) -> None:
@@ -132,7 +112,6 @@ def test_buffers_that_change_unexpectedly_end_a_run_on_actors(session: fr.RaySes
         train(experiment(POOLED), Late(), session)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn"])
 def test_two_phases_give_the_same_bytes_in_every_placement(preset: str, session: fr.RaySession) -> None:
     model = Trap("", None)
@@ -153,7 +132,7 @@ def build_two_actors(
         round_index=0,
         scalars=prepared.experiment.scalars(0),
         parameters=np.full(prepared.model_bytes // 4, 0.1, dtype=np.float32),
-        control=None,
+        shared={},
         buffers=None,
     )
     with place(prepared, resolve(prepared, session), session) as pool:
@@ -162,7 +141,6 @@ def build_two_actors(
         yield pool, broadcast
 
 
-@pytest.mark.ray
 def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(session: fr.RaySession) -> None:
     groups = build_tasks((0, 1), (2, 3), (5, 6))
     with build_two_actors(session, Trap("", None)) as (pool, broadcast):
@@ -175,7 +153,6 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
     assert [np.linalg.norm(u.rows, axis=1) for u in updates] == pytest.approx(np.array(norms), rel=1e-5)
 
 
-@pytest.mark.ray
 def test_a_loss_that_two_calls_may_have_caused_is_blamed_on_neither(session: fr.RaySession, tmp_path: Path) -> None:
     # four calls for two actors: one actor dies with the first call, and the third waits behind it; without retries a
     # call that is blamed is dropped
@@ -188,7 +165,6 @@ def test_a_loss_that_two_calls_may_have_caused_is_blamed_on_neither(session: fr.
     assert [u.weighted_delta.tobytes() for u in disturbed] == [u.weighted_delta.tobytes() for u in again]
 
 
-@pytest.mark.ray
 def test_scoring_survives_the_loss_of_an_actor(session: fr.RaySession, tmp_path: Path) -> None:
     class DiesWhenScoring(Trap):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

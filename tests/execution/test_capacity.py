@@ -94,7 +94,6 @@ def test_shares_of_gpus_pack(actors: int, gpus: int, share: float) -> None:
     assert plan_dedicated(ExecutionSettings(), actors, cluster(64, gpus), SMALL) == expected
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("actors_per_gpu", [1, 2, 3, 7])
 def test_ray_can_pack_the_planned_shares(local_ray: str, actors_per_gpu: int) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group

@@ -14,8 +14,6 @@ from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
 
-pytestmark = pytest.mark.ray
-
 
 def dropout_model() -> torch.nn.Module:
     torch.manual_seed(0)

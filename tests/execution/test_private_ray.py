@@ -83,7 +83,7 @@ def test_each_local_ray_has_its_own_token(place: Path) -> None:
     assert tokens[0] != tokens[1]
 
 
-def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path) -> None:
+def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path, processes: None) -> None:
     code = (
         "import os, signal; from pathlib import Path; from fednar_ray.execution import private_ray\n"
         f"private_ray._list_temporary_directories = lambda: iter([Path({str(place)!r})])\n"
@@ -146,7 +146,7 @@ assert "RAY_AUTH_MODE" not in os.environ
 """
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_a_local_ray_leaves_nothing_behind_and_bounds_its_logs(place: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -14,6 +14,8 @@ from tests.support.faulty_models import (
     BAD,
     SENTINEL,
     Trap,
+    check_abort_with_cause,
+    check_halves_after_running_out_of_memory,
     experiment,
     federation,
     train,
@@ -85,3 +87,11 @@ def test_a_failure_in_scoring_ends_the_run_and_names_the_split(what: str) -> Non
     settings = experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3})
     with pytest.raises(RunFailed, match=r"round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
         train(settings, FailsWhenScoring(what, None))
+
+
+def test_groups_that_run_out_of_memory_are_halved_and_no_client_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    check_halves_after_running_out_of_memory("serial", caplog)
+
+
+def test_a_round_with_too_few_clients_left_is_aborted_with_the_cause() -> None:
+    check_abort_with_cause("serial")

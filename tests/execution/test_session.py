@@ -15,7 +15,6 @@ def test_an_address_where_nobody_listens_is_refused() -> None:
         _check_reachable("127.0.0.1:1")
 
 
-@pytest.mark.ray
 def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     import ray
 
@@ -29,7 +28,6 @@ def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     session.give_back(plan, actors)
 
 
-@pytest.mark.ray
 def test_closing_a_session_ends_its_actors_but_not_a_ray_it_did_not_start(local_ray: str) -> None:
     import ray
 

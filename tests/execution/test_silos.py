@@ -125,7 +125,7 @@ def on_two_nodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Pa
     return files, run_in_own_process(train_on_two_nodes, folder)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_each_silo_trains_on_its_own_node_and_the_driver_opens_no_file(
     on_two_nodes: tuple[dict[str, Path], dict[str, Any]],
 ) -> None:
@@ -136,7 +136,7 @@ def test_each_silo_trains_on_its_own_node_and_the_driver_opens_no_file(
     assert serially == sorted(map(str, files.values()))  # the hook does see a driver that reads them
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_silos_give_the_bytes_and_metrics_of_the_same_files_read_serially(
     on_two_nodes: tuple[dict[str, Path], dict[str, Any]],
 ) -> None:
@@ -147,7 +147,7 @@ def test_silos_give_the_bytes_and_metrics_of_the_same_files_read_serially(
     assert {"test_auc", "validation_accuracy", "client_accuracy_mean"} <= found["metrics"].keys()
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_what_a_silo_lacks_is_reported_before_training(
     on_two_nodes: tuple[dict[str, Path], dict[str, Any]],
 ) -> None:
@@ -165,7 +165,6 @@ def test_what_a_silo_lacks_is_reported_before_training(
     ]
 
 
-@pytest.mark.ray
 def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: fr.RaySession) -> None:
     import ray
 
@@ -188,7 +187,6 @@ def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: f
             }
 
 
-@pytest.mark.ray
 def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     tmp_path: Path, session: fr.RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +202,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     whole = list(fr.iter_rounds(build(3, placement="serial")))
     first = fr.run(build(2), session=session)
     assert (first.placement, len(first.places)) == ("dedicated", 2)
-    result = fr.run(build(3, placement="serial"), resume=True)
+    result = fr.run(build(3, placement="serial"), resume_newest=True)
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
     for end in (first, result):  # the model contains the scaling that was learned at the silos: it takes raw rows

@@ -17,9 +17,9 @@ import fednar_ray as fr
 from fednar_ray.config import embedded
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
-from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, alerts_of
-from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, find_alerts
+from fednar_ray.experiments.alerts.callback import compute_chance_level
 
 CHANCE = ChanceLevel("accuracy", 0.1)
 
@@ -32,7 +32,9 @@ def experiment(**sections: Any) -> fr.Experiment:
 def of_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
     serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
     settings = embedded(file, [*serial, *overrides]).experiment
-    return alerts_of(settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103))
+    return find_alerts(
+        settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103)
+    )
 
 
 HEALTHY = {
@@ -102,7 +104,7 @@ def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ..
     settings = embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
     records = [report.record() for report in fr.iter_rounds(settings)]
     final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
-    return final, alerts_of(settings, records, ChanceLevel("accuracy", 0.103))
+    return final, find_alerts(settings, records, ChanceLevel("accuracy", 0.103))
 
 
 ADVISED = {
@@ -140,7 +142,7 @@ def test_a_bound_that_is_advised_would_have_clipped_at_most_half_of_the_steps(da
         records.append(
             record(t, **figures, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
         )
-    alerts = alerts_of(experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
+    alerts = find_alerts(experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
     assert {alert.name for alert in alerts} == {"clips_everything", "stalls"}
     for alert in alerts:
         ((_, value),) = [change.split("=") for change in advised([alert])]
@@ -152,7 +154,7 @@ def test_a_bound_that_is_advised_would_have_clipped_at_most_half_of_the_steps(da
 def diverging(norm: float, **sections: Any) -> str:
     """The alert of a run whose steps become longer than in its best rounds, in which ‖v‖ was 1."""
     risen = [record(t, train_loss=50.0, step_norm=norm, step_norm_p90=norm, clip_bound=10.0) for t in range(8, 11)]
-    (alert,) = alerts_of(experiment(**sections), [*learning(8, clip_bound=10.0), *risen], CHANCE)
+    (alert,) = find_alerts(experiment(**sections), [*learning(8, clip_bound=10.0), *risen], CHANCE)
     assert alert.name == "diverges"
     return alert.message
 
@@ -170,7 +172,7 @@ def test_a_diverging_run_gets_the_bound_of_its_best_rounds_or_none():
 
 def test_a_decay_that_throws_parameters_across_zero_is_lowered_far_enough():
     rising = [record(t, train_loss=float(9**t), weight_decay=1e4) for t in range(6)]
-    (alert, *_) = alerts_of(experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
+    (alert, *_) = find_alerts(experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
     assert "regularizer.weight_decay: 0.1 (now 10000); a step then shrinks the parameters by 1 %" in alert.message
 
 
@@ -191,7 +193,7 @@ def record(index: int, exclusions: dict[int, Exclusion] | None = None, **metrics
 
 
 def names_of(records: list[RoundRecord], chance: ChanceLevel | None = CHANCE, **sections: Any) -> list[tuple[str, int]]:
-    alerts = alerts_of(experiment(**sections), records, chance)
+    alerts = find_alerts(experiment(**sections), records, chance)
     return [(alert.name, alert.round_index) for alert in alerts]
 
 
@@ -235,7 +237,7 @@ def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
     over = [record(t, clients_sampled=30.0, clients_late=20.0) for t in range(6)]
     assert names_of(over) == []
     late = [record(t, clients_trained=4.0, clients_late=6.0) for t in range(6)]
-    (alert,) = alerts_of(experiment(), late)
+    (alert,) = find_alerts(experiment(), late)
     assert (alert.name, alert.round_index) == ("loses_clients", 4)
     assert "60 % of the clients" in alert.message
     assert "availability.deadline_seconds" in alert.message
@@ -252,7 +254,7 @@ def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
 def test_exclusions_are_told_apart_by_their_reason(reason, change):
     excluded = dict.fromkeys((1, 2, 3), Exclusion(reason))
     failing = [record(t, excluded, clients_failed=3, clients_trained=7) for t in range(6)]
-    (alert,) = alerts_of(experiment(), failing)
+    (alert,) = find_alerts(experiment(), failing)
     assert alert.name == "loses_clients"
     assert change in alert.message
 
@@ -264,11 +266,11 @@ def test_each_kind_once_and_none_that_follows_from_another():
 
 def test_a_round_that_is_aborted():
     watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
-    (alert,) = watch.aborted(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
+    (alert,) = watch.see_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
     assert alert.name == "diverges"
     assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
-    assert watch.aborted(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
-    (alert,) = watch.aborted(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
+    assert watch.see_abort(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
+    (alert,) = watch.see_abort(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
     assert (alert.name, alert.round_index) == ("loses_clients", 3)
 
 
@@ -283,12 +285,12 @@ def test_no_record_makes_a_check_fail(history, name):
     records = [
         RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t, metrics in enumerate(history)
     ]
-    alerts = alerts_of(experiment(regularizer={"name": name}), records, CHANCE)
+    alerts = find_alerts(experiment(regularizer={"name": name}), records, CHANCE)
     assert len({alert.name for alert in alerts}) == len(alerts) <= len(CHECKS)
 
 
 def test_chance(federation):
-    assert chance_of(federation) == ChanceLevel(
+    assert compute_chance_level(federation) == ChanceLevel(
         "accuracy", max((federation.test.y == label).mean() for label in range(3))
     )
     assert CHANCE.progress({"test_accuracy": 0.55}) == pytest.approx(0.5)

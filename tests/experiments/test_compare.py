@@ -23,7 +23,7 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import CompareSettings, Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
@@ -363,6 +363,25 @@ def test_a_damaged_record_is_named(data):
         assert isinstance(error, BadInput), text
         assert str(path) in str(error)
     assert name in fednar("runs").output  # and the other commands go on
+
+
+def test_a_comparison_under_old_keys_is_refused_with_the_names_to_write(data):
+    name = interrupted(document(data), 1)
+    path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
+    sections = yaml.safe_load(path.read_text())
+    sections["experiment"]["execution"]["cohort_width"] = sections["experiment"]["execution"].pop("vectorize", "auto")
+    for run in sections["runs"]:
+        run["cohort_width"] = run.pop("group_size")
+    path.write_text(yaml.safe_dump(sections))
+    error = fednar("compare", "--resume", name).exception
+    assert isinstance(error, BadInput)
+    for says in (
+        str(path),
+        "runs.0.cohort_width is now group_size",
+        "execution.cohort_width is now execution.vectorize",
+        "resume the comparison with the version that wrote it, or start a new one",
+    ):
+        assert says in str(error)
 
 
 def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole):

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load, save
 
 import fednar_ray as fr
+from fednar_ray.config.renamed import RENAMED
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.experiments.resume import resume_from
 from tests.conftest import small_federation
@@ -95,7 +96,7 @@ FACTS = {
     "run_id": "facts.run_id",
     "tracking_uri": "facts.tracking_uri",
     "placement": "facts.placement",
-    "vectorize": "facts.vectorize",
+    "group_size": "facts.group_size",
     "server": "facts.server",
 }
 ARRAYS = {
@@ -157,6 +158,34 @@ def test_an_experiment_of_another_version_is_named_with_its_key(edited: Edited) 
     said = refused(edited)
     assert "facts.experiment.tracking.uri" in said
     assert "hunter2" not in said
+
+
+OLD_KEYS: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "execution.cohort_width": (("execution", "cohort_width"), 8, "execution.cohort_width is now execution.vectorize"),
+    "execution.sites": (("execution", "sites"), {}, "execution.sites is now execution.silos"),
+    "corruption": (("corruption",), {"nan": 0.1}, "corruption.nan is now attacks.nan"),
+    "data.standardise": (("data", "standardise"), True, "data.standardise is now data.standardize"),
+    "data.normalisation": (("data", "normalisation"), 1, "data.normalisation is now data.normalization"),
+}
+
+
+@pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
+def test_a_checkpoint_under_old_keys_is_refused_with_the_names_to_write(edited: Edited) -> None:
+    assert set(OLD_KEYS) == set(RENAMED)
+    experiment = copy.deepcopy(edited.manifest["facts"]["experiment"])
+    for (*sections, key), value, says in OLD_KEYS.values():
+        edited.manifest["facts"]["experiment"] = copy.deepcopy(experiment)
+        inner = edited.manifest["facts"]["experiment"]
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+        assert f"facts.experiment.{says}" in refused(edited)
+    facts = edited.manifest["facts"]
+    facts["experiment"] = {**experiment, "execution": {"placement": "serial", "cohort_width": 3}}
+    facts["cohort_width"] = facts.pop("group_size")
+    said = refused(edited)  # as the version before wrote it
+    assert "facts.cohort_width is now facts.group_size" in said
+    assert "facts.experiment.execution.cohort_width is now execution.vectorize" in said
 
 
 @pytest.mark.parametrize(("edited", "names"), ARRAYS.items(), indirect=["edited"])

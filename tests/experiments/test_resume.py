@@ -22,12 +22,12 @@ from fednar_ray import config
 from fednar_ray.algorithms.presets import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.core.errors import CheckpointError, RoundAborted
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
-from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import recorded
 from fednar_ray.tracking.lines import sole_writer
 from fednar_ray.tracking.run_lookup import load_run
@@ -213,7 +213,7 @@ def test_whatever_a_round_draws_or_keeps_goes_on(variant: str, uri: str) -> None
     experiment = settings(uri, **changes)
     rounds = experiment.federation.rounds
     killed(experiment, rounds - 1, **given(model=network(*layers)))
-    result = fr.run(experiment, **given(model=network(*layers)), resume=True)
+    result = fr.run(experiment, **given(model=network(*layers)), resume_newest=True)
     assert result.resumed_from_round == rounds - 2
     assert_as_if_nothing_had_happened(result, experiment, **given(model=network(*layers)))
     if "BatchNorm" in variant:
@@ -251,7 +251,7 @@ def test_a_run_that_is_left_again_and_again_is_still_the_same_run(uri: str) -> N
         assert resumption is not None
         assert resumption.checkpoint.next_round == done
         assert left(experiment, done + 1, resumption=resumption) == directory
-    result = fr.run(experiment, **given(), resume=True)
+    result = fr.run(experiment, **given(), resume_newest=True)
     assert result.resumed_from_round == 4
     assert_as_if_nothing_had_happened(result, experiment)
     assert_recorded_once(result.directory)
@@ -263,7 +263,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     strict = settings(
         uri, federation={"participation": schedule}, attacks={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
-    assert corrupted_clients(strict.attacks, len(SIZES), strict.seed).keys() == {1}
+    assert draw_attack_factors(strict.attacks, len(SIZES), strict.seed).keys() == {1}
     with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 client updates usable, at least 2 required"):
         fr.run(strict, **given())
     (directory,) = Path("runs").iterdir()
@@ -271,7 +271,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
     lenient = settings(uri, federation={"participation": schedule}, attacks={"nan": 0.2}, seed=5)
-    result = fr.run(lenient, **given(), resume=True)
+    result = fr.run(lenient, **given(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id) == (3, run_id)
     assert_as_if_nothing_had_happened(result, lenient)
     assert_recorded_once(result.directory)
@@ -285,7 +285,7 @@ def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.
     shares = {"placement": "pooled", "actors": 2, "cpus_per_actor": 0.1, "gpus_per_actor": 0, "retries": 0}
     kept = {"storage": str(directory.parent.parent / "kept"), "every": 1, "keep": 3}
     elsewhere = settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2, **shares}, checkpoint=kept)
-    result = fr.run(elsewhere, **given(), session=session, resume=True)
+    result = fr.run(elsewhere, **given(), session=session, resume_newest=True)
     assert (result.resumed_from_round, result.placement, len(result.places)) == (2, "pooled", 2)
     assert_as_if_nothing_had_happened(result, experiment)
     assert_recorded_once(result.directory)
@@ -302,7 +302,7 @@ def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.
 def test_more_rounds_than_before_go_on(uri: str) -> None:
     short, long = settings(uri, federation={"rounds": 4}), settings(uri, federation={"rounds": 7})
     first = fr.run(short, **given())
-    result = fr.run(long, **given(), resume=True)
+    result = fr.run(long, **given(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (4, first.run_id, first.directory)
     assert_as_if_nothing_had_happened(result, long)
     assert_recorded_once(result.directory)
@@ -311,7 +311,7 @@ def test_more_rounds_than_before_go_on(uri: str) -> None:
 def test_as_many_rounds_as_are_done_finish_a_run_that_was_left(uri: str) -> None:
     left(settings(uri), 3)
     exactly = settings(uri, federation={"rounds": 3})
-    result = fr.run(exactly, **given(), resume=True)
+    result = fr.run(exactly, **given(), resume_newest=True)
     assert result.resumed_from_round == 3
     assert_as_if_nothing_had_happened(result, exactly)
     assert_recorded_once(result.directory)
@@ -327,11 +327,11 @@ def test_fewer_rounds_than_are_done_are_refused(uri: str) -> None:
     assert refusal(fewer, may_change=["federation"])[1:] == ["federation.rounds: 2 is less than the rounds done (3)"]
 
 
-def refusal(experiment: fr.Experiment, *, may_change: Sequence[str] = (), resume: str | bool = True) -> list[str]:
-    """The lines of the error; the run is left as it was."""
+def refusal(experiment: fr.Experiment, *, may_change: Sequence[str] = (), resume: str | None = None) -> list[str]:
+    """The lines of the error; the run is left as it was. Without a name, the newest run is resumed."""
     files = contents(Path.cwd())
     with pytest.raises(fr.ConfigError) as caught:
-        fr.run(experiment, **given(), resume=resume, may_change=may_change)
+        fr.run(experiment, **given(), resume=resume, resume_newest=resume is None, may_change=may_change)
     assert contents(Path.cwd()) == files
     return list(caught.value.problems)
 
@@ -405,7 +405,7 @@ def test_what_may_change_changes_from_there_on(uri: str) -> None:
     begun = settings(uri, regularizer={"name": "fednar", **decays}, **still)
     changed = settings(uri, regularizer={"name": "decoupled", **decays}, **still)
     directory = killed(begun, 3)  # resumed from round 2: round 2 was recorded, and comes out differently now
-    result = fr.run(changed, **given(), resume=True, may_change=["regularizer"])
+    result = fr.run(changed, **given(), resume_newest=True, may_change=["regularizer"])
     assert result.resumed_from_round == 2
     first = list(fr.iter_rounds(begun, **given()))[:2]
     model = network()
@@ -421,11 +421,11 @@ def test_what_may_change_changes_from_there_on(uri: str) -> None:
 def test_other_data_in_place_of_the_federation_is_refused(uri: str) -> None:
     directory = left(settings(uri), 3)
     other = small_federation(SIZES, seed=1)
-    with pytest.raises(fr.ConfigError, match=f"^{directory.name}: the data are not those that it was begun with$"):
-        fr.run(settings(uri), **given(federation=other), resume=True)
-    with pytest.raises(fr.ConfigError, match=f"^{directory.name}: its model has 33 parameters, and this one 63$"):
-        fr.run(settings(uri), **given(model=network(torch.nn.Linear(5, 5))), resume=True)
-    result = fr.run(settings(uri), **given(), resume=True)  # none of this has touched the run
+    with pytest.raises(fr.ConfigError, match=f"^{directory.name}: the data changed since the run was started$"):
+        fr.run(settings(uri), **given(federation=other), resume_newest=True)
+    with pytest.raises(fr.ConfigError, match="its checkpoint has 33 parameters, and this model has 63"):
+        fr.run(settings(uri), **given(model=network(torch.nn.Linear(5, 5))), resume_newest=True)
+    result = fr.run(settings(uri), **given(), resume_newest=True)  # none of this has touched the run
     assert_as_if_nothing_had_happened(result, settings(uri))
     assert_recorded_once(result.directory)
 
@@ -438,7 +438,7 @@ def test_without_a_name_the_newest_run_of_the_experiment_is_taken(uri: str) -> N
     newer = left(settings(uri), 3)
     left(settings(uri, seed=1), 4)  # another experiment of that name
     left(settings(uri, name="long-er"), 1)  # and one whose name begins so
-    result = fr.run(settings(uri), **given(), resume=True)
+    result = fr.run(settings(uri), **given(), resume_newest=True)
     assert (result.directory, result.resumed_from_round) == (newer, 3)
     assert_as_if_nothing_had_happened(result, settings(uri))
     assert checkpoints(older)[-1].name == "round-00000002.json"
@@ -457,7 +457,7 @@ def test_where_there_is_none_it_begins(uri: str) -> None:
     left(settings(uri, name="long-er"), 1)  # of another name, which begins with this one
     left(settings(uri, name="lo"), 1)
     left(settings(uri, checkpoint={"every": None}), 0, checked=False)  # of this name, and without a checkpoint
-    result = fr.run(settings(uri, federation={"rounds": 1}), **given(), resume=True)
+    result = fr.run(settings(uri, federation={"rounds": 1}), **given(), resume_newest=True)
     assert result.resumed_from_round is None
     assert len(result.history) == 1
 
@@ -483,7 +483,9 @@ def test_a_named_run_brings_its_own_experiment(uri: str) -> None:
     assert result.resumed_from_round == 3
     assert_as_if_nothing_had_happened(result, settings(uri))
     with pytest.raises(fr.ConfigError, match="experiment: missing"):
-        fr.run(**given(), resume=True)
+        fr.run(**given(), resume_newest=True)
+    with pytest.raises(fr.ConfigError, match="set only one of resume= and resume_newest="):
+        fr.run(settings(uri), **given(), resume=directory.name, resume_newest=True)
 
 
 def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
@@ -500,7 +502,7 @@ def test_a_finished_run_gives_its_result_and_leaves_mlflow_alone(uri: str) -> No
     experiment = settings(uri, algorithm={"name": "fedexp"})
     first = fr.run(experiment, **given())
     before = dump(uri)
-    again = fr.run(experiment, **given(model=Untrainable(network())), resume=True)
+    again = fr.run(experiment, **given(model=Untrainable(network())), resume_newest=True)
     assert dump(uri) == before
     assert (again.run_id, again.directory, again.tracking_uri) == (first.run_id, first.directory, first.tracking_uri)
     assert (again.resumed_from_round, again.places) == (ROUNDS, ())
@@ -535,7 +537,7 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
     directory = left(experiment, 3, checked=False)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     shutil.rmtree("runs")
-    result = fr.run(experiment, **given(), resume=True)
+    result = fr.run(experiment, **given(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (3, run_id, directory)
     assert_as_if_nothing_had_happened(result, experiment)
     assert_recorded_once(result.directory)
@@ -550,7 +552,7 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
 def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
     directory = left(settings(uri), 2)
     with sole_writer(directory), pytest.raises(fr.BadInput, match="is being written by a process that is running"):
-        fr.run(settings(uri), **given(), resume=True)
+        fr.run(settings(uri), **given(), resume_newest=True)
 
 
 # --- Damage
@@ -575,7 +577,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     arrays = arrays_of(newest)
     flip(arrays)
     experiment = settings(uri, algorithm={"name": "scaffold"})
-    result = fr.run(experiment, **given(), resume=True)
+    result = fr.run(experiment, **given(), resume_newest=True)
     (told,) = [message for message in caplog.messages if "cannot be used" in message]
     assert told == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
@@ -592,9 +594,10 @@ def test_where_every_checkpoint_is_damaged_nothing_is_made_up(uri: str) -> None:
     for manifest in checkpoints(directory):
         flip(arrays_of(manifest))
     files, before = contents(directory), dump(uri)
-    for name in (True, directory.name):
+    wanted: list[dict[str, Any]] = [{"resume_newest": True}, {"resume": directory.name}]
+    for each in wanted:
         with pytest.raises(CheckpointError, match=f"every checkpoint in {directory}/checkpoints is damaged: "):
-            fr.run(settings(uri), **given(), resume=name)
+            fr.run(settings(uri), **given(), **each)
     assert contents(directory) == files
     assert dump(uri) == before
 
@@ -651,7 +654,7 @@ def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_
     command = typed(uri, every=7)
     code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)
     assert code == -signal.SIGKILL, said
-    assert "no run of long to go on with: it begins" in said
+    assert "no run of 'long' to resume; starting a new one" in said
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
@@ -659,7 +662,7 @@ def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_
         assert 7 <= start <= done < TYPED_ROUNDS
         code, said = said_to(command, number, rounds_recorded, done + 8)
         assert code == wanted, said
-        assert f"{directory.name} goes on from round {start}" in said
+        assert f"INFO resuming {directory.name} at round {start}" in said
         assert said.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
         assert done < newest_checkpoint() == rounds_recorded() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"

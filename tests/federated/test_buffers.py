@@ -113,7 +113,7 @@ def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> No
     longer = experiment(tracking={"uri": uri}, federation={"rounds": 2, "local_steps": 2, "batch_size": 100})
     message = "its checkpoint has 2 values of averaged buffers, and this model has 0"
     with pytest.raises(fr.ConfigError, match=message):
-        fr.run(longer, model=Net(torch.zeros(2)), resume=True, **given)
+        fr.run(longer, model=Net(torch.zeros(2)), resume_newest=True, **given)
 
 
 @pytest.mark.parametrize("name", CONSTANT)

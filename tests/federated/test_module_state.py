@@ -665,7 +665,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytes
     def run(rounds: int, *, resume: bool = False) -> fr.Result:
         settings = fr.Experiment.model_validate({**experiment(rounds=rounds).model_dump(exclude_unset=True), **tracked})
         model = nn.Sequential(HiddenState(), NumPyDropLayer())
-        return fr.run(settings, federation=small_federation(SIZES), model=model, resume=resume)
+        return fr.run(settings, federation=small_federation(SIZES), model=model, resume_newest=resume)
 
     begun = run(2)
     resumed = run(4, resume=True)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.plots import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms, widen
 
 

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.runs import Variant, draw_variants, final_value
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]

@@ -1,5 +1,6 @@
 """Models that fail while they train one client, and the runs that they are trained in."""
 
+import logging
 import os
 import signal
 import sys
@@ -7,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch._C import _functorch
 
 import fednar_ray as fr
+from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.messages import GroupTask
 from tests.conftest import small_federation
 
@@ -30,11 +34,11 @@ def unwrap(x: torch.Tensor) -> torch.Tensor:
 
 
 class Leaves(BaseException):
-    """Not an ``Exception``, as ``SystemExit`` is none."""
+    """An exception that, like ``SystemExit``, is no ``Exception``."""
 
 
 class Trap(torch.nn.Module):
-    """A model that does ``what`` when it meets the bad client's examples: once, or always."""
+    """A model that does ``what`` with the bad client's examples: once if it has a ``marker`` file, or always."""
 
     def __init__(self, what: str, marker: Path | None) -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class Trap(torch.nn.Module):
 
 
 class Crowded(Trap):
-    """A model that runs out of memory where more than two clients train together."""
+    """A model that runs out of memory if more than two clients train together."""
 
     def __init__(self) -> None:
         super().__init__("", None)
@@ -114,3 +118,26 @@ def train_undisturbed(preset: str = "fedavg", **more: Any) -> bytes:
 def train_without_bad_client(rounds: int = 3) -> bytes:
     others = [[i for i in range(len(SIZES)) if i != BAD]] * rounds
     return train_undisturbed(federation={"participation": others, "rounds": rounds})
+
+
+def check_halves_after_running_out_of_memory(
+    placement: str, caplog: pytest.LogCaptureFixture, session: fr.RaySession | None = None
+) -> None:
+    """Trains a model that runs out of memory in groups of more than two, in groups of seven."""
+    settings = experiment({"placement": placement, "vectorize": 7})
+    with caplog.at_level(logging.WARNING, "fednar_ray"):
+        reports = train(settings, Crowded(), session)
+    assert not any(report.exclusions for report in reports)
+    assert "MemoryError; training its two halves separately (the sum is the same up to rounding" in caplog.text
+    expected = train(experiment({"placement": "serial", "vectorize": 2}), Trap("", None))[-1]
+    np.testing.assert_allclose(reports[-1].parameters, expected.parameters, rtol=1e-4, atol=1e-6)
+
+
+def check_abort_with_cause(placement: str, session: fr.RaySession | None = None) -> None:
+    """Trains a client that always fails in rounds that need every client."""
+    settings = experiment({"placement": placement, "min_clients": 7, "retries": 0})
+    text = (
+        "6 of 7 clients remain, at least 7 required; client 4 excluded: training failed: ArithmeticError: this client"
+    )
+    with pytest.raises(RoundAborted, match=text):
+        train(settings, Trap("raise", None), session)

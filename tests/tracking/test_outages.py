@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
@@ -310,7 +310,7 @@ def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
             database.client.log_metric(run_id, name, value, lines[index]["time"], index)
     (directory / "outbox.sent").write_text(json.dumps({"operations": 1, "rounds": 6}))
     with RunTracker(database, run_id, directory, resumed=True) as tracker, Journal(directory, EXPERIMENT) as journal:
-        tracker.log(journal)
+        tracker.follow(journal)
     assert steps(database.client, run_id) == list(range(6))
 
 
@@ -348,7 +348,7 @@ def follow(tracker: RunTracker, journal: Journal, rounds: range) -> None:
     """Record rounds, and report them."""
     for index in rounds:
         journal.log(record(index))
-        tracker.log(journal)
+        tracker.follow(journal)
 
 
 def log_everything(tracker: RunTracker, directory: Path) -> None:

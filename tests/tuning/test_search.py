@@ -23,8 +23,8 @@ from fednar_ray.config import Document
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import CapacityError
 from fednar_ray.tracking.journal import recorded
-from fednar_ray.tuning.recorder import SearchStatus
-from fednar_ray.tuning.search import SearchResult, begin, go_on
+from fednar_ray.tuning.search import SearchResult, resume_search, start_search
+from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialTable
 
 pytestmark = [
@@ -64,7 +64,7 @@ def document(uri: str, search: Mapping[str, Any], **experiment: Any) -> Document
     return parse_document(file_of(uri, search, **experiment), "search.yaml", to_search=True)
 
 
-def silent(standing: SearchStatus) -> None:
+def silent(status: SearchStatus) -> None:
     """Nobody watches."""
 
 
@@ -108,7 +108,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Se
     folder, before = tmp_path_factory.mktemp("grid"), Path.cwd()
     os.chdir(folder)
     uri, shown = f"sqlite:///{folder}/m.db", []
-    result = begin(document(uri, GRID), session, shown.append, register="digit-reader")
+    result = start_search(document(uri, GRID), session, shown.append, register="digit-reader")
     os.chdir(before)
     client = MlflowClient(uri)
     parent = client.get_run(result.run_id)
@@ -130,7 +130,7 @@ def test_a_search_of_a_regression_is_judged_by_its_error(uri: str, tmp_path: Pat
         "validation": 0.2,
         "partition": {"clients": 6},
     }
-    result = begin(document(uri, search, data=data, model={"name": "mlp", "hidden": 8}), session, silent)
+    result = start_search(document(uri, search, data=data, model={"name": "mlp", "hidden": 8}), session, silent)
     assert result.best.values == {RATE: 0.1}
     assert result.test_metric == "test_rmse"
     again = fr.run(fr.load(result.best_file), session=session)
@@ -209,7 +209,7 @@ def test_the_best_model_is_registered(grid: Searched) -> None:
 
 
 def test_whoever_watches_sees_it_advance(grid: Searched) -> None:
-    ended = [standing.ended.name for standing in grid.shown if standing.ended is not None]
+    ended = [status.ended.name for status in grid.shown if status.ended is not None]
     assert sorted(ended) == [f"trial-{i:04d}" for i in range(4)]
     last = grid.shown[-1]
     assert (last.trials, last.finished, last.stopped, last.failed, last.running) == (4, 4, 0, 0, ())
@@ -219,20 +219,20 @@ def test_whoever_watches_sees_it_advance(grid: Searched) -> None:
 
 def test_a_name_in_use_is_refused(uri: str, session: fr.RaySession) -> None:
     TrialTable(name="small", run_id="r", tracking_uri=uri, experiment_id="0").save()
-    with pytest.raises(fr.BadInput, match=r"'small' is in use: fednar tune --resume small goes on"):
-        begin(document(uri, GRID), session, silent)
+    with pytest.raises(fr.BadInput, match=r"'small' is in use; resume that search with: fednar tune --resume small"):
+        start_search(document(uri, GRID), session, silent)
 
 
 def test_a_search_that_can_never_fit_is_refused_before_it_starts(uri: str, session: fr.RaySession) -> None:
     for execution, text in (
         (
             {"placement": "serial", "cpus_per_actor": 64},
-            "a trial takes 64 CPUs at once, and never fits: the cluster has",
+            "a trial needs 64 CPUs at once and never fits: the cluster has",
         ),
         ({"placement": "pooled", "actors": 9, "gpus_per_actor": 0}, "9 actors of 1 CPU"),
     ):
         with pytest.raises(CapacityError, match=text):
-            begin(document(uri, GRID, execution=execution), session, silent)
+            start_search(document(uri, GRID, execution=execution), session, silent)
     assert not Path("searches").exists()
     assert not Path("m.db").exists()
 
@@ -246,7 +246,7 @@ OPTUNA = {
 
 
 def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, session: fr.RaySession) -> None:
-    first = begin(document(uri, {**OPTUNA, "name": "first"}), session, silent)
+    first = start_search(document(uri, {**OPTUNA, "name": "first"}), session, silent)
     stopped = [entry for entry in first.trials if entry.status == STOPPED]
     assert stopped
     assert {entry.rounds for entry in stopped} <= {2, 4}
@@ -256,12 +256,12 @@ def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, ses
     client = MlflowClient(uri)
     run = client.get_run(stopped[0].run_id)
     assert (run.info.status, run.data.tags["fednar.status"]) == ("KILLED", STOPPED)
-    second = begin(document(uri, {**OPTUNA, "name": "second"}), session, silent)
+    second = start_search(document(uri, {**OPTUNA, "name": "second"}), session, silent)
     assert outcomes(second) == outcomes(first)
-    other = begin(document(uri, {**OPTUNA, "name": "third", "seed": 1, "trials": 2}), session, silent)
+    other = start_search(document(uri, {**OPTUNA, "name": "third", "seed": 1, "trials": 2}), session, silent)
     assert not {e.values[RATE] for e in other.trials} & {e.values[RATE] for e in first.trials}
     warm = {**OPTUNA, "name": "warm", "trials": 2, "warm_start": {"search": "first", "points": 2}, "scheduler": "none"}
-    warmed = begin(document(uri, warm), session, silent)
+    warmed = start_search(document(uri, warm), session, silent)
     assert {e.values[RATE] for e in warmed.trials} == {e.values[RATE] for e in first.trials[:2]}
 
 
@@ -269,8 +269,8 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
     uri: str, session: fr.RaySession
 ) -> None:
     search = {**OPTUNA, "algorithm": "random", "concurrent": 2, "trials": 3, "scheduler": "none", "seeds": 2}
-    first = begin(document(uri, {**search, "name": "first"}), session, silent)
-    second = begin(document(uri, {**search, "name": "second"}), session, silent)
+    first = start_search(document(uri, {**search, "name": "first"}), session, silent)
+    second = start_search(document(uri, {**search, "name": "second"}), session, silent)
     assert outcomes(first) == outcomes(second)
     entry = first.trials[0]
     single = [list(fr.iter_rounds(document(uri, search).varied({**entry.values, "seed": seed}))) for seed in (0, 1)]
@@ -290,21 +290,23 @@ def test_pbt_hands_federations_on_and_its_best_file_repeats_what_it_found(uri: s
         "scheduler": {"name": "pbt", "perturb_rounds": 2, "quantile": 0.5, "resample": 0.0},
         "space": {RATE: {"loguniform": [0.001, 0.5]}},
     }
-    result = begin(document(uri, search), session, silent)
-    handed = [entry for entry in result.trials if entry.changes is not None]
+    result = start_search(document(uri, search), session, silent)
+    handed = [entry for entry in result.trials if entry.lineage is not None]
     assert handed
     rates = {entry.values[RATE] for entry in result.trials}
     for entry in handed:
-        assert set(entry.changes or {}) <= {"2", "4"}
-        assert entry.begun is not None
-        *_, last = (entry.changes or {}).items()
+        assert entry.lineage is not None
+        assert set(entry.lineage.changes) <= {"2", "4"}
+        *_, last = entry.lineage.changes.items()
         assert last[1][RATE] == entry.values[RATE]
     assert all(0.001 <= rate <= 0.5 for rate in rates)
     for entry in result.trials:
         assert [record.round_index for record in recorded(result.directory / "trials" / entry.name)] == [*range(ROUNDS)]
-    winner = next(entry for entry in result.trials if entry.changes is not None)
-    experiment = document(uri, search).varied({**(winner.begun or {})})
-    changed = fr.Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": winner.changes})
+    winner = next(entry for entry in result.trials if entry.lineage is not None)
+    assert winner.lineage is not None
+    experiment = document(uri, search).varied({**winner.lineage.initial_values})
+    changes = winner.lineage.changes
+    changed = fr.Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
     *_, report = fr.iter_rounds(changed)
     assert report.metrics["validation_accuracy"] == winner.value
     *_, best = fr.iter_rounds(fr.load(result.best_file))
@@ -315,7 +317,7 @@ def test_pbt_hands_federations_on_and_its_best_file_repeats_what_it_found(uri: s
 def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) -> None:
     settings = {"name": "median", "grace_rounds": 2} if scheduler == "median" else {"name": "hyperband", "reduction": 2}
     search = {**OPTUNA, "algorithm": "random", "trials": 5, "scheduler": settings}
-    result = begin(document(uri, search), session, silent)
+    result = start_search(document(uri, search), session, silent)
     assert len(result.trials) == 5
     assert result.best.rounds == ROUNDS
     assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
@@ -324,25 +326,27 @@ def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) 
 def test_actors_of_a_trial_are_reserved_with_it(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
     actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
-    pooled = begin(document(uri, search, name="pooled", execution=actors), session, silent)
-    serial = begin(document(uri, search, name="serial", execution={**actors, "placement": "serial"}), session, silent)
+    pooled = start_search(document(uri, search, name="pooled", execution=actors), session, silent)
+    serial = start_search(
+        document(uri, search, name="serial", execution={**actors, "placement": "serial"}), session, silent
+    )
     assert outcomes(pooled) == outcomes(serial)
 
 
 def test_stop_rules_end_the_search(uri: str, session: fr.RaySession) -> None:
     search = {**OPTUNA, "algorithm": "random", "trials": 50, "scheduler": "none"}
-    reached = begin(document(uri, {**search, "name": "target", "stop": {"target": 0.05}}), session, silent)
+    reached = start_search(document(uri, {**search, "name": "target", "stop": {"target": 0.05}}), session, silent)
     assert reached.ended_early is not None
     assert "reached search.stop.target (0.05)" in reached.ended_early
     assert len(reached.trials) < 10
-    tired = begin(document(uri, {**search, "name": "tired", "stop": {"patience_trials": 2}}), session, silent)
+    tired = start_search(document(uri, {**search, "name": "tired", "stop": {"patience_trials": 2}}), session, silent)
     assert tired.ended_early == "2 trials ended without a new best"
     assert len(tired.trials) < 50
 
 
 def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.1, 1e30]}}}
-    result = begin(document(uri, search, regularizer={"name": "none"}), session, silent)
+    result = start_search(document(uri, search, regularizer={"name": "none"}), session, silent)
     good, bad = result.trials
     assert (good.status, bad.status) == (FINISHED, FAILED)
     assert bad.failure is not None
@@ -352,22 +356,22 @@ def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.Ra
 
 def test_where_no_trial_runs_all_rounds_there_is_no_best(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [1e30]}}}
-    with pytest.raises(fr.RunFailed, match=r"no trial of small ran all 6 rounds.*trial-0000 failed"):
-        begin(document(uri, search, regularizer={"name": "none"}), session, silent)
+    with pytest.raises(fr.RunFailed, match=r"no trial of small trained all 6 rounds.*trial-0000 failed"):
+        start_search(document(uri, search, regularizer={"name": "none"}), session, silent)
 
 
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
-    undisturbed = begin(document(uri, {**search, "name": "undisturbed"}), session, silent)
+    undisturbed = start_search(document(uri, {**search, "name": "undisturbed"}), session, silent)
     killed: list[int] = []
 
-    def kill_one(standing: SearchStatus) -> None:
-        if not killed and any(entry.rounds >= 2 for entry in standing.running):
+    def kill_one(status: SearchStatus) -> None:
+        if not killed and any(entry.rounds >= 2 for entry in status.running):
             trials = [p for p in psutil.process_iter() if _title(p).startswith("ray::FederatedTrial")]
             killed.append(trials[0].pid)
             os.kill(trials[0].pid, signal.SIGKILL)
 
-    disturbed = begin(document(uri, {**search, "name": "disturbed"}), session, kill_one)
+    disturbed = start_search(document(uri, {**search, "name": "disturbed"}), session, kill_one)
     assert killed
     assert outcomes(disturbed) == outcomes(undisturbed)
     for entry in disturbed.trials:
@@ -390,7 +394,7 @@ def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, sessi
         "report_rounds": 1,
         "space": {RATE: {"uniform": [0.01, 0.2]}},
     }
-    undisturbed = begin(document(uri, {**search, "name": "undisturbed"}), session, silent)
+    undisturbed = start_search(document(uri, {**search, "name": "undisturbed"}), session, silent)
     (tmp_path / "search.yaml").write_text(file_of(uri, {**search, "name": "killed"}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with subprocess.Popen(
@@ -409,7 +413,7 @@ def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, sessi
     finished = {key: entry for key, entry in before.trials.items() if entry.status == FINISHED}
     assert 2 <= len(finished) < 6
     times = {entry.name: _journal_time(before, entry.name) for entry in finished.values()}
-    result = go_on("killed", session, silent)
+    result = resume_search("killed", session, silent)
     assert outcomes(result) == outcomes(undisturbed)
     assert {name: _journal_time(before, name) for name in times} == times  # not run again
     client = MlflowClient(uri)
@@ -441,8 +445,8 @@ def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 90
         time.sleep(0.05)
 
 
-def _journal_time(ledger: TrialTable, name: str) -> int:
-    return (ledger.directory / "trials" / name / "metrics.jsonl").stat().st_mtime_ns
+def _journal_time(table: TrialTable, name: str) -> int:
+    return (table.directory / "trials" / name / "metrics.jsonl").stat().st_mtime_ns
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
@@ -470,7 +474,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, output
-    assert "fednar tune --resume long goes on" in output
+    assert "interrupted; resume it with: fednar tune --resume long" in output
     assert "Traceback" not in output
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id], "tags.`fednar.kind` = 'search'")

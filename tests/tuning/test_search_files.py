@@ -2,7 +2,9 @@
 
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,9 +26,9 @@ from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.creation import add_parent_run, create_search
-from fednar_ray.tuning.search import begin, go_on
+from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.trial_table import TrialTable, check_unused, searches
+from fednar_ray.tuning.trial_table import TrialTable, check_name_is_free, list_searches
 from tests.support.servers import awaited
 
 pytestmark = [
@@ -71,7 +73,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def silent(standing: Any) -> None:
+def silent(status: Any) -> None:
     """Nobody watches."""
 
 
@@ -87,9 +89,9 @@ def test_a_search_that_another_process_runs_is_refused_before_anything_changes(s
         before, runs = contents(tmp_path), len(client.search_runs(["0", "1"]))
         told = rf"the search 'small' is being run by process {os.getpid()} on "
         with pytest.raises(fr.BadInput, match=told):
-            begin(load_document("f.yaml", to_search=True), fr.RaySession(), silent)
+            start_search(load_document("f.yaml", to_search=True), fr.RaySession(), silent)
         with pytest.raises(fr.BadInput, match=told):
-            go_on("small", fr.RaySession(), silent)
+            resume_search("small", fr.RaySession(), silent)
         for command in (("tune", "f.yaml"), ("tune", "--resume", "small"), ("report", "small")):
             with pytest.raises(fr.BadInput, match=told):
                 cli.main(command, standalone_mode=False)
@@ -186,18 +188,18 @@ def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_
         there = SearchDirectory.named("small").path.exists()
         outcomes.add(there)
         if there:
-            assert list(searches()) == ["small"]
-            ledger = TrialTable.load("small")
-            assert load_document(ledger.files.search_yaml, to_search=True).search.trials == 3  # type: ignore[union-attr]
-            add_parent_run(ledger, store)
+            assert list(list_searches()) == ["small"]
+            table = TrialTable.load("small")
+            assert load_document(table.files.search_yaml, to_search=True).search.trials == 3  # type: ignore[union-attr]
+            add_parent_run(table, store)
             add_parent_run(TrialTable.load("small"), store)
             runs = store.client.search_runs([experiment_id], "tags.`fednar.search` = 'small'")
             assert [run.info.run_id for run in runs] == [TrialTable.load("small").run_id], calls
-            store.client.delete_run(ledger.parent_id)
+            store.client.delete_run(table.parent_id)
             (tmp_path / "searches" / "small").rename(tmp_path / f"kept-{number}")
         else:
-            assert list(searches()) == []
-            check_unused("small")
+            assert list(list_searches()) == []
+            check_name_is_free("small")
         assert not store.client.search_runs([experiment_id]), calls
     assert outcomes == {True, False}
     assert number > 6
@@ -218,13 +220,13 @@ def test_a_search_is_not_left_behind_where_mlflow_refuses_its_run(
 def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     SearchDirectory.named("empty").path.mkdir(parents=True)
-    check_unused("empty")
+    check_name_is_free("empty")
     (SearchDirectory.named("other").path / "notes").mkdir(parents=True)
     with pytest.raises(fr.BadInput, match=r"searches/other exists and is no search"):
-        check_unused("other")
+        check_name_is_free("other")
     SearchDirectory.named("file").path.write_text("")
     with pytest.raises(fr.BadInput, match=r"searches/file exists and is no search"):
-        check_unused("file")
+        check_name_is_free("file")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"trials": 3}', '{"trials": {}, "color": 1}'])
@@ -233,7 +235,7 @@ def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkey
     SearchDirectory.named("small").path.mkdir(parents=True)
     (SearchDirectory.named("small").path / "search.json").write_text(text)
     with pytest.raises(fr.BadInput, match=r"searches/small/search\.json is damaged"):
-        go_on("small", fr.RaySession(), silent)
+        resume_search("small", fr.RaySession(), silent)
 
 
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
@@ -241,9 +243,10 @@ def test_a_search_under_another_name_is_refused(store: Store, move: Callable[...
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
     move(SearchDirectory.named("small").path, SearchDirectory.named("other").path)
     before = contents(Path("searches"))
-    says = f"is the search 'small' under another name.*rename it to {SearchDirectory.named('small').path}"
+    there = SearchDirectory.named("small").path
+    says = f"other holds the search 'small', which cannot be resumed as 'other'; rename it to {there}"
     with fr.RaySession() as session, pytest.raises(fr.BadInput, match=says):
-        go_on("other", session, silent)
+        resume_search("other", session, silent)
     assert contents(Path("searches")) == before
 
 
@@ -251,8 +254,36 @@ def test_a_search_without_its_file_says_what_to_do(store: Store) -> None:
     """What an earlier version left, when it was killed between the two files."""
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
     SearchDirectory.named("small").search_yaml.unlink()
-    with pytest.raises(fr.BadInput, match=r"search\.yaml is missing.*start the search again"):
-        go_on("small", fr.RaySession(), silent)
+    with pytest.raises(fr.BadInput, match=r"search\.yaml is missing.*cannot be resumed; move .* start it again"):
+        resume_search("small", fr.RaySession(), silent)
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ({"runs": {}, "trials": {}}, "runs"),
+        ({"trials": {"a": {"name": "trial-0000", "cohort_width": 4, "begun": None}}}, "cohort_width, begun"),
+    ],
+)
+def test_a_search_of_an_earlier_version_is_refused_with_what_to_do(
+    table: dict[str, Any], names: str, store: Store
+) -> None:
+    """The table of trials is refused; the search file then says which of its keys are called otherwise now."""
+    directory = SearchDirectory.named("small").path
+    TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
+    kept = json.loads((directory / "search.json").read_text())
+    (directory / "search.json").write_text(json.dumps({**kept, **table}))
+    old = yaml.safe_load(file_of(store, trials=3))
+    old["experiment"]["execution"]["cohort_width"] = 4
+    (directory / "search.yaml").write_text(yaml.safe_dump(old))
+    before = contents(directory)
+    again = re.escape(f"fednar tune {directory / 'search.yaml'} search.name=small-2")
+    says = rf"search\.json was written by an earlier version .*\(it has {names}\).*{again}"
+    with pytest.raises(fr.BadInput, match=says):
+        resume_search("small", fr.RaySession(), silent)
+    with pytest.raises(fr.ConfigError, match=r"cohort_width.*execution\.vectorize"):
+        load_document(directory / "search.yaml", ["search.name=small-2"], to_search=True)
+    assert contents(directory) == before
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ from fednar_ray.config.files import parse_document
 from fednar_ray.experiments.prepare import federation_of
 from fednar_ray.federated.evaluation import metric_names
 from fednar_ray.tuning.checking import check_trials
-from fednar_ray.tuning.search import begin
+from fednar_ray.tuning.search import start_search
 
 LABELS = {
     "classification": np.arange(60) % 3,
@@ -62,9 +62,7 @@ def test_a_metric_of_another_task_is_refused_with_those_that_there_are(task: str
         check_trials(given, fr.RaySession())
         return
     there = ", ".join([*(f"validation_{name}" for name in OF_TASK[task]), "train_loss"])
-    with pytest.raises(
-        fr.ConfigError, match=rf"^search.metric: 'validation_{figure}': no round .*; there are {there}$"
-    ):
+    with pytest.raises(fr.ConfigError, match=rf"^search.metric: 'validation_{figure}': trials .*; use one of {there}$"):
         check_trials(given, fr.RaySession())
 
 
@@ -83,7 +81,7 @@ def test_metrics_across_clients_are_those_of_the_task(task: str, metric: str, re
     if reported:
         check_trials(given, fr.RaySession())
         return
-    with pytest.raises(fr.ConfigError, match=f"search.metric: '{metric}': no round of a trial on these data reports"):
+    with pytest.raises(fr.ConfigError, match=f"search.metric: '{metric}': trials on these data do not report"):
         check_trials(given, fr.RaySession())
 
 
@@ -98,7 +96,9 @@ def test_searched_data_are_looked_at_too() -> None:
     with pytest.raises(fr.ConfigError) as raised:
         check_trials(given, fr.RaySession())
     (problem,) = raised.value.problems
-    assert problem.startswith("search.space.data.task: 'classification': search.metric: 'validation_auc': no round")
+    assert problem.startswith(
+        "search.space.data.task: 'classification': search.metric: 'validation_auc': trials on these data do not"
+    )
 
 
 @pytest.mark.parametrize("task", LABELS)
@@ -125,7 +125,7 @@ def test_a_perplexity_takes_tokens() -> None:
 def test_a_search_is_refused_before_anything_starts() -> None:
     given = document("classification", "validation_auc")
     with fr.RaySession() as session, pytest.raises(fr.ConfigError, match=r"search\.metric: 'validation_auc'"):
-        begin(given, session, lambda standing: None)
+        start_search(given, session, lambda status: None)
     assert sorted(path.name for path in Path().iterdir()) == ["data.npz"]  # no search, and no MLflow
 
 
@@ -133,5 +133,5 @@ def test_data_that_cannot_be_used_are_refused_before_anything_starts() -> None:
     given = document("classification", "validation_loss")
     Path("data.npz").unlink()
     with pytest.raises(fr.BadInput, match=r"data\.npz"):
-        begin(given, fr.RaySession(), lambda standing: None)
+        start_search(given, fr.RaySession(), lambda status: None)
     assert list(Path().iterdir()) == []

@@ -24,12 +24,16 @@ import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.files import parse_document
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tuning.recorder import Recorder, SearchStatus
+from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import recover
-from fednar_ray.tuning.search import begin, go_on
-from fednar_ray.tuning.strategy import rename_in_rungs, restore_scheduler, save_scheduler, scheduler_of
-from fednar_ray.tuning.trial import FederatedTrial, RecordedTrial, TrialPlan, values_key
-from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable, trial_directory
+from fednar_ray.tuning.search import resume_search, start_search
+from fednar_ray.tuning.search_status import SearchStatus
+from fednar_ray.tuning.stop_rules import StopFileStopper, StopRules
+from fednar_ray.tuning.strategy import build_scheduler, rename_in_rungs, restore_scheduler, save_scheduler
+from fednar_ray.tuning.trial import FederatedTrial
+from fednar_ray.tuning.trial_plan import TrialPlan, values_key
+from fednar_ray.tuning.trial_report import Lineage, TrialReport
+from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Tune, about itself
@@ -66,15 +70,15 @@ def plan_of(document: Document) -> TrialPlan:
     return TrialPlan(raw=document.raw, execution={"placement": "serial"}, search=document.search)
 
 
-def new_ledger(store: Store) -> TrialTable:
+def new_table(store: Store) -> TrialTable:
     experiment_id = store.experiment_id("small")
     run_id = store.create_run(experiment_id, "small", {})
     return TrialTable(name="small", run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
 
 
 @contextmanager
-def recording(ledger: TrialTable, store: Store) -> Iterator[Recorder]:
-    with Recorder(ledger, store, plan_of(document()), FIFOScheduler(), 100, lambda standing: None) as recorder:
+def recording(table: TrialTable, store: Store) -> Iterator[Recorder]:
+    with Recorder(table, store, plan_of(document()), FIFOScheduler(), 100, lambda status: None) as recorder:
         yield recorder
 
 
@@ -107,8 +111,8 @@ def open_files() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_path: Path) -> None:
-    ledger, trials = new_ledger(store), []
-    with recording(ledger, store) as recorder:
+    table, trials = new_table(store), []
+    with recording(table, store) as recorder:
         train(recorder, trials, {RATE: 0.05})
         with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as busy:
             busy.execute("BEGIN EXCLUSIVE")  # MLflow waits, and trials go on ending
@@ -118,18 +122,18 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
                 counts.append(open_files())
     assert counts[11] - counts[5] <= 3, counts  # of MLflow's own connections
     client = MlflowClient(store.uri)
-    assert len(ledger.trials) == 13
-    for entry in ledger.trials.values():
+    assert len(table.trials) == 13
+    for entry in table.trials.values():
         run = client.get_run(str(entry.run_id))
         assert (run.info.status, run.data.tags["fednar.status"]) == ("FINISHED", FINISHED)
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == list(range(ROUNDS))
 
 
 def test_a_trial_is_recorded_as_ended_before_tune_hears_of_it(store: Store) -> None:
-    ledger, values = new_ledger(store), {RATE: 0.05}
+    table, values = new_table(store), {RATE: 0.05}
     trial, trained = Trial("FederatedTrial", config=values, stub=True), opened(values, plan_of(document()))
     statuses = []
-    with recording(ledger, store) as recorder:
+    with recording(table, store) as recorder:
         recorder.on_trial_start(0, [trial], trial)
         for _ in range(ROUNDS):
             recorder.on_trial_result(0, [trial], trial, trained.step())
@@ -138,18 +142,98 @@ def test_a_trial_is_recorded_as_ended_before_tune_hears_of_it(store: Store) -> N
 
 
 def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
-    recorded = RecordedTrial(value=0.5, rounds=2, lines=("{}",), failure=None, width=4, lineage=None)
+    recorded = TrialReport(
+        value=0.5,
+        rounds=2,
+        lines=("{}",),
+        failure=None,
+        train_seconds=0.0,
+        group_size=4,
+        lineage=None,
+        done=True,
+        should_checkpoint=False,
+    )
     plan = replace(plan_of(document()), recorded={values_key({RATE: 0.05}): recorded})
     again, other = opened({RATE: 0.05}, plan), opened({RATE: 0.06}, plan)
     result = again.step()
     assert (result["validation_accuracy"], result["rounds"], result["done"]) == (0.5, 2, True)
-    assert result["records"] == ["{}"]
-    assert not again._branches
+    assert result["lines"] == ("{}",)
+    assert not again._federations
     assert other.step()["rounds"] == 1
     assert again.reset_config({RATE: 0.07})  # the process takes up another trial
     assert again.step()["rounds"] == 1
     assert again.reset_config({RATE: 0.05})
     assert again.step() == result
+
+
+def test_a_report_survives_tune_s_dictionary_and_the_table_s_file(store: Store) -> None:
+    lineage = Lineage(initial_values={RATE: 0.1}, changes={"2": {RATE: 0.05}})
+    report = TrialReport(
+        value=0.5,
+        rounds=2,
+        lines=("{}", "{}"),
+        failure=None,
+        train_seconds=1.5,
+        group_size=4,
+        lineage=lineage,
+        done=False,
+        should_checkpoint=True,
+    )
+    result = report.to_tune("validation_accuracy")
+    assert (result["validation_accuracy"], result["rounds"], result["should_checkpoint"]) == (0.5, 2, True)
+    of_tune = {**result, "time_total_s": 3.0, "trial_id": "a"}
+    assert TrialReport.from_tune(of_tune, "validation_accuracy") == report
+    table = new_table(store)
+    entry = table.trials["a"] = TrialEntry(name="trial-0000", values={RATE: 0.1})
+    entry.update(report, {RATE: 0.05})
+    table.save()
+    assert TrialTable.load("small") == table
+    assert (entry.initial_values, entry.values, entry.seconds) == ({RATE: 0.1}, {RATE: 0.05}, 1.5)
+
+
+def ended(table: TrialTable, value: float) -> TrialEntry:
+    entry = TrialEntry(name=f"trial-{len(table.trials):04d}", values={}, status=FINISHED, rounds=ROUNDS, value=value)
+    table.trials[entry.name] = entry
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("stop", "values", "met"),
+    [
+        ({"target": 0.8}, (0.5, 0.8), "trial-0001 reached search.stop.target (0.8)"),
+        ({"patience_trials": 2}, (0.5, 0.4, 0.3), "2 trials ended without a new best"),
+        ({"patience_trials": 2}, (0.5, 0.4, 0.6, 0.3), None),
+        ({"wall_seconds": 1e-9}, (), "search.stop.wall_seconds (1e-09) are over"),
+        ({"wall_seconds": 1000}, (0.5,), None),
+    ],
+)
+def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
+    stop: dict[str, float], values: tuple[float, ...], met: str | None, store: Store
+) -> None:
+    """Tune restores a pickled stopper when a search is resumed."""
+    table, search = new_table(store), document(stop=stop).search
+    assert search is not None
+    table.save()
+    stopper = pickle.loads(pickle.dumps(StopFileStopper("small")))  # noqa: S301 - our own
+    rules = StopRules(search, table)
+    rules.check_time()
+    for value in values:
+        assert not stopper.stop_all()
+        rules.count_ended_trial(ended(table, value))
+        rules.check_time()
+    assert (rules.met, stopper.stop_all()) == (met, met is not None)
+    rules.clear()
+    assert not stopper.stop_all()
+    assert not stopper("a", {})
+
+
+def test_a_stop_file_that_a_killed_process_left_does_not_end_a_resumed_search(store: Store) -> None:
+    table = new_table(store)
+    table.save()
+    table.files.stop_file.write_text("1 trials ended without a new best")
+    with recording(table, store) as recorder:
+        assert not StopFileStopper("small").stop_all()
+        assert recorder.ended_early is None
 
 
 def entry_of(name: str, rate: float, status: str, value: float | None) -> TrialEntry:
@@ -171,23 +255,23 @@ def tune_state(folder: Path, statuses: Mapping[str, str]) -> Path:
 
 @pytest.fixture
 def behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTable:
-    """A ledger that is ahead of Tune: 1 has ended for both, 2 and 3 for us, Tune does not know 4 and 5."""
+    """A table that is ahead of Tune: 1 has ended for both, 2 and 3 for us, Tune does not know 4 and 5."""
     monkeypatch.chdir(tmp_path)
-    ledger = TrialTable(name="small", run_id="r", tracking_uri="none", experiment_id="0")
-    ledger.trials = {
+    table = TrialTable(name="small", run_id="r", tracking_uri="none", experiment_id="0")
+    table.trials = {
         "1": entry_of("trial-0000", 0.1, FINISHED, 0.9),
         "2": entry_of("trial-0001", 0.2, STOPPED, 0.2),
         "3": entry_of("trial-0002", 0.3, FAILED, 0.0),
         "4": entry_of("trial-0003", 0.4, FINISHED, 0.8),
         "5": entry_of("trial-0004", 0.5, RUNNING, 0.1),
     }
-    return ledger
+    return table
 
 
-def recovered(ledger: TrialTable, **search: Any) -> Any:
+def recovered(table: TrialTable, **search: Any) -> Any:
     settings = document(**search).search
     assert settings is not None
-    return recover(ledger, settings, ROUNDS, ledger.directory / "tune")
+    return recover(table, settings, ROUNDS, table.directory / "tune")
 
 
 def test_what_tune_would_train_again_is_taken_from_the_record(behind: TrialTable) -> None:
@@ -228,29 +312,29 @@ def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, b
 
 def test_a_whole_journal_is_an_end_that_the_ledger_lacks(store: Store) -> None:
     """The driver was killed between the two writes."""
-    ledger, trials = new_ledger(store), []
-    with recording(ledger, store) as recorder:
+    table, trials = new_table(store), []
+    with recording(table, store) as recorder:
         train(recorder, trials, {RATE: 0.05})
-    (entry,) = ledger.trials.values()
+    (entry,) = table.trials.values()
     value, width = entry.value, entry.group_size
     entry.status, entry.value, entry.rounds = RUNNING, None, 0
-    (recorded,) = recovered(ledger).recorded.values()
-    assert (recorded.value, recorded.rounds, recorded.width) == (value, ROUNDS, width)
+    (recorded,) = recovered(table).recorded.values()
+    assert (recorded.value, recorded.rounds, recorded.group_size) == (value, ROUNDS, width)
     assert len(recorded.lines) == ROUNDS
     assert TrialTable.load("small").trials[trials[0].trial_id].status == FINISHED
 
 
 def test_a_trial_that_ended_before_mlflow_was_told_is_told_when_the_search_is_resumed(store: Store) -> None:
-    ledger, trials = new_ledger(store), []
-    with recording(ledger, store) as recorder:
+    table, trials = new_table(store), []
+    with recording(table, store) as recorder:
         train(recorder, trials, {RATE: 0.05})
         train(recorder, trials, {RATE: 0.06})
-    told, untold = ledger.trials.values()
+    told, untold = table.trials.values()
     for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before it told MLflow
-        (trial_directory(ledger, untold) / name).unlink()
+        (table.trial_directory(untold) / name).unlink()
     store.client.delete_run(str(untold.run_id))
     untold.run_id = None
-    with recording(ledger, store):
+    with recording(table, store):
         pass
     assert untold.run_id is not None
     for entry in (told, untold):
@@ -262,25 +346,25 @@ def test_a_trial_that_ended_before_mlflow_was_told_is_told_when_the_search_is_re
         )
         history = store.client.get_metric_history(run.info.run_id, "train_loss")
         assert [point.step for point in history] == list(range(ROUNDS))
-    operations = (trial_directory(ledger, told) / "outbox.jsonl").read_text()
+    operations = (table.trial_directory(told) / "outbox.jsonl").read_text()
     assert '"resumed"' not in operations  # what MLflow had is left alone
 
 
 def test_rungs_are_kept_whole_and_move_to_a_trial_s_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     search = document(scheduler={"name": "asha", "grace_rounds": 1, "reduction": 2}).search
     assert search is not None
-    scheduler, trials = scheduler_of(search, 8), [Trial("FederatedTrial", trial_id=key, stub=True) for key in "abc"]
+    scheduler, trials = build_scheduler(search, 8), [Trial("FederatedTrial", trial_id=key, stub=True) for key in "abc"]
     for trial, value in zip(trials, (0.9, 0.1, 0.5), strict=True):
         scheduler.on_trial_add(None, trial)
         scheduler.on_trial_result(None, trial, {"rounds": 1, "validation_accuracy": value})
     save_scheduler(scheduler, tmp_path / "s.pickle")
-    again = scheduler_of(search, 8)
+    again = build_scheduler(search, 8)
     restore_scheduler(again, tmp_path / "s.pickle")
     rename_in_rungs(again, "b", "new")
     (*_, (milestone, values)) = again._brackets[0]._rungs
     assert (milestone, values) == (1, {"a": 0.9, "new": 0.1, "c": 0.5})
     (tmp_path / "s.pickle").write_bytes((tmp_path / "s.pickle").read_bytes()[:40])
-    restore_scheduler(scheduler_of(search, 8), tmp_path / "s.pickle")
+    restore_scheduler(build_scheduler(search, 8), tmp_path / "s.pickle")
     assert "s.pickle cannot be read" in caplog.text
 
 
@@ -292,11 +376,11 @@ TRIALS = 3
 class CountedTrial(FederatedTrial):
     """Writes down every round that is trained, whoever trains it."""
 
-    def _advanced(self, rounds: int) -> tuple[str | None, int]:
-        before = self._branches[0].rounds
-        result = super()._advanced(rounds)
+    def _train_some_rounds(self) -> str | None:
+        before = self._federations[0].rounds
+        result = super()._train_some_rounds()
         with (Path(self._plan.raw["data"]["directory"]) / "trained").open("a") as file:
-            file.writelines(f"{t}\n" for t in range(before, self._branches[0].rounds))
+            file.writelines(f"{t}\n" for t in range(before, self._federations[0].rounds))
         return result
 
 
@@ -314,18 +398,18 @@ def killing_document(folder: str) -> Document:
     return parse_document(yaml.safe_dump({"experiment": experiment, "search": search}), "f.yaml", to_search=True)
 
 
-def kill_after_the_second_trial(standing: SearchStatus) -> None:
-    if standing.finished == 2 and standing.ended is None:
+def kill_after_the_second_trial(status: SearchStatus) -> None:
+    if status.finished == 2 and status.ended is None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def begin_and_be_killed(folder: str) -> None:
     """In a process of its own: Tune has not even been told that the trial has ended."""
-    import fednar_ray.tuning.search as module
+    import fednar_ray.tuning.tune_run as module
 
     module.FederatedTrial = CountedTrial  # type: ignore[misc]
     with fr.RaySession() as session:
-        begin(killing_document(folder), session, kill_after_the_second_trial)
+        start_search(killing_document(folder), session, kill_after_the_second_trial)
 
 
 @pytest.mark.ray
@@ -349,8 +433,8 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
         path.write_bytes(path.read_bytes()[:100])
     resumed = recover(before, killing_document(str(tmp_path)).search, ROUNDS, before.directory / "tune").resumes_tune
     assert resumed == (state == "behind")
-    monkeypatch.setattr("fednar_ray.tuning.search.FederatedTrial", CountedTrial)
-    result = go_on("small", session, lambda standing: None)
+    monkeypatch.setattr("fednar_ray.tuning.tune_run.FederatedTrial", CountedTrial)
+    result = resume_search("small", session, lambda status: None)
     assert len(trained.read_text().split()) == TRIALS * ROUNDS  # exact, over both processes
     assert len(result.trials) == TRIALS
     kept = {entry.name: entry.value for entry in before.trials.values()}
@@ -362,6 +446,6 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
         steps = [point.step for point in store.client.get_metric_history(str(entry.run_id), "train_loss")]
         assert steps == list(range(ROUNDS))
     if state == "behind":  # a finished search is concluded again, from what it has
-        again = go_on("small", session, lambda standing: None)
+        again = resume_search("small", session, lambda status: None)
         assert (again.best_test, again.baseline_test) == (result.best_test, result.baseline_test)
         assert len(store.client.search_runs([before.experiment_id])) == len(found)

@@ -5,6 +5,6 @@ Pure; each kind at most once a run.
 
 from fednar_ray.experiments.alerts.checks import CHECKS
 from fednar_ray.experiments.alerts.history import ChanceLevel
-from fednar_ray.experiments.alerts.monitor import Alert, AlertMonitor, alerts_of
+from fednar_ray.experiments.alerts.monitor import Alert, AlertMonitor, find_alerts
 
-__all__ = ["CHECKS", "Alert", "AlertMonitor", "ChanceLevel", "alerts_of"]
+__all__ = ["CHECKS", "Alert", "AlertMonitor", "ChanceLevel", "find_alerts"]

@@ -1,15 +1,14 @@
-"""A run's alerts as they show: in the log once each, and among the tags of its MLflow run."""
+"""Shows the alerts of a run: each once in the log, and all of them in the tags of its MLflow run."""
 
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import RoundAborted, RunFailed
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
@@ -19,54 +18,66 @@ from fednar_ray.tracking.tags import ALERT_TAG_PREFIX, ALERTS_TAG
 log = logging.getLogger("fednar_ray")
 
 
-class AlertCallback:
-    """A context manager within a tracker's; what aborts a round it tells as well. ``past``: of a run that goes on."""
+class AlertCallback(RoundCallback):
+    """Looks for alerts after each round, and in the error that aborted a round.
 
-    def __init__(self, name: str, prepared: Prepared, tracker: RunTracker, past: Iterable[RoundRecord]) -> None:
-        self._name, self._tracker = name, tracker
-        self._watch = AlertMonitor(prepared.experiment, chance_of(prepared.federation))
-        self._seen = -1
-        for record in past:
-            self._seen = record.round_index
-            self._watch.see(record)
+    Args:
+        label: How log lines name the run.
+        prepared: The run.
+        tracker: Its MLflow run, which ends after this callback.
+        history: The rounds that a resumed run has recorded. Their alerts are known, and not shown again.
+    """
+
+    def __init__(self, label: str, prepared: Prepared, tracker: RunTracker, history: Iterable[RoundRecord]) -> None:
+        self._label, self._tracker = label, tracker
+        self._monitor = AlertMonitor(prepared.experiment, compute_chance_level(prepared.federation))
+        self._last_round = -1
+        for record in history:
+            self._last_round = record.round_index
+            self._monitor.see(record)
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """All so far."""
-        return self._watch.alerts
+        """All alerts up to now, those of recorded rounds included."""
+        return self._monitor.alerts
 
-    def round_ended(self, record: RoundRecord) -> None:
-        """Look at the next round; one that was seen before is trained again by a run that goes on."""
-        if record.round_index > self._seen:
-            self._tell(self._watch.see(record))
+    def on_round_end(self, report: RoundReport) -> None:
+        """Shows what the round brings. A round that was recorded before, and is trained again, brings nothing."""
+        if report.round_index > self._last_round:
+            self._show(self._monitor.see(report))
 
-    def _tell(self, new: Sequence[Alert]) -> None:
-        for alert in new:
-            number = alert.round_index + 1  # as progress counts
-            log.warning("%s: %s, round %d: %s", self._name, alert.name, number, alert.message)
-        if new:
-            self._tracker.log_tags(tags_of(self.alerts))
+    def on_run_end(self) -> None:
+        """Tags the MLflow run."""
+        with suppress(RunFailed):  # the disk is full: the tracker ends the run for that
+            self._tracker.log_tags(build_tags(self.alerts))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(RunFailed):  # a full disk ends the run already
+    def on_error(self, error: BaseException) -> None:
+        """Shows why a round was aborted, and tags the MLflow run."""
+        with suppress(RunFailed):
             if isinstance(error, RoundAborted):
-                self._tell(self._watch.aborted(error))
-            self._tracker.log_tags(tags_of(self.alerts))
+                self._show(self._monitor.see_abort(error))
+        self.on_run_end()
+
+    def _show(self, new: Sequence[Alert]) -> None:
+        for alert in new:
+            number = alert.round_index + 1  # as the progress bar counts
+            log.warning("%s: %s, round %d: %s", self._label, alert.name, number, alert.message)
+        if new:
+            self._tracker.log_tags(build_tags(self.alerts))
 
 
-def tags_of(alerts: Sequence[Alert]) -> dict[str, str]:
-    """The alerts as tags of an MLflow run."""
+def build_tags(alerts: Sequence[Alert]) -> dict[str, str]:
+    """Returns alerts as tags of an MLflow run: their names, and one message per alert."""
     names = ",".join(alert.name for alert in alerts) or "none"
     return {ALERTS_TAG: names, **{f"{ALERT_TAG_PREFIX}{alert.name}": alert.message for alert in alerts}}
 
 
-def chance_of(federation: Federation) -> ChanceLevel | None:
-    """What a model that has learned nothing reaches on the test set; None where its labels are the silos' own."""
+def compute_chance_level(federation: Federation) -> ChanceLevel | None:
+    """Computes what a model that has learned nothing reaches on the test set.
+
+    Returns:
+        The level; None where there is no test set, or where its labels never leave the silos.
+    """
     test = None if federation.metrics_only else federation.splits().get("test")
     if test is None:
         return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import RoundAborted
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.checks import CHECKS, Finding, of_an_abort
 from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 
@@ -32,7 +32,7 @@ class AlertMonitor:
         findings = {name: check(self._past) for name, check in CHECKS.items() if not self._told(name)}
         return self._add(record.round_index, findings)
 
-    def aborted(self, error: RoundAborted) -> tuple[Alert, ...]:
+    def see_abort(self, error: RoundAborted) -> tuple[Alert, ...]:
         """The alerts that an aborted round brings."""
         name, finding = of_an_abort(self._past, error)
         return () if self._told(name) else self._add(error.round_index, {name: finding})
@@ -56,7 +56,7 @@ class AlertMonitor:
         return new
 
 
-def alerts_of(
+def find_alerts(
     experiment: Experiment, records: Iterable[RoundRecord], chance: ChanceLevel | None = None
 ) -> tuple[Alert, ...]:
     """The alerts of a run, from its records, round 0 first."""

@@ -4,7 +4,7 @@ The file is written whole before anything is trained, and again whenever one of 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from fednar_ray.tracking.lines import replace
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
+
+RENAMED_KEYS = {"cohort_width": "group_size"}
+"""The name of a key of a planned run in records of earlier versions → its name now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,11 +104,31 @@ class ComparisonRecord:
         path = RunDirectory(directory).comparison_yaml
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
-            runs = [PlannedRun(**run) for run in fields.pop("runs")]
+            planned = fields.pop("runs")
+            renamed = [f"runs.{i}.{old} is now {new}" for i, run in enumerate(planned) for old, new in _renamed(run)]
+            document = _parse_settings(fields, path, renamed)
+            runs = [PlannedRun(**run) for run in planned]
         except (OSError, ValueError, yaml_text.NotYaml, AttributeError, KeyError, TypeError) as error:
             raise BadInput(f"{path} is not the record of a comparison: {error}") from None
-        document = parse_document(yaml_text.write(fields), str(path))
         return cls(directory=directory, document=document, runs=runs)
+
+
+def _renamed(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys of a planned run that an earlier version wrote under another name, with their names now."""
+    return ((old, new) for old, new in RENAMED_KEYS.items() if old in run)
+
+
+def _parse_settings(fields: Mapping[str, Any], path: Path, renamed: Sequence[str]) -> Document:
+    """Parses the settings of a record. Raises BadInput where they, or its runs, are of another version."""
+    problems, document = list(renamed), None
+    try:
+        document = parse_document(yaml_text.write(fields), str(path))
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if document is None or problems:
+        hint = "resume the comparison with the version that wrote it, or start a new one"
+        raise BadInput(f"{path} was written by another version, or edited: {'; '.join(problems)}; {hint}")
+    return document
 
 
 def _sections(document: Document) -> dict[str, Any]:

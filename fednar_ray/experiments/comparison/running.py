@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.alerts import alerts_of
-from fednar_ray.experiments.alerts.callback import chance_of
+from fednar_ray.experiments.alerts import find_alerts
+from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
 from fednar_ray.experiments.placement import resolve
 from fednar_ray.experiments.prepare import federation_of, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, open_store, train
+from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.runs import ACCURACY, Records, Variant, draw_variants, measure_of
 from fednar_ray.tracking.identity import check_no_copy, identity_of
 from fednar_ray.tracking.journal import recorded
@@ -86,9 +87,8 @@ def compare(
         record.save()
         try:
             result = yield from _Runs(record, store, run_id, session).concluded(parent)
-        except KeyboardInterrupt as error:
-            error.args = (f"resume it with: fednar compare --resume {record.name}",)
-            raise
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
     return result
 
@@ -201,7 +201,7 @@ class _Runs:
         if resumption is None and run.directory is not None:
             return self._recorded_outcome(run)
 
-        def started(directory: Path, width: int) -> None:
+        def on_start(directory: Path, width: int) -> None:
             run.directory, run.group_size = directory.name, width
             self._record.save()
 
@@ -212,7 +212,7 @@ class _Runs:
             tags={PARENT_TAG: self._run_id},
             name=run.label,
             resumption=resumption,
-            started=started,
+            on_start=on_start,
             ready_first=True,
         )
         result = yield from _labeled(training, index, len(self._record.runs), run.label)
@@ -222,8 +222,8 @@ class _Runs:
         directory, experiment = self._record.directory_of(run), self._experiment(run)
         assert directory is not None
         history = recorded(directory)[: experiment.federation.rounds]
-        chance = chance_of(federation_of(experiment, self._session))
-        return Outcome(history, tuple(alert.name for alert in alerts_of(experiment, history, chance)))
+        chance = compute_chance_level(federation_of(experiment, self._session))
+        return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
 def _id_or_its_beginning(directory: Path) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.runs import ACCURACY, Measure, Variant, curve, final_value, measured_by
 
 CONFIDENCE = 0.95

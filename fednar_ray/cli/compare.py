@@ -1,0 +1,127 @@
+"""``fednar compare``: train the same experiment with several regularizers."""
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fednar_ray.cli.options import NEWEST, arguments, as_json, check_resumed_name, ray_address, read_document_to_train
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress, show_steps
+from fednar_ray.cluster.addresses import check_results_outlive_job
+from fednar_ray.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fednar_ray.config import Document
+    from fednar_ray.experiments.comparison.record import ComparisonRecord
+    from fednar_ray.experiments.comparison.running import Comparison
+
+
+@click.command()
+@arguments
+@as_json
+@ray_address
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=NEWEST,
+    callback=check_resumed_name,
+    metavar="[NAME]",
+    help="Resume the comparison NAME, given by its name, id, or directory. Without a NAME after it (or with "
+    f"'{NEWEST}'), resume the newest comparison of the experiment, or start a new one if there is none.",
+)
+def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
+    """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
+
+    key=value overrides a setting, for example compare.seeds=5 or regularizer.clip_bound=1
+    """
+    document, record = _find_comparison(arguments, resume)
+    from fednar_ray.execution.session import RaySession
+    from fednar_ray.experiments.comparison.record import planned_runs
+    from fednar_ray.experiments.comparison.running import Progress
+    from fednar_ray.experiments.comparison.running import compare as compare_runs
+
+    console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
+    runs = len(planned_runs(document.experiment, document.compare))
+    quiet_libraries()
+    with (
+        RaySession(address) as session,
+        closing(compare_runs(document, session, record)) as comparing,
+        show_progress(console, runs * rounds, every=rounds) as show,
+    ):
+
+        def show_round(step: Progress) -> None:
+            show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics)
+
+        result = show_steps(comparing, show_round)
+    if as_json:
+        click.echo(json.dumps(_summarize(result)))
+    else:
+        _print_result(console, result)
+
+
+def _find_comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["Document", "ComparisonRecord | None"]:
+    """Finds what is compared, and the comparison that is resumed."""
+    if resume is None:
+        return read_document_to_train(arguments, "compare"), None
+    from fednar_ray.experiments.comparison.record import find, find_newest
+
+    if resume != NEWEST:
+        if arguments:
+            raise BadInput(
+                f"--resume {resume} resumes the comparison as it was started; it takes no FILE and no key=value"
+            )
+        record = find(resume)
+        check_results_outlive_job(record.document, "compare")
+        return record.document, record
+    document = read_document_to_train(arguments, "compare")
+    newest = find_newest(document)
+    if newest is None:
+        click.echo(f"no comparison of {document.experiment.name!r} to resume; starting a new one", err=True)
+    return document, newest
+
+
+def _summarize(result: "Comparison") -> dict[str, Any]:
+    """Returns the fields of ``fednar compare --json``."""
+    by_decay = None if result.by_decay is None else str(result.by_decay)
+    return {
+        "name": result.name,
+        "rows": [row.cells() for row in result.rows],
+        "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
+        "chart": str(result.chart),
+        f"{result.rows[0].measure.name}_by_decay": by_decay,
+        "run_id": result.run_id,
+    }
+
+
+def _print_result(console: "Console", result: "Comparison") -> None:
+    from rich.table import Table
+
+    rows = [row.cells() for row in result.rows]
+    table = Table(title=_build_title(result))
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "regularizer" else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    for each in result.rows:
+        if each.alerts:
+            variant = f"{each.variant.regularizer}, weight decay {each.variant.weight_decay:g}"
+            console.print(f"{variant}: {', '.join(each.alerts)} (see above)", soft_wrap=True)
+    console.print(f"chart: {result.chart}", soft_wrap=True)
+    if result.by_decay is not None:
+        console.print(f"{result.rows[0].measure.name} against weight decay: {result.by_decay}", soft_wrap=True)
+    print_place(console, result.chart.parent, result.tracking_uri)
+
+
+def _build_title(result: "Comparison") -> str:
+    settings, measure = result.settings, result.rows[0].measure
+    target = settings.target_accuracy if measure.higher_is_better else settings.target_rmse
+    parts = [
+        f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}",
+        f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",
+        f"difference to {settings.regularizers[0]}" + (", 95 % interval" if settings.seeds > 1 else ""),
+    ]
+    return "; ".join(parts if measure.higher_is_better else [*parts, f"a lower {measure.name} is better"])

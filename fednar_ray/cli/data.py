@@ -1,0 +1,50 @@
+"""``fednar data``: look at the data of an experiment."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from fednar_ray.cli.options import arguments, as_json, read_document
+from fednar_ray.core.errors import BadInput
+
+
+@click.group()
+def data() -> None:
+    """Look at the data of an experiment."""
+
+
+@data.command()
+@arguments
+@as_json
+@click.option(
+    "--figure", type=click.Path(path_type=Path), help="Where to draw the clients' labels. Default: ./NAME-data.png"
+)
+def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> None:
+    """Show how the examples are spread over the clients.
+
+    Shows how many examples of which label each client holds, how different the clients are, and the memory needed.
+
+    key=value overrides a setting, for example data.partition.alpha=0.1
+    """
+    experiment = read_document(arguments, "run").experiment
+    if experiment.data is None:
+        raise BadInput("data: missing; add a data section to the experiment")
+    from fednar_ray.data.summary import inspect as summarize_data
+    from fednar_ray.data.summary import lines
+    from fednar_ray.execution.session import RaySession
+    from fednar_ray.experiments.prepare import federation_of
+    from fednar_ray.report.plots import draw_federation
+
+    with RaySession() as session:
+        federation = federation_of(experiment, session)
+    summary = summarize_data(federation)
+    drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
+    if as_json:
+        click.echo(json.dumps({**asdict(summary), "figure": str(drawn)}))
+        return
+    click.echo(f"{summary.name}, seed {experiment.seed}")
+    for topic, text in lines(summary):
+        click.echo(f"  {topic:20}{text}")
+    click.echo(f"  {'figure':20}{drawn}")

@@ -1,0 +1,110 @@
+"""What commands print: progress, tables, and where the files are."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_COLUMNS = 150
+PLAIN_LINES = 10  # of progress, where the output is no terminal
+
+Step = TypeVar("Step")
+Value = TypeVar("Value")
+
+
+class ShowRound(Protocol):
+    """Shows a finished round."""
+
+    def __call__(self, done: int, label: str, metrics: Mapping[str, float]) -> None:
+        """Shows that ``done`` rounds are trained; ``label`` names the run, ``metrics`` are those of the last round."""
+
+
+def build_console(*, stderr: bool) -> "Console":
+    """Builds the console for progress and tables; ``stderr`` leaves the standard output to JSON."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_COLUMNS, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Silences what MLflow and Alembic log about themselves, except warnings."""
+    import fednar_ray.tracking.mlflow  # noqa: F401 - MLflow configures its logger when it is imported
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def show_steps(steps: Generator[Step, None, Value], show: Callable[[Step], None]) -> Value:
+    """Runs a generator to its end, shows each of its steps, and returns its result."""
+    while True:
+        try:
+            show(next(steps))
+        except StopIteration as end:
+            result: Value = end.value
+            return result
+
+
+@contextmanager
+def show_progress(console: "Console", rounds: int, every: int | None = None) -> Iterator[ShowRound]:
+    """Yields a function that shows finished rounds: as a bar on a terminal, otherwise as plain lines.
+
+    Args:
+        console: Where to show them.
+        rounds: Number of rounds in all.
+        every: Number of rounds from one plain line to the next; None for ten lines in all.
+    """
+    if console.is_terminal:
+        with _show_bar(console, rounds) as show:
+            yield show
+        return
+    interval = every or max(1, rounds // PLAIN_LINES)
+
+    def show_line(done: int, label: str, metrics: Mapping[str, float]) -> None:
+        if done % interval == 0 or done == rounds:
+            loss = f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "no client took part"
+            parts = (f"round {done}/{rounds}", _format_test_metric(metrics), loss, label)
+            click.echo("  ".join(part for part in parts if part), err=console.stderr)
+
+    yield show_line
+
+
+@contextmanager
+def _show_bar(console: "Console", rounds: int) -> Iterator[ShowRound]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=rounds)
+        last = ""
+
+        def advance(done: int, label: str, metrics: Mapping[str, float]) -> None:
+            nonlocal last
+            last = _format_test_metric(metrics) or last
+            bar.update(task, completed=done, description=f"{label} {last}".strip() or "training")
+
+        yield advance
+
+
+def _format_test_metric(metrics: Mapping[str, float]) -> str:
+    """Formats the test accuracy, or the test RMSE of a regression; empty if the round was not evaluated."""
+    if "test_rmse" in metrics:
+        return f"test rmse {metrics['test_rmse']:.4g}"
+    return f"test accuracy {metrics['test_accuracy']:.3f}" if "test_accuracy" in metrics else ""
+
+
+def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:
+    """Prints where the files are, and how to browse the results in MLflow."""
+    console.print(f"files: {directory}", soft_wrap=True)
+    console.print(f"browse: fednar ui --uri {shlex.quote(tracking_uri)}", soft_wrap=True)

@@ -1,0 +1,162 @@
+"""``fednar run``: train one experiment."""
+
+import json
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fednar_ray.cli.options import (
+    NEWEST,
+    arguments,
+    as_json,
+    check_registration,
+    check_resumed_name,
+    ray_address,
+    read_document_to_train,
+    register_option,
+    split_arguments,
+)
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress, show_steps
+from fednar_ray.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fednar_ray.config import Experiment
+    from fednar_ray.experiments.resume import Resumption
+    from fednar_ray.experiments.run import Result
+
+PRINTED_METRICS = (
+    "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
+    "test_rmse", "validation_rmse", "client_rmse_mean", "client_rmse_worst_decile",
+    "test_loss", "train_loss", "clip_fraction", "effective_weight_decay", "clients_failed",
+)  # fmt: skip
+
+
+@click.command()
+@arguments
+@as_json
+@ray_address
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=NEWEST,
+    callback=check_resumed_name,
+    metavar="[RUN]",
+    help="Resume RUN, given by its name, id, run directory, or place of checkpoints. Without a RUN after it (or with "
+    f"'{NEWEST}'), resume the newest run of the experiment, or start a new run if there is none.",
+)
+@click.option(
+    "--may-change",
+    multiple=True,
+    metavar="KEY",
+    help="With --resume: a setting that may differ from the resumed run's.",
+)
+@register_option
+def run(
+    arguments: tuple[str, ...],
+    as_json: bool,
+    address: str | None,
+    resume: str | None,
+    may_change: tuple[str, ...],
+    register: str | None,
+) -> None:
+    """Train one experiment. Without FILE, train the embedded digits experiment.
+
+    key=value overrides a setting, for example regularizer.clip_bound=5
+    """
+    experiment, resumption = _find_experiment(arguments, resume, may_change)
+    console = build_console(stderr=as_json)
+    quiet_libraries()
+    check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
+    from fednar_ray.execution.session import RaySession
+    from fednar_ray.experiments.prepare import prepare
+    from fednar_ray.experiments.run import register as register_model
+    from fednar_ray.experiments.run import train
+
+    with (
+        RaySession(address) as session,
+        closing(train(prepare(experiment, session=session), session, resumption=resumption)) as training,
+        show_progress(console, experiment.federation.rounds) as show,
+    ):
+        result = show_steps(training, lambda report: show(report.round_index + 1, "", report.metrics))
+    version = None if register is None else register_model(result, register)
+    if as_json:
+        click.echo(json.dumps({**_summarize(result), "registered_version": version}))
+        return
+    _print_result(console, result)
+    if version is not None:
+        console.print(f"registered: {register}, version {version}", soft_wrap=True)
+
+
+def _find_experiment(
+    arguments: tuple[str, ...], resume: str | None, may_change: tuple[str, ...]
+) -> tuple["Experiment", "Resumption | None"]:
+    """Finds what is trained: an experiment, and the run that it resumes."""
+    if resume is None:
+        if may_change:
+            raise BadInput("--may-change can only be given with --resume")
+        return read_document_to_train(arguments, "run").experiment, None
+    from fednar_ray.config import with_overrides
+    from fednar_ray.experiments.resume import begun, resume_from
+
+    files, overrides = split_arguments(arguments)
+    if resume == NEWEST or files:
+        experiment = read_document_to_train(arguments, "run").experiment
+    else:
+        experiment = with_overrides(begun(resume), overrides)
+    resumption = resume_from(None if resume == NEWEST else resume, experiment, may_change)
+    if resumption is None:
+        click.echo(f"no run of {experiment.name!r} to resume; starting a new one", err=True)
+        return experiment, None
+    return resumption.experiment, resumption
+
+
+def _summarize(result: "Result") -> dict[str, Any]:
+    """Returns the fields of ``fednar run --json``."""
+    from fednar_ray.tracking.journal import for_json
+
+    return {
+        "metrics": for_json(result.metrics),
+        "rounds": len(result.history),
+        "run_id": result.run_id,
+        "parameters_sha256": result.parameters_sha256,
+        "tracking_uri": result.tracking_uri,
+        "directory": str(result.directory),
+        "placement": result.placement,
+        "actors": len(result.places),
+        "vectorize": result.group_size,
+        "resumed_from_round": result.resumed_from_round,
+        "alerts": [asdict(alert) for alert in result.alerts],
+    }
+
+
+def _print_result(console: "Console", result: "Result") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
+    table.add_column("metric")
+    table.add_column("last round", justify="right")
+    for name in PRINTED_METRICS:
+        if name in result.metrics:
+            table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
+    console.print(table)
+    for alert in result.alerts:
+        console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
+    console.print(_describe_placement(result), soft_wrap=True)
+    print_place(console, result.directory, result.tracking_uri)
+
+
+def _describe_placement(result: "Result") -> str:
+    """Describes where the clients were trained."""
+    if not result.places and result.placement != "serial":
+        return "the run was finished before: nothing was left to train"
+    if result.placement == "serial":
+        return f"trained in this process, {result.group_size} clients at a time"
+    if result.placement == "dedicated":
+        lines = (f"client {i}: actor in process {p.process_id}" for i, p in enumerate(result.places))
+        return "each client has its own Ray actor, which alone holds its shard:\n  " + "\n  ".join(lines)
+    actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
+    return f"trained on {actors}, {result.group_size} clients at a time"

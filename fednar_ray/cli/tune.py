@@ -1,0 +1,60 @@
+"""``fednar tune``: search settings with Ray Tune."""
+
+import json
+
+import click
+
+from fednar_ray.cli.options import (
+    arguments,
+    as_json,
+    check_registration,
+    ray_address,
+    read_document_to_train,
+    register_option,
+)
+from fednar_ray.cli.output import build_console, quiet_libraries
+from fednar_ray.core.errors import BadInput, Interrupted
+
+
+@click.command()
+@arguments
+@as_json
+@ray_address
+@click.option("--resume", metavar="NAME", help="Resume the search NAME, as it was started.")
+@register_option
+def tune(
+    arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, register: str | None
+) -> None:
+    """Search the space in FILE's search section. Without FILE, search the embedded digits experiment.
+
+    key=value overrides a setting, for example search.trials=8 or search.algorithm=random
+    """
+    if resume is not None and arguments:
+        raise BadInput(f"--resume {resume} resumes the search as it was started; it takes no FILE and no key=value")
+    document = None if resume is not None else read_document_to_train(arguments, "tune")
+    quiet_libraries()
+    from fednar_ray.execution.session import RaySession
+    from fednar_ray.tuning import progress
+    from fednar_ray.tuning.creation import search_name
+    from fednar_ray.tuning.search import resume_search, start_search
+    from fednar_ray.tuning.trial_table import find_tracking_uri
+
+    name = resume or ("" if document is None else search_name(document))
+    uri = find_tracking_uri(name) if document is None else document.experiment.tracking.uri
+    if document is not None or uri is not None:  # otherwise there is no such search, which resume_search says
+        check_registration(register, uri)
+    console = build_console(stderr=as_json)
+    with RaySession(address) as session, progress.show_search(console) as show:
+        try:
+            if document is not None:
+                result = start_search(document, session, show, register)
+            else:
+                result = resume_search(name, session, show, register)
+        except KeyboardInterrupt as interrupt:
+            if find_tracking_uri(name) is None:  # it was interrupted before the search existed
+                raise
+            raise Interrupted(f"resume it with: fednar tune --resume {name}") from interrupt
+    if as_json:
+        click.echo(json.dumps(progress.summarize(result)))
+    else:
+        progress.print_result(console, result)

@@ -1,0 +1,83 @@
+"""Callbacks: what watches a run, from before its first round until after its last one."""
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self, TypeVar
+
+from fednar_ray.core.reports import RoundReport
+
+
+class RoundCallback:
+    """Watches a run. Each method does nothing unless a subclass overrides it.
+
+    A callback owns what it opens: ``on_run_start`` opens it, and ``on_run_end`` or ``on_error`` closes it.  Exactly one
+    of these two is called for every callback whose ``on_run_start`` returned.  A callback is also a context manager:
+    entering it starts it, leaving it ends it.
+
+    Example:
+        >>> class PrintLoss(RoundCallback):
+        ...     def on_round_end(self, report):
+        ...         print(report.round_index, report.metrics["train_loss"])
+    """
+
+    def on_run_start(self) -> None:
+        """Called once, before the first round."""
+
+    def on_round_end(self, report: RoundReport) -> None:
+        """Called after each round. An exception ends the run."""
+
+    def on_run_end(self) -> None:
+        """Called once, after the last round of a run that trained all its rounds."""
+
+    def on_error(self, error: BaseException) -> None:
+        """Called once, in place of ``on_run_end``, where an exception ended the run.
+
+        ``error`` may also be KeyboardInterrupt, SystemExit or GeneratorExit.  It propagates further in any case.
+        """
+
+    def __enter__(self) -> Self:
+        self.on_run_start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.on_run_end()
+        else:
+            self.on_error(error)
+
+
+Callback = TypeVar("Callback", bound=RoundCallback)
+
+
+class CallbackList:
+    """The callbacks of one run; a context manager that ends them.
+
+    Rounds reach the callbacks in the order in which these were started.  They end in the reverse order, so that a
+    callback may use those that were started before it until its own end.  An exception that a callback raises at its
+    end is the error of those that end after it.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: list[RoundCallback] = []
+        self._started = ExitStack()
+
+    def start(self, callback: Callback) -> Callback:
+        """Starts a callback, appends it to the list, and returns it."""
+        self._started.enter_context(callback)
+        self._callbacks.append(callback)
+        return callback
+
+    def on_round_end(self, report: RoundReport) -> None:
+        """Calls every callback, in the order of the list."""
+        for callback in self._callbacks:
+            callback.on_round_end(report)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started.__exit__(kind, error, trace)

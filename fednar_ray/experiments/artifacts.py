@@ -1,0 +1,87 @@
+"""What a run logs besides its rounds: parameters, data and a figure at its start; figures and the model at its end."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fednar_ray.config import dotted
+from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.experiments.placement import ExecutionPlan
+from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
+from fednar_ray.tracking.lines import writing
+from fednar_ray.tracking.mlflow import DataSummary, RunTracker
+from fednar_ray.tracking.run_directory import RunDirectory
+
+log = logging.getLogger("fednar_ray")
+
+
+def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
+    """Logs the experiment, the data, and where clients are trained."""
+    federation = prepared.federation
+    tracker.log_params(dotted(prepared.experiment))
+    tracker.log_tags(plan.tags())
+    examples = federation.shards.examples
+    tracker.log_data(
+        DataSummary(
+            name=federation.name,
+            digest=data_digest[:16],
+            clients=federation.clients,
+            examples=len(examples),
+            input_shape=examples.x.shape[1:],
+            classes=federation.classes,
+        )
+    )
+    tracker.log_experiment(prepared.experiment)
+    counts = federation.label_counts()
+    _log_figure(tracker, lambda path: draw_partition(counts, path), RunDirectory(directory).partition_plot)
+
+
+def log_outputs(
+    prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
+) -> None:
+    """Logs the figures of all rounds, the excluded clients and the model. Raises RunFailed where the disk is full."""
+    files = RunDirectory(directory)
+    _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
+    _log_figure(tracker, lambda path: draw_step_norms(history, path), files.step_norms_plot)
+    tracker.log_file(files.journal)
+    _log_excluded_clients(tracker, history, files.excluded_clients_table.name)
+    preprocessing = prepared.federation.preprocessing
+    columns = None if preprocessing is None else preprocessing.columns
+    tracker.save_model(model, prepared.federation.build_example(), columns)
+    _save_parameters(model, files.parameters)
+
+
+def _log_excluded_clients(tracker: RunTracker, history: Sequence[RoundRecord], name: str) -> None:
+    rows = [
+        {"round": record.round_index, "client": client_id, "reason": str(exclusion)}
+        for record in history
+        for client_id, exclusion in record.exclusions.items()
+    ]
+    if rows:
+        tracker.log_table(rows, name)
+
+
+def _log_figure(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -> None:
+    """Draws a figure and logs it. One that cannot be written is warned about: the run does without it."""
+    try:
+        draw(path)
+    except OSError as error:
+        log.warning("%s was not drawn: %s", path, error.strerror or error)
+        with suppress(OSError):
+            path.unlink()  # half a figure
+    else:
+        tracker.log_file(path)
+
+
+def _save_parameters(model: nn.Module, path: Path) -> None:
+    try:
+        with writing(path):
+            torch.save(model.state_dict(), path)
+    except RuntimeError as error:  # torch's own, for a file that it cannot write
+        raise RunFailed(f"{path} cannot be written: {first_line(error)}") from error

@@ -1,0 +1,238 @@
+"""Where a run starts from: nothing, or the checkpoint of a run that was interrupted.
+
+``NewRun`` and ``ResumedRun`` answer the same questions, so that what follows is the same for both.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.config import Experiment
+from fednar_ray.core.errors import ConfigError
+from fednar_ray.experiments.checkpoint_contents import check_fits
+from fednar_ray.experiments.iter_rounds import initial_state
+from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.resume import Resumption
+from fednar_ray.federated.server_state import FederationState
+from fednar_ray.tracking.journal import Journal
+from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_lookup import checkpoint_location
+from fednar_ray.tracking.system_metrics import SystemMetrics
+from fednar_ray.tracking.tags import COPIED_FROM_TAG
+
+log = logging.getLogger("fednar_ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedStore:
+    """A tracking store, and the MLflow experiment in which a run is to be created there; None: none is created."""
+
+    store: Store
+    experiment_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunIdentity:
+    """The MLflow run and the directory of a run."""
+
+    store: Store
+    run_id: str
+    directory: Path
+
+
+def open_store(experiment: Experiment) -> tuple[Store, str]:
+    """Opens the tracking store of an experiment, which must answer.
+
+    Returns:
+        The store, and the id of the MLflow experiment there.
+
+    Raises:
+        TrackingUnavailable: The store does not answer.
+    """
+    store = Store(experiment.tracking.uri)
+    return store, _open_experiment(store, experiment)
+
+
+def _open_experiment(store: Store, experiment: Experiment) -> str:
+    store.check()
+    return store.experiment_id(experiment.tracking.experiment or experiment.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run that starts before round 0, in an MLflow run and a directory of its own."""
+
+    prepared: Prepared
+    name: str | None = None  # of the MLflow run; None: the experiment's
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    is_new: ClassVar[bool] = True
+    first_round: ClassVar[int | None] = None  # the round at which a run resumes
+    is_finished: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raises BadInput for what can be seen to be wrong before Ray starts."""
+        Store(self.prepared.experiment.tracking.uri)  # refuses an address with a password
+
+    def open_store(self) -> OpenedStore:
+        """Opens the experiment's store. Raises TrackingUnavailable where it does not answer."""
+        store, experiment_id = open_store(self.prepared.experiment)
+        return OpenedStore(store=store, experiment_id=experiment_id)
+
+    def check_data(self, data_digest: str) -> None:
+        """Any data will do."""
+
+    def identify(self, opened: OpenedStore) -> RunIdentity:
+        """Creates the MLflow run."""
+        experiment = self.prepared.experiment
+        assert opened.experiment_id is not None
+        run_id = opened.store.create_run(opened.experiment_id, self.name or experiment.name, self.tags)
+        return RunIdentity(
+            store=opened.store, run_id=run_id, directory=RunDirectory.of_run(experiment.name, run_id).path
+        )
+
+    def build_tracker(self, identity: RunIdentity) -> RunTracker:
+        """Returns the tracker of the MLflow run."""
+        return RunTracker(identity.store, identity.run_id, identity.directory)
+
+    def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
+        """Returns the recorder of system metrics."""
+        enabled = self.prepared.experiment.tracking.system_metrics
+        return SystemMetrics(enabled, identity.run_id, identity.store.uri, resumed=False)
+
+    def open_journal(self, directory: Path) -> Journal:
+        """Returns an empty journal."""
+        return Journal(directory, self.prepared.experiment)
+
+    def load_state(self, directory: Path) -> FederationState:
+        """Returns the state before round 0."""
+        return initial_state(self.prepared, directory)
+
+    def open_checkpoints(self, directory: Path) -> CheckpointStore:
+        """Returns the store of the run's checkpoints, which is empty."""
+        settings = self.prepared.experiment.checkpoint
+        return CheckpointStore(open_storage(checkpoint_location(self.prepared.experiment, directory)), settings.keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumedRun:
+    """A run that continues from a checkpoint, in its MLflow run and its directory.
+
+    A run whose directory was copied gets an MLflow run of its own: two runs never record into one.
+    """
+
+    prepared: Prepared
+    resumption: Resumption
+    name: str | None = None  # of the MLflow run of a copy, likewise the tags
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    is_new: ClassVar[bool] = False
+
+    @property
+    def first_round(self) -> int | None:
+        """The round at which the run resumes."""
+        return self.resumption.checkpoint.next_round
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is finished and has no rounds left."""
+        rounds = self.prepared.experiment.federation.rounds
+        return self.resumption.kept.files.finished and self.resumption.checkpoint.next_round >= rounds
+
+    def check(self) -> None:
+        """Raises BadInput or CheckpointError for what can be seen to be wrong before Ray starts."""
+        check_fits(self.resumption.checkpoint, initial_state(self.prepared).now, self.resumption.kept.name)
+        Store(self.resumption.tracking_uri)  # refuses an address with a password
+
+    def open_store(self) -> OpenedStore:
+        """Opens the run's own store, which must answer only where a copy needs a new MLflow run in it."""
+        store = Store(self.resumption.tracking_uri)
+        if not self._is_copy(store):
+            return OpenedStore(store=store, experiment_id=None)
+        return OpenedStore(store=store, experiment_id=_open_experiment(store, self.prepared.experiment))
+
+    def _is_copy(self, store: Store) -> bool:
+        """Whether the run's directory was copied, so that another one continues in its MLflow run."""
+        original, identity = self.resumption.copied_from, self.resumption.identity
+        directory = self.resumption.kept.directory
+        if original is not None:
+            log.warning("%s is a copy of %s: it gets an MLflow run of its own", directory, original)
+            return True
+        if identity is None or identity.writer is None:
+            return False
+        writer = store.last_writer(identity.run_id)
+        if writer is None or writer in identity.writers:
+            return False
+        log.warning(
+            "MLflow run %s was resumed from another copy of %s: this one gets an MLflow run of its own",
+            identity.run_id, directory,
+        )  # fmt: skip
+        return True
+
+    def check_data(self, data_digest: str) -> None:
+        """Raises ConfigError where the data are other data."""
+        if data_digest != self.resumption.data_digest:
+            raise ConfigError((f"{self.resumption.kept.name}: the data changed since the run was started",))
+
+    def identify(self, opened: OpenedStore) -> RunIdentity:
+        """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
+        run_id, directory = self.resumption.run_id, self.resumption.kept.directory
+        if opened.experiment_id is not None:
+            tags = {**self.tags, COPIED_FROM_TAG: run_id}
+            run_id = opened.store.create_run(opened.experiment_id, self.name or self.prepared.experiment.name, tags)
+        return RunIdentity(store=opened.store, run_id=run_id, directory=directory)
+
+    def build_tracker(self, identity: RunIdentity) -> RunTracker:
+        """Returns the tracker of the MLflow run."""
+        copied = identity.run_id != self.resumption.run_id
+        return RunTracker(identity.store, identity.run_id, identity.directory, resumed=not copied, copied=copied)
+
+    def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
+        """Returns the recorder of system metrics."""
+        enabled = self.prepared.experiment.tracking.system_metrics
+        return SystemMetrics(enabled, identity.run_id, identity.store.uri, resumed=True)
+
+    def open_journal(self, directory: Path) -> Journal:
+        """Returns the journal, with the rounds of the checkpoint, and without later ones that may now differ."""
+        RunDirectory(directory).finished_mark.unlink(missing_ok=True)
+        journal = Journal(directory, self.prepared.experiment, lines=self.resumption.checkpoint.history)
+        if self.resumption.anew:
+            journal.truncate(self.resumption.checkpoint.next_round)
+        return journal
+
+    def load_state(self, directory: Path) -> FederationState:
+        """Returns the state that the checkpoint holds."""
+        checkpoint = self.resumption.checkpoint
+        log.info("resuming %s at round %d", self.resumption.kept.name, checkpoint.next_round)
+        return FederationState.restored(checkpoint, initial_state(self.prepared, directory))
+
+    def open_checkpoints(self, directory: Path) -> CheckpointStore:
+        """Returns the store that was loaded from, unless checkpoints are now written elsewhere.
+
+        That store knows what the checkpoint holds, which need not be written again.
+        """
+        settings, location = (
+            self.prepared.experiment.checkpoint,
+            checkpoint_location(self.prepared.experiment, directory),
+        )
+        if self.resumption.kept.storage != location:
+            return CheckpointStore(open_storage(location), settings.keep)
+        self.resumption.checkpoints.keep = settings.keep
+        return self.resumption.checkpoints
+
+
+RunStart = NewRun | ResumedRun
+
+
+def build_start(
+    prepared: Prepared, resumption: Resumption | None, name: str | None, tags: Mapping[str, str]
+) -> RunStart:
+    """Returns where a run starts from: a new run, where there is nothing to resume."""
+    if resumption is None:
+        return NewRun(prepared=prepared, name=name, tags=tags)
+    return ResumedRun(prepared=prepared, resumption=resumption, name=name, tags=tags)

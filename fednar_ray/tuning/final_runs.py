@@ -1,0 +1,120 @@
+"""Trains a search's best experiment and its baseline once more, as runs of their own that measure test metrics."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fednar_ray.config import Document, Experiment
+from fednar_ray.core.errors import CheckpointError, ConfigError
+from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.resume import Resumption, resume_from
+from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.reading import run_of
+from fednar_ray.tracking.searches import ANOTHER_SEED
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
+from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
+from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
+
+log = logging.getLogger("fednar_ray")
+
+Role = Literal["best", "baseline"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRuns:
+    """The runs of the best experiment and of the baseline, one run per seed each."""
+
+    best: Sequence[Result]
+    baseline: Sequence[Result]
+
+    @property
+    def test_metric(self) -> str:
+        """The test metric of the task: ``test_accuracy``, or ``test_rmse`` for regression."""
+        return "test_accuracy" if "test_accuracy" in self.best[0].metrics else "test_rmse"
+
+    @property
+    def best_test(self) -> float:
+        """The test metric of the best experiment, averaged over the seeds."""
+        return average_metric(self.test_metric, self.best)
+
+    @property
+    def baseline_test(self) -> float:
+        """The test metric of the baseline, averaged over the seeds."""
+        return average_metric(self.test_metric, self.baseline)
+
+
+class FinalTraining:
+    """Trains the final runs of a search.
+
+    If the search is resumed, final runs of the earlier process are read if they are finished, and resumed if not.
+    """
+
+    def __init__(
+        self, document: Document, table: TrialTable, store: Store, session: RaySession, *, resume: bool
+    ) -> None:
+        assert document.search is not None
+        self._document, self._search, self._table = document, document.search, table
+        self._store, self._session, self._resume = store, session, resume
+
+    def build_best(self, plan: TrialPlan, best: TrialEntry) -> Experiment:
+        """Builds the experiment of the best trial, with all changes that population-based training made to it."""
+        experiment = plan.build_experiment(best.initial_values)
+        changes = None if best.lineage is None else best.lineage.changes
+        changed = Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
+        return self._as_single_run(changed, "best", best.group_size)
+
+    def train(self, best: Experiment) -> FinalRuns:
+        """Trains the best experiment and the baseline."""
+        baseline = self._as_single_run(self._document.varied(self._search.baseline), "baseline", None)
+        return FinalRuns(self._train_seeds("best", best), self._train_seeds("baseline", baseline))
+
+    def _as_single_run(self, experiment: Experiment, role: Role, group_size: int | None) -> Experiment:
+        """Returns a trial's experiment as ``fednar run`` trains it, with the file's own placement and evaluation."""
+        own = self._document.experiment
+        execution = own.execution.model_copy(update={"vectorize": group_size} if group_size is not None else {})
+        tracking = own.tracking.model_copy(update={"experiment": own.tracking.experiment or own.name})
+        return experiment.model_copy(
+            update={
+                "name": f"{self._table.name}-{role}",
+                "execution": execution,
+                "evaluation": own.evaluation,
+                "tracking": tracking,
+            }
+        )
+
+    def _train_seeds(self, role: Role, experiment: Experiment) -> list[Result]:
+        results = []
+        for index, each in enumerate(with_seeds(experiment, self._search.seeds)):
+            kind = role if index == 0 else f"{role}{ANOTHER_SEED}"
+            tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
+            name = role if index == 0 else f"{role}, seed {each.seed}"
+            resumption = self._find_resumption(each) if self._resume else None
+            prepared = prepare(each if resumption is None else resumption.experiment, session=self._session)
+            results.append(drain(train(prepared, self._session, tags=tags, name=name, resumption=resumption)))
+        return results
+
+    def _find_resumption(self, experiment: Experiment) -> Resumption | None:
+        """Finds this search's run of the experiment that an earlier process started."""
+        try:
+            found = resume_from(None, experiment)
+        except (ConfigError, CheckpointError):
+            return None
+        run = None if found is None else run_of(self._store, found.run_id)
+        return found if run is not None and run.data.tags.get(PARENT_TAG) == self._table.parent_id else None
+
+
+def average_metric(metric: str, runs: Sequence[Result]) -> float:
+    """Averages a metric of the last round over runs."""
+    return float(np.mean([run.metrics[metric] for run in runs]))
+
+
+def warn_if_different(runs: Sequence[Result], best: TrialEntry, metric: str) -> None:
+    """Warns if the best trial, trained once more, reached another value than before."""
+    again = average_metric(metric, runs)
+    if again != best.value:
+        log.warning("%s reached a %s of %s, but %s when it was trained once more", best.name, metric, best.value, again)

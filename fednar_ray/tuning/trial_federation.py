@@ -1,0 +1,134 @@
+"""One federation of a trial: a trial trains one per seed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.store import CheckpointStore
+from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted
+from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
+from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.placement import SerialTrainer, place, resolve
+from fednar_ray.experiments.prepare import Prepared, adapted, prepare
+from fednar_ray.federated.server_state import FederationState
+from fednar_ray.tracking.journal import line_of, parse
+from fednar_ray.tuning.trial_report import Lineage
+
+CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next trials
+
+
+class TrialFederation:
+    """A federation that is trained some rounds at a time, and can be saved and restored in between."""
+
+    def __init__(self, experiment: Experiment, session: RaySession) -> None:
+        self.experiment = experiment
+        self.records: list[RoundRecord] = []
+        assert experiment.data is not None
+        assert experiment.model is not None
+        data, model = experiment.data.model_dump_json(), experiment.model.model_dump_json()
+        prepared, trainer = _prepare_cached(data, model, experiment.seed)
+        self._prepared = adapted(prepared, experiment)
+        self._resources = ExitStack()
+        self._execution = resolve(self._prepared, session)
+        self._pool = self._resources.enter_context(place(self._prepared, self._execution, session, trainer))
+        self._continue_from(initial_state(self._prepared))
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds that are trained."""
+        return self._state.now.next_round
+
+    @property
+    def group_size(self) -> int:
+        """Number of clients that are trained as one matrix."""
+        return self._execution.width
+
+    def _continue_from(self, state: FederationState) -> None:
+        self._state = state
+        self._reports: Iterator[RoundReport] = rounds_of(
+            self._prepared, self._execution, self._pool, state, splits=("validation",)
+        )
+
+    def train(self, until: int) -> None:
+        """Trains until ``until`` rounds are done. Raises RunFailed if a round fails."""
+        while self.rounds < until:
+            self.records.append(next(self._reports).record())
+
+    def save(self, directory: Path) -> None:
+        """Writes a checkpoint."""
+        lines = [line_of(record) for record in self.records]
+        facts = {"experiment": self.experiment.model_dump(mode="json", exclude_none=True)}
+        CheckpointStore(open_storage(str(directory)), 1).save(self._state.snapshot(lines, facts))
+
+    def load(self, directory: Path) -> None:
+        """Restores the federation of a checkpoint, and applies this trial's settings from its next round on.
+
+        The checkpoint may be of another trial, if population-based training copies one trial to another.
+
+        Raises:
+            RunFailed: The directory has no checkpoint.
+        """
+        checkpoint = CheckpointStore(open_storage(str(directory)), 1).load()
+        if checkpoint is None:
+            raise RunFailed(f"no checkpoint in {directory}")
+        saved = experiment_of_trial(checkpoint)
+        self.experiment = with_changed_settings(saved, self.experiment, checkpoint.next_round)
+        self._prepared = adapted(self._prepared, self.experiment)
+        self.records = [parse(line) for line in checkpoint.history]
+        self._continue_from(FederationState.restored(checkpoint, initial_state(self._prepared)))
+
+    def find_lineage(self, search: SearchSettings) -> Lineage | None:
+        """Returns where the settings come from; None if they never changed."""
+        if self.experiment.changes is None:
+            return None
+        initial = dotted(self.experiment)
+        changes = {str(first_round): dict(values) for first_round, values in self.experiment.changes.items()}
+        return Lineage(initial_values={key: initial[key] for key in search.space}, changes=changes)
+
+    def close(self) -> None:
+        """Releases the federation's actors, if it has any."""
+        self._resources.close()
+
+
+def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int) -> Experiment:
+    """Returns ``saved`` with a change from ``next_round`` on to each setting that differs in ``wanted``."""
+    before, after = dotted(saved.in_force(next_round)), dotted(wanted)
+    different = {key: v for key, v in after.items() if not key.startswith("changes.") and before.get(key) != v}
+    if not different:
+        return saved
+    changes = {**(saved.changes or {}), next_round: different}
+    return Experiment.model_validate({**saved.model_dump(exclude_none=True), "changes": changes})
+
+
+@lru_cache(maxsize=CACHED_TRAINERS)
+def _prepare_cached(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
+    """Loads data and model, given as JSON, once for all trials of a process that have the same."""
+    sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
+    prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
+    return prepared, SerialTrainer(prepared)
+
+
+def average_records(federations: Sequence[Sequence[RoundRecord]]) -> list[RoundRecord]:
+    """Averages each round's metrics over the federations, for the rounds that all of them have trained.
+
+    Everything else in a record, such as the clients, is that of the first federation.
+    """
+    if len(federations) == 1:
+        return list(federations[0])
+    return [replace(each[0], metrics=_average_metrics(each)) for each in zip(*federations, strict=False)]
+
+
+def _average_metrics(records: Sequence[RoundRecord]) -> Mapping[str, float]:
+    return {
+        name: float(np.mean([record.metrics[name] for record in records]))
+        for name in records[0].metrics
+        if all(name in record.metrics for record in records)
+    }

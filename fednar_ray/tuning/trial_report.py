@@ -1,0 +1,54 @@
+"""What a trial reports to Tune, and the one place that converts a report to and from Tune's dictionary."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+ROUNDS_KEY = "rounds"  # in Tune's dictionary: schedulers measure a trial's progress by it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Where a trial's federation comes from, if population-based training has changed its settings on the way."""
+
+    initial_values: Mapping[str, Any]  # by searched key, at round 0
+    changes: Mapping[str, Mapping[str, float]]  # by the first round they apply to, as in ``Experiment.changes``
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """The state of a trial after some more rounds.
+
+    Attributes:
+        value: The search's metric after the last of these rounds.
+        rounds: Number of rounds that are trained, those of earlier reports included.
+        lines: One line of JSON per round since the previous report, as in ``metrics.jsonl``.
+        failure: Why the trial cannot train any further; None if it can.
+        train_seconds: Time since the previous report, loading of data and model included.
+        group_size: Number of clients that are trained as one matrix; None if unknown.
+        lineage: The origin of the federation; None if its settings never changed.
+        done: Whether this is the trial's last report.
+        should_checkpoint: Whether Tune saves a checkpoint of the trial now.
+    """
+
+    value: float
+    rounds: int
+    lines: tuple[str, ...]
+    failure: str | None
+    train_seconds: float
+    group_size: int | None
+    lineage: Lineage | None
+    done: bool
+    should_checkpoint: bool
+
+    def to_tune(self, metric: str) -> dict[str, Any]:
+        """Returns the dictionary that a Trainable's ``step`` returns, with the value under the metric's name."""
+        report = asdict(self)
+        return {metric: report.pop("value"), **report}
+
+    @classmethod
+    def from_tune(cls, result: Mapping[str, Any], metric: str) -> "TrialReport":
+        """Reads a report from the dictionary that Tune hands to callbacks, which has keys of Tune's own as well."""
+        report = {field.name: result[field.name] for field in fields(cls) if field.name not in ("value", "lineage")}
+        lineage = None if result["lineage"] is None else Lineage(**result["lineage"])
+        return cls(value=float(result[metric]), lineage=lineage, **report)
