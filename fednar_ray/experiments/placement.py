@@ -18,6 +18,7 @@ from fednar_ray.execution.capacity import (
 )
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
+from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
@@ -142,7 +143,7 @@ class SerialTrainer:
 @contextmanager
 def place(
     prepared: Prepared, plan: ExecutionPlan, session: RaySession, trainer: SerialTrainer | None = None
-) -> Iterator[SerialPool | ActorPool]:
+) -> Iterator[ExecutionPool]:
     """Opens the pool that trains the clients of a run, and closes it at the end.
 
     Args:

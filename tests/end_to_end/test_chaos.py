@@ -18,7 +18,7 @@ from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
-from tests.support.cluster_nodes import on_a_cluster_of_its_own
+from tests.support.cluster_nodes import run_in_own_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def lose_a_node(folder: Path) -> None:
 
 @pytest.mark.ray
 def test_a_run_that_loses_one_of_two_nodes_in_mid_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    summary = on_a_cluster_of_its_own("test_chaos", "lose_a_node", tmp_path)
+    summary = run_in_own_process(lose_a_node, tmp_path)
     assert (tmp_path / "sprung").exists()
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]
