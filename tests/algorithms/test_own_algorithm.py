@@ -11,6 +11,7 @@ import pytest
 import fednar_ray as fr
 from fednar_ray.core.errors import RunFailed
 from tests.conftest import small_federation
+from tests.support.stores import create_store
 
 RULES = """
 import numpy as np
@@ -89,7 +90,9 @@ def test_a_preset_written_anew_is_the_preset(rules: str) -> None:
 
 def test_its_memory_is_in_the_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one = experiment({"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
+    one = experiment(
+        {"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": create_store(tmp_path / "m.db")}
+    )
     fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
     resumed = fr.run(one, resume_newest=True)
     assert resumed.resumed_from_round == 2
@@ -100,7 +103,7 @@ def test_a_vector_that_it_shares_is_sent_and_in_the_checkpoints(
     rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    one = experiment({"function": f"{rules}.drift"}, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
+    one = experiment({"function": f"{rules}.drift"}, tracking={"uri": create_store(tmp_path / "m.db")})
     reports = list(fr.iter_rounds(one))
     plain = list(fr.iter_rounds(experiment({"name": "fedavg"})))
     assert reports[0].parameters.tobytes() == plain[0].parameters.tobytes()  # the shared vector starts at zero
@@ -118,7 +121,6 @@ def test_a_shared_vector_with_a_name_that_checkpoints_use_is_refused(rules: str,
         parameters(experiment({"function": f"{rules}.drift", "arguments": {"name": name}}))
 
 
-@pytest.mark.ray
 def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) -> None:
     """Actors of a Ray that knows nothing of the module: the rule itself travels."""
     algorithm = {"function": f"{rules}.half_a_step_and_a_memory", "arguments": {"beta": 0.2}}

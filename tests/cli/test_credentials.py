@@ -150,6 +150,7 @@ TYPED: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", TYPED)
 def test_a_refused_command_leaves_the_secret_nowhere(case: str, tmp_path: Path) -> None:
     words, variables = TYPED[case]

@@ -318,6 +318,7 @@ def test_the_command_of_the_image_is_one_of_ours() -> None:
     parse_options(cli.commands[command[1]], command[2:])
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("device", "index", "code"), [("cuda", "", 0), ("cpu", "URL", 0), ("cpu", "", 1), ("tpu", "", 2)]
 )

@@ -188,6 +188,7 @@ def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     return done
 
 
+@pytest.mark.usefixtures("processes")
 def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_path: Path, processes: None) -> None:
     write_project(tmp_path, experiment(tmp_path))
     done = fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
@@ -259,7 +260,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Yields MLflow with basic authentication on PostgreSQL (SQLite if not installed), and Ray with a token."""
     folder, programs = tmp_path_factory.mktemp("mlflow"), postgresql_programs()
     (folder / "users.ini").write_text(AUTHENTICATION)
@@ -287,7 +288,7 @@ def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
 
 
 @pytest.fixture
-def client(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def client(processes: None, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """Returns a client of MLflow that has the credentials."""
     for name, value in stage.credentials.items():
         monkeypatch.setenv(name, value)
@@ -304,6 +305,7 @@ def losses(client: MlflowClient, run: Any) -> list[float]:
     return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "train_loss"), key=lambda p: p.step)]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_run(
     stage: Stage, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -364,6 +366,7 @@ def read_prometheus(nodes: Cluster, name: str) -> float:
     return float(awaited(value, name))
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     stage: Stage, client: MlflowClient, tmp_path: Path
@@ -408,6 +411,7 @@ def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> N
     assert err.splitlines()[-1].endswith("ended with exit code 2")
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project", experiment(tmp_path))
@@ -426,6 +430,7 @@ def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tm
     assert "checkpoint.storage: null is below ./runs" in done.stdout
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_without_the_token_access_is_refused(stage: Stage, tmp_path: Path) -> None:
     for token in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):

@@ -361,7 +361,9 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
+def typed(
+    processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
     """What each command came to, and the files that are there afterwards; a few at a time."""
 
     def ran(case: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:

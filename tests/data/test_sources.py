@@ -942,7 +942,6 @@ def silo_experiment(data: dict[str, Any], **execution: Any) -> fr.Experiment:
     )
 
 
-@pytest.mark.ray
 def test_dedicated_actors_read_their_own_files_and_end_in_the_same_bytes(
     tmp_path: Path, session: fr.RaySession
 ) -> None:
@@ -980,7 +979,6 @@ def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> 
     assert digest != load_file_federation(silo_experiment(data).data, 0).digest()
 
 
-@pytest.mark.ray
 def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, session: fr.RaySession) -> None:
     prepared = prepare(silo_experiment(write_silos(tmp_path), placement="dedicated"))
     cut_short(tmp_path / "b.parquet")
@@ -991,7 +989,6 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
         pool.actor_infos()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("kind", ["per_batch", "per_example"])
 def test_augmented_images_train_to_the_same_bytes_in_every_placement(
     kind: str, tmp_path: Path, session: fr.RaySession

@@ -97,6 +97,7 @@ def start_two(strategy: str) -> list[Any]:
     return [ray.remote(**options)(Small).remote() for options in build_actor_options(plan, [0, 1])]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_run_uses_nodes_that_join_and_survives_their_leaving_with_the_same_bytes() -> None:
     found = run_in_own_process(grow_and_shrink)

@@ -83,6 +83,7 @@ def test_each_local_ray_has_its_own_token(place: Path) -> None:
     assert tokens[0] != tokens[1]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path, processes: None) -> None:
     code = (
         "import os, signal; from pathlib import Path; from fednar_ray.execution import private_ray\n"
@@ -146,6 +147,7 @@ assert "RAY_AUTH_MODE" not in os.environ
 """
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_local_ray_leaves_nothing_behind_and_bounds_its_logs(place: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"

@@ -23,6 +23,7 @@ from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import run_in_own_process
+from tests.support.stores import create_store
 
 HEAD, NODE_A, NODE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
 SIZES = {"north": 40, "south": 31}
@@ -118,7 +119,7 @@ def find_refusal(chosen: fr.Experiment, session: fr.RaySession) -> str:
 
 
 @pytest.fixture(scope="module")
-def on_two_nodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Any]]:
+def on_two_nodes(processes: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, Any]]:
     """Returns the silos' files, and the result of training on their nodes."""
     folder = tmp_path_factory.mktemp("silos")
     files = write_files(folder)
@@ -191,7 +192,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     tmp_path: Path, session: fr.RaySession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files, kept = write_files(tmp_path), {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    files, kept = write_files(tmp_path), {"tracking": {"uri": create_store(tmp_path / "mlflow.db")}}
 
     def build(rounds: int, **execution: Any) -> fr.Experiment:
         section = experiment(describe_silos(files), **execution).model_dump(exclude_none=True)

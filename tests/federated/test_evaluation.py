@@ -242,7 +242,6 @@ def test_empty_clients_do_not_count_in_a_run() -> None:
 # ——— on actors ———
 
 
-@pytest.mark.ray
 def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(session: fr.RaySession) -> None:
     model, federation = both_modes_model(), overlapping((9, 20, 14), test=150_000)
     prepared = prepare(experiment(execution=POOLED), federation, model)
@@ -261,7 +260,6 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
         np.testing.assert_allclose(got.losses, losses, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.ray
 def test_splits_of_many_tasks_have_the_metrics_of_one_pass(session: fr.RaySession) -> None:
     """The clients' block too, whose tasks end amid a client."""
     federation = overlapping((1900, 60, 700), test=5000, validation=2 * A_TASK)
@@ -271,7 +269,6 @@ def test_splits_of_many_tasks_have_the_metrics_of_one_pass(session: fr.RaySessio
         assert evaluated(report) == metrics_by_hand(report, federation)
 
 
-@pytest.mark.ray
 def test_evaluating_on_the_actors_changes_nothing_that_they_train(session: fr.RaySession) -> None:
     alone = {"placement": "serial", "vectorize": 1}
     serial = trained_bytes(experiment("scaffold", evaluation={"every": 9}, execution=alone))
@@ -280,7 +277,6 @@ def test_evaluating_on_the_actors_changes_nothing_that_they_train(session: fr.Ra
         assert trained_bytes(pooled, session) == serial, choice
 
 
-@pytest.mark.ray
 def test_metrics_do_not_depend_on_placement(session: fr.RaySession) -> None:
     """Also of clients that were not sampled; on dedicated actors, each scores its own."""
     federation, metrics = overlapping((9, 60, 25)), {}

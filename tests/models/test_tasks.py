@@ -208,7 +208,6 @@ def test_a_test_set_with_one_label_has_no_auc() -> None:
     assert figures(report).keys() == {"test_accuracy", "test_loss"}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", ["binary", "regression"])
 def test_metrics_and_parameters_of_a_task_do_not_depend_on_placement(name: str, session: fr.RaySession) -> None:
     serial = experiment(rounds=2, federated=True, batch_size=5)

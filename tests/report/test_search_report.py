@@ -24,6 +24,7 @@ from fednar_ray.report.search_page import claim
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
+from tests.support.stores import create_store
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
@@ -415,7 +416,7 @@ def test_the_same_search_gives_the_same_report(tmp_path):
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+    return create_store(tmp_path_factory.mktemp("store") / "m.db")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.data.sources import load_digits
 from tests.conftest import mlflow_at
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -80,7 +81,7 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def load_records(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Every variant, run from a git checkout, with the store elsewhere."""
     folder = tmp_path_factory.mktemp("tracking")
     work, store = folder / "work", folder / "store" / "m.db"
@@ -294,19 +295,20 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
     )
     with pytest.raises(fr.RoundAborted, match=r"round \d+ aborted: 0 of \d client updates usable"):
         fr.run(diverging)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'm.db'}")
+    client = MlflowClient(create_store(tmp_path / "m.db"))
     (run,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
     assert run.info.status == "FAILED"
     assert run.data.tags["fednar.end"].startswith("RoundAborted: round ")
     assert "mlflow.source.git.commit" not in run.data.tags
 
 
+@pytest.mark.usefixtures("processes")
 def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
         "store = Store(sys.argv[1]); store.check(); print(store.experiment_id(sys.argv[2]))"
     )
-    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    uri = create_store(tmp_path / "m.db")
     read, write = os.pipe()
     starting = [
         subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=read, stdout=PIPE, stderr=PIPE, text=True)
