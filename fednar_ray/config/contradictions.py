@@ -35,7 +35,7 @@ def section_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
 
 
 def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    """Contradictions, as far as the sections they concern are valid by themselves."""
+    """Finds contradictions between sections, as far as these are valid by themselves."""
     data, federation = sections.get("data"), sections.get("federation")
     execution, model = sections.get("execution"), sections.get("model")
     if data is not None and data.partition.kind != "natural" and data.partition.clients is None:
@@ -46,7 +46,7 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         yield from _within_federation(federation, data.partition.clients if data is not None else None)
     if execution is not None and execution.placement == "dedicated" and execution.vectorize not in ("auto", 1):
         width = execution.vectorize
-        yield problem(("execution", "vectorize"), width, "dedicated trains one client an actor; use 1 or auto")
+        yield problem(("execution", "vectorize"), width, "dedicated trains one client per actor; use 1 or auto")
     if execution is not None:
         yield from _of_execution(execution, data)
     if data is not None and "model" in sections and model is None:
@@ -54,14 +54,16 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:
-    """Contradictions of where clients train, by itself and with where the data are."""
+    """Finds contradictions in where clients train, by itself and with where the data are."""
     place, silos, placement = "execution", execution.silos, execution.placement
     if silos is not None:
         named = ", ".join(silos)
         if not isinstance(data, FolderSettings):
             yield problem((place, "silos"), named, "each reads its own file, as data.source: folder describes it")
         elif data.directory is not None:
-            yield problem(("data", "directory"), data.directory, "execution.silos says where the files are; give one")
+            yield problem(
+                ("data", "directory"), data.directory, "execution.silos says where the files are; set only one"
+            )
         if placement == "pooled":
             text = "moves examples between nodes; with execution.silos use dedicated, or serial to read all files here"
             yield problem((place, "placement"), placement, text)
@@ -70,7 +72,9 @@ def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> It
             yield problem((place, "vectorize"), execution.vectorize, text)
         if execution.strategy != "default":
             yield problem(
-                (place, "strategy"), execution.strategy, "execution.silos says which actor is where; give one"
+                (place, "strategy"),
+                execution.strategy,
+                "execution.silos places the actors; set only one",
             )
     elif isinstance(data, FolderSettings) and data.directory is None:
         yield problem(("data", "directory"), None, "folder needs the directory of its files, or execution.silos")
@@ -78,13 +82,13 @@ def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> It
         key = "autoscale" if execution.autoscale else "strategy"
         yield problem((place, key), getattr(execution, key), "serial starts no actors; it belongs to the others")
     if execution.autoscale and execution.actors == "auto" and silos is None and placement in ("auto", "pooled"):
-        yield problem((place, "actors"), "auto", "with execution.autoscale, say how many there are to be at most")
+        yield problem((place, "actors"), "auto", "with execution.autoscale, set the largest number of actors")
 
 
 def _within_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
     place, sampled, schedule = "federation", federation.clients_per_round, federation.participation
     if (federation.local_steps is None) == (federation.local_epochs is None):
-        yield problem((place, "local_steps"), federation.local_steps, "give local_steps or local_epochs, and not both")
+        yield problem((place, "local_steps"), federation.local_steps, "set either local_steps or local_epochs")
     if clients is not None and sampled is not None and sampled > clients:
         text = f"is more than data.partition.clients ({clients}); use 1 to {clients}"
         yield problem((place, "clients_per_round"), sampled, text)

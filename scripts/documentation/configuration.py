@@ -1,4 +1,4 @@
-"""The page of the configuration, made from the models that validate it."""
+"""Generates the page of the configuration from the models that validate it."""
 
 import ast
 import inspect
@@ -23,26 +23,26 @@ INTRODUCTION = """# Configuration
 
 An experiment file is YAML with an `experiment` section, and may have `compare` (read by `fednar compare`) and `search`
 (read by `fednar tune`). On the command line `key=value` sets a key by its dotted name, as in the tables below; a value
-is YAML. Names that do not begin with `compare.` or `search.` are the experiment's: `regularizer.clip_bound=5`.
+is YAML. Keys that do not start with `compare.` or `search.` belong to the experiment: `regularizer.clip_bound=5`.
 
 Unknown keys, values out of range and contradictions are refused before anything starts, all at once. Relative paths
-become absolute when they are read. What is not given takes the default; `null` is the same as not given.
+become absolute when they are read. A key that is not given, or is `null`, takes its default.
 """
 VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, SCHEDULER_VARIANTS)
 LIMITS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<",
           "exclusiveMaximum": "<"}  # fmt: skip
 PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
-LARGEST = 2**31 - 1  # a limit that nobody meets
+LARGEST = 2**31 - 1  # a limit that nobody reaches
 
 
 def configuration_page() -> str:
-    """Markdown: a table a section."""
+    """Return the page in Markdown: one table per section."""
     parts = [INTRODUCTION, *section("experiment", Experiment, ""), *section("compare", CompareSettings, "compare.")]
     return "\n".join([*parts, *section("search", SearchSettings, "search.")])
 
 
 def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """A section's own keys, those of its kinds where it has several, and then the sections within it."""
+    """Yield a section's keys, those of its kinds if it has several, and then the sections within it."""
     variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
     model = model if variants is None else variants.base
     yield f"## {title}\n"
@@ -58,12 +58,12 @@ def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def sections_within(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
-    """By key, the sections that a section holds."""
+    """Return the sections within a section, by key."""
     return {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
 
 
 def table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[str]:
-    """A table of keys; those that are sections come below it."""
+    """Yield a table of keys, without those that are sections."""
     schema, symbols, inner = model.model_json_schema(), symbols_of(model), sections_within(model)
     shown = [key for key in keys if key not in inner or inner[key][1]]
     if shown:
@@ -72,7 +72,7 @@ def table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[
 
 
 def kinds(variants: Variants, prefix: str) -> Iterator[str]:
-    """What each kind of a section reads beyond what all kinds do."""
+    """Yield the keys that each kind of a section reads beyond those of all kinds."""
     names: dict[type[Settings], list[str]] = {}
     for name, kind in variants.by_name.items():
         names.setdefault(kind, []).append(name)
@@ -83,7 +83,7 @@ def kinds(variants: Variants, prefix: str) -> Iterator[str]:
 
 
 def held_section(annotation: Any) -> tuple[type[Settings], str] | None:
-    """The section in ``SpeedSettings | None``, or below every name in ``Mapping[str, SiteSettings] | None``."""
+    """Return the section in ``SpeedSettings | None``, or below each name in ``Mapping[str, SiloSettings] | None``."""
     if get_origin(annotation) in (Union, UnionType):
         return next((held for one in get_args(annotation) if (held := held_section(one))), None)
     if get_origin(annotation) is Annotated:
@@ -95,14 +95,14 @@ def held_section(annotation: Any) -> tuple[type[Settings], str] | None:
 
 
 def row(prefix: str, name: str, entry: Mapping[str, Any], symbols: Mapping[str, str]) -> str:
-    """One key."""
+    """Return the row of one key."""
     default = code(entry["default"]) if "default" in entry else "must be given"
     said = "; ".join(part for part in (symbols.get(name, ""), entry.get("description", "")) if part)
     return f"| `{prefix}{name}` | {values(entry)} | {default} | {text(said)} |"
 
 
 def values(entry: Mapping[str, Any]) -> str:
-    """What a key takes, in words."""
+    """Return the values that a key takes, in words."""
     if "anyOf" in entry:
         parts = (values(part) for part in entry["anyOf"] if part.get("type") != "null")
         return " or ".join(dict.fromkeys(parts))
@@ -117,12 +117,12 @@ def values(entry: Mapping[str, Any]) -> str:
 
 
 def code(value: Any) -> str:
-    """A default."""
+    """Format a default."""
     return f"`{yaml_of(value)}`"
 
 
 def yaml_of(value: Any) -> str:
-    """A value as a file would give it."""
+    """Format a value as a file would give it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {yaml_of(inner)}" for key, inner in value.items() if inner is not None) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -131,12 +131,12 @@ def yaml_of(value: Any) -> str:
 
 
 def text(said: str) -> str:
-    """A docstring as Markdown within a table."""
+    """Turn a docstring into Markdown for a table."""
     return said.replace("``", "`").replace("|", "\\|").replace("\n\n", "<br>").replace("\n", " ")
 
 
 def symbols_of(model: type[BaseModel]) -> dict[str, str]:
-    """The comment beside each field: the paper's symbol."""
+    """Return the comment beside each field: the paper's symbol."""
     found: dict[str, str] = {}
     for each in reversed([base for base in model.__mro__ if issubclass(base, Settings) and base is not Settings]):
         path = Path(inspect.getfile(each))

@@ -1,4 +1,4 @@
-"""Anything else: a Python function that returns a source."""
+"""A data set from a Python function of the user's own."""
 
 import numpy as np
 
@@ -10,16 +10,17 @@ from fednar_ray.data.sources.source import Source
 
 
 def load_entry_point(settings: EntryPointSettings) -> Source:
-    """What the function at ``data.entry_point`` returns, called with ``data.arguments``; license and citation are its.
+    """Calls the function at ``data.entry_point`` with ``data.arguments``, and checks the Source that it returns.
 
-    Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
+    Raises:
+        DataError: There is no such function, it fails, or what it returns is not a valid Source.
     """
     key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments
     source = call_by_path(key, path, arguments, Source, "a fednar_ray.data.sources.Source", DataError)
-    return _checked(source, f"{key}: {path}")
+    return _check_source(source, f"{key}: {path}")
 
 
-def _checked(source: Source, place: str) -> Source:
+def _check_source(source: Source, place: str) -> Source:
     if source.task not in TASK_NAMES:
         raise DataError(f"{place}: task {source.task!r} should be {', '.join(TASK_NAMES)}")
     train = Examples.of((source.train_x, source.train_y), f"{place}: training set", source.task)

@@ -102,7 +102,7 @@ def read_cifar(name: str, dataset: Any, directory: Path, *, download: bool) -> S
 
 
 def channels_first(images: Array) -> Array:
-    """[N, height, width] or [N, height, width, channels] → [N, channels, height, width], in memory of its own."""
+    """Copies [N, height, width] or [N, height, width, channels] to [N, channels, height, width]."""
     return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
