@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fednar_ray.algorithms.torch_optimizer import FedNARSGD
     from fednar_ray.config import Experiment, load
     from fednar_ray.core.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
-    from fednar_ray.core.messages import RoundRecord, RoundReport
+    from fednar_ray.core.reports import RoundRecord, RoundReport
     from fednar_ray.data.federation import Federation
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.iter_rounds import iter_rounds
@@ -43,7 +43,7 @@ _HOMES = {
     "core.errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
     "execution.session": ("RaySession",),
     "experiments.run": ("Result", "run"),
-    "core.messages": ("RoundRecord", "RoundReport"),
+    "core.reports": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),
     "experiments.iter_rounds": ("iter_rounds",),
 }

@@ -6,11 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState
+from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimizer, ServerState
 from fednar_ray.core.errors import ConfigError, FednarError, RunFailed, first_line
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import FloatVector
-from fednar_ray.core.messages import RoundAggregate
 
 T = TypeVar("T")
 Refuse = Callable[[str], FednarError]

@@ -1,25 +1,34 @@
-"""What a federated optimizer adds to a client's gradient, and what the client remembers of a round.
+"""What a federated optimizer changes on the client: its gradient, what it remembers, and what it shares.
 
-A rule is a pair of functions over the last axis, so it serves one client or a client group [C, d].
+Every function works over the last axis, so it serves one client or a client group [C, d].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fednar_ray.algorithms.regularizers import Scalar
+from fednar_ray.core.flat_params import FloatVector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRound:
-    """What a client correction may see of its round."""
+    """What a client correction sees of its round.
 
-    global_params: Tensor  # [d] x_round
-    control: Tensor | None  # [d] c, where the rule uses one
-    state: Tensor | None  # [C, d] c_i or h_i, where the rule keeps one
-    local_lr: Scalar  # η_t
+    Attributes:
+        global_params: x_round, the parameters at the start of the round, [d].
+        shared: The shared vectors that the correction declares, by name, [d] each.
+        state: Each client's state c_i or h_i, [C, d]. Without ``next_state`` there is none, and this is empty, [C, 0].
+        local_lr: η_t.
+    """
+
+    global_params: Tensor
+    shared: Mapping[str, Tensor]
+    state: Tensor
+    local_lr: Scalar
 
 
 Correction = Callable[[Tensor, Tensor], Tensor]
@@ -29,51 +38,88 @@ NextState = Callable[[LocalRound, Tensor, Tensor], Tensor]
 """(round, Δ_i [C, d], steps taken K_i [C, 1]) → the clients' new states [C, d]."""
 
 
+class SharedVector(NamedTuple):
+    """A vector [d] that the server keeps across rounds and sends to every client of a round.
+
+    Attributes:
+        init: (initial parameters [d]) → the vector before round 0.
+        change: (round, the clients' new states [C, d]) → what each client adds to the vector's change, [C, d]. The
+            clients' changes are weighted by their examples n_i and summed over the round's included clients.
+        update: (vector [d], Σ n_i·change_i [d], Σ n over **all** clients) → the vector for the next round, [d].
+    """
+
+    init: Callable[[FloatVector], FloatVector]
+    change: Callable[[LocalRound, Tensor], Tensor]
+    update: Callable[[FloatVector, FloatVector, int], FloatVector]
+
+
 class ClientCorrection(NamedTuple):
-    """One row's worth of a federated optimizer on the client."""
+    """The client's half of a federated optimizer.
+
+    Attributes:
+        correction: Given the round, returns the function that corrects each step's gradient.
+        next_state: Computes the clients' states after the round. None if clients keep no state.
+        shared: The vectors that the server keeps for this correction, by name. A checkpoint stores each under its
+            name. A correction with shared vectors needs ``next_state``.
+    """
 
     correction: Callable[[LocalRound], Correction]
-    next_state: NextState | None = None  # None: clients keep nothing
-    uses_control: bool = False  # the server broadcasts c, the weighted mean of all states
+    next_state: NextState | None = None
+    shared: Mapping[str, SharedVector] = {}
 
 
 def plain() -> ClientCorrection:
-    """FedAvg (McMahan et al. 2017): the gradient as it is."""
+    """Leaves the gradient as it is (FedAvg).
+
+    Source: McMahan et al., AISTATS 2017.
+    """
     return ClientCorrection(lambda _: lambda grad, params: grad)
 
 
 def proximal(mu: float) -> ClientCorrection:
-    """FedProx (Li et al. 2020, eq. 2): g + μ(x − x_round)."""
+    """Pulls each client towards the round's start: g + μ·(x − x_round) (FedProx).
+
+    Source: Li et al., MLSys 2020, equation 2.
+    """
     return ClientCorrection(lambda r: lambda grad, params: grad + mu * (params - r.global_params))
 
 
 def control_variate() -> ClientCorrection:
-    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1, option II): g + c − c_i;  c_i ← c_i − c − Δ_i/(K_i·η_t)."""
+    """Replaces each client's drift by the average drift: g + c − c_i (SCAFFOLD).
+
+    After training c_i ← c_i − c − Δ_i / (K_i·η_t). The server control c is the example-weighted mean of c_i over all
+    clients. It is kept up to date from the changes of c_i, and stays fixed during a round.
+
+    Source: Karimireddy et al., ICML 2020, Algorithm 1, option II.
+    """
 
     def correction(r: LocalRound) -> Correction:
-        assert r.control is not None
-        assert r.state is not None
-        offset = r.control - r.state
+        offset = r.shared["control"] - r.state
         return lambda grad, params: grad + offset
 
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
-        assert r.control is not None
-        assert r.state is not None
-        return r.state - r.control - delta / (steps * r.local_lr)
+        return r.state - r.shared["control"] - delta / (steps * r.local_lr)
 
-    return ClientCorrection(correction, next_state, uses_control=True)
+    control = SharedVector(
+        init=np.zeros_like,
+        change=lambda r, states: states - r.state,
+        update=lambda c, change, examples: c + change / np.float32(examples),
+    )
+    return ClientCorrection(correction, next_state, {"control": control})
 
 
 def dynamic(alpha: float) -> ClientCorrection:
-    """FedDyn (Acar et al. 2021, Algorithm 1): g + α(x − x_round) − h_i;  h_i ← h_i − α·Δ_i."""
+    """Regularizes each client dynamically: g + α·(x − x_round) − h_i (FedDyn).
+
+    After training h_i ← h_i − α·Δ_i.
+
+    Source: Acar et al., ICLR 2021, Algorithm 1.
+    """
 
     def correction(r: LocalRound) -> Correction:
-        assert r.state is not None
-        state, global_params = r.state, r.global_params
-        return lambda grad, params: grad + alpha * (params - global_params) - state
+        return lambda grad, params: grad + alpha * (params - r.global_params) - r.state
 
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
-        assert r.state is not None
         return r.state - alpha * delta
 
     return ClientCorrection(correction, next_state)

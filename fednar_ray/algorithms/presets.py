@@ -15,15 +15,21 @@ from fednar_ray.algorithms.server_optimizers import (
 )
 from fednar_ray.config import AlgorithmSettings
 from fednar_ray.core.errors import ConfigError
-from fednar_ray.core.import_path import called_by_path
+from fednar_ray.core.import_path import call_by_path
 
 
 class Algorithm(NamedTuple):
-    """A federated optimizer."""
+    """A federated optimizer.
 
-    local: ClientCorrection
+    Attributes:
+        client: Its half on the client.
+        server: Its half on the server.
+        weighted: Whether a client's weight w_i is proportional to its examples n_i, or the same for all.
+    """
+
+    client: ClientCorrection
     server: ServerOptimizer
-    weighted: bool = True  # w_i ∝ n_i; False gives every client of a round the same weight
+    weighted: bool = True
 
 
 def _mean(s: AlgorithmSettings) -> ServerOptimizer:
@@ -75,7 +81,7 @@ def build_algorithm(settings: AlgorithmSettings) -> Algorithm:
     if settings.name is not None:
         return PRESETS[settings.name](settings)
     assert settings.function is not None
-    algorithm = called_by_path(
+    algorithm = call_by_path(
         "algorithm.function",
         settings.function,
         settings.arguments or {},

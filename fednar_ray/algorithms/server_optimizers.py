@@ -12,10 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.flat_params import FloatVector
-from fednar_ray.core.messages import RoundAggregate
 
 ServerScalar = float | npt.NDArray[np.floating]
 """A float, or one value a row: [R, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAggregate:
+    """The sums of one round over its included clients S, as a server optimizer sees them.
+
+    Attributes:
+        delta: Δ = Σ w_i·Δ_i with Σ w_i = 1, [d].
+        mean_squared_norm: Σ w_i·‖Δ_i‖².
+        clients: |S|, the number of included clients.
+        population: N, the number of all clients.
+        epsilon: ε_t.
+    """
+
+    delta: FloatVector
+    mean_squared_norm: float
+    clients: int
+    population: int
+    epsilon: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

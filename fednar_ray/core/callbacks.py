@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 
 
 class RoundCallback:

@@ -1,4 +1,4 @@
-"""What a function of the user's returns, by the function's path."""
+"""Loads and calls the functions that an experiment names by their path: data sources, models, algorithms."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -8,36 +8,60 @@ from fednar_ray.core.errors import BadInput, shown
 from fednar_ray.core.exits import exits_as_errors
 
 T = TypeVar("T")
-Refusal = Callable[[str], BadInput]
+MakeError = Callable[[str], BadInput]
 
 
-def called_by_path(
-    place: str, path: str, arguments: Mapping[str, Any], wanted: type[T], kind: str, refuse: Refusal
-) -> T:
-    """What ``package.module.function`` returns, called with ``arguments``; ``place`` is the key that names it.
+def import_function(path: str) -> Any:
+    """Returns what ``package.module.name`` or ``package.module:name`` names.
 
-    Raises what ``refuse`` makes of a text where it cannot be imported, fails, or returns no ``wanted``, a ``kind``.
+    Raises:
+        Exception: Whatever importing the module raises; AttributeError if it has no such name.
     """
-    module_name, _, name = path.rpartition(".")
-    place = f"{place}: {path}"
-    try:
-        with exits_as_errors():
-            function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise refuse(f"{place}: cannot be imported: {error}") from error
-    return called(place, function, arguments, wanted, kind, refuse)
+    module_name, _, name = path.rpartition(":" if ":" in path else ".")
+    return getattr(importlib.import_module(module_name), name)
 
 
-def called(
-    place: str, function: Callable[..., Any], arguments: Mapping[str, Any], wanted: type[T], kind: str, refuse: Refusal
+def call_by_path(
+    key: str, path: str, arguments: Mapping[str, Any], wanted: type[T], wanted_name: str, make_error: MakeError
 ) -> T:
-    """What a function returns. Raises as ``called_by_path``."""
-    given = ", ".join(f"{key}={shown(value)}" for key, value in arguments.items())
+    """Imports a function and returns its result.
+
+    Args:
+        key: The key of the experiment that names the function, for messages.
+        path: ``package.module.name`` or ``package.module:name``.
+        arguments: Keyword arguments of the call.
+        wanted: The type that the function must return.
+        wanted_name: How messages name this type, with its article.
+        make_error: Makes the error to raise from its message.
+
+    Raises:
+        BadInput: What ``make_error`` returns, if the function cannot be imported, fails, or returns something else.
+    """
+    key = f"{key}: {path}"
     try:
         with exits_as_errors():
-            made = function(**arguments)
+            function = import_function(path)
     except Exception as error:
-        raise refuse(f"{place}: fails when called with ({given}): {error}") from error
-    if not isinstance(made, wanted):
-        raise refuse(f"{place}: gives {type(made).__name__}; {kind} is needed")
-    return made
+        raise make_error(f"{key}: cannot be imported: {error}") from error
+    return call_checked(key, function, arguments, wanted, wanted_name, make_error)
+
+
+def call_checked(
+    key: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    wanted: type[T],
+    wanted_name: str,
+    make_error: MakeError,
+) -> T:
+    """Calls a function and returns its result, which must be a ``wanted``. Raises as ``call_by_path`` does."""
+    given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+    try:
+        with exits_as_errors():
+            result = function(**arguments)
+    except Exception as error:
+        text = f"{key}: fails when called with ({given}): {type(error).__name__}: {error}"
+        raise make_error(text) from error
+    if not isinstance(result, wanted):
+        raise make_error(f"{key}: returns {type(result).__name__}; {wanted_name} is needed")
+    return result

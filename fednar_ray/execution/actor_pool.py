@@ -19,13 +19,13 @@ from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
     ClientsLost,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
@@ -133,7 +133,7 @@ class ActorPool:
         self._holders.clear()
         return self._groups(broadcast, tasks, lambda actor: actor.measure, hold=True)
 
-    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
+    def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """The scores of ``tasks``, in their order; a client's own examples are scored where they lie."""
         slots = [task.client_id if self._dedicated else None for task in tasks]
         shared, queue = _shared(eval_params), CallQueue(tasks, slots)
@@ -370,11 +370,9 @@ class _Stream(Generic[Task]):
     hold: bool = False  # actors hold what they measured
 
 
-def _shared(message: Broadcast | Readout) -> Any:
+def _shared(message: Broadcast | EvalParams) -> Any:
     """What the calls of a round share: by reference where it is large.
 
     Ray carries up to 100 KB within a call, which then need not wait for the object store.
     """
-    vectors = (getattr(message, name, None) for name in ("parameters", "control", "buffers"))
-    size = sum(vector.nbytes for vector in vectors if vector is not None)
-    return message if size <= WITHIN_CALL_BYTES else ray.put(message)
+    return message if message.nbytes <= WITHIN_CALL_BYTES else ray.put(message)

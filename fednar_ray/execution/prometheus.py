@@ -4,7 +4,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from fednar_ray.core.callbacks import RoundCallback
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 
 RUN = "run"  # the label: the name of the run directory
 

@@ -9,13 +9,13 @@ from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
     ClientsLost,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.failure_policy import Decision, FailurePolicy, FailureTally, kind_of, reason_of
 from fednar_ray.federated.client_trainer import GroupTrainer
@@ -51,7 +51,7 @@ class SerialPool:
         for task in tasks:
             yield from _tried(lambda task: work(broadcast, task), task, ledger, 0)
 
-    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
+    def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """The scores of ``tasks``, in their order."""
         for task in tasks:
             try:

@@ -20,16 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.messages import (
-    Broadcast,
-    ClientMetrics,
-    GroupTask,
-    GroupUpdate,
-    MetricSums,
-    Readout,
-    Scores,
-    ScoringTask,
-)
+from fednar_ray.core.messages import Broadcast, ClientMetrics, EvalParams, GroupTask, GroupUpdate, Scores, ScoringTask
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
@@ -93,7 +85,7 @@ class TrainingActor:
         with exits_as_errors():
             return self._trainer.measure(broadcast, task)
 
-    def score(self, eval_params: Readout, task: ScoringTask) -> Scores | MetricSums:
+    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Score examples."""
         assert self._scorer is not None
         with exits_as_errors():

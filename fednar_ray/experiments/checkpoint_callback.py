@@ -8,7 +8,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.checkpoint.writer import BackgroundWriter
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import CheckpointError
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 

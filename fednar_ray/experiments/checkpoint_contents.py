@@ -15,7 +15,6 @@ from fednar_ray.config.checks import describe
 from fednar_ray.core.errors import ConfigError, shown_text
 from fednar_ray.federated.server_state import (
     BUFFERS,
-    CONTROL,
     PARAMETERS,
     SERVER,
     ServerSide,
@@ -44,6 +43,7 @@ class _ServerFacts(_Facts):
     scalars: dict[str, Scalar]
     server_lr: Scalar | None
     vectors: list[str] | None = None  # their names; older checkpoints do not name them
+    shared: list[str] = []  # names of the vectors that the client correction shares
 
 
 class _TrialFacts(_Facts):
@@ -129,11 +129,12 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
     wanted = vectors if facts.server.vectors is None else set(facts.server.vectors)
-    for name in (PARAMETERS, BUFFERS, *(f"{SERVER}{vector}" for vector in sorted(wanted))):
+    known = {PARAMETERS, BUFFERS, *facts.server.shared}
+    for name in (PARAMETERS, BUFFERS, *facts.server.shared, *(f"{SERVER}{vector}" for vector in sorted(wanted))):
         if name not in arrays:
             yield f"the array {name} is missing"
     for name, array in arrays.items():
-        if name not in (PARAMETERS, BUFFERS, CONTROL) and name.removeprefix(SERVER) not in wanted:
+        if name not in known and name.removeprefix(SERVER) not in wanted:
             yield f"the array {shown_text(name)} is unknown"
         elif name != BUFFERS and array.shape != arrays[PARAMETERS].shape:
             shapes = f"{array.shape}, and {PARAMETERS} of {arrays[PARAMETERS].shape}"

@@ -8,7 +8,7 @@ from torch import nn
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.flat_params import flatten, flatten_buffers
-from fednar_ray.core.messages import RoundReport
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
@@ -102,7 +102,7 @@ def train_rounds(
         availability=prepared.availability,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
-        width=execution_plan.width,
+        group_size=execution_plan.width,
         algorithm=prepared.algorithm,
         aggregation=experiment.aggregation,
         max_deviation=experiment.screening.max_deviation,

@@ -87,7 +87,7 @@ def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 def _compute_footprint(prepared: Prepared, width: int) -> Footprint:
     """Computes what one actor needs that trains ``width`` clients as one matrix."""
-    stateful = prepared.algorithm.local.next_state is not None
+    stateful = prepared.algorithm.client.next_state is not None
     activations = prepared.traits.activation_bytes
     takes = estimate_gpu_bytes(prepared.model_bytes, width, _largest_batch(prepared), activations, stateful=stateful)
     return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)

@@ -20,7 +20,7 @@ from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
-from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability, load_trace
 from fednar_ray.federated.client_trainer import TrainingPlan
 from fednar_ray.federated.single_examples import check_single_example_batches
@@ -60,13 +60,13 @@ class Prepared:
         """Builds what every trainer of this run needs."""
         return TrainingPlan(
             model=self.model,
-            rule=self.algorithm.local,
+            correction=self.algorithm.client,
             regularizer=REGULARIZERS[self.experiment.regularizer.name],
             weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
             seed=self.experiment.seed,
             changed_buffers=self.traits.changed_buffers,
-            corrupted=corrupted_clients(self.experiment.attacks, self.federation.clients, self.experiment.seed),
+            attack_factors=draw_attack_factors(self.experiment.attacks, self.federation.clients, self.experiment.seed),
             task=TASKS[self.federation.task],
         )
 
@@ -144,7 +144,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
     if experiment.algorithm.function is not None:
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
-            check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.local)
+            check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
 
 
 def _trains_alone(experiment: Experiment) -> bool:

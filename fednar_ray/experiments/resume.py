@@ -12,8 +12,8 @@ from fednar_ray.config import Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
 from fednar_ray.experiments.checkpoint_contents import read_run_experiment
 from fednar_ray.tracking import run_lookup
-from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.identity import Identity, find_original, read_identity
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import RunRef
 
 log = logging.getLogger("fednar_ray")
@@ -112,7 +112,7 @@ def _build_resumption(
     experiment = before if wanted is None else _with_group_size(wanted, facts["group_size"])
     rewrites = _check_changes(before, experiment, checkpoint.next_round, may_change, ref.name)
     identity = _read_identity(ref)
-    original = None if identity is None else original_of(ref.directory, identity)
+    original = None if identity is None else find_original(ref.directory, identity)
     if original is not None:
         _check_storage(ref, original, experiment)
     return Resumption(
@@ -141,10 +141,10 @@ def _check_storage(ref: RunRef, original: Path, experiment: Experiment) -> None:
 def _read_identity(ref: RunRef) -> Identity | None:
     """Reads which MLflow run the directory belongs to. Raises BadInput if another process writes the directory."""
     if ref.files.lock.exists():
-        with sole_writer(ref.directory):
+        with lock_run_directory(ref.directory):
             pass
     try:
-        return identity_of(ref.directory)
+        return read_identity(ref.directory)
     except BadInput:
         return None
 

@@ -16,9 +16,9 @@ from fednar_ray.config import Experiment, digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
-from fednar_ray.core.messages import RoundRecord, RoundReport
 from fednar_ray.core.module_state import leaf_copy
 from fednar_ray.core.preprocessing import join_preprocessing
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
@@ -33,8 +33,9 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
 from fednar_ray.federated.server_state import FederationState
+from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.lines import sole_writer, writing
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -180,7 +181,7 @@ def train(
             result = tracked.build_result(tuple(pool.actor_infos()))
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
     mark = RunDirectory(result.directory).finished_mark
-    with writing(mark):
+    with raise_as_run_failed(mark):
         mark.touch()
     return result
 
@@ -287,7 +288,7 @@ def _load_result(start: ResumedRun) -> Result:
     prepared, resumption = start.prepared, start.resumption
     checkpoint, directory = resumption.checkpoint, resumption.ref.directory
     state = FederationState.restored(checkpoint, build_initial_state(prepared))
-    with sole_writer(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
+    with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
         history = journal.records()
     return Result(
         experiment=prepared.experiment,

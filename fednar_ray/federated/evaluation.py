@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
-from fednar_ray.core.messages import MetricSums, Readout, Scores, ScoringTask
+from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
+from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.module_state import GivenState, leaf_copy
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
@@ -29,7 +30,7 @@ TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enoug
 CLIENTS = "clients"
 SPLITS = ("validation", "test")  # of a federation, where it has them
 
-Score = Callable[[Readout, Sequence[ScoringTask]], Iterator[Scores | MetricSums]]
+Score = Callable[[EvalParams, Sequence[ScoringTask]], Iterator[Scores | MetricSums]]
 Offsets = npt.NDArray[np.int64]
 
 
@@ -59,16 +60,17 @@ class Scorer:
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
         self._loaded: tuple[object, ...] = ()
 
-    def score(self, eval_params: Readout, task: ScoringTask) -> Scores | MetricSums:
+    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """The task's examples under eval_params, batch by batch; of a task that asks for figures, their metric sums."""
         x, y = self._rows(task)
         parts = [self._batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
         predictions, losses = (torch.cat(column) for column in zip(*parts, strict=True))
-        right = None if self._task.right is None else self._task.right(predictions, y).cpu().numpy()
-        scores = Scores(predictions=predictions.cpu().numpy(), right=right, losses=losses.cpu().numpy())
-        return self._task.metric_sums(y.cpu().numpy(), scores) if task.figures else scores
+        is_correct = self._task.is_correct
+        correct = None if is_correct is None else is_correct(predictions, y).cpu().numpy()
+        scores = Scores(predictions=predictions.cpu().numpy(), correct=correct, losses=losses.cpu().numpy())
+        return self._task.metric_sums(y.cpu().numpy(), scores) if task.sums_only else scores
 
-    def _batch(self, eval_params: Readout, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
         """Score the batch from row ``first`` on, from the model as given: no batch depends on those before it.
 
         Random layers draw from generators that the round and the batch's place in its split address.
@@ -84,7 +86,7 @@ class Scorer:
                 torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
             return self._answered(x[first : first + BATCH], y[first : first + BATCH])
 
-    def _load(self, eval_params: Readout) -> None:
+    def _load(self, eval_params: EvalParams) -> None:
         """The eval_params's parameters and buffers, unless they are there and no forward pass wrote to them."""
         if self._loaded != (eval_params.round_index, *self._versions()):
             load_parameters(self._model, eval_params.parameters)
@@ -147,9 +149,9 @@ class Evaluation:
             alone, block = by_client or self._metrics_only, len(federation.shards.examples)
             self._tasks += _of_clients(CLIENTS, self._offsets) if alone else _ranges(CLIENTS, block)
         if self._metrics_only:
-            self._tasks = [replace(task, figures=True) for task in self._tasks]
+            self._tasks = [replace(task, sums_only=True) for task in self._tasks]
 
-    def __call__(self, eval_params: Readout) -> dict[str, float]:
+    def __call__(self, eval_params: EvalParams) -> dict[str, float]:
         """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
 
         Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
@@ -176,9 +178,9 @@ class Evaluation:
         return self._task.metric_sums(self._labels[split], _joined(parts))
 
     def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
-        if self._task.right is None:
+        if self._task.is_correct is None:
             return errors_across_clients(self._means(parts, "losses"))
-        return across_clients(self._means(parts, "right"))
+        return across_clients(self._means(parts, "correct"))
 
     def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
         """Of each client that has examples, in the order of clients."""
@@ -204,14 +206,14 @@ def metric_names(federation: Federation, splits: Collection[str], *, federated: 
             names += [f"{split}_{figure}" for figure in _figure_names(task, examples.y)]
             names += [f"{split}_perplexity"] if federation.task == "classification" and _tokens(federation.test) else []
     if federated:
-        names += list(errors_across_clients(np.ones(1)) if task.right is None else across_clients(np.ones(1)))
+        names += list(errors_across_clients(np.ones(1)) if task.is_correct is None else across_clients(np.ones(1)))
     return tuple(names)
 
 
 def _figure_names(task: Task, y: Array) -> list[str]:
     """What is reported of a split with the labels y [n], whatever the model."""
-    right = None if task.right is None else np.ones(len(y), dtype=np.bool_)
-    scores = Scores(predictions=y, right=right, losses=np.zeros(len(y), dtype=np.float32))
+    correct = None if task.is_correct is None else np.ones(len(y), dtype=np.bool_)
+    scores = Scores(predictions=y, correct=correct, losses=np.zeros(len(y), dtype=np.float32))
     return list(task.metrics(task.metric_sums(y, scores)))
 
 
@@ -221,10 +223,10 @@ def _tokens(examples: Examples) -> bool:
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
-    right = [part.right for part in parts if part.right is not None]
+    correct = [part.correct for part in parts if part.correct is not None]
     return Scores(
         predictions=np.concatenate([part.predictions for part in parts]),
-        right=np.concatenate(right) if right else None,
+        correct=np.concatenate(correct) if correct else None,
         losses=np.concatenate([part.losses for part in parts]),
     )
 

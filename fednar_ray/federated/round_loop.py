@@ -1,4 +1,4 @@
-"""The round loop: a generator of reports.  It knows a pool that trains client groups, and no Ray."""
+"""The round loop: a generator of reports. It knows a pool that trains client groups, and no Ray."""
 
 import logging
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.algorithms.presets import Algorithm
+from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
@@ -18,15 +19,14 @@ from fednar_ray.core.messages import (
     Broadcast,
     ClientMetrics,
     ClientsLost,
+    EvalParams,
     GroupTask,
     GroupUpdate,
-    MetricSums,
-    Readout,
-    RoundAggregate,
-    RoundReport,
     Scores,
     ScoringTask,
 )
+from fednar_ray.core.metric_sums import MetricSums
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
@@ -40,66 +40,102 @@ from fednar_ray.federated.vectorization import form_groups
 log = logging.getLogger("fednar_ray")
 
 MOST_NORMS = 200
-"""Of how many clients a round's record keeps ‖v‖: it travels with every checkpoint."""
+"""Maximum number of clients whose step norm is stored per round: the norms travel with every checkpoint."""
 
-Evaluate = Callable[[Readout], Mapping[str, float]]
+Evaluate = Callable[[EvalParams], Mapping[str, float]]
 
 
 class ClientPool(Protocol):
-    """Trains client groups, and scores examples, somewhere.
+    """Trains client groups and evaluates examples, in this process or on actors.
 
-    Results come in the order of the tasks, whatever the order of arrival. Of a client group that fails, its halves'
-    results come in its place, or the clients that were lost.
+    Results come in the order of the tasks, whatever the order of their arrival. If a group fails, the results of its
+    halves take its place, or the clients that were lost.
     """
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
-        """The updates of ``tasks``."""
+        """Yields the update of each task."""
 
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
-        """The figures of ``tasks``; the rest is held for ``train``, as far as there is memory."""
+        """Trains each task and yields its metrics. The updates are held for ``train`` while there is memory."""
 
-    def score(self, eval_params: Readout, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
-        """The scores of ``tasks``."""
+    def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
+        """Yields the scores of each task, or their sums."""
 
     def close(self) -> None:
-        """Release what the pool holds."""
+        """Releases what the pool holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlan:
-    """What the loop needs to know of an experiment."""
+    """What the round loop needs to know about an experiment.
+
+    Attributes:
+        rounds: T.
+        clients_per_round: How many clients a round samples.
+        participation: Explicit client ids per round, instead of sampling.
+        availability: Which of the sampled clients return.
+        sizes: n_i, the examples of each client, [N].
+        workload: Steps or epochs, and batch size.
+        group_size: C, the most clients that train as one matrix.
+        algorithm: Both halves of the federated optimizer.
+        aggregation: How updates are combined.
+        max_deviation: Screening limit for an update's norm, in median absolute deviations. None: no screening.
+        min_clients: How many client updates a round needs.
+        tracks_buffers: Whether the model has buffers that are averaged.
+        evaluate_every: Rounds between evaluations. The last round is always evaluated.
+        scalars: Returns the annealed scalars of a round.
+    """
 
     rounds: int
     clients_per_round: int
     participation: Sequence[Sequence[int]] | None
     availability: Availability
-    sizes: npt.NDArray[np.int64]  # [N] n_i
+    sizes: npt.NDArray[np.int64]
     workload: Workload
-    width: int
+    group_size: int
     algorithm: Algorithm
     aggregation: AggregationSettings
-    max_deviation: float | None  # of an update's norm, in median absolute deviations
+    max_deviation: float | None
     min_clients: int
     tracks_buffers: bool
-    evaluate_every: int  # rounds; the last is always evaluated
+    evaluate_every: int
     scalars: Callable[[int], RoundScalars]
 
     @property
     def two_phase(self) -> bool:
-        """Do figures of the whole round decide what counts, before anything is added?"""
+        """Whether the metrics of all clients decide which updates are included, before anything is added."""
         return self.max_deviation is not None or self.aggregation.name != "mean"
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the aggregation needs every client's own update, not only sums."""
+        return self.aggregation.name in RULES
+
+    def is_evaluated(self, round_index: int) -> bool:
+        """Returns whether the round's parameters are evaluated."""
+        return (round_index + 1) % self.evaluate_every == 0 or round_index + 1 == self.rounds
 
 
 def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate) -> Iterator[RoundReport]:
-    """Train from the state's next round to ``plan.rounds``, a report a round; ``state`` moves on as a round ends.
+    """Trains from the state's next round to the last one.
 
-    Raises RoundAborted for a round of which too few clients count.
+    Args:
+        plan: What to do.
+        pool: Who trains and evaluates.
+        state: Where to start. It advances at the end of every round.
+        evaluate: Computes the metrics of the parameters to evaluate.
+
+    Yields:
+        One report per round.
+
+    Raises:
+        RoundAborted: Too few client updates remain in a round.
     """
     log_seconds = 0.0
     while state.now.next_round < plan.rounds:
         phases = Phases(log_seconds)
         with one_thread():
-            report, then = _round(plan, pool, state, evaluate, phases)
+            report, then = _run_round(plan, pool, state, evaluate, phases)
         state.advance(then)
         report = replace(report, metrics={**report.metrics, **phases.metrics()})
         end = time.perf_counter()
@@ -107,25 +143,26 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
         log_seconds = time.perf_counter() - end
 
 
-def _round(
+def _run_round(
     plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate, phases: Phases
 ) -> tuple[RoundReport, ServerSide]:
     now, index = state.now, state.now.next_round
+    scalars = plan.scalars(index)
     named = None if plan.participation is None else plan.participation[index]
     selection = plan.availability.select(index, plan.clients_per_round, named)
-    sums = _train(plan, pool, state, selection.returned, phases)
+    sums = _train(plan, pool, state, scalars, selection.returned, phases)
     if selection.returned:
         _check_enough(plan, index, selection, sums)
-        aggregate = sums.aggregate(len(plan.sizes), plan.scalars(index).epsilon)
-        then = _server_step(plan, now, sums, aggregate)
+        aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
+        then = _step_server(plan, now, sums, aggregate)
         metrics = _training_metrics(then, sums, aggregate)
     else:
-        then, metrics = replace(now, next_round=index + 1), {}  # nobody came back: the model stays as it is
-    metrics |= _metrics(plan, now, selection, sums)
+        then, metrics = replace(now, next_round=index + 1), {}  # no client returned: the model stays as it is
+    metrics |= _metrics(plan, now, scalars, selection, sums)
     eval_params = plan.algorithm.server.eval_params(then.server)
-    if (index + 1) % plan.evaluate_every == 0 or index + 1 == plan.rounds:
+    if plan.is_evaluated(index):
         with phases.timed("evaluate"):
-            metrics |= evaluate(Readout(round_index=index, parameters=eval_params, buffers=then.buffers))
+            metrics |= evaluate(EvalParams(round_index=index, parameters=eval_params, buffers=then.buffers))
     for vector in (then.server.parameters, eval_params, then.buffers):
         vector.flags.writeable = False
     report = RoundReport(
@@ -133,7 +170,7 @@ def _round(
         metrics=metrics,
         client_ids=selection.returned,
         exclusions=sums.exclusions,
-        step_norms=_norms_by_client(sums),
+        step_norms=_step_norms_by_client(sums),
         parameters=then.server.parameters,
         eval_params=eval_params,
         buffers=then.buffers,
@@ -142,23 +179,28 @@ def _round(
 
 
 def _train(
-    plan: RoundPlan, pool: ClientPool, state: FederationState, client_ids: tuple[int, ...], phases: Phases
+    plan: RoundPlan,
+    pool: ClientPool,
+    state: FederationState,
+    scalars: RoundScalars,
+    client_ids: tuple[int, ...],
+    phases: Phases,
 ) -> RoundSums:
-    """The sums over the clients that count; their new states are staged."""
-    now, robust = state.now, plan.aggregation if plan.aggregation.name in RULES else None
+    """Returns the sums over the included clients, and stages their new states."""
+    now, robust = state.now, plan.aggregation if plan.needs_rows else None
     sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
-    state.clients.discard()  # of a round that was abandoned
+    state.clients.discard()  # what an abandoned round may have staged
     if not client_ids:
         return sums
     broadcast = Broadcast(
         round_index=now.next_round,
-        scalars=plan.scalars(now.next_round),
+        scalars=scalars,
         parameters=now.server.parameters,
-        control=now.control,
+        shared=now.shared,
         buffers=now.buffers if plan.tracks_buffers else None,
     )
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
-    tasks = [_task(plan, state, group) for group in form_groups(client_ids, steps, plan.width)]
+    tasks = [_build_task(plan, state, group) for group in form_groups(client_ids, steps, plan.group_size)]
     tasks[0] = replace(tasks[0], verify=_is_verified(now.next_round))
     if plan.two_phase:
         with phases.timed("broadcast"):
@@ -167,58 +209,70 @@ def _train(
     with phases.timed("broadcast"):
         updates = pool.train(broadcast, tasks)
     for update in phases.each("train", updates):
-        if isinstance(update, ClientsLost):
-            _exclude(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
-        elif (problem := _misshapen(update, now)) is not None:
-            _exclude(sums, update.figures.client_ids, Exclusion(ExclusionReason.WRONG_SHAPE, problem))
-        else:
-            _add(state, sums, update)
+        _receive(state, sums, update)
     return sums
 
 
 def _is_verified(round_index: int) -> bool:
-    """Is a traced gradient compared with an eager one? In the rounds 1, 2, 4, 8, …, counted from 1."""
+    """Returns whether a traced gradient is compared with an eager one: in rounds 1, 2, 4, 8, …, counted from 1."""
     return (round_index + 1).bit_count() == 1
 
 
-def _task(plan: RoundPlan, state: FederationState, group: tuple[int, ...]) -> GroupTask:
-    stateful = plan.algorithm.local.next_state is not None
+def _build_task(plan: RoundPlan, state: FederationState, group: tuple[int, ...]) -> GroupTask:
+    stateful = plan.algorithm.client.next_state is not None
     return GroupTask(client_ids=group, states=tuple(map(state.clients.get, group)) if stateful else None)
 
 
 def _screen(
-    plan: RoundPlan, state: FederationState, sums: RoundSums, answers: Iterator[ClientMetrics | ClientsLost]
+    plan: RoundPlan, state: FederationState, sums: RoundSums, measured: Iterator[ClientMetrics | ClientsLost]
 ) -> list[GroupTask]:
-    """The client groups again, now with what each client's update is to count."""
-    figures = []
-    for answer in answers:
+    """Decides which clients are included, and returns the groups' tasks with each client's factor."""
+    metrics = []
+    for answer in measured:
         if isinstance(answer, ClientsLost):
             _exclude(sums, answer.client_ids, Exclusion(ExclusionReason.FAILED, answer.reason))
         else:
-            figures.append(answer)
-    for client_id, exclusion in screen(figures, plan.max_deviation).items():
+            metrics.append(answer)
+    for client_id, exclusion in screen(metrics, plan.max_deviation).items():
         _exclude(sums, (client_id,), exclusion)
-    factors = _factors(plan, figures, sums.exclusions)
-    rows = plan.aggregation.name in RULES
+    factors = _compute_factors(plan, metrics, sums.exclusions)
     return [
-        replace(_task(plan, state, f.client_ids), factors=tuple(factors[i] for i in f.client_ids), rows=rows)
-        for f in figures
+        replace(
+            _build_task(plan, state, group.client_ids),
+            factors=tuple(factors[i] for i in group.client_ids),
+            return_rows=plan.needs_rows,
+        )
+        for group in metrics
     ]
 
 
-def _factors(plan: RoundPlan, figures: Sequence[ClientMetrics], out: Mapping[int, Exclusion]) -> dict[int, float]:
-    """Of each client's update: 0 where it does not count, less than 1 where it is shortened."""
+def _compute_factors(
+    plan: RoundPlan, metrics: Sequence[ClientMetrics], excluded: Mapping[int, Exclusion]
+) -> dict[int, float]:
+    """Returns each client's factor: 0 if it is excluded, below 1 if its update is too long, else 1."""
     norms = {
-        i: norm for f in figures for i, norm in zip(f.client_ids, f.delta_norms.tolist(), strict=True) if i not in out
+        client_id: norm
+        for group in metrics
+        for client_id, norm in zip(group.client_ids, group.delta_norms.tolist(), strict=True)
+        if client_id not in excluded
     }
-    factors = dict.fromkeys(out, 0.0) | dict.fromkeys(norms, 1.0)
+    factors = dict.fromkeys(excluded, 0.0) | dict.fromkeys(norms, 1.0)
     if plan.aggregation.name == "norm_bound" and norms:
-        shortened = norm_clip_factors(np.array(list(norms.values())), plan.aggregation.bound)
-        factors |= zip(norms, shortened.tolist(), strict=True)
+        clipped = norm_clip_factors(np.array(list(norms.values())), plan.aggregation.bound)
+        factors |= zip(norms, clipped.tolist(), strict=True)
     return factors
 
 
-def _misshapen(update: GroupUpdate, now: ServerSide) -> str | None:
+def _receive(state: FederationState, sums: RoundSums, update: GroupUpdate | ClientsLost) -> None:
+    if isinstance(update, ClientsLost):
+        _exclude(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
+    elif (problem := _find_wrong_shape(update, state.now)) is not None:
+        _exclude(sums, update.metrics.client_ids, Exclusion(ExclusionReason.WRONG_SHAPE, problem))
+    else:
+        _add(state, sums, update)
+
+
+def _find_wrong_shape(update: GroupUpdate, now: ServerSide) -> str | None:
     """Returns which vector of an update does not fit the model, and how; None if all fit."""
     wanted = {"weighted_delta": now.server.parameters.shape, "weighted_buffers": now.buffers.shape}
     for name, shape in wanted.items():
@@ -235,74 +289,78 @@ def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion)
 
 
 def _add(state: FederationState, sums: RoundSums, update: GroupUpdate) -> None:
-    figures = update.figures
-    for client_id, usable in zip(figures.client_ids, figures.usable.tolist(), strict=True):
-        if not usable and client_id not in sums.exclusions:
-            _exclude(sums, (client_id,), figures.exclusions.get(client_id, NOT_FINITE))
+    metrics = update.metrics
+    for client_id, included in zip(metrics.client_ids, metrics.included.tolist(), strict=True):
+        if not included and client_id not in sums.exclusions:
+            _exclude(sums, (client_id,), metrics.exclusions.get(client_id, NOT_FINITE))
     sums.add(update)
     if update.states is not None:
-        for client_id, row in zip(figures.client_ids, update.states, strict=True):
+        for client_id, row in zip(metrics.client_ids, update.states, strict=True):
             state.clients.stage(client_id, row)
 
 
 def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: RoundSums) -> None:
-    """Failures must leave ``min_clients``; that fewer were there to begin with is another matter."""
-    count = int(sums.usable().sum())
+    """Raises RoundAborted if exclusions leave fewer than ``min_clients`` of the clients that returned."""
+    count = int(sums.included().sum())
     if count < min(plan.min_clients, len(selection.returned)):
         client_id, exclusion = next(iter(sums.exclusions.items()))
         text = f"{count} of {len(selection.returned)} client updates usable, at least {plan.min_clients} required"
         raise RoundAborted(index, f"{text}; client {client_id} excluded: {exclusion}", exclusion.reason)
 
 
-def _server_step(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
-    buffers, control = sums.mean_buffers(), now.control
-    if control is not None and sums.control_change is not None:
-        control = control + sums.control_change / np.float32(plan.sizes.sum())
+def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
+    buffers, examples = sums.mean_buffers(), int(plan.sizes.sum())
+    shared = {
+        name: vector.update(now.shared[name], sums.shared_changes[name], examples)
+        for name, vector in plan.algorithm.client.shared.items()
+    }
     return ServerSide(
         next_round=now.next_round + 1,
         server=plan.algorithm.server.step(now.server, aggregate),
         buffers=now.buffers if buffers is None else buffers,
-        control=control,
+        shared=shared,
     )
 
 
 def _training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
-    """What only a round with an update has."""
+    """Returns the metrics that only a round with an update has."""
     weights = sums.example_weights()
     return {
         "train_loss": float(weights @ sums.column("losses")),
         "clip_fraction": float(sums.column("clipped_steps").sum() / sums.column("steps").sum()),
         "effective_weight_decay": float(weights @ sums.column("effective_weight_decay")),
-        **_step_norms(sums),
+        **_step_norm_metrics(sums),
         "update_norm": float(np.linalg.norm(aggregate.delta)),
         "parameter_norm": float(np.linalg.norm(then.server.parameters)),
         "server_lr": float(np.mean(then.server.server_lr if then.server.server_lr is not None else np.nan)),
     }
 
 
-def _step_norms(sums: RoundSums) -> dict[str, float]:
-    """‖v‖ in the mean over all steps, and what a tenth of the clients are below and above in theirs."""
+def _step_norm_metrics(sums: RoundSums) -> dict[str, float]:
+    """Returns the mean ‖v‖ over all steps, and the first and ninth decile of the clients' means."""
     steps, norms = sums.column("steps"), sums.column("step_norms")
     low, high = np.quantile(norms, (0.1, 0.9))
     return {"step_norm": float(steps @ norms / steps.sum()), "step_norm_p10": float(low), "step_norm_p90": float(high)}
 
 
-def _norms_by_client(sums: RoundSums) -> dict[int, float]:
-    """Each client's mean ‖v‖, of those that count; of more than ``MOST_NORMS`` clients those with the lowest ids."""
+def _step_norms_by_client(sums: RoundSums) -> dict[int, float]:
+    """Returns the mean ‖v‖ of each included client; of more than ``MOST_NORMS``, those with the lowest ids."""
     norms = {
         client_id: norm
-        for figures in sums.figures
-        for client_id, usable, norm in zip(
-            figures.client_ids, figures.usable.tolist(), figures.step_norms.tolist(), strict=True
+        for group in sums.metrics
+        for client_id, included, norm in zip(
+            group.client_ids, group.included.tolist(), group.step_norms.tolist(), strict=True
         )
-        if usable and math.isfinite(norm)
+        if included and math.isfinite(norm)
     }
     return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
 
 
-def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: RoundSums) -> dict[str, float]:
-    """What every round has."""
-    scalars, sent, trained = plan.scalars(now.next_round), _bytes_per_client(plan, now), int(sums.usable().sum())
+def _metrics(
+    plan: RoundPlan, now: ServerSide, scalars: RoundScalars, selection: Selection, sums: RoundSums
+) -> dict[str, float]:
+    """Returns the metrics that every round has."""
+    sent, trained = _bytes_per_client(plan, now), int(sums.included().sum())
     clock = {} if selection.virtual_seconds is None else {"virtual_seconds": selection.virtual_seconds}
     return {
         "local_lr": scalars.local_lr,
@@ -313,7 +371,7 @@ def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: Round
         "clients_late": float(selection.late),
         "clients_trained": float(trained),
         "clients_failed": float(len(sums.exclusions)),
-        "client_seconds": sum(f.train_seconds for f in sums.figures),
+        "client_seconds": sum(group.train_seconds for group in sums.metrics),
         "bytes_down": float(sent * len(selection.sampled)),
         "bytes_up": float(sent * trained),
         **clock,
@@ -321,6 +379,6 @@ def _metrics(plan: RoundPlan, now: ServerSide, selection: Selection, sums: Round
 
 
 def _bytes_per_client(plan: RoundPlan, now: ServerSide) -> int:
-    """What one client of a real federation would receive, and send: model, buffers, and SCAFFOLD's variates."""
+    """Returns the bytes that a client of a real federation receives, and sends: model, buffers and shared vectors."""
     model = now.server.parameters.nbytes + (4 * len(now.buffers) if plan.tracks_buffers else 0)
-    return model + (0 if now.control is None else now.control.nbytes)
+    return model + sum(vector.nbytes for vector in now.shared.values())

@@ -1,4 +1,4 @@
-"""Which updates count, from a few numbers a client: decided before any vector is added."""
+"""Screens updates by a few numbers per client, before any vector is added."""
 
 from collections.abc import Sequence
 
@@ -8,33 +8,41 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import ClientMetrics
 
 NOT_FINITE = Exclusion(ExclusionReason.NOT_FINITE)
-FEWEST = 4  # clients; among fewer, nothing can be said of one
-NORMAL = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
-FLOOR = 0.1  # of the median: where every step is clipped, honest norms lie closer together than their spread tells
+MIN_CLIENTS = 4  # with fewer clients, no norm stands out
+STANDARD_DEVIATIONS = 1.4826  # of a normal distribution, per median absolute deviation
+MIN_SPREAD = 0.1  # of the median: where every step is clipped, honest norms are closer together than their spread says
 
 
-def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dict[int, Exclusion]:
-    """Client id → why its update does not count, in dispatch order.
+def screen(metrics: Sequence[ClientMetrics], max_deviation: float | None) -> dict[int, Exclusion]:
+    """Finds the clients to exclude from a round.
 
-    Updates that are not ``usable`` never count. Of the others, with m the median of their norms and MAD its
-    median absolute deviation, those do not count that are longer than
+    Clients whose loss, update or buffers are not finite are always excluded. Let m be the median norm of all other
+    updates, and MAD the median absolute deviation of these norms. An update is excluded if its norm exceeds
 
         m + max_deviation · max(1.4826·MAD, m/10).
 
-    Short updates do no harm, and count. Fewer than four clients, or no ``max_deviation``: every usable update counts.
+    Short updates do no harm and stay included.
+
+    Args:
+        metrics: The metrics of every client group, in dispatch order.
+        max_deviation: How far above the median a norm may be. None excludes no finite update; neither does a round
+            with fewer than four finite updates.
+
+    Returns:
+        The excluded clients in dispatch order, with the reason.
     """
     clients = [
-        (client_id, usable, norm)
-        for group in figures
-        for client_id, usable, norm in zip(
-            group.client_ids, group.usable.tolist(), group.delta_norms.tolist(), strict=True
+        (client_id, included, norm)
+        for group in metrics
+        for client_id, included, norm in zip(
+            group.client_ids, group.included.tolist(), group.delta_norms.tolist(), strict=True
         )
     ]
-    median, limit = _median_and_limit([norm for _, usable, norm in clients if usable], max_deviation)
+    median, limit = _compute_limit([norm for _, included, norm in clients if included], max_deviation)
+    known = {client_id: exclusion for group in metrics for client_id, exclusion in group.exclusions.items()}
     exclusions = {}
-    known = {client_id: why for group in figures for client_id, why in group.exclusions.items()}
-    for client_id, usable, norm in clients:
-        if not usable:
+    for client_id, included, norm in clients:
+        if not included:
             exclusions[client_id] = known.get(client_id, NOT_FINITE)
         elif norm > limit:
             numbers = f"norm {norm:.4g}, median {median:.4g}, limit {limit:.4g}"
@@ -42,10 +50,10 @@ def screen(figures: Sequence[ClientMetrics], max_deviation: float | None) -> dic
     return exclusions
 
 
-def _median_and_limit(norms: list[float], max_deviation: float | None) -> tuple[float, float]:
-    """The median of the norms, and the longest that still counts."""
-    if max_deviation is None or len(norms) < FEWEST:
+def _compute_limit(norms: list[float], max_deviation: float | None) -> tuple[float, float]:
+    """Returns the median of the norms, and the largest norm that is still included."""
+    if max_deviation is None or len(norms) < MIN_CLIENTS:
         return np.nan, np.inf
     median = float(np.median(norms))
-    spread = NORMAL * float(np.median(np.abs(np.array(norms) - median)))
-    return median, median + max_deviation * max(spread, FLOOR * median)
+    spread = STANDARD_DEVIATIONS * float(np.median(np.abs(np.array(norms) - median)))
+    return median, median + max_deviation * max(spread, MIN_SPREAD * median)

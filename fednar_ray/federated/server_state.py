@@ -1,4 +1,4 @@
-"""Everything that the next round needs, and its way into a checkpoint and back."""
+"""The state of a federation between two rounds, and how it is written into a checkpoint and read back."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,61 +13,80 @@ from fednar_ray.core.errors import CheckpointError
 from fednar_ray.core.flat_params import BufferVector, FloatVector
 from fednar_ray.federated.client_states import ClientStates
 
-PARAMETERS, BUFFERS, CONTROL, SERVER = "parameters", "buffers", "control", "server."
-"""What the arrays of a checkpoint are called; SERVER begins the names of the server optimizer's own vectors."""
+PARAMETERS, BUFFERS, SERVER = "parameters", "buffers", "server."
+"""Names of the arrays in a checkpoint. SERVER is the prefix of the server optimizer's own vectors. Shared vectors have
+the names that their algorithm declares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSide:
-    """What the server holds between two rounds."""
+    """What the server holds between two rounds.
+
+    Attributes:
+        next_round: The next round to train.
+        server: The state of the server optimizer, with the parameters.
+        buffers: The averaged buffers, [b].
+        shared: The vectors that the client correction shares, by name, [d] each.
+    """
 
     next_round: int
     server: ServerState
-    buffers: BufferVector  # [b]
-    control: FloatVector | None  # [d] SCAFFOLD's c
+    buffers: BufferVector
+    shared: Mapping[str, FloatVector]
 
 
 class FederationState:
-    """The server's side and the clients' states; both move on together, at the end of a round."""
+    """The server's side and the clients' states. Both advance together, at the end of a round."""
 
     def __init__(self, now: ServerSide, clients: ClientStates) -> None:
         self._now, self.clients = now, clients
-        self._then: ServerSide | None = None  # of a round that is over, until all of it is taken over
+        self._then: ServerSide | None = None  # the next state, until all of it is current
 
     @property
     def now(self) -> ServerSide:
-        """The server's side, after the last round that is over."""
-        if self._then is not None:  # ``advance`` was interrupted: Ctrl-C, after which a checkpoint is still written
-            self._take_over(self._then)
+        """The server's side after the last finished round."""
+        if self._then is not None:  # Ctrl-C interrupted ``advance``; a last checkpoint is still written
+            self._complete(self._then)
         return self._now
 
     @classmethod
     def initial(
         cls, algorithm: Algorithm, parameters: FloatVector, buffers: BufferVector, clients: ClientStates
     ) -> "FederationState":
-        """The state before round 0."""
-        control = np.zeros_like(parameters) if algorithm.local.uses_control else None
+        """Returns the state before round 0.
+
+        Args:
+            algorithm: Says what the server keeps.
+            parameters: The initial parameters, [d].
+            buffers: The initial values of the averaged buffers, [b].
+            clients: Where the clients' states are kept; empty so far.
+        """
+        shared = {name: vector.init(parameters) for name, vector in algorithm.client.shared.items()}
         server = algorithm.server.init(parameters)
-        return cls(ServerSide(next_round=0, server=server, buffers=buffers, control=control), clients)
+        return cls(ServerSide(next_round=0, server=server, buffers=buffers, shared=shared), clients)
 
     def advance(self, then: ServerSide) -> None:
-        """A round is over: what its clients staged becomes current."""
+        """Ends a round: ``then`` and what the round's clients staged become current."""
         self._then = then
-        self._take_over(then)
+        self._complete(then)
 
-    def _take_over(self, then: ServerSide) -> None:
+    def _complete(self, then: ServerSide) -> None:
         self.clients.commit(self._now.next_round)
         self._now, self._then = then, None
 
     def snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
-        """For a checkpoint; ``history``: a line a finished round."""
+        """Returns what a checkpoint stores.
+
+        Args:
+            history: One recorded line per finished round.
+            facts: What else the checkpoint says about its run.
+        """
         now, view = self.now, self.clients.view()
         server = {f"{SERVER}{name}": vector for name, vector in now.server.vectors.items()}
-        control = {} if now.control is None else {CONTROL: now.control}
-        scalars = {name: _listed(value) for name, value in now.server.scalars.items()}
+        scalars = {name: _to_json(value) for name, value in now.server.scalars.items()}
         return Snapshot(
             next_round=now.next_round,
-            arrays={PARAMETERS: now.server.parameters, BUFFERS: now.buffers, **control, **server},
+            arrays={PARAMETERS: now.server.parameters, BUFFERS: now.buffers, **now.shared, **server},
             rows=view.versions,
             read_row=view.read,
             release=view.release,
@@ -75,8 +94,9 @@ class FederationState:
                 **facts,
                 "server": {
                     "scalars": scalars,
-                    "server_lr": _listed(now.server.server_lr),
+                    "server_lr": _to_json(now.server.server_lr),
                     "vectors": sorted(now.server.vectors),
+                    "shared": sorted(now.shared),
                 },
             },
             history=tuple(history),
@@ -84,59 +104,64 @@ class FederationState:
 
     @classmethod
     def restored(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
-        """The state as it was written; the client states of ``start``, the state before round 0, take up the rows.
+        """Returns the state that a checkpoint stores.
 
-        The checkpoint must fit ``start`` (``find_differences``).  Raises CheckpointError where a client's row does not.
+        Args:
+            checkpoint: What was written. It must fit ``start`` (``find_differences``).
+            start: The run's state before round 0. Its client states receive the checkpoint's rows.
+
+        Raises:
+            CheckpointError: A row of a client does not fit.
         """
         arrays, server, clients = checkpoint.arrays, checkpoint.facts["server"], start.clients
         vectors = {name.removeprefix(SERVER): array for name, array in arrays.items() if name.startswith(SERVER)}
         state = ServerState(
             parameters=arrays[PARAMETERS],
             vectors=vectors,
-            scalars={name: _unlisted(value) for name, value in server["scalars"].items()},
-            server_lr=None if server["server_lr"] is None else _unlisted(server["server_lr"]),
+            scalars={name: _from_json(value) for name, value in server["scalars"].items()},
+            server_lr=None if server["server_lr"] is None else _from_json(server["server_lr"]),
         )
         for client_id, version in checkpoint.rows.items():
             row = checkpoint.read_row(client_id)
             if row.shape != state.parameters.shape:
                 raise other_contents(checkpoint, f"the row of client {client_id} has {len(row)} values")
             clients.restore(client_id, row, version)
-        now = ServerSide(
-            next_round=checkpoint.next_round, server=state, buffers=arrays[BUFFERS], control=arrays.get(CONTROL)
-        )
+        shared = {name: arrays[name] for name in start.now.shared}
+        now = ServerSide(next_round=checkpoint.next_round, server=state, buffers=arrays[BUFFERS], shared=shared)
         return cls(now, clients)
 
 
 def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]:
-    """What a checkpoint lacks, or has in another form; vectors and scalars may have come up since the start."""
+    """Yields what a checkpoint lacks or has in another form. Later rounds may have added server vectors and scalars."""
     wanted: dict[str, FloatVector | BufferVector] = {PARAMETERS: start.server.parameters, BUFFERS: start.buffers}
     wanted |= {f"{SERVER}{name}": vector for name, vector in start.server.vectors.items()}
-    wanted |= {} if start.control is None else {CONTROL: start.control}
+    wanted |= start.shared
     for name, vector in wanted.items():
         found = checkpoint.arrays.get(name)
         if found is None:
             yield f"the array {name} is missing"
         elif (found.shape, found.dtype) != (vector.shape, vector.dtype):
             yield f"the array {name} is {found.dtype} of shape {found.shape}, not {vector.dtype} of {vector.shape}"
-    if start.control is None and CONTROL in checkpoint.arrays:
-        yield f"the array {CONTROL} is unknown to the algorithm"
+    for name in checkpoint.arrays:
+        if name not in wanted and not name.startswith(SERVER):
+            yield f"the array {name} is unknown to the algorithm"
     for name in start.server.scalars:
         if name not in checkpoint.facts["server"]["scalars"]:
             yield f"facts.server.scalars.{name} is missing"
 
 
 def other_contents(checkpoint: Checkpoint, problem: str) -> CheckpointError:
-    """The error of a checkpoint that is whole, and holds something else than it should."""
+    """Returns the error for a checkpoint that is undamaged, but does not hold what it should."""
     return CheckpointError(
         f"{checkpoint.name}: {problem}; it is not damaged, but was written by another version, or edited: resume with "
         "the version that wrote it, or start a new run"
     )
 
 
-def _listed(value: ServerScalar | None) -> float | list[float] | None:
-    """A scalar as JSON holds it; an array, such as FedExP's step, as a list."""
+def _to_json(value: ServerScalar | None) -> float | list[float] | None:
+    """Returns a scalar as JSON holds it; an array, such as FedExP's step size, becomes a list."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _unlisted(value: float | list[float]) -> ServerScalar:
+def _from_json(value: float | list[float]) -> ServerScalar:
     return np.array(value, dtype=np.float64) if isinstance(value, list) else value

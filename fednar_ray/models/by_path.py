@@ -1,4 +1,4 @@
-"""Models that are not ours: torchvision's by name, and what a function gives."""
+"""Models from elsewhere: torchvision's by name, and those that a function returns."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,23 +7,25 @@ from typing import Any
 from torch import nn
 
 from fednar_ray.core.errors import ModelError
-from fednar_ray.core.import_path import called, called_by_path
+from fednar_ray.core.import_path import call_by_path, call_checked
 
 MODULE = "a torch.nn.Module"
 
 
 def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The module that ``package.module.function`` returns, called with ``arguments``.
+    """Returns the module that ``package.module.function`` returns, called with ``arguments``.
 
-    Raises ModelError where it cannot be imported, fails, or returns something else.
+    Raises:
+        ModelError: The function cannot be imported, fails, or returns something else.
     """
-    return called_by_path("model.function", path, arguments, nn.Module, MODULE, ModelError)
+    return call_by_path("model.function", path, arguments, nn.Module, MODULE, ModelError)
 
 
 def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """A model of torchvision's, with random weights.
+    """Returns a model of torchvision with random weights.
 
-    Raises ModelError without torchvision, for a name that it does not know, or arguments that the model does not take.
+    Raises:
+        ModelError: torchvision is not installed, does not know the name, or the model does not take the arguments.
     """
     place = f"model.torchvision: {name}"
     try:
@@ -35,7 +37,7 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         close = difflib.get_close_matches(name, known, n=3) or known
         raise ModelError(f"{place}: torchvision has no such model; it has {', '.join(close)}")
 
-    def built(**given: Any) -> nn.Module:
+    def build(**given: Any) -> nn.Module:
         return get_model(name, weights=None, **given)  # type: ignore[no-any-return]
 
-    return called(place, built, arguments, nn.Module, MODULE, ModelError)
+    return call_checked(place, build, arguments, nn.Module, MODULE, ModelError)

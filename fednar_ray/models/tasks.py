@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from fednar_ray.core.messages import MetricSums, Scores
+from fednar_ray.core.messages import Scores
+from fednar_ray.core.metric_sums import MetricSums
 
 Numbers = npt.NDArray[Any]
 NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
@@ -25,7 +26,7 @@ class Task:
     mean_loss: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [], the mean of the losses
     weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
     predictions: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
-    right: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
+    is_correct: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
     metric_sums: Callable[[Numbers, Scores], MetricSums]  # y and scores of some examples → their sums
     metrics: Callable[[MetricSums], dict[str, float]]  # the sums of a split → figures by name
 
@@ -60,13 +61,13 @@ def _classification_metrics(metric_sums: MetricSums) -> dict[str, float]:
 
 
 def _sums(scores: Scores, classes: Numbers) -> MetricSums:
-    right = 0 if scores.right is None else int(np.count_nonzero(scores.right))
+    correct = 0 if scores.correct is None else int(np.count_nonzero(scores.correct))
     losses = float(scores.losses.sum(dtype=np.float64))
-    return MetricSums(examples=len(scores.losses), losses=losses, right=right, classes=classes)
+    return MetricSums(examples=len(scores.losses), losses=losses, correct=correct, classes=classes)
 
 
 def _accuracy_and_loss(metric_sums: MetricSums) -> dict[str, float]:
-    return {"accuracy": metric_sums.right / metric_sums.examples, "loss": metric_sums.losses / metric_sums.examples}
+    return {"accuracy": metric_sums.correct / metric_sums.examples, "loss": metric_sums.losses / metric_sums.examples}
 
 
 # ——— binary: yes or no, from one logit ———
@@ -135,7 +136,7 @@ CLASSIFICATION = Task(
     mean_loss=cross_entropy,
     weighted_loss=_weighted_cross_entropy,
     predictions=_likeliest,
-    right=_same,
+    is_correct=_same,
     metric_sums=_classification_tally,
     metrics=_classification_metrics,
 )
@@ -145,7 +146,7 @@ BINARY = Task(
     mean_loss=_binary_mean,
     weighted_loss=_binary_weighted,
     predictions=_only_output,
-    right=_on_its_side,
+    is_correct=_on_its_side,
     metric_sums=_binary_tally,
     metrics=_binary_metrics,
 )
@@ -155,7 +156,7 @@ REGRESSION = Task(
     mean_loss=_squared_mean,
     weighted_loss=_squared_weighted,
     predictions=_only_output,
-    right=None,
+    is_correct=None,
     metric_sums=_regression_tally,
     metrics=_regression_metrics,
 )

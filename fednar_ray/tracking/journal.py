@@ -10,8 +10,9 @@ from pathlib import Path
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord, RoundReport
-from fednar_ray.tracking.lines import Lines, make_directory, replace, whole_lines
+from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.tracking.file_writes import make_directory, replace_file
+from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -71,7 +72,7 @@ def load_records(directory: Path) -> tuple[RoundRecord, ...]:
     Raises:
         OSError: The file cannot be read.
     """
-    return tuple(parse_line(line) for line in whole_lines(RunDirectory(directory).journal, is_round))
+    return tuple(parse_line(line) for line in read_lines(RunDirectory(directory).journal, is_round))
 
 
 class Journal(RoundCallback):
@@ -87,8 +88,8 @@ class Journal(RoundCallback):
 
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
         make_directory(directory)
-        replace(RunDirectory(directory).experiment_yaml, dump(experiment))
-        self.file = Lines(RunDirectory(directory).journal, is_round)
+        replace_file(RunDirectory(directory).experiment_yaml, dump(experiment))
+        self.file = JsonLines(RunDirectory(directory).journal, is_round)
         for line in lines[self.rounds :]:
             self.file.append(line)
 

@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException, RestException
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
-from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
+from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.store_uris import (
     absolute_uri,
     artifact_folder,
@@ -39,11 +39,12 @@ from fednar_ray.core.store_uris import (
     sqlite_file,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import NotAnswered, reason_of, unreachable
+from fednar_ray.tracking.arrival import NotAnswered, describe_failure
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.identity import RUN_ID, Identity, identity_of
+from fednar_ray.tracking.file_writes import make_directory, replace_file
+from fednar_ray.tracking.identity import RUN_ID, Identity, read_identity
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.lines import held_alone, make_directory, replace, sole_writer
+from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -108,7 +109,7 @@ class Store:
         folder = folder_misread_by_mlflow(self.uri)
         if folder is not None:
             raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if not self.client.search_experiments(max_results=1) and self.uri.startswith("http"):
                 self._ask_for_the_default_experiment()
 
@@ -133,7 +134,7 @@ class Store:
         problem = experiment_name_problem(name)
         if problem is not None:
             raise BadInput(f"{name!r} cannot be the name of an MLflow experiment: {problem}")
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 if found.name != name:
@@ -145,7 +146,7 @@ class Store:
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """Creates a run, tagged with the versions of the software too, and returns its id."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
@@ -162,7 +163,7 @@ class Store:
 
     def abandon_run(self, run_id: str) -> None:
         """Marks a run that is not continued, and ends it as KILLED if it has not ended."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
             self.client.set_tag(run_id, ABANDONED_TAG, "true")
@@ -174,7 +175,7 @@ class Store:
             run_id: MLflow's id of the run, which has one logged model.
             name: The registered model, which is created if it is new.
         """
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             if not self._has_registered(name):
                 self.client.create_registered_model(name)
             (model,) = self.client.get_run(run_id).outputs.model_outputs
@@ -197,7 +198,7 @@ class Store:
         except Exception as error:
             wrong_name = isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
             what = "does not accept this name" if wrong_name else "cannot register models"
-            raise BadInput(f"model name {name!r}: MLflow at {self.uri} {what}: {reason_of(error)}") from error
+            raise BadInput(f"model name {name!r}: MLflow at {self.uri} {what}: {first_line(error)}") from error
 
     def _has_registered(self, name: str) -> bool:
         try:
@@ -210,7 +211,7 @@ class Store:
 
     def log_files(self, run_id: str, directory: Path, name: str) -> None:
         """Uploads the files of a directory as artifacts of a run, in the artifact folder ``name``."""
-        with answering(self.uri):
+        with raise_as_unavailable(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
 
 
@@ -226,7 +227,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
-            stack.enter_context(held_alone(Path(tempfile.gettempdir()) / name))
+            stack.enter_context(wait_for_lock_file(Path(tempfile.gettempdir()) / name))
         yield
 
 
@@ -245,12 +246,12 @@ def _without_stray_folders(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def raise_as_unavailable(uri: str) -> Iterator[None]:
     """Turns whatever a store raises, also SQLAlchemy's and requests' errors, into TrackingUnavailable."""
     try:
         yield
     except Exception as error:
-        raise TrackingUnavailable(unreachable(uri, error)) from error
+        raise TrackingUnavailable(describe_failure(uri, error)) from error
 
 
 class RunTracker(RoundCallback):
@@ -286,10 +287,10 @@ class RunTracker(RoundCallback):
         """Takes the directory for this process, and starts to send what is logged."""
         make_directory(self._directory)
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(self._directory))
+            stack.enter_context(lock_run_directory(self._directory))
             if self._copied:
-                Outbox.forget_what_arrived(self._directory)
-            identity = self._identity().started_in(self._directory)
+                Outbox.reset_sent(self._directory)
+            identity = self._identity().with_new_writer(self._directory)
             identity.write(self._directory)
             self._outbox = stack.enter_context(closing(Outbox(self._directory)))
             if self._resumed or self._copied:
@@ -305,7 +306,7 @@ class RunTracker(RoundCallback):
         """Returns the identity that the directory records, if it is of the same run; else a new one."""
         new = Identity(run_id=self.run_id, tracking_uri=self.uri)
         try:
-            recorded = identity_of(self._directory)
+            recorded = read_identity(self._directory)
         except BadInput:
             return new
         same = (recorded.run_id, recorded.tracking_uri) == (new.run_id, new.tracking_uri)
@@ -333,7 +334,7 @@ class RunTracker(RoundCallback):
     def log_experiment(self, experiment: Experiment) -> None:
         """Logs the experiment as a file that ``fednar run`` takes."""
         path = RunDirectory(self._directory).experiment_yaml
-        replace(path, dump(experiment))
+        replace_file(path, dump(experiment))
         self.log_file(path)
 
     def log_file(self, path: Path) -> None:
@@ -344,7 +345,7 @@ class RunTracker(RoundCallback):
         """Logs rows as a JSON table that the MLflow UI shows. A later table of the same name replaces it."""
         columns = list(rows[0]) if rows else []
         data = [[_for_table(row[column]) for column in columns] for row in rows]
-        replace(self._directory / name, json.dumps({"columns": columns, "data": data}))
+        replace_file(self._directory / name, json.dumps({"columns": columns, "data": data}))
         self._queue("table", path=name)
 
     def follow(self, journal: Journal) -> None:

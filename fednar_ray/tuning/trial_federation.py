@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted
 from fednar_ray.core.errors import RunFailed
-from fednar_ray.core.messages import RoundRecord, RoundReport
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds

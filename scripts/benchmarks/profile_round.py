@@ -69,7 +69,7 @@ def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
     def train(index: int) -> float:
         scalars, start = settings.scalars(index), time.perf_counter()
         trainer.train(
-            Broadcast(round_index=index, scalars=scalars, parameters=parameters, control=None, buffers=None), task
+            Broadcast(round_index=index, scalars=scalars, parameters=parameters, shared={}, buffers=None), task
         )
         return 1e3 * (time.perf_counter() - start)
 

@@ -126,7 +126,7 @@ def group_seconds(prepared: Prepared, width: int) -> float:
             round_index=index,
             scalars=prepared.experiment.scalars(index),
             parameters=flatten(prepared.model),
-            control=None,
+            shared={},
             buffers=None,
         )
         start = time.perf_counter()

@@ -8,10 +8,10 @@ from typing import Any
 from mlflow import MlflowClient
 from runs import Ended, Run
 
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.tracking.journal import parse_line
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -73,7 +73,7 @@ def _records(run: Run) -> list[RoundRecord]:
 
 
 def _lines(run: Run) -> tuple[str, ...]:
-    return () if run.directory is None else whole_lines(RunDirectory(run.directory).journal)
+    return () if run.directory is None else read_lines(RunDirectory(run.directory).journal)
 
 
 def differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:

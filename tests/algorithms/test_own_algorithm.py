@@ -17,7 +17,7 @@ import numpy as np
 
 from fednar_ray.algorithms.client_corrections import ClientCorrection, proximal
 from fednar_ray.algorithms.presets import Algorithm
-from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState, mean
+from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState, mean
 
 
 def fedprox(mu):
@@ -33,8 +33,8 @@ def half_a_step_and_a_memory(beta=0.5):
         moved = state.parameters + np.float32(0.5) * m
         return ServerState(parameters=moved, vectors={"m": m}, server_lr=0.5)
 
-    pull = ClientCorrection(lambda r: lambda grad, params: grad + 0.1 * (params - r.origin))
-    return Algorithm(pull, ServerRule(init, step, lambda state: state.parameters))
+    pull = ClientCorrection(lambda r: lambda grad, params: grad + 0.1 * (params - r.global_params))
+    return Algorithm(pull, ServerOptimizer(init, step, lambda state: state.parameters))
 
 
 def number():
@@ -97,7 +97,7 @@ def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) 
     [
         ("fedprocks", {}, "cannot be imported: module 'rules_of_a_user' has no attribute 'fedprocks'"),
         ("fedprox", {}, r"fails when called with \(\): .*missing 1 required positional argument: 'mu'"),
-        ("number", {}, "gives int; a fednar_ray.algorithms.presets.Algorithm is needed"),
+        ("number", {}, "returns int; a fednar_ray.algorithms.presets.Algorithm is needed"),
     ],
 )
 def test_what_is_wrong_with_it_is_said_before_anything_starts(
@@ -137,12 +137,12 @@ import numpy as np
 
 from fednar_ray.algorithms.client_corrections import plain
 from fednar_ray.algorithms.presets import Algorithm
-from fednar_ray.algorithms.server_optimizers import ServerRule, ServerState, mean
+from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState, mean
 
 
 def changed(step=None, init=None, eval_params=None):
     rule = mean(1.0)
-    return Algorithm(plain(), ServerRule(init or rule.init, step or rule.step, eval_params or rule.eval_params))
+    return Algorithm(plain(), ServerOptimizer(init or rule.init, step or rule.step, eval_params or rule.eval_params))
 
 
 def after(change):

@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from fednar_ray.algorithms import server_optimizers as rules
 from fednar_ray.algorithms.presets import build_algorithm
-from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState
+from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimizer, ServerState
 from fednar_ray.config.settings import PRESET_SETTINGS, AlgorithmSettings
-from fednar_ray.core.messages import RoundAggregate
 
 Steps = Iterator[tuple[np.ndarray, np.ndarray]]  # each round's iterate and eval_params, float64
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednar_ray.core.flat_params import flatten, flatten_buffers
-from fednar_ray.core.messages import Readout, ScoringTask
+from fednar_ray.core.messages import EvalParams, ScoringTask
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.batches import ResidentShards, client_batches
 from fednar_ray.data.examples import Examples, Shards
@@ -234,7 +234,7 @@ def test_evaluation_normalizes_and_does_not_augment() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 77))
     held_out = Examples(shards.examples.x[:9], shards.examples.y[:9])
     scorer = Scorer(model, shards, {"test": held_out}, CPU)
-    eval_params = Readout(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
+    eval_params = EvalParams(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
     weight, bias = (p.detach().double().numpy() for p in model.parameters())
     for task, rows in ((ScoringTask(split="test", start=2, stop=9), slice(2, 9)),
                        (ScoringTask(split="clients", start=0, stop=0, client_id=1), slice(7, 37))):  # fmt: skip

@@ -415,7 +415,7 @@ def two_actors(
         round_index=0,
         scalars=prepared.experiment.scalars(0),
         parameters=np.full(prepared.model_bytes // 4, 0.1, dtype=np.float32),
-        control=None,
+        shared={},
         buffers=None,
     )
     with place(prepared, resolve(prepared, session), session) as pool:

@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.config import embedded
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 

@@ -22,14 +22,14 @@ from fednar_ray import config
 from fednar_ray.algorithms.presets import PRESETS
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.core.errors import CheckpointError, RoundAborted
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
-from fednar_ray.federated.attacks import corrupted_clients
+from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import load_records
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
@@ -263,7 +263,7 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     strict = settings(
         uri, federation={"participation": schedule}, attacks={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
-    assert corrupted_clients(strict.attacks, len(SIZES), strict.seed).keys() == {1}
+    assert draw_attack_factors(strict.attacks, len(SIZES), strict.seed).keys() == {1}
     with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 client updates usable, at least 2 required"):
         fr.run(strict, **given())
     (directory,) = Path("runs").iterdir()
@@ -489,7 +489,7 @@ def test_a_named_run_brings_its_own_experiment(uri: str) -> None:
 
 
 def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
-    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: none are kept in this directory"):
+    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: there are none in this directory"):
         fr.run(settings(uri), **given(), resume="nonsense")
     directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):
@@ -551,7 +551,8 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
 
 def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
     directory = left(settings(uri), 2)
-    with sole_writer(directory), pytest.raises(fr.BadInput, match="is being written by a process that is running"):
+    being_written = "is being written by a process that is running"
+    with lock_run_directory(directory), pytest.raises(fr.BadInput, match=being_written):
         fr.run(settings(uri), **given(), resume_newest=True)
 
 
@@ -581,7 +582,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     (told,) = [message for message in caplog.messages if "cannot be used" in message]
     assert told == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
-        f"{arrays.name} does not hold what was written: its SHA-256 is another"
+        f"{arrays.name} does not hold what was written: its SHA-256 differs"
     )
     assert older.name == "round-00000004.json"
     assert result.resumed_from_round == 4

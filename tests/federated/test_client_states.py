@@ -343,11 +343,15 @@ def mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
     for client_id in range(3):
         state.clients.stage(client_id, row_of(10 + client_id))
     state.advance(
-        ServerSide(next_round=1, server=algorithm.server.init(row_of(1)), buffers=np.zeros(0), control=row_of(5))
+        ServerSide(
+            next_round=1, server=algorithm.server.init(row_of(1)), buffers=np.zeros(0), shared={"control": row_of(5)}
+        )
     )
     for client_id in (0, 2, 4):
         state.clients.stage(client_id, row_of(20 + client_id))
-    then = ServerSide(next_round=2, server=algorithm.server.init(row_of(2)), buffers=np.zeros(0), control=row_of(6))
+    then = ServerSide(
+        next_round=2, server=algorithm.server.init(row_of(2)), buffers=np.zeros(0), shared={"control": row_of(6)}
+    )
     return state, then
 
 

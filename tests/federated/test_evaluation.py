@@ -12,7 +12,8 @@ from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten, flatten_buffers
-from fednar_ray.core.messages import Readout, RoundReport, ScoringTask
+from fednar_ray.core.messages import EvalParams, ScoringTask
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Examples, Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
@@ -163,12 +164,12 @@ def test_any_number_of_examples_is_scored_once(rows: int) -> None:
     scorer = Scorer(model, federation.shards, federation.splits(), torch.device("cpu"))
     tasks: list[ScoringTask] = []
 
-    def score(eval_params: Readout, wanted: Any) -> Any:
+    def score(eval_params: EvalParams, wanted: Any) -> Any:
         tasks.extend(wanted)
         return (scorer.score(eval_params, task) for task in wanted)
 
     parameters, buffers = flatten(model), flatten_buffers(model)
-    eval_params = Readout(round_index=0, parameters=parameters, buffers=buffers)
+    eval_params = EvalParams(round_index=0, parameters=parameters, buffers=buffers)
     metrics = Evaluation(federation, score, SPLITS, federated=False, by_client=False)(eval_params)
     for name, split in federation.splits().items():
         right, losses = by_hand(parameters, buffers, split)
@@ -247,7 +248,7 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
     prepared = prepare(experiment(execution=POOLED), federation, model)
     long, short = ScoringTask(split="test", start=0, stop=len(federation.test)), range(1, 16)
     tasks = [long, *(ScoringTask(split=CLIENTS, start=i, stop=2 * i) for i in short)]  # i rows: any swap is seen
-    eval_params = Readout(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
+    eval_params = EvalParams(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
     with place(prepared, resolve(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
         scores = list(pool.score(eval_params, tasks))
@@ -256,7 +257,7 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
         split = splits[task.split]
         rows = Examples(split.x[task.start : task.stop], split.y[task.start : task.stop])
         _, losses = by_hand(eval_params.parameters, eval_params.buffers, rows)
-        assert len(got.right) == len(rows)
+        assert len(got.correct) == len(rows)
         np.testing.assert_allclose(got.losses, losses, rtol=1e-4, atol=1e-5)
 
 

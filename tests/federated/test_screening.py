@@ -17,12 +17,12 @@ some_norms = st.lists(st.floats(0, 1e6), min_size=1, max_size=20)
 deviations = st.floats(0.1, 20)
 
 
-def group(norms: list[float], first: int = 0, usable: list[bool] | None = None) -> ClientMetrics:
+def group(norms: list[float], first: int = 0, included: list[bool] | None = None) -> ClientMetrics:
     """The figures of clients ``first``, ``first`` + 1, …, whose updates have these norms."""
     count = len(norms)
     return ClientMetrics(
         client_ids=tuple(range(first, first + count)),
-        usable=np.ones(count, dtype=bool) if usable is None else np.array(usable),
+        included=np.ones(count, dtype=bool) if included is None else np.array(included),
         examples=np.full(count, 10),
         steps=np.full(count, 5),
         clipped_steps=np.zeros(count, dtype=np.int64),
@@ -62,7 +62,7 @@ def test_honest_clients_of_a_round_in_which_every_step_is_clipped_all_count():
 
 def test_what_is_not_finite_never_counts_and_is_no_part_of_the_median():
     bad = [np.nan, np.inf, 1e30, np.nan]
-    figures = [group([1.0, *bad, 1.2], usable=[True, False, False, False, False, True]), group([0.9, 1.1, 90.0], 6)]
+    figures = [group([1.0, *bad, 1.2], included=[True, False, False, False, False, True]), group([0.9, 1.1, 90.0], 6)]
     # without the four: 0.9, 1, 1.1, 1.2, 90; with them the median could not be 1.1
     reasons = screen(figures, 5.0)
     assert list(reasons) == [1, 2, 3, 4, 8]  # in dispatch order
@@ -71,18 +71,18 @@ def test_what_is_not_finite_never_counts_and_is_no_part_of_the_median():
 
 
 def test_without_a_limit_only_what_is_not_finite_is_rejected():
-    figures = [group([1, 1, 1, 1, 1e9]), group([np.nan, 1], 5, usable=[False, True])]
+    figures = [group([1, 1, 1, 1, 1e9]), group([np.nan, 1], 5, included=[False, True])]
     assert screen(figures, None) == {5: NOT_FINITE}
 
 
 def test_nothing_is_said_of_fewer_than_four_usable_clients():
     assert rejected([1, 1, 1e9], 3.0) == set()
     assert rejected([1, 1, 1, 1e9], 3.0) == {3}
-    figures = [group([1, 1, np.nan, 1e9], usable=[True, True, False, True])]
+    figures = [group([1, 1, np.nan, 1e9], included=[True, True, False, True])]
     assert screen(figures, 3.0) == {2: NOT_FINITE}
 
 
-@pytest.mark.parametrize("figures", [[], [group([np.nan, np.nan], usable=[False, False])]])
+@pytest.mark.parametrize("figures", [[], [group([np.nan, np.nan], included=[False, False])]])
 def test_a_round_without_a_usable_client_is_screened_without_a_warning(figures):
     assert set(screen(figures, 3.0)) == {i for f in figures for i in f.client_ids}
 

@@ -297,7 +297,7 @@ def number():
         "models_of_a_user.bild": "cannot be imported: module 'models_of_a_user' has no attribute 'bild'",
         "models_of_nobody.build": "cannot be imported: No module named 'models_of_nobody'",
         "models_of_a_user.build": r"fails when called with \(\): .*missing 1 required positional argument: 'width'",
-        "models_of_a_user.number": "gives int; a torch.nn.Module is needed",
+        "models_of_a_user.number": "returns int; a torch.nn.Module is needed",
     }
     for function, message in wrong.items():
         with pytest.raises(ModelError, match=rf"^model.function: {function}: {message}"):

@@ -12,7 +12,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
 import fednar_ray as fr
-from fednar_ray.core.messages import RoundReport, Scores
+from fednar_ray.core.messages import Scores
+from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.models.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, by_class, macro_f1, perplexity
 
@@ -243,7 +244,7 @@ def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
 
 
 def scored(y: np.ndarray, predictions: np.ndarray) -> Scores:
-    return Scores(predictions=predictions, right=predictions == y, losses=np.abs(predictions - y).astype(np.float32))
+    return Scores(predictions=predictions, correct=predictions == y, losses=np.abs(predictions - y).astype(np.float32))
 
 
 def auc(y: np.ndarray, logits: np.ndarray) -> float:

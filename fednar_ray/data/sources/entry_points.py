@@ -1,11 +1,10 @@
 """Anything else: a Python function that returns a source."""
 
-from importlib import import_module
-
 import numpy as np
 
 from fednar_ray.config import TASK_NAMES, DataSettings
-from fednar_ray.core.errors import BadInput, DataError
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.import_path import call_by_path
 from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
 
@@ -16,18 +15,9 @@ def entry_point(settings: DataSettings) -> Source:
     Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
     """
     assert settings.entry_point is not None
-    place = f"data.entry_point: {settings.entry_point}"
-    module, _, name = settings.entry_point.partition(":")
-    try:
-        function = getattr(import_module(module), name)
-        source = function(**(settings.arguments or {}))
-    except BadInput:
-        raise
-    except Exception as error:
-        raise DataError(f"{place}: {type(error).__name__}: {error}") from error
-    if not isinstance(source, Source):
-        raise DataError(f"{place}: returns {type(source).__name__}; a fednar_ray.data.sources.Source is needed")
-    return _checked(source, place)
+    key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments or {}
+    source = call_by_path(key, path, arguments, Source, "a fednar_ray.data.sources.Source", DataError)
+    return _checked(source, f"{key}: {path}")
 
 
 def _checked(source: Source, place: str) -> Source:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import ExclusionReason
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
 
 WINDOW = 10  # rounds that the slower checks look at

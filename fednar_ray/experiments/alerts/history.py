@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config import Experiment
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 
 SOON, LONGEST = 5, 100  # rounds that a median is taken over; rounds that are kept
 FAR_ABOVE = 20.0  # ‖v‖/A above which less than a twentieth of each step is left

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import RoundAborted
-from fednar_ray.core.messages import RoundRecord
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.checks import CHECKS, Finding, explain_abort
 from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 

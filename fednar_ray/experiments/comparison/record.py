@@ -13,8 +13,8 @@ from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yam
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
-from fednar_ray.report.runs import Variant
-from fednar_ray.tracking.lines import replace
+from fednar_ray.report.run_plots import Variant
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
@@ -96,7 +96,7 @@ class ComparisonRecord:
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
-        replace(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
+        replace_file(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings
-from fednar_ray.core.messages import RoundRecord
-from fednar_ray.report.runs import ACCURACY, Measure, Variant, curve, final_value, measured_by
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, curve, final_value, measure_in
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -78,7 +78,7 @@ class Row:
 
 def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
     """The rows of the table, in the order of the variants; each has one outcome per seed, in the order of the seeds."""
-    measure = measured_by(record for runs in outcomes.values() for run in runs for record in run.history)
+    measure = measure_in(record for runs in outcomes.values() for run in runs for record in run.history)
     target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
