@@ -1,7 +1,8 @@
-"""What the checkpoint of a run, or of a trial, must hold: of another version's, the file and the difference are named.
+"""Checks that a checkpoint holds what a run, or a trial, needs.
 
-A checkpoint whose checksums are right is what somebody wrote, so one that holds something else is not damaged, and no
-older one stands in for it: rounds that another version trained would be lost without a word.
+A checkpoint with the right checksums is what somebody wrote.  One that holds something else was written by another
+version: it is refused with its file and the difference, and no older checkpoint is used in its place, because rounds
+would be lost silently.
 """
 
 from collections.abc import Iterator
@@ -32,13 +33,13 @@ RENAMED_FACTS = {"cohort_width": "group_size"}
 
 
 class _Facts(BaseModel):
-    """A section of the facts; what is there besides was added by a later version, and is not read."""
+    """A section of the facts. Unknown entries were added by a later version, and are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
 class _ServerFacts(_Facts):
-    """What the server carries from round to round, vectors aside."""
+    """What the server carries from round to round besides vectors."""
 
     scalars: dict[str, Scalar]
     server_lr: Scalar | None
@@ -65,12 +66,12 @@ class _RunFacts(_TrialFacts):
 
 
 def read_run_experiment(checkpoint: Checkpoint) -> Experiment:
-    """The experiment that a run's checkpoint is of. Raises CheckpointError where anything is not as a run needs it."""
+    """Returns the experiment that a run's checkpoint records. Raises CheckpointError if it lacks what a run needs."""
     return _checked(checkpoint, _RunFacts)
 
 
 def read_trial_experiment(checkpoint: Checkpoint) -> Experiment:
-    """The same of a trial's checkpoint."""
+    """Returns the experiment that a trial's checkpoint records. Raises CheckpointError likewise."""
     return _checked(checkpoint, _TrialFacts)
 
 
@@ -125,7 +126,7 @@ def _experiment_problems(experiment: object) -> list[str]:
 
 
 def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
-    """What is missing, too much, or of another form, arrays first."""
+    """Finds what is missing, unknown, or has another form, arrays first."""
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
     wanted = vectors if facts.server.vectors is None else set(facts.server.vectors)

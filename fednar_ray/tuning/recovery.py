@@ -64,14 +64,14 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
         )
         shutil.rmtree(tune)
     known = statuses or {}
-    load_records: dict[str, TrialReport] = {}
+    recorded: dict[str, TrialReport] = {}
     for trial_id, entry in table.trials.items():
         if entry.status == RUNNING or entry.value is None or known.get(trial_id) in ENDED_IN_TUNE:
             continue
         key = trial_id if trial_id in known else values_key(entry.initial_values)
-        load_records.setdefault(key, _last_report(table, entry))
+        recorded.setdefault(key, _last_report(table, entry))
     lost = frozenset(table.trials) - frozenset(known)
-    return Recovery(resumes_tune=bool(known), recorded=load_records, lost=lost)
+    return Recovery(resumes_tune=bool(known), recorded=recorded, lost=lost)
 
 
 def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: int) -> None:

@@ -184,7 +184,7 @@ def test_a_binary_task_is_judged_by_its_accuracy(data):
 )
 def test_a_target_of_another_task_is_refused_before_anything_starts(task, target, instead, data):
     result = fednar("compare", str(write(data, task)), f"compare.{target}=0.5")
-    assert str(result.exception) == f"compare.{target}: 0.5 is no target of {task}; set compare.{instead}"
+    assert str(result.exception) == f"compare.{target}: 0.5 is not a target for {task}; set compare.{instead}"
     assert isinstance(result.exception, ConfigError)
     assert not Path("runs").exists()
 
