@@ -1,4 +1,4 @@
-"""Named arrays as safetensors: bytes that hold numbers and run no code when read."""
+"""Encodes named arrays as safetensors, a format that runs no code when it is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +15,19 @@ RowVector = npt.NDArray[np.float32]  # [d]
 
 
 def encode(arrays: Mapping[str, Array]) -> bytes:
-    """Named arrays of any shape."""
+    """Encodes named arrays of any shape."""
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def decode(file: File, data: bytes) -> dict[str, Array]:
-    """The arrays in ``data``, fresh and writable. Raises Damaged where they are not those written to ``file``."""
+    """Returns the arrays in ``data`` as new, writable arrays.
+
+    Raises:
+        Damaged: ``data`` is not what was written to ``file``, or holds an array that is not of floats.
+    """
     try:
         arrays: dict[str, Array] = load(file.verify(data))
-    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that numpy lacks
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that numpy does not have
         raise Damaged(f"{file.name} holds no arrays: {error}") from error
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64):
@@ -32,12 +36,12 @@ def decode(file: File, data: bytes) -> dict[str, Array]:
 
 
 def encode_row(row: RowVector) -> bytes:
-    """One client's row [d]."""
+    """Encodes the row of one client, [d]."""
     return encode({"row": row})
 
 
 def decode_row(file: File, data: bytes) -> RowVector:
-    """The row [d] in ``data``. Raises as ``decode``."""
+    """Returns the row [d] in ``data``. Raises Damaged as ``decode`` does."""
     row = decode(file, data).get("row")
     if row is None or row.dtype != np.float32 or row.ndim != 1:
         raise Damaged(f"{file.name} holds no row of float32")

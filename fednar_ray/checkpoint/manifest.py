@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: sealed JSON that names every file it needs, with size and SHA-256.
+"""The manifest of a checkpoint: JSON with a checksum that names every file of the checkpoint, with size and SHA-256.
 
-A file's name carries the beginning of its own SHA-256, so a name never stands for two contents, and what an older
-manifest names is never overwritten with anything else.  Whether a checkpoint is there is one question: its manifest.
+The name of a file contains the start of its own SHA-256. So one name never has two contents, and a newer checkpoint
+never overwrites a file that an older one needs. A checkpoint exists exactly if its manifest exists.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 
 class Damaged(Exception):
-    """A file is not what was written; the text names it and says what is wrong."""
+    """A file is not what was written; the text names the file and what is wrong."""
 
 
 class OtherFormat(Exception):
-    """A manifest is whole, and of another format than this version knows; the text names it and the format."""
+    """A manifest is intact, but has a format that this version does not know; the text names both."""
 
 
 class Part(BaseModel):
-    """Base of what a manifest holds: frozen, with nothing unknown and nothing converted."""
+    """Base class of the parts of a manifest: frozen, without unknown fields, and without conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class File(Part):
-    """A file that the checkpoint needs."""
+    """A file of the checkpoint."""
 
     name: Annotated[str, Field(pattern=f"^{OWN.pattern}$")]
     size_bytes: NonNegative
@@ -41,21 +41,21 @@ class File(Part):
 
     @classmethod
     def of(cls, stem: str, suffix: str, data: bytes) -> Self:
-        """The file that will hold ``data``."""
+        """Describes the file that will hold ``data``."""
         digest = hashlib.sha256(data).hexdigest()
         return cls(name=f"{stem}-{digest[:16]}.{suffix}", size_bytes=len(data), sha256=digest)
 
     def verify(self, data: bytes) -> bytes:
-        """``data``. Raises Damaged where it is not what was written."""
+        """Returns ``data`` unchanged. Raises Damaged if it is not what was written."""
         if len(data) != self.size_bytes:
             raise Damaged(f"{self.name} has {len(data)} bytes instead of {self.size_bytes}")
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise Damaged(f"{self.name} does not hold what was written: its SHA-256 is another")
+            raise Damaged(f"{self.name} does not hold what was written: its SHA-256 differs")
         return data
 
 
 class Segment(Part):
-    """Lines ``start`` to ``stop`` of the history."""
+    """Lines ``start`` to ``stop`` (exclusive) of the history."""
 
     start: NonNegative
     stop: NonNegative
@@ -63,7 +63,7 @@ class Segment(Part):
 
 
 class Row(Part):
-    """A client's row, as the round ``version`` left it."""
+    """The row of one client, as the round ``version`` left it."""
 
     client_id: NonNegative
     version: NonNegative
@@ -71,7 +71,7 @@ class Row(Part):
 
 
 class Manifest(Part):
-    """All there is to a checkpoint."""
+    """Everything that a checkpoint consists of."""
 
     format: Literal["checkpoint 1"] = "checkpoint 1"
     next_round: NonNegative
@@ -82,32 +82,34 @@ class Manifest(Part):
 
     @property
     def name(self) -> str:
-        """The manifest's own file."""
+        """The name of the manifest's own file."""
         return f"round-{self.next_round:08d}.json"
 
     def files(self) -> Iterator[File]:
-        """Every file that the checkpoint needs, its manifest aside."""
+        """Yields every file of the checkpoint, except the manifest."""
         yield self.arrays
         yield from (segment.file for segment in self.history)
         yield from (row.file for row in self.rows)
 
     def encode(self) -> bytes:
-        """As a file. Floats are written so that they read back the same; NaN and ±Infinity as Python's json does."""
+        """Returns the content of the file. Floats survive exactly, NaN and ±Infinity included."""
         return _sealed(json.dumps(self.model_dump()).encode()[1:])
 
     @classmethod
     def decode(cls, name: str, data: bytes) -> Self:
-        """The manifest in the file ``name``.
+        """Returns the manifest in the file ``name``.
 
-        Raises Damaged where it is not one, or not that round's, and OtherFormat where another version wrote it.
+        Raises:
+            Damaged: The file is not a manifest, or is the manifest of another round.
+            OtherFormat: Another version wrote it.
         """
         if data != _sealed(data[len(_sealed(b"")) :]):
-            raise Damaged(f"{name} does not hold what was written: its checksum is another")
+            raise Damaged(f"{name} does not hold what was written: its checksum differs")
         try:
             content = json.loads(data)
             written_as = content.get("format")
             if isinstance(written_as, str) and written_as != FORMAT and FORMATS.fullmatch(written_as):
-                raise OtherFormat(f"{name} is of the format {written_as!r}, and this version reads {FORMAT!r}")
+                raise OtherFormat(f"{name} has the format {written_as!r}, but this version reads {FORMAT!r}")
             manifest = cls.model_validate({k: v for k, v in content.items() if k != "sha256"})
         except ValidationError as error:
             first = error.errors()[0]
@@ -119,16 +121,21 @@ class Manifest(Part):
         return manifest
 
 
+def round_of_manifest(name: str) -> int | None:
+    """Returns the round in the name of a manifest; None if the name is not a manifest's."""
+    return int(name[len("round-") : -len(".json")]) if MANIFEST.fullmatch(name) else None
+
+
 def _sealed(body: bytes) -> bytes:
-    """JSON that begins with the SHA-256 of all that follows it; ``body`` is an object without its first brace."""
+    """Returns JSON that starts with the SHA-256 of the rest; ``body`` is a JSON object without its first brace."""
     return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
 
 
 def spans(lines: int) -> Iterator[tuple[int, int]]:
-    """Cut a history by the decimal digits of its length: 1230 lines are 1000, 2 of 100 and 3 of 10.
+    """Cuts a history by the decimal digits of its length: 1230 lines are 1000, 2 of 100 and 3 of 10.
 
-    Grown line by line, there are at most nine spans a digit, and no line is in more than one span a digit over
-    time: so the cost of writing only new spans grows as n·log n.
+    There are at most nine spans per digit. While a history grows, each line is written at most once per digit, so the
+    cost of writing only the new spans grows as n·log n.
     """
     start = 0
     for size in (10**power for power in reversed(range(len(str(lines))))):

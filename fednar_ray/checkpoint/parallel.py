@@ -1,4 +1,4 @@
-"""A few transfers at a time."""
+"""Runs a few transfers at a time."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ THREADS = 4
 
 
 def for_each(function: Callable[[Item], object], items: Sequence[Item]) -> None:
-    """Call ``function`` on every item, a few at a time.
+    """Calls ``function`` on every item, in up to THREADS threads.
 
-    The first error stops the rest, and is raised once the calls under way have ended.  The threads are daemons,
-    unlike an executor's: a transfer that hangs does not keep the process from ending.
+    After the first error no further call starts, and the error is raised when the running calls have ended. The
+    threads are daemons, unlike those of an executor: a transfer that hangs does not keep the process alive.
     """
     source = iter(list(items))  # a list's iterator gives each item to one thread only
     errors: list[BaseException] = []

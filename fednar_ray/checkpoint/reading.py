@@ -1,4 +1,4 @@
-"""A checkpoint read back: every file that it needs is verified before any of it is used."""
+"""Reads a checkpoint, and verifies every file of it before any of it is used."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from fednar_ray.core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What was read, all of it verified."""
+    """A checkpoint that was read and verified."""
 
-    name: str  # of its manifest, with the place
+    name: str  # the location and the manifest's name
     next_round: int
-    arrays: Mapping[str, Array]  # fresh and writable
+    arrays: Mapping[str, Array]  # new and writable
     rows: Mapping[int, int]  # client id → version
-    read_row: Callable[[int], RowVector]  # client id → [d], from storage, verified again; or CheckpointError
+    read_row: Callable[[int], RowVector]  # client id → [d], read and verified again; raises CheckpointError
     facts: Mapping[str, Any]
     history: tuple[str, ...]
 
 
 def read_manifest(storage: Storage, name: str) -> Manifest:
-    """The manifest in the file ``name``. Raises Damaged."""
+    """Reads the manifest in the file ``name``. Raises Damaged or OtherFormat."""
     return Manifest.decode(name, _read(storage, name))
 
 
 def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
-    """What ``manifest`` stands for; rows are verified, and not kept. Raises Damaged."""
+    """Reads the checkpoint of a manifest. Rows are verified but not kept in memory. Raises Damaged."""
     arrays = decode(manifest.arrays, _read(storage, manifest.arrays.name))
     history = tuple(line for segment in manifest.history for line in _lines(storage, segment))
     for_each(lambda row: _row(storage, row), manifest.rows)
@@ -40,7 +40,9 @@ def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
         try:
             return _row(storage, rows[client_id])
         except Damaged as damage:
-            raise CheckpointError(f"the checkpoint in {storage.location} was damaged in use: {damage}") from damage
+            raise CheckpointError(
+                f"the checkpoint in {storage.location} was damaged after it was loaded: {damage}"
+            ) from damage
 
     return Checkpoint(
         name=f"{storage.location.rstrip('/')}/{manifest.name}",

@@ -1,4 +1,4 @@
-"""Storage behind a URI: pyarrow's own file systems, and those of fsspec through pyarrow."""
+"""A storage behind a URI: file systems of pyarrow, and those of fsspec through pyarrow."""
 
 import errno
 import posixpath
@@ -11,8 +11,9 @@ from typing import TypeVar
 import fsspec
 from pyarrow import ArrowInvalid, fs
 
-from fednar_ray.checkpoint.storage import LocalStorage, Storage
-from fednar_ray.core.errors import StorageUnavailable
+from fednar_ray.checkpoint.local import LocalStorage
+from fednar_ray.checkpoint.storage import Storage
+from fednar_ray.core.errors import StorageUnavailable, first_line
 
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,11 +22,11 @@ Result = TypeVar("Result")
 
 
 class RemoteStorage:
-    """A directory of a file system that is reached over a network.
+    """A storage in a directory of a file system that is reached over a network.
 
-    What fails is tried again after each of ``pauses`` (seconds), unless trying again cannot help.
-    Object stores show a file only when it is complete; elsewhere a write that is cut off may leave a torn file,
-    which readers must tell by its checksum.
+    A failed operation is repeated after each of ``pauses`` (seconds), unless repeating cannot help. Object stores
+    show a file only when it is complete. On other file systems an interrupted write may leave a torn file, which
+    readers must recognize by its checksum.
     """
 
     def __init__(
@@ -37,24 +38,24 @@ class RemoteStorage:
         self._pauses = tuple(pauses)
 
     def write(self, name: str, data: bytes) -> None:
-        """As Storage."""
-        self._patiently(lambda: self._put(self._path(name), data))
+        """See ``Storage``."""
+        self._retry(lambda: self._put(self._path(name), data))
 
     def read(self, name: str) -> bytes:
-        """As Storage."""
-        return self._patiently(lambda: self._get(self._path(name)))
+        """See ``Storage``."""
+        return self._retry(lambda: self._get(self._path(name)))
 
     def names(self, prefix: str = "") -> list[str]:
-        """As Storage."""
-        return [name for name in self._patiently(self._list) if name.startswith(prefix)]
+        """See ``Storage``."""
+        return [name for name in self._retry(self._list) if name.startswith(prefix)]
 
     def delete(self, name: str) -> None:
-        """As Storage."""
+        """See ``Storage``."""
         with suppress(FileNotFoundError):
-            self._patiently(lambda: self._filesystem.delete_file(self._path(name)))
+            self._retry(lambda: self._filesystem.delete_file(self._path(name)))
 
     def check(self) -> None:
-        """Raises StorageUnavailable where the location does not answer, or its bucket is not there."""
+        """Raises StorageUnavailable if the location does not answer, or its bucket does not exist."""
         bucket = self._directory.split("/")[0]
         bucketed = self._filesystem.type_name in BUCKETED
         if bucketed and not bucket:
@@ -64,10 +65,10 @@ class RemoteStorage:
             self._list()
         except Exception as error:
             raise StorageUnavailable(
-                f"{self.location} does not answer: {_reason(error)}; check the address and the credentials"
+                f"{self.location} does not answer: {first_line(error)}; check the address and the credentials"
             ) from error
         if missing:
-            raise StorageUnavailable(f"{self.location}: there is no bucket {bucket}; create it, or name another")
+            raise StorageUnavailable(f"{self.location}: the bucket {bucket} does not exist; create it, or name another")
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._directory, name)
@@ -90,7 +91,7 @@ class RemoteStorage:
         infos = self._filesystem.get_file_info(selector)
         return sorted(posixpath.relpath(i.path, self._directory or "/") for i in infos if i.type == fs.FileType.File)
 
-    def _patiently(self, operation: Callable[[], Result]) -> Result:
+    def _retry(self, operation: Callable[[], Result]) -> Result:
         for pause in self._pauses:
             try:
                 return operation()
@@ -104,17 +105,17 @@ class RemoteStorage:
             return operation()
         except OSError:
             raise
-        except Exception as error:  # file systems of fsspec have kinds of their own
-            raise OSError(_reason(error)) from error
+        except Exception as error:  # file systems of fsspec raise exceptions of their own
+            raise OSError(first_line(error)) from error
 
 
 def open_remote(uri: str) -> Storage:
-    """As ``open_storage``, for a URI."""
+    """Opens the storage behind a URI. Raises StorageUnavailable as ``open_storage`` does."""
     try:
         filesystem, directory = _filesystem(uri)
     except Exception as error:
         raise StorageUnavailable(
-            f"{uri}: {_reason(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
+            f"{uri}: {first_line(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
             "or an installed package of fsspec knows"
         ) from error
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -133,7 +134,3 @@ def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         other, directory = fsspec.core.url_to_fs(uri)
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     return filesystem, directory
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

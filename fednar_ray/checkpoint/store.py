@@ -1,7 +1,7 @@
-"""Checkpoints in a storage: saved so that a crash at any instant leaves one whole, and verified when loaded.
+"""Saves checkpoints so that a crash at any moment leaves a complete one, and verifies them when they are loaded.
 
-The files of a checkpoint are written first and its manifest last.  Only then are older manifests deleted, and after
-them the files that no manifest names any more.
+The files of a checkpoint are written first and its manifest last. Only then are older manifests deleted, and after
+them the files that no manifest names anymore.
 """
 
 import logging
@@ -23,47 +23,55 @@ __all__ = ["Checkpoint", "CheckpointStore", "Snapshot"]
 log = logging.getLogger("fednar_ray")
 
 
-def _nothing() -> None:
-    """Release nothing."""
+def _release_nothing() -> None:
+    """The ``release`` of a snapshot that holds nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything at the end of a round. Arrays in it are never written again."""
+    """The state at the end of a round. The arrays in it must not be modified afterwards."""
 
     next_round: int
     arrays: Mapping[str, Array]
-    rows: Mapping[int, int]  # client id → version: the round that last changed its row; a version has one content
-    read_row: Callable[[int], RowVector]  # client id → [d], as of this snapshot; asked for one at a time
-    facts: Mapping[str, Any]  # what JSON can hold, and floats that are not finite
-    history: tuple[str, ...]  # one line of JSON a finished round
-    release: Callable[[], None] = _nothing  # called once, when the snapshot will not be read any more
+    rows: Mapping[int, int]  # client id → version: the round that last changed the row; one version has one content
+    read_row: Callable[[int], RowVector]  # client id → [d], as of this snapshot; called for one client at a time
+    facts: Mapping[str, Any]  # values that JSON can hold; floats need not be finite
+    history: tuple[str, ...]  # one line of JSON per finished round
+    release: Callable[[], None] = _release_nothing  # called once, when the snapshot is not read anymore
 
 
 class CheckpointStore:
-    """The checkpoints of one run, of which the ``keep`` newest are kept."""
+    """The checkpoints of one run.
+
+    Args:
+        storage: Where they are.
+        keep: The number of checkpoints to keep; older ones are deleted.
+    """
 
     def __init__(self, storage: Storage, keep: int) -> None:
-        self.keep = keep  # whoever goes on with what was loaded may keep another number
+        self.keep = keep  # a resumed run may change it
         self._storage = storage
-        self._known: dict[str, Manifest] = {}  # manifests as they are in the storage, by name
-        self._damaged: set[str] = set()  # manifests of the checkpoints that ``load`` found damaged
-        self._newest: Manifest | None = None  # last loaded or saved
+        self._known: dict[str, Manifest] = {}  # manifests in the storage, by name
+        self._damaged: set[str] = set()  # names of manifests whose checkpoints ``load`` found damaged
+        self._newest: Manifest | None = None  # the manifest that was last loaded or saved
         self._history: tuple[str, ...] = ()  # its lines
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint, and delete what it supersedes: older ones beyond ``keep``, and those of later rounds.
+        """Writes a checkpoint, and deletes older ones beyond ``keep`` and all those of later rounds.
 
-        What the checkpoint last loaded or saved here already holds is not written again.  The snapshot is released
-        in any case.  Raises CheckpointError where the storage fails; the checkpoints before are then as they were.
+        Files that the checkpoint last loaded or saved already has are not written again. The snapshot is released
+        in any case.
+
+        Raises:
+            CheckpointError: The storage fails. The earlier checkpoints are unchanged.
         """
         try:
             manifest = self._write(snapshot)
         except OSError as error:
             with suppress(OSError):
-                self._known.clear()  # its manifest may have been written all the same
+                self._known.clear()  # the manifest may have been written nevertheless
                 names = self._storage.names()
-                self._sweep(names, self._manifests(names).values())
+                self._delete_unneeded(names, self._manifests(names).values())
             raise CheckpointError(self._failure(snapshot.next_round, error)) from error
         finally:
             snapshot.release()
@@ -76,10 +84,11 @@ class CheckpointStore:
             log.warning("superseded checkpoints in %s could not be deleted: %s", self._storage.location, error)
 
     def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None where there is none; damaged ones are logged.
+        """Returns the newest intact checkpoint; None if there is no checkpoint. A warning names each damaged one.
 
-        Raises CheckpointError where the storage fails, where there are checkpoints and all are damaged, or where the
-        newest whole one is of a format that this version does not know: an older one does not stand in for it.
+        Raises:
+            CheckpointError: The storage fails, or all checkpoints are damaged, or the newest intact one has a format
+                that this version does not know. An older one is not used in its place.
         """
         location = self._storage.location
         try:
@@ -107,7 +116,7 @@ class CheckpointStore:
     def _write(self, snapshot: Snapshot) -> Manifest:
         base = self._newest
         if base is not None and base.next_round > snapshot.next_round:
-            base = None  # of another course of the run
+            base = None  # it belongs to another course of the run
         manifest = Manifest(
             next_round=snapshot.next_round,
             arrays=self._put(f"round-{snapshot.next_round:08d}", "safetensors", encode(snapshot.arrays)),
@@ -155,25 +164,25 @@ class CheckpointStore:
         what = f"the checkpoint of round {next_round} could not be written to {self._storage.location}: {error}"
         if self._newest is None:
             return what
-        return f"{what}; the checkpoint of round {self._newest.next_round} before it is whole"
+        return f"{what}; the checkpoint of round {self._newest.next_round} before it is intact"
 
     def _prune(self, newest_round: int) -> None:
         names = self._storage.names()
         manifests = self._manifests(names)
-        usable = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
-        self._known = {name: manifests[name] for name in usable[-self.keep :]}
+        included = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
+        self._known = {name: manifests[name] for name in included[-self.keep :]}
         for name in _manifest_names(names):
             if name not in self._known:
                 self._storage.delete(name)
-        self._sweep(names, self._known.values())
+        self._delete_unneeded(names, self._known.values())
 
-    def _sweep(self, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
-        """Delete those files among ``names`` that none of ``manifests`` needs."""
+    def _delete_unneeded(self, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
+        """Deletes the files among ``names`` that none of ``manifests`` needs."""
         needed = {file.name for manifest in manifests for file in manifest.files()}
         for_each(self._storage.delete, [name for name in names if OWN.fullmatch(name) and name not in needed])
 
     def _manifests(self, names: Iterable[str]) -> dict[str, Manifest]:
-        """The manifests among ``names`` that can be read, oldest first."""
+        """Returns the manifests among ``names`` that can be read, oldest first."""
         manifests = {}
         for name in _manifest_names(names):
             with suppress(Damaged, OtherFormat):
@@ -183,5 +192,5 @@ class CheckpointStore:
 
 
 def _manifest_names(names: Iterable[str]) -> list[str]:
-    """The manifests among ``names``, oldest first."""
+    """Returns the names of manifests among ``names``, oldest first."""
     return sorted((name for name in names if MANIFEST.fullmatch(name)), key=lambda name: (len(name), name))

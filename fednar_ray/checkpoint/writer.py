@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, so that a round does not wait for them."""
+"""Writes checkpoints in the background, so that training does not wait for them."""
 
 import threading
 
@@ -7,9 +7,9 @@ from fednar_ray.core.errors import CheckpointError
 
 
 class BackgroundWriter:
-    """Saves snapshots in a daemon thread; at most one waits, and a newer one takes its place.
+    """Saves snapshots in a daemon thread. At most one snapshot waits, and a newer one replaces it.
 
-    Every snapshot offered is released, whatever becomes of it.
+    Every snapshot is released, whether it is saved, replaced, or fails to be saved.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -22,9 +22,10 @@ class BackgroundWriter:
         self._thread.start()
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Have ``snapshot`` saved soon, and return at once.
+        """Schedules a snapshot to be saved, and returns immediately.
 
-        Raises what an earlier save raised, once (CheckpointError); ``snapshot`` is saved all the same.
+        Raises:
+            CheckpointError: An earlier save failed; raised once. ``snapshot`` is saved nevertheless.
         """
         with self._changed:
             assert not self._closed, "the writer is closed"
@@ -35,9 +36,13 @@ class BackgroundWriter:
         self._raise_error()
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait, at most ``timeout`` seconds, until what was offered is saved, and end.
+        """Waits until everything is saved, and ends the thread.
 
-        Raises what a save raised and no ``offer`` has, or CheckpointError when the time is over.
+        Args:
+            timeout: The longest wait in seconds; None waits without a limit.
+
+        Raises:
+            CheckpointError: A save failed and no ``offer`` has raised it yet, or the time is over.
         """
         with self._changed:
             self._closed = True
@@ -57,12 +62,12 @@ class BackgroundWriter:
         while (snapshot := self._next()) is not None:
             try:
                 self._store.save(snapshot)
-            except Exception as error:  # noqa: BLE001 - raised by the next call of the training's thread
+            except Exception as error:  # noqa: BLE001 - raised by the next call in the training thread
                 with self._changed:
                     self._error = error
 
     def _next(self) -> Snapshot | None:
-        """The next snapshot; None once there is none and the writer is closed."""
+        """Waits for the next snapshot and returns it; None once the writer is closed and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not None or self._closed)
             snapshot, self._waiting = self._waiting, None

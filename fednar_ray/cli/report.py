@@ -24,13 +24,13 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     curves, and the norms that the clip bound limits. A comparison gets its curves, and accuracy against weight decay.
     """
     quiet_libraries()
-    from fednar_ray.report.redraw import report_of
+    from fednar_ray.report.redraw import redraw
     from fednar_ray.tuning.search_lock import hold_search
     from fednar_ray.tuning.trial_table import find_tracking_uri
 
     search_uri = find_tracking_uri(name)
     with hold_search(name) if search_uri is not None and output is None else nullcontext():
-        written = report_of(name, uri, output, search_uri)
+        written = redraw(name, uri, output, search_uri)
     if as_json:
         page = {} if written.page is None else {"page": str(written.page)}
         click.echo(json.dumps({**page, "files": list(map(str, written.files))}))

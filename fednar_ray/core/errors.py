@@ -116,9 +116,9 @@ class Interrupted(KeyboardInterrupt):
         self.next_step = next_step
 
 
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message; the name of its type if the message is empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the first line of an error's text, at most ``limit`` characters of it; its type if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:limit]
 
 
 def is_of_memory(error: BaseException) -> bool:

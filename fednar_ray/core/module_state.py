@@ -106,7 +106,7 @@ def own_copy(model: nn.Module) -> nn.Module:
         return leaf_copy(model, memo)
     except Exception as error:
         assert kept is not None
-        raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error)[:200]}") from error
+        raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error, 200)}") from error
 
 
 def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -14,7 +14,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
-from fednar_ray.tracking.lines import writing
+from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -81,7 +81,7 @@ def _log_figure(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -
 
 def _save_parameters(model: nn.Module, path: Path) -> None:
     try:
-        with writing(path):
+        with raise_as_run_failed(path):
             torch.save(model.state_dict(), path)
     except RuntimeError as error:  # torch's own, for a file that it cannot write
         raise RunFailed(f"{path} cannot be written: {first_line(error)}") from error

@@ -21,7 +21,7 @@ from fednar_ray.federated.server_state import (
     find_differences,
     other_contents,
 )
-from fednar_ray.tracking.journal import parse
+from fednar_ray.tracking.journal import parse_line
 
 Scalar = float | list[float] | list[list[float]]
 Text = Annotated[str, Field(min_length=1)]
@@ -64,12 +64,12 @@ class _RunFacts(_TrialFacts):
     group_size: Annotated[int, Field(ge=1)]
 
 
-def experiment_of_run(checkpoint: Checkpoint) -> Experiment:
+def read_run_experiment(checkpoint: Checkpoint) -> Experiment:
     """The experiment that a run's checkpoint is of. Raises CheckpointError where anything is not as a run needs it."""
     return _checked(checkpoint, _RunFacts)
 
 
-def experiment_of_trial(checkpoint: Checkpoint) -> Experiment:
+def read_trial_experiment(checkpoint: Checkpoint) -> Experiment:
     """The same of a trial's checkpoint."""
     return _checked(checkpoint, _TrialFacts)
 
@@ -150,7 +150,7 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
 
 def _is_round(line: str, index: int) -> bool:
     try:
-        record = parse(line)
+        record = parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
     numbers = (*record.metrics.values(), *record.client_ids, *record.step_norms.values())

@@ -1,4 +1,4 @@
-"""An experiment with its data and model, checked against each other; nothing is started yet."""
+"""Loads the data and the model of an experiment, and checks them against each other. Nothing is started yet."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run starts from."""
+    """An experiment with its data and model, which fit each other."""
 
     experiment: Experiment
     algorithm: Algorithm
@@ -45,19 +45,19 @@ class Prepared:
 
     @property
     def model_bytes(self) -> int:
-        """4·d."""
+        """Size of the parameters, 4·d."""
         return 4 * ParameterLayout.of(self.model).dimension
 
     @property
     def clients_per_round(self) -> int:
-        """|S|; of an explicit schedule, the most that a round names."""
+        """|S|, the number of clients per round; of an explicit schedule, the largest number that a round names."""
         settings = self.experiment.federation
         if settings.participation is not None:
             return max(len(ids) for ids in settings.participation)
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
     def training_plan(self) -> TrainingPlan:
-        """What every trainer of this run needs."""
+        """Builds what every trainer of this run needs."""
         return TrainingPlan(
             model=self.model,
             correction=self.algorithm.client,
@@ -77,18 +77,25 @@ def prepare(
     model: nn.Module | None = None,
     session: RaySession | None = None,
 ) -> Prepared:
-    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds.
+    """Loads the data, builds the model, and checks that they fit each other.
 
-    ``session`` is the Ray whose nodes have the data, where the experiment names silos.
+    Args:
+        experiment: The experiment.
+        federation: The data, in place of the experiment's ``data`` section.
+        model: The model, in place of the experiment's ``model`` section. It is copied.
+        session: The Ray session whose nodes have the data, if the experiment names silos.
+
+    Raises:
+        BadInput: Data or model are missing, cannot be loaded, or do not fit each other or the settings.
     """
     if federation is None and experiment.data is None:
-        raise ConfigError(("data: missing; give a data section, or federation=",))
+        raise ConfigError(("data: missing; set a data section, or pass federation=",))
     if model is None and experiment.model is None:
-        raise ConfigError(("model: missing; give a model section, or model=",))
+        raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else own_copy(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
-        federation = federation_of(experiment, session)
+        federation = load_experiment_data(experiment, session)
     _check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
@@ -100,7 +107,7 @@ def prepare(
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
-        log.warning("clients train one by one (client group width 1): %s", traits.alone_because)
+        log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
     if experiment.execution.placement != "serial":
@@ -116,16 +123,16 @@ def prepare(
 
 
 def _first_inputs(federation: Federation) -> Tensor:
-    """Two examples as the model takes them."""
+    """Returns two examples in the form that the model takes."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
     return x if federation.transform is None else federation.transform.normalized(x)
 
 
 def check_model_and_rule(prepared: Prepared) -> None:
-    """Checks the model and the algorithm's functions under the settings, which differ between trials of one model.
+    """Checks the model and the algorithm's functions under the settings, which may differ between trials of one model.
 
     Raises:
-        BadInput: A client reaches a batch that the model cannot train on, or a function of the user's does not fit.
+        BadInput: The model cannot train on a batch that some client has, or a user's function does not fit.
     """
     experiment, federation = prepared.experiment, prepared.federation
     settings, sizes = experiment.federation, federation.shards.sizes
@@ -141,16 +148,19 @@ def check_model_and_rule(prepared: Prepared) -> None:
 
 
 def _trains_alone(experiment: Experiment) -> bool:
-    """Whether the settings demand that clients train one by one."""
+    """Whether the settings require that clients train one by one."""
     execution = experiment.execution
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
-    """The federation of the data section; of files that stay where they are, what can be known of them.
+def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> Federation:
+    """Loads the data of an experiment. Files that stay in their silos are only described.
 
-    Silos are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for silos
-    without a node.
+    Silos are asked on their own nodes, unless the placement is serial.
+
+    Raises:
+        DataError: The data cannot be loaded or trained on.
+        CapacityError: A silo has no node in the cluster.
     """
     data, execution = experiment.data, experiment.execution
     assert data is not None
@@ -163,7 +173,7 @@ def federation_of(experiment: Experiment, session: RaySession | None = None) -> 
 
 
 def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
-    """One output where the task wants one; else one a class, and of a language model one a character."""
+    """Builds the model: with one output if the task needs one, else one per class or per character."""
     vocabulary = settings.vocabulary or 0
     if vocabulary:
         _check_tokens(federation, vocabulary)
@@ -179,11 +189,11 @@ def _check_tokens(federation: Federation, vocabulary: int) -> None:
             raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
 
 
-def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
-    """The same data and model under other settings. Raises BadInput's kinds."""
+def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
+    """Returns the same data and model under other settings. Raises BadInput if these do not fit."""
     before = prepared.experiment
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
-    assert same, "other data, or another model"
+    assert same, "the data, the model or the seed differ"
     _check_sampling(experiment, prepared.federation)
     availability = _availability(experiment, prepared.federation)
     return replace(
@@ -209,6 +219,8 @@ def _check_sampling(experiment: Experiment, federation: Federation) -> None:
         wrong = [i for i in ids if i >= len(sizes) or not sizes[i]]
         if wrong:
             place = f"federation.participation.{index}"
-            problems.append(f"{place}: {wrong}: no such clients, or without examples; ids run to {len(sizes) - 1}")
+            problems.append(
+                f"{place}: {wrong}: no such clients, or clients without examples; ids go up to {len(sizes) - 1}"
+            )
     if problems:
         raise ConfigError(tuple(problems))

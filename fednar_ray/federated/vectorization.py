@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fednar_ray.core.buffers import copy_buffers, find_changed_buffers
-from fednar_ray.core.errors import ModelError
+from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.random import global_generators
 from fednar_ray.data.examples import Examples
@@ -239,7 +239,7 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None,
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
-        sentence = str(error).splitlines()[0].partition(". ")[0]
+        sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
     return gradient.given.change()
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fednar_ray.config import ModelSettings
-from fednar_ray.core.errors import ModelError
+from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.models.by_path import from_function, from_torchvision
 from fednar_ray.models.dense import logistic, mlp
@@ -30,7 +30,7 @@ def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: in
         try:
             model = _built(settings, input_shape, outputs)
         except RuntimeError as error:  # torch's, where there is not so much memory
-            raise ModelError(f"model: cannot be built: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"model: cannot be built: {first_line(error)}") from error
     if settings.weights is not None:
         load_weights(model, Path(settings.weights))
     return model

@@ -79,7 +79,7 @@ def _read(path: Path, place: str) -> dict[str, Tensor]:
         # an archive of TorchScript, or of a kind that no longer is written; or bytes of anything else
         if "weights_only" in str(error) or not isinstance(error, OSError | RuntimeError | SafetensorError):
             raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
-        raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)[:300]}") from error
+        raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)}") from error
     if not _is_state_dict(state):
         raise ModelError(f"{place}: {path}: is no state dict (names with tensors){_explain_nesting(state)}")
     return dict(state)

@@ -1,5 +1,5 @@
-"""What a search taught: tables, pictures, and one page with all of it."""
+"""Plots of runs, comparisons and searches, and the page of a search."""
 
-from fednar_ray.report.writing import Report, write_report
+from fednar_ray.report.search_report import SearchReport, write_report
 
-__all__ = ["Report", "write_report"]
+__all__ = ["SearchReport", "write_report"]

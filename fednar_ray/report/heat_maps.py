@@ -12,21 +12,21 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from fednar_ray.report.scales import (
+from fednar_ray.report.axes import (
     ANNEAL,
     CLIP_BOUND,
     WEIGHT_DECAY,
-    Colours,
-    Scale,
-    colors_of,
+    AxisScale,
+    ColorScale,
+    axis_scale,
+    color_scale,
     drawn_text,
     figure_text,
     label,
     metric_label,
-    scale_of,
     text,
 )
-from fednar_ray.report.sensitivity import by_regularizer
+from fednar_ray.report.sensitivity import group_by_regularizer
 from fednar_ray.tracking.searches import SearchRecord, TrialRecord
 
 Means = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
     Only trials that ran all rounds; there must be one.
     """
     listed = all(next(iter(record.space[key])) in LISTS for key in (x, y))
-    groups = by_regularizer(record, record.finished)
+    groups = group_by_regularizer(record, record.finished)
     columns = len({trial.values[x] for trial in record.finished}) if listed else 0
     width = max(3.6, 0.6 * columns + 0.6)
     figure = Figure(figsize=(1.9 + width * len(groups), 4.4), layout="constrained")
@@ -85,12 +85,12 @@ def _quotient(totals: Means, counts: Means) -> Means:
     return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
 
 
-def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> Colours:
+def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> ColorScale:
     xs, ys = (sorted({trial.values[key] for trial in record.finished}) for key in (x, y))
-    groups = by_regularizer(record, record.finished).values()
+    groups = group_by_regularizer(record, record.finished).values()
     grids = [cell_means(trials, x, y, xs, ys) for trials in groups]
     shown = np.stack(grids)
-    colors = colors_of(record, shown[~np.isnan(shown)].tolist())
+    colors = color_scale(record, shown[~np.isnan(shown)].tolist())
     for axes, means in zip(panels, grids, strict=True):
         axes.imshow(means, origin="lower", aspect="auto", cmap=colors.map, norm=colors.norm)
         axes.set_xticks(range(len(xs)), [text(value) for value in xs])
@@ -101,13 +101,13 @@ def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) ->
     return colors
 
 
-def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> Colours:
+def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> ColorScale:
     finished = record.finished
-    scales = [scale_of(record, key, finished) for key in (x, y)]
+    scales = [axis_scale(record, key, finished) for key in (x, y)]
     bins = min(MOST_BINS, max(1, isqrt(len(finished) // 2)))
     edges = [_edges(scale, bins) for scale in scales]
-    colors = colors_of(record, [trial.final for trial in finished])
-    for axes, trials in zip(panels, by_regularizer(record, finished).values(), strict=True):
+    colors = color_scale(record, [trial.final for trial in finished])
+    for axes, trials in zip(panels, group_by_regularizer(record, finished).values(), strict=True):
         places = np.array([[scale.measure(trial.values[scale.key]) for scale in scales] for trial in trials])
         values = np.array([trial.final for trial in trials])
         means = binned_means(places, values, edges)
@@ -131,7 +131,7 @@ def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -
     return colors
 
 
-def _edges(scale: Scale, bins: int) -> npt.NDArray[np.float64]:
+def _edges(scale: AxisScale, bins: int) -> npt.NDArray[np.float64]:
     """Borders of bins, a little wider than the values so that no point lies on the frame."""
     margin = 0.04 * (scale.high - scale.low) or 0.5
     return np.linspace(scale.low - margin, scale.high + margin, bins + 1)

@@ -8,7 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from fednar_ray.report.scales import Scale, scale_of, text
+from fednar_ray.report.axes import AxisScale, axis_scale, text
 from fednar_ray.tracking.searches import SearchRecord
 
 LEAST_TRIALS = 4
@@ -41,16 +41,16 @@ def importances(record: SearchRecord) -> dict[str, float]:
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=SEED)))
 
 
-def _varied(record: SearchRecord) -> list[Scale]:
-    scales = [scale_of(record, key, record.finished) for key in record.space]
+def _varied(record: SearchRecord) -> list[AxisScale]:
+    scales = [axis_scale(record, key, record.finished) for key in record.space]
     return [scale for scale in scales if len({_param(scale, trial.values[scale.key]) for trial in record.finished}) > 1]
 
 
-def _param(scale: Scale, value: Any) -> str | float:
+def _param(scale: AxisScale, value: Any) -> str | float:
     return text(value) if scale.categories else float(value)
 
 
-def _distribution(scale: Scale, values: Sequence[Any]) -> BaseDistribution:
+def _distribution(scale: AxisScale, values: Sequence[Any]) -> BaseDistribution:
     if scale.categories:
         return CategoricalDistribution(scale.categories)
     return FloatDistribution(float(min(values)), float(max(values)), log=scale.log)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fednar_ray.core.reports import RoundRecord
 
-COLOURS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
+COLORS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
 WIDE = 20.0  # numbers further apart than this many times are on a logarithmic axis
 LEAST_SPAN = 0.1  # of the largest number on a linear axis: rounding errors do not look like differences
@@ -176,10 +176,10 @@ def _bands(axes: "object", curves: Curves) -> None:
     for name, runs in curves.items():
         rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
         runs = runs[:, rounds]
-        style = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": _marker(len(rounds))}
+        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": _marker(len(rounds))}
         axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
         axes.fill_between(  # type: ignore[attr-defined]
-            rounds, runs.min(axis=0), runs.max(axis=0), color=COLOURS[name], alpha=0.15, linewidth=0
+            rounds, runs.min(axis=0), runs.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0
         )
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
 
@@ -200,7 +200,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
         decays = sorted(by_decay)
         means = [float(np.mean(by_decay[decay])) for decay in decays]
         spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
-        style: Any = {"color": COLOURS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
+        style: Any = {"color": COLORS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
         axes.errorbar(decays, means, yerr=spreads, label=name, **style)
     _decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
     axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")

@@ -1,18 +1,18 @@
-"""Reports anew: of a search, read from MLflow; of a run or a comparison, from where it is kept, or from MLflow."""
+"""Redraws the plots of a run or a comparison, and rewrites the report of a search, from what was recorded."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.report import Report, write_report
-from fednar_ray.report.runs import OF_VARIANTS, Records, Variant, draw_run, draw_variants
+from fednar_ray.report import SearchReport, write_report
+from fednar_ray.report.run_plots import OF_VARIANTS, Records, Variant, draw_run, draw_variants
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
-from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.identity import read_identity
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.reading import Run, children_of, measured, records_of, run_of
+from fednar_ray.tracking.reading import Run, find_mlflow_run, list_children, read_metrics, read_rounds
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run
 from fednar_ray.tracking.searches import read_search
@@ -22,15 +22,19 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """What was written."""
+class RedrawnFiles:
+    """The files that were written."""
 
-    page: Path | None  # of a search
+    page: Path | None  # the page of a search; None for a run or a comparison
     files: tuple[Path, ...]
 
 
-def report_on(name: str, uri: str | None, directory: Path) -> Report:
-    """Make the report of a search anew. Raises BadInput where the store does not answer, or has no such search."""
+def write_search_report(name: str, uri: str | None, directory: Path) -> SearchReport:
+    """Writes the report of a search into ``directory``, and adds it to the artifacts of the search's MLflow run.
+
+    Raises:
+        BadInput: The store does not answer, or has no such search.
+    """
     store = Store(uri)
     store.check()
     record = read_search(store.uri, name)
@@ -39,59 +43,67 @@ def report_on(name: str, uri: str | None, directory: Path) -> Report:
     return report
 
 
-def report_of(name: str, uri: str | None, output: Path | None, searched: str | None) -> Written:
-    """Draw a run or a comparison, by name, directory or id, or make a search's report.
+def redraw(name: str, uri: str | None, output: Path | None, searched: str | None) -> RedrawnFiles:
+    """Draws the plots of a run or a comparison, or writes the report of a search.
 
-    ``searched``: the store of the search of that name that is kept here, if one is.
-    Raises BadInput where there is nothing of that name.
+    Args:
+        name: A name, a directory, or an id in MLflow.
+        uri: The tracking store; None takes the recorded one.
+        output: The directory to write into; None takes that of the run or the search.
+        searched: The tracking store of the search ``name``, if ``searches/`` has one of that name.
+
+    Raises:
+        BadInput: There is nothing of that name.
     """
-    if searched is None and (kept := _kept(name)) is not None:
-        return _of_kept(kept, uri, output)
+    if searched is None and (ref := _find_run_here(name)) is not None:
+        return _redraw_run_here(ref, uri, output)
     if searched is None and RUN_ID.fullmatch(name):
         store = Store(uri)
-        run = run_of(store, name)
+        run = find_mlflow_run(store, name)
         if run is None:
             raise BadInput(f"MLflow at {store.uri} has no run {name}")
         if run.data.tags.get(KIND_TAG) != "search":
-            return _drawn(store, run, output or RunDirectory.of_run(run.info.run_name, name).path)
+            return _redraw_from_mlflow(store, run, output or RunDirectory.of_run(run.info.run_name, name).path)
         name = run.data.tags[SEARCH_TAG]
-    report = report_on(name, uri or searched, output or SearchDirectory.named(name).report)
-    return Written(page=report.page, files=report.files)
+    report = write_search_report(name, uri or searched, output or SearchDirectory.named(name).report)
+    return RedrawnFiles(page=report.page, files=report.files)
 
 
-def _kept(name: str) -> RunRef | None:
+def _find_run_here(name: str) -> RunRef | None:
     try:
-        kept = find_run(name)
+        ref = find_run(name)
     except BadInput:
         return None
-    return kept if kept.directory.is_dir() else None
+    return ref if ref.directory.is_dir() else None
 
 
-def _of_kept(kept: RunRef, uri: str | None, output: Path | None) -> Written:
-    records, directory = recorded(kept.directory), output or kept.directory
+def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> RedrawnFiles:
+    records, directory = load_records(ref.directory), output or ref.directory
     if records:
-        return Written(page=None, files=draw_run(records, directory))
-    identity = identity_of(kept.directory)  # a comparison, or a run that did not get far
+        return RedrawnFiles(page=None, files=draw_run(records, directory))
+    identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:
-        check_confirmed(identity.tracking_uri, kept.directory)
+        check_confirmed(identity.tracking_uri, ref.directory)
     store = Store(uri or identity.tracking_uri)
-    run = run_of(store, identity.run_id)
+    run = find_mlflow_run(store, identity.run_id)
     if run is None:
-        raise BadInput(f"MLflow at {store.uri} has no run {identity.run_id}, which {kept.name} is")
-    return _drawn(store, run, directory)
+        raise BadInput(f"MLflow at {store.uri} has no run {identity.run_id}, which belongs to {ref.name}")
+    return _redraw_from_mlflow(store, run, directory)
 
 
-def _drawn(store: Store, run: Run, directory: Path) -> Written:
-    """The pictures of a run in MLflow, or of a comparison's children."""
+def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles:
+    """Draws a run from MLflow, or a comparison from the runs nested in its own."""
     if run.data.tags.get(KIND_TAG) != "comparison":
-        return Written(page=None, files=draw_run(records_of(store, run), directory))
+        return RedrawnFiles(page=None, files=draw_run(read_rounds(store, run), directory))
     variants: dict[Variant, list[Records]] = {}
-    for child in children_of(store, run):
+    for child in list_children(store, run):
         if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
-            continue  # another run takes its place, or it has no round yet
+            continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
-        variants.setdefault(variant, []).append(measured(store, child, OF_VARIANTS))
+        variants.setdefault(variant, []).append(read_metrics(store, child, OF_VARIANTS))
     if not variants:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
-    return Written(page=None, files=draw_variants(variants, int(run.data.params["compare.final_rounds"]), directory))
+    return RedrawnFiles(
+        page=None, files=draw_variants(variants, int(run.data.params["compare.final_rounds"]), directory)
+    )

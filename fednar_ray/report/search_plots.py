@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from fednar_ray.report.plots import widen
-from fednar_ray.report.scales import (
-    Scale,
-    colors_of,
+from fednar_ray.report.axes import (
+    AxisScale,
+    axis_scale,
+    color_scale,
     figure_text,
     label,
     metric_label,
-    scale_of,
 )
+from fednar_ray.report.plots import widen
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord
 
 BEST, BASELINE, OTHERS = "#d1495b", "#30638e", "#9a9a9a"
@@ -30,10 +30,10 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     """
     finished, best = record.finished, record.best_trial
     shown = [trial for trial in record.trials if trial.value is not None]
-    scales = [scale_of(record, key, shown) for key in record.space]
+    scales = [axis_scale(record, key, shown) for key in record.space]
     ends = sorted((min(trial.final for trial in shown), max(trial.final for trial in shown)))
-    result = Scale(key=record.metric, log=False, categories=(), low=ends[0], high=ends[1])
-    colors = colors_of(record, [trial.final for trial in finished])
+    result = AxisScale(key=record.metric, log=False, categories=(), low=ends[0], high=ends[1])
+    colors = color_scale(record, [trial.final for trial in finished])
     figure = Figure(figsize=(max(6.5, 1.55 * len(scales) + 3.2), 4.8), layout="constrained")
     axes = figure.subplots()
 
@@ -59,7 +59,7 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     return path
 
 
-def _rule(axes: Axes, scales: list[Scale], names: list[str]) -> None:
+def _rule(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
     """A vertical axis with ticks for each scale, the names above."""
     axes.set(xlim=(-0.25, len(scales) - 0.55), ylim=(-0.06, 1.06), yticks=[])
     axes.xaxis.tick_top()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fednar_ray.report.scales import ANNEAL, CLIP_BOUND, LOCAL_LR, REGULARIZER, WEIGHT_DECAY, is_number
+from fednar_ray.report.axes import ANNEAL, CLIP_BOUND, LOCAL_LR, REGULARIZER, WEIGHT_DECAY, is_number
 from fednar_ray.tracking.searches import FAILED, SearchRecord, TrialRecord
 
 FACTORS = (3, 10)
@@ -59,10 +59,10 @@ class Sensitivity:
 
 def sensitivity(record: SearchRecord) -> Sensitivity:
     """The falls of each regularizer of a search, over its searched settings."""
-    return Sensitivity(falls=tuple(_falls(record)))
+    return Sensitivity(falls=tuple(_compute_degradations(record)))
 
 
-def by_regularizer(record: SearchRecord, trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+def group_by_regularizer(record: SearchRecord, trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Trials by regularizer, in the order of the search space, or else all under the experiment's own."""
     own = str(record.settings.get(REGULARIZER, ""))
     listed = [str(value) for values in record.space.get(REGULARIZER, {"": [own]}).values() for value in values]
@@ -72,10 +72,10 @@ def by_regularizer(record: SearchRecord, trials: Sequence[TrialRecord]) -> dict[
     return {name: group for name, group in groups.items() if group}
 
 
-def _falls(record: SearchRecord) -> Iterator[Degradation]:
+def _compute_degradations(record: SearchRecord) -> Iterator[Degradation]:
     keys = [key for key in SETTINGS if key in record.space] + [key for key in record.space if key.endswith(ANNEAL)]
-    everyone = by_regularizer(record, record.trials)
-    for regularizer, finished in by_regularizer(record, record.finished).items():
+    everyone = group_by_regularizer(record, record.trials)
+    for regularizer, finished in group_by_regularizer(record, record.finished).items():
         best = min(finished, key=lambda trial: record.cost(trial.final))
         for key in keys:
             for factor in FACTORS:

@@ -1,6 +1,7 @@
-"""The addresses of tracking stores that this user has confirmed: by recording runs in them.
+"""Remembers the addresses of the tracking stores that this user has recorded runs in.
 
-They are kept in the user's state directory, outside every project: a directory that came from elsewhere cannot add one.
+They are stored in the user's state directory, outside every project, so that a run directory from a stranger cannot
+add one.
 """
 
 import os
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.store_uris import absolute_uri
-from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.file_writes import replace_file
 
 ADDRESSES_FILE = "tracking_addresses"
 
@@ -23,18 +24,18 @@ def addresses_file() -> Path:
 
 
 def confirm(uri: str) -> None:
-    """Remember that this user records runs in a store. Where there is no home directory, nothing is remembered."""
+    """Remembers that this user records runs in a store. Does nothing if there is no home directory."""
     file, address = addresses_file(), _without_credentials(uri)
     known = _confirmed()
     if address in known or "\n" in address:
         return
     with suppress(OSError, RunFailed):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace(file, "".join(f"{each}\n" for each in (*known, address)))
+        replace_file(file, "".join(f"{each}\n" for each in (*known, address)))
 
 
 def check_confirmed(uri: str, directory: Path) -> None:
-    """Raises BadInput unless the store that a run directory names is one of this user's."""
+    """Raises BadInput unless the settings name the store of a run directory, or this user has recorded runs in it."""
     import mlflow
 
     address = _without_credentials(absolute_uri(uri))

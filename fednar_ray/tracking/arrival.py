@@ -1,6 +1,6 @@
-"""Whether what was sent to MLflow has arrived, and whether it is MLflow that answers.
+"""Checks whether MLflow has what was sent to it, and whether it is MLflow that answers.
 
-A proxy, or another program at the address, may answer every call with 200 and something that means nothing.
+A proxy, or another program at the address, may answer every call with status 200 and unrelated content.
 """
 
 import json
@@ -9,37 +9,33 @@ from collections.abc import Iterable, Sequence
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
+from fednar_ray.core.errors import first_line
 from fednar_ray.tracking.outbox import Operation
 from fednar_ray.tracking.tags import END_TAG
 
-WITNESS = "clients_trained"  # finite in every round: its history says which rounds MLflow has
-BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifacts that go through the tracking server
+WITNESS = "clients_trained"  # a metric that is finite in every round, so its history tells which rounds MLflow has
+BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifact locations behind the tracking server
 NOT_JSON = "not in a valid JSON format"  # in MLflow's own message
 
 
 class NotAnswered(Exception):
-    """An answer that MLflow would not give, or one that says that something sent has not arrived."""
+    """An answer that MLflow would not give, or that shows that something sent has not arrived."""
 
 
-def unreachable(uri: str, error: Exception) -> str:
-    """Says what is wrong with the store at ``uri``, for a message."""
+def describe_failure(uri: str, error: Exception) -> str:
+    """Returns a message that says what is wrong with the store at ``uri``."""
     foreign = (
         isinstance(error, NotAnswered | json.JSONDecodeError)
         or NOT_JSON in str(error)
-        or type(error).__module__.startswith("google.protobuf")  # JSON that is not of the form asked for
+        or type(error).__module__.startswith("google.protobuf")  # JSON of another form than requested
     )
     if foreign and uri.startswith("http"):
-        return f"{uri} answers, but not as an MLflow server: {reason_of(error)}"
-    return f"MLflow at {uri} does not answer: {reason_of(error)}"
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        return f"{uri} answers, but not as an MLflow server: {first_line(error)}"
+    return f"MLflow at {uri} does not answer: {first_line(error)}"
 
 
 def read_run(client: MlflowClient, run_id: str) -> Run:
-    """Returns the run of that id. Raises NotAnswered where the answer is about no run or another one."""
+    """Returns the run of that id. Raises NotAnswered if the answer is about another run, or about none."""
     run = client.get_run(run_id)
     if run.info.run_id != run_id:
         raise NotAnswered(f"asked for run {run_id}, it answered with {run.info.run_id!r}")
@@ -47,19 +43,20 @@ def read_run(client: MlflowClient, run_id: str) -> Run:
 
 
 def rounds_in(client: MlflowClient, run_id: str) -> set[int]:
-    """Returns the rounds that MLflow has of a run."""
+    """Returns the indices of the rounds of a run that MLflow has."""
     return {point.step for point in client.get_metric_history(run_id, WITNESS)}
 
 
 def first_missing(rounds: Iterable[int], there: set[int]) -> int | None:
-    """Returns the first of ``rounds`` that is not ``there``; None where none is missing."""
+    """Returns the first of ``rounds`` that is not in ``there``; None if none is missing."""
     return next((index for index in rounds if index not in there), None)
 
 
 def first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Operation | None]) -> int | None:
-    """Returns the index of the first operation (None: one that need not arrive) that MLflow does not have.
+    """Returns the index of the first operation that MLflow does not have; None if it has all of them.
 
-    What somebody may have changed since, as the text of a tag, is not compared: that it is there suffices.
+    An operation that is None need not arrive. Only the existence of tags, parameters and files is checked, not their
+    content, which somebody may have changed since.
     """
     files = _files(client, run, operations)
     resumed = any(operation is not None and operation["kind"] == "resumed" for operation in operations)
@@ -72,7 +69,7 @@ def first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Opera
 
 
 def _files(client: MlflowClient, run: Run, operations: Iterable[Operation | None]) -> set[str] | None:
-    """The run's artifacts; None where they are not the tracking server's, or none were sent."""
+    """Returns the names of the run's artifacts; None if none were sent, or the tracking server does not store them."""
     sent = any(operation is not None and operation["kind"] in ("file", "table") for operation in operations)
     if not sent or not (run.info.artifact_uri or "").startswith(BY_THE_SERVER):
         return None
@@ -84,7 +81,7 @@ def _has(client: MlflowClient, run: Run, files: set[str] | None, operation: Oper
         case "params":
             return set(operation["params"]) <= set(run.data.params)
         case "tags":
-            return set(operation["tags"]) - {END_TAG} <= set(run.data.tags)  # a resumed run drops that one
+            return set(operation["tags"]) - {END_TAG} <= set(run.data.tags)  # a resumed run deletes that one
         case "metrics":
             return set(operation["metrics"]) <= set(run.data.metrics)
         case "data":

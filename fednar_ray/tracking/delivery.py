@@ -1,4 +1,4 @@
-"""From a run directory to MLflow, one call after another. All of it may be sent twice without effect."""
+"""Sends a run directory to MLflow, one call after another. Sending anything twice has no effect."""
 
 import json
 import logging
@@ -16,38 +16,43 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from fednar_ray.core.errors import BadInput
+from fednar_ray.core.errors import BadInput, first_line
 from fednar_ray.tracking.arrival import (
     WITNESS,
     NotAnswered,
     first_missing,
     first_not_arrived,
     read_run,
-    reason_of,
     rounds_in,
 )
-from fednar_ray.tracking.inside import path_inside
-from fednar_ray.tracking.lines import Lines
+from fednar_ray.tracking.inside import resolve_inside
+from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.outbox import Operation, Outbox
 from fednar_ray.tracking.tags import END_TAG
 
 log = logging.getLogger("fednar_ray")
 
-METRICS_A_CALL = 1000  # MLflow's limit
+METRICS_PER_CALL = 1000  # MLflow's limit of metrics per call
 MODEL_NAME = "model"
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-MENDABLE_BY_USER = (401, 403, 407)  # HTTP: credentials may come
-MENDABLE_BY_TIME = (408, 425, 429)
-NOBODY_THERE = (404, 405, 410)  # a proxy's, or of another program
-ASKED_EVERY_ROUNDS = 100
+FIXED_BY_CREDENTIALS = (401, 403, 407)  # HTTP statuses
+FIXED_BY_WAITING = (408, 425, 429)
+NOT_MLFLOW = (404, 405, 410)  # sent by a proxy or by another program
+CONFIRM_EVERY_ROUNDS = 100
 
 
 class Delivery:
-    """Sends what an outbox and a journal owe to one MLflow run; one thread calls ``step``, any may ask ``owes``.
+    """Sends the contents of an outbox and a journal to one MLflow run. Only one thread may call ``step``.
 
-    Rounds go before operations, since those of a run's end build on them.  What was sent is owed until MLflow has been
-    asked whether it has it: something else may answer at its address.  ``ask`` first asks MLflow which rounds it has,
-    for a run whose directory may know less.
+    Rounds are sent before operations, because the operations at the end of a run depend on them. Something that was
+    sent stays owed until MLflow has confirmed that it has it: another program may answer at its address.
+
+    Args:
+        connect: Returns the client, and may contact the store.
+        run_id: The MLflow run.
+        directory: The run directory, which the paths in the outbox are relative to.
+        outbox: The operations to send.
+        ask: Whether to ask MLflow first which rounds it has, for a directory that may know less than MLflow.
     """
 
     def __init__(
@@ -56,66 +61,69 @@ class Delivery:
         self._connect, self._run_id, self._directory = connect, run_id, directory
         self._outbox, self._ask = outbox, ask
         self._refusals: set[str] = set()
-        self._sent_rounds = outbox.sent_rounds  # without those that are not known to have arrived, the outbox's
-        self._sent: list[Operation | None] = []  # not known to have arrived; None: refused, or damaged
+        self._sent_rounds = outbox.sent_rounds  # of these, the first outbox.sent_rounds are confirmed
+        self._sent: list[Operation | None] = []  # sent but not confirmed; None: refused, or damaged
         self._refused_rounds: set[int] = set()
-        self.rounds: Lines | None = None  # the journal's, once there is one
-        self.behind = False  # the last batch of rounds was full
-        self.in_doubt = False  # something that was sent had not arrived when MLflow was last asked
+        self.rounds: JsonLines | None = None  # of the journal, once there is one
+        self.behind = False  # whether the last batch of rounds was full
+        self.in_doubt = False  # whether something was missing when MLflow was last asked
         self.delivered_operations = self.delivered_rounds = 0
 
     @property
     def owed_operations(self) -> int:
-        """How many are not known to have arrived."""
+        """Number of operations that MLflow has not confirmed."""
         return len(self._outbox.pending)
 
     @property
     def owed_rounds(self) -> int:
-        """How many are not known to have arrived."""
+        """Number of rounds that MLflow has not confirmed."""
         return max(0, len(self.rounds) - self._outbox.sent_rounds) if self.rounds is not None else 0
 
     @property
     def owes(self) -> bool:
-        """Whether anything is not known to have arrived."""
+        """Whether MLflow has not confirmed everything. Any thread may ask."""
         return bool(self.owed_operations or self.owed_rounds)
 
     @property
     def unsent_operations(self) -> int:
-        """How many are yet to be sent, or sent again."""
+        """Number of operations to send, or to send again."""
         return len(self._outbox.pending) - len(self._sent)
 
     @property
     def unsent_rounds(self) -> int:
-        """How many are yet to be sent, or sent again."""
+        """Number of rounds to send, or to send again."""
         return max(0, len(self.rounds) - self._sent_rounds) if self.rounds is not None else 0
 
     @property
     def due(self) -> bool:
-        """Whether there is something to do before the end: to send, or to ask whether enough has arrived.
+        """Whether there is something to do before the end of the run: to send, or to ask for a confirmation.
 
-        Asking costs time in proportion to all rounds, so they are asked for each time they have doubled.
+        Asking takes time in proportion to all rounds, so it is done each time their number has doubled.
         """
         unconfirmed = self._sent_rounds - self._outbox.sent_rounds
-        many = unconfirmed >= max(ASKED_EVERY_ROUNDS, self._outbox.sent_rounds)
+        many = unconfirmed >= max(CONFIRM_EVERY_ROUNDS, self._outbox.sent_rounds)
         return bool(self.unsent_operations or self.unsent_rounds) or self.in_doubt or many
 
     def bytes_of_next_step(self) -> int:
-        """The size of the files that it uploads."""
+        """Returns the size of the files that the next ``step`` uploads."""
         if self.unsent_rounds or not self.unsent_operations:
             return 0
         operation, _ = self._outbox.pending[len(self._sent)]
         size = 0
         if operation is not None and "path" in operation:
             with suppress(OSError, BadInput):
-                path = path_inside(self._directory, operation["path"])
+                path = resolve_inside(self._directory, operation["path"])
                 size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
         return size
 
     def step(self) -> None:
-        """Send a batch of rounds, or where none are owed an operation, or else ask whether what was sent has arrived.
+        """Sends a batch of rounds; if there is none, sends an operation; if there is none, asks for a confirmation.
 
-        What MLflow refuses is warned about and skipped.  Raises whatever MLflow and its storage raise where they do not
-        answer, and NotAnswered where something is missing; what is owed stays owed then.
+        What MLflow refuses is skipped with a warning.
+
+        Raises:
+            NotAnswered: Something that was sent is missing. It stays owed.
+            Exception: Whatever MLflow and its storage raise when they do not answer. Everything stays owed.
         """
         client = self._connect()
         if self._ask:
@@ -131,16 +139,16 @@ class Delivery:
 
     @contextmanager
     def _or_skip(self, what: str) -> Iterator[list[str]]:
-        """Yields the reasons why MLflow refused it: none, or one in the end."""
+        """Yields a list that holds the reason afterwards if MLflow refused the block, and is empty otherwise."""
         reasons: list[str] = []
         try:
             yield reasons
         except Exception as error:
-            if not refused(error):
+            if not is_refusal(error):
                 raise
-            reasons.append(reason_of(error))
+            reasons.append(first_line(error))
             if reasons[0] not in self._refusals:
-                log.warning("MLflow refuses a part of run %s (%s), which stays in %s: %s",
+                log.warning("MLflow refuses a part of run %s (%s), which remains in %s: %s",
                             self._run_id, what, self._directory, reasons[0])  # fmt: skip
             self._refusals.add(reasons[0])
 
@@ -154,9 +162,9 @@ class Delivery:
         assert self.rounds is not None
         first = stop = self._sent_rounds
         batch: list[Metric] = []
-        for line in self.rounds.read(first, min(len(self.rounds), first + METRICS_A_CALL)):
+        for line in self.rounds.read(first, min(len(self.rounds), first + METRICS_PER_CALL)):
             metrics = _metrics_of(line)
-            self.behind = bool(batch) and len(batch) + len(metrics) > METRICS_A_CALL
+            self.behind = bool(batch) and len(batch) + len(metrics) > METRICS_PER_CALL
             if self.behind:
                 break
             batch, stop = batch + metrics, stop + 1
@@ -169,7 +177,7 @@ class Delivery:
     def _send_operation(self, client: MlflowClient) -> None:
         operation, _ = self._outbox.pending[len(self._sent)]
         if operation is None:
-            log.warning("%s: a line of its outbox is damaged, and is not sent", self._directory)
+            log.warning("%s: a line of the outbox is damaged and is not sent", self._directory)
             self._sent.append(None)
             return
         with self._or_skip(operation["kind"]) as reasons:
@@ -177,7 +185,7 @@ class Delivery:
         self._sent.append(None if reasons else operation)
 
     def _confirm(self, client: MlflowClient) -> None:
-        """Ask MLflow for what was sent; what it does not have is sent again. Raises NotAnswered then."""
+        """Asks MLflow for what was sent. Raises NotAnswered if it lacks something, which is sent again later."""
         rounds, sent = self._sent_rounds, len(self._sent)
         with self._or_skip("what it has"):
             self.in_doubt = True
@@ -237,17 +245,17 @@ class Delivery:
                 client.set_terminated(run_id, operation["status"], operation["time"])
 
     def _path_of(self, operation: Operation) -> Path:
-        """The file that it sends. Raises FileNotFoundError where there is none, or where it is no part of the run."""
+        """Returns the file of an operation. Raises FileNotFoundError if it does not exist or lies outside the run."""
         try:
-            path = path_inside(self._directory, operation["path"])
+            path = resolve_inside(self._directory, operation["path"])
         except BadInput as reason:
             raise FileNotFoundError(str(reason)) from None
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there")
+            raise FileNotFoundError(f"{path} does not exist")
         return path
 
     def _send_model(self, client: MlflowClient, directory: Path) -> None:
-        """The saved model as a LoggedModel of the run; one that an earlier attempt made is filled."""
+        """Sends the saved model as a LoggedModel of the run. One that an earlier attempt created is used again."""
         run = read_run(client, self._run_id)
         experiment = run.info.experiment_id
         made = client.search_logged_models([experiment], f"source_run_id = '{self._run_id}' AND name = '{MODEL_NAME}'")
@@ -263,13 +271,13 @@ class Delivery:
             client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step)])
         for line in last:
             client.log_batch(self._run_id, metrics=_metrics_of(line, model_id=model.model_id))
-        _sign(directory, model.model_id, self._run_id, model.artifact_location)
+        _write_ids(directory, model.model_id, self._run_id, model.artifact_location)
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _metrics_of(line: str, **about: Any) -> list[Metric]:
-    """A line of the journal as MLflow takes it; values that are not finite are left out."""
+    """Returns the metrics in a line of the journal, without those that are not finite."""
     fields = json.loads(line)
     finite = ((name, value) for name, value in fields["metrics"].items() if value is not None)
     return [Metric(name, value, fields["time"], fields["round"], **about) for name, value in finite]
@@ -282,15 +290,15 @@ def _dataset(operation: Operation) -> DatasetInput:
 
 
 def _mark_table(client: MlflowClient, run_id: str, path: str) -> None:
-    """Say that an artifact is a table, so that MLflow's UI shows it as one."""
+    """Marks an artifact as a table, so that the MLflow UI shows it as one."""
     tables = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     entry = {"path": path, "type": "table"}
     if entry not in tables:
         client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, entry]))
 
 
-def _sign(directory: Path, model_id: str, run_id: str, location: str) -> None:
-    """Put into a saved model's description what MLflow knows it by."""
+def _write_ids(directory: Path, model_id: str, run_id: str, location: str) -> None:
+    """Writes the ids of the model and the run into the description of a saved model."""
     description = _description(directory / "MLmodel")
     if description.model_id != model_id:
         description.model_id = description.model_uuid = model_id
@@ -300,9 +308,10 @@ def _sign(directory: Path, model_id: str, run_id: str, location: str) -> None:
 
 
 def _description(path: Path) -> Model:
-    """What a saved model says of itself; MLflow's own reader decodes percent signs in the path.
+    """Reads the description of a saved model. MLflow's own reader would decode percent signs in the path.
 
-    Raises FileNotFoundError where it says nothing.
+    Raises:
+        FileNotFoundError: There is no description, or it is damaged.
     """
     try:
         return Model.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -310,14 +319,14 @@ def _description(path: Path) -> Model:
         raise FileNotFoundError(f"{path} is damaged: {error}") from error
 
 
-def refused(error: Exception) -> bool:
-    """Whether trying again cannot mend an error, and neither can other credentials.
+def is_refusal(error: Exception) -> bool:
+    """Whether neither another attempt nor other credentials can help against an error.
 
-    Over HTTP only MLflow itself refuses, by an error in its own form: a proxy that finds nothing behind it does not.
+    Over HTTP only an error in MLflow's own form is a refusal; that of a proxy is not.
     """
     status = getattr(getattr(error, "response", None), "status_code", 0)  # of an upload over HTTP
     if 400 <= status < 500:
-        return status not in (*MENDABLE_BY_USER, *MENDABLE_BY_TIME, *NOBODY_THERE)
+        return status not in (*FIXED_BY_CREDENTIALS, *FIXED_BY_WAITING, *NOT_MLFLOW)
     if isinstance(error, MlflowException) and "API request to endpoint" in str(error):
         return False
     return isinstance(error, FileNotFoundError) or (isinstance(error, MlflowException) and error.error_code in REFUSALS)

@@ -1,6 +1,7 @@
-"""How MLflow's pyfunc calls a model of tables. MLflow copies this file into the model: it needs nothing of fednar_ray.
+"""The pyfunc model for tables. MLflow copies this file into the saved model, so it imports nothing of fednar_ray.
 
-MLflow's own loader for PyTorch turns a DataFrame into float32 first, which times in seconds since 1970 do not survive.
+MLflow's own loader for PyTorch converts a DataFrame to float32 first, which loses digits of large numbers, such
+as times in seconds since 1970.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ class TableModel:
         self._model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        """One row of outputs per row, with its index; what is missing may be NaN, None, or written as in the files."""
+        """Returns one row of outputs per row of ``data``. Missing values may be NaN, None, or one of MISSING."""
         rows = np.stack([_numbers(data[name]) for name in data], axis=1)
         return pd.DataFrame(self._model.predict(rows), index=data.index)
 
@@ -29,7 +30,7 @@ class TableModel:
 
 
 def _numbers(column: Any) -> Any:
-    if column.dtype.kind in "mMc":  # dates, durations and complex numbers, of which float64 would be made silently
+    if column.dtype.kind in "mMc":  # dates, durations and complex numbers, which numpy would convert silently
         raise ValueError(f"column {column.name}: holds {column.dtype}; real numbers are needed")
     if column.dtype.kind not in "biuf":
         missing = [isinstance(cell, str) and cell.strip() in MISSING for cell in column]
@@ -41,5 +42,5 @@ def _numbers(column: Any) -> Any:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> TableModel:
-    """MLflow calls this with the folder of the PyTorch model."""
+    """Loads the model. MLflow calls this with the folder of the PyTorch model."""
     return TableModel(mlflow.pytorch._load_pyfunc(path, model_config))

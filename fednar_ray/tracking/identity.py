@@ -1,4 +1,4 @@
-"""Whose a run directory is: the MLflow run and store that it belongs to, and the processes that have written it."""
+"""The identity of a run directory: its MLflow run and store, and the processes that have written it."""
 
 import json
 import re
@@ -8,48 +8,48 @@ from pathlib import Path
 from typing import Self
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.tracking import lines
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import RunDirectory
 
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")  # a part of it becomes the name of a directory
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")  # restricted, because a part of it becomes the name of a directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What ``run.json`` says."""
+    """The content of ``run.json``."""
 
-    run_id: str  # MLflow's
+    run_id: str  # of the MLflow run
     tracking_uri: str
-    directory: str | None = None  # where it was last written; None: by a version that did not record it
-    writers: tuple[str, ...] = ()  # one token per start, oldest first
+    directory: str | None = None  # where it was last written; None if an older version wrote it
+    writers: tuple[str, ...] = ()  # one token per start of the run, oldest first
 
     @property
     def writer(self) -> str | None:
-        """The token of the last start."""
+        """The token of the last start; None if there was none."""
         return self.writers[-1] if self.writers else None
 
-    def started_in(self, directory: Path) -> Self:
-        """The identity with a new writer, in ``directory``."""
+    def with_new_writer(self, directory: Path) -> Self:
+        """Returns the identity after one more start, in ``directory``."""
         writers = (*self.writers, secrets.token_hex(8))
         return replace(self, directory=str(directory.resolve()), writers=writers)
 
     def write(self, directory: Path) -> None:
         """Writes ``run.json``. Raises RunFailed."""
-        lines.replace(RunDirectory(directory).identity, json.dumps(asdict(self)))
+        replace_file(RunDirectory(directory).identity, json.dumps(asdict(self)))
 
 
-def identity_of(directory: Path) -> Identity:
-    """Returns the MLflow run that a run directory belongs to. Raises BadInput where it does not say."""
+def read_identity(directory: Path) -> Identity:
+    """Reads the identity of a run directory. Raises BadInput if it has none, or a damaged one."""
     path = RunDirectory(directory).identity
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return _identity(fields)
+        return _parse_identity(fields)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadInput(f"{path} does not say which MLflow run {directory.name} is: {reason}") from error
 
 
-def _identity(fields: object) -> Identity:
+def _parse_identity(fields: object) -> Identity:
     if not isinstance(fields, dict):
         raise TypeError("it is not a JSON object")
     run_id, uri, directory = fields["run_id"], fields["tracking_uri"], fields.get("directory")
@@ -65,23 +65,28 @@ def _identity(fields: object) -> Identity:
     return Identity(run_id=run_id, tracking_uri=uri, directory=directory, writers=tuple(writers))
 
 
-def original_of(directory: Path, identity: Identity) -> Path | None:
-    """Returns the directory that ``directory`` was copied from; None where that one is gone, or it is no copy."""
+def find_original(directory: Path, identity: Identity) -> Path | None:
+    """Returns the directory that ``directory`` was copied from; None if it is not a copy, or the original is gone."""
     if identity.directory is None:
         return None
     original = Path(identity.directory)
     try:
-        if original.samefile(directory) or identity_of(original).run_id != identity.run_id:
+        if original.samefile(directory) or read_identity(original).run_id != identity.run_id:
             return None
-    except (OSError, ValueError, BadInput):  # it was moved, or its disk is elsewhere
+    except (OSError, ValueError, BadInput):  # it was moved, or its disk is not mounted
         return None
     return original
 
 
-def check_no_copy(directory: Path, what: str) -> None:
-    """Raises BadInput where ``directory`` was copied from one that is still there; ``what`` says what it holds."""
+def check_not_copied(directory: Path, what: str) -> None:
+    """Raises BadInput if ``directory`` is a copy and the original still exists.
+
+    Args:
+        directory: A run directory.
+        what: The word for its content in the message, such as "search".
+    """
     try:
-        original = original_of(directory, identity_of(directory))
+        original = find_original(directory, read_identity(directory))
     except BadInput:
         return
     if original is not None:

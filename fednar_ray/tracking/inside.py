@@ -1,4 +1,4 @@
-"""Paths that a run directory names must lie in it: a directory may come from a stranger."""
+"""Ensures that a path that a run directory names lies inside it: the directory may come from a stranger."""
 
 import stat
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 from fednar_ray.core.errors import BadInput
 
 
-def path_inside(directory: Path, name: str) -> Path:
-    """Returns the path of ``name`` below ``directory``, with every file below that.
+def resolve_inside(directory: Path, name: str) -> Path:
+    """Returns the path of ``name`` below ``directory``, after checking it and every file below it.
 
-    Raises BadInput where it, or a file below it, lies outside the directory (``..``, an absolute path, a link), or is
-    neither a file nor a directory.
+    Raises:
+        BadInput: One of these files lies outside the directory (because of ``..``, an absolute path, or a link), or is
+            neither a file nor a directory.
     """
     home, path = directory.resolve(), directory / name
     try:
@@ -26,7 +27,7 @@ def path_inside(directory: Path, name: str) -> Path:
 
 
 def _mode(path: Path) -> int:
-    """Returns the kind of a file, links followed; that of an ordinary one where there is none."""
+    """Returns the mode of a file, following links; that of an ordinary file if there is none."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A trained model in MLflow's format."""
+"""Saves a trained model in MLflow's format."""
 
 import logging
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow  # its modules are loaded when they are used, where what they warn of is not shown
+import mlflow  # its submodules are loaded on first use, where their warnings are suppressed
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -17,9 +17,8 @@ import torch
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
-from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.tracking import fednar_table_model
-from fednar_ray.tracking.arrival import reason_of
 
 log = logging.getLogger("fednar_ray")
 
@@ -29,11 +28,18 @@ def save_model(
 ) -> None:
     """Writes a model in MLflow's format, with its signature and an example.
 
-    It is an exported graph (pt2, a format without pickles), or where torch.export cannot trace the model a pickle.
-    With ``columns``, the signature names them, and the example and what pyfunc takes are tables.
+    The model is stored as an exported graph (pt2, a format without pickles). If torch.export cannot trace the model,
+    it is stored as a pickle.
+
+    Args:
+        model: Takes raw inputs [n, …].
+        example: Two or more raw inputs, [n, …].
+        directory: The directory to write; replaced if it exists.
+        columns: The names of the columns of ``example`` [n, columns]. With them, the signature, the example and the
+            pyfunc model use tables.
 
     Raises:
-        RunFailed: It can be saved in neither form.
+        RunFailed: The model cannot be saved in either form.
     """
     with torch.no_grad():
         outputs = model(torch.from_numpy(example)).numpy()
@@ -50,25 +56,25 @@ def save_model(
             try:
                 _save(model, directory, columns, serialization_format="pickle", **arguments)
             except Exception as failure:
-                raise RunFailed(f"{directory}: the model cannot be saved: {reason_of(failure)}") from failure
+                raise RunFailed(f"{directory}: the model cannot be saved: {first_line(failure)}") from failure
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch.export and MLflow say about themselves."""
-    talkative = logging.getLogger("mlflow.pyfunc")
-    level = talkative.level
-    talkative.setLevel(logging.WARNING)
+    """Suppresses the warnings and messages of torch.export and MLflow about themselves."""
+    logger = logging.getLogger("mlflow.pyfunc")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        talkative.setLevel(level)
+        logger.setLevel(level)
 
 
 def _save(model: torch.nn.Module, directory: Path, columns: Sequence[str] | None, **arguments: Any) -> None:
-    shutil.rmtree(directory, ignore_errors=True)  # of an attempt that did not end, or of the run before its resumption
+    shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted attempt, or by the run before it was resumed
     if columns is None:
         mlflow.pytorch.save_model(model, directory, **arguments)
         return
@@ -88,7 +94,7 @@ def _save_with_columns(
     pip_requirements: list[str],
     serialization_format: str,
 ) -> None:
-    """The PyTorch model in ``plain`` as one that takes tables: any number type in any column, columns in any order."""
+    """Saves the PyTorch model in ``plain`` as one that takes tables, with columns of any number type in any order."""
     flavor = Model.load(plain).flavors["pytorch"]
     inputs = Schema([ColSpec(AnyType(), name) for name in columns])  # "double" would refuse columns of whole numbers
     mlflow.pyfunc.save_model(

@@ -1,4 +1,4 @@
-"""What a run owes MLflow, on disk: operations as they are asked for, and how much of it has arrived."""
+"""What a run still has to send to MLflow, on disk: the operations in order, and how many MLflow has confirmed."""
 
 import json
 from collections import deque
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.core.errors import RunFailed
-from fednar_ray.tracking.lines import Lines, replace, writing
+from fednar_ray.tracking.file_writes import raise_as_run_failed, replace_file
+from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -25,7 +26,7 @@ def _is_mapping_to(value: object, *kinds: type) -> bool:
 
 
 Operation = Mapping[str, Any]
-"""``kind`` and what goes with it, as JSON; the kinds are those of ``FIELDS``."""
+"""``kind`` and the fields of this kind, as JSON; ``FIELDS`` lists the kinds."""
 
 FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "params": {"params": lambda value: _is_mapping_to(value, str)},
@@ -38,11 +39,11 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "resumed": {},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time": _is_integer},
 }
-"""Each kind of operation, with its fields and what they must be."""
+"""The kinds of operations, with their fields and the check of each field."""
 
 
-def operation_of(line: str) -> Operation | None:
-    """Returns the operation that a line of the outbox holds; None where it is damaged."""
+def parse_operation(line: str) -> Operation | None:
+    """Returns the operation in a line of the outbox; None if it is damaged."""
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str) or fields["kind"] not in FIELDS:
         return None
@@ -51,32 +52,35 @@ def operation_of(line: str) -> Operation | None:
 
 
 class Outbox:
-    """Operations in ``outbox.jsonl``, in order; ``outbox.sent`` counts those, and the rounds, that have arrived.
+    """The operations in ``outbox.jsonl``, in order. ``outbox.sent`` counts the operations and rounds that have arrived.
 
-    Rounds need no operation: they are owed because they are in ``metrics.jsonl``.
-    One thread appends, another acknowledges.
+    Rounds need no operation: they are owed because they are in ``metrics.jsonl``. One thread may append while another
+    one acknowledges.
+
+    Raises:
+        RunFailed: The outbox cannot be opened.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._lines = Lines(RunDirectory(directory).outbox)
+        self._lines = JsonLines(RunDirectory(directory).outbox)
         self._sent_path = RunDirectory(directory).sent
         sent = _read_sent(self._sent_path)
         self._sent_operations = min(sent["operations"], len(self._lines))
-        self.sent_rounds = sent["rounds"]  # that have arrived
+        self.sent_rounds = sent["rounds"]  # number of rounds that have arrived
         unsent = self._lines.read(self._sent_operations, len(self._lines))
-        self.pending: deque[tuple[Operation | None, bool]] = deque((operation_of(line), True) for line in unsent)
-        """Those that are not known to have arrived (None: a damaged line), and whether each is in the file."""
+        self.pending: deque[tuple[Operation | None, bool]] = deque((parse_operation(line), True) for line in unsent)
+        """The operations that are not confirmed (None: a damaged line), each with whether it is in the file."""
         self._closed = False
 
     @staticmethod
-    def forget_what_arrived(directory: Path) -> None:
-        """Owe everything in the outbox of a run directory again, for another MLflow run. Raises RunFailed."""
+    def reset_sent(directory: Path) -> None:
+        """Makes everything in a run directory owed again, for another MLflow run. Raises RunFailed."""
         sent = RunDirectory(directory).sent
-        with writing(sent):
+        with raise_as_run_failed(sent):
             sent.unlink(missing_ok=True)
 
     def append(self, operation: Operation) -> None:
-        """Owe one more operation. Raises RunFailed where it cannot be written; it is still sent by this process."""
+        """Adds an operation. Raises RunFailed if it cannot be written; this process still sends it."""
         written = False
         try:
             self._lines.append(json.dumps(operation))
@@ -85,7 +89,12 @@ class Outbox:
             self.pending.append((operation, written))
 
     def acknowledge(self, *, operations: int, rounds: int) -> None:
-        """The first so many pending operations, and ``rounds`` rounds in all, have arrived or never will."""
+        """Records that some operations and rounds are settled: they have arrived, or MLflow refuses them.
+
+        Args:
+            operations: How many of the first pending operations are settled.
+            rounds: How many rounds are settled in total.
+        """
         for _ in range(operations):
             _, written = self.pending.popleft()
             self._sent_operations += written
@@ -95,17 +104,17 @@ class Outbox:
     def _store(self) -> None:
         if not self._closed:
             sent = {"operations": self._sent_operations, "rounds": self.sent_rounds}
-            with suppress(RunFailed):  # a full disk: what nothing says to have arrived is sent again
-                replace(self._sent_path, json.dumps(sent))
+            with suppress(RunFailed):  # a full disk: what is not recorded as sent is sent again
+                replace_file(self._sent_path, json.dumps(sent))
 
     def close(self) -> None:
-        """Write no more, whatever arrives."""
+        """Closes the files. Nothing is written afterwards."""
         self._closed = True
         self._lines.close()
 
 
 def _read_sent(path: Path) -> dict[str, int]:
-    """What has arrived; where that is not known, nothing: everything may be sent twice."""
+    """Returns how much has arrived; zero if that is unknown, because everything may be sent twice."""
     try:
         sent = json.loads(path.read_text(encoding="utf-8"))
         return {name: max(0, int(sent[name])) for name in ("operations", "rounds")}

@@ -1,4 +1,4 @@
-"""What MLflow has of runs, read back: any store, whoever wrote to it."""
+"""Reads runs back from any MLflow store."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,26 +12,26 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
-from fednar_ray.tracking.journal import is_round, parse
-from fednar_ray.tracking.lines import whole_lines
-from fednar_ray.tracking.mlflow import Store, answering
+from fednar_ray.tracking.journal import is_round, parse_line
+from fednar_ray.tracking.json_lines import read_lines
+from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.tags import PARENT_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)
-OF_FIGURES = (
+PLOTTED_METRICS = (
     "test_accuracy", "validation_accuracy", "test_rmse", "validation_rmse", "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
 )  # fmt: skip
-"""The metrics that pictures of a run are made of."""
+"""The metrics that the plots of a run show."""
 
 History = tuple[tuple[int, float], ...]
-"""(round, value), in the order of rounds; without the rounds that were not evaluated."""
+"""(round, value) pairs in the order of rounds, without the rounds that were not evaluated."""
 
 
-def run_of(store: Store, run_id: str) -> Run | None:
-    """The run of that id; None where the store has none. Raises TrackingUnavailable."""
-    with answering(store.uri):
+def find_mlflow_run(store: Store, run_id: str) -> Run | None:
+    """Returns the run of that id; None if the store has none. Raises TrackingUnavailable."""
+    with raise_as_unavailable(store.uri):
         try:
             return read_run(store.client, run_id)
         except MlflowException as error:
@@ -40,32 +40,34 @@ def run_of(store: Store, run_id: str) -> Run | None:
             raise
 
 
-def children_of(store: Store, run: Run) -> list[Run]:
-    """The runs nested in a run, in the order in which they began. Raises TrackingUnavailable."""
+def list_children(store: Store, run: Run) -> list[Run]:
+    """Returns the runs nested in a run, in the order of their starts. Raises TrackingUnavailable."""
     wanted = f"tags.`{PARENT_TAG}` = '{run.info.run_id}'"
-    with answering(store.uri):
-        return list(runs_like(store.client, [run.info.experiment_id], wanted))[::-1]
+    with raise_as_unavailable(store.uri):
+        return list(search_runs_where(store.client, [run.info.experiment_id], wanted))[::-1]
 
 
-def records_of(store: Store, run: Run) -> tuple[RoundRecord, ...]:
-    """The rounds of a run: of one that has finished its journal, of others what their metrics show.
+def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
+    """Reads the rounds of a run: from its journal if it has finished, else from PLOTTED_METRICS.
 
-    Raises TrackingUnavailable, and BadInput where there is no round.
+    Raises:
+        TrackingUnavailable: The store does not answer.
+        BadInput: The run has no round.
     """
     run_id, finished = run.info.run_id, run.info.status == "FINISHED"
     journal = RunDirectory(Path()).journal.name
-    with answering(store.uri):
+    with raise_as_unavailable(store.uri):
         if finished and any(file.path == journal for file in store.client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as directory:
-                lines = whole_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
-                return tuple(map(parse, lines))
-    return measured(store, run, OF_FIGURES)
+                lines = read_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
+                return tuple(map(parse_line, lines))
+    return read_metrics(store, run, PLOTTED_METRICS)
 
 
-def measured(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord, ...]:
-    """The rounds of a run, from these metrics. Raises TrackingUnavailable, and BadInput where there is none."""
-    with answering(store.uri):
-        histories = {name: dict(history_of(store.client, run, name)) for name in names}
+def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord, ...]:
+    """Reads the rounds of a run from the metrics ``names``. Raises as ``read_rounds`` does."""
+    with raise_as_unavailable(store.uri):
+        histories = {name: dict(read_history(store.client, run, name)) for name in names}
     rounds = sorted(set().union(*histories.values()))
     if not rounds:
         raise BadInput(f"MLflow at {store.uri} has no round of run {run.info.run_id}")
@@ -80,21 +82,23 @@ def measured(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord,
     )
 
 
-def history_of(client: MlflowClient, run: Run, metric: str) -> History:
-    """A metric by round; of a round that was trained twice, what it gave the last time."""
+def read_history(client: MlflowClient, run: Run, metric: str) -> History:
+    """Reads a metric over rounds. For a round that was trained twice, the later value is taken."""
     if metric not in run.data.metrics:
         return ()
     points = client.get_metric_history(run.info.run_id, metric)
     return tuple({point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}.items())
 
 
-def runs_like(client: MlflowClient, experiments: Sequence[str], wanted: str) -> Iterator[Run]:
-    """The runs that a filter finds, newest first."""
-    return pages(lambda token: client.search_runs(experiments, wanted, order_by=list(NEWEST_FIRST), page_token=token))
+def search_runs_where(client: MlflowClient, experiments: Sequence[str], wanted: str) -> Iterator[Run]:
+    """Yields the runs that match a filter of MLflow's search, newest first."""
+    return iterate_pages(
+        lambda token: client.search_runs(experiments, wanted, order_by=list(NEWEST_FIRST), page_token=token)
+    )
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What is found, over all of MLflow's pages."""
+def iterate_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yields the results of a search from all of MLflow's pages."""
     token = None
     while True:
         page = search(token)

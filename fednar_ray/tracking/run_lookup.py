@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednar_ray.checkpoint.manifest import MANIFEST
-from fednar_ray.checkpoint.storage import open_storage, storage_location_below
+from fednar_ray.checkpoint.locations import open_storage, storage_location_below
+from fednar_ray.checkpoint.manifest import round_of_manifest
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
@@ -193,7 +193,7 @@ def summarize(ref: RunRef) -> RunSummary:
 
 def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
     try:
-        return recorded(ref.directory)
+        return load_records(ref.directory)
     except OSError as error:
         log.warning("the rounds of %s cannot be read: %s", ref.directory, error.strerror)
         return ()
@@ -206,4 +206,4 @@ def _newest_checkpoint(ref: RunRef) -> int | None:
     except (BadInput, OSError) as error:
         log.warning("the checkpoints of %s cannot be listed: %s", ref.name, error)
         return None
-    return max((int(name[len("round-") : -len(".json")]) for name in names if MANIFEST.fullmatch(name)), default=None)
+    return max((index for name in names if (index := round_of_manifest(name)) is not None), default=None)

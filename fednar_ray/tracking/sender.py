@@ -1,78 +1,81 @@
-"""The thread that delivers while the run trains: nothing waits for it but the run's end, and that not for long."""
+"""The thread that sends to MLflow while the run trains. Only the end of a run waits for it, for a limited time."""
 
 import logging
 import math
 import threading
 import time
 
-from fednar_ray.tracking.arrival import unreachable
+from fednar_ray.tracking.arrival import describe_failure
 from fednar_ray.tracking.delivery import Delivery
 
 log = logging.getLogger("fednar_ray")
 
-FLUSH_SECONDS = 2.0  # a batch of many rounds costs a quarter a round of what a round by itself does
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # between attempts while MLflow is away
-PATIENCE_SECONDS = 3.0  # at the end, for an MLflow that is away
-ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = 10.0, 1e6  # a call that takes longer is taken for an MLflow that is away
+FLUSH_SECONDS = 2.0  # per round, a batch of many rounds costs a quarter of a single round
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # between attempts while MLflow does not answer
+PATIENCE_SECONDS = 3.0  # how long the end of a run waits if MLflow does not answer
+ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = (
+    10.0,
+    1e6,
+)  # the time of a call after which MLflow counts as unavailable
 THREAD_NAME = "fednar-mlflow"
 
 
-def _not_of_a_sender(record: logging.LogRecord) -> bool:
-    """A filter: MLflow logs a traceback whenever its database does not answer, and a sender says so once."""
+def _is_from_another_thread(record: logging.LogRecord) -> bool:
+    """Drops records of a sender: MLflow logs a traceback at each failed call, and a sender warns only once."""
     return record.threadName != THREAD_NAME
 
 
 class Sender:
-    """Delivers what is owed: rounds every FLUSH_SECONDS, operations at once, and both again after a failure.
+    """Sends rounds every FLUSH_SECONDS and operations immediately, and repeats both after a failure.
 
-    A daemon thread, so that the interpreter ends without it.
+    The thread is a daemon, so it does not keep the process alive.
     """
 
     def __init__(self, delivery: Delivery, uri: str) -> None:
         self._delivery, self._uri = delivery, uri
         self._changed = threading.Condition()
         self._closing = self._stopped = False
-        self._failures = 0  # since MLflow last answered
-        self._told = False  # of its being away
-        self._due = time.monotonic() + FLUSH_SECONDS  # for the next rounds, or the next attempt
-        self._answer_due = math.inf  # of the call that is out
-        logging.getLogger("mlflow.store.db.utils").addFilter(_not_of_a_sender)
+        self._failures = 0  # in a row
+        self._warned = False  # that MLflow does not answer
+        self._due = time.monotonic() + FLUSH_SECONDS  # time of the next batch of rounds, or of the next attempt
+        self._answer_due = math.inf  # time by which the running call should have returned
+        logging.getLogger("mlflow.store.db.utils").addFilter(_is_from_another_thread)
         threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
     def wake(self) -> None:
-        """There is an operation to send."""
+        """Tells the thread that there is an operation to send."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self, limit_seconds: float = math.inf) -> None:
-        """Wait until all is delivered, for as long as MLflow answers; then the thread sends nothing more."""
+        """Waits until everything is sent, as long as MLflow answers, and then stops the thread."""
         start = time.monotonic()
         with self._changed:
             self._closing, self._due = True, start
             self._changed.notify_all()
             try:
-                while self._delivery.owes and not self._lost(start, limit_seconds):
+                while self._delivery.owes and not self._should_give_up(start, limit_seconds):
                     self._changed.wait(0.05)
             finally:
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _lost(self, start: float, limit_seconds: float) -> bool:
+    def _should_give_up(self, start: float, limit_seconds: float) -> bool:
         now = time.monotonic()
         away = self._failures > 0 or now > self._answer_due
         return now - start > limit_seconds or (away and now - start > PATIENCE_SECONDS)
 
     def _run(self) -> None:
-        while self._awaited_work():
+        while self._wait_for_work():
             try:
                 self._delivery.step()
-            except Exception as error:  # noqa: BLE001 - whatever it is, training goes on and it is tried again
-                self._failed(error)
+            except Exception as error:  # noqa: BLE001 - training continues after any error, and sending is repeated
+                self._on_failure(error)
             else:
-                self._answered()
+                self._on_answer()
 
-    def _awaited_work(self) -> bool:
-        """Wait until there is something to send now; False when there will be nothing more."""
+    def _wait_for_work(self) -> bool:
+        """Waits until there is something to send. Returns False once the thread is stopped."""
         with self._changed:
             while not self._stopped:
                 pause = self._pause()
@@ -84,41 +87,41 @@ class Sender:
             return False
 
     def _pause(self) -> float:
-        """Seconds until the next call. Rounds come without a wake: a round costs no lock."""
+        """Returns the seconds until the next call. Rounds do not wake the thread, so that a round needs no lock."""
         if not self._delivery.owes or not (self._closing or self._delivery.due):
             return FLUSH_SECONDS
         if self._delivery.unsent_operations and not self._failures:
             return 0.0
         return self._due - time.monotonic()
 
-    def _answered(self) -> None:
+    def _on_answer(self) -> None:
         if self._delivery.in_doubt:
-            self._sent_again()
+            self._on_sent_again()
             return
         with self._changed:
-            back = self._told and not self._stopped
-            self._failures, self._told, self._answer_due = 0, False, math.inf
+            back = self._warned and not self._stopped
+            self._failures, self._warned, self._answer_due = 0, False, math.inf
             self._due = time.monotonic() + (0.0 if self._closing or self._delivery.behind else FLUSH_SECONDS)
             self._changed.notify_all()
         if back:
             log.warning("MLflow at %s answers again; what it missed is being sent", self._uri)
 
-    def _sent_again(self) -> None:
-        """Something that had not arrived was sent once more: whether MLflow answers is known when it has arrived."""
+    def _on_sent_again(self) -> None:
+        """Something missing was sent again. Only its confirmation will show whether MLflow answers."""
         with self._changed:
             self._answer_due, self._due = math.inf, time.monotonic()
             self._changed.notify_all()
 
-    def _failed(self, error: Exception) -> None:
+    def _on_failure(self, error: Exception) -> None:
         with self._changed:
             self._failures += 1
             pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1))
             self._due = time.monotonic() + (FIRST_PAUSE_SECONDS if self._closing else pause)
             self._answer_due = math.inf
-            tell = self._failures > 1 and not self._told and not self._closing  # one failure is no outage
-            self._told |= tell
-        if tell:
+            warn = self._failures > 1 and not self._warned and not self._closing  # a single failure is not an outage
+            self._warned |= warn
+        if warn:
             log.warning(
-                "%s; training goes on, and what is recorded is sent later",
-                unreachable(self._uri, error),
+                "%s; training continues, and what is recorded is sent later",
+                describe_failure(self._uri, error),
             )

@@ -1,6 +1,6 @@
-"""Sends to MLflow what a run directory still owes it: after an outage that outlasted the run, or a crash.
+"""Sends to MLflow what a run directory still owes it, after an outage that outlasted the run, or after a crash.
 
-Where a directory's record says that it belongs is not enough to send anything there: the directory may be a stranger's.
+The address in a run directory alone is not trusted, because the directory may come from a stranger.
 """
 
 from contextlib import ExitStack, closing
@@ -11,22 +11,23 @@ from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.delivery import Delivery
-from fednar_ray.tracking.identity import identity_of
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import is_round
-from fednar_ray.tracking.lines import BeingWritten, Lines, sole_writer
-from fednar_ray.tracking.mlflow import Store, answering
+from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.locks import DirectoryLocked, lock_run_directory
+from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """What one ``sync`` did."""
+    """The outcome of one ``sync``."""
 
     directory: Path
-    operations: int = 0  # sent now: parameters, tags, files, the model, the run's end
-    rounds: int = 0  # sent now
-    skipped: str | None = None  # why nothing was tried: the run sends for itself
+    operations: int = 0  # number sent now: parameters, tags, files, the model, the end of the run
+    rounds: int = 0  # number sent now
+    skipped: str | None = None  # why nothing was tried: the run is still being written
     problem: str | None = None  # why nothing can be sent: the directory is damaged, or its store is not confirmed
 
     def __str__(self) -> str:
@@ -40,39 +41,46 @@ class SyncReport:
 
 
 def sync(directory: Path, uri: str | None = None) -> SyncReport:
-    """Send everything that ``directory`` owes, to the store that it names or to ``uri``.
+    """Sends everything that a run directory owes to MLflow.
 
-    The store that it names must be confirmed: be the one that the settings name (``MLFLOW_TRACKING_URI``, or MLflow's
-    default here), or one that this user has recorded runs in; ``uri`` confirms itself.  A run that is still being
-    written sends for itself, and is skipped.  Raises TrackingUnavailable when MLflow does not answer.
+    The store that the directory names must be confirmed: it is the one of the settings (``MLFLOW_TRACKING_URI``, or
+    MLflow's default), or one that this user has recorded runs in. A run that is still being written is skipped,
+    because it sends everything itself.
+
+    Args:
+        directory: The run directory.
+        uri: The store to send to; None takes the one that the directory names. A given store counts as confirmed.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
     """
     with ExitStack() as stack:
         try:
-            identity = identity_of(directory)
-            stack.enter_context(sole_writer(directory))
+            identity = read_identity(directory)
+            stack.enter_context(lock_run_directory(directory))
             if uri is None:
                 check_address(str(RunDirectory(directory).identity), identity.tracking_uri)
                 check_confirmed(identity.tracking_uri, directory)
-        except BeingWritten as reason:
+        except DirectoryLocked as reason:
             return SyncReport(directory=directory, skipped=str(reason))
         except (BadInput, RunFailed) as reason:
             return SyncReport(directory=directory, problem=str(reason))
         store = Store(uri or identity.tracking_uri)
         try:
-            delivery = _opened(stack, store, identity.run_id, directory)
+            delivery = _open_delivery(stack, store, identity.run_id, directory)
         except RunFailed as reason:
             return SyncReport(directory=directory, problem=str(reason))
-        with answering(store.uri):
+        with raise_as_unavailable(store.uri):
             while delivery.owes:
                 delivery.step()
     return SyncReport(directory=directory, operations=delivery.delivered_operations, rounds=delivery.delivered_rounds)
 
 
-def _opened(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Delivery:
-    """What a run directory owes. Its journal is only read: what is damaged in it is for a resumed run to mend."""
+def _open_delivery(stack: ExitStack, store: Store, run_id: str, directory: Path) -> Delivery:
+    """Opens what a run directory owes. The journal is only read, because a resumed run repairs a damaged one."""
     outbox = stack.enter_context(closing(Outbox(directory)))
     delivery = Delivery(lambda: store.client, run_id, directory, outbox)
     journal = RunDirectory(directory).journal
     if journal.exists():
-        delivery.rounds = stack.enter_context(closing(Lines(journal, is_round, grows=False)))
+        delivery.rounds = stack.enter_context(closing(JsonLines(journal, is_round, append=False)))
     return delivery

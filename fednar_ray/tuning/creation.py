@@ -6,7 +6,7 @@ from uuid import uuid4
 from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.searches import parent_run
+from fednar_ray.tracking.searches import ensure_parent_run
 from fednar_ray.tuning.trial_table import TrialTable
 
 
@@ -32,7 +32,7 @@ def create_search(document: Document, store: Store, experiment_id: str) -> Trial
 def add_parent_run(table: TrialTable, store: Store) -> None:
     """Creates the search's parent run in MLflow, unless it has one."""
     if table.run_id is None:
-        table.run_id = parent_run(store, table.experiment_id, table.name, table.search_id)
+        table.run_id = ensure_parent_run(store, table.experiment_id, table.name, table.search_id)
         table.save()
 
 

@@ -14,7 +14,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, drain, train
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.reading import run_of
+from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
 from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
@@ -104,7 +104,7 @@ class FinalTraining:
             found = resume_from(None, experiment)
         except (ConfigError, CheckpointError):
             return None
-        run = None if found is None else run_of(self._store, found.run_id)
+        run = None if found is None else find_mlflow_run(self._store, found.run_id)
         return found if run is not None and run.data.tags.get(PARENT_TAG) == self._table.parent_id else None
 
 

@@ -10,9 +10,9 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
-from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.journal import Journal, parse
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.identity import read_identity
+from fednar_ray.tracking.journal import Journal, parse_line
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -41,7 +41,7 @@ class OpenTrial:
     def log_rounds(self, lines: Sequence[str]) -> None:
         """Writes rounds to the journal, except those that it already has."""
         for line in lines:
-            self._journal.log(parse(line))
+            self._journal.log(parse_line(line))
 
     def close_journal(self) -> None:
         """Closes the journal's file. The rounds in it can still be read and sent to MLflow."""
@@ -84,15 +84,15 @@ class OpenTrial:
 def _find_run_id(directory: Path) -> str | None:
     """Finds the MLflow run of a trial's directory; None if it has none yet."""
     try:
-        return identity_of(directory).run_id
+        return read_identity(directory).run_id
     except BadInput:
         return None
 
 
 def is_unfinished_in_mlflow(directory: Path) -> bool:
     """Returns whether MLflow lacks rounds or the end of a trial's run."""
-    operations = whole_lines(RunDirectory(directory).outbox)
+    operations = read_lines(RunDirectory(directory).outbox)
     if not operations or json.loads(operations[-1])["kind"] != "end":
         return True
     with closing(Outbox(directory)) as outbox:
-        return bool(outbox.pending) or outbox.sent_rounds < len(whole_lines(RunDirectory(directory).journal))
+        return bool(outbox.pending) or outbox.sent_rounds < len(read_lines(RunDirectory(directory).journal))

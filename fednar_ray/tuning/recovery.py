@@ -11,8 +11,8 @@ from pathlib import Path
 from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tuning.trial_plan import values_key
 from fednar_ray.tuning.trial_report import TrialReport
 from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable
@@ -64,14 +64,14 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
         )
         shutil.rmtree(tune)
     known = statuses or {}
-    recorded: dict[str, TrialReport] = {}
+    load_records: dict[str, TrialReport] = {}
     for trial_id, entry in table.trials.items():
         if entry.status == RUNNING or entry.value is None or known.get(trial_id) in ENDED_IN_TUNE:
             continue
         key = trial_id if trial_id in known else values_key(entry.initial_values)
-        recorded.setdefault(key, _last_report(table, entry))
+        load_records.setdefault(key, _last_report(table, entry))
     lost = frozenset(table.trials) - frozenset(known)
-    return Recovery(resumes_tune=bool(known), recorded=recorded, lost=lost)
+    return Recovery(resumes_tune=bool(known), recorded=load_records, lost=lost)
 
 
 def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: int) -> None:
@@ -79,7 +79,7 @@ def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: i
     for entry in table.trials.values():
         if entry.status != RUNNING:
             continue
-        records = recorded(table.trial_directory(entry))
+        records = load_records(table.trial_directory(entry))
         value = records[-1].metrics.get(search.metric, math.nan) if len(records) == rounds else math.nan
         if math.isfinite(value):
             entry.status, entry.rounds, entry.value, entry.failure = FINISHED, rounds, value, None
@@ -91,7 +91,7 @@ def _last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
     return TrialReport(
         value=entry.value,
         rounds=entry.rounds,
-        lines=whole_lines(table.files.trial(entry.name).journal),
+        lines=read_lines(table.files.trial(entry.name).journal),
         failure=entry.failure,
         train_seconds=0.0,
         group_size=entry.group_size,

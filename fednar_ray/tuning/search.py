@@ -12,10 +12,10 @@ from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report import Report
-from fednar_ray.report.redraw import report_on
-from fednar_ray.tracking import lines
-from fednar_ray.tracking.identity import check_no_copy
+from fednar_ray.report import SearchReport
+from fednar_ray.report.redraw import write_search_report
+from fednar_ray.tracking.file_writes import replace_file
+from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
 from fednar_ray.tuning.checking import check_trials
@@ -63,7 +63,7 @@ class SearchResult:
     rounds_trained: int
     rounds_saved: int
     ended_early: str | None
-    report: Report | None
+    report: SearchReport | None
     run_id: str
     tracking_uri: str
 
@@ -109,7 +109,7 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
         BadInput: There is no search of that name, its files cannot be read, or another process runs it.
         RunFailed: No trial has trained all rounds.
     """
-    check_no_copy(TrialTable.load(name).directory, "search")
+    check_not_copied(TrialTable.load(name).directory, "search")
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
@@ -199,7 +199,7 @@ class _Search:
 
     def _write_best(self, experiment: Experiment, parent: RunTracker) -> None:
         path = self._table.files.best_yaml
-        lines.replace(path, dump(experiment))
+        replace_file(path, dump(experiment))
         parent.log_file(path)
 
     def _log_outputs(self, parent: RunTracker, best: TrialEntry, final: FinalRuns) -> None:
@@ -233,9 +233,9 @@ class _Search:
         )
 
 
-def _write_report(table: TrialTable) -> Report | None:
+def _write_report(table: TrialTable) -> SearchReport | None:
     try:
-        return report_on(table.name, table.tracking_uri, table.files.report)
+        return write_search_report(table.name, table.tracking_uri, table.files.report)
     except (FednarError, OSError) as error:
         log.warning("the report was not written: %s; write it with: fednar report %s", error, table.name)
         return None

@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune.stopper import Stopper
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.lines import replace
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.strategy import is_better
 from fednar_ray.tuning.trial_table import FINISHED, TrialEntry, TrialTable
@@ -48,7 +48,7 @@ class StopRules:
     def _stop(self, rule: str) -> None:
         if self.met is None:
             self.met = rule
-            replace(self._table.files.stop_file, rule)
+            replace_file(self._table.files.stop_file, rule)
 
     def clear(self) -> None:
         """Removes the stop file."""

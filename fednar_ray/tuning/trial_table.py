@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.tracking.lines import make_directory, replace
+from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
 from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
@@ -117,8 +117,8 @@ class TrialTable:
         new = self.files.under_construction
         shutil.rmtree(new, ignore_errors=True)
         make_directory(new)
-        replace(SearchDirectory(new).search_yaml, search_file)
-        replace(SearchDirectory(new).trial_table, self._to_json())
+        replace_file(SearchDirectory(new).search_yaml, search_file)
+        replace_file(SearchDirectory(new).trial_table, self._to_json())
         try:
             os.rename(new, self.directory)
         except OSError as error:
@@ -127,7 +127,7 @@ class TrialTable:
     def save(self) -> None:
         """Writes the table in one step: a crash leaves the previous one whole."""
         make_directory(self.directory)
-        replace(self.files.trial_table, self._to_json())
+        replace_file(self.files.trial_table, self._to_json())
 
     def _to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -12,7 +12,7 @@ from processes import end_all_in
 from runs import DiskState, Ended, Hung, Run
 from stage import Outcome, Stage
 
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.core.errors import CheckpointError
 

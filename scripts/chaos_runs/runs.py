@@ -14,7 +14,7 @@ from typing import Any
 from processes import PAUSE_SECONDS, actors
 
 from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
-from fednar_ray.tracking.lines import whole_lines
+from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 FEDNAR = str(Path(sys.executable).with_name("fednar"))
@@ -143,7 +143,7 @@ class Run:
     @property
     def rounds(self) -> int:
         """Number of rounds that it has recorded."""
-        return 0 if self.directory is None else len(whole_lines(RunDirectory(self.directory).journal))
+        return 0 if self.directory is None else len(read_lines(RunDirectory(self.directory).journal))
 
     def read_disk(self) -> DiskState:
         """Read what is on disk. None of its processes may be alive."""

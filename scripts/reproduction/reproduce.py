@@ -23,9 +23,9 @@ from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_ove
 
 import fednar_ray as fr
 from fednar_ray.core.errors import FednarError
-from fednar_ray.report.plots import COLOURS, STYLES, draw_by_decay
-from fednar_ray.report.runs import final_value
-from fednar_ray.tracking.lines import replace
+from fednar_ray.report.plots import COLORS, STYLES, draw_by_decay
+from fednar_ray.report.run_plots import final_value
+from fednar_ray.tracking.file_writes import replace_file
 
 FINAL_ROUNDS = 10
 
@@ -171,7 +171,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
                     by_decay = accuracies.setdefault(each.cell.regularizer, {})
                     by_decay[float(each.cell.column)] = [value / 100 for value in each.final]
             draw_by_decay(accuracies, output / f"decay_{row}.png")
-    replace(output / "table.md", _as_markdown(table, measured, command))
+    replace_file(output / "table.md", _as_markdown(table, measured, command))
     rows = [
         {
             "row": m.cell.row, "column": m.cell.column, "regularizer": m.cell.regularizer, "final": m.final,
@@ -180,7 +180,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
         }
         for m in measured
     ]  # fmt: skip
-    replace(output / "results.json", json.dumps({"title": table.title, "reduced": table.reduced, "cells": rows}))
+    replace_file(output / "results.json", json.dumps({"title": table.title, "reduced": table.reduced, "cells": rows}))
 
 
 def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> str:
@@ -231,7 +231,7 @@ def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
         axes = panels[rows.index(m.cell.row), columns.index(m.cell.column)]
         for index, curve in enumerate(m.curves):
             name = m.cell.regularizer
-            style = {"color": COLOURS[name], "linestyle": STYLES[name], "label": name if index == 0 else None}
+            style = {"color": COLORS[name], "linestyle": STYLES[name], "label": name if index == 0 else None}
             axes.plot([r + 1 for r, _ in curve], [accuracy for _, accuracy in curve], **style)
         axes.set_title(f"{m.cell.row}, {column}{m.cell.column}", fontsize=10)
         axes.grid(alpha=0.3)

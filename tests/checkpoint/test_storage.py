@@ -16,7 +16,7 @@ from pyarrow import fs
 from fednar_ray.checkpoint import CheckpointStore, open_storage
 from fednar_ray.checkpoint.remote import RemoteStorage
 from fednar_ray.core.errors import BadInput, CheckpointError, StorageUnavailable
-from tests.checkpoint.test_checkpoint import assert_same, snapshot
+from tests.checkpoint.test_store import assert_same, snapshot
 
 KINDS = ("local", "file", "memory", "s3", "bucket")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +71,7 @@ def test_files_are_written_replaced_listed_and_deleted(location):
 
 
 @every_kind
-def test_a_checkpoint_comes_back_the_same_from_every_kind_of_storage(location):
+def test_a_checkpoint_is_read_back_unchanged_from_every_kind_of_storage(location):
     store = CheckpointStore(open_storage(location), keep=1)
     store.save(snapshot(10, {3: 1, 4: 9}))
     second = snapshot(20, {3: 1, 4: 15, 5: 12})
@@ -81,7 +81,7 @@ def test_a_checkpoint_comes_back_the_same_from_every_kind_of_storage(location):
     assert len(open_storage(location).names()) == 1 + 1 + 3 + 2
 
 
-def test_opening_and_reading_make_nothing(tmp_path):
+def test_opening_and_reading_create_nothing(tmp_path):
     storage = open_storage(str(tmp_path / "new"))
     assert (storage.names(), storage.location) == ([], str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
@@ -109,7 +109,7 @@ def test_a_local_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path,
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
-def test_what_a_killed_writer_left_is_not_listed_and_goes_with_the_next_write(tmp_path):
+def test_files_of_a_killed_writer_are_not_listed_and_are_removed_by_the_next_write(tmp_path):
     (tmp_path / "rows").mkdir()
     left = [tmp_path / ".round-00000010.json.0badcafe.tmp", tmp_path / "rows" / ".1-2.safetensors.deadbeef.tmp"]
     mine = tmp_path / ".notes.tmp"
@@ -123,7 +123,7 @@ def test_what_a_killed_writer_left_is_not_listed_and_goes_with_the_next_write(tm
     assert mine.exists()
 
 
-def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_path):
+def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(OSError, match="symbolic links"):
@@ -142,19 +142,19 @@ def test_a_directory_that_cannot_be_listed_does_not_pass_for_an_empty_one(tmp_pa
         ("://", "Cannot parse URI"),
     ],
 )
-def test_a_location_that_cannot_be_is_refused_with_what_would_be_right(uri, message):
+def test_an_invalid_location_is_refused_with_a_valid_example(uri, message):
     with pytest.raises(StorageUnavailable, match=message):
         open_storage(uri)
 
 
 def test_a_location_with_a_key_in_its_address_is_refused_without_repeating_it():
-    with pytest.raises(BadInput, match="the place of the checkpoints: the address holds a password") as refused:
+    with pytest.raises(BadInput, match="the location of the checkpoints: the address holds a password") as refused:
         open_storage("s3://me:hunter2@shelf/x?color=red")
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_bucket_that_is_not_there_is_refused(s3):
-    with pytest.raises(StorageUnavailable, match=r"^s3://nowhere/x\?.*there is no bucket nowhere; create it"):
+def test_a_missing_bucket_is_refused(s3):
+    with pytest.raises(StorageUnavailable, match=r"^s3://nowhere/x\?.*the bucket nowhere does not exist; create it"):
         open_storage(f"s3://nowhere/x?{s3}")
 
 
@@ -200,7 +200,7 @@ class OwnKindError(Exception):
 
 
 @pytest.mark.parametrize("fault", [OSError("connection reset"), TimeoutError(), OwnKindError("503 slow down")])
-def test_a_transient_failure_of_a_remote_storage_is_tried_again(fault):
+def test_a_transient_failure_of_a_remote_storage_is_repeated(fault):
     storage, _ = faulty(fault, fault)
     storage.write("a", b"new")
     assert storage.read("a") == b"new"
@@ -227,7 +227,7 @@ def test_a_storage_that_does_not_answer_is_refused_when_it_is_opened():
 @pytest.mark.parametrize(
     "fault", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), PermissionError(errno.EACCES, "no")]
 )
-def test_what_trying_again_cannot_help_is_not_tried_again(fault):
+def test_an_operation_that_repeating_cannot_help_is_not_repeated(fault):
     storage, left = faulty(fault, fault, fault)
     with pytest.raises(OSError, match=fault.strerror):
         storage.write("a", b"new")

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 import fednar_ray as fr
-from fednar_ray.checkpoint.storage import open_storage
+from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.config.files import parse_document
 from fednar_ray.config.settings import TrackingSettings
 from fednar_ray.core.credentials import secret_in

@@ -12,8 +12,10 @@ import pytest
 from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
-from fednar_ray.tracking.inside import path_inside
-from fednar_ray.tracking.lines import Lines, replace, sole_writer
+from fednar_ray.tracking.file_writes import replace_file
+from fednar_ray.tracking.inside import resolve_inside
+from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.sync import sync
 from tests.support.servers import Proxy
@@ -95,7 +97,7 @@ def test_paths_that_lead_outside(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("../nothing")
     with pytest.raises(BadInput, match="is not sent"):
-        path_inside(tmp_path, name)
+        resolve_inside(tmp_path, name)
 
 
 def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) 
     (tmp_path / "real" / "alias").symlink_to("file")
     (tmp_path / "run").symlink_to("real")
     for name in ("file", "alias", "./file", "../run/file"):
-        assert path_inside(tmp_path / "run", name).read_text() == "x"
+        assert resolve_inside(tmp_path / "run", name).read_text() == "x"
 
 
 def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Path) -> None:
@@ -120,8 +122,8 @@ def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Pat
         assert name == "outbox.sent.new" or "it is a link" in str(report.problem)
     (tmp_path / "file").symlink_to(mine)
     with pytest.raises(RunFailed, match="it is a link"):
-        Lines(tmp_path / "file")
-    replace(tmp_path / "file", "new")
+        JsonLines(tmp_path / "file")
+    replace_file(tmp_path / "file", "new")
     assert ((tmp_path / "file").read_text(), mine.read_text()) == ("new", "my notes")
 
 
@@ -197,6 +199,6 @@ def test_where_nothing_can_be_remembered_nothing_is(tmp_path: Path, monkeypatch:
 
 def test_the_lock_is_no_link(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "other")
-    with pytest.raises(RunFailed, match="it is a link"), sole_writer(tmp_path):
+    with pytest.raises(RunFailed, match="it is a link"), lock_run_directory(tmp_path):
         pass
     assert not (tmp_path / "other").exists()

@@ -14,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
@@ -79,7 +79,7 @@ def lose_a_node(folder: Path) -> None:
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         places = [pool.actor_infos()]
-        for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
+        for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
             if report.round_index == 1:
                 armed.touch()

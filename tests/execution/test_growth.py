@@ -50,7 +50,7 @@ def grow_and_shrink() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+    from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
     from fednar_ray.experiments.placement import place, resolve
     from fednar_ray.experiments.prepare import prepare
 
@@ -72,7 +72,7 @@ def grow_and_shrink() -> None:
     resolved = resolve(prepared, session)
     counts, added, left = [], None, 0
     with place(prepared, resolved, session) as pool:
-        for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
+        for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
             counts.append(len(pool.actor_infos()))
             if added is None:

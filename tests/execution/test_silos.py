@@ -19,7 +19,7 @@ from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.capacity import Footprint
 from fednar_ray.execution.silos import plan_silos
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import on_a_cluster_of_its_own
@@ -92,7 +92,7 @@ def train_on_two_nodes(folder: Path) -> None:
     with place(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         found = [hosts[where.node_id] for where in pool.actor_infos()]
-        *_, last = rounds_of(prepared, resolved, pool, initial_state(prepared))
+        *_, last = train_rounds(prepared, resolved, pool, build_initial_state(prepared))
     refusals = [
         refusal(experiment(places({"north": folder / "both", "south": folder / "gone.csv"}, pinned=True)), session),
         refusal(experiment({"north": {"data": "/x", "resources": {"site_west": 1}}, "south": {"data": "/x"}}), session),
@@ -172,7 +172,7 @@ def test_a_site_that_is_away_for_too_long_does_not_count(tmp_path: Path, session
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         assert len(pool.actor_infos()) == 2
-        rounds = rounds_of(prepared, resolved, pool, initial_state(prepared), splits=())
+        rounds = train_rounds(prepared, resolved, pool, build_initial_state(prepared), splits=())
         assert next(rounds).exclusions == {}
         pool._plan = replace(pool._plan, pins=(pool._plan.pins[0], replace(pool._plan.pins[1], resources={"gone": 1})))
         pool._settings = chosen.execution.model_copy(update={"capacity_timeout_seconds": 0.5})

@@ -27,12 +27,12 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
-from fednar_ray.experiments.comparison.table import Outcome, rows_of
+from fednar_ray.experiments.comparison.table import Outcome, build_rows
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.report.runs import Variant
-from fednar_ray.tracking.identity import identity_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.report.run_plots import Variant
+from fednar_ray.tracking.identity import read_identity
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
@@ -205,7 +205,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
 
 def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
-    return [row.cells() for row in rows_of(runs, CompareSettings(seeds=len(fednar), **settings))]
+    return [row.cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():
@@ -405,7 +405,7 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
 
 def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
     name = interrupted(document(data), 1)
-    with sole_writer(Path("runs", name).absolute()):
+    with lock_run_directory(Path("runs", name).absolute()):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert "is being written by a process that is running" in str(error)
@@ -416,19 +416,19 @@ def test_a_run_that_another_process_trains_is_left_to_it(data):
     name = interrupted(document(data), 3)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    with sole_writer(directory):
+    with lock_run_directory(directory):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
     assert find(name).directory_of(find(name).runs[0]) == directory
-    assert "fednar.abandoned" not in MlflowClient().get_run(identity_of(directory).run_id).data.tags
+    assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
 def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
     name = interrupted(document(data), ROUNDS + 1)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None
-    run_id = identity_of(directory).run_id
+    run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")
     assert without_durations(printed("--resume", name)["rows"]) == whole[0]
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags

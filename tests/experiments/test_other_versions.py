@@ -237,6 +237,6 @@ def test_a_line_of_the_history_that_is_no_round_is_named(edited: Edited, case: s
 def test_another_format_is_refused_and_stays_where_it_is(edited: Edited) -> None:
     edited.manifest["format"] = "checkpoint 2"
     edited.write()
-    with pytest.raises(CheckpointError, match=f"{edited.path.name} is of the format 'checkpoint 2'"):
+    with pytest.raises(CheckpointError, match=f"{edited.path.name} has the format 'checkpoint 2'"):
         fr.run(resume=edited.folder.parent, **given())
     assert edited.path.exists()

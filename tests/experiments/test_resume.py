@@ -28,8 +28,8 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import draw_attack_factors
-from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
@@ -145,7 +145,7 @@ def assert_same_history(history: Sequence[RoundRecord], reports: Sequence[RoundR
 def assert_recorded_once(directory: Path) -> None:
     """MLflow has every metric of every round, once, in one finished run; so has the journal."""
     place = json.loads((directory / "run.json").read_text())
-    client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], recorded(directory)
+    client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], load_records(directory)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     same_name = client.search_runs([run.info.experiment_id], f"attributes.run_name = '{run.info.run_name}'")
@@ -178,7 +178,7 @@ def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
     assert last is not None
     reports = list(fr.iter_rounds(begun, **given()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
-    assert_same_history(recorded(directory), reports)
+    assert_same_history(load_records(directory), reports)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
@@ -232,7 +232,7 @@ def test_the_first_checkpoint_after_a_resumption_writes_only_the_rows_that_chang
     after = writes(directory / "checkpoints")
     assert before.items() <= after.items()
     rows = [name.removeprefix("rows/").split("-")[0] for name in after.keys() - before.keys() if "rows/" in name]
-    assert sorted(map(int, rows)) == list(recorded(directory)[4].client_ids)
+    assert sorted(map(int, rows)) == list(load_records(directory)[4].client_ids)
     assert len(rows) < len(resumption.checkpoint.rows)
 
 
@@ -321,7 +321,7 @@ def test_fewer_rounds_than_are_done_are_refused(uri: str) -> None:
     directory = left(settings(uri), 3)
     fewer = settings(uri, federation={"rounds": 2})
     assert refusal(fewer) == [
-        f"{directory.name} was begun with another experiment, and cannot go on with this one:",
+        f"{directory.name} was started with another experiment, and cannot be resumed with this one:",
         "federation.rounds: 2 is less than the rounds done (3)",
     ]
     assert refusal(fewer, may_change=["federation"])[1:] == ["federation.rounds: 2 is less than the rounds done (3)"]
@@ -382,7 +382,7 @@ def test_another_experiment_is_refused_with_key_values_and_option(case: str, beg
     changes, lines = OTHERS[case]
     wanted = [f"{line}; --may-change {line.partition(':')[0]} allows it" for line in lines]
     first, *problems = refusal(digits(uri, **changes), resume=begun.name)
-    assert first == f"{begun.name} was begun with another experiment, and cannot go on with this one:"
+    assert first == f"{begun.name} was started with another experiment, and cannot be resumed with this one:"
     assert sorted(problems) == sorted(wanted)
 
 
@@ -448,7 +448,7 @@ def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_spok
     left(settings(uri, seed=1), 1)
     newer = left(settings(uri, seed=2), 1)
     assert refusal(settings(uri)) == [
-        f"{newer.name} was begun with another experiment, and cannot go on with this one:",
+        f"{newer.name} was started with another experiment, and cannot be resumed with this one:",
         "seed: 0, and was 2; --may-change seed allows it",
     ]
 
@@ -470,7 +470,7 @@ def test_a_run_goes_by_name_id_directory_and_the_place_of_its_checkpoints(uri: s
     for name in names:
         resumption = resume_from(str(name), settings(uri))
         assert resumption is not None
-        assert (resumption.kept.directory, resumption.run_id) == (directory, run_id)
+        assert (resumption.ref.directory, resumption.run_id) == (directory, run_id)
     result = fr.run(settings(uri), **given(), resume=directory / "checkpoints")
     assert (result.directory, result.run_id, result.resumed_from_round) == (directory, run_id, 1)
     assert_recorded_once(result.directory)
@@ -489,12 +489,12 @@ def test_a_named_run_brings_its_own_experiment(uri: str) -> None:
 
 
 def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
-    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: none are kept in this directory"):
+    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: there are none in this directory"):
         fr.run(settings(uri), **given(), resume="nonsense")
     directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):
         fr.run(settings(uri), **given(), resume="nonsense")
-    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start it"):
+    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start a"):
         fr.run(settings(uri), **given(), resume=directory.name)
 
 
@@ -551,7 +551,8 @@ def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_pa
 
 def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
     directory = left(settings(uri), 2)
-    with sole_writer(directory), pytest.raises(fr.BadInput, match="is being written by a process that is running"):
+    being_written = "is being written by a process that is running"
+    with lock_run_directory(directory), pytest.raises(fr.BadInput, match=being_written):
         fr.run(settings(uri), **given(), resume_newest=True)
 
 
@@ -581,7 +582,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     (told,) = [message for message in caplog.messages if "cannot be used" in message]
     assert told == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
-        f"{arrays.name} does not hold what was written: its SHA-256 is another"
+        f"{arrays.name} does not hold what was written: its SHA-256 differs"
     )
     assert older.name == "round-00000004.json"
     assert result.resumed_from_round == 4
@@ -637,7 +638,7 @@ def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def rounds_recorded() -> int:
-    return max((len(recorded(path)) for path in Path("runs").glob("long-*")), default=0)
+    return max((len(load_records(path)) for path in Path("runs").glob("long-*")), default=0)
 
 
 def newest_checkpoint() -> int:

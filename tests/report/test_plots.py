@@ -35,12 +35,12 @@ def test_partition(shape, tmp_path):
     assert_sensible(path)
 
 
-def test_more_clients_make_a_taller_picture_up_to_a_limit(tmp_path):
+def test_more_clients_make_a_taller_plot_up_to_a_limit(tmp_path):
     heights = [dimensions(draw_partition(np.ones((n, 3), int), tmp_path / f"{n}.png"))[1] for n in (5, 20, 200, 500)]
     assert heights[0] < heights[1] < heights[2] == heights[3]
 
 
-def test_the_picture_follows_from_the_counts(tmp_path):
+def test_the_plot_depends_only_on_the_counts(tmp_path):
     images = [draw_partition(c, tmp_path / "p.png").read_bytes() for c in (np.eye(3, dtype=int), np.ones((3, 3), int))]
     assert images[0] != images[1]
 
@@ -69,7 +69,7 @@ def test_comparison(rounds, seeds, decays, tmp_path):
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_every_number_of_rounds_leaves_its_mark(rounds, tmp_path):
+def test_every_number_of_rounds_is_visible(rounds, tmp_path):
     names = ("test_accuracy", "train_loss", "clip_fraction", "effective_weight_decay", "weight_decay")
     metrics = dict.fromkeys(names, 0.5)
     history = [RoundRecord(round_index=t, metrics=metrics, client_ids=(0,), exclusions={}) for t in range(rounds)]
@@ -105,7 +105,7 @@ def assert_alike(picture, other):
     assert np.abs(picture - other).max(axis=-1).sum() < 0.02 * inked(other)
 
 
-def test_curves_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
+def test_curves_connect_over_rounds_that_were_not_evaluated(tmp_path):
     seldom = draw_curves([*history_of([0.2, None, None, 0.5, None, 0.9])], tmp_path / "seldom.png")
     always = draw_curves([*history_of([0.2, 0.3, 0.4, 0.5, 0.7, 0.9])], tmp_path / "always.png")
     other = draw_curves([*history_of([0.2, 0.9, 0.9, 0.5, 0.9, 0.9])], tmp_path / "other.png")
@@ -114,7 +114,7 @@ def test_curves_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
         assert_alike(pixels(seldom), pixels(other))
 
 
-def test_the_only_evaluation_of_a_run_leaves_its_mark(tmp_path):
+def test_the_only_evaluation_of_a_run_is_visible(tmp_path):
     picture = pixels(draw_curves([*history_of([None, None, None, 0.4])], tmp_path / "curves.png"))
     below, right = picture.shape[0] // 2, picture.shape[1] // 2
     assert inked(picture[below // 2 : below, :right]) > 20  # the lower half of its panel, the legend being above
@@ -126,7 +126,7 @@ def comparison_of(accuracies):
     return {0.01: runs}, {0.01: decay}
 
 
-def test_a_comparisons_lines_and_bands_run_straight_through_rounds_that_were_not_evaluated(tmp_path):
+def test_lines_and_bands_of_a_comparison_connect_over_rounds_that_were_not_evaluated(tmp_path):
     nan = np.nan
     seldom = comparison_of([[0.1, nan, 0.5, nan, nan, 0.8], [0.2, nan, 0.8, nan, nan, 0.8]])
     always = comparison_of([[0.1, 0.3, 0.5, 0.6, 0.7, 0.8], [0.2, 0.5, 0.8, 0.8, 0.8, 0.8]])
@@ -137,7 +137,7 @@ def test_a_comparisons_lines_and_bands_run_straight_through_rounds_that_were_not
         assert_alike(pictures[0], pictures[2])
 
 
-def test_the_only_evaluation_of_a_comparison_leaves_its_mark(tmp_path):
+def test_the_only_evaluation_of_a_comparison_is_visible(tmp_path):
     picture = pixels(draw_comparison(*comparison_of([[np.nan, np.nan, 0.9]]), tmp_path / "c.png"))
     assert inked(picture[: picture.shape[0] // 4]) > 20  # the upper half of its panel, the legend being below
 
@@ -202,7 +202,7 @@ def spans(*lines):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 0.01, 1.0, -5.0, 1e6])
-def test_rounding_errors_do_not_fill_an_axis(scale):
+def test_an_axis_is_widened_around_rounding_errors(scale):
     exact, rounded = np.full(5, scale), np.full(5, scale) * (1 + 1e-7 * np.arange(5))
     low, high = spans(exact, rounded)
     assert high - low >= 0.1 * abs(scale)
@@ -237,7 +237,7 @@ def test_curves_that_agree_to_rounding_are_drawn_as_one(tmp_path):
     assert colored_rows([0.01 * (1 - 0.1 * t) for t in range(6)]) > 100
 
 
-def test_a_comparison_of_errors_has_an_axis_of_their_size(tmp_path):
+def test_the_axis_of_a_regression_comparison_fits_its_errors(tmp_path):
     """Values of thousands lie within the picture; on an axis from 0 to 1 nothing of them would show."""
     runs = {0.01: {"fednar": np.array([[4000.0, 2500.0, 1200.0]])}}
     decay = {0.01: {"fednar": np.full((1, 3), 0.01)}}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
-from fednar_ray.tracking.journal import Journal, is_round, recorded
-from fednar_ray.tracking.outbox import operation_of
+from fednar_ray.tracking.journal import Journal, is_round, load_records
+from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
 from tests.cli.test_strangers import typed
@@ -129,7 +129,7 @@ def damage(run: Path, name: str, how: Callable[[Path, np.random.Generator], None
 @hypothesis.given(
     name=st.sampled_from(FILES), how=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32), owed=st.booleans()
 )
-def test_whatever_is_damaged_the_other_run_is_listed_sent_and_resumed(
+def test_a_damaged_run_does_not_keep_another_from_being_listed_sent_and_resumed(
     name: str,
     how: Callable[[Path, np.random.Generator], None],
     seed: int,
@@ -154,7 +154,7 @@ def test_whatever_is_damaged_the_other_run_is_listed_sent_and_resumed(
         assert find_run(good.name).directory == good
         resumption = resume_from(None, fr.load(good / "experiment.yaml"))
         assert resumption is not None
-        assert resumption.kept.name == good.name
+        assert resumption.ref.name == good.name
         _unless_refused(lambda: find_run(other.name))
         _unless_refused(lambda: resume_from(other.name, None))
 
@@ -180,7 +180,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_something_else_in_place_of_a_run(
+def test_other_files_in_place_of_a_run_are_skipped(
     kind: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished / "runs", tmp_path / "runs")
@@ -220,7 +220,7 @@ def test_a_damaged_experiment_is_warned_about_by_path_and_reason(
     assert kept.open_checkpoints().load() is not None
 
 
-def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
+def test_an_older_run_is_resumed_if_all_checkpoints_of_the_newest_are_damaged(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(finished / "runs", tmp_path / "runs")
@@ -234,7 +234,7 @@ def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
     experiment = fr.load(good / "experiment.yaml")
     resumption = resume_from(None, experiment)
     assert resumption is not None
-    assert resumption.kept.name == good.name
+    assert resumption.ref.name == good.name
     assert "good-00000000 cannot be resumed: every checkpoint" in caplog.text
     shutil.rmtree(good)
     with pytest.raises(CheckpointError, match="every checkpoint"):
@@ -242,15 +242,15 @@ def test_of_a_run_whose_checkpoints_are_all_damaged_an_older_one_is_resumed(
 
 
 @pytest.mark.parametrize("line", JSON)
-def test_json_that_is_no_round_and_no_operation(line: str, tmp_path: Path) -> None:
+def test_other_json_is_neither_a_round_nor_an_operation(line: str, tmp_path: Path) -> None:
     assert not is_round(line, 0)
     if not line.startswith("[[[[") and not line.startswith("experiment"):
-        assert operation_of(line) is None
+        assert parse_operation(line) is None
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    assert recorded(tmp_path) == ()
+    assert load_records(tmp_path) == ()
 
 
-def test_a_journal_is_not_cut_by_who_only_sends_it(finished: Path, tmp_path: Path) -> None:
+def test_sync_does_not_truncate_a_damaged_journal(finished: Path, tmp_path: Path) -> None:
     """What is after a damaged line is for a resumed run to mend, not for ``sync`` to throw away."""
     (good,) = (finished / "runs").glob("good-*")
     run = tmp_path / good.name
@@ -265,7 +265,7 @@ def test_a_journal_is_not_cut_by_who_only_sends_it(finished: Path, tmp_path: Pat
         assert journal.lines(journal.rounds) == (first, second)
 
 
-def test_a_damaged_line_of_an_outbox_is_told_and_the_others_are_sent(
+def test_sync_warns_about_a_damaged_line_of_the_outbox_and_sends_the_others(
     finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (good,) = (finished / "runs").glob("good-*")
@@ -275,10 +275,10 @@ def test_a_damaged_line_of_an_outbox_is_told_and_the_others_are_sent(
     (run / "outbox.jsonl").write_text("\n".join([whole[0], '{"kind": "file"}', *whole[1:]]) + "\n")
     (run / "outbox.sent").unlink()
     assert sync(run).operations == len(whole)
-    assert "a line of its outbox is damaged" in caplog.text
+    assert "a line of the outbox is damaged" in caplog.text
 
 
-def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("x" * 5000, "a\0b", "../..", "runs/*", "[", "~"):
         with pytest.raises(BadInput):

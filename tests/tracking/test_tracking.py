@@ -80,7 +80,7 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def load_records(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Every variant, run from a git checkout, with the store elsewhere."""
     folder = tmp_path_factory.mktemp("tracking")
     work, store = folder / "work", folder / "store" / "m.db"

@@ -22,7 +22,7 @@ import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import CapacityError
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tuning.search import SearchResult, resume_search, start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialTable
@@ -276,7 +276,7 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
     single = [list(fr.iter_rounds(document(uri, search).varied({**entry.values, "seed": seed}))) for seed in (0, 1)]
     accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
     assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
-    losses = [record.metrics["train_loss"] for record in recorded(first.directory / "trials" / entry.name)]
+    losses = [record.metrics["train_loss"] for record in load_records(first.directory / "trials" / entry.name)]
     assert losses == pytest.approx(
         [(a.metrics["train_loss"] + b.metrics["train_loss"]) / 2 for a, b in zip(*single, strict=True)]
     )
@@ -301,7 +301,9 @@ def test_pbt_hands_federations_on_and_its_best_file_repeats_what_it_found(uri: s
         assert last[1][RATE] == entry.values[RATE]
     assert all(0.001 <= rate <= 0.5 for rate in rates)
     for entry in result.trials:
-        assert [record.round_index for record in recorded(result.directory / "trials" / entry.name)] == [*range(ROUNDS)]
+        assert [record.round_index for record in load_records(result.directory / "trials" / entry.name)] == [
+            *range(ROUNDS)
+        ]
     winner = next(entry for entry in result.trials if entry.lineage is not None)
     assert winner.lineage is not None
     experiment = document(uri, search).varied({**winner.lineage.initial_values})

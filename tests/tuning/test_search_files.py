@@ -142,6 +142,15 @@ def test_whoever_waited_for_a_removed_lock_takes_the_new_one(tmp_path: Path, mon
     assert left
 
 
+def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("searches").mkdir()
+    Path("searches/.small.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(fr.BadInput, match=r"cannot be locked: .*symbolic links"), hold_search("small"):
+        pass
+    assert not Path("elsewhere").exists()
+
+
 # --- whole, or not there ---
 
 

@@ -13,8 +13,8 @@ from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yam
 from fednar_ray.config.files import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
-from fednar_ray.report.runs import Variant
-from fednar_ray.tracking.lines import replace
+from fednar_ray.report.run_plots import Variant
+from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
@@ -50,7 +50,7 @@ class PlannedRun:
         return base.model_copy(update={"regularizer": regularizer, "seed": self.seed})
 
 
-def planned_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
+def plan_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
     """All runs of a comparison in their order: seeds, within them weight decays, within them regularizers."""
     decays = settings.weight_decays or (experiment.regularizer.weight_decay,)
     return [
@@ -96,7 +96,7 @@ class ComparisonRecord:
     def save(self) -> None:
         """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
-        replace(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
+        replace_file(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":
@@ -136,7 +136,7 @@ def _sections(document: Document) -> dict[str, Any]:
     return {"experiment": dict(document.raw), "compare": compare}
 
 
-def kept_comparisons() -> Iterator[ComparisonRecord]:
+def list_comparisons() -> Iterator[ComparisonRecord]:
     """The comparisons in ``runs/``, the newest first; one whose record cannot be read is warned about."""
     for directory in _directories():
         try:
@@ -164,7 +164,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     Raises ConfigError where there are only comparisons of other settings under that name.
     """
     name, refused = document.experiment.name, None
-    for record in kept_comparisons():
+    for record in list_comparisons():
         if record.name.rpartition("-")[0] != name:
             continue
         different = list(_differences(record.document, document))

@@ -12,19 +12,19 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
-from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
-from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
+from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
+from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import resolve
-from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.runs import ACCURACY, Records, Variant, draw_variants, measure_of
-from fednar_ray.tracking.identity import check_no_copy, identity_of
-from fednar_ray.tracking.journal import recorded
-from fednar_ray.tracking.lines import BeingWritten
+from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, measure_for_task
+from fednar_ray.tracking.identity import check_not_copied, read_identity
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.reading import children_of, run_of
+from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
 
@@ -67,7 +67,7 @@ def compare(
     Raises BadInput's kinds before Ray starts, RunFailed's kinds when a run fails.
     """
     store, experiment_id = open_store(document.experiment) if record is None else _store_of(record)
-    planned = planned_runs(document.experiment, document.compare) if record is None else record.runs
+    planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
     _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
         run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
@@ -75,7 +75,7 @@ def compare(
         record = ComparisonRecord(directory=directory, document=document, runs=planned)
         resumed = False
     else:
-        run_id, resumed = identity_of(record.directory).run_id, True
+        run_id, resumed = read_identity(record.directory).run_id, True
     with RunTracker(store, run_id, record.directory, resumed=resumed) as parent:
         if resumed:
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
@@ -95,8 +95,8 @@ def compare(
 
 def _store_of(record: ComparisonRecord) -> tuple[Store, str]:
     """The store that a comparison was recorded in, which answers. It names its MLflow experiment itself."""
-    check_no_copy(record.directory, "comparison")
-    store = Store(identity_of(record.directory).tracking_uri)
+    check_not_copied(record.directory, "comparison")
+    store = Store(read_identity(record.directory).tracking_uri)
     store.check()
     return store, ""
 
@@ -106,7 +106,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     if not to_train:
         return
     prepared = prepare(to_train[0].experiment(document.experiment), session=session)
-    accuracy = measure_of(prepared.federation.task) == ACCURACY
+    accuracy = measure_for_task(prepared.federation.task) == ACCURACY
     key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
     if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
         task = prepared.federation.task
@@ -120,7 +120,7 @@ def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     directory = record.directory_of(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
-    return len(recorded(directory)) >= record.document.experiment.federation.rounds
+    return len(load_records(directory)) >= record.document.experiment.federation.rounds
 
 
 def _compared(settings: CompareSettings) -> dict[str, object]:
@@ -147,11 +147,11 @@ class _Runs:
     def _conclusion(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
         histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
         chart, *further = _drawn(histories, self._settings.final_rounds, self._record.directory)
-        rows = tuple(rows_of(outcomes, self._settings))
+        rows = tuple(build_rows(outcomes, self._settings))
         for picture in filter(Path.exists, (chart, *further)):
             parent.log_file(picture)
         parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
-        parent.log_metrics(headline(rows))
+        parent.log_metrics(build_metrics(rows))
         return Comparison(
             name=self._record.name,
             settings=self._settings,
@@ -169,7 +169,7 @@ class _Runs:
             return None
         try:
             return resume_from(str(directory), self._experiment(run))
-        except (ConfigError, BeingWritten):  # another experiment now; or a process that is training the run
+        except (ConfigError, DirectoryLocked):  # another experiment now; or a process that is training the run
             raise
         except (BadInput, CheckpointError) as error:
             log.warning("%s is trained from its first round: %s", run.label, error)
@@ -180,8 +180,8 @@ class _Runs:
         """End what MLflow has of runs that a killed process left, and that do not continue."""
         directories = [self._record.directory_of(run) for run in self._record.runs]
         kept = {_id_or_its_beginning(directory) for directory in directories if directory is not None}
-        parent = run_of(self._store, self._run_id)
-        for child in () if parent is None else children_of(self._store, parent):
+        parent = find_mlflow_run(self._store, self._run_id)
+        for child in () if parent is None else list_children(self._store, parent):
             if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
                 self._store.abandon_run(child.info.run_id)
 
@@ -221,15 +221,15 @@ class _Runs:
     def _recorded_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.directory_of(run), self._experiment(run)
         assert directory is not None
-        history = recorded(directory)[: experiment.federation.rounds]
-        chance = compute_chance_level(federation_of(experiment, self._session))
+        history = load_records(directory)[: experiment.federation.rounds]
+        chance = compute_chance_level(load_experiment_data(experiment, self._session))
         return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
 def _id_or_its_beginning(directory: Path) -> str:
     """The MLflow run of a run directory; where its run.json is damaged, what the directory's name has of it."""
     try:
-        return identity_of(directory).run_id
+        return read_identity(directory).run_id
     except BadInput:
         return directory.name.rpartition("-")[2]
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.runs import ACCURACY, Measure, Variant, curve, final_value, measured_by
+from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, curve, final_value, measure_in
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -76,9 +76,9 @@ class Row:
         return (".3f", ".3f") if self.measure == ACCURACY else (".4g", ".2g")
 
 
-def rows_of(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
+def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
     """The rows of the table, in the order of the variants; each has one outcome per seed, in the order of the seeds."""
-    measure = measured_by(record for runs in outcomes.values() for run in runs for record in run.history)
+    measure = measure_in(record for runs in outcomes.values() for run in runs for record in run.history)
     target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
@@ -115,11 +115,13 @@ def _difference(
 ) -> tuple[float | None, float | None]:
     """As ``paired``; nothing can be said where a value is not finite."""
     if np.isfinite(values).all() and np.isfinite(reference).all():
-        return paired(values, reference)
+        return compute_paired_difference(values, reference)
     return None, None
 
 
-def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> tuple[float, float | None]:
+def compute_paired_difference(
+    values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
+) -> tuple[float, float | None]:
     """Mean difference of pairs [seeds], and the half-width of its 95 % interval by Student's t (None for one pair)."""
     differences = values - reference
     if len(differences) < 2:
@@ -138,7 +140,7 @@ def _to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, floa
     return rounds, float(sent)
 
 
-def headline(rows: Sequence[Row]) -> dict[str, float]:
+def build_metrics(rows: Sequence[Row]) -> dict[str, float]:
     """The rows' final values and differences as metrics of the comparison in MLflow."""
     found = {}
     for row in rows:

@@ -47,7 +47,7 @@ def started(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Path]
 
 
 @pytest.mark.parametrize("picture", ["curves.png", "step_norms.png"])
-def test_a_picture_for_which_there_is_no_room_costs_no_run(
+def test_a_run_continues_if_the_disk_is_full_when_a_plot_is_written(
     picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds, directory = started(tmp_path)
@@ -61,7 +61,7 @@ def test_a_picture_for_which_there_is_no_room_costs_no_run(
 
 
 @pytest.mark.parametrize("name", ["model.pt", "a directory in the model's place"])
-def test_a_model_for_which_there_is_no_room_is_said_and_the_run_can_be_resumed(name: str, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_if_the_disk_is_full_when_the_model_is_written(name: str, tmp_path: Path) -> None:
     rounds, directory = started(tmp_path)
     if name == "model.pt":
         (directory / name).symlink_to("/dev/full")
@@ -80,7 +80,9 @@ def test_a_model_for_which_there_is_no_room_is_said_and_the_run_can_be_resumed(n
 
 
 @pytest.mark.parametrize("what", ["the working directory", "the run directory", "the run directory, renamed"])
-def test_a_directory_that_is_deleted_in_mid_run_ends_it_with_its_name(what: str, tmp_path: Path, here: Path) -> None:
+def test_deleting_the_directory_during_a_run_ends_it_with_an_error_that_names_it(
+    what: str, tmp_path: Path, here: Path
+) -> None:
     rounds, directory = started(tmp_path)
     gone = here if what == "the working directory" else directory
     gone.rename(tmp_path / "elsewhere")  # at once, whatever is written in it meanwhile
@@ -92,7 +94,7 @@ def test_a_directory_that_is_deleted_in_mid_run_ends_it_with_its_name(what: str,
     assert not (directory / "metrics.jsonl").exists()
 
 
-def test_commands_in_a_working_directory_that_is_gone_say_so(
+def test_commands_report_that_the_working_directory_does_not_exist(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here.rmdir()
@@ -101,7 +103,7 @@ def test_commands_in_a_working_directory_that_is_gone_say_so(
         assert "the working directory" in capsys.readouterr().err, words
 
 
-def test_a_command_says_how_what_failed_is_resumed(
+def test_a_failed_command_says_how_to_resume(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second run of a directory finds its model's place taken."""
@@ -119,7 +121,7 @@ def test_a_command_says_how_what_failed_is_resumed(
     assert find_run(directory.name).files.finished
 
 
-def test_pictures_that_are_asked_for_are_an_error(
+def test_report_fails_if_its_plots_cannot_be_written(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = here / "full.png"

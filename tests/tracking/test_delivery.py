@@ -1,4 +1,4 @@
-"""MLflow that dies, hangs, answers nonsense and comes back: training goes on, and everything arrives exactly once."""
+"""Delivery to an MLflow that dies, hangs, answers nonsense and returns: runs continue, and everything arrives once."""
 
 import dataclasses
 import json
@@ -30,8 +30,8 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
-from fednar_ray.tracking.journal import Journal, parse, recorded
-from fednar_ray.tracking.lines import Lines, whole_lines
+from fednar_ray.tracking.journal import Journal, load_records, parse_line
+from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
@@ -130,7 +130,7 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
         assert torch.equal(mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")(x), result.model(x))
 
 
-def test_a_server_that_dies_in_mid_run_gets_everything_when_it_is_back(
+def test_a_server_that_dies_during_a_run_receives_everything_when_it_returns(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds = training(server.uri)
@@ -150,7 +150,7 @@ def test_a_server_that_dies_in_mid_run_gets_everything_when_it_is_back(
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
-def test_an_outage_beyond_the_end_is_made_up_for_by_sync_in_another_process(
+def test_sync_in_another_process_sends_what_an_outage_at_the_end_left(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds = training(server.uri)
@@ -240,7 +240,7 @@ def test_a_server_that_answers_nonsense_is_refused_before_anything_is_trained(ki
 
 
 @pytest.mark.parametrize("kind", ["an empty object", "HTML"])
-def test_what_is_answered_with_nonsense_in_mid_run_is_not_taken_for_sent(
+def test_a_nonsense_answer_during_a_run_does_not_count_as_a_confirmation(
     kind: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Proxy(server.uri) as proxy:
@@ -263,7 +263,7 @@ def test_what_is_answered_with_nonsense_in_mid_run_is_not_taken_for_sent(
 
 
 @pytest.mark.parametrize("only", ["log-batch", "mlflow-artifacts", "logged-models", "runs/update"])
-def test_a_part_that_was_swallowed_for_a_while_is_found_missing_and_sent_again(
+def test_a_part_that_was_lost_is_found_missing_and_sent_again(
     only: str, server: Server, database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id, directory = new_run(database, server.uri), tmp_path / "run"
@@ -279,9 +279,7 @@ def test_a_part_that_was_swallowed_for_a_while_is_found_missing_and_sent_again(
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
-def test_a_proxy_that_finds_nothing_behind_it_refuses_nothing_for_good(
-    status: int, database: Store, tmp_path: Path
-) -> None:
+def test_an_error_of_a_proxy_without_a_server_is_not_a_refusal(status: int, database: Store, tmp_path: Path) -> None:
     run_id, directory = new_run(database), tmp_path / "run"
     with Proxy(nonsense=b"<html>nothing here</html>") as proxy:
         proxy.status = status
@@ -304,7 +302,7 @@ def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
         Journal(directory, EXPERIMENT) as journal,
     ):
         follow(tracker, journal, range(6))
-    lines = [json.loads(line) for line in whole_lines(directory / "metrics.jsonl")]
+    lines = [json.loads(line) for line in read_lines(directory / "metrics.jsonl")]
     for index in (0, 1, 4):
         for name, value in lines[index]["metrics"].items():
             database.client.log_metric(run_id, name, value, lines[index]["time"], index)
@@ -314,7 +312,7 @@ def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
     assert steps(database.client, run_id) == list(range(6))
 
 
-def test_many_rounds_are_asked_for_now_and_then(server: Server, database: Store, tmp_path: Path) -> None:
+def test_many_rounds_are_confirmed_from_time_to_time(server: Server, database: Store, tmp_path: Path) -> None:
     """So that little is sent again after a crash, and asking does not grow faster than the rounds."""
     run_id, directory = new_run(database, server.uri), tmp_path / "run"
     with Proxy(server.uri) as proxy:
@@ -362,7 +360,7 @@ def log_everything(tracker: RunTracker, directory: Path) -> None:
     tracker.save_model(torch.nn.Linear(2, 3).eval(), np.ones((2, 2), dtype=np.float32))
 
 
-def test_a_server_that_answers_500_to_everything_stops_nothing(
+def test_a_run_continues_if_the_server_answers_500_to_everything(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id, directory = new_run(database), tmp_path / "run"
@@ -421,7 +419,7 @@ def test_sending_everything_a_second_time_changes_nothing(database: Store, tmp_p
     assert database.client.get_run(run_id).to_dictionary() == before
 
 
-def test_what_a_killed_process_leaves_is_gone_on_with(database: Store, tmp_path: Path) -> None:
+def test_sync_sends_what_a_killed_process_left(database: Store, tmp_path: Path) -> None:
     """A copy of the directory, in mid-run, is what SIGKILL leaves; add two half lines."""
     run_id, directory, left = new_run(database), tmp_path / "run", tmp_path / "left"
     with (
@@ -439,12 +437,12 @@ def test_what_a_killed_process_leaves_is_gone_on_with(database: Store, tmp_path:
         assert journal.rounds == 6
         follow(tracker, journal, range(3, 9))  # from a checkpoint at round 3
     assert_by_hand_once(database, run_id, rounds=9)
-    times = [json.loads(line)["time"] for line in whole_lines(left / "metrics.jsonl")]
+    times = [json.loads(line)["time"] for line in read_lines(left / "metrics.jsonl")]
     points = database.client.get_metric_history(run_id, "train_loss")
     assert [point.timestamp for point in sorted(points, key=lambda point: point.step)] == times
 
 
-def test_a_run_that_goes_on_without_its_directory_repeats_no_round(database: Store, tmp_path: Path) -> None:
+def test_a_run_resumed_without_its_directory_repeats_no_round(database: Store, tmp_path: Path) -> None:
     """Only a checkpoint of round 4 is left, on another machine; MLflow has rounds 0 to 6 already."""
     run_id, first, second = new_run(database), tmp_path / "first", tmp_path / "second"
 
@@ -456,7 +454,7 @@ def test_a_run_that_goes_on_without_its_directory_repeats_no_round(database: Sto
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    lines = whole_lines(first / "metrics.jsonl")[:4]
+    lines = read_lines(first / "metrics.jsonl")[:4]
     run = database.client.get_run(run_id)
     assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
     before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
@@ -472,7 +470,7 @@ def test_a_run_that_goes_on_without_its_directory_repeats_no_round(database: Sto
     assert (run.info.status, "fednar.end" in run.data.tags) == ("FINISHED", False)
 
 
-def test_what_mlflow_refuses_is_told_once_and_holds_nothing_up(
+def test_what_mlflow_refuses_is_warned_about_once_and_blocks_nothing(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id, directory = new_run(database), tmp_path / "run"
@@ -487,7 +485,7 @@ def test_what_mlflow_refuses_is_told_once_and_holds_nothing_up(
     assert steps(database.client, run_id) == [0, 1]
 
 
-def test_a_run_that_was_deleted_from_mlflow_is_told_of_once(
+def test_a_run_deleted_from_mlflow_is_warned_about_once(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id, directory = new_run(database), tmp_path / "run"
@@ -497,10 +495,10 @@ def test_a_run_that_was_deleted_from_mlflow_is_told_of_once(
             follow(tracker, journal, range(index, index + 1))
             tracker.log_tags({"round": str(index)})
     assert told(caplog, "refuses a part of run") == 1
-    assert recorded(directory) == (record(0), record(1), record(2))
+    assert load_records(directory) == (record(0), record(1), record(2))
 
 
-def test_a_run_that_is_being_written_is_left_alone(database: Store, tmp_path: Path) -> None:
+def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path) -> None:
     run_id, directory = new_run(database), tmp_path / "run"
     with RunTracker(database, run_id, directory):
         report = sync(directory)
@@ -524,25 +522,25 @@ records = st.builds(
 
 @hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(drawn=st.lists(records, max_size=10))
-def test_rounds_read_back_as_they_were(drawn: list[RoundRecord], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_factory: pytest.TempPathFactory) -> None:
     history = [dataclasses.replace(record, round_index=index) for index, record in enumerate(drawn)]
     directory = tmp_path_factory.mktemp("journal")
     with Journal(directory, EXPERIMENT) as journal:
         for record in history:
             journal.log(record)
-        back = [journal.records(), recorded(directory), [parse(line) for line in journal.lines(len(history))]]
+        back = [journal.records(), load_records(directory), [parse_line(line) for line in journal.lines(len(history))]]
     for read in back:
         np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
 
 
-def test_what_is_infinite_is_not_a_number_in_the_journal(tmp_path: Path) -> None:
+def test_infinite_values_become_null_in_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path, EXPERIMENT) as journal:
         journal.log(record(0, loss=float("-inf")))
         assert np.isnan(journal.records()[0].metrics["train_loss"])
 
 
 @pytest.mark.parametrize("cut", [1, 40, 10**6])
-def test_a_journal_cut_anywhere_keeps_its_whole_lines(
+def test_a_journal_cut_anywhere_keeps_its_complete_lines(
     cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -553,10 +551,10 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     kept = 2 if cut < len(lines[2]) else 0
-    assert recorded(tmp_path) == tuple(record(index) for index in range(kept))
+    assert load_records(tmp_path) == tuple(record(index) for index in range(kept))
     with Journal(tmp_path, EXPERIMENT) as journal:
         assert journal.rounds == kept
-        assert told(caplog, "no whole line") == (kept > 0)
+        assert told(caplog, "are not a valid line") == (kept > 0)
         for index in range(3):
             journal.log(record(index))
         assert journal.lines(kept) == lines[:kept]
@@ -607,7 +605,7 @@ def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> Non
         )
         with full_disk(room), pytest.raises(RunFailed, match=message):
             journal.log(record(1))
-        assert recorded(tmp_path) == (record(0),)
+        assert load_records(tmp_path) == (record(0),)
         journal.log(record(1))
         assert journal.records() == (record(0), record(1))
 
@@ -627,7 +625,7 @@ def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for
 
 
 def test_lines_are_read_while_they_are_written(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "lines")
+    lines = JsonLines(tmp_path / "lines")
     for index in range(5):
         lines.append(json.dumps(index))
         assert lines.read(index, index + 1) == (str(index),)

@@ -17,13 +17,13 @@ from mlflow.entities import Metric, Param
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
+from fednar_ray.report.axes import axis_scale, color_scale
 from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
 from fednar_ray.report.importance import importances, why_no_importances
-from fednar_ray.report.page import claim
-from fednar_ray.report.results import facts_of, ranked, results
-from fednar_ray.report.scales import colors_of, scale_of
+from fednar_ray.report.search_page import claim
+from fednar_ray.report.search_results import ranked, results, summarize_search
 from fednar_ray.report.sensitivity import sensitivity
-from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parsed, read_search
+from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
@@ -78,7 +78,7 @@ def falls_of(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
     return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in sensitivity(record).falls}
 
 
-def test_a_fall_is_the_worse_of_both_directions():
+def test_degradation_is_the_worse_of_both_directions():
     # the best has A = 1; 0.3 and 3 are off by 3.33 and 3, 0.1 and 10 by 10
     record = grid({(0.1, 0.01): 0.5, (0.3, 0.01): 0.86, (1.0, 0.01): 0.9, (3.0, 0.01): 0.88, (10.0, 0.01): 0.7})
     falls = falls_of(record)
@@ -87,7 +87,7 @@ def test_a_fall_is_the_worse_of_both_directions():
     assert falls["fednar", DECAY, 3] is falls["fednar", DECAY, 10] is None
 
 
-def test_trials_that_differ_in_another_key_as_well_say_nothing_about_one():
+def test_trials_that_differ_in_two_keys_are_ignored():
     record = grid({(1.0, 0.01): 0.9, (10.0, 0.1): 0.2, (10.0, 0.01): 0.85, (1.0, 0.1): 0.6})
     falls = falls_of(record)
     assert falls["fednar", A, 10] == pytest.approx(0.05)
@@ -101,13 +101,13 @@ def test_trials_that_differ_in_another_key_as_well_say_nothing_about_one():
     [(3.33, 3), (2.62, 3), (2.6, None), (3.46, None), (8.7, 10), (11.4, 10), (11.6, None), (1.0, None), (100.0, None)],
 )
 @pytest.mark.parametrize("inverted", [False, True])
-def test_about_three_times_and_about_ten_times_count_in_both_directions(off, factor, inverted):
+def test_about_three_and_ten_times_are_recognized_in_both_directions(off, factor, inverted):
     record = grid({(1.0, 0.01): 0.9, (1 / off if inverted else off, 0.01): 0.8})
     falls = falls_of(record)
     assert {key[2] for key, fall in falls.items() if fall is not None} == ({factor} if factor else set())
 
 
-def test_of_an_annealing_rate_the_distance_from_one_is_off():
+def test_an_annealing_rate_is_compared_by_its_distance_from_one():
     space = {DECAY_ANNEAL: {"grid": [0.7, 0.9, 0.97, 0.99]}}
     accuracy = {0.7: 0.3, 0.9: 0.6, 0.97: 0.8, 0.99: 0.65}  # 1 − γ = 0.3, 0.1, 0.03, 0.01
     record = search([trial(i, {DECAY_ANNEAL: g}, value) for i, (g, value) in enumerate(accuracy.items())], space)
@@ -131,7 +131,7 @@ def of_two_regularizers() -> SearchRecord:
     return search(trials, {NAME: {"grid": ["decoupled", "fednar"]}, A: {"grid": [0.1, 1.0, 10.0]}})
 
 
-def test_each_regularizer_falls_from_its_own_best():
+def test_each_regularizer_is_compared_with_its_own_best_trial():
     record = of_two_regularizers()
     falls = falls_of(record)
     assert falls["fednar", A, 10] == pytest.approx(0.021)
@@ -141,14 +141,14 @@ def test_each_regularizer_falls_from_its_own_best():
     ]
 
 
-def test_a_metric_to_be_minimized_falls_upwards():
+def test_a_metric_to_be_minimized_degrades_upwards():
     record = grid({(1.0, 0.01): 0.2, (10.0, 0.01): 0.7})
     losses = search(list(record.trials), GRID, mode="min", metric="validation_loss")
     assert falls_of(losses)["fednar", A, 10] == pytest.approx(0.5)
     assert "loss in validation loss: fednar 0.500" in claim(losses, sensitivity(losses))[0]
 
 
-def test_only_trials_that_ran_all_rounds_count_and_failures_are_told():
+def test_only_finished_trials_are_included_and_failures_are_counted():
     space = {A: {"grid": [1.0, 3.0, 10.0]}}
     record = search(
         [
@@ -180,7 +180,7 @@ def test_a_bin_is_the_mean_of_the_points_inside():
     np.testing.assert_allclose(means, [[2, 5], [np.nan, 7]])
 
 
-def test_a_goes_with_every_annealing_rate_and_the_weight_decay_that_were_searched():
+def test_heat_maps_pair_the_clip_bound_with_searched_annealing_rates_and_weight_decay():
     space = {key: {"uniform": [0.1, 0.9]} for key in (DECAY_ANNEAL, A, LR, DECAY)}
     assert pairs(search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
     del space[A]
@@ -198,9 +198,9 @@ def test_a_goes_with_every_annealing_rate_and_the_weight_decay_that_were_searche
         ("grid", [0.01, 0.1, 1], True),
     ],
 )
-def test_an_axis_is_logarithmic_where_it_is_searched_so_or_spans_more_than_a_decade(kind, values, log):
+def test_an_axis_is_logarithmic_if_the_search_is_or_if_it_spans_more_than_a_decade(kind, values, log):
     record = search([trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
-    scale = scale_of(record, A, record.trials)
+    scale = axis_scale(record, A, record.trials)
     assert scale.log is log
     assert [scale.position(value) for value in (values[0], values[-1])] == [0, 1]
     middle = math.sqrt(values[0] * values[-1]) if log else (values[0] + values[-1]) / 2
@@ -209,21 +209,21 @@ def test_an_axis_is_logarithmic_where_it_is_searched_so_or_spans_more_than_a_dec
     assert len(scale.ticks()) > 1
 
 
-def test_words_and_what_is_not_set_are_categories_in_the_order_of_the_space():
+def test_words_and_null_are_categories_in_the_order_of_the_space():
     values = ["fednar", None, True]
     record = search(
         [trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
     )
-    scale = scale_of(record, NAME, record.trials)
+    scale = axis_scale(record, NAME, record.trials)
     assert scale.categories == ("null", "true", "fednar")
     assert [scale.position(value) for value in values] == [1, 0, 0.5]
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_a_few_hopeless_trials_leave_the_colors_to_the_others(mode):
+def test_a_few_very_bad_trials_do_not_use_up_the_color_scale(mode):
     sign = 1 if mode == "max" else -1
     values = [sign * value for value in (0.95, 0.94, 0.93, 0.92, 0.90, 0.1)]
-    colors = colors_of(search([], GRID, mode=mode), values)
+    colors = color_scale(search([], GRID, mode=mode), values)
     good, fair = (colors.norm(sign * value) for value in (0.95, 0.925))
     assert abs(good - fair) == pytest.approx(0.25)
     assert colors.extend == ("min" if mode == "max" else "max")
@@ -258,7 +258,7 @@ def test_a_category_can_be_what_matters():
     assert next(iter(importances(record))) == NAME
 
 
-def test_importances_that_mean_nothing_are_refused_with_the_reason():
+def test_meaningless_importances_are_refused_with_the_reason():
     space = {A: {"uniform": [1, 20]}}
     few = [trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
     assert "there are 3" in (why_no_importances(search(few, space)) or "")
@@ -292,8 +292,8 @@ def test_the_best_comes_first_and_failures_last():
     }  # fmt: skip
 
 
-def test_the_facts_count_rounds_over_seeds_and_those_saved_by_stopping():
-    facts = facts_of(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
+def test_the_summary_counts_rounds_over_seeds_and_rounds_saved_by_stopping():
+    facts = summarize_search(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
     assert facts.statuses == {"finished": 3, "stopped early": 1, "unfinished": 1, "failed": 1}
     assert (facts.best_trial, facts.best_value, facts.best_values) == ("trial-0001", 0.9, {A: 2.0})
     assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)
@@ -359,7 +359,7 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_a_report_is_one_page_that_asks_nobody_for_anything(kind, tmp_path):
+def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     record = SEARCHES[kind]()
     report = write_report(record, tmp_path / "new" / "report")
     page, outside = read_page(report.page)
@@ -384,7 +384,7 @@ def test_a_report_is_one_page_that_asks_nobody_for_anything(kind, tmp_path):
 @pytest.mark.parametrize(
     "trials", [[], [("failed", None)], [("stopped early", 0.4), ("unfinished", 0.3), ("failed", None)]], ids=len
 )
-def test_a_search_of_which_nothing_finished_has_a_report_that_says_so(trials, tmp_path):
+def test_the_report_of_a_search_without_a_finished_trial_says_so(trials, tmp_path):
     made = [trial(i, {A: 1.0 + i, DECAY: 0.1}, value, status) for i, (status, value) in enumerate(trials)]
     report = write_report(search(made, GRID), tmp_path)
     page, outside = read_page(report.page)
@@ -394,7 +394,7 @@ def test_a_search_of_which_nothing_finished_has_a_report_that_says_so(trials, tm
     assert (report.facts.best_trial, report.facts.best_value) == (None, None)
 
 
-def test_names_and_words_from_a_search_are_text_on_the_page(tmp_path):
+def test_names_from_a_search_are_escaped_on_the_page(tmp_path):
     evil = r"<script>alert('$\x$')</script>"  # and what no formula of a picture could be
     space = {NAME: {"choice": [evil, "fednar"]}, A: {"uniform": [1, 9]}}
     trials = [trial(i, {NAME: [evil, "fednar"][i % 2], A: 1.0 + i}, 0.1 * i) for i in range(4)]
@@ -423,7 +423,7 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def recorded(
+def load_records(
     client: MlflowClient, experiment: str, name: str, tags: dict[str, str], params: dict[str, str], **metrics: Any
 ) -> str:
     """A run with its metrics, given as {round: value}."""
@@ -447,7 +447,7 @@ def recorded_search(client: MlflowClient, experiment: str, name: str, **changes:
         "algorithm.epsilon": "1e-05",
     }
     tags = {"fednar.kind": "search", "fednar.search": name}
-    return recorded(client, experiment, name, tags, {**about, **changes})
+    return load_records(client, experiment, name, tags, {**about, **changes})
 
 
 def test_a_search_is_read_back_from_its_store(client, uri):
@@ -458,7 +458,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     def one(name: str, kind: str, status: str | None, values: dict[str, str], *accuracy: float, **more: Any) -> str:
         tags = {**child, "fednar.kind": kind, **({"fednar.status": status} if status else {})}
         history = {"validation_accuracy": dict(enumerate(accuracy)), "train_loss": dict.fromkeys(range(9), 1.0)}
-        return recorded(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
+        return load_records(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
 
     one("trial-0001", "trial", "finished", {A: "0.30000000000000004", NAME: "none"}, 0.1, 0.2, 0.3, 0.4)
     one("trial-0000", "trial", "finished", {A: "1e+01", NAME: "fednar"}, 0.2, 0.4, 0.5, 0.6)
@@ -470,7 +470,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
     one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)
     one("stranger", "run", None, {A: "5.0", NAME: "none"}, 0.99)
-    recorded(
+    load_records(
         client, experiment, "trial-0006", {"fednar.kind": "trial", "mlflow.parentRunId": "another"}, {A: "1", NAME: "x"}
     )
 
@@ -509,7 +509,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     ):
         tags = {"mlflow.parentRunId": parent, "fednar.kind": kind}
         metrics = {"validation_accuracy": values, "test_accuracy": {2: values[2] - 0.3}}
-        recorded(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
+        load_records(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
     record = read_search(uri, "seeds")
     assert record.best is not None
     assert record.best.settings == {"seed": 0}
@@ -520,13 +520,13 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     assert set(record.settings) == {"federation.rounds", A, "algorithm.epsilon"}
 
 
-def test_a_search_that_has_not_said_what_it_is_yet_is_refused(client, uri):
-    recorded(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
-    with pytest.raises(BadInput, match="does not know yet what the search 'young' is"):
+def test_a_search_without_its_settings_is_refused(client, uri):
+    load_records(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
+    with pytest.raises(BadInput, match="does not have the settings of the search 'young' yet"):
         read_search(uri, "young")
 
 
-def test_of_rounds_that_were_trained_twice_the_later_values_count(client, uri):
+def test_the_later_values_are_taken_of_rounds_trained_twice(client, uri):
     experiment = client.create_experiment("twice")
     parent = recorded_search(client, experiment, "twice")
     tags = {"mlflow.parentRunId": parent, "fednar.kind": "trial", "fednar.status": "finished"}
@@ -537,7 +537,7 @@ def test_of_rounds_that_were_trained_twice_the_later_values_count(client, uri):
     assert read_search(uri, "twice").trials[0].history == ((0, 0.1), (1, 0.5), (2, 0.6))
 
 
-def test_the_newest_search_of_a_name_is_read_in_whatever_experiment(client, uri):
+def test_the_newest_search_of_a_name_is_read_from_any_experiment(client, uri):
     old, new = (client.create_experiment(name) for name in ("old", "new"))
     recorded_search(client, old, "again")
     newest = recorded_search(client, new, "again", **{"search.mode": "min"})
@@ -545,7 +545,7 @@ def test_the_newest_search_of_a_name_is_read_in_whatever_experiment(client, uri)
     assert (record.run_id, record.mode, record.trials, record.best) == (newest, "min", (), None)
 
 
-def test_a_search_that_is_not_there_is_refused_with_those_that_are(client, uri, tmp_path):
+def test_an_unknown_search_is_refused_with_the_known_ones(client, uri, tmp_path):
     recorded_search(client, "0", "here")
     with pytest.raises(BadInput, match=r"m\.db has no search of the name 'hare'; it has .*here"):
         read_search(uri, "hare")
@@ -560,6 +560,6 @@ def test_a_search_that_is_not_there_is_refused_with_those_that_are(client, uri, 
         ("[1, 2]", [1, 2]), ("fedavgm+exp", "fedavgm+exp"), ("a: b: c", "a: b: c"), ("2024-13-45", "2024-13-45"),
     ],
 )  # fmt: skip
-def test_a_parameter_comes_back_as_the_value_it_was(text, value):
-    assert parsed(text) == value
-    assert type(parsed(text)) is type(value)
+def test_a_parameter_is_parsed_to_its_original_value(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)

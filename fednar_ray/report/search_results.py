@@ -12,7 +12,7 @@ COLUMNS = ("trial", "status", "rounds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class SearchFacts:
     """What a search did, and what came of it; None where it did not get that far."""
 
     statuses: Mapping[str, int]  # status → trials
@@ -26,12 +26,12 @@ class Facts:
     rounds_saved: int  # not trained, since trials were stopped early
 
 
-def facts_of(record: SearchRecord) -> Facts:
+def summarize_search(record: SearchRecord) -> SearchFacts:
     """The facts of a search."""
     best, baseline = record.best_trial, record.baseline
-    whole = rounds_of(record)
+    whole = full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status == STOPPED]
-    return Facts(
+    return SearchFacts(
         statuses={status: sum(trial.status == status for trial in record.trials) for status in ORDER},
         best_trial=best.name if best else None,
         best_value=best.final if best else None,
@@ -44,7 +44,7 @@ def facts_of(record: SearchRecord) -> Facts:
     )
 
 
-def rounds_of(record: SearchRecord) -> int:
+def full_rounds(record: SearchRecord) -> int:
     """The rounds of a trial that is not stopped."""
     return int(record.settings.get("federation.rounds") or max((trial.rounds for trial in record.trials), default=0))
 

@@ -34,7 +34,7 @@ NAMES = {
 }
 """Keys in words, with the paper's symbols; others go by their dotted names."""
 
-COLOUR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
+COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
 DECADE = 10.0
 
 
@@ -84,7 +84,7 @@ def is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class AxisScale:
     """The axis of one key: numeric, linear or logarithmic, or its categories one after the other."""
 
     key: str
@@ -130,21 +130,21 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return within if len(within) > 1 else [low, high]
 
 
-def scale_of(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> Scale:
+def axis_scale(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> AxisScale:
     """The axis of a key over some trials' values."""
     values = [trial.values[key] for trial in trials]
     kind, listed = next(iter(record.space[key].items()))
     if not all(map(is_number, values)):
         known = [text(value) for value in (*(listed if kind in ("choice", "grid") else ()), *values)]
         categories = tuple(dict.fromkeys(known))
-        return Scale(key=key, log=False, categories=categories, low=0.0, high=float(len(categories) - 1))
+        return AxisScale(key=key, log=False, categories=categories, low=0.0, high=float(len(categories) - 1))
     log = min(values) > 0 and (kind == "loguniform" or max(values) > DECADE * min(values))
     ends = [log10(end) if log else float(end) for end in (min(values), max(values))]
-    return Scale(key=key, log=log, categories=(), low=ends[0], high=ends[1])
+    return AxisScale(key=key, log=log, categories=(), low=ends[0], high=ends[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Colours:
+class ColorScale:
     """How values of the metric become colors."""
 
     norm: Normalize
@@ -152,7 +152,7 @@ class Colours:
     extend: str  # which end of the color bar stands for values beyond it
 
 
-def colors_of(record: SearchRecord, values: Sequence[float]) -> Colours:
+def color_scale(record: SearchRecord, values: Sequence[float]) -> ColorScale:
     """Colors in which the better half of the values takes at least a quarter of the scale.
 
     A few trials that learned nothing would otherwise leave one color to all others.
@@ -164,4 +164,4 @@ def colors_of(record: SearchRecord, values: Sequence[float]) -> Colours:
     if low == high:
         low, high = low - 0.01, high + 0.01
     beyond = "neither" if bounded == worst else "min" if record.mode == "max" else "max"
-    return Colours(norm=Normalize(low, high), map=COLOUR_MAPS[record.mode], extend=beyond)
+    return ColorScale(norm=Normalize(low, high), map=COLOR_MAPS[record.mode], extend=beyond)

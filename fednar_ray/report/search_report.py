@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
+from fednar_ray.report.axes import html_label, metric_label
 from fednar_ray.report.heat_maps import draw_heat_map, pairs
 from fednar_ray.report.importance import importances, why_no_importances
-from fednar_ray.report.page import Picture, page
-from fednar_ray.report.results import COLUMNS, Facts, facts_of, results
-from fednar_ray.report.scales import html_label, metric_label
+from fednar_ray.report.search_page import Plot, page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
+from fednar_ray.report.search_results import COLUMNS, SearchFacts, results, summarize_search
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 
@@ -20,63 +20,63 @@ NONE_FINISHED = "No trial ran all rounds."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class SearchReport:
     """What was written, and the key figures."""
 
     page: Path
     files: tuple[Path, ...]  # all of them, the page too
-    facts: Facts
+    facts: SearchFacts
     sensitivity: Sensitivity
 
 
-def write_report(record: SearchRecord, directory: Path) -> Report:
+def write_report(record: SearchRecord, directory: Path) -> SearchReport:
     """Write a search's pictures, ``results.csv``, ``sensitivity.json`` and ``index.html`` into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    facts, falls = facts_of(record), sensitivity(record)
-    pictures = list(_pictures(record, directory))
+    facts, falls = summarize_search(record), sensitivity(record)
+    pictures = list(_plots(record, directory))
     index = directory / "index.html"
     index.write_text(page(record, facts, falls, pictures), encoding="utf-8")
     drawn = [picture.path for picture in pictures if picture.path is not None]
     tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
-    return Report(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)
+    return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)
 
 
-def _pictures(record: SearchRecord, directory: Path) -> Iterator[Picture]:
+def _plots(record: SearchRecord, directory: Path) -> Iterator[Plot]:
     """In the order of the page."""
     begun = record.best or record.baseline or any(trial.history for trial in record.trials)
     what = f"{metric_label(record).capitalize()} over rounds; behind it all trials, those that were stopped early too."
-    yield Picture(
+    yield Plot(
         title="Best against baseline",
         caption=what if begun else "No round was evaluated.",
         path=draw_best_and_baseline(record, directory / "best_and_baseline.png") if begun else None,
     )
     yield from _heat_maps(record, directory)
     finished = bool(record.finished)
-    yield Picture(
+    yield Plot(
         title="Settings and results",
         caption="A line a trial, through its values to its result." if finished else NONE_FINISHED,
         path=draw_parallel(record, directory / "parallel_coordinates.png") if finished else None,
     )
     why_not = why_no_importances(record)
-    yield Picture(
+    yield Plot(
         title="What mattered",
         caption=why_not or "Parameter importance by fANOVA (Optuna's), over the trials that ran all rounds.",
         path=None if why_not else draw_importances(importances(record), directory / "importance.png"),
     )
 
 
-def _heat_maps(record: SearchRecord, directory: Path) -> Iterator[Picture]:
+def _heat_maps(record: SearchRecord, directory: Path) -> Iterator[Plot]:
     for x, y in pairs(record):
         title = f"{escape(metric_label(record).capitalize())} over {html_label(x)} and {html_label(y)}"
         if not record.finished:
-            yield Picture(title=title, caption=NONE_FINISHED, path=None)
+            yield Plot(title=title, caption=NONE_FINISHED, path=None)
             continue
         path = directory / f"{_stem(x)}_and_{_stem(y)}.png"
         caption = (
             "Means over the trials that ran all rounds, whatever their other settings; "
             "where trials are points, the star is the best."
         )
-        yield Picture(title=title, caption=caption, path=draw_heat_map(record, x, y, path))
+        yield Plot(title=title, caption=caption, path=draw_heat_map(record, x, y, path))
 
 
 def _stem(key: str) -> str:

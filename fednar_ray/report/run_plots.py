@@ -43,12 +43,12 @@ OF_VARIANTS = (ACCURACY.metric, RMSE.metric, DECAY)
 """The metrics that a comparison's pictures are made of."""
 
 
-def measure_of(task: str) -> Measure:
+def measure_for_task(task: str) -> Measure:
     """The measure of a task, by the task's name."""
     return RMSE if task == "regression" else ACCURACY
 
 
-def measured_by(records: Iterable[RoundRecord]) -> Measure:
+def measure_in(records: Iterable[RoundRecord]) -> Measure:
     """The measure that recorded rounds have."""
     return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
 
@@ -68,7 +68,7 @@ def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, 
     ``runs``: one run per seed of each variant; ``final_rounds``: over how many a run's final value is the mean.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    measure = measured_by(record for seeds in runs.values() for records in seeds for record in records)
+    measure = measure_in(record for seeds in runs.values() for records in seeds for record in records)
     curves, decay = (_by_decay(runs, name) for name in (measure.metric, DECAY))
     label = f"test {measure.name}"
     drawn = [draw_comparison(curves, decay, RunDirectory(directory).comparison_plot, measure=label)]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from fednar_ray.report.results import Facts, ranked
-from fednar_ray.report.scales import figure_text, html_label, metric_label, text
+from fednar_ray.report.axes import figure_text, html_label, metric_label, text
+from fednar_ray.report.search_results import SearchFacts, ranked
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 
@@ -33,7 +33,7 @@ figcaption, .note { color: #57606a; font-size: .92rem; }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class Plot:
     """A picture of the page with its heading, or why there is none."""
 
     title: str  # HTML
@@ -52,7 +52,7 @@ Cell = str | Number
 """HTML, aligned to the left or to the right."""
 
 
-def page(record: SearchRecord, facts: Facts, falls: Sensitivity, pictures: Sequence[Picture]) -> str:
+def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, pictures: Sequence[Plot]) -> str:
     """The whole page."""
     title = f"Search {escape(record.name)}"
     return "\n".join(
@@ -100,7 +100,7 @@ def _in_points(record: SearchRecord) -> bool:
     return "accuracy" in record.metric
 
 
-def _facts(record: SearchRecord, facts: Facts) -> str:
+def _facts(record: SearchRecord, facts: SearchFacts) -> str:
     trials = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count) or "none"
     seeds = f", {record.seeds} seeds each" if record.seeds > 1 else ""
     shown = {
@@ -119,7 +119,7 @@ def _facts(record: SearchRecord, facts: Facts) -> str:
     return f'<dl class="facts">{"".join(boxes)}</dl>'
 
 
-def _best_values(record: SearchRecord, facts: Facts) -> str:
+def _best_values(record: SearchRecord, facts: SearchFacts) -> str:
     if facts.best_trial is None:
         return '<p class="note">No trial ran all rounds, so none is the best.</p>'
     baseline = record.baseline.settings if record.baseline else {}
@@ -208,7 +208,7 @@ def _cell(cell: Cell) -> str:
     return f'<td class="number">{cell.html}</td>' if isinstance(cell, Number) else f"<td>{cell}</td>"
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: Plot) -> str:
     heading = f"<h2>{picture.title}</h2>"
     if picture.path is None:
         return f'{heading}<p class="note">{escape(picture.caption)}</p>'

@@ -1,4 +1,4 @@
-"""``fednar report`` of runs and comparisons: drawn from what is kept here, and alike from MLflow alone."""
+"""``fednar report`` of runs and comparisons draws the same plots from the run directory and from MLflow alone."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.runs import Variant, draw_variants, final_value
+from fednar_ray.report.run_plots import Variant, draw_variants, final_value
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
 
@@ -62,7 +62,7 @@ def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
     assert report(run.name)[0].parent == run
 
 
-def test_and_from_mlflow_alone(folder, tmp_path, monkeypatch):
+def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, uri = summary(folder, "run"), f"sqlite:///{folder / 'm.db'}"
     files = report(run["run_id"], "--uri", uri)
@@ -82,7 +82,7 @@ def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path,
     assert imread(files[1]).shape[1] == 600  # without the clients
 
 
-def test_a_comparison_is_drawn_alike_from_here_and_from_elsewhere(folder, tmp_path, monkeypatch):
+def test_a_comparison_is_drawn_alike_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
     compared, uri = summary(folder, "comparison"), f"sqlite:///{folder / 'm.db'}"
     made = Path(compared["chart"]).parent
     assert Path(compared["accuracy_by_decay"]).parent == made
@@ -102,12 +102,12 @@ def rounds_of(count: int, accuracy: float) -> list[RoundRecord]:
     return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t in range(count)]
 
 
-def test_one_weight_decay_has_no_accuracy_against_it(tmp_path):
+def test_a_comparison_of_one_weight_decay_has_no_plot_over_decays(tmp_path):
     runs = {Variant(0.01, name): [rounds_of(3, 0.5)] for name in ("fednar", "decoupled")}
     assert [path.name for path in draw_variants(runs, 2, tmp_path)] == ["comparison.png"]
 
 
-def test_a_comparison_that_was_cut_short_is_drawn_as_far_as_it_came(tmp_path):
+def test_an_unfinished_comparison_is_drawn_as_far_as_it_got(tmp_path):
     runs = {Variant(0.01, "fednar"): [rounds_of(3, 0.5), rounds_of(5, 0.7)], Variant(0.1, "fednar"): [rounds_of(1, 0)]}
     assert len(draw_variants(runs, 2, tmp_path)) == 2
     assert final_value(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
@@ -115,7 +115,7 @@ def test_a_comparison_that_was_cut_short_is_drawn_as_far_as_it_came(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])
-def test_what_is_not_there_is_refused(name, problem, folder, tmp_path, monkeypatch):
+def test_an_unknown_name_or_id_is_refused(name, problem, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = fednar("report", name, "--uri", f"sqlite:///{folder / 'm.db'}")
     assert re.search(problem, str(result.exception))

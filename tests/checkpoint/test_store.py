@@ -156,7 +156,7 @@ json_values = st.recursive(
 @drawn
 @given(facts=st.dictionaries(st.text(), json_values, max_size=5))
 @example(facts={"sha256": "not mine", "format": 7, "a": [math.nan, -math.inf, -0.0, 2**70, 1e-320, 0.1]})
-def test_facts_come_back_exactly(facts):
+def test_facts_are_read_back_exactly(facts):
     storage = Shelf()
     CheckpointStore(storage, keep=1).save(snapshot(1, {}, facts=facts))
     assert same_json(CheckpointStore(storage, keep=1).load().facts, facts)
@@ -169,7 +169,7 @@ def test_facts_come_back_exactly(facts):
     ),
     turned=st.booleans(),
 )
-def test_arrays_come_back_bit_by_bit_and_writable(array, turned):
+def test_arrays_are_read_back_bitwise_and_writable(array, turned):
     array = array.T if turned else array
     storage = Shelf()
     CheckpointStore(storage, keep=1).save(snapshot(1, {}, arrays={"a": array}))
@@ -178,12 +178,12 @@ def test_arrays_come_back_bit_by_bit_and_writable(array, turned):
     assert loaded.flags.writeable
 
 
-def test_no_checkpoint_is_none():
+def test_loading_without_a_checkpoint_returns_none():
     assert CheckpointStore(Shelf(), keep=1).load() is None
     assert CheckpointStore(Shelf({"README": b"", "rows/1-2-0123456789abcdef.safetensors": b""}), keep=1).load() is None
 
 
-def test_a_row_that_is_not_there_is_a_key_error():
+def test_reading_an_unknown_row_raises_key_error():
     store = CheckpointStore(Shelf(), keep=1)
     store.save(snapshot(1, {3: 0}))
     with pytest.raises(KeyError):
@@ -200,7 +200,7 @@ def files_on_disk(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_twenty_changed_rows_of_many_cost_twenty_files(tmp_path, resumed):
+def test_only_changed_rows_are_written(tmp_path, resumed):
     clients = 300
     store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
     first = {i: i % 7 for i in range(clients)}
@@ -219,7 +219,7 @@ def test_twenty_changed_rows_of_many_cost_twenty_files(tmp_path, resumed):
 
 
 @given(lines=st.integers(0, 10**6))
-def test_a_history_is_cut_without_gap_into_few_spans(lines):
+def test_a_history_is_cut_into_few_spans_without_gaps(lines):
     cut = list(spans(lines))
     assert [start for start, _ in cut] == [0, *(stop for _, stop in cut)][: len(cut)]
     assert sum(stop - start for start, stop in cut) == lines
@@ -240,7 +240,7 @@ def test_the_cost_of_a_history_does_not_grow_with_the_square_of_the_rounds():
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_only_what_kept_checkpoints_name_stays(keep):
+def test_only_files_of_kept_checkpoints_remain(keep):
     storage = Shelf({"notes.txt": b"mine", "rows/mine": b"", "round-7.json": b"", "other/round-00000001.json": b""})
     mine = set(storage.names())
     store = CheckpointStore(storage, keep)
@@ -254,7 +254,7 @@ def test_only_what_kept_checkpoints_name_stays(keep):
         storage.files |= dict.fromkeys(mine, b"")
 
 
-def test_a_client_without_a_row_any_more_loses_its_file():
+def test_the_file_of_a_client_without_a_row_is_deleted():
     storage = Shelf()
     store = CheckpointStore(storage, keep=1)
     store.save(snapshot(1, {1: 0, 2: 0}))
@@ -263,7 +263,7 @@ def test_a_client_without_a_row_any_more_loses_its_file():
     assert store.load().rows == {2: 0}
 
 
-def test_leftovers_of_a_crash_go_with_the_next_save():
+def test_the_next_save_deletes_leftovers_of_a_crash():
     storage = Shelf()
     CheckpointStore(storage, keep=2).save(snapshot(1, {1: 0}))
     storage.files |= {
@@ -275,7 +275,7 @@ def test_leftovers_of_a_crash_go_with_the_next_save():
     assert_nothing_more_than_named(storage, [1, 3])
 
 
-def test_the_same_round_again_replaces_it():
+def test_saving_the_same_round_again_replaces_it():
     storage = Shelf()
     store = CheckpointStore(storage, keep=2)
     store.save(snapshot(1, {1: 0}))
@@ -286,7 +286,7 @@ def test_the_same_round_again_replaces_it():
     assert_same(CheckpointStore(storage, keep=2).load(), again)
 
 
-def test_a_run_that_starts_afresh_owes_nothing_to_what_lay_there():
+def test_a_new_run_does_not_depend_on_older_files():
     storage = Shelf()
     other = CheckpointStore(storage, keep=2)
     other.save(snapshot(20, {1: 0}))
@@ -358,7 +358,7 @@ def survivors(files: Mapping[str, bytes], new: Snapshot) -> Iterator[Shelf]:
 
 
 @pytest.mark.parametrize("case", NEXT)
-def test_a_crash_at_any_instant_leaves_the_old_or_the_new_checkpoint_whole(case):
+def test_a_crash_at_any_moment_leaves_the_old_or_the_new_checkpoint_intact(case):
     shelf = Shelf()
     CheckpointStore(shelf, keep=1).save(TEN)
     seen = []
@@ -382,7 +382,7 @@ def test_a_crash_at_any_instant_leaves_the_old_or_the_new_checkpoint_whole(case)
     keep=st.integers(1, 3),
     course=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9), st.none() | st.integers(0, 14)), max_size=8),
 )
-def test_a_run_that_dies_and_resumes_again_and_again_goes_on_from_its_newest_checkpoint(keep, course):
+def test_a_run_that_crashes_repeatedly_resumes_from_its_newest_checkpoint(keep, course):
     files: dict[str, bytes] = {}
     newest: Snapshot | None = None
     for number, (ahead, client_id, last) in enumerate(course):
@@ -449,11 +449,9 @@ def die_at_every_instant(folder: Path) -> None:
                 break
 
 
-def test_a_process_that_dies_at_any_instant_leaves_a_directory_with_the_old_or_the_new_checkpoint(tmp_path):
+def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
     # in a process of its own, since forking one with threads is unsafe
-    program = (
-        "import sys, pathlib, tests.checkpoint.test_checkpoint as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
-    )
+    program = "import sys, pathlib, tests.checkpoint.test_store as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     for case in ("a later round", "the same round"):
         new, seen = NEXT[case], []
@@ -502,7 +500,7 @@ def failure(store: CheckpointStore, new: Snapshot) -> str | None:
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("case", NEXT)
-def test_a_write_that_fails_is_a_checkpoint_error_and_what_was_there_stays_whole(case, late):
+def test_a_failed_write_raises_checkpoint_error_and_keeps_earlier_checkpoints(case, late):
     for failing in count():
         storage = FailingShelf(late)
         store = CheckpointStore(storage, keep=1)
@@ -513,7 +511,7 @@ def test_a_write_that_fails_is_a_checkpoint_error_and_what_was_there_stays_whole
             break
         assert message == (
             f"the checkpoint of round {NEXT[case].next_round} could not be written to the shelf: connection reset; "
-            "the checkpoint of round 10 before it is whole"
+            "the checkpoint of round 10 before it is intact"
         )
         loaded = CheckpointStore(storage, keep=1).load()
         new = late and same_json(loaded.facts, NEXT[case].facts)
@@ -554,7 +552,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_flipped_bit_or_a_truncation_anywhere_is_noticed(folder, data):
+def test_any_flipped_bit_or_truncation_is_detected(folder, data):
     name = data.draw(st.sampled_from(sorted(TWO)), "file")
     whole = bytearray(TWO[name])
     if data.draw(st.booleans(), "flipped, not truncated"):
@@ -589,7 +587,7 @@ def test_damage_is_reported_with_the_file_and_what_is_wrong(name, caplog):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_checkpoint_does_not_count_among_those_kept(keep):
+def test_a_damaged_checkpoint_is_not_one_of_those_kept(keep):
     storage = Shelf(TWO)
     del storage.files[next(n for n in USED_BY_NEWER if n.endswith("safetensors") and n not in USED_BY_OLDER)]
     del storage.files["notes.txt"]
@@ -610,7 +608,7 @@ def test_a_damaged_checkpoint_that_a_later_round_passes_is_deleted():
     assert_same(store.load(), snapshot(30, {1: 3, 2: 21}))
 
 
-def test_a_damaged_checkpoint_that_is_written_again_is_whole():
+def test_a_damaged_checkpoint_that_is_written_again_is_intact():
     storage = Shelf(TWO)
     for name in USED_BY_NEWER - USED_BY_OLDER - {NEWEST}:
         storage.files[name] = b"damaged"
@@ -622,13 +620,15 @@ def test_a_damaged_checkpoint_that_is_written_again_is_whole():
     assert_same(store.load(), NEWER)
 
 
-def test_a_row_damaged_after_loading_is_a_checkpoint_error():
+def test_a_row_damaged_after_loading_raises_checkpoint_error():
     storage = Shelf(TWO)
     checkpoint = CheckpointStore(storage, keep=2).load()
     name = next(n for n in USED_BY_NEWER if n.startswith("rows/2-21-"))
     storage.files[name] = TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])
     assert checkpoint.read_row(1).tobytes() == row_of(1, 3).tobytes()
-    with pytest.raises(CheckpointError, match=f"the shelf was damaged in use: {name} does not hold what was written"):
+    with pytest.raises(
+        CheckpointError, match=f"the shelf was damaged after it was loaded: {name} does not hold what was written"
+    ):
         checkpoint.read_row(2)
 
 
@@ -640,7 +640,7 @@ def test_a_row_damaged_after_loading_is_a_checkpoint_error():
         min_size=1,
     )
 )
-def test_garbage_under_the_names_of_checkpoints_is_passed_over(garbage):
+def test_garbage_under_the_names_of_checkpoints_is_skipped(garbage):
     storage = Shelf({**TWO, **garbage})
     assert_same(CheckpointStore(storage, keep=2).load(), NEWER)
     with pytest.raises(CheckpointError, match=r"^every checkpoint in the shelf is damaged: round-"):
@@ -689,7 +689,7 @@ def load_with(manifest: bytes, **files: bytes) -> Checkpoint | None:
     return CheckpointStore(Shelf({**TWO, **files, NEWEST: manifest}), keep=2).load()
 
 
-def test_an_edit_with_its_checksum_made_right_is_believed():
+def test_an_edited_manifest_with_a_matching_checksum_is_accepted():
     edited = load_with(sealed({**MANIFEST, "facts": {"edited": True}}))
     assert (edited.next_round, edited.facts) == (22, {"edited": True})
 
@@ -702,7 +702,7 @@ def test_a_manifest_of_wrong_types_is_damaged(data):
     assert_same(load_with(sealed(set_at(path, wrong))), OLDER)
 
 
-def test_a_manifest_with_a_key_too_many_or_too_few_is_damaged():
+def test_a_manifest_with_an_extra_or_a_missing_key_is_damaged():
     for key in MANIFEST.keys() - {"sha256", "format"}:
         assert_same(load_with(sealed({k: v for k, v in MANIFEST.items() if k != key})), OLDER)
     assert_same(load_with(sealed({**MANIFEST, "color": "red"})), OLDER)
@@ -716,15 +716,15 @@ def test_a_manifest_with_a_key_too_many_or_too_few_is_damaged():
         (set_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
     ],
 )
-def test_what_is_wrong_with_a_manifest_is_said(manifest, problem, caplog):
+def test_the_warning_says_what_is_wrong_with_a_manifest(manifest, problem, caplog):
     assert_same(load_with(sealed(manifest)), OLDER)
     assert f"cannot be used: {NEWEST}" in caplog.messages[0]
     assert problem in caplog.messages[0]
 
 
-def test_a_manifest_of_another_format_is_an_error_and_no_older_checkpoint_stands_in_for_it():
+def test_a_manifest_of_another_format_raises_and_no_older_checkpoint_is_used():
     storage = Shelf({**TWO, NEWEST: sealed(set_at(("format",), "checkpoint 2"))})
-    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} is of the format 'checkpoint 2'.*resume with"):
+    with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} has the format 'checkpoint 2'.*resume with"):
         CheckpointStore(storage, keep=2).load()
     assert NEWEST in storage.files
 
@@ -734,7 +734,7 @@ def test_a_manifest_of_another_format_is_an_error_and_no_older_checkpoint_stands
     [b"", b"}", b"[" * 100_000, b'"a": 1', b'"a": 1}}', b"\xff}", b'"a": ' + b"9" * 5000 + b"}"],
     ids=["nothing", "empty", "deep", "open", "closed twice", "not text", "long number"],
 )
-def test_a_sealed_file_that_is_no_manifest_is_damaged(body):
+def test_other_json_with_a_matching_checksum_is_damaged(body):
     manifest = b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
     assert_same(load_with(manifest), OLDER)
 
@@ -760,7 +760,7 @@ def tensors(dtype: str, shape: list[int], data: bytes, name: str = "row") -> byt
         (("history", 0, "file"), b"\xff\n" * 10, "is not text"),
     ],
 )
-def test_files_of_the_right_checksum_and_the_wrong_kind_are_damaged(place, content, problem, caplog):
+def test_files_with_a_matching_checksum_but_wrong_content_are_damaged(place, content, problem, caplog):
     old = MANIFEST
     for key in place:
         old = old[key]
@@ -790,7 +790,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there_whole(small_disk):
+def test_a_full_disk_raises_and_keeps_earlier_checkpoints(small_disk):
     ballast = small_disk / "ballast"
     storage = open_storage(str(small_disk))
     store = CheckpointStore(storage, keep=1)
@@ -808,7 +808,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there_whole(small_disk
         assert message.startswith(
             f"the checkpoint of round 20 could not be written to {small_disk}: [Errno 28] No space"
         )
-        assert message.endswith("; the checkpoint of round 10 before it is whole")
+        assert message.endswith("; the checkpoint of round 10 before it is intact")
         ballast.unlink()
         assert {name: storage.read(name) for name in storage.names()} == before
         assert sum(path.is_file() for path in small_disk.rglob("*")) == len(before)
@@ -818,7 +818,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_was_there_whole(small_disk
     assert_nothing_more_than_named(storage, [20])
 
 
-def test_something_in_the_way_is_a_checkpoint_error(tmp_path):
+def test_a_file_in_place_of_a_folder_raises_checkpoint_error(tmp_path):
     (tmp_path / "rows").touch()
     with pytest.raises(
         CheckpointError, match=f"round 10 could not be written to {tmp_path}: .*exists: '{tmp_path}/rows'"
@@ -827,7 +827,7 @@ def test_something_in_the_way_is_a_checkpoint_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
-def test_old_checkpoints_that_cannot_be_deleted_do_not_undo_the_new_one(caplog):
+def test_old_checkpoints_that_cannot_be_deleted_do_not_fail_the_save(caplog):
     class Undeletable(Shelf):
         def delete(self, name: str) -> None:
             raise PermissionError(f"{name} is locked")
@@ -886,7 +886,7 @@ class Writing:
         return [manifest["next_round"] for manifest in manifests(self.shelf).values()]
 
 
-def test_offering_does_not_wait_and_a_newer_snapshot_takes_the_place_of_the_waiting_one():
+def test_offer_does_not_wait_and_a_newer_snapshot_replaces_the_waiting_one():
     writing = Writing()
     writing.offer(1)
     writing.under_way(1)
@@ -900,7 +900,7 @@ def test_offering_does_not_wait_and_a_newer_snapshot_takes_the_place_of_the_wait
     assert writing.released == [2, 1, 3]
 
 
-def test_an_error_is_raised_by_the_next_offer_once_and_writing_goes_on():
+def test_an_error_is_raised_once_by_the_next_offer_and_writing_continues():
     writing = Writing(1)
     writing.offer(1)
     writing.under_way(1)
@@ -916,7 +916,7 @@ def test_an_error_is_raised_by_the_next_offer_once_and_writing_goes_on():
     assert sorted(writing.released) == [1, 2, 3, 4]
 
 
-def test_closing_raises_the_error_of_what_was_under_way():
+def test_close_raises_the_error_of_the_running_save():
     writing = Writing(1)
     writing.offer(1)
     writing.shelf.open_all()
@@ -926,7 +926,7 @@ def test_closing_raises_the_error_of_what_was_under_way():
     assert writing.released == [1]
 
 
-def test_closing_waits_no_longer_than_it_is_told_to():
+def test_close_waits_no_longer_than_its_timeout():
     writing = Writing()
     writing.offer(1)
     writing.under_way(1)
@@ -937,7 +937,7 @@ def test_closing_waits_no_longer_than_it_is_told_to():
     assert writing.saved() == [1]
 
 
-def test_a_snapshot_that_cannot_be_written_at_all_does_not_end_the_writer_unnoticed():
+def test_an_unexpected_error_of_a_save_is_raised():
     writing = Writing()
     writing.shelf.open_all()
     writing.writer.offer(snapshot(1, {}, facts={"what": object()}))

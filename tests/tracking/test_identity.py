@@ -15,8 +15,8 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.run import train
-from fednar_ray.tracking.identity import Identity, identity_of, original_of
-from fednar_ray.tracking.lines import sole_writer
+from fednar_ray.tracking.identity import Identity, find_original, read_identity
+from fednar_ray.tracking.locks import lock_run_directory
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -73,7 +73,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
         assert run.data.params["federation.rounds"] == str(ROUNDS)
         assert len(run.outputs.model_outputs) == 1
         assert "metrics.jsonl" in {file.path for file in client.list_artifacts(result.run_id)}
-        assert identity_of(result.directory).run_id == result.run_id
+        assert read_identity(result.directory).run_id == result.run_id
     assert client.get_run(copy.run_id).data.tags["fednar.copied_from"] == original.run_id
     assert "fednar.copied_from" not in client.get_run(original.run_id).data.tags
     experiment_id = client.get_run(copy.run_id).info.experiment_id
@@ -81,7 +81,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
 
 
 @pytest.mark.parametrize("first", ["original", "copy"])
-def test_a_copy_beside_its_original_becomes_a_run_of_its_own(
+def test_a_copy_beside_its_original_becomes_a_separate_run(
     first: str, tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = left(experiment(tmp_path))
@@ -95,7 +95,7 @@ def test_a_copy_beside_its_original_becomes_a_run_of_its_own(
     assert again.run_id == results[copy].run_id
 
 
-def test_of_two_copies_without_an_original_the_second_becomes_a_run_of_its_own(
+def test_the_second_of_two_copies_without_an_original_becomes_a_separate_run(
     tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on two machines, where neither sees the other's directory."""
@@ -108,7 +108,7 @@ def test_of_two_copies_without_an_original_the_second_becomes_a_run_of_its_own(
     assert f"was resumed from another copy of {other.directory}" in caplog.text
 
 
-def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path, here: Path) -> None:
+def test_a_copy_that_was_interrupted_again_stays_a_separate_run(tmp_path: Path, here: Path) -> None:
     directory = left(experiment(tmp_path))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)
@@ -118,16 +118,16 @@ def test_a_copy_that_was_interrupted_again_stays_a_run_of_its_own(tmp_path: Path
     next(rounds)
     (copy / "checkpoints" / "gone").mkdir()  # its checkpoints still name the original's run
     rounds.close()
-    own = identity_of(copy).run_id
-    assert own != identity_of(directory).run_id
+    own = read_identity(copy).run_id
+    assert own != read_identity(directory).run_id
     result, original = fr.run(resume=str(copy)), fr.run(resume=str(directory))
     assert result.run_id == own
     assert_each_has_all_rounds_once(tmp_path, original, result)
 
 
-def test_a_directory_that_was_moved_goes_on_in_its_mlflow_run(tmp_path: Path, here: Path) -> None:
+def test_a_moved_directory_continues_its_mlflow_run(tmp_path: Path, here: Path) -> None:
     directory = left(experiment(tmp_path))
-    run_id = identity_of(directory).run_id
+    run_id = read_identity(directory).run_id
     moved = tmp_path / "elsewhere" / "renamed-0"
     moved.parent.mkdir()
     shutil.move(directory, moved)
@@ -152,8 +152,8 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
     tmp_path: Path, here: Path
 ) -> None:
     directory = left(experiment(tmp_path))
-    code = "import sys; from pathlib import Path; from fednar_ray.tracking.lines import sole_writer\n"
-    code += "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from fednar_ray.tracking.locks import lock_run_directory\n"
+    code += "with lock_run_directory(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -164,23 +164,23 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
         resume_from(str(directory), None)
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
     holder.communicate()
-    with sole_writer(directory):
+    with lock_run_directory(directory):
         pass
 
 
-def test_what_makes_a_copy(tmp_path: Path) -> None:
+def test_find_original_recognizes_copies(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
-    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").started_in(original)
+    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").with_new_writer(original)
     identity.write(original)
     shutil.copytree(original, copy)
-    assert original_of(original, identity_of(original)) is None
-    assert original_of(copy, identity_of(copy)) == original
+    assert find_original(original, read_identity(original)) is None
+    assert find_original(copy, read_identity(copy)) == original
     (tmp_path / "link").symlink_to(original)
-    assert original_of(tmp_path / "link", identity_of(original)) is None
+    assert find_original(tmp_path / "link", read_identity(original)) is None
     (original / "run.json").write_text(json.dumps({"run_id": "b" * 32, "tracking_uri": "sqlite:////m.db"}))
-    assert original_of(copy, identity_of(copy)) is None  # another run lies there now
+    assert find_original(copy, read_identity(copy)) is None  # another run lies there now
     (original / "run.json").write_text("{")
-    assert original_of(copy, identity_of(copy)) is None
+    assert find_original(copy, read_identity(copy)) is None
     (copy / "run.json").write_text(json.dumps({"run_id": "a" * 32, "tracking_uri": "x"}))  # of an earlier version
-    assert original_of(copy, identity_of(copy)) is None
+    assert find_original(copy, read_identity(copy)) is None

@@ -1,4 +1,4 @@
-"""Working directories whose names mean something in a URI, and experiments whose names mean something in a path."""
+"""Working directories whose names have a meaning in a URI, and experiments whose names have a meaning in a path."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def maintained(monkeypatch: pytest.MonkeyPatch) -> None:
     + [("a relative SQLite file", name) for name in ("a%20b", "a?b=c")]
     + [("a relative folder", "a#b"), ("a relative file URI", "my project")],
 )
-def test_everything_that_a_run_makes_belongs_into_the_working_directory(
+def test_a_run_writes_only_into_the_working_directory(
     store: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / name
@@ -89,7 +89,7 @@ def test_a_folder_that_mlflow_would_misread_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_relative_address_means_the_file_that_the_operating_system_means(
+def test_a_relative_address_is_resolved_as_the_operating_system_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name / "below").mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_a_relative_address_means_the_file_that_the_operating_system_means(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_server_makes_no_folder_beside_the_one_of_its_store(
+def test_a_server_creates_no_folder_besides_that_of_its_store(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, folder = within_its_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)
@@ -120,7 +120,7 @@ def test_a_server_makes_no_folder_beside_the_one_of_its_store(
 @pytest.mark.parametrize(
     "uri", ["http://127.0.0.1:5000", "postgresql://u@h/db", "databricks", "databricks://profile", "sqlite:////x/m.db"]
 )
-def test_other_addresses_stay_as_they_are(uri: str) -> None:
+def test_other_addresses_are_unchanged(uri: str) -> None:
     assert absolute_uri(uri) == uri
 
 
@@ -138,7 +138,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("case", OUTSIDE)
-def test_an_experiment_that_would_be_a_path_elsewhere_is_refused(case: str, tmp_path: Path) -> None:
+def test_an_experiment_name_that_leads_out_of_its_folder_is_refused(case: str, tmp_path: Path) -> None:
     name = OUTSIDE[case]
     with pytest.raises(ConfigError, match=r"^tracking\.experiment: "):
         parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
@@ -160,7 +160,7 @@ def test_an_experiment_that_would_be_a_path_elsewhere_is_refused(case: str, tmp_
         ("ä ö", "ä ö"),
     ],
 )
-def test_artifacts_of_any_other_experiment_lie_within_mlruns(name: str, folder: str, tmp_path: Path) -> None:
+def test_artifacts_of_every_other_experiment_are_below_mlruns(name: str, folder: str, tmp_path: Path) -> None:
     assert parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
     assert artifact_folder(name) == folder
     store = Store(f"sqlite:///{tmp_path}/m.db")
@@ -170,7 +170,7 @@ def test_artifacts_of_any_other_experiment_lie_within_mlruns(name: str, folder: 
     assert (tmp_path / "mlruns" / folder / run_id / "artifacts" / "file.txt").read_text() == "x"
 
 
-def test_a_name_that_is_too_long_for_a_file_system_is_cut(tmp_path: Path) -> None:
+def test_a_name_too_long_for_a_file_system_is_shortened(tmp_path: Path) -> None:
     names = ["ü" * 500, "ü" * 499 + "x"]
     folders = [artifact_folder(name) for name in names]
     assert len({*folders}) == 2
@@ -179,7 +179,7 @@ def test_a_name_that_is_too_long_for_a_file_system_is_cut(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "", ".", "..", "a\n"])
-def test_a_search_goes_by_a_name_and_not_by_a_path(name: str) -> None:
+def test_a_path_is_not_accepted_as_the_name_of_a_search(name: str) -> None:
     with pytest.raises(BadInput, match="not the name of a search"):
         TrialTable.load(name)
     with pytest.raises(ConfigError, match=r"^(experiment\.)?name|^search\.name"):
