@@ -107,11 +107,11 @@ class FederationState:
         """Returns the state that a checkpoint stores.
 
         Args:
-            checkpoint: What was written. It must fit ``start``, see ``find_differences``.
+            checkpoint: What was written. It must fit ``start`` (``find_differences``).
             start: The run's state before round 0. Its client states receive the checkpoint's rows.
 
         Raises:
-            CheckpointError: A client's row has another length than the parameters.
+            CheckpointError: A row of a client does not fit.
         """
         arrays, server, clients = checkpoint.arrays, checkpoint.facts["server"], start.clients
         vectors = {name.removeprefix(SERVER): array for name, array in arrays.items() if name.startswith(SERVER)}
