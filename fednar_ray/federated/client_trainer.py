@@ -182,7 +182,7 @@ class GroupTrainer:
             gradient.verify(batches, 0)
         sums = self._descend(gradient, batches, steps, local_round, broadcast)
         check_unchanged(gradient.module, self._constant_buffers)
-        delta = gradient.params.sub_(global_params)  # in place: the next client group loads its parameters anew
+        delta = gradient.params.sub_(global_params)  # in place: the next client group loads its own parameters
         self._attack(task.client_ids, delta)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None

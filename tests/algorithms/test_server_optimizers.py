@@ -1,4 +1,4 @@
-"""Every server optimizer against its formula in DESIGN §2, for one federation and for several as rows."""
+"""Every server optimizer against its formula, for one federation and for several as rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

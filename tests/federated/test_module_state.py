@@ -665,9 +665,9 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytes
         model = nn.Sequential(HiddenState(), NumPyDropLayer())
         return fr.run(settings, federation=small_federation(SIZES), model=model, resume_newest=resume)
 
-    begun = run(2)
+    started = run(2)
     resumed = run(4, resume=True)
-    assert resumed.run_id == begun.run_id
+    assert resumed.run_id == started.run_id
     assert resumed.resumed_from_round == 2
     model = nn.Sequential(HiddenState(), NumPyDropLayer())
     assert resumed.parameters.tobytes() == final(model, rounds=4).parameters.tobytes()

@@ -1,4 +1,4 @@
-"""Which updates do not count: the rule by hand, and what must hold whatever clients send."""
+"""Screening: the rule worked out by hand, and properties that hold whatever clients send."""
 
 import re
 import statistics
@@ -18,7 +18,7 @@ deviations = st.floats(0.1, 20)
 
 
 def group(norms: list[float], first: int = 0, included: list[bool] | None = None) -> ClientMetrics:
-    """The figures of clients ``first``, ``first`` + 1, …, whose updates have these norms."""
+    """Metrics of clients ``first``, ``first`` + 1, …, whose updates have these norms."""
     count = len(norms)
     return ClientMetrics(
         client_ids=tuple(range(first, first + count)),
@@ -34,62 +34,62 @@ def group(norms: list[float], first: int = 0, included: list[bool] | None = None
     )
 
 
-def rejected(norms: list[float], max_deviation: float) -> set[int]:
+def excluded(norms: list[float], max_deviation: float) -> set[int]:
     return set(screen([group(norms)], max_deviation))
 
 
-def test_a_norm_far_above_the_median_is_rejected_with_its_numbers():
+def test_a_norm_far_above_the_median_is_excluded_with_its_numbers():
     # median 5; deviations 4, 3, 1, 0, 1, 3, 35: MAD 3; limit 5 + 2·1.4826·3 = 13.8956
     assert screen([group([1, 2, 4, 5, 6, 8, 40])], 2.0) == {
         6: Exclusion(ExclusionReason.NORM_TOO_LARGE, "norm 40, median 5, limit 13.9")
     }
 
 
-def test_the_limit_itself_still_counts():
-    # median 10, MAD 0: the floor of a tenth of the median, times 4, on top of the median
-    assert rejected([10, 10, 10, 10, 14], 4.0) == set()
-    assert rejected([10, 10, 10, 10, 14.001], 4.0) == {4}
+def test_an_update_at_the_limit_is_included():
+    # median 10, MAD 0: the limit is the median plus 4 times a tenth of the median
+    assert excluded([10, 10, 10, 10, 14], 4.0) == set()
+    assert excluded([10, 10, 10, 10, 14.001], 4.0) == {4}
 
 
-def test_short_updates_count_however_short():
-    assert rejected([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], 0.1) == set()
+def test_short_updates_are_included():
+    assert excluded([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], 0.1) == set()
 
 
-def test_honest_clients_of_a_round_in_which_every_step_is_clipped_all_count():
+def test_all_honest_clients_are_included_where_every_step_is_clipped():
     norms = [5.0] * 8 + [4.99999, 5.00001, 5.02]  # MAD 0 or nearly: multiples of it would reject 5.00001
-    assert rejected(norms, 3.0) == set()
+    assert excluded(norms, 3.0) == set()
 
 
-def test_what_is_not_finite_never_counts_and_is_no_part_of_the_median():
+def test_clients_that_are_not_finite_are_excluded_and_not_part_of_the_median():
     bad = [np.nan, np.inf, 1e30, np.nan]
-    figures = [group([1.0, *bad, 1.2], included=[True, False, False, False, False, True]), group([0.9, 1.1, 90.0], 6)]
+    metrics = [group([1.0, *bad, 1.2], included=[True, False, False, False, False, True]), group([0.9, 1.1, 90.0], 6)]
     # without the four: 0.9, 1, 1.1, 1.2, 90; with them the median could not be 1.1
-    reasons = screen(figures, 5.0)
-    assert list(reasons) == [1, 2, 3, 4, 8]  # in dispatch order
-    assert [reasons[i] for i in (1, 2, 3, 4)] == [NOT_FINITE] * 4
-    assert "median 1.1," in reasons[8].detail
+    exclusions = screen(metrics, 5.0)
+    assert list(exclusions) == [1, 2, 3, 4, 8]  # in dispatch order
+    assert [exclusions[i] for i in (1, 2, 3, 4)] == [NOT_FINITE] * 4
+    assert "median 1.1," in exclusions[8].detail
 
 
-def test_without_a_limit_only_what_is_not_finite_is_rejected():
-    figures = [group([1, 1, 1, 1, 1e9]), group([np.nan, 1], 5, included=[False, True])]
-    assert screen(figures, None) == {5: NOT_FINITE}
+def test_without_a_limit_only_clients_that_are_not_finite_are_excluded():
+    metrics = [group([1, 1, 1, 1, 1e9]), group([np.nan, 1], 5, included=[False, True])]
+    assert screen(metrics, None) == {5: NOT_FINITE}
 
 
-def test_nothing_is_said_of_fewer_than_four_usable_clients():
-    assert rejected([1, 1, 1e9], 3.0) == set()
-    assert rejected([1, 1, 1, 1e9], 3.0) == {3}
-    figures = [group([1, 1, np.nan, 1e9], included=[True, True, False, True])]
-    assert screen(figures, 3.0) == {2: NOT_FINITE}
+def test_fewer_than_four_finite_clients_are_not_screened():
+    assert excluded([1, 1, 1e9], 3.0) == set()
+    assert excluded([1, 1, 1, 1e9], 3.0) == {3}
+    metrics = [group([1, 1, np.nan, 1e9], included=[True, True, False, True])]
+    assert screen(metrics, 3.0) == {2: NOT_FINITE}
 
 
-@pytest.mark.parametrize("figures", [[], [group([np.nan, np.nan], included=[False, False])]])
-def test_a_round_without_a_usable_client_is_screened_without_a_warning(figures):
-    assert set(screen(figures, 3.0)) == {i for f in figures for i in f.client_ids}
+@pytest.mark.parametrize("metrics", [[], [group([np.nan, np.nan], included=[False, False])]])
+def test_a_round_without_an_included_client_is_screened_without_a_warning(metrics):
+    assert set(screen(metrics, 3.0)) == {i for f in metrics for i in f.client_ids}
 
 
-def test_reasons_follow_dispatch_order_not_client_order():
-    figures = [group([1e3, 1, 1], first=10), group([1, 1, 2e3], first=0)]
-    assert list(screen(figures, 3.0)) == [10, 2]
+def test_exclusions_follow_dispatch_order_not_client_order():
+    metrics = [group([1e3, 1, 1], first=10), group([1, 1, 2e3], first=0)]
+    assert list(screen(metrics, 3.0)) == [10, 2]
 
 
 @drawn
@@ -100,7 +100,7 @@ def test_the_rule_as_written(norms, max_deviation):
     limit = median + max_deviation * max(1.4826 * spread, 0.1 * median)
     expected = {i for i, norm in enumerate(norms) if norm > limit} if len(norms) >= 4 else set()
     borderline = {i for i, norm in enumerate(norms) if norm == pytest.approx(limit, rel=1e-12)}
-    assert rejected(norms, max_deviation) ^ expected <= borderline
+    assert excluded(norms, max_deviation) ^ expected <= borderline
 
 
 @drawn
@@ -115,21 +115,21 @@ def test_the_cut_into_groups_does_not_matter(norms, max_deviation, width):
 def test_the_order_of_clients_does_not_matter(norms, max_deviation, order):
     shuffled = list(range(len(norms)))
     order.shuffle(shuffled)
-    after = rejected([norms[i] for i in shuffled], max_deviation)
-    assert {shuffled[i] for i in after} == rejected(norms, max_deviation)
+    after = excluded([norms[i] for i in shuffled], max_deviation)
+    assert {shuffled[i] for i in after} == excluded(norms, max_deviation)
 
 
 @drawn
 @given(norms=some_norms, max_deviation=deviations, power=st.integers(-20, 20))
 def test_the_unit_of_length_does_not_matter(norms, max_deviation, power):
     assume(all(norm == 0 or norm > 1e-100 for norm in norms))
-    assert rejected([norm * 2.0**power for norm in norms], max_deviation) == rejected(norms, max_deviation)
+    assert excluded([norm * 2.0**power for norm in norms], max_deviation) == excluded(norms, max_deviation)
 
 
 @drawn
 @given(norms=some_norms, max_deviation=deviations)
-def test_at_least_half_of_the_clients_always_count(norms, max_deviation):
-    assert 2 * len(rejected(norms, max_deviation)) <= len(norms)
+def test_at_least_half_of_the_clients_are_always_included(norms, max_deviation):
+    assert 2 * len(excluded(norms, max_deviation)) <= len(norms)
 
 
 @drawn
@@ -143,8 +143,8 @@ def test_fewer_than_half_cannot_hide_their_length(honest, bad, max_deviation):
     # the median lies among the honest, so do most deviations from it: within their range
     low, high = min(honest), max(honest)
     furthest = high + max_deviation * max(1.4826 * (high - low), 0.1 * high) + 1e-9
-    reasons = screen([group([*honest, *(furthest * factor for factor in bad)])], max_deviation)
-    hidden = {len(honest) + i for i, factor in enumerate(bad) if factor > 1} - set(reasons)
+    exclusions = screen([group([*honest, *(furthest * factor for factor in bad)])], max_deviation)
+    hidden = {len(honest) + i for i, factor in enumerate(bad) if factor > 1} - set(exclusions)
     assert not hidden
-    named = [float(re.search(r"median ([\d.e+-]+)", reason.detail).group(1)) for reason in reasons.values()]
+    named = [float(re.search(r"median ([\d.e+-]+)", reason.detail).group(1)) for reason in exclusions.values()]
     assert all(low * 0.999 <= median <= high * 1.001 for median in named)

@@ -1,7 +1,7 @@
-"""An independent federated loop: float64, one client after the other, no code of the package.
+"""An independent federated loop: float64, one client after the other, without any code of the package.
 
-Written from the formulas of DESIGN section 2, to check what the golden trajectories cannot see: annealing of all
-three rates, minibatch order, unequal shards, and the presets without a reference.
+It is written from the papers' formulas. It checks what the golden trajectories do not contain: annealing of all three
+rates, minibatch order, unequal shards, and the presets for which there is no reference program.
 """
 
 import copy
