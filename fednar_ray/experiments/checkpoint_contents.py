@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
-from fednar_ray.config.checks import describe
+from fednar_ray.config.problems import describe
 from fednar_ray.core.errors import ConfigError, shown_text
 from fednar_ray.federated.server_state import (
     BUFFERS,

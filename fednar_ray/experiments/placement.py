@@ -18,6 +18,7 @@ from fednar_ray.execution.capacity import (
 )
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
+from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
@@ -68,7 +69,7 @@ def resolve(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 
 def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    settings, clients, cluster = prepared.experiment.execution, prepared.federation.clients, session.resources()
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
     width = 1 if settings.placement == "dedicated" else _choose_group_size(prepared, gpu)
@@ -142,7 +143,7 @@ class SerialTrainer:
 @contextmanager
 def place(
     prepared: Prepared, plan: ExecutionPlan, session: RaySession, trainer: SerialTrainer | None = None
-) -> Iterator[SerialPool | ActorPool]:
+) -> Iterator[ExecutionPool]:
     """Opens the pool that trains the clients of a run, and closes it at the end.
 
     Args:

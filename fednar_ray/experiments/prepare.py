@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.config import Experiment, ModelSettings
+from fednar_ray.config import AnyModel, Experiment
+from fednar_ray.config.algorithm import OwnAlgorithmSettings
+from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.model import LanguageModelSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.module_state import own_copy
-from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files, federation_of_silos
+from fednar_ray.data.federation import FederatedData, load_federation
+from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
@@ -38,7 +41,7 @@ class Prepared:
 
     experiment: Experiment
     algorithm: Algorithm
-    federation: Federation
+    federation: FederatedData
     model: nn.Module
     traits: ModelTraits
     availability: Availability
@@ -58,22 +61,23 @@ class Prepared:
 
     def training_plan(self) -> TrainingPlan:
         """Builds what every trainer of this run needs."""
+        clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(
             model=self.model,
             correction=self.algorithm.client,
             regularizer=REGULARIZERS[self.experiment.regularizer.name],
             weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
-            seed=self.experiment.seed,
+            seed=seed,
             changed_buffers=self.traits.changed_buffers,
-            attack_factors=draw_attack_factors(self.experiment.attacks, self.federation.clients, self.experiment.seed),
+            attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
             task=TASKS[self.federation.task],
         )
 
 
 def prepare(
     experiment: Experiment,
-    federation: Federation | None = None,
+    federation: FederatedData | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
 ) -> Prepared:
@@ -122,7 +126,7 @@ def prepare(
     )
 
 
-def _first_inputs(federation: Federation) -> Tensor:
+def _first_inputs(federation: FederatedData) -> Tensor:
     """Returns two examples in the form that the model takes."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
     return x if federation.transform is None else federation.transform.normalized(x)
@@ -141,7 +145,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
         check_single_example_batches(
             prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
         )
-    if experiment.algorithm.function is not None:
+    if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
             check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
@@ -153,7 +157,7 @@ def _trains_alone(experiment: Experiment) -> bool:
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> Federation:
+def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> FederatedData:
     """Loads the data of an experiment. Files that stay in their silos are only described.
 
     Silos are asked on their own nodes, unless the placement is serial.
@@ -165,23 +169,23 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     data, execution = experiment.data, experiment.execution
     assert data is not None
     seed = experiment.seed if data.seed is None else data.seed
-    if execution.silos is not None:
+    if isinstance(data, FolderSettings) and execution.silos is not None:
         files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
-        return federation_of_silos(files, data, seed, ask)
-    return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
+        return load_silo_federation(files, data, seed, ask)
+    return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
+def _built(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
     """Builds the model: with one output if the task needs one, else one per class or per character."""
-    vocabulary = settings.vocabulary or 0
+    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
         _check_tokens(federation, vocabulary)
     outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)
     return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
 
 
-def _check_tokens(federation: Federation, vocabulary: int) -> None:
+def _check_tokens(federation: FederatedData, vocabulary: int) -> None:
     for part in (federation.shards.examples, *federation.splits().values()):
         lowest, highest = part.x.min(), part.x.max()
         if lowest < 0 or highest >= vocabulary:
@@ -201,15 +205,15 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     )
 
 
-def _availability(experiment: Experiment, federation: Federation) -> Availability:
+def _availability(experiment: Experiment, federation: FederatedData) -> Availability:
     settings = experiment.availability
-    rounds, clients = experiment.federation.rounds, federation.clients
+    rounds, clients = experiment.federation.rounds, federation.num_clients
     trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
     sizes, workload = federation.shards.sizes, experiment.federation.workload
     return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
 
 
-def _check_sampling(experiment: Experiment, federation: Federation) -> None:
+def _check_sampling(experiment: Experiment, federation: FederatedData) -> None:
     settings, sizes = experiment.federation, federation.shards.sizes
     present, problems = int((sizes > 0).sum()), []
     sampled = settings.clients_per_round

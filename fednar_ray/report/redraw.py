@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report import SearchReport, write_report
-from fednar_ray.report.run_plots import OF_VARIANTS, Records, Variant, draw_run, draw_variants
+from fednar_ray.report.run_plots import COMPARED_METRICS, Records, Variant, draw_run, draw_variants
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import read_identity
@@ -101,7 +101,7 @@ def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles
             continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
-        variants.setdefault(variant, []).append(read_metrics(store, child, OF_VARIANTS))
+        variants.setdefault(variant, []).append(read_metrics(store, child, COMPARED_METRICS))
     if not variants:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
     return RedrawnFiles(

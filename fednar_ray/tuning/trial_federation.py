@@ -1,5 +1,6 @@
 """One federation of a trial: a trial trains one per seed."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted
+from fednar_ray.config import Experiment, SearchSettings, dotted
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
@@ -113,7 +114,7 @@ def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int
 @lru_cache(maxsize=CACHED_TRAINERS)
 def _prepare_cached(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
     """Loads data and model, given as JSON, once for all trials of a process that have the same."""
-    sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
+    sections = {"data": json.loads(data), "model": json.loads(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialTrainer(prepared)
 

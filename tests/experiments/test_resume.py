@@ -33,6 +33,7 @@ from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -46,7 +47,7 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+    return create_store(tmp_path_factory.mktemp("store") / "m.db")
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +278,6 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     assert_recorded_once(result.directory)
 
 
-@pytest.mark.ray
 def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.RaySession) -> None:
     """From this process to two actors; the new checkpoints lie elsewhere, and more of them."""
     experiment = settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2})
@@ -651,6 +651,7 @@ def uninterrupted() -> str:
     return hashlib.sha256(last.parameters.tobytes()).hexdigest()
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_bytes(uri: str) -> None:
     command = typed(uri, every=7)
     code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)

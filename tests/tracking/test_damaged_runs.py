@@ -19,6 +19,7 @@ from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
 from tests.cli.test_strangers import typed
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "model": {"hidden": 4},
                         "federation": {"rounds": ROUNDS, "clients_per_round": 2, "local_steps": 1},
                         "execution": {"placement": "serial"},
-                        "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+                        "tracking": {"uri": create_store(folder / "m.db")},
                     }
                 )
             )

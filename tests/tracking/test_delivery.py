@@ -37,6 +37,7 @@ from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 from tests.conftest import mlflow_at
 from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, awaited
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -59,13 +60,13 @@ AWAY, BACK = "does not answer", "answers again"
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store that needs no server."""
-    store = Store(f"sqlite:///{tmp_path_factory.mktemp('database') / 'm.db'}")
+    store = Store(create_store(tmp_path_factory.mktemp("database") / "m.db"))
     store.check()
     return store
 
 
 @pytest.fixture(scope="module")
-def server(database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(processes: None, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The tests' one server, which runs when a test begins and when it ends."""
     shared = Server(database.uri, tmp_path_factory.mktemp("server"))
     try:
@@ -150,6 +151,7 @@ def test_a_server_that_dies_during_a_run_receives_everything_when_it_returns(
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
+@pytest.mark.usefixtures("processes")
 def test_sync_in_another_process_sends_what_an_outage_at_the_end_left(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

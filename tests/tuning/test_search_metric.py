@@ -9,7 +9,7 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import metric_names
 from fednar_ray.tuning.checking import check_trials
@@ -86,7 +86,7 @@ def test_metrics_across_clients_are_those_of_the_task(task: str, metric: str, re
 
 
 def test_an_auc_takes_both_labels_among_the_examples_held_out() -> None:
-    with pytest.raises(fr.ConfigError, match="there are validation_accuracy, validation_loss, train_loss"):
+    with pytest.raises(fr.ConfigError, match="use one of validation_accuracy, validation_loss, train_loss"):
         check_trials(document("binary", "validation_auc", labels=np.zeros(60, dtype=np.int64)), fr.RaySession())
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.config.algorithm import ServerLrSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.core.reports import RoundRecord
@@ -70,7 +71,7 @@ def _shorter_steps(history: RunHistory) -> str:
     settings = history.experiment
     rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
     change = _format_change("algorithm.local_lr", rate, rate / 10)
-    if settings.algorithm.server_lr not in (None, 1.0):
+    if isinstance(settings.algorithm, ServerLrSettings) and settings.algorithm.server_lr != 1.0:
         change += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
     change += "; shorter steps take more rounds"
     healthy, name = history.healthy_bound, settings.regularizer.name

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
 from fednar_ray.report.run_plots import Variant
