@@ -8,8 +8,7 @@ import numpy as np
 import fednar_ray as fr
 from fednar_ray.algorithms.client_corrections import proximal
 from fednar_ray.algorithms.presets import Algorithm
-from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState
-from fednar_ray.core.messages import RoundAggregate
+from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimizer, ServerState
 
 
 def nesterov(mu: float = 0.01, beta: float = 0.5) -> Algorithm:

@@ -1,4 +1,4 @@
-"""The documentation says what is so: snippets run, commands exist, links lead somewhere, outputs are real."""
+"""The documentation is true: snippets run, commands exist, links lead somewhere, outputs are real."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import dotted, embedded, load_document
-from fednar_ray.config.files import SECTIONS, parse_document
+from fednar_ray.config.loading import SECTIONS, parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
@@ -47,7 +47,7 @@ def of(*languages: str) -> list[Block]:
 
 # ——— Python ———
 
-GIVEN: dict[str, Any] = {  # what the README leaves to its reader
+GIVEN: dict[str, Any] = {  # names that the README does not define
     **{name: np.random.default_rng(0).normal(size=(12, 8, 8)).astype(np.float32) for name in ("x0", "x1", "x")},
     **{name: np.arange(12) % 10 for name in ("y0", "y1", "y")},
     "module": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)),
@@ -82,7 +82,7 @@ def write_files(page: Path, directory: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted({b.page for b in of("python")}), ids=lambda page: page.stem)
 def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, but for two rounds in this process where a file says what to train."""
+    """As written, except that an experiment from a file trains two rounds in this process."""
     load = fr.load
     monkeypatch.setattr(fr, "load", lambda path, overrides=(): load(path, [*overrides, *SHORT]))
     write_files(page, directory)
@@ -101,7 +101,7 @@ def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
     given = yaml.safe_load(block.text)
     ours = {*SECTIONS, *fr.Experiment.model_fields}
     if not isinstance(given, dict) or not ours & set(given):
-        return  # a file of somebody else's
+        return  # a file for another program
     if "experiment" in given:
         parse_document(block.text, block.place, to_search="search" in given)
         return
@@ -116,7 +116,7 @@ def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
 def commands() -> Iterator[tuple[str, Path, str]]:
     for block in of(*SHELL):
         if block.note is not None and block.note[0] == "again":
-            continue  # what is run is not looked at
+            continue  # it is run, so it needs no check
         for line in block.commands:
             if block.language or line.startswith(("fednar ", "scripts/")):
                 yield block.place, block.page, line
@@ -126,7 +126,7 @@ def commands() -> Iterator[tuple[str, Path, str]]:
 
 
 def simple(line: str) -> Iterator[list[str]]:
-    """The commands of a line, without what stands for something else."""
+    """Yield the commands of a line, without placeholders."""
     line = re.sub(r"\[[A-Za-z=]*(?: …)?\]|…", "", line)
     words = shlex.split(line.replace(";", " ; "), comments=True)
     command: list[str] = []
@@ -201,7 +201,7 @@ SCRIPTS = {"bench": "benchmarks/compare.py", "chaos": "chaos_runs/chaos.py", "ch
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_of_a_script_names_its_options_and_installs_nothing(script: str, tmp_path: Path) -> None:
-    """In a copy without an environment: what set one up would leave .venv."""
+    """Run in a copy without an environment; setting one up would leave .venv."""
     copy = tmp_path / "scripts"
     copy.mkdir()
     for name in (script, "launch.sh", "setup"):
@@ -247,6 +247,16 @@ def test_the_configuration_page_has_every_key() -> None:
     page = configuration_page()
     for key in dotted(embedded("digits").experiment):
         assert f"`{key}`" in page
+
+
+def test_every_public_name_is_in_the_python_reference() -> None:
+    page = (DOCS / "reference" / "python.md").read_text()
+    shown = set(re.findall(r"^::: fednar_ray\.(\w+)$", page, re.MULTILINE))
+    errors = {
+        name for name in fr.__all__ if isinstance(getattr(fr, name), type) and issubclass(getattr(fr, name), Exception)
+    }
+    assert set(fr.__all__) - errors - {"Experiment"} == shown  # Experiment: every key is in the configuration
+    assert "::: fednar_ray.core.errors" in page
 
 
 def test_every_metric_of_a_round_is_explained(directory: Path) -> None:

@@ -24,6 +24,7 @@ from fednar_ray.report.search_page import claim
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
+from tests.support.stores import create_store
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
@@ -415,7 +416,7 @@ def test_the_same_search_gives_the_same_report(tmp_path):
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+    return create_store(tmp_path_factory.mktemp("store") / "m.db")
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +424,7 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def recorded(
+def load_records(
     client: MlflowClient, experiment: str, name: str, tags: dict[str, str], params: dict[str, str], **metrics: Any
 ) -> str:
     """A run with its metrics, given as {round: value}."""
@@ -447,7 +448,7 @@ def recorded_search(client: MlflowClient, experiment: str, name: str, **changes:
         "algorithm.epsilon": "1e-05",
     }
     tags = {"fednar.kind": "search", "fednar.search": name}
-    return recorded(client, experiment, name, tags, {**about, **changes})
+    return load_records(client, experiment, name, tags, {**about, **changes})
 
 
 def test_a_search_is_read_back_from_its_store(client, uri):
@@ -458,7 +459,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     def one(name: str, kind: str, status: str | None, values: dict[str, str], *accuracy: float, **more: Any) -> str:
         tags = {**child, "fednar.kind": kind, **({"fednar.status": status} if status else {})}
         history = {"validation_accuracy": dict(enumerate(accuracy)), "train_loss": dict.fromkeys(range(9), 1.0)}
-        return recorded(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
+        return load_records(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
 
     one("trial-0001", "trial", "finished", {A: "0.30000000000000004", NAME: "none"}, 0.1, 0.2, 0.3, 0.4)
     one("trial-0000", "trial", "finished", {A: "1e+01", NAME: "fednar"}, 0.2, 0.4, 0.5, 0.6)
@@ -470,7 +471,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
     one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)
     one("stranger", "run", None, {A: "5.0", NAME: "none"}, 0.99)
-    recorded(
+    load_records(
         client, experiment, "trial-0006", {"fednar.kind": "trial", "mlflow.parentRunId": "another"}, {A: "1", NAME: "x"}
     )
 
@@ -509,7 +510,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     ):
         tags = {"mlflow.parentRunId": parent, "fednar.kind": kind}
         metrics = {"validation_accuracy": values, "test_accuracy": {2: values[2] - 0.3}}
-        recorded(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
+        load_records(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
     record = read_search(uri, "seeds")
     assert record.best is not None
     assert record.best.settings == {"seed": 0}
@@ -521,7 +522,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
 
 
 def test_a_search_without_its_settings_is_refused(client, uri):
-    recorded(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
+    load_records(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
     with pytest.raises(BadInput, match="does not have the settings of the search 'young' yet"):
         read_search(uri, "young")
 
