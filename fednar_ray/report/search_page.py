@@ -52,7 +52,7 @@ Cell = str | Number
 """HTML that is aligned to the left, or a Number."""
 
 
-def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, pictures: Sequence[Plot]) -> str:
+def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, plots: Sequence[Plot]) -> str:
     """Returns the HTML of the whole page."""
     title = f"Search {escape(record.name)}"
     return "\n".join(
@@ -66,10 +66,10 @@ def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, pictures:
             _facts(record, facts),
             "<h2>Best values</h2>",
             _best_values(record, facts),
-            *map(_picture, pictures[:1]),
+            *map(_render_plot, plots[:1]),
             "<h2>Sensitivity</h2>",
             *_sensitivity(record, falls),
-            *map(_picture, pictures[1:]),
+            *map(_render_plot, plots[1:]),
             "<h2>All trials</h2>",
             _results(record),
             "</body></html>\n",
@@ -182,7 +182,7 @@ def _loss(record: SearchRecord, fall: Degradation) -> str:
 
 def _results(record: SearchRecord) -> str:
     if not record.trials:
-        return '<p class="note">No trial has begun.</p>'
+        return '<p class="note">No trial has started.</p>'
     rows: list[list[Cell]] = [
         [
             escape(trial.name),
@@ -208,10 +208,10 @@ def _cell(cell: Cell) -> str:
     return f'<td class="number">{cell.html}</td>' if isinstance(cell, Number) else f"<td>{cell}</td>"
 
 
-def _picture(picture: Plot) -> str:
-    heading = f"<h2>{picture.title}</h2>"
-    if picture.path is None:
-        return f'{heading}<p class="note">{escape(picture.caption)}</p>'
-    data = b64encode(picture.path.read_bytes()).decode("ascii")
-    image = f'<img alt="{escape(picture.caption)}" src="data:image/png;base64,{data}">'
-    return f"{heading}<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+def _render_plot(plot: Plot) -> str:
+    heading = f"<h2>{plot.title}</h2>"
+    if plot.path is None:
+        return f'{heading}<p class="note">{escape(plot.caption)}</p>'
+    data = b64encode(plot.path.read_bytes()).decode("ascii")
+    image = f'<img alt="{escape(plot.caption)}" src="data:image/png;base64,{data}">'
+    return f"{heading}<figure>{image}<figcaption>{escape(plot.caption)}</figcaption></figure>"

@@ -33,10 +33,10 @@ def write_report(record: SearchRecord, directory: Path) -> SearchReport:
     """Writes the plots of a search, ``results.csv``, ``sensitivity.json`` and ``index.html`` into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     facts, falls = summarize_search(record), sensitivity(record)
-    pictures = list(_plots(record, directory))
+    plots = list(_plots(record, directory))
     index = directory / "index.html"
-    index.write_text(page(record, facts, falls, pictures), encoding="utf-8")
-    drawn = [picture.path for picture in pictures if picture.path is not None]
+    index.write_text(page(record, facts, falls, plots), encoding="utf-8")
+    drawn = [plot.path for plot in plots if plot.path is not None]
     tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
     return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)
 
@@ -54,7 +54,7 @@ def _plots(record: SearchRecord, directory: Path) -> Iterator[Plot]:
     finished = bool(record.finished)
     yield Plot(
         title="Settings and results",
-        caption="A line a trial, through its values to its result." if finished else NONE_FINISHED,
+        caption="One line per trial, through its values to its result." if finished else NONE_FINISHED,
         path=draw_parallel(record, directory / "parallel_coordinates.png") if finished else None,
     )
     why_not = why_no_importances(record)

@@ -1,1 +1,1 @@
-"""What is kept of a run: in MLflow, and in the run's own directory.  MLflow lives only here."""
+"""Records runs: in the run directory, and in MLflow. No other room imports MLflow."""

@@ -39,7 +39,7 @@ def line_of(round_index: int) -> str:
 
 
 def snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **changes: Any) -> Snapshot:
-    """The state after ``next_round`` rounds; ``variant`` tells apart two that stand at the same round."""
+    """The state after ``next_round`` rounds; ``variant`` distinguishes two states of the same round."""
     rng = np.random.default_rng([next_round, variant])
     values: dict[str, Any] = {
         "next_round": next_round,
@@ -190,7 +190,7 @@ def test_reading_an_unknown_row_raises_key_error():
         store.load().read_row(4)
 
 
-# --- What a checkpoint costs, and what is kept
+# --- The cost of a checkpoint, and which files remain
 
 
 def files_on_disk(folder: Path) -> dict[str, tuple[int, int]]:
@@ -476,7 +476,7 @@ def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp
 
 
 class FailingShelf(Shelf):
-    """Raises at one write from now on; where ``late``, it takes place all the same, as when a reply is lost."""
+    """Raises at one write from now on; with ``late``, the write takes place nevertheless, as if its reply were lost."""
 
     def __init__(self, late: bool) -> None:
         super().__init__()
@@ -530,7 +530,7 @@ NEWEST = "round-00000022.json"
 
 
 def two_checkpoints() -> dict[str, bytes]:
-    """The files of two checkpoints that share a row and a segment of the history, and one that is nobody's."""
+    """The files of two checkpoints that share a row and a segment of the history, and one that belongs to neither."""
     storage = Shelf({"notes.txt": b"mine"})
     store = CheckpointStore(storage, keep=2)
     store.save(OLDER)
@@ -652,7 +652,7 @@ def test_garbage_under_the_names_of_checkpoints_is_skipped(garbage):
 
 
 def sealed(manifest: Any) -> bytes:
-    """A manifest as a file: it begins with the SHA-256 of all that follows."""
+    """A manifest as a file: it starts with the SHA-256 of the rest."""
     body = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}).encode()[1:]
     return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
 

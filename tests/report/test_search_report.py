@@ -466,7 +466,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     one("trial-0002", "trial", "stopped early", {A: "3", NAME: "fednar"}, 0.1, 0.7)
     one("trial-0003", "trial", "failed", {A: "1", NAME: "fednar"})
     one("trial-0004", "trial", None, {A: "2.5", NAME: "fednar"}, 0.3)
-    one("trial-0005", "trial", None, {})  # made, and not begun
+    one("trial-0005", "trial", None, {})  # created, but not started
     tests = {"test_accuracy": {0: 0.15, 3: 0.58}}
     best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
     one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)

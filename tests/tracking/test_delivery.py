@@ -67,7 +67,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(processes: None, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The tests' one server, which runs when a test begins and when it ends."""
+    """The tests' one server, which runs at the start and the end of each test."""
     shared = Server(database.uri, tmp_path_factory.mktemp("server"))
     try:
         shared.start()

@@ -183,7 +183,7 @@ def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: 
         assert info.signature.outputs.inputs[0].shape == (-1, 1)
         example = mlflow.models.Model.load(uri).load_input_example()
         assert tuple(example.columns) == NAMES
-        assert not set(example["time"]) & set(trained.table["time"])  # it is nobody's
+        assert not set(example["time"]) & set(trained.table["time"])  # it belongs to no client
         assert np.isfinite(mlflow.pyfunc.load_model(uri).predict(example)).all(axis=None)
         with torch.no_grad():
             trained.assert_as_evaluated(mlflow.pytorch.load_model(uri)(torch.from_numpy(trained.x)))
