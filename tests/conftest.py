@@ -67,17 +67,17 @@ def _refuse_python_in_the_fast_lane(event: str, arguments: tuple[Any, ...]) -> N
 sys.addaudithook(_refuse_python_in_the_fast_lane)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def processes() -> None:
     """Says that a test starts processes."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def searches() -> None:
     """Says that a test runs a search: Ray Tune trains trials on a Ray of their own."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_ray() -> None:
     """Says that a test starts a Ray of its own."""
 

@@ -1,4 +1,4 @@
-"""A server optimizer of the user, with its results checked: a misfit is an error that names the function."""
+"""Checks the results of a user's own server optimizer, so that a mistake becomes an error that names the function."""
 
 from collections.abc import Callable
 from traceback import extract_tb
@@ -16,10 +16,14 @@ Refuse = Callable[[str], FednarError]
 
 
 def checked_rule(rule: ServerOptimizer, function: str) -> ServerOptimizer:
-    """Returns ``rule`` with every result checked; ``function`` is the path that names it in errors.
+    """Returns a server optimizer that computes the same as ``rule``, and checks every result.
 
-    Its ``init`` raises ConfigError, its ``step`` and ``eval_params`` raise RunFailed: where the rule's own code raises,
+    Its ``init`` raises ConfigError, and its ``step`` and ``eval_params`` raise RunFailed, if the rule's own code fails,
     or returns vectors of another length or type, or values that are not finite.
+
+    Args:
+        rule: The user's server optimizer.
+        function: The path of the user's function, for messages.
     """
 
     def refuse(text: str) -> ConfigError:
@@ -29,24 +33,24 @@ def checked_rule(rule: ServerOptimizer, function: str) -> ServerOptimizer:
         return RunFailed(f"algorithm.function: {function}: {text}")
 
     def init(parameters: FloatVector) -> ServerState:
-        state = _called("init", rule.init, refuse, parameters)
+        state = _call("init", rule.init, refuse, parameters)
         _check_state("init", state, parameters, refuse)
         return state
 
     def step(state: ServerState, aggregate: RoundAggregate) -> ServerState:
-        after = _called("step", rule.step, fail, state, aggregate)
+        after = _call("step", rule.step, fail, state, aggregate)
         _check_state("step", after, state.parameters, fail)
         return after
 
     def eval_params(state: ServerState) -> FloatVector:
-        vector = _called("eval_params", rule.eval_params, fail, state)
+        vector = _call("eval_params", rule.eval_params, fail, state)
         _check_vector("eval_params returned", vector, state.parameters, fail)
         return vector
 
     return ServerOptimizer(init, step, eval_params)
 
 
-def _called(name: str, function: Callable[..., T], error: Refuse, *arguments: Any) -> T:
+def _call(name: str, function: Callable[..., T], error: Refuse, *arguments: Any) -> T:
     try:
         with exits_as_errors():
             return function(*arguments)

@@ -1,8 +1,24 @@
-"""FedNAR's co-clipping and its baselines (Li et al., *FedNAR*, NeurIPS 2023, Algorithm 1).
+"""FedNAR's co-clipping, and the baselines that it is compared with.
 
-Each takes the loss gradient g [C, d] (a backbone's correction already inside), the parameters x [C, d],
-the weight decay λ_t and the bound A_t (floats, or [C, 1] where rows differ), and gives the direction of
-the step x ← x − η_t·direction.  One norm a row, over all trainable parameters.
+A regularizer turns a client's loss gradient g into the direction of its local step x ← x − η_t·direction. It decides
+two things: how weight decay λ_t·x enters, and whether the length of the step is bounded by A_t. If the algorithm
+corrects gradients (FedProx, SCAFFOLD, FedDyn), g is the corrected gradient.
+
+    ==============  ===============================  =============================
+    name            direction                        weight decay that takes effect
+    ==============  ===============================  =============================
+    ``fednar``      s(v)·v  with  v = g + λ_t·x      s(v)·λ_t
+    ``decoupled``   s(g)·g + λ_t·x                   λ_t
+    ``coupled``     g + λ_t·x                        λ_t
+    ``none``        g                                0
+    ==============  ===============================  =============================
+
+    s(u) = min(1, A_t / (‖u‖₂ + 1e-6))
+
+There is one norm per client, over all of its trainable parameters. All functions work over the last axis: one row per
+client, [C, d].
+
+Source: Li et al., *FedNAR: Federated Optimization with Normalized Annealing Regularization*, NeurIPS 2023, Algorithm 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,66 +28,120 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-"""A float, or a tensor [C, 1] with one value a row."""
+"""One value for all clients, or a tensor [C, 1] with one value per client."""
 
 TINY = 1e-6  # keeps A/‖v‖ finite, as in the authors' program
 
 
 class Direction(NamedTuple):
-    """A regularized step of unit learning rate."""
+    """The direction of a regularized step, before it is multiplied by the learning rate.
 
-    step: Tensor  # [C, d]
-    scale: Tensor  # [C, 1] s, below 1 where the clip fired
-    decay: Tensor  # [C, 1] the weight decay that took effect
-    norm: Tensor  # [C, 1] ‖v‖₂ of what is bounded, before it is; where nothing is, of the step
+    Attributes:
+        step: The direction, [C, d].
+        scale: s, [C, 1]. It is below 1 where the step was clipped.
+        decay: The weight decay that took effect, [C, 1].
+        norm: The norm that the bound was compared with, [C, 1]. Where nothing is bounded, the norm of the step.
+    """
+
+    step: Tensor
+    scale: Tensor
+    decay: Tensor
+    norm: Tensor
 
 
 Regularizer = Callable[[Tensor, Tensor, Scalar, Scalar], Direction]
+"""(gradient [C, d], parameters [C, d], weight decay λ_t, clip bound A_t) → the direction of the step."""
 
 
-def norms(vectors: Tensor) -> Tensor:
-    """‖v‖₂ of each row: [C, d] → [C, 1]."""
-    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return found
+def compute_norms(vectors: Tensor) -> Tensor:
+    """Computes ‖v‖₂ of each row: [C, d] → [C, 1]."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norms
 
 
-def clip_scale(norm: Tensor, bound: Scalar) -> Tensor:
-    """s = min(1, A / (‖v‖₂ + 1e-6)), for norms [C, 1]."""
-    return torch.clamp(bound / (norm + TINY), max=1.0)
+def compute_clip_scale(norm: Tensor, clip_bound: Scalar) -> Tensor:
+    """Computes s = min(1, A / (‖v‖₂ + 1e-6)).
+
+    Args:
+        norm: ‖v‖₂, [C, 1].
+        clip_bound: A, one value or [C, 1].
+
+    Returns:
+        The factor that shortens v to at most A, [C, 1].
+    """
+    return torch.clamp(clip_bound / (norm + TINY), max=1.0)
 
 
-def fednar(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
-    """FedNAR: gradient and decay bounded together.  v = g + λx;  direction = s(v)·v;  decay s·λ."""
+def co_clip(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
+    """Clips gradient and weight decay together by the norm of their sum (FedNAR).
+
+    Weight decay pulls every client towards zero. In heterogeneous federations this pull disagrees with what the clients
+    jointly minimize. Co-clipping bounds the whole step, so the decay weakens by the same factor as the gradient:
+
+        v = g + λ_t·x,   s = min(1, A_t / (‖v‖₂ + 1e-6)),   direction = s·v.
+
+    A step is therefore never longer than η_t·A_t, and the weight decay that takes effect is s·λ_t. If no step is
+    clipped, FedNAR equals ``coupled``.
+
+    Args:
+        grad: Loss gradients g, one row per client, [C, d].
+        params: Current parameters x, [C, d].
+        weight_decay: λ_t, one value or one per client, [C, 1].
+        clip_bound: A_t, likewise.
+
+    Returns:
+        The direction s·v, the scale s, the effective weight decay s·λ_t, and the norm ‖v‖₂ before clipping.
+
+    Source: Li et al., NeurIPS 2023, Algorithm 1.
+
+    Example:
+        v = [3, 0] + 0.05·[0, −80] = [3, −4] has norm 5, and the bound 2.5 halves it:
+
+        >>> grad, params = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, -80.0]])
+        >>> co_clip(grad, params, weight_decay=0.05, clip_bound=2.5).step
+        tensor([[ 1.5000, -2.0000]])
+    """
     v = grad + weight_decay * params
-    norm = norms(v)
-    scale = clip_scale(norm, bound)
+    norm = compute_norms(v)
+    scale = compute_clip_scale(norm, clip_bound)
     return Direction(scale * v, scale, scale * weight_decay, norm)
 
 
-def decoupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
-    """The usual baseline: the gradient clipped, then the decay added.  direction = s(g)·g + λx."""
-    norm = norms(grad)
-    scale = clip_scale(norm, bound)
+def clip_then_decay(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
+    """Clips the gradient, then adds the full weight decay: direction = s(g)·g + λ_t·x (``decoupled``).
+
+    This is the usual baseline. The decay is not bounded, so it dominates where gradients are clipped strongly.
+    Arguments and results are those of ``co_clip``; the norm is ‖g‖₂.
+    """
+    norm = compute_norms(grad)
+    scale = compute_clip_scale(norm, clip_bound)
     return Direction(scale * grad + weight_decay * params, scale, torch.ones_like(scale) * weight_decay, norm)
 
 
-def coupled(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
-    """Plain SGD with weight decay, nothing clipped.  direction = g + λx."""
+def decay_only(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
+    """Adds weight decay and clips nothing: direction = g + λ_t·x (``coupled``), plain SGD with weight decay.
+
+    Arguments and results are those of ``co_clip``; ``clip_bound`` is ignored.
+    """
     v = grad + weight_decay * params
-    norm = norms(v)
+    norm = compute_norms(v)
     ones = torch.ones_like(norm)
     return Direction(v, ones, ones * weight_decay, norm)
 
 
-def none(grad: Tensor, params: Tensor, weight_decay: Scalar, bound: Scalar) -> Direction:
-    """Plain SGD, no decay and nothing clipped.  direction = g."""
-    norm = norms(grad)
+def no_regularization(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
+    """Returns the gradient itself: direction = g (``none``), plain SGD.
+
+    Arguments and results are those of ``co_clip``; ``weight_decay`` and ``clip_bound`` are ignored.
+    """
+    norm = compute_norms(grad)
     return Direction(grad, torch.ones_like(norm), torch.zeros_like(norm), norm)
 
 
 REGULARIZERS: Mapping[str, Regularizer] = {
-    "fednar": fednar,
-    "decoupled": decoupled,
-    "coupled": coupled,
-    "none": none,
+    "fednar": co_clip,
+    "decoupled": clip_then_decay,
+    "coupled": decay_only,
+    "none": no_regularization,
 }
+"""By ``regularizer.name``."""

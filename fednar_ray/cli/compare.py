@@ -39,12 +39,12 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     """
     document, record = _find_comparison(arguments, resume)
     from fednar_ray.execution.session import RaySession
-    from fednar_ray.experiments.comparison.record import planned_runs
+    from fednar_ray.experiments.comparison.record import plan_runs
     from fednar_ray.experiments.comparison.running import Progress
     from fednar_ray.experiments.comparison.running import compare as compare_runs
 
     console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
-    runs = len(planned_runs(document.experiment, document.compare))
+    runs = len(plan_runs(document.experiment, document.compare))
     quiet_libraries()
     with (
         RaySession(address) as session,

@@ -34,11 +34,11 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     from fednar_ray.data.summary import inspect as summarize_data
     from fednar_ray.data.summary import lines
     from fednar_ray.execution.session import RaySession
-    from fednar_ray.experiments.prepare import federation_of
+    from fednar_ray.experiments.prepare import load_experiment_data
     from fednar_ray.report.plots import draw_federation
 
     with RaySession() as session:
-        federation = federation_of(experiment, session)
+        federation = load_experiment_data(experiment, session)
     summary = summarize_data(federation)
     drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
     if as_json:

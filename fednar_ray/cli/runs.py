@@ -32,12 +32,12 @@ def runs(as_json: bool) -> None:
 def _print_runs(rows: list["RunSummary"]) -> None:
     from rich.table import Table
 
-    from fednar_ray.experiments.comparison.record import kept_comparisons
+    from fednar_ray.experiments.comparison.record import list_comparisons
 
     table = Table()
     for name in ("run", "rounds", "test accuracy", "state"):
         table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
-    comparisons = {record.name: record for record in kept_comparisons()}
+    comparisons = {record.name: record for record in list_comparisons()}
     for row in rows:
         accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
         if row.run in comparisons:

@@ -1,4 +1,4 @@
-"""Ray's job API: submit, follow, list and stop. It is imported here alone."""
+"""Submits, follows, lists and stops jobs through Ray's job API, which only this module imports."""
 
 import asyncio
 import importlib
@@ -19,51 +19,64 @@ from fednar_ray.core.errors import BadInput, FednarError, RayUnavailable, first_
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 5.0
-SILENCE_SECONDS = 60.0  # without a line; then the connection is made anew, since it may be dead
-PATIENCE_SECONDS = 120.0  # with a cluster that does not answer, while a job is followed
+SILENCE_SECONDS = 60.0  # without output; then the job is read over a new connection, since the old one may be dead
+PATIENCE_SECONDS = 120.0  # for a cluster that does not answer while a job is followed
 POLL_SECONDS = 0.5
-NO_AGENT, STARTING_SECONDS = "No available agent", 60.0  # what a head that has just started says, and for how long
-STOPPED_EXIT_CODE = 143  # as of a command that SIGTERM ended
-STOP_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}  # Ray's 3 s would kill a run that writes its last checkpoint
-TALKATIVE = (
+NO_AGENT, STARTING_SECONDS = "No available agent", 60.0  # the answer of a head that has just started, and for how long
+STOPPED_EXIT_CODE = 143  # that of a command which SIGTERM ended
+STOP_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": "20"}  # after Ray's 3 s a run may still be writing its last checkpoint
+VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging",
 )  # fmt: skip
-SUBMISSION = "SUBMISSION"  # the type of the jobs that the API knows by their ids
+SUBMISSION = "SUBMISSION"  # the type of the jobs that were submitted through the API
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
-    """A job in a line of a table."""
+    """What the list of jobs shows of one.
+
+    Attributes:
+        job_id: The id that was given at submission.
+        status: pending, running, succeeded, failed or stopped.
+        exit_code: The exit code of the command, None if it has not ended.
+        command: The shell command.
+        started: The start in milliseconds since the epoch, None if the job is pending.
+    """
 
     job_id: str
-    status: str  # pending, running, succeeded, failed or stopped
+    status: str
     exit_code: int | None
     command: str
-    started: int | None  # ms since the epoch
+    started: int | None
 
 
 class Jobs:
-    """The jobs of a cluster. Making one looks whether the cluster answers, and lets us in.
+    """The jobs of a cluster. The constructor checks that the cluster answers and accepts our token.
 
-    ``address``: of the cluster's dashboard, http://head:8265; None takes ``RAY_API_SERVER_ADDRESS``, then
-    ``RAY_ADDRESS`` where it is such an address, then this machine's.  Raises RayUnavailable.
+    Args:
+        address: The address of the cluster's dashboard, such as http://head:8265. None takes
+            ``RAY_API_SERVER_ADDRESS``, then ``RAY_ADDRESS`` if it starts with http, then this machine.
+
+    Raises:
+        BadInput: The address is no address of a dashboard, or ``ray[default]`` is not installed.
+        RayUnavailable: The cluster does not answer, or refuses the token.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = _address(address)
+        self.address = _find_address(address)
         _check_installed()
         _check_answers(self.address)
         os.environ[ADDRESS_VARIABLE] = self.address  # Ray prefers its variables to what it is given
-        with _answering(self.address):
-            self._client = _client(self.address)
+        with _translated_errors(self.address):
+            self._client = _build_client(self.address)
 
     def submit(self, command: str, *, job_id: str, directory: Path, variables: Mapping[str, str]) -> None:
-        """Start a shell command as a job, in a copy of ``directory``, with environment ``variables``."""
+        """Starts a shell command as a job, in a copy of ``directory``, with these environment ``variables``."""
         environment = {"working_dir": str(directory), "env_vars": {**STOP_VARIABLES, **variables}}
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             try:
-                with _answering(self.address):
+                with _translated_errors(self.address):
                     self._client.submit_job(entrypoint=command, submission_id=job_id, runtime_env=environment)
                 return
             except RayUnavailable as error:
@@ -72,63 +85,75 @@ class Jobs:
                 time.sleep(POLL_SECONDS)
 
     def logs(self, job_id: str) -> str:
-        """What a job has printed so far. Raises BadInput where there is no such job."""
-        with _answering(self.address):
+        """Returns what a job has printed so far. Raises BadInput if there is no such job."""
+        with _translated_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> int:
-        """Write what a job prints, from its first line until it ends; returns its exit code.
+        """Writes what a job prints, from its first line until it ends. Reconnects if a connection breaks.
 
-        A connection that breaks is made anew. Raises BadInput where there is no such job, and FednarError where the
-        cluster does not answer for ``PATIENCE_SECONDS``.
+        Args:
+            job_id: The job.
+            write: Receives the text in pieces.
+
+        Returns:
+            The exit code of the job's command.
+
+        Raises:
+            BadInput: There is no such job.
+            FednarError: The cluster has not answered for ``PATIENCE_SECONDS``.
         """
-        reader, heard = _Reader(self._client, job_id, write), time.monotonic()
-        broken: tuple[type[Exception], ...] = (OSError, RuntimeError, RayUnavailable, *_connection_errors())
-        with _answering(self.address):
+        reader, last_answer = _Reader(self._client, job_id, write), time.monotonic()
+        broken: tuple[type[Exception], ...] = (OSError, RuntimeError, RayUnavailable, *_list_connection_errors())
+        with _translated_errors(self.address):
             self._client.get_job_info(job_id)
         while True:
             try:
                 asyncio.run(reader.read())
-                job = self._summary(job_id)
+                job = self._get_summary(job_id)
                 if job.status not in ("pending", "running"):
                     return _exit_code(job)
-                heard = time.monotonic()
+                last_answer = time.monotonic()
             except broken as error:
-                if time.monotonic() - heard > PATIENCE_SECONDS:
-                    text = f"{self.address} does not answer any more: {error}"
+                if time.monotonic() - last_answer > PATIENCE_SECONDS:
+                    text = f"{self.address} no longer answers: {error}"
                     raise FednarError(
-                        f"{text}; where the cluster lives, the job goes on: {describe_reattach(job_id)}"
+                        f"{text}; the job continues if the cluster is alive: {describe_reattach(job_id)}"
                     ) from error
             time.sleep(POLL_SECONDS)
 
     def stop(self, job_id: str) -> JobSummary:
-        """End a job, which may take some seconds to write where it stands. Raises BadInput where there is no such."""
-        with _answering(self.address):
+        """Stops a job and waits until it has ended, which takes some seconds if it writes a checkpoint.
+
+        Raises:
+            BadInput: There is no such job.
+        """
+        with _translated_errors(self.address):
             self._client.stop_job(job_id)
-        while (job := self._summary(job_id)).status in ("pending", "running"):
+        while (job := self._get_summary(job_id)).status in ("pending", "running"):
             time.sleep(POLL_SECONDS)
         return job
 
     def list_jobs(self) -> list[JobSummary]:
-        """Those that were submitted, the newest first."""
-        with _answering(self.address):
-            known = [_summary(details) for details in self._client.list_jobs() if details.type.value == SUBMISSION]
+        """Returns the jobs that were submitted, the newest first."""
+        with _translated_errors(self.address):
+            known = [_summarize(details) for details in self._client.list_jobs() if details.type.value == SUBMISSION]
         return sorted(known, key=lambda job: job.started or 0, reverse=True)
 
-    def _summary(self, job_id: str) -> JobSummary:
-        with _answering(self.address):
-            return _summary(self._client.get_job_info(job_id))
+    def _get_summary(self, job_id: str) -> JobSummary:
+        with _translated_errors(self.address):
+            return _summarize(self._client.get_job_info(job_id))
 
 
 class _Reader:
-    """Reads a job's log from its start, as often as need be, and writes each character once."""
+    """Reads a job's log from its start, as often as necessary, and writes each character once."""
 
     def __init__(self, client: Any, job_id: str, write: Callable[[str], None]) -> None:
         self._client, self._job_id, self._write = client, job_id, write
         self._written = 0
 
     async def read(self) -> None:
-        """Until the log ends, or is silent for long."""
+        """Reads until the log ends, or until nothing new has come for ``SILENCE_SECONDS``."""
         texts, read = self._client.tail_job_logs(self._job_id), 0
         with suppress(TimeoutError, StopAsyncIteration):
             while True:
@@ -140,30 +165,34 @@ class _Reader:
 
 
 def describe_reattach(job_id: str) -> str:
-    """How to follow a job once more."""
-    return f"fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it"
+    """Returns the commands that follow and stop a job."""
+    return f"follow it with: fednar logs {job_id} --follow; stop it with: fednar stop {job_id}"
 
 
-def _address(given: str | None) -> str:
-    joined = os.environ.get("RAY_ADDRESS", "")
-    address = given or os.environ.get(ADDRESS_VARIABLE) or (joined if joined.startswith("http") else DEFAULT_ADDRESS)
+def _find_address(given: str | None) -> str:
+    ray_address = os.environ.get("RAY_ADDRESS", "")
+    address = (
+        given
+        or os.environ.get(ADDRESS_VARIABLE)
+        or (ray_address if ray_address.startswith("http") else DEFAULT_ADDRESS)
+    )
     check_address("--address" if given else ADDRESS_VARIABLE, address)
     if not address.startswith(("http://", "https://")):
-        raise BadInput(f"--address {address}: the address of a dashboard is needed, such as http://head:8265")
+        raise BadInput(f"--address {address}: expected the address of a dashboard, such as http://head:8265")
     return address.rstrip("/")
 
 
 def _check_answers(address: str) -> None:
-    """Whether anybody answers at all, and soon; Ray's own client would wait without end."""
+    """Raises RayUnavailable if nobody answers soon. Ray's own client would wait forever."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_SECONDS).close()  # noqa: S310 - http only
     except urllib.error.HTTPError:
-        return  # refusals are Ray's to explain
+        return  # a server answers; Ray's client explains why it refuses
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         text = f"no dashboard of Ray answers at {address}: {reason}"
         raise RayUnavailable(
-            f"{text}; it is part of ray[default], and listens where ray start --head has its --dashboard-host"
+            f"{text}; the dashboard is part of ray[default], and listens at the --dashboard-host of ray start --head"
         ) from error
 
 
@@ -175,15 +204,15 @@ def _check_installed() -> None:
         raise BadInput(f"jobs need ray[default] (pip install 'fednar-ray[cluster]'): {error}") from error
 
 
-def _client(address: str) -> Any:
+def _build_client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    for name in TALKATIVE:
+    for name in VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     return JobSubmissionClient(address)
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
+def _list_connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
 
@@ -191,25 +220,25 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _answering(address: str) -> Iterator[None]:
-    """What Ray's client raises, as RayUnavailable, or as BadInput where it knows no such job."""
+def _translated_errors(address: str) -> Iterator[None]:
+    """Turns what Ray's client raises into RayUnavailable, or into BadInput if there is no such job."""
     from ray.exceptions import AuthenticationError
 
-    unreachable: tuple[type[Exception], ...] = (OSError, ValueError, *_connection_errors())
+    unreachable: tuple[type[Exception], ...] = (OSError, ValueError, *_list_connection_errors())
     try:
         yield
     except AuthenticationError as error:
         how = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        raise RayUnavailable(f"Ray at {address} does not let you in: {first_line(error)}; {how}") from error
+        raise RayUnavailable(f"Ray at {address} refuses access: {first_line(error)}; {how}") from error
     except RuntimeError as error:
         if "status code 404" in str(error) and "does not exist" in str(error):
-            raise BadInput(f"{address} knows no such job; fednar jobs lists them") from error
+            raise BadInput(f"{address} has no such job; list the jobs with: fednar jobs") from error
         raise RayUnavailable(f"Ray at {address}: {first_line(error)}") from error
     except unreachable as error:
         raise RayUnavailable(f"Ray at {address}: {first_line(error)}") from error
 
 
-def _summary(details: Any) -> JobSummary:
+def _summarize(details: Any) -> JobSummary:
     return JobSummary(
         job_id=details.submission_id,
         status=details.status.value.lower(),
@@ -220,7 +249,7 @@ def _summary(details: Any) -> JobSummary:
 
 
 def _exit_code(job: JobSummary) -> int:
-    """As a shell would give it; 1 where the command never ran."""
+    """Returns the exit code as a shell would, or 1 if the command never ran."""
     if job.status == "stopped":
         return STOPPED_EXIT_CODE
     if job.exit_code is None:

@@ -1,7 +1,11 @@
-"""Validated, immutable settings; YAML files; dotted overrides."""
+"""Validated, immutable settings; YAML files; overrides by dotted key."""
 
+from fednar_ray.config.algorithm import PRESET_SETTINGS, AnyAlgorithm, read_algorithm
+from fednar_ray.config.comparison import CompareSettings
+from fednar_ray.config.data import SOURCE_SETTINGS, TASK_NAMES, AnyData, DataSettings, PartitionSettings, read_data
+from fednar_ray.config.execution import ExecutionSettings, SiloSettings
 from fednar_ray.config.experiment import Experiment
-from fednar_ray.config.files import (
+from fednar_ray.config.loading import (
     Document,
     digest,
     dotted,
@@ -13,29 +17,20 @@ from fednar_ray.config.files import (
     varied,
     with_overrides,
 )
+from fednar_ray.config.model import MODEL_SETTINGS, AnyModel, read_model
+from fednar_ray.config.recording import CheckpointSettings
+from fednar_ray.config.robustness import AggregationSettings, AttackSettings, AvailabilitySettings, ScreeningSettings
 from fednar_ray.config.search import Domain, SearchSettings
-from fednar_ray.config.settings import (
-    PRESET_SETTINGS,
-    TASK_NAMES,
-    AggregationSettings,
-    AlgorithmSettings,
-    AttackSettings,
-    AvailabilitySettings,
-    CheckpointSettings,
-    CompareSettings,
-    DataSettings,
-    ExecutionSettings,
-    ModelSettings,
-    PartitionSettings,
-    ScreeningSettings,
-    SiloSettings,
-)
 
 __all__ = [
+    "MODEL_SETTINGS",
     "PRESET_SETTINGS",
+    "SOURCE_SETTINGS",
     "TASK_NAMES",
     "AggregationSettings",
-    "AlgorithmSettings",
+    "AnyAlgorithm",
+    "AnyData",
+    "AnyModel",
     "AttackSettings",
     "AvailabilitySettings",
     "CheckpointSettings",
@@ -45,7 +40,6 @@ __all__ = [
     "Domain",
     "ExecutionSettings",
     "Experiment",
-    "ModelSettings",
     "PartitionSettings",
     "ScreeningSettings",
     "SearchSettings",
@@ -57,6 +51,9 @@ __all__ = [
     "is_relative",
     "load",
     "load_document",
+    "read_algorithm",
+    "read_data",
+    "read_model",
     "varied",
     "with_overrides",
 ]

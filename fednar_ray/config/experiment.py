@@ -6,23 +6,19 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from pydantic_core import InitErrorDetails, ValidationError
 
-from fednar_ray.config import checks, renamed
-from fednar_ray.config.settings import (
+from fednar_ray.config import contradictions, problems, renamed
+from fednar_ray.config.algorithm import AlgorithmSection, FedAvgSettings, RegularizerSettings
+from fednar_ray.config.base import Settings, Size
+from fednar_ray.config.data import DataSection
+from fednar_ray.config.execution import ExecutionSettings
+from fednar_ray.config.federation import EvaluationSettings, FederationSettings
+from fednar_ray.config.model import ModelSection
+from fednar_ray.config.recording import CheckpointSettings, TrackingSettings
+from fednar_ray.config.robustness import (
     AggregationSettings,
-    AlgorithmSettings,
     AttackSettings,
     AvailabilitySettings,
-    CheckpointSettings,
-    DataSettings,
-    EvaluationSettings,
-    ExecutionSettings,
-    FederationSettings,
-    ModelSettings,
-    RegularizerSettings,
     ScreeningSettings,
-    Settings,
-    Size,
-    TrackingSettings,
 )
 from fednar_ray.core.credentials import refusal, secrets_within
 from fednar_ray.core.schedules import RoundScalars, annealed
@@ -45,10 +41,10 @@ class Experiment(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "experiment"
     seed: Size = 0
-    data: DataSettings | None = None
-    model: ModelSettings | None = None
+    data: DataSection | None = None
+    model: ModelSection | None = None
     federation: FederationSettings = FederationSettings(local_epochs=1)
-    algorithm: AlgorithmSettings = AlgorithmSettings()
+    algorithm: AlgorithmSection = FedAvgSettings()
     regularizer: RegularizerSettings = RegularizerSettings()
     availability: AvailabilitySettings = AvailabilitySettings()
     attacks: AttackSettings = AttackSettings()
@@ -69,17 +65,17 @@ class Experiment(Settings):
         An address that carries a secret is refused before all else, so that no other report can repeat it. A key that
         has another name than in earlier versions is refused too, with its name now.
         """
-        secrets = [checks.problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)]
+        secrets = [problems.problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)]
         if secrets:
-            raise ValidationError.from_exception_data(cls.__name__, secrets[: checks.LIMIT_PROBLEMS])
+            raise ValidationError.from_exception_data(cls.__name__, secrets[: problems.LIMIT_PROBLEMS])
         values, old = renamed.under_new_names(values)
         try:
             experiment = handler(values)
         except ValidationError as error:
-            details = [*old, *checks.as_details(error, cls)]
-            across = checks.across_sections(checks.valid_sections(cls, values))
+            details = [*old, *problems.as_details(error.errors(include_url=False), cls)]
+            across = contradictions.across_sections(contradictions.valid_sections(cls, values))
             raise ValidationError.from_exception_data(cls.__name__, [*details, *across]) from None
-        details = [*old, *checks.across_sections(dict(experiment)), *experiment._change_problems()]
+        details = [*old, *contradictions.across_sections(dict(experiment)), *experiment._change_problems()]
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return experiment
@@ -92,7 +88,7 @@ class Experiment(Settings):
             local_lr=annealed(algorithm.local_lr, algorithm.local_lr_anneal, round_index),
             weight_decay=annealed(regularizer.weight_decay, regularizer.weight_decay_anneal, round_index),
             clip_bound=annealed(regularizer.clip_bound, regularizer.clip_bound_anneal, round_index),
-            epsilon=annealed(algorithm.epsilon or 0.0, algorithm.epsilon_anneal or 1.0, round_index),
+            epsilon=algorithm.epsilon_at(round_index),
         )
 
     def in_force(self, round_index: int) -> "Experiment":
@@ -111,9 +107,9 @@ class Experiment(Settings):
             for key, value in values.items():
                 place = ("changes", since, key)
                 if since >= self.federation.rounds:
-                    yield checks.problem(place, value, f"federation.rounds is {self.federation.rounds}")
+                    yield problems.problem(place, value, f"federation.rounds is {self.federation.rounds}")
                 elif key not in CHANGEABLE:
-                    yield checks.problem(place, value, "cannot change within a run; " + ", ".join(CHANGEABLE) + " can")
+                    yield problems.problem(place, value, f"cannot change within a run; {', '.join(CHANGEABLE)} can")
                 else:
                     yield from self._value_problems(place, value)
 
@@ -121,6 +117,6 @@ class Experiment(Settings):
         section, name = str(place[-1]).split(".")
         settings = getattr(self, section)
         try:
-            type(settings).model_validate({**settings.model_dump(), name: value})
+            contradictions.section_adapter(type(self), section).validate_python({**settings.model_dump(), name: value})
         except ValidationError as error:
-            yield checks.problem(place, value, error.errors()[0]["msg"].removeprefix("Value error, "))
+            yield problems.problem(place, value, error.errors()[0]["msg"].removeprefix("Value error, "))

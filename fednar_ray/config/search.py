@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
-from fednar_ray.config import checks
+from fednar_ray.config import problems
+from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
-from fednar_ray.config.settings import Count, NonNegative, Positive, Settings, Size
+from fednar_ray.config.scheduler import NoSchedulerSettings, SchedulerSection
 from fednar_ray.core.errors import ConfigError, shown
 
 DomainKind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
@@ -47,7 +48,7 @@ class Domain(Settings):
             raise ValueError(f"a domain is one of {known}, with its values: {{loguniform: [0.1, 30.0]}}")
         ((kind, values),) = given.items()
         if kind not in (*RANGES, *LISTS):
-            raise ValueError(f"unknown domain{checks.nearest(str(kind), (*RANGES, *LISTS))}")
+            raise ValueError(f"unknown domain{problems.nearest(str(kind), (*RANGES, *LISTS))}")
         if not isinstance(values, list | tuple):
             raise ValueError(f"{kind} takes a list: {RANGES.get(kind, '[value, value, …]')}")
         return {"kind": kind, "values": tuple(values)}
@@ -93,51 +94,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-SCHEDULER_SETTINGS: Mapping[str, Mapping[str, float]] = {
-    "none": {},
-    "asha": {"grace_rounds": 5, "reduction": 3},
-    "hyperband": {"reduction": 3},
-    "median": {"grace_rounds": 5},
-    "pbt": {"perturb_rounds": 5, "quantile": 0.25, "resample": 0.25},
-}
-"""Each scheduler with the settings it reads and their defaults."""
-
-
-class SchedulerSettings(Settings):
-    """Who is stopped early; what a scheduler reads, and its defaults, are in ``SCHEDULER_SETTINGS``."""
-
-    name: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
-    grace_rounds: Count | None = None
-    """Nobody is stopped before so many rounds."""
-    reduction: Annotated[int, Field(ge=2)] | None = None
-    """One trial in so many goes on to the next rung."""
-    perturb_rounds: Count | None = None
-    """Rounds from one exchange to the next; all trials wait for each other there."""
-    quantile: Annotated[float, Field(gt=0, le=0.5)] | None = None
-    """The share of the trials that give up their federation for one of the best share."""
-    resample: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The probability that a perturbed value is drawn anew, instead of times 1.2 or 0.8."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, values: Any) -> Any:
-        if isinstance(values, str):
-            values = {"name": values}
-        if not isinstance(values, dict):
-            return values
-        given = {key: value for key, value in values.items() if value is not None}
-        return {**SCHEDULER_SETTINGS.get(str(given.get("name", "none")), {}), **given}
-
-    @model_validator(mode="after")
-    def _only_what_is_read(self) -> Self:
-        read = SCHEDULER_SETTINGS[self.name]
-        unread = [key for key in SchedulerSettings.model_fields if key != "name" and key not in read]
-        unread = [key for key in unread if getattr(self, key) is not None]
-        if unread:
-            raise ValueError(f"{self.name} does not read {', '.join(unread)}; it reads {', '.join(read) or 'nothing'}")
-        return self
-
-
 class WarmStartSettings(Settings):
     """The best points of an earlier search, tried first."""
 
@@ -169,7 +125,7 @@ class SearchSettings(Settings):
     """A trial trains so many federations, of seeds counted up from the experiment's, and reports the mean."""
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     algorithm: Literal["random", "grid", "optuna"] = "optuna"
-    scheduler: SchedulerSettings = SchedulerSettings()
+    scheduler: SchedulerSection = NoSchedulerSettings()
     seed: Annotated[Size, Field(lt=2**32)] = 0
     """Of what is drawn from the space; NumPy takes no more."""
     concurrent: Literal["auto"] | Count = "auto"
@@ -199,10 +155,8 @@ class SearchSettings(Settings):
         """``report_rounds`` for trials of so many rounds."""
         if self.report_rounds != "auto":
             return min(self.report_rounds, rounds)
-        screen = self.scheduler.grace_rounds or self.scheduler.perturb_rounds
-        if screen is None and self.scheduler.name == "hyperband":
-            screen = max(1, rounds // 20)
-        return min(screen or max(1, rounds // 10), rounds)
+        fallback = max(1, rounds // (20 if self.scheduler.name == "hyperband" else 10))
+        return min(self.scheduler.decision_rounds or fallback, rounds)
 
     def problems(self, experiment: Experiment, varied: Callable[[Mapping[str, Any]], Experiment]) -> Iterator[str]:
         """What does not go with the experiment; ``varied`` gives it with other values, or raises ConfigError."""
@@ -237,7 +191,7 @@ class SearchSettings(Settings):
         if self.metric.startswith("test_"):
             yield f"{metric}: test figures guide no search, or they mean nothing at its end; use validation_accuracy"
         elif self.metric not in METRICS:
-            yield f"{metric}: no round reports it{checks.nearest(self.metric, METRICS)}"
+            yield f"{metric}: no round reports it{problems.nearest(self.metric, METRICS)}"
         elif (lacking := self._lacking(experiment)) is not None:
             yield f"{metric}: {lacking}"
         name = self.metric
@@ -265,7 +219,7 @@ class SearchSettings(Settings):
     def _scheduler_problems(self, rounds: int) -> Iterator[str]:
         scheduler, place = self.scheduler, "search.scheduler"
         for key in ("grace_rounds", "perturb_rounds"):
-            value = getattr(scheduler, key)
+            value = getattr(scheduler, key, None)
             if value is not None and value >= rounds:
                 yield f"{place}.{key}: {value} leaves nothing to stop in federation.rounds ({rounds}); use less"
             if value is not None and self.report_rounds != "auto" and value % self.report_rounds:

@@ -1,4 +1,4 @@
-"""A module's buffers, by what training does to them: changed ones are averaged, all others stay as they were given."""
+"""A module's buffers. Those that training changes are averaged over clients; all others keep their given values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from fednar_ray.core.errors import BuffersChanged, ModelError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 LARGEST_INTEGER = 2**53
-"""Up to here float64, in which buffers are averaged, holds every integer."""
+"""Up to this value, float64 holds every integer exactly. Buffers are averaged in float64."""
 
 
 def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -34,17 +34,17 @@ def find_changed_buffers(before: Mapping[str, Tensor], module: nn.Module) -> tup
 
 
 def _check_can_be_averaged(name: str, before: Tensor, after: Tensor) -> None:
-    if _described(before) != _described(after):
-        text = f"the forward pass changes buffer {name} from {_described(before)} to {_described(after)}"
+    if _describe(before) != _describe(after):
+        text = f"the forward pass changes buffer {name} from {_describe(before)} to {_describe(after)}"
         raise ModelError(f"{text}; a buffer that is averaged over clients must keep its type and shape")
     if after.layout != torch.strided or after.is_quantized:
-        raise ModelError(f"training changes buffer {name}, which is {_described(after)}; only dense ones are averaged")
+        raise ModelError(f"training changes buffer {name}, which is {_describe(after)}; only dense ones are averaged")
     if _exceeds_float64(before) or _exceeds_float64(after):
         text = f"training changes buffer {name}, whose {after.dtype} values exceed 2^53"
         raise ModelError(f"{text}; their average over clients is not exact, so keep such a state outside of buffers")
 
 
-def _described(buffer: Tensor) -> str:
+def _describe(buffer: Tensor) -> str:
     layout = "" if buffer.layout == torch.strided else f" {buffer.layout}"
     return f"{buffer.dtype}{layout} {list(buffer.shape)}"
 
@@ -53,7 +53,7 @@ def _exceeds_float64(buffer: Tensor) -> bool:
     if buffer.dtype not in (torch.int64, torch.uint64) or not buffer.numel():
         return False
     lowest, highest = (int(bound) for bound in buffer.view(torch.int64).aminmax())
-    # as int64, a uint64 beyond 2^63 is negative
+    # viewed as int64, a uint64 beyond 2^63 is negative
     return highest > LARGEST_INTEGER or lowest < (0 if buffer.dtype == torch.uint64 else -LARGEST_INTEGER)
 
 
@@ -72,7 +72,7 @@ def check_unchanged(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Checks that the buffers named in ``given`` still have exactly these values.
 
     Raises:
-        BuffersChanged: One has other values, or is gone. The message names it.
+        BuffersChanged: One has other values or was removed. The message names it.
     """
     if not given:
         return
@@ -83,7 +83,7 @@ def check_unchanged(module: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 
 def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Gives every buffer named in ``given`` that value again; one with the same bits stays the same tensor."""
+    """Restores the value of every buffer named in ``given``. A buffer with the same bits stays the same tensor."""
     now = dict(module.named_buffers())
     for name, buffer in given.items():
         if name not in now or not same_bits(buffer, now[name]):
@@ -92,23 +92,28 @@ def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Returns whether two tensors have the same type, shape and bits. NaN equals NaN of the same bits."""
+    """Returns whether two tensors have the same type, shape and bits. NaN equals NaN of the same bits.
+
+    Tensors on the meta device have no bits, so type and shape decide.
+    """
     if first is second:
         return True
-    if _described(first) != _described(second):
+    if _describe(first) != _describe(second):
         return False
+    if first.is_meta or second.is_meta:
+        return first.is_meta == second.is_meta
     return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(_parts(first), _parts(second), strict=True))
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The dense tensors that hold everything that ``tensor`` stores."""
+    """Returns the dense tensors that hold everything that ``tensor`` stores."""
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor.int_repr() if tensor.is_quantized else tensor,)
+    return (tensor.int_repr(), tensor.dequantize()) if tensor.is_quantized else (tensor,)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Addresses that carry a password, a key or a token: found, named and refused, and never repeated in a message.
+"""Finds addresses that contain a password, a key or a token. They are refused, and never repeated in a message.
 
-An address is recorded in many places (run directories, checkpoints, MLflow, messages, lists of processes), most of
-which others can read.  What a store needs to let us in comes from its own variables and files instead.
+An address is recorded in many places (run directories, checkpoints, MLflow, messages, process lists), most of which
+others can read. Credentials come from a store's own environment variables and files instead.
 """
 
 import re
@@ -34,9 +34,9 @@ LIMIT_DEPTH = 60  # of nested values; deeper ones are refused elsewhere
 
 
 def secret_in(text: str) -> str | None:
-    """What kind of secret an address in ``text`` carries, in words that do not repeat it; None where there is none.
+    """Returns what kind of secret an address in ``text`` contains, without repeating it; None if it has none.
 
-    A user's name alone is no secret, and neither is the path of a file that holds one (``passfile``, ``sslkey``).
+    A user name alone is no secret, and neither is the path of a file that holds one (``passfile``, ``sslkey``).
     """
     if ":/" not in text:
         return None
@@ -71,7 +71,7 @@ def _in_parameters(word: str) -> str | None:
 
 
 def check_address(place: str, address: str | None) -> None:
-    """Raises BadInput, which names ``place``, where an address carries a secret; it may lack a scheme, as Ray's do."""
+    """Raises BadInput, which names ``place``, if an address contains a secret. Ray's addresses may lack a scheme."""
     if address is None:
         return
     found = secret_in(address if re.match(r"[\w+.-]+:/", address) else f"ray://{address}")
@@ -80,7 +80,7 @@ def check_address(place: str, address: str | None) -> None:
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Raises BadInput where a word of a command line carries a secret."""
+    """Raises BadInput if a word of a command line contains a secret."""
     for word in words:
         found = secret_in(word)
         if found is not None:
@@ -89,12 +89,12 @@ def check_words(words: Iterable[str]) -> None:
 
 
 def refusal(place: str, found: str) -> str:
-    """The message about a secret that ``secret_in`` found."""
+    """Returns the message about a secret that ``secret_in`` found."""
     return f"{place}: the address holds {found}; {INSTEAD}"
 
 
 def secrets_within(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """(place, kind of secret) for every text within nested mappings and lists that holds an address with a secret."""
+    """Yields (place, kind of secret) for every text in nested mappings and lists that contains a secret."""
     if isinstance(values, str):
         found = secret_in(values)
         if found is not None:

@@ -1,7 +1,7 @@
-"""Named errors. Every argument goes to ``super().__init__``, so they survive pickling through Ray.
+"""The package's errors. Every argument is passed to ``super().__init__``, so errors survive pickling through Ray.
 
-``BadInput`` and its children are the user's to mend (exit code 2, no traceback);
-``RunFailed`` and its children end a run that had started (exit code 1).
+``BadInput`` and its subclasses can be fixed by the user (exit code 2, no traceback). ``RunFailed`` and its subclasses
+end a run that had started (exit code 1).
 """
 
 import reprlib
@@ -12,15 +12,15 @@ MEMORY_TEXT = "can't allocate memory"
 
 
 class FednarError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class BadInput(FednarError):
-    """Something that was given is wrong; nothing has been trained."""
+    """An input is wrong. Nothing has been trained."""
 
 
 class ConfigError(BadInput):
-    """An experiment that cannot be run. ``problems`` holds one line each: place, value, what would be right."""
+    """An experiment that cannot be run. ``problems`` has one line per problem: place, value, what would be right."""
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__(problems)
@@ -47,11 +47,11 @@ class TrackingUnavailable(BadInput):
 
 
 class StorageUnavailable(BadInput):
-    """Checkpoints cannot be kept where they should be."""
+    """The storage for checkpoints cannot be used."""
 
 
 class CapacityError(BadInput):
-    """The cluster cannot hold the actors asked for; the message says what would fit."""
+    """The cluster has no room for the requested actors. The message says what would fit."""
 
 
 class DeviceError(FednarError):
@@ -59,19 +59,19 @@ class DeviceError(FednarError):
 
 
 class RunFailed(FednarError):
-    """A run that had started cannot go on."""
+    """A run that had started cannot continue."""
 
 
 class CheckpointError(RunFailed):
-    """A checkpoint that could not be written, or checkpoints of which none can be read."""
+    """A checkpoint cannot be written, or none can be read."""
 
 
 class InconsistentModel(RunFailed):
-    """A model whose forward does in training what the trial before the first round did not show."""
+    """A model's forward pass does something in training that it did not do in the trial before round 0."""
 
 
 class BuffersChanged(InconsistentModel):
-    """Training changed buffers that the trial before round 0 found constant. ``names``: of these buffers."""
+    """Training changed buffers that were constant in the trial before round 0. ``names`` are their names."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__(names)
@@ -85,9 +85,9 @@ class BuffersChanged(InconsistentModel):
 
 
 class UserCodeExited(BadInput):
-    """A model or a function of the user's called ``sys.exit``, or raised something else that is no ``Exception``.
+    """A model or function of the user called ``sys.exit``, or raised something else that is no ``Exception``.
 
-    In training it counts as the failure of a client.
+    In training it is treated as the failure of a client.
     """
 
 
@@ -122,12 +122,12 @@ def first_line(error: BaseException, limit: int = 300) -> str:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Did memory run out? What torch raises on the CPU has no kind of its own."""
+    """Returns whether memory ran out. On the CPU, torch raises a RuntimeError for this."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_TEXT in str(error)
 
 
 class _Brief(reprlib.Repr):
-    """The beginning of a value, however large or deep it is."""
+    """Shows the start of a value that may be large or deeply nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,12 +139,12 @@ class _Brief(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: as ``repr`` does, cut where it is long."""
+    """Returns a value as messages show it: its ``repr``, cut if it is long."""
     text = _Brief().repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
 def shown_text(text: object) -> str:
-    """A text within a message: as it is, cut where it is long."""
+    """Returns a text as messages show it: unchanged, cut if it is long."""
     whole = str(text)
     return whole if len(whole) <= 500 else f"{whole[:400]}…{whole[-60:]}"

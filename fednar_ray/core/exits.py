@@ -1,4 +1,4 @@
-"""What a user's code raises to end the process, as an ordinary error."""
+"""Turns what a user's code raises to end the process into an ordinary error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""A module seen as one flat float32 vector of its trainable parameters, in ``module.parameters()`` order.
+"""A module's trainable parameters as one flat float32 vector, in ``module.parameters()`` order.
 
-Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics)
-travel as a flat float64 vector of their own, which holds integers up to 2^53 exactly.
+Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics) form a flat
+float64 vector of their own, which holds integers up to 2^53 exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,11 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, module: nn.Module) -> "ParameterLayout":
-        """The layout of ``module``. Raises ModelError without trainable parameters, or where one is not float32."""
+        """Returns the layout of ``module``.
+
+        Raises:
+            ModelError: The module has no trainable parameters, or one of them is not float32.
+        """
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise ModelError("the model has no trainable parameters")
@@ -44,24 +48,24 @@ class ParameterLayout:
         return sum(self.sizes)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Views of ``vector`` [d] by parameter name."""
+        """Returns views of ``vector`` [d] by parameter name."""
         parts = torch.split(vector, list(self.sizes))
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
 def trainable(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The trainable parameters, in ``parameters()`` order."""
+    """Yields the trainable parameters, in ``parameters()`` order."""
     return (p for p in module.parameters() if p.requires_grad)
 
 
 def flatten(module: nn.Module) -> FloatVector:
-    """The trainable parameters as one fresh vector [d]."""
+    """Returns the trainable parameters as one new vector [d]."""
     with torch.no_grad():
         return torch.cat([p.reshape(-1) for p in trainable(module)]).cpu().numpy()
 
 
 def load_parameters(module: nn.Module, vector: FloatVector) -> None:
-    """Copy ``vector`` [d] into the trainable parameters."""
+    """Copies ``vector`` [d] into the trainable parameters."""
     parts = torch.split(torch.tensor(vector, dtype=torch.float32), [p.numel() for p in trainable(module)])
     with torch.no_grad():
         for parameter, part in zip(trainable(module), parts, strict=True):
@@ -69,7 +73,7 @@ def load_parameters(module: nn.Module, vector: FloatVector) -> None:
 
 
 def flatten_buffers(module: nn.Module, names: Sequence[str] | None = None) -> BufferVector:
-    """Returns the buffers as one fresh vector [b], which is empty if there are none.
+    """Returns the buffers as one new vector [b], which is empty if there are none.
 
     Args:
         module: Whose buffers are taken.

@@ -1,6 +1,6 @@
-"""The state that a module keeps outside its parameters and buffers: plain Python attributes, generators among them.
+"""The state that a module keeps outside its parameters and buffers: plain Python attributes, including generators.
 
-Nothing averages or sends such state. Every client therefore starts with the attributes that the model was given with.
+Such state is neither averaged nor sent. Every client therefore starts with the attributes that the given model has.
 """
 
 import copy
@@ -18,30 +18,36 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import UninitializedBuffer
 
+from fednar_ray.core.buffers import same_bits
 from fednar_ray.core.errors import ModelError, first_line
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 REGISTERED = ("_parameters", "_buffers", "_modules")
 OF_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
-"""What recurrent layers of torch keep of their own parameters, and renew in forward where these are others."""
+"""References that torch's recurrent layers keep to their own parameters, and renew in forward."""
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
 BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
 
-def called(name: str, module: nn.Module) -> str:
-    """How messages name a submodule: by its place in the model and its class."""
+def describe_module(name: str, module: nn.Module) -> str:
+    """Returns how messages name a submodule: by its place in the model and its class."""
     return f"module '{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
 
 
-def drawn(before: tuple[object, object], after: tuple[object, object]) -> str | None:
-    """Which of the global generators was drawn from or seeded in between, in words."""
+def describe_draws(before: tuple[object, object], after: tuple[object, object]) -> str | None:
+    """Returns which global generator ``forward`` drew from or seeded, for a message; None if it used neither.
+
+    Args:
+        before: The generators' states before the forward pass, from ``global_states``.
+        after: Their states after it.
+    """
     if before[0] != after[0]:
         return "forward draws from Python's random"
     return "forward draws from numpy.random" if before[1] != after[1] else None
 
 
 class GivenState:
-    """The plain attributes of a module and its submodules at one moment, to return to and to compare with."""
+    """A snapshot of the plain attributes of a module and its submodules, to compare with and to restore."""
 
     def __init__(self, module: nn.Module) -> None:
         self._owners = list(module.named_modules())
@@ -53,7 +59,7 @@ class GivenState:
         self._draws = any(isinstance(value, GENERATORS) for value in memo.values())
 
     def restore(self, address: np.random.SeedSequence) -> None:
-        """Make every attribute what it was, and seed the random generators among them at ``address``."""
+        """Restores every attribute, and seeds the generators among the attributes at ``address``."""
         if not self._draws and self.change() is None:
             return
         memo = self._memo()
@@ -69,27 +75,28 @@ class GivenState:
         _reseed([value for value in memo.values() if isinstance(value, GENERATORS)], address)
 
     def change(self) -> str | None:
-        """The first attribute that is not what it was, in words; None where all are."""
+        """Returns which attribute differs from the snapshot first, for a message; None if none does."""
         for (name, module), given, registered in zip(self._owners, self._given, self._registered, strict=True):
             now = _plain(module)
             for key in (*given, *(now.keys() - given.keys())):
                 if key not in now or key not in given or not _same(given[key], now[key], {}):
-                    return f"{called(name, module)} changes its attribute '{key}' in forward"
+                    return f"{describe_module(name, module)} changes its attribute '{key}' in forward"
             for key, part in _registered(module).items():
                 if changed := sorted(part.keys() ^ registered[key].keys()):
-                    return f"{called(name, module)} adds or removes {', '.join(changed)} in forward"
+                    return f"{describe_module(name, module)} adds or removes {', '.join(changed)} in forward"
         frozen = (name for name, parameter, trainable in self._trainable if parameter.requires_grad != trainable)
         return next((f"forward freezes or unfreezes the parameter '{name}'" for name in frozen), None)
 
     def _memo(self) -> dict[int, Any]:
-        """For ``copy.deepcopy``: an attribute that refers to a part of the model goes on referring to it."""
+        """Returns a memo for ``copy.deepcopy``, so that attributes keep referring to the parts of the model itself."""
         return {id(part): part for part in self._tree}
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model; tensors that a forward pass left in attributes lose their graph.
+    """Returns a copy of a model. Tensors that a forward pass left in attributes lose their graph.
 
-    Raises ModelError, which names the attribute, where the model cannot be copied.
+    Raises:
+        ModelError: The model cannot be copied. The message names the attribute.
     """
     memo: dict[int, Any] = {}
     for tensor in chain.from_iterable(_of_a_graph(vars(module), set()) for module in model.modules()):
@@ -103,7 +110,10 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy whose parameters need gradients as the model's do; TorchScript's own copies would be no leaves."""
+    """Returns a deep copy whose parameters are leaves and need gradients as the model's do.
+
+    A plain deep copy of a TorchScript module has parameters that are not leaves.
+    """
     with torch.no_grad():
         module = copy.deepcopy(model, memo)
     for parameter, given in zip(module.parameters(), model.parameters(), strict=False):
@@ -113,7 +123,7 @@ def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 
 
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
-    """Seed each generator with a stream of its own at ``address``."""
+    """Seeds each generator with a stream of its own at ``address``."""
     for index, generator in enumerate(generators):
         stream = np.random.SeedSequence(address.entropy, spawn_key=(*address.spawn_key, index))
         if isinstance(generator, np.random.Generator):
@@ -131,7 +141,7 @@ def _tree(module: nn.Module) -> list[Any]:
 
 
 def _compiled(module: nn.Module) -> bool:
-    """Are a module's attributes the compiler's own?"""
+    """Returns whether a module's attributes belong to the compiler."""
     return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch._dynamo")
 
 
@@ -156,7 +166,7 @@ def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> 
 
 
 def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
+    """Yields the tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
     if isinstance(value, Tensor) and (_is_uninitialized_or_wrapped(value) or not value.is_leaf):
         yield value
     elif isinstance(value, dict | list | tuple) and id(value) not in seen:
@@ -183,9 +193,9 @@ def _what_cannot_be_copied(model: nn.Module) -> str:
             try:
                 copy.deepcopy(value, {id(part): part for part in _tree(model)})
             except Exception:  # noqa: BLE001 - whatever a user's object raises
-                what = f"{called(name, module)} has an attribute '{key}' that cannot be copied"
+                what = f"{describe_module(name, module)} has an attribute '{key}' that cannot be copied"
                 return f"{what}, and every client trains a copy of the model; create it in forward, or leave it out"
-    return f"{called('', model)} cannot be copied, and every client trains a copy of it"
+    return f"{describe_module('', model)} cannot be copied, and every client trains a copy of it"
 
 
 # ——— comparison by content ———
@@ -194,7 +204,7 @@ Seen = dict[tuple[int, int], tuple[Any, Any]]
 
 
 def _same(a: Any, b: Any, seen: Seen) -> bool:
-    """Do two values have the same content? ``a`` is a deep copy of what ``b`` was."""
+    """Returns whether two values have the same content. ``a`` is a deep copy of what ``b`` was."""
     if a is b:
         return True
     if type(a) is not type(b) or isinstance(a, BY_IDENTITY):
@@ -204,7 +214,7 @@ def _same(a: Any, b: Any, seen: Seen) -> bool:
     if isinstance(a, bool | int | str | bytes | float | complex):
         return bool(a == b) or (a != a and b != b)
     if isinstance(a, Tensor):
-        return same_tensor(a, b)
+        return _same_tensor(a, b)
     if isinstance(a, np.ndarray) and not a.dtype.hasobject:
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if (id(a), id(b)) in seen:
@@ -213,20 +223,10 @@ def _same(a: Any, b: Any, seen: Seen) -> bool:
     return _same_parts(a, b, seen)
 
 
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Are shape, type, place and values the same? NaN equals NaN."""
-    if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
-        return False
-    if a.device.type == "meta":
-        return True
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
     try:
-        a, b = a.detach(), b.detach()
-        if a.layout is torch.sparse_coo:
-            return torch.equal(a._indices(), b._indices()) and same_tensor(a._values(), b._values())
-        if a.layout is not torch.strided or a.is_quantized:
-            return _same(_taken_apart(a), _taken_apart(b), {})
-        return bool(((a == b) | ((a != a) & (b != b))).all())
-    except Exception:  # noqa: BLE001 - what tracing or vmap left behind is no tensor that can be read
+        return a.device == b.device and same_bits(a, b)
+    except Exception:  # noqa: BLE001 - tracing and vmap leave tensors behind that cannot be read
         return False
 
 

@@ -1,6 +1,6 @@
-"""Addressed randomness: a generator comes from (seed, purpose, round, client), never from earlier draws.
+"""Addressed randomness: a generator follows from (seed, purpose, round, client), never from earlier draws.
 
-So resumption, failures, and the number of actors cannot change what is drawn (DESIGN: determinism).
+So resumed runs, failures and the number of actors cannot change what is drawn.
 """
 
 import pickle
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for. The numbers are part of every result: never renumber."""
+    """What a stream of random numbers is for. The values decide every result, so they must never change."""
 
     INITIALISATION = 0
     HOLDOUT = 1
@@ -33,29 +33,32 @@ class Purpose(IntEnum):
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.SeedSequence:
-    """What the random numbers at one address follow from."""
+    """Returns the seed sequence at one address, from which all its random numbers follow."""
     return np.random.SeedSequence(seed, spawn_key=(purpose.value, round_index, client_id))
 
 
 def generator(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.Generator:
-    """The NumPy generator at one address."""
+    """Returns the NumPy generator at one address."""
     return np.random.default_rng(seed_sequence(seed, purpose, round_index=round_index, client_id=client_id))
 
 
 def torch_seed(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> int:
-    """A 63-bit seed for ``torch.manual_seed`` at one address."""
+    """Returns a 63-bit seed for ``torch.manual_seed`` at one address."""
     word = seed_sequence(seed, purpose, round_index=round_index, client_id=client_id).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))
 
 
 def global_states() -> tuple[Any, Any]:
-    """The states of Python's and NumPy's global generators, equal where nothing was drawn in between."""
+    """Returns the states of Python's and NumPy's global generators. Two results are equal if nothing was drawn."""
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
 @contextmanager
 def global_generators(address: np.random.SeedSequence | None = None) -> Iterator[None]:
-    """Python's and NumPy's global generators, seeded at ``address`` inside and put back afterwards."""
+    """Seeds Python's and NumPy's global generators at ``address`` inside, and restores their states afterwards.
+
+    Without an address they are only restored.
+    """
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     try:
         if address is not None:

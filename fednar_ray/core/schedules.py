@@ -1,7 +1,8 @@
-"""What a round prescribes: annealed scalars, and how many local steps a client takes.
+"""What a round prescribes: its annealed scalars, and how many local steps a client takes.
 
-Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t, and likewise λ_t, A_t and ε_t
-(Li et al., NeurIPS 2023, Algorithm 1; rates in (0, 1]).
+Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t with a rate γ_η in (0, 1], and likewise λ_t, A_t, ε_t.
+
+Source: Li et al., NeurIPS 2023, Algorithm 1.
 """
 
 from dataclasses import dataclass
@@ -11,30 +12,30 @@ import numpy.typing as npt
 
 
 def annealed(initial: float, rate: float, round_index: int) -> float:
-    """``initial · rate^round_index``."""
+    """Returns ``initial · rate^round_index``."""
     return initial * rate**round_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundScalars:
-    """The scalars of one round."""
+    """The annealed scalars of one round."""
 
     local_lr: float  # η_t
     weight_decay: float  # λ_t
     clip_bound: float  # A_t
-    epsilon: float  # ε_t, of the server optimizer
+    epsilon: float  # ε_t of the server optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """How much a client trains in a round: ``local_steps``, or else ``local_epochs`` over its own shard."""
+    """How much a client trains in a round: ``local_steps``, or ``local_epochs`` over its own shard. One is None."""
 
     batch_size: int
     local_steps: int | None
     local_epochs: int | None
 
     def steps(self, examples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Local steps K_i for shards of ``examples`` [C]; an epoch keeps its short last batch."""
+        """Returns the local steps K_i, [C], for shards of ``examples`` [C]. An epoch keeps its short last batch."""
         if self.local_epochs is None:
             return np.full(examples.shape, self.local_steps, dtype=np.int64)
         return self.local_epochs * -(-examples // self.batch_size)

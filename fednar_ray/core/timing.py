@@ -1,4 +1,4 @@
-"""How long each phase of a round takes, by the driver's clock."""
+"""Measures how long each phase of a round takes, by the driver's clock."""
 
 import time
 from collections.abc import Iterator
@@ -8,26 +8,31 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PHASES = ("broadcast", "train", "evaluate", "aggregate", "log")
-"""Sending out; waiting for clients; evaluation; the rest, adding up and the server's step; recording the round before.
+"""The phases of a round.
 
-The first four add up to ``round_seconds``.
+``broadcast`` sends the round's parameters, ``train`` waits for clients, ``evaluate`` computes metrics, and
+``aggregate`` is all the rest, such as sums and the server's step. They add up to ``round_seconds``. ``log`` is the
+time that recording the previous round took.
 """
 
 DURATIONS = ("round_seconds", "client_seconds", *(f"seconds/{phase}" for phase in PHASES))
-"""Of a round's metrics: all others are the same in every run of an experiment."""
+"""The metrics that are durations. All other metrics are the same in every run of an experiment."""
 
 
 class Phases:
-    """A round's stopwatches, which start at once."""
+    """The stopwatches of one round, which start when it is created.
+
+    Args:
+        log_seconds: How long recording the previous round took.
+    """
 
     def __init__(self, log_seconds: float = 0.0) -> None:
-        """``log_seconds``: what the round before took to be recorded."""
         self._start, self._log_seconds = time.perf_counter(), log_seconds
         self._seconds = dict.fromkeys(PHASES[:3], 0.0)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """What happens within belongs to the phase."""
+        """Counts the time spent inside as part of a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -35,7 +40,7 @@ class Phases:
             self._seconds[phase] += time.perf_counter() - start
 
     def each(self, phase: str, items: Iterator[T]) -> Iterator[T]:
-        """The items; the wait for each belongs to the phase, and what is made of it does not."""
+        """Yields the items. Waiting for an item is part of the phase; what the caller does with it is not."""
         while True:
             with self.timed(phase):
                 try:
@@ -45,7 +50,7 @@ class Phases:
             yield item
 
     def metrics(self) -> dict[str, float]:
-        """The round's until now, for its report."""
+        """Returns the durations up to now, as metrics of the round."""
         whole = time.perf_counter() - self._start
         seconds = {**self._seconds, "aggregate": whole - sum(self._seconds.values()), "log": self._log_seconds}
         return {"round_seconds": whole, **{f"seconds/{phase}": seconds[phase] for phase in PHASES}}

@@ -1,4 +1,4 @@
-"""Arrays to a device: on the CPU in place or into the trainer's own memory, to a GPU through pinned memory."""
+"""Moves arrays to a device: on the CPU without a copy, or into the trainer's memory; to a GPU through pinned memory."""
 
 import warnings
 
@@ -11,24 +11,24 @@ from fednar_ray.core.flat_params import FloatVector
 
 
 def as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
-    """A tensor over the same memory. Arrays from Ray's object store are read-only, and nobody writes to this one."""
+    """Returns a tensor over the same memory. It must not be written to: arrays in Ray's object store are read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def on_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array on ``device``: a view of it on the CPU, else a copy that does not hold up the caller."""
+    """Returns the array on ``device``: a view on the CPU, elsewhere a copy that does not block the caller."""
     tensor = as_tensor(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class StagingBuffer:
-    """Where vectors [d] from elsewhere land, one after the other: the same memory every time.
+    """Memory on a device into which vectors [d] are copied, one after the other.
 
-    What comes from the object store is always copied: sums over memory of another alignment give other bits.
-    On a GPU the copy goes through a pinned vector; whoever fills a landing again has read results in between,
-    so the transfer before is over.
+    Vectors from the object store are always copied, because sums over memory of another alignment give other bits. On a
+    GPU the copy goes through a pinned vector. Between two calls of ``fill`` the caller must read results from the
+    device, so that the earlier transfer has finished.
     """
 
     def __init__(self, dimension: int, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class StagingBuffer:
         self._tensor = self._host if device.type == "cpu" else torch.empty(dimension, device=device)
 
     def fill(self, vector: FloatVector) -> Tensor:
-        """The vector on the device; valid until the next ``fill``."""
+        """Returns the vector on the device, valid until the next ``fill``."""
         self._host.copy_(as_tensor(vector))
         if self._tensor is not self._host:
             self._tensor.copy_(self._host, non_blocking=True)

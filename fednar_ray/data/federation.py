@@ -1,32 +1,127 @@
-"""A federation: each client's examples, a test set, and perhaps a validation set."""
+"""Federations: each client's examples, a test set, and perhaps a validation set."""
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.config.data import TASK_NAMES, AnyData, ImageSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
-from fednar_ray.core.random import Purpose, generator
-from fednar_ray.data import partition as partitions
 from fednar_ray.data.conversion import CODES, named_clients, numbered
+from fednar_ray.data.division import divide, report_lost
 from fednar_ray.data.examples import Array, Examples, Pair, Shards
+from fednar_ray.data.partition import Partition
 from fednar_ray.data.sources import SOURCES, Source
 from fednar_ray.data.transforms import Augmentation, Transform
 
 MANY_CLASSES = 1000
-"""Up to here an output too many costs nothing, and some classes of a known data set may well be absent."""
+"""Up to this number, unused outputs cost nothing, and some classes of a known data set may well be absent."""
 
 log = logging.getLogger("fednar_ray")
 
 
-class Federation:
-    """Clients' examples with a test set and, where it is wanted, a validation set.
+class FederatedData(ABC):
+    """What a run knows of its clients' examples, wherever the examples are.
+
+    ``Federation`` holds them in memory, ``FederationOfFiles`` knows which file each client reads.
+
+    Attributes:
+        name: The data set's name.
+        task: classification (labels are classes from 0), binary (0 and 1) or regression (numbers).
+        client_names: The clients' names by id; "0", "1", … where none are given.
+        shards: Each client's training examples in one block. Where the clients read their own files, the inputs are
+            zeros of the right shape and type, which take no memory.
+        test: The test examples.
+        validation: The validation examples, or None.
+        left_out: The number of training examples that no client holds.
+        ignored_files: The names of files beside the clients' files that are not read.
+        metrics_only: Whether nothing about a single example may leave the client that holds it, its scores included.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        client_names: tuple[str, ...],
+        shards: Shards,
+        test: Examples,
+        validation: Examples | None,
+        *,
+        left_out: int = 0,
+        preprocessing: Preprocessing | None = None,
+        ignored_files: tuple[str, ...] = (),
+        metrics_only: bool = False,
+    ) -> None:
+        self.name, self.task, self.client_names = name, task, client_names
+        self.shards, self.test, self.validation = shards, test, validation
+        self.left_out, self.ignored_files, self.metrics_only = left_out, ignored_files, metrics_only
+        self._preprocessing = preprocessing
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients, N."""
+        return len(self.shards.sizes)
+
+    @property
+    def transform(self) -> Transform | None:
+        """From stored inputs to a model's; None where they are the same."""
+        return self.shards.transform
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """From raw inputs to the network's, as the first step of the saved model; None where they are the same."""
+        if self.transform is None:
+            return self._preprocessing
+        return ImagePreprocessing(mean=self.transform.mean, std=self.transform.std)
+
+    def build_example(self) -> Array:
+        """Builds two raw inputs, [2, …], for the record of the saved model. For tables they are made up."""
+        if isinstance(self.preprocessing, TablePreprocessing):
+            return self.preprocessing.build_example()
+        return np.concatenate([self.test.x[:2], self.test.x[:1]])[:2]
+
+    def splits(self) -> dict[str, Examples]:
+        """The held-out examples by name: test and, where there is one, validation."""
+        return {"test": self.test} | ({} if self.validation is None else {"validation": self.validation})
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """One more than the highest label anywhere; 1 in regression."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the clients' examples, and of which client holds which, as hexadecimal digits."""
+
+    @abstractmethod
+    def label_counts(self) -> npt.NDArray[np.int64]:
+        """Counts training examples by client and class, [N, classes]; in regression [N, 1]."""
+
+    @abstractmethod
+    def held_by(self, client_id: int) -> Any:
+        """What a client's own actor gets: its shard, or where it reads it."""
+
+    @abstractmethod
+    def loaded(self) -> tuple[Shards, dict[str, Examples]]:
+        """All clients' examples, and the held-out ones by name, for one trainer."""
+
+    @abstractmethod
+    def shared_splits(self) -> dict[str, Examples]:
+        """The held-out examples that every actor gets to score."""
+
+    @abstractmethod
+    def split_offsets(self) -> Mapping[str, npt.NDArray[np.int64]]:
+        """For splits of which each client holds its own part, where the parts begin and end, [N + 1]."""
+
+
+class Federation(FederatedData):
+    """Clients' examples in memory, with a test set and perhaps a validation set.
 
     Args:
         clients: One pair (x, y) of arrays or tensors per client, x [n_i, …] and y [n_i]: a list or any other iterable
@@ -35,19 +130,15 @@ class Federation:
         validation: Such a pair, or None.
         task: classification (labels are classes from 0), binary (0 and 1) or regression (numbers).
 
-    Attributes:
-        client_names: The clients' names by id; "0", "1", … where none are given.
-
     Raises:
         DataError: There is no client, one has no examples, inputs differ in shape, labels do not fit the task, or
             values are missing or infinite. The message names the client.
-    """
 
-    client_names: tuple[str, ...]
-    ignored_files: tuple[str, ...] = ()  # what lies beside the clients' files
-    _preprocessing: Preprocessing | None = None
-    task: str
-    metrics_only = False  # may nothing of an example leave who holds it, its scores included?
+    Example:
+        >>> x, y = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])
+        >>> Federation({"north": (x, y), "south": (x, y)}, test=(x, y)).num_clients
+        2
+    """
 
     def __init__(
         self,
@@ -59,19 +150,15 @@ class Federation:
     ) -> None:
         if task not in TASK_NAMES:
             raise DataError(f"task: {task!r} should be one of {', '.join(TASK_NAMES)}")
-        self.client_names, pairs = named_clients(clients)
-        places = [f"client {name}" for name in self.client_names]
+        client_names, pairs = named_clients(clients)
+        places = [f"client {name}" for name in client_names]
         parts = [Examples.of(pair, place, task) for pair, place in zip(pairs, places, strict=True)]
-        _same_shape(parts, places)
-        sizes = [len(part) for part in parts]
+        _check_same_shape(parts, places)
         block = Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
-        self.shards = Shards(block, np.concatenate([[0], np.cumsum(sizes)]))
-        self.test = Examples.of(test, "test", task)
-        self.validation = None if validation is None else Examples.of(validation, "validation", task)
-        self.left_out = 0
-        self.name, self.task = "federation", task
-        _evaluable(self)
-        _warn_of_codes(self)
+        shards = Shards(block, np.cumsum([0, *map(len, parts)]))
+        held_out = None if validation is None else Examples.of(validation, "validation", task)
+        super().__init__("federation", task, client_names, shards, Examples.of(test, "test", task), held_out)
+        self._check()
 
     @classmethod
     def from_shards(
@@ -83,92 +170,71 @@ class Federation:
         left_out: int,
         task: str = "classification",
         client_names: tuple[str, ...] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> "Federation":
-        """A federation over examples that are already checked and in one block; clients without names are numbered."""
+        """Builds a federation of examples that are checked and in one block. Clients without names are numbered."""
+        names = numbered(len(shards.sizes)) if client_names is None else client_names
         federation = cls.__new__(cls)
-        federation.name, federation.task = name, task
-        federation.client_names = numbered(len(shards.sizes)) if client_names is None else client_names
-        federation.shards, federation.left_out = shards, left_out
-        federation.test, federation.validation = test, validation
-        _evaluable(federation)
-        _warn_of_codes(federation)
+        FederatedData.__init__(
+            federation, name, task, names, shards, test, validation, left_out=left_out, preprocessing=preprocessing
+        )
+        federation._check()
         return federation
 
-    @property
-    def clients(self) -> int:
-        """N."""
-        return len(self.shards.sizes)
-
-    @property
-    def transform(self) -> Transform | None:
-        """From stored inputs to a model's; None: they are the same."""
-        return self.shards.transform
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        """From raw inputs to the network's, as the saved model begins with it; None: they are the same."""
-        if self.transform is None:
-            return self._preprocessing
-        return ImagePreprocessing(mean=self.transform.mean, std=self.transform.std)
-
-    def build_example(self) -> Array:
-        """Two raw inputs, [2, …], for the record of the saved model; of tables they are nobody's."""
-        if isinstance(self.preprocessing, TablePreprocessing):
-            return self.preprocessing.build_example()
-        return np.concatenate([self.test.x[:2], self.test.x[:1]])[:2]
+    def _check(self) -> None:
+        """Checks that the held-out examples fit the clients', and warns where labels look like codes."""
+        _check_shape_of_splits(self)
+        _warn_of_codes(self)
 
     @property
     def classes(self) -> int:
-        """One more than the highest label anywhere; 1 where labels are numbers."""
+        """One more than the highest label anywhere; 1 in regression."""
         if self.task == "regression":
             return 1
         parts = [self.shards.examples, *self.splits().values()]
         return 1 + max(int(part.y.max()) for part in parts)
 
     def digest(self) -> str:
-        """SHA-256 of the clients' examples, and of who holds which, as hexadecimal digits."""
+        """SHA-256 of the clients' examples, and of which client holds which, as hexadecimal digits."""
         found = hashlib.sha256()
         for array in (self.shards.examples.x, self.shards.examples.y, self.shards.offsets):
             found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
-    def splits(self) -> dict[str, Examples]:
-        """The held-out examples by name: test and, where there is one, validation."""
-        return {"test": self.test} | ({} if self.validation is None else {"validation": self.validation})
-
-    def held_by(self, client_id: int) -> Any:
-        """What a client's own actor gets: its shard, or where it reads it."""
+    def held_by(self, client_id: int) -> Shards:
+        """The client's shard."""
         return self.shards.only(client_id)
 
     def loaded(self) -> tuple[Shards, dict[str, Examples]]:
-        """All clients' examples, and the held-out ones by name, for one trainer."""
+        """All clients' examples, and the held-out ones by name."""
         return self.shards, self.splits()
 
     def shared_splits(self) -> dict[str, Examples]:
-        """What every actor gets to score."""
+        """All splits: every actor scores its part of each."""
         return self.splits()
 
     def split_offsets(self) -> Mapping[str, npt.NDArray[np.int64]]:
-        """Of splits of which each client holds its part: where these begin and end, [N + 1]."""
+        """Empty: no client holds a part of a split."""
         return {}
 
     def label_counts(self) -> npt.NDArray[np.int64]:
-        """Examples by client and class, [N, classes]."""
+        """Counts training examples by client and class, [N, classes]; in regression [N, 1]."""
         if self.task == "regression":
             return self.shards.sizes[:, None]
-        owner = np.repeat(np.arange(self.clients), self.shards.sizes)
-        flat = np.bincount(owner * self.classes + self.shards.examples.y, minlength=self.clients * self.classes)
-        return flat.reshape(self.clients, self.classes)
+        owner = np.repeat(np.arange(self.num_clients), self.shards.sizes)
+        length = self.num_clients * self.classes
+        flat = np.bincount(owner * self.classes + self.shards.examples.y, minlength=length)
+        return flat.reshape(self.num_clients, self.classes)
 
 
-def _same_shape(parts: Sequence[Examples], places: Sequence[str]) -> None:
+def _check_same_shape(parts: Sequence[Examples], places: Sequence[str]) -> None:
     for part, place in zip(parts, places, strict=True):
         if part.x.shape[1:] != parts[0].x.shape[1:] or part.x.dtype != parts[0].x.dtype:
             here, there = (f"{p.x.shape[1:]} {p.x.dtype}" for p in (part, parts[0]))
             raise DataError(f"{place}: inputs are {here}, those of {places[0]} are {there}")
 
 
-def _evaluable(federation: Federation) -> None:
+def _check_shape_of_splits(federation: Federation) -> None:
     parts = {"test": federation.test, "validation": federation.validation}
     block = federation.shards.examples.x
     for name, part in parts.items():
@@ -178,7 +244,7 @@ def _evaluable(federation: Federation) -> None:
 
 
 def _warn_of_codes(federation: Federation) -> None:
-    """Says so where most classes up to the highest label never occur: labels are then codes, as a rule."""
+    """Warns where most classes up to the highest label never occur: such labels are usually codes."""
     classes = federation.classes
     if classes <= MANY_CLASSES:
         return
@@ -191,85 +257,43 @@ def _warn_of_codes(federation: Federation) -> None:
         log.warning(text, classes - 1, found, classes, CODES)
 
 
-def load_federation(settings: DataSettings, seed: int) -> Federation:
-    """The federation that a ``data`` section describes. The validation share is held out before partitioning."""
+def load_federation(settings: AnyData, seed: int) -> Federation:
+    """Loads the federation that a ``data`` section describes.
+
+    Args:
+        settings: The section.
+        seed: Decides which examples are held out for validation, and which client holds which of the others.
+
+    Raises:
+        DataError: The data cannot be read, or cannot be divided as the section says.
+    """
     source = SOURCES[settings.source](settings)
-    transform = _transform(settings, source)
-    division = divided(settings, seed, source.train_y, source.groups)
+    transform = _build_transform(settings, source)
+    division = divide(settings, seed, source.train_y, source.groups)
     report_lost(settings, [str(group) for group in division.lost])
-    rows, held = division.rows, division.held
+    rows, held = division.partition.order, division.held_out
     examples = Examples(source.train_x[rows], source.train_y[rows])
-    federation = Federation.from_shards(
+    return Federation.from_shards(
         source.name,
-        Shards(examples, division.offsets, transform=transform),
-        _test(settings, source, rows),
+        Shards(examples, division.partition.offsets, transform=transform),
+        _select_test(settings, source, rows),
         Examples(source.train_x[held], source.train_y[held]) if len(held) else None,
-        division.left_out,
+        len(division.partition.left_out),
         source.task,
-        _group_names(settings, source, division),
+        _group_names(settings, source, division.partition),
+        source.preprocessing,
     )
-    federation._preprocessing = source.preprocessing
-    return federation
 
 
-def _group_names(settings: DataSettings, source: Source, division: "Division") -> tuple[str, ...] | None:
-    """The names of natural clients: their groups'. A natural client has an example, so its first one tells."""
+def _group_names(settings: AnyData, source: Source, partition: Partition) -> tuple[str, ...] | None:
+    """The names of natural clients are those of their groups: that of the first example, since each has one."""
     if settings.partition.kind != "natural" or source.groups is None:
         return None
-    return tuple(map(str, source.groups[division.rows[division.offsets[:-1]]]))
+    return tuple(map(str, source.groups[partition.order[partition.offsets[:-1]]]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Division:
-    """Who holds which training examples: client i the ``rows[offsets[i]:offsets[i + 1]]``."""
-
-    rows: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]  # [N + 1]
-    held: npt.NDArray[np.int64]  # the rows held out for validation
-    left_out: int
-    lost: Array  # the groups, natural clients, all of whose examples are held out
-
-
-def divided(settings: DataSettings, seed: int, labels: Array, groups: Array | None) -> Division:
-    """The validation share first, then the partition of what is left."""
-    order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
-    held = partitions.held_out(settings.validation, len(order), "data.validation")
-    kept = np.sort(order[held:])
-    own = None if groups is None else groups[kept]
-    split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
-    _report(split)
-    return Division(
-        rows=kept[split.order],
-        offsets=split.offsets,
-        held=order[:held],
-        left_out=len(split.left_out),
-        lost=np.empty(0) if groups is None or own is None else np.setdiff1d(groups, own),
-    )
-
-
-def report_lost(settings: DataSettings, names: Sequence[str]) -> None:
-    """Warns of natural clients that the validation share leaves no training example."""
-    if names and settings.partition.kind == "natural":
-        text = "data.validation: %g holds out every example of %d clients, which take no part: %s"
-        log.warning(text, settings.validation, len(names), ", ".join(names[:20]))
-
-
-def _partition(
-    settings: DataSettings, labels: Array, groups: Array | None, rng: np.random.Generator
-) -> partitions.Partition:
-    wanted = settings.partition
-    if wanted.kind == "natural":
-        if groups is None:
-            raise DataError(f"data.partition.kind: natural needs groups, and {settings.source} names none")
-        return partitions.with_minimum(partitions.natural(groups, rng, wanted.clients), 0)
-    assert wanted.clients is not None  # checked with the experiment
-    kind = partitions.KINDS[wanted.kind]
-    split = kind(labels, wanted.clients, rng, wanted.alpha, wanted.shards_per_client)
-    return partitions.with_minimum(split, wanted.min_examples)
-
-
-def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
-    """The test set; where clients are some of the groups, theirs of it."""
+def _select_test(settings: AnyData, source: Source, rows: Array) -> Examples:
+    """The test set. Where the clients are only some of the groups, it is the part of these groups."""
     if settings.partition.kind != "natural" or source.groups is None or source.test_groups is None:
         return Examples(source.test_x, source.test_y)
     theirs = np.isin(source.test_groups, np.unique(source.groups[rows]))
@@ -278,8 +302,10 @@ def _test(settings: DataSettings, source: Source, rows: Array) -> Examples:
     return Examples(source.test_x[theirs], source.test_y[theirs])
 
 
-def _transform(settings: DataSettings, source: Source) -> Transform | None:
-    """The source's, with the normalization and the augmentation that the settings name."""
+def _build_transform(settings: AnyData, source: Source) -> Transform | None:
+    """The source's transform, with the normalization and the augmentation that the settings name."""
+    if not isinstance(settings, ImageSettings):
+        return source.transform
     transform, given, changes = source.transform, settings.normalization, settings.augmentation
     if transform is None:
         if given is not None or changes is not None:
@@ -295,11 +321,3 @@ def _transform(settings: DataSettings, source: Source) -> Transform | None:
     per_example = changes.kind == "per_example"
     augmentation = Augmentation(per_example=per_example, padding=changes.padding, flip=changes.flip)
     return replace(transform, augmentation=augmentation)
-
-
-def _report(split: partitions.Partition) -> None:
-    if len(split.left_out):
-        log.info("the partition leaves out %d examples", len(split.left_out))
-    empty = np.flatnonzero(split.sizes == 0)
-    if len(empty):
-        log.warning("%d clients have no examples and are never sampled: %s", len(empty), empty[:20].tolist())

@@ -1,4 +1,4 @@
-"""Labels to clients: which example goes to which client.
+"""Partitions: which example goes to which client.
 
 Every kind gives each example to at most one client; only ``dirichlet_equal`` leaves any out (its
 remainder N mod n). All of them work on whole arrays: 50,000 labels over 10,000 clients take well under a second.
@@ -35,7 +35,7 @@ class Partition:
 
 
 def held_out(share: float, examples: int, key: str) -> int:
-    """How many of so many examples a share holds out.
+    """Computes how many of ``examples`` a share holds out.
 
     Raises:
         DataError: The share is not 0, and rounds to no example or to all of them.
@@ -119,7 +119,7 @@ def _draw_classes(
         drawn[done : done + stop] = picks[:stop]
         remaining -= np.bincount(picks[:stop], minlength=len(remaining))
         done += stop
-        uniform[done : done + 1] = rng.random()  # the rejected draw is made anew
+        uniform[done : done + 1] = rng.random()  # the rejected draw is repeated
     return drawn
 
 
@@ -144,9 +144,10 @@ def shards(labels: Indices, clients: int, rng: np.random.Generator, shards_per_c
 
 
 def natural(groups: npt.NDArray[Any], rng: np.random.Generator, clients: int | None = None) -> Partition:
-    """A client for each distinct group label, in sorted order; or for ``clients`` of them at random.
+    """One client per distinct group, in sorted order; or one for each of ``clients`` groups, drawn at random.
 
-    Raises DataError where there are fewer.
+    Raises:
+        DataError: There are fewer groups than ``clients``.
     """
     names, owner = np.unique(groups, return_inverse=True)
     if clients is None:
@@ -170,7 +171,7 @@ def with_minimum(partition: Partition, min_examples: int) -> Partition:
     deficits = np.maximum(min_examples - sizes, 0)
     if not deficits.any():
         return partition
-    given = _levelled(sizes, min_examples, int(deficits.sum()))
+    given = _compute_gifts(sizes, min_examples, int(deficits.sum()))
     owner = np.repeat(np.arange(len(sizes)), sizes)
     rank_from_end = np.repeat(partition.offsets[1:], sizes) - np.arange(len(owner))  # 1 is a client's last example
     moving = rank_from_end <= given[owner]
@@ -180,8 +181,8 @@ def with_minimum(partition: Partition, min_examples: int) -> Partition:
     return Partition(partition.order[order], offsets, partition.left_out)
 
 
-def _levelled(sizes: Indices, floor: int, needed: int) -> Indices:
-    """How many each client gives so that ``needed`` come from the largest ones, none falling below ``floor``."""
+def _compute_gifts(sizes: Indices, floor: int, needed: int) -> Indices:
+    """Computes how many examples each client gives: ``needed`` in all, from the largest clients down to ``floor``."""
     low, high = floor, int(sizes.max())
     while low < high:  # the highest level whose surplus covers the need
         level = (low + high + 1) // 2
@@ -199,4 +200,4 @@ KINDS: Mapping[str, Kind] = {
     "dirichlet_equal": lambda labels, clients, rng, alpha, per_client: dirichlet_equal(labels, clients, rng, alpha),
     "shards": lambda labels, clients, rng, alpha, per_client: shards(labels, clients, rng, per_client),
 }
-"""The kinds that follow from labels alone; ``natural`` follows from groups."""
+"""The kinds that depend on labels alone; ``natural`` depends on groups."""

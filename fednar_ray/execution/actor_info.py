@@ -1,11 +1,17 @@
-"""Where an actor lives."""
+"""What is known about an actor."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ActorInfo:
-    """A node, a process on it, and the GPUs that Ray assigned."""
+    """Where an actor lives.
+
+    Attributes:
+        node_id: Ray's id of the node.
+        process_id: The actor's process on that node.
+        gpus: The GPUs that Ray assigned to the actor, empty on the CPU.
+    """
 
     node_id: str
     process_id: int

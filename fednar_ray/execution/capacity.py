@@ -1,4 +1,4 @@
-"""How many actors fit, decided before any is started: pure functions of a request and a cluster."""
+"""How many actors fit, decided before any is started: pure functions of the settings and the cluster."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,40 +7,58 @@ from math import ceil, floor
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError
-from fednar_ray.execution.gpu_memory import MOST, count_actors_per_gpu
+from fednar_ray.execution.gpu_memory import MAX_ACTORS_PER_GPU, count_actors_per_gpu
 
 log = logging.getLogger("fednar_ray")
 
-ACTOR_BYTES = 500_000_000  # a process that has imported torch: 330 to 530 MB were measured
+ACTOR_BYTES = 500_000_000  # a process that has imported torch; 330 to 530 MB were measured
 VECTORS_PER_ACTOR = 6  # x, x_round, g, v, Δ and the module, each as large as the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterResources:
-    """What a cluster has in all."""
+    """What a cluster has in total.
+
+    Attributes:
+        cpus: CPUs.
+        gpus: GPUs.
+        memory_bytes: Host memory in bytes.
+        gpu_memory_bytes: The memory of the smallest GPU in bytes. None if unknown.
+    """
 
     cpus: float
     gpus: float
     memory_bytes: float
-    gpu_memory_bytes: float | None = None  # of the smallest GPU; None: not known
+    gpu_memory_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What an actor takes besides its CPUs."""
+    """The memory that one actor needs.
 
-    model_bytes: int  # 4·d
-    gpu_bytes: float = 0.0  # of its GPU's memory
+    Attributes:
+        model_bytes: The size of the parameters in bytes, 4·d.
+        gpu_bytes: GPU memory in bytes.
+    """
+
+    model_bytes: int
+    gpu_bytes: float = 0.0
 
     @property
     def memory_bytes(self) -> float:
-        """Of its node's."""
+        """Host memory in bytes."""
         return ACTOR_BYTES + VECTORS_PER_ACTOR * self.model_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """The silo that an actor belongs to: it starts on a node with these custom resources, and takes so much of them."""
+    """Binds an actor to a silo.
+
+    Attributes:
+        silo: The name of the silo.
+        resources: Custom resources of Ray that the actor takes, so that it starts on a node that has them.
+        gpus: The GPUs that the actor takes.
+    """
 
     silo: str
     resources: Mapping[str, float]
@@ -49,19 +67,28 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPlan:
-    """How many actors, and each one's share."""
+    """How many actors a run gets, and what each takes.
+
+    Attributes:
+        count: The number of actors.
+        cpus: The CPUs of each actor.
+        gpus: The GPUs of each actor, unless ``pins`` say otherwise.
+        strategy: Where the actors start: default, pack or spread.
+        growing: Whether actors that do not fit yet may start when nodes join.
+        pins: One per actor for silos; empty if the actors may start anywhere.
+    """
 
     count: int
     cpus: float
     gpus: float
-    strategy: str = "default"  # default, pack or spread
-    growing: bool = False  # those that do not fit yet start when nodes join
-    pins: tuple[Pin, ...] = ()  # one an actor; none: they go anywhere
+    strategy: str = "default"
+    growing: bool = False
+    pins: tuple[Pin, ...] = ()
 
 
-def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, needs: Footprint) -> int:
-    """How many actors with these shares the cluster holds at once."""
-    by_memory = floor(cluster.memory_bytes / needs.memory_bytes)
+def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, footprint: Footprint) -> int:
+    """Returns how many actors that take so many CPUs and GPUs each fit on a cluster at the same time."""
+    by_memory = floor(cluster.memory_bytes / footprint.memory_bytes)
     by_cpu = floor(cluster.cpus / cpus + 1e-9)
     if not gpus:
         by_gpu = by_cpu
@@ -72,75 +99,116 @@ def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, ne
     return min(by_memory, by_cpu, by_gpu)
 
 
-def has_room(node: Mapping[str, float], takes: Mapping[str, float]) -> bool:
-    """Has a node as much of everything?"""
-    return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in takes.items())
+def has_room(node: Mapping[str, float], demand: Mapping[str, float]) -> bool:
+    """Returns whether a node has enough of every resource."""
+    return all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in demand.items())
 
 
-def reserve(takes: Mapping[str, float], free: Sequence[dict[str, float]], places: Iterable[int] | None = None) -> bool:
-    """Take it from the first node with room for it, of those at ``places``; False where there is none."""
-    for place in range(len(free)) if places is None else places:
-        if has_room(free[place], takes):
-            free[place] |= {name: free[place].get(name, 0.0) - amount for name, amount in takes.items()}
+def reserve(
+    demand: Mapping[str, float], free: Sequence[dict[str, float]], candidates: Iterable[int] | None = None
+) -> bool:
+    """Takes resources from the first node that has room for them.
+
+    Args:
+        demand: The amount of each resource.
+        free: What each node has left; the chosen node is changed in place.
+        candidates: The indices of the nodes to try, in this order. None: all.
+
+    Returns:
+        Whether a node had room.
+    """
+    for index in range(len(free)) if candidates is None else candidates:
+        if has_room(free[index], demand):
+            free[index] |= {name: free[index].get(name, 0.0) - amount for name, amount in demand.items()}
             return True
     return False
 
 
 def choose_placement(
-    settings: ExecutionSettings, width: int, clients: int, cluster: ClusterResources, needs: Footprint
+    settings: ExecutionSettings, group_size: int, clients: int, cluster: ClusterResources, footprint: Footprint
 ) -> str:
-    """``auto``: dedicated where there are silos, or where groups are single clients and each can have its slot at
-    once; else pooled.
+    """Returns "dedicated", "pooled" or what the settings ask for.
+
+    ``auto`` is dedicated for silos, and where groups are single clients and all of them fit at once. Otherwise it is
+    pooled.
+
+    Args:
+        settings: The ``execution`` section.
+        group_size: The clients that train as one matrix.
+        clients: The clients of the federation.
+        cluster: What the cluster has.
+        footprint: What one actor needs.
     """
     if settings.placement != "auto":
         return settings.placement
     if settings.silos is not None:
         return "dedicated"
-    share, limit = _gpu_share(settings, clients, cluster, needs), _by_gpu_memory(settings, cluster, needs)
-    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, needs) >= clients
-    return "dedicated" if width == 1 and fits and (limit is None or clients <= limit) else "pooled"
+    share = _choose_gpu_share(settings, clients, cluster, footprint)
+    limit = _count_by_gpu_memory(settings, cluster, footprint)
+    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, footprint) >= clients
+    return "dedicated" if group_size == 1 and fits and (limit is None or clients <= limit) else "pooled"
 
 
-def plan_dedicated(settings: ExecutionSettings, clients: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
-    """An actor a client. Raises CapacityError, with what would fit, where the cluster cannot hold them."""
-    plan = _plan(settings, clients, _gpu_share(settings, clients, cluster, needs))
-    return _checked(plan, settings, cluster, needs, "execution.placement=pooled lets each actor host many clients")
+def plan_dedicated(
+    settings: ExecutionSettings, clients: int, cluster: ClusterResources, footprint: Footprint
+) -> ActorPlan:
+    """Plans one actor per client.
+
+    Raises:
+        CapacityError: The cluster cannot hold them. The message says how many would fit.
+    """
+    plan = _build_plan(settings, clients, _choose_gpu_share(settings, clients, cluster, footprint))
+    hint = "execution.placement=pooled lets each actor train many clients"
+    _check_fits(plan, settings, cluster, footprint, hint)
+    return plan
 
 
-def plan_pooled(settings: ExecutionSettings, groups: int, cluster: ClusterResources, needs: Footprint) -> ActorPlan:
-    """As many actors as asked for; ``auto``: where there are GPUs as many on each as its memory holds, one where that
-    is not known, else one for each ``cpus_per_actor``; and no more than a round has client groups.
+def plan_pooled(settings: ExecutionSettings, groups: int, cluster: ClusterResources, footprint: Footprint) -> ActorPlan:
+    """Plans ``execution.actors`` actors for a round of so many client groups.
 
-    Raises CapacityError, with what would fit.
+    With ``auto`` and GPUs there are as many actors on each GPU as its memory holds, or one if its memory is unknown.
+    With ``auto`` and no GPUs there is one actor for each ``cpus_per_actor``. There are never more than client groups.
+
+    Raises:
+        CapacityError: The cluster cannot hold them. The message says how many would fit.
     """
     if settings.actors != "auto":
-        plan = _plan(settings, settings.actors, _gpu_share(settings, settings.actors, cluster, needs))
-        return _checked(plan, settings, cluster, needs, "execution.actors=auto takes what fits")
-    share = _gpu_share(settings, _useful_on_gpus(settings, groups, cluster, needs), cluster, needs)
-    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, needs)
-    plan = _plan(settings, max(1, min(fits, groups)), share)
-    hint = (
-        "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory, or lower execution.cpus_per_actor"
+        plan = _build_plan(settings, settings.actors, _choose_gpu_share(settings, settings.actors, cluster, footprint))
+        _check_fits(plan, settings, cluster, footprint, "execution.actors=auto takes as many as fit")
+        return plan
+    wanted = _count_useful_on_gpus(settings, groups, cluster, footprint)
+    share = _choose_gpu_share(settings, wanted, cluster, footprint)
+    fits = count_fitting_actors(cluster, settings.cpus_per_actor, share, footprint)
+    plan = _build_plan(settings, max(1, min(fits, groups)), share)
+    lower = (
+        "lower execution.gpus_per_actor" if share > cluster.gpus else "free memory or lower execution.cpus_per_actor"
     )
-    return _checked(plan, settings, cluster, needs, hint)
+    _check_fits(plan, settings, cluster, footprint, lower)
+    return plan
 
 
-def _plan(settings: ExecutionSettings, count: int, gpus: float) -> ActorPlan:
+def _build_plan(settings: ExecutionSettings, count: int, gpus: float) -> ActorPlan:
     strategy, growing = settings.strategy, settings.autoscale
     return ActorPlan(count=count, cpus=settings.cpus_per_actor, gpus=gpus, strategy=strategy, growing=growing)
 
 
-def _useful_on_gpus(settings: ExecutionSettings, groups: int, cluster: ClusterResources, needs: Footprint) -> int:
-    """How many actors the GPUs are to hold, as far as there are client groups and CPUs for them."""
-    gpus, each = max(1, floor(cluster.gpus)), count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1
+def _count_useful_on_gpus(
+    settings: ExecutionSettings, groups: int, cluster: ClusterResources, footprint: Footprint
+) -> int:
+    """Returns how many actors share the GPUs: those that their memory holds and that groups and CPUs keep busy."""
+    gpus = max(1, floor(cluster.gpus))
+    per_gpu = count_actors_per_gpu(footprint.gpu_bytes, cluster.gpu_memory_bytes) or 1
     by_cpu = floor(cluster.cpus / settings.cpus_per_actor / gpus)
-    return gpus * max(1, min(each, MOST, by_cpu, ceil(groups / gpus)))
+    return gpus * max(1, min(per_gpu, MAX_ACTORS_PER_GPU, by_cpu, ceil(groups / gpus)))
 
 
-def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResources, needs: Footprint) -> float:
-    """A GPU each where there are enough, else an equal share that packs: 3 actors on 2 GPUs take halves.
+def _choose_gpu_share(
+    settings: ExecutionSettings, actors: int, cluster: ClusterResources, footprint: Footprint
+) -> float:
+    """Returns the GPUs of one actor.
 
-    Where more GPUs may come, the share that memory allows, whatever there is now.
+    Each actor gets a whole GPU if there are enough. Otherwise all get an equal share of which a whole number fits on a
+    GPU: 3 actors on 2 GPUs take halves. If more GPUs may join, the share follows from the memory of a GPU alone.
     """
     if settings.gpus_per_actor != "auto":
         return settings.gpus_per_actor
@@ -148,34 +216,36 @@ def _gpu_share(settings: ExecutionSettings, actors: int, cluster: ClusterResourc
     if not gpus:
         return 0.0
     if settings.autoscale:
-        return 1 / min(count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes) or 1, MOST)
+        return 1 / min(count_actors_per_gpu(footprint.gpu_bytes, cluster.gpu_memory_bytes) or 1, MAX_ACTORS_PER_GPU)
     return 1 / ceil(actors / gpus)
 
 
-def _by_gpu_memory(settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint) -> int | None:
-    """How many actors the memory of all GPUs holds; None: that is not known, or none of our business."""
-    each = count_actors_per_gpu(needs.gpu_bytes, cluster.gpu_memory_bytes)
-    return None if each is None or settings.gpus_per_actor != "auto" else each * floor(cluster.gpus)
+def _count_by_gpu_memory(settings: ExecutionSettings, cluster: ClusterResources, footprint: Footprint) -> int | None:
+    """Returns how many actors the memory of all GPUs holds; None if it is unknown or the user sets the shares."""
+    per_gpu = count_actors_per_gpu(footprint.gpu_bytes, cluster.gpu_memory_bytes)
+    return None if per_gpu is None or settings.gpus_per_actor != "auto" else per_gpu * floor(cluster.gpus)
 
 
-def _checked(
-    plan: ActorPlan, settings: ExecutionSettings, cluster: ClusterResources, needs: Footprint, hint: str
-) -> ActorPlan:
-    fits, limit = count_fitting_actors(cluster, plan.cpus, plan.gpus, needs), _by_gpu_memory(settings, cluster, needs)
+def _check_fits(
+    plan: ActorPlan, settings: ExecutionSettings, cluster: ClusterResources, footprint: Footprint, hint: str
+) -> None:
+    """Raises CapacityError if a plan does not fit, unless it may wait for nodes that join."""
+    limit = _count_by_gpu_memory(settings, cluster, footprint)
     if plan.gpus and limit is not None and plan.count > limit and not plan.growing:
         memory = (cluster.gpu_memory_bytes or 0) / 1e9
         raise CapacityError(
-            f"{plan.count} actors of {needs.gpu_bytes / 1e9:.1f} GB each do not fit on {cluster.gpus:g} GPUs of "
+            f"{plan.count} actors of {footprint.gpu_bytes / 1e9:.1f} GB each do not fit on {cluster.gpus:g} GPUs of "
             f"{memory:.1f} GB; {limit} would fit. {hint}; execution.gpus_per_actor sets their share by hand"
         )
+    fits = count_fitting_actors(cluster, plan.cpus, plan.gpus, footprint)
     if plan.count <= fits:
-        return plan
+        return
     if plan.growing:
-        log.warning("%d of %d actors fit now; the others start as nodes join", fits, plan.count)
-        return plan
+        log.warning("only %d of %d actors fit now; the others start when nodes join", fits, plan.count)
+        return
     each = f"{plan.cpus:g} CPU" + (f", {plan.gpus:g} GPU" if plan.gpus else "")
     raise CapacityError(
-        f"{plan.count} actors of {each} and {needs.memory_bytes / 1e9:.1f} GB each do not fit: the cluster has "
+        f"{plan.count} actors of {each} and {footprint.memory_bytes / 1e9:.1f} GB each do not fit: the cluster has "
         f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs and {cluster.memory_bytes / 1e9:.1f} GB; {fits} would fit. "
         f"{hint}; execution.autoscale=true waits for nodes that a cluster adds"
     )

@@ -1,4 +1,4 @@
-"""What a process that trains runs on: its device, and its memory."""
+"""What a training process runs on: its device and its memory."""
 
 import ctypes
 import sys
@@ -8,29 +8,36 @@ from fednar_ray.core.errors import DeviceError
 
 
 def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:
-    """The torch device for the accelerators that Ray assigned, of which torch sees ``cuda_devices``.
+    """Returns the torch device of a process.
 
-    Without an assignment the CPU, even where a GPU exists: it belongs to somebody else.  Ray shows an actor
-    only its own GPUs, so an assigned one is ``cuda:0``.  Raises DeviceError for a GPU that torch cannot use.
+    Without an assigned GPU this is the CPU, even where a GPU exists, because that GPU belongs to another process. Ray
+    shows an actor only its own GPUs, so an assigned GPU is ``cuda:0``.
+
+    Args:
+        assigned: The ids of the GPUs that Ray assigned.
+        cuda_devices: How many CUDA devices torch sees.
+
+    Raises:
+        DeviceError: A GPU is assigned, and torch sees none.
     """
     if not assigned:
         return "cpu"
     if cuda_devices < 1:
         raise DeviceError(
-            f"Ray assigned GPU {', '.join(assigned)}, and this torch sees no CUDA device; "
+            f"Ray assigned GPU {', '.join(assigned)}, but torch sees no CUDA device; "
             "install a CUDA build of torch on that node, or set execution.gpus_per_actor=0"
         )
     return "cuda:0"
 
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse the memory that it frees, where its C library can (glibc's mallopt).
+    """Lets this process reuse the memory that it frees, if its C library can (``mallopt`` of glibc).
 
-    By default glibc gives large blocks back at once and asks the kernel for fresh, zeroed pages at the next
-    tensor: on vectors of tens of megabytes that doubles the time of a step.
+    By default glibc returns large blocks at once, and asks the kernel for fresh, zeroed pages at the next tensor.
+    For vectors of tens of megabytes that doubles the time of a step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

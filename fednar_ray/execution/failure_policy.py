@@ -1,4 +1,4 @@
-"""What is done about a call that failed: pure functions, which the pools carry out."""
+"""What a pool does about a failed call: pure decisions, which the serial pool and the actor pool carry out alike."""
 
 import logging
 from dataclasses import dataclass
@@ -6,101 +6,157 @@ from enum import Enum
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import RoundAborted, is_of_memory
+from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 log = logging.getLogger("fednar_ray")
 
+LISTED_CLIENTS = 10  # a message names at most so many clients
+
 
 class FailureKind(Enum):
-    """How a call failed."""
+    """How a call failed. The value is the reason that is reported where the failure brings no message of its own."""
 
-    LOST = "its actor was lost"
+    ACTOR_LOST = "its actor was lost"
     TIMED_OUT = "it took longer than execution.client_timeout_seconds"
     OUT_OF_MEMORY = "out of memory"
     RAISED = "an exception"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failed call for one client group.
+
+    Attributes:
+        client_ids: The clients of the group.
+        kind: How the call failed.
+        reason: The failure in one line, for messages.
+        attempts: How many calls for this group have failed so far, including this one.
+    """
+
+    client_ids: tuple[int, ...]
+    kind: FailureKind
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Train the group again, on another actor if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Train the two halves of the group separately. Each half starts with ``attempts`` failed attempts."""
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Leave the one client of the group out of the round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End the run, since too few clients remain in the round."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailurePolicy:
-    """How much a run puts up with."""
+    """Decides what follows a failed call.
+
+    Attributes:
+        retries: How often a client group is trained again after its first failure.
+        min_clients: How many clients must remain in a round.
+
+    Example:
+        >>> policy = FailurePolicy(retries=0, min_clients=1)
+        >>> failure = Failure(client_ids=(3, 5), kind=FailureKind.RAISED, reason="ValueError: no", attempts=1)
+        >>> policy.decide(failure, remaining=8, clients=8)
+        Split(attempts=0)
+    """
 
     retries: int
     min_clients: int
 
     @classmethod
     def from_settings(cls, settings: ExecutionSettings) -> "FailurePolicy":
-        """As the settings say."""
+        """Returns the policy that the ``execution`` section asks for."""
         return cls(retries=settings.retries, min_clients=settings.min_clients)
 
+    def decide(self, failure: Failure, *, remaining: int, clients: int) -> Retry | Split | Drop | Abort:
+        """Retries a group, then halves it to find the client at fault, and then drops that client or aborts the round.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A failed call of one client group."""
+        A group that ran out of memory is halved at once, because it would run out of memory again.
 
-    kind: FailureKind
-    clients: int  # of the client group
-    attempts: int  # that failed so far, this one included
-    remaining: int  # clients of the round that are not lost yet, these included
-
-
-class Decision(Enum):
-    """What follows from a failure."""
-
-    RETRY = "tried again"
-    SPLIT = "trained in halves"
-    DROP = "dropped"
-    ABORT = "the round is aborted"
-
-
-def decide(failure: Failure, tolerance: FailurePolicy) -> Decision:
-    """Try again so often; then halve the client group, to find who is to blame; drop a single client, or abort.
-
-    A client group that ran out of memory is halved at once: it would again.
-    """
-    if failure.clients > 1 and failure.kind is FailureKind.OUT_OF_MEMORY:
-        return Decision.SPLIT
-    if failure.attempts <= tolerance.retries:
-        return Decision.RETRY
-    if failure.clients > 1:
-        return Decision.SPLIT
-    return Decision.DROP if failure.remaining > tolerance.min_clients else Decision.ABORT
+        Args:
+            failure: What failed.
+            remaining: Clients of the round that are not dropped yet, including those of the failed group.
+            clients: Clients that the round started with.
+        """
+        is_group = len(failure.client_ids) > 1
+        if is_group and failure.kind is FailureKind.OUT_OF_MEMORY:
+            return Split(attempts=0)
+        if failure.attempts <= self.retries:
+            return Retry()
+        if is_group:
+            return Split(attempts=self.retries)  # each half has one attempt left
+        if remaining > self.min_clients:
+            return Drop()
+        left = f"{remaining - 1} of {clients} clients remain, at least {self.min_clients} required"
+        exclusion = Exclusion(ExclusionReason.FAILED, failure.reason)
+        return Abort(f"{left}; {describe_clients(failure.client_ids)} excluded: {exclusion}")
 
 
-def kind_of(error: BaseException) -> FailureKind:
-    """What an exception of a client means."""
-    if is_of_memory(error):
-        return FailureKind.OUT_OF_MEMORY
-    return (
-        FailureKind.LOST if "CUDA error" in str(error) else FailureKind.RAISED
-    )  # the process's CUDA context is of no more use
+class RoundFailures:
+    """Applies a policy to the failures of one round: counts the dropped clients and logs what is tried next."""
 
+    def __init__(self, policy: FailurePolicy, round_index: int, clients: int) -> None:
+        self._policy, self._round_index, self._clients = policy, round_index, clients
+        self._remaining = clients
 
-class FailureTally:
-    """The failures of one round: each is judged, and said."""
+    def handle(self, failure: Failure) -> Retry | Split | Drop:
+        """Returns what the pool is to do about a failure.
 
-    def __init__(self, tolerance: FailurePolicy, round_index: int, clients: int) -> None:
-        """``clients``: how many the round trains."""
-        self._tolerance, self._round_index, self._remaining = tolerance, round_index, clients
-
-    def judge(self, client_ids: tuple[int, ...], kind: FailureKind, reason: str, attempts: int) -> Decision:
-        """What follows from the ``attempts``-th failure of a client group. Raises RoundAborted where too few remain."""
-        failure = Failure(kind=kind, clients=len(client_ids), attempts=attempts, remaining=self._remaining)
-        decision = decide(failure, self._tolerance)
-        names = ", ".join(map(str, client_ids[:10])) + (", …" if len(client_ids) > 10 else "")
-        who = f"client {names}" if len(client_ids) == 1 else f"clients {names}"
-        if decision is Decision.ABORT:
-            least = self._tolerance.min_clients
-            raise RoundAborted(self._round_index, f"fewer than {least} clients remain; the last was {who}: {reason}")
-        rounding = " (their sum is equal to rounding, not to the bit)" if decision is Decision.SPLIT else ""
-        log.warning("round %d, %s: %s; %s%s", self._round_index, who, reason, decision.value, rounding)
-        self._remaining -= decision is Decision.DROP
+        Raises:
+            RoundAborted: Fewer clients than the policy requires would remain.
+        """
+        decision = self._policy.decide(failure, remaining=self._remaining, clients=self._clients)
+        if isinstance(decision, Abort):
+            raise RoundAborted(self._round_index, decision.reason, ExclusionReason.FAILED)
+        if isinstance(decision, Drop):
+            self._remaining -= 1  # the round loop logs which client was excluded
+        else:
+            who = describe_clients(failure.client_ids)
+            log.warning("round %d, %s: %s; %s", self._round_index, who, failure.reason, _describe(decision))
         return decision
 
-    def attempts_of_a_half(self, kind: FailureKind) -> int:
-        """What the halves of a client group inherit: one try more, where the client group had had all of its own."""
-        return 0 if kind is FailureKind.OUT_OF_MEMORY else self._tolerance.retries
+
+def _describe(decision: Retry | Split) -> str:
+    if isinstance(decision, Retry):
+        return "retrying"
+    return "training its two halves separately (the sum is the same up to rounding, not bit for bit)"
 
 
-def reason_of(error: BaseException) -> str:
-    """An error in a line."""
+def describe_clients(client_ids: tuple[int, ...]) -> str:
+    """Returns "client 3", "clients 3, 5" or the first clients of a longer list."""
+    names = ", ".join(map(str, client_ids[:LISTED_CLIENTS]))
+    if len(client_ids) == 1:
+        return f"client {names}"
+    return f"clients {names}" + (", …" if len(client_ids) > LISTED_CLIENTS else "")
+
+
+def classify_error(error: BaseException) -> FailureKind:
+    """Returns how a call failed whose training code raised ``error``."""
+    if is_of_memory(error):
+        return FailureKind.OUT_OF_MEMORY
+    # a CUDA error leaves the process with a context that cannot be used again
+    return FailureKind.ACTOR_LOST if "CUDA error" in str(error) else FailureKind.RAISED
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether a run's objects can travel to Ray's actors: found before Ray starts."""
+"""Checks before Ray starts whether the objects of a run can be pickled for Ray's actors."""
 
 from typing import Any
 
@@ -6,45 +6,46 @@ from ray import cloudpickle
 from torch import nn
 
 from fednar_ray.core.errors import ConfigError, ModelError, first_line
-from fednar_ray.core.module_state import called
+from fednar_ray.core.module_state import describe_module
 
 
-class _Nowhere:
-    """A file that forgets what is written to it."""
+class _NullFile:
+    """A file that discards what is written to it."""
 
     def write(self, data: Any) -> int:
         return len(data)
 
 
 def check_model_is_picklable(model: nn.Module) -> None:
-    """Raises ModelError, naming the module and attribute, if the model cannot be pickled for Ray's actors."""
+    """Raises ModelError if a model cannot be pickled. The message names the module and the attribute at fault."""
     try:
         _pickle(model)
     except Exception as error:
-        text = f"{_what_cannot_be_sent(model)}: {first_line(error)}"
+        text = f"{_find_unpicklable(model)}: {first_line(error)}"
         raise ModelError(f"{text}; leave it out in __getstate__, or use execution.placement=serial") from error
 
 
-def check_correction_is_picklable(function: str, rule: Any) -> None:
-    """Raises ConfigError if a client correction, which ``function`` returned, cannot be pickled for Ray's actors."""
+def check_correction_is_picklable(function: str, correction: Any) -> None:
+    """Raises ConfigError if a client correction, which ``function`` returned, cannot be pickled."""
     try:
-        _pickle(rule)
+        _pickle(correction)
     except Exception as error:
         text = (
             f"algorithm.function: {function}: its client correction cannot be sent to Ray's actors: {first_line(error)}"
         )
-        raise ConfigError((f"{text}; let it hold no such object, or use execution.placement=serial",)) from error
+        raise ConfigError((f"{text}; keep no such object in it, or use execution.placement=serial",)) from error
 
 
-def _what_cannot_be_sent(model: nn.Module) -> str:
+def _find_unpicklable(model: nn.Module) -> str:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute != "_modules" and not _travels(value):
-                return f"{called(name, module)} has an attribute '{attribute}' that cannot be sent to Ray's actors"
-    return f"{called('', model)} cannot be sent to Ray's actors"
+            if attribute != "_modules" and not _is_picklable(value):
+                owner = describe_module(name, module)
+                return f"{owner} has an attribute '{attribute}' that cannot be sent to Ray's actors"
+    return f"{describe_module('', model)} cannot be sent to Ray's actors"
 
 
-def _travels(value: object) -> bool:
+def _is_picklable(value: object) -> bool:
     try:
         _pickle(value)
     except Exception:  # noqa: BLE001 - whatever a user's object raises
@@ -53,4 +54,4 @@ def _travels(value: object) -> bool:
 
 
 def _pickle(value: object) -> None:
-    cloudpickle.CloudPickler(_Nowhere()).dump(value)
+    cloudpickle.CloudPickler(_NullFile()).dump(value)

@@ -1,4 +1,4 @@
-"""The calls of one round: which wait, which have arrived, and which result is due.  Knows no Ray."""
+"""The calls of one round: those that wait, those that have arrived, and the result that is due. It knows no Ray."""
 
 from bisect import insort
 from collections.abc import Iterator, Sequence
@@ -7,77 +7,88 @@ from typing import Any, Generic, TypeVar
 
 from fednar_ray.core.messages import GroupTask, ScoringTask
 
-Task = TypeVar("Task", GroupTask, ScoringTask)
+WorkItem = TypeVar("WorkItem", GroupTask, ScoringTask)
 Key = tuple[int, ...]
-"""A place in the order of dispatch; the halves of (3,) are (3, 0) and (3, 1)."""
+"""A position in the dispatch order. The halves of (3,) are (3, 0) and (3, 1)."""
 
 
 @dataclass(slots=True, order=True)
-class Call(Generic[Task]):
-    """One task on its way."""
+class Call(Generic[WorkItem]):
+    """One work item that an actor is to process.
+
+    Attributes:
+        key: The position in the dispatch order.
+        work: What to process.
+        slot: The only slot that may take the call, or the preferred one in a pool of interchangeable actors.
+            None if any may take it.
+        attempts: How many times the call has failed through its own fault.
+        avoid: Slots where it failed.
+        alone: If true, no other call may wait behind it, so that the loss of its actor is certainly its own fault.
+    """
 
     key: Key
-    task: Task = field(compare=False)
-    slot: int | None = field(default=None, compare=False)  # the one slot that may take it; None: any
-    attempts: int = field(default=0, compare=False)  # that failed, and were its own fault
-    avoid: frozenset[int] = field(default=frozenset(), compare=False)  # slots where they failed
-    alone: bool = field(default=False, compare=False)  # no other may wait behind it: its actor's death is its fault
+    work: WorkItem = field(compare=False)
+    slot: int | None = field(default=None, compare=False)
+    attempts: int = field(default=0, compare=False)
+    avoid: frozenset[int] = field(default=frozenset(), compare=False)
+    alone: bool = field(default=False, compare=False)
 
 
-class CallQueue(Generic[Task]):
-    """Results leave in the order of the tasks, whatever the order of arrival."""
+class CallQueue(Generic[WorkItem]):
+    """Hands out results in the order of the work items, whatever the order of their arrival."""
 
-    def __init__(self, tasks: Sequence[Task], slots: Sequence[int | None]) -> None:
-        self._waiting: list[Call[Task]] = [
-            Call((i,), task, slot) for i, (task, slot) in enumerate(zip(tasks, slots, strict=True))
+    def __init__(self, items: Sequence[WorkItem], slots: Sequence[int | None]) -> None:
+        self._waiting: list[Call[WorkItem]] = [
+            Call((i,), item, slot) for i, (item, slot) in enumerate(zip(items, slots, strict=True))
         ]
         self._order: list[Key] = [call.key for call in self._waiting]
         self._arrived: dict[Key, Any] = {}
-        self._due = 0
+        self._next = 0  # the index in the order of the result that is due
 
     @property
-    def unfinished(self) -> bool:
-        """Is a result still to leave?"""
-        return self._due < len(self._order)
+    def is_finished(self) -> bool:
+        """Whether all results have been handed out."""
+        return self._next == len(self._order)
 
     @property
-    def held(self) -> int:
-        """Results that wait for their turn."""
+    def arrived_count(self) -> int:
+        """How many results have arrived and wait for their turn."""
         return len(self._arrived)
 
-    def due(self) -> Iterator[Any]:
-        """The results whose turn it is."""
-        while self.unfinished and self._order[self._due] in self._arrived:
-            self._due += 1
-            yield self._arrived.pop(self._order[self._due - 1])
-
-    def is_due(self, call: Call[Task]) -> bool:
-        """Does everything else wait for this call?"""
-        return call.key == self._order[self._due]
-
-    def waiting(self) -> Sequence[Call[Task]]:
-        """Calls to send, the first in dispatch order first."""
+    @property
+    def waiting(self) -> Sequence[Call[WorkItem]]:
+        """The calls that are not sent yet, in dispatch order."""
         return self._waiting
 
-    def sent(self, call: Call[Task]) -> None:
-        """The call is under way."""
+    def pop_due(self) -> Iterator[Any]:
+        """Yields the results whose turn it is."""
+        while not self.is_finished and self._order[self._next] in self._arrived:
+            self._next += 1
+            yield self._arrived.pop(self._order[self._next - 1])
+
+    def is_due(self, call: Call[WorkItem]) -> bool:
+        """Returns whether all other results wait for this call."""
+        return call.key == self._order[self._next]
+
+    def mark_sent(self, call: Call[WorkItem]) -> None:
+        """Takes a call off the waiting list."""
         self._waiting.remove(call)
 
-    def arrive(self, call: Call[Task], result: Any) -> None:
-        """The call's result is here."""
+    def arrive(self, call: Call[WorkItem], result: Any) -> None:
+        """Stores the result of a call until it is due."""
         self._arrived[call.key] = result
 
-    def again(self, call: Call[Task]) -> None:
-        """The call waits again, in its old place."""
+    def requeue(self, call: Call[WorkItem]) -> None:
+        """Lets a call that was sent wait again, in its old position."""
         insort(self._waiting, call)
 
     def split(self: "CallQueue[GroupTask]", call: Call[GroupTask], attempts: int) -> None:
-        """Two halves take the call's place."""
+        """Replaces a call by one call for each half of its group, each with so many failed ``attempts``."""
         halves = [
             Call((*call.key, i), half, call.slot, attempts, call.avoid, call.alone)
-            for i, half in enumerate(call.task.halves())
+            for i, half in enumerate(call.work.halves())
         ]
-        place = self._order.index(call.key)
-        self._order[place : place + 1] = [half.key for half in halves]
+        position = self._order.index(call.key)
+        self._order[position : position + 1] = [half.key for half in halves]
         for half in halves:
             insort(self._waiting, half)

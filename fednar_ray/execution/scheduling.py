@@ -1,4 +1,4 @@
-"""On which nodes actors are to start."""
+"""On which nodes actors start."""
 
 from collections.abc import Mapping
 from math import floor
@@ -11,12 +11,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fednar_ray.execution.capacity import ActorPlan
 
 
-def packed(free: Mapping[str, Mapping[str, float]], cpus: float, gpus: float, count: int) -> list[str | None]:
-    """A node for each of ``count`` actors with these shares, on as few nodes as can be; None: there is no room now.
+def pack_actors(free: Mapping[str, Mapping[str, float]], cpus: float, gpus: float, count: int) -> list[str | None]:
+    """Chooses a node for each actor, and as few nodes as possible.
 
-    ``free``: by node what is left of its CPU and GPU.
+    Args:
+        free: The free CPUs ("CPU") and GPUs ("GPU") of each node, by the node's id.
+        cpus: The CPUs of one actor.
+        gpus: The GPUs of one actor.
+        count: The number of actors.
+
+    Returns:
+        One node per actor; None for an actor that no node has room for now.
     """
-    room = {node: _room(left, cpus, gpus) for node, left in sorted(free.items())}
+    room = {node: _count_fitting(resources, cpus, gpus) for node, resources in sorted(free.items())}
     chosen: list[str | None] = []
     while len(chosen) < count:
         missing = count - len(chosen)
@@ -28,28 +35,28 @@ def packed(free: Mapping[str, Mapping[str, float]], cpus: float, gpus: float, co
     return chosen
 
 
-def _room(left: Mapping[str, float], cpus: float, gpus: float) -> int:
-    by_cpu, by_gpu = floor(left.get("CPU", 0.0) / cpus + 1e-9), left.get("GPU", 0.0)
-    return min(by_cpu, floor(by_gpu / gpus + 1e-9)) if gpus else by_cpu
+def _count_fitting(free: Mapping[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = floor(free.get("CPU", 0.0) / cpus + 1e-9)
+    return min(by_cpu, floor(free.get("GPU", 0.0) / gpus + 1e-9)) if gpus else by_cpu
 
 
-def options_for(plan: ActorPlan, slots: list[int]) -> list[dict[str, Any]]:
-    """Ray's options for new actors in these slots of a plan."""
+def build_actor_options(plan: ActorPlan, slots: list[int]) -> list[dict[str, Any]]:
+    """Returns Ray's options for new actors in these slots of a plan."""
     if plan.pins:
         pins = [plan.pins[slot] for slot in slots]
         return [{"num_cpus": plan.cpus, "num_gpus": p.gpus, "resources": dict(p.resources)} for p in pins]
     shares = {"num_cpus": plan.cpus, "num_gpus": plan.gpus}
-    return [shares | strategy for strategy in _strategies(plan, len(slots))]
+    return [shares | strategy for strategy in _build_strategies(plan, len(slots))]
 
 
-def _strategies(plan: ActorPlan, count: int) -> list[dict[str, Any]]:
-    if plan.strategy == "default" or get_current_placement_group() is not None:  # a trial's actors are within its own
+def _build_strategies(plan: ActorPlan, count: int) -> list[dict[str, Any]]:
+    if plan.strategy == "default" or get_current_placement_group() is not None:  # a trial's group places its actors
         return [{}] * count
     if plan.strategy == "spread":
         return [{"scheduling_strategy": "SPREAD"}] * count
-    nodes = packed(ray._private.state.available_resources_per_node(), plan.cpus, plan.gpus, count)
-    return [{} if node is None else {"scheduling_strategy": _preferably(node)} for node in nodes]
+    nodes = pack_actors(ray._private.state.available_resources_per_node(), plan.cpus, plan.gpus, count)
+    return [{} if node is None else {"scheduling_strategy": _prefer(node)} for node in nodes]
 
 
-def _preferably(node: str) -> NodeAffinitySchedulingStrategy:
+def _prefer(node: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)

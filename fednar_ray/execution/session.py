@@ -1,4 +1,4 @@
-"""A connection to Ray that several runs may share, and the actors it keeps warm between them."""
+"""A connection to Ray that several runs may share, and the actors that stay warm between them."""
 
 import atexit
 import logging
@@ -15,92 +15,43 @@ from urllib.parse import urlsplit
 import psutil
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
-from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.messages import Broadcast, ClientMetrics, EvalParams, GroupTask, GroupUpdate, Scores, ScoringTask
-from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.data.files import ShardFile
-from fednar_ray.execution.actor_info import ActorInfo
+from fednar_ray.execution.actor import TrainingActor
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
-from fednar_ray.execution.devices import choose_device, keep_freed_memory
+from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
 from fednar_ray.execution.private_ray import PrivateRay
-from fednar_ray.execution.scheduling import options_for
-from fednar_ray.federated.client_trainer import GroupTrainer, TrainingPlan
-from fednar_ray.federated.evaluation import Offsets, Scorer
+from fednar_ray.execution.scheduling import build_actor_options
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0  # for a task that imports torch, on a node whose GPUs may all be taken
 LOCAL_OPTIONS: Mapping[str, Any] = {
     "include_dashboard": False,
     # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
     "_system_config": {"max_direct_call_object_size": 2**20},
 }
 
-
-class TrainingActor:
-    """The Ray actor: a trainer for one run at a time. It keeps nothing that must outlive it."""
-
-    def __init__(self) -> None:
-        torch.set_num_threads(1)
-        keep_freed_memory()
-        self._trainer: GroupTrainer | None = None
-        self._scorer: Scorer | None = None
-
-    def info(self) -> ActorInfo:
-        """The node, process and GPUs that Ray gave this actor."""
-        context = ray.get_runtime_context()
-        gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
-        return ActorInfo(context.get_node_id(), os.getpid(), gpus)
-
-    def prepare(
-        self,
-        plan: TrainingPlan,
-        shards: Shards | ShardFile,
-        splits: Mapping[str, Examples],
-        warm_up: tuple[int, ...],
-        offsets: Mapping[str, Offsets] | None = None,
-    ) -> None:
-        """Take up a run, and warm up with a group like those to come. A file is read here, on the actor's node."""
-        if isinstance(shards, ShardFile):
-            shards, splits = shards.load()
-        device = torch.device(choose_device(self.info().gpus, torch.cuda.device_count()))
-        self._trainer = GroupTrainer(plan, shards, device)
-        changed = plan.changed_buffers
-        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
-        self._trainer.warm_up(warm_up)
-
-    def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
-        """The local round of one client group."""
-        assert self._trainer is not None
-        with exits_as_errors():
-            return self._trainer.train(broadcast, task)
-
-    def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
-        """The local round of one client group, held for ``train``; its figures alone travel."""
-        assert self._trainer is not None
-        with exits_as_errors():
-            return self._trainer.measure(broadcast, task)
-
-    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
-        """Score examples."""
-        assert self._scorer is not None
-        with exits_as_errors():
-            return self._scorer.score(eval_params, task)
-
-    def release(self) -> None:
-        """Let go of the run's shards and buffers."""
-        self._trainer = self._scorer = None
+Shares = tuple[float, float, str]
+"""What actors must have in common to serve the same plans: CPUs, GPUs and strategy."""
 
 
 class RaySession:
-    """Ray, started on demand or joined by address; a context manager.
+    """A Ray cluster that runs train on: a local one that starts on demand, or an existing one.
 
-    A Ray that this process had already initialized is used and left running.  ``address`` (else
-    ``RAY_ADDRESS``) joins a cluster; without either a local Ray is started, and ended with the session.
+    A Ray that this process has already initialized is used, and left running. Otherwise the session joins the cluster
+    at ``address``, or at ``RAY_ADDRESS``. Without either it starts a local Ray, and ends it when it is closed.
+    Actors stay warm from one run to the next, so a session saves the start-up of all runs but the first.
+
+    Args:
+        address: The address of a cluster, ``host:port``, ``ray://host:port`` or ``auto``.
+
+    Raises:
+        BadInput: The address holds a password.
+
+    Example:
+        >>> with fednar_ray.RaySession() as session:
+        ...     for experiment in experiments:
+        ...         fednar_ray.run(experiment, session=session)
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -108,12 +59,12 @@ class RaySession:
         check_address("--address" if address else "RAY_ADDRESS", self._address)
         self._started_here = False
         self._private: PrivateRay | None = None  # of a local Ray
-        self._idle: dict[tuple[float, float, str], list[Any]] = defaultdict(list)
-        self._gpu_memory: list[float | None] = []  # once asked
+        self._idle: dict[Shares, list[Any]] = defaultdict(list)
+        self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
 
     @property
     def local(self) -> bool:
-        """Will a local Ray be started?"""
+        """Whether the session would start a local Ray that is not running yet."""
         return self._address == "local" and not ray.is_initialized()
 
     def __enter__(self) -> Self:
@@ -125,7 +76,11 @@ class RaySession:
         self.close()
 
     def connect(self) -> None:
-        """Start or join Ray, once. Raises RayUnavailable where it does not start, or nobody answers at the address."""
+        """Starts or joins Ray, unless that has happened.
+
+        Raises:
+            RayUnavailable: A local Ray does not start, or nobody answers at the address.
+        """
         if ray.is_initialized():
             return
         if self._address not in ("local", "auto"):
@@ -140,16 +95,16 @@ class RaySession:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except BaseException as error:
             self._close_private()
-            if not isinstance(error, Exception):  # of a start that takes too long Ray raises no kind of its own
+            if not isinstance(error, Exception):
                 raise
             what = "Ray does not start here" if self._address == "local" else f"Ray at {self._address} cannot be joined"
-            raise RayUnavailable(f"{what}: {error}") from error
+            raise RayUnavailable(f"{what}: {error}") from error  # also Ray's plain Exception for a start that times out
         self._started_here = True
         if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, after which a process aborts
+            signal.signal(signal.SIGTERM, handler)  # with Ray's own handler the process would abort
 
     def resources(self) -> ClusterResources:
-        """What the cluster has; for a local Ray that is not started yet, what this machine has."""
+        """Returns what the cluster has in total, or what this machine has if a local Ray is yet to start."""
         if self.local:
             return ClusterResources(
                 cpus=float(os.cpu_count() or 1),
@@ -163,60 +118,58 @@ class RaySession:
         )
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each living node has in all: CPU, GPU, memory, and custom resources."""
+        """Returns what each living node has in total: CPU, GPU, memory in bytes, and custom resources."""
         self.connect()
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [{"CPU": 0.0, "GPU": 0.0} | {name: float(amount) for name, amount in node.items()} for node in alive]
 
     def gpu_memory_bytes(self) -> float | None:
-        """Of the cluster's smallest GPU, asked once on each node that has one; None: not all of them told."""
-        if not self._gpu_memory:
-            self.discard_idle()  # they may hold the GPUs
-            nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-            options = {"num_cpus": 0, "num_gpus": 0.01, "max_retries": 0}
-            asked = [
-                ray.remote(**options)(_own_gpu_memory)
-                .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-                .remote()
-                for node in nodes
-            ]
-            told, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-            for ref in silent:
-                ray.cancel(ref, force=True)
-            sizes = [] if silent else ray.get(told)
-            self._gpu_memory = [min(sizes) if sizes and None not in sizes else None]
-        return self._gpu_memory[0]
+        """Returns the memory of the cluster's smallest GPU, or None if a node with GPUs does not tell.
+
+        Each node with a GPU is asked once per session.
+        """
+        if not self._gpu_bytes:
+            self.discard_idle()  # idle actors may hold the GPUs
+            self._gpu_bytes = [find_smallest_gpu_bytes()]
+        return self._gpu_bytes[0]
 
     def lease(self, plan: ActorPlan) -> list[Any]:
-        """Actors with the plan's shares: idle ones first, then new ones; those of silos are always new."""
+        """Returns actors with the shares of a plan: idle ones first, then new ones. Those of silos are always new."""
         self.connect()
-        idle = [] if plan.pins else self._idle[_kind(plan)]
+        idle = [] if plan.pins else self._idle[_shares(plan)]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
-        self.discard_idle()  # those of other shares would keep CPUs from the new ones
+        self.discard_idle()  # idle actors with other shares would keep CPUs from the new ones
         return leased + self.new_actors(plan, range(len(leased), plan.count))
 
     def new_actors(self, plan: ActorPlan, slots: Iterable[int]) -> list[Any]:
-        """For these slots of a plan; each starts once the cluster has room for it."""
+        """Requests an actor for each of these slots of a plan. Each starts once the cluster has room for it."""
         return [
-            ray.remote(max_restarts=0, **options)(TrainingActor).remote() for options in options_for(plan, list(slots))
+            ray.remote(max_restarts=0, **options)(TrainingActor).remote()
+            for options in build_actor_options(plan, list(slots))
         ]
 
-    def shortage(self) -> str:
-        """What the cluster has left, for an error."""
-        nodes, free = sum(node["Alive"] for node in ray.nodes()), ray.available_resources()
-        return f"the cluster has {nodes} nodes with {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
-
     def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
-        """Actors that have no call outstanding, for the session's next run; those of silos end."""
+        """Keeps actors without a call under way for the session's next run. Actors of silos end instead."""
         for actor in actors:
             if plan.pins:
                 ray.kill(actor)
             else:
                 actor.release.remote()
-                self._idle[_kind(plan)].append(actor)
+                self._idle[_shares(plan)].append(actor)
+
+    def discard_idle(self) -> None:
+        """Ends the actors that are kept warm, so that others get their CPUs and GPUs."""
+        for actors in self._idle.values():
+            while actors:
+                ray.kill(actors.pop())
+
+    def describe_shortage(self) -> str:
+        """Returns what the cluster has left, for the message of an error."""
+        nodes, free = sum(node["Alive"] for node in ray.nodes()), ray.available_resources()
+        return f"the cluster has {nodes} nodes with {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
 
     def close(self) -> None:
-        """End the actors, and the local Ray if this session started it."""
+        """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
         processes = [] if self._private is None else self._private.processes()
         if ray.is_initialized():
             self.discard_idle()
@@ -226,35 +179,24 @@ class RaySession:
         self._close_private(processes)
 
     def _close_private(self, processes: Sequence[psutil.Process] = ()) -> None:
-        """Remove what the local Ray of this session kept on disk, once its processes have ended."""
+        """Removes what the local Ray of this session kept on disk, once its processes have ended."""
         if self._private is not None:
             self._private.close(processes)
             self._private = None
             atexit.unregister(self.close)
 
-    def discard_idle(self) -> None:
-        """End the actors that are kept warm: they keep CPUs and GPUs from others."""
-        for actors in self._idle.values():
-            while actors:
-                ray.kill(actors.pop())
 
-
-def _kind(plan: ActorPlan) -> tuple[float, float, str]:
+def _shares(plan: ActorPlan) -> Shares:
     return plan.cpus, plan.gpus, plan.strategy
 
 
-def _own_gpu_memory() -> float | None:
-    """Of the GPU that this task was given; None where torch sees none."""
-    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
-
-
 def _check_reachable(address: str) -> None:
-    """A quick look whether anybody listens: Ray itself would try for 20 seconds."""
+    """Raises RayUnavailable if nobody listens at an address. Ray itself would try for 20 seconds."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port or 10001
         if host is None:
-            raise ValueError("it names no host")
+            raise ValueError("the address names no host")
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise RayUnavailable(f"no Ray answers at {address}: {error}") from error

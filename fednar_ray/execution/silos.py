@@ -1,4 +1,4 @@
-"""Silos: clients that are pinned to the nodes that have their data, and what these nodes are asked before training."""
+"""Silos: clients whose actors are pinned to the nodes that have their data."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,49 +11,62 @@ from fednar_ray.execution.capacity import ActorPlan, Footprint, Pin, has_room, r
 log = logging.getLogger("fednar_ray")
 
 Node = Mapping[str, float]
+"""What a node has in total, by resource."""
+
+Candidates = Mapping[str, Sequence[int]]
+"""By the name of a silo, the indices of the nodes that could take its actor if it were alone."""
 
 
-def plan_silos(settings: ExecutionSettings, names: Sequence[str], nodes: Sequence[Node], needs: Footprint) -> ActorPlan:
-    """An actor for each named silo, with its share of a GPU where its nodes have one. ``nodes``: what each has in all.
+def plan_silos(
+    settings: ExecutionSettings, names: Sequence[str], nodes: Sequence[Node], footprint: Footprint
+) -> ActorPlan:
+    """Plans one actor per silo, with a share of a GPU if the silo's nodes have one.
 
-    Raises CapacityError, which names every silo that no node can take; with ``autoscale`` they are waited for.
+    Args:
+        settings: The ``execution`` section.
+        names: The silos that take part, in the order of their clients.
+        nodes: What each node of the cluster has in total.
+        footprint: What one actor needs.
+
+    Raises:
+        CapacityError: Some silos fit on no node; the message names each. With ``execution.autoscale`` this is only
+            logged, because nodes may join.
     """
     silos = {name: (settings.silos or {})[name] for name in names}
-    able = {name: [i for i, node in enumerate(nodes) if _has(node, silo, settings)] for name, silo in silos.items()}
+    candidates = {
+        name: [i for i, node in enumerate(nodes) if _suits(node, silo, settings)] for name, silo in silos.items()
+    }
     pins = tuple(
-        Pin(silo=name, resources=silo.resources, gpus=_gpus(settings, name, able, nodes))
+        Pin(silo=name, resources=silo.resources, gpus=_choose_gpu_share(settings, name, candidates, nodes))
         for name, silo in silos.items()
     )
-    problems = [_nowhere(name, silo, settings) for name, silo in silos.items() if not able[name]]
-    if not problems:
-        problems = _too_many(pins, settings, able, nodes, needs)
+    problems = [_describe_missing(name, silo, settings) for name, silo in silos.items() if not candidates[name]]
+    problems = problems or _find_crowded(pins, settings, candidates, nodes, footprint)
     if problems and not settings.autoscale:
-        raise CapacityError("\n".join((*problems, f"{_listed(nodes)}; execution.autoscale=true waits for more")))
+        raise CapacityError("\n".join((*problems, f"{_describe(nodes)}; execution.autoscale=true waits for more")))
     for problem in problems:
-        log.warning("%s; waited for", problem)
-    return ActorPlan(
-        count=len(pins), cpus=settings.cpus_per_actor, gpus=0.0, growing=settings.autoscale, pins=pins
-    )  # each pin has its own share of a GPU
+        log.warning("%s; waiting for a node that has it", problem)
+    gpus = 0.0  # each pin has its own share
+    return ActorPlan(count=len(pins), cpus=settings.cpus_per_actor, gpus=gpus, growing=settings.autoscale, pins=pins)
 
 
-def _has(node: Node, silo: SiloSettings, settings: ExecutionSettings) -> bool:
+def _suits(node: Node, silo: SiloSettings, settings: ExecutionSettings) -> bool:
     gpus = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
-    wanted = {**silo.resources, "CPU": settings.cpus_per_actor, "GPU": gpus}
-    return has_room(node, wanted)
+    return has_room(node, {**silo.resources, "CPU": settings.cpus_per_actor, "GPU": gpus})
 
 
-def _gpus(settings: ExecutionSettings, name: str, able: Mapping[str, Sequence[int]], nodes: Sequence[Node]) -> float:
-    """Of the silo's nodes that with the fewest GPUs decides, shared with whichever other silos it may hold."""
+def _choose_gpu_share(settings: ExecutionSettings, name: str, candidates: Candidates, nodes: Sequence[Node]) -> float:
+    """Returns a share that each candidate node can give to the silo and to all others that may start there."""
     if settings.gpus_per_actor != "auto":
         return settings.gpus_per_actor
     shares = []
-    for node in able[name]:
-        gpus, silos = floor(nodes[node].get("GPU", 0.0)), sum(node in others for others in able.values())
+    for node in candidates[name]:
+        gpus, silos = floor(nodes[node].get("GPU", 0.0)), sum(node in others for others in candidates.values())
         shares.append(1 / ceil(silos / gpus) if gpus else 0.0)
     return min(shares, default=0.0)
 
 
-def _nowhere(name: str, silo: SiloSettings, settings: ExecutionSettings) -> str:
+def _describe_missing(name: str, silo: SiloSettings, settings: ExecutionSettings) -> str:
     parts = [f"{amount:g} {resource}" for resource, amount in silo.resources.items()]
     parts.append(f"{settings.cpus_per_actor:g} CPU")
     if settings.gpus_per_actor not in ("auto", 0):
@@ -61,32 +74,32 @@ def _nowhere(name: str, silo: SiloSettings, settings: ExecutionSettings) -> str:
     return f"execution.silos.{name}: no node has {' and '.join(parts)}"
 
 
-def _too_many(
+def _find_crowded(
     pins: Sequence[Pin],
     settings: ExecutionSettings,
-    able: Mapping[str, Sequence[int]],
+    candidates: Candidates,
     nodes: Sequence[Node],
-    needs: Footprint,
+    footprint: Footprint,
 ) -> list[str]:
-    """Silos that find no room beside the others: those with least choice are put first."""
+    """Describes the silos that find no room beside the others. Silos with the least choice are placed first."""
     free, problems = [dict(node) for node in nodes], []
-    for pin in sorted(pins, key=lambda pin: len(able[pin.silo])):
-        takes = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": needs.memory_bytes}
-        if not reserve(takes, free, able[pin.silo]):
-            memory = f"{needs.memory_bytes / 1e9:.1f} GB"
+    for pin in sorted(pins, key=lambda pin: len(candidates[pin.silo])):
+        demand = {**pin.resources, "CPU": settings.cpus_per_actor, "GPU": pin.gpus, "memory": footprint.memory_bytes}
+        if not reserve(demand, free, candidates[pin.silo]):
+            memory = f"{footprint.memory_bytes / 1e9:.1f} GB"
             problems.append(f"execution.silos.{pin.silo}: no room beside the other silos for its actor ({memory})")
     return problems
 
 
-def _listed(nodes: Sequence[Node]) -> str:
-    """The nodes, each with its CPUs, GPUs and custom resources."""
-    usual = ("memory", "object_store_memory")
-    told = (
+def _describe(nodes: Sequence[Node]) -> str:
+    """Lists the nodes, each with its CPUs, GPUs and custom resources."""
+    omitted = ("memory", "object_store_memory")
+    texts = (
         " and ".join(
             f"{amount:g} {name}"
             for name, amount in sorted(node.items())
-            if amount and name not in usual and not name.startswith(("node:", "accelerator_type:"))
+            if amount and name not in omitted and not name.startswith(("node:", "accelerator_type:"))
         )
         for node in nodes
     )
-    return "the nodes have " + "; ".join(sorted(text or "nothing" for text in told))
+    return "the nodes have " + "; ".join(sorted(text or "nothing" for text in texts))

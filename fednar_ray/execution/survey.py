@@ -1,4 +1,4 @@
-"""Questions to the files of silos, answered on the node that holds each file."""
+"""Questions to the files of silos, which are answered where the files are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,56 +10,68 @@ from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError, DataError
 from fednar_ray.data.files import Answer, Item
 from fednar_ray.execution.capacity import Footprint
-from fednar_ray.execution.scheduling import options_for
+from fednar_ray.execution.ray_errors import unwrap_task_error
+from fednar_ray.execution.scheduling import build_actor_options
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
 
 
 class LocalSurvey:
-    """Puts questions to files that all lie on this machine."""
+    """Asks about files that all lie on this machine."""
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """The answers, in the order of the items. Raises DataError, which names every silo that has none."""
-        return _gathered(items, lambda index: question(items[index]))
+        """Returns the answers, in the order of the items.
+
+        Raises:
+            DataError: Some files cannot be read; the message names each of their silos.
+        """
+        return _collect_answers(items, lambda index: question(items[index]))
 
 
 class RemoteSurvey:
-    """Puts questions to each silo on its own node, with the resources that its actor will take."""
+    """Asks each silo on its own node, in a task that takes the resources that the silo's actor will take.
+
+    Raises:
+        CapacityError: A silo fits on no node.
+    """
 
     def __init__(self, session: RaySession, settings: ExecutionSettings) -> None:
-        """Raises CapacityError where a silo has no node."""
-        self._session, self._limit = session, settings.capacity_timeout_seconds
+        self._session, self._time_limit = session, settings.capacity_timeout_seconds
         self._names = sorted(settings.silos or {})
         self._plan = plan_silos(settings, self._names, session.nodes(), Footprint(model_bytes=0))
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """As ``Here``. Raises CapacityError where a silo does not answer in time."""
+        """Returns the answers, in the order of the items.
+
+        Raises:
+            DataError: Some files cannot be read; the message names each of their silos.
+            CapacityError: A silo does not answer in time.
+        """
         slots = [self._names.index(item.name) for item in items]
-        task, options = ray.remote(_answered), options_for(self._plan, slots)
+        task, options = ray.remote(_answer), build_actor_options(self._plan, slots)
         refs = [task.options(**o).remote(question, item) for o, item in zip(options, items, strict=True)]
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=self._limit)
+        _, late = ray.wait(refs, num_returns=len(refs), timeout=self._time_limit)
         if late:
             for ref in refs:
                 ray.cancel(ref, force=True)
             silent = ", ".join(item.name for ref, item in zip(refs, items, strict=True) if ref in late)
-            raise CapacityError(
-                f"execution.silos: {silent}: no answer in {self._limit:g} s; {self._session.shortage()}"
-            )
-        return _gathered(items, lambda index: ray.get(refs[index]))
+            text = f"execution.silos: no answer from {silent} within {self._time_limit:g} s"
+            raise CapacityError(f"{text}; {self._session.describe_shortage()}")
+        return _collect_answers(items, lambda index: ray.get(refs[index]))
 
 
-def _answered(question: Callable[[Any], Answer], item: Any) -> Answer:
+def _answer(question: Callable[[Any], Answer], item: Any) -> Answer:
     """Runs on a silo's node."""
     return question(item)
 
 
-def _gathered(items: Sequence[Item], answer: Callable[[int], Answer]) -> list[Answer]:
+def _collect_answers(items: Sequence[Item], get: Callable[[int], Answer]) -> list[Answer]:
     answers, problems = [], []
     for index, item in enumerate(items):
         try:
-            answers.append(answer(index))
+            answers.append(get(index))
         except (DataError, RayError) as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
+            cause = unwrap_task_error(error) if isinstance(error, RayTaskError) else error
             if not isinstance(cause, DataError | RayError):
                 raise cause from None
             problems.append(f"execution.silos.{item.name}.data: {cause}")

@@ -31,7 +31,7 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
         DataSummary(
             name=federation.name,
             digest=data_digest[:16],
-            clients=federation.clients,
+            clients=federation.num_clients,
             examples=len(examples),
             input_shape=examples.x.shape[1:],
             classes=federation.classes,

@@ -1,7 +1,8 @@
-"""What the checkpoint of a run, or of a trial, must hold: of another version's, the file and the difference are named.
+"""Checks that a checkpoint holds what a run, or a trial, needs.
 
-A checkpoint whose checksums are right is what somebody wrote, so one that holds something else is not damaged, and no
-older one stands in for it: rounds that another version trained would be lost without a word.
+A checkpoint with the right checksums is what somebody wrote.  One that holds something else was written by another
+version: it is refused with its file and the difference, and no older checkpoint is used in its place, because rounds
+would be lost silently.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
-from fednar_ray.config.checks import describe
+from fednar_ray.config.problems import describe
 from fednar_ray.core.errors import ConfigError, shown_text
 from fednar_ray.federated.server_state import (
     BUFFERS,
@@ -21,7 +22,7 @@ from fednar_ray.federated.server_state import (
     find_differences,
     other_contents,
 )
-from fednar_ray.tracking.journal import parse
+from fednar_ray.tracking.journal import parse_line
 
 Scalar = float | list[float] | list[list[float]]
 Text = Annotated[str, Field(min_length=1)]
@@ -32,13 +33,13 @@ RENAMED_FACTS = {"cohort_width": "group_size"}
 
 
 class _Facts(BaseModel):
-    """A section of the facts; what is there besides was added by a later version, and is not read."""
+    """A section of the facts. Unknown entries were added by a later version, and are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
 class _ServerFacts(_Facts):
-    """What the server carries from round to round, vectors aside."""
+    """What the server carries from round to round besides vectors."""
 
     scalars: dict[str, Scalar]
     server_lr: Scalar | None
@@ -64,13 +65,13 @@ class _RunFacts(_TrialFacts):
     group_size: Annotated[int, Field(ge=1)]
 
 
-def experiment_of_run(checkpoint: Checkpoint) -> Experiment:
-    """The experiment that a run's checkpoint is of. Raises CheckpointError where anything is not as a run needs it."""
+def read_run_experiment(checkpoint: Checkpoint) -> Experiment:
+    """Returns the experiment that a run's checkpoint records. Raises CheckpointError if it lacks what a run needs."""
     return _checked(checkpoint, _RunFacts)
 
 
-def experiment_of_trial(checkpoint: Checkpoint) -> Experiment:
-    """The same of a trial's checkpoint."""
+def read_trial_experiment(checkpoint: Checkpoint) -> Experiment:
+    """Returns the experiment that a trial's checkpoint records. Raises CheckpointError likewise."""
     return _checked(checkpoint, _TrialFacts)
 
 
@@ -125,7 +126,7 @@ def _experiment_problems(experiment: object) -> list[str]:
 
 
 def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
-    """What is missing, too much, or of another form, arrays first."""
+    """Finds what is missing, unknown, or has another form, arrays first."""
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
     wanted = vectors if facts.server.vectors is None else set(facts.server.vectors)
@@ -150,7 +151,7 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
 
 def _is_round(line: str, index: int) -> bool:
     try:
-        record = parse(line)
+        record = parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
     numbers = (*record.metrics.values(), *record.client_ids, *record.step_norms.values())

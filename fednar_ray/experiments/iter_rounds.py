@@ -1,4 +1,4 @@
-"""Rounds of an experiment as a stream of reports: wired, and neither tracked nor written."""
+"""Trains an experiment round by round, without tracking or writing anything."""
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -27,48 +27,73 @@ def iter_rounds(
     model: nn.Module | None = None,
     session: RaySession | None = None,
 ) -> Iterator[RoundReport]:
-    """Train, yielding a report a round; nothing is tracked or written.
+    """Trains an experiment, and yields one report per round. Nothing is tracked or written.
 
-    ``federation`` and ``model`` stand in for the ``data`` and ``model`` sections; ``model`` is copied, and gives
-    the start.  ``session`` is a Ray that several runs share; without one, Ray is started or joined for this run
-    alone.  Raises BadInput's kinds before training, RunFailed's during it.
+    Args:
+        experiment: What is trained.
+        federation: The data, in place of the experiment's ``data`` section.
+        model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
+            parameters.
+        session: A Ray session that several runs share. Without one, Ray is started or joined for this run alone.
+
+    Yields:
+        The report of each round, with its metrics and the parameters after it.
+
+    Raises:
+        BadInput: Something that was given is wrong; raised before the first round.
+        RunFailed: A round could not be completed.
+
+    Example:
+        >>> for report in fr.iter_rounds(fr.load("digits.yaml")):
+        ...     print(report.round_index, report.metrics["train_loss"])
     """
-    with shared_or_own(session) as ray_session:
+    with open_session(session) as ray_session:
         prepared = prepare(experiment, federation, model, ray_session)
-        resolved = resolve(prepared, ray_session)
-        with place(prepared, resolved, ray_session) as pool:
-            yield from rounds_of(prepared, resolved, pool, initial_state(prepared))
+        plan = resolve(prepared, ray_session)
+        with place(prepared, plan, ray_session) as pool:
+            yield from train_rounds(prepared, plan, pool, build_initial_state(prepared))
 
 
-def shared_or_own(session: RaySession | None) -> AbstractContextManager[RaySession]:
-    """The caller's session, which stays open, or one for this run alone."""
+def open_session(session: RaySession | None) -> AbstractContextManager[RaySession]:
+    """Returns the caller's session, which stays open afterwards, or a new one for this run alone."""
     return nullcontext(session) if session is not None else RaySession()
 
 
-def client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:
-    """No client has a state yet; what exceeds the memory for them goes to ``directory``."""
+def build_client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:
+    """Returns client states without any client. What exceeds their memory is written to a file in ``directory``."""
     limit = prepared.experiment.execution.state_memory_bytes
     return ClientStates(prepared.model_bytes // 4, None if limit == "auto" else limit, directory)
 
 
-def initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
-    """What round 0 starts from."""
+def build_initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
+    """Returns the state before round 0; ``directory`` as in ``build_client_states``."""
     return FederationState.initial(
         prepared.algorithm,
         flatten(prepared.model),
         flatten_buffers(prepared.model, prepared.traits.changed_buffers),
-        client_states(prepared, directory),
+        build_client_states(prepared, directory),
     )
 
 
-def rounds_of(
+def train_rounds(
     prepared: Prepared,
-    resolved: ExecutionPlan,
+    execution_plan: ExecutionPlan,
     pool: ClientPool,
     state: FederationState,
     splits: Collection[str] = SPLITS,
 ) -> Iterator[RoundReport]:
-    """The round loop of a prepared experiment, on a pool, from a state that moves along; ``splits`` are evaluated."""
+    """Runs the round loop of a prepared experiment.
+
+    Args:
+        prepared: The experiment with its data and model.
+        execution_plan: Where clients are trained.
+        pool: The pool that trains and evaluates.
+        state: The state before the next round. It is advanced by each round.
+        splits: The splits that are evaluated.
+
+    Yields:
+        The report of each round.
+    """
     experiment, federation = prepared.experiment, prepared.federation
     plan = RoundPlan(
         rounds=experiment.federation.rounds,
@@ -77,7 +102,7 @@ def rounds_of(
         availability=prepared.availability,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
-        group_size=resolved.width,
+        group_size=execution_plan.width,
         algorithm=prepared.algorithm,
         aggregation=experiment.aggregation,
         max_deviation=experiment.screening.max_deviation,
@@ -86,7 +111,7 @@ def rounds_of(
         evaluate_every=experiment.evaluation.every,
         scalars=experiment.scalars,
     )
-    by_client, federated = resolved.placement == "dedicated", experiment.evaluation.federated
+    by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)
     evaluation = Evaluation(federation, pool.score, splits, federated=federated, by_client=by_client, texts=texts)
     return run_rounds(plan, pool, state, evaluation)

@@ -1,4 +1,4 @@
-"""Where a prepared run trains: client group width, placement and actors, resolved and at work."""
+"""Plans where clients are trained, and opens the pool that trains them."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +18,7 @@ from fednar_ray.execution.capacity import (
 )
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
+from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
@@ -33,14 +34,14 @@ CPU_DEVICE = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionPlan:
-    """What ``auto`` came to."""
+    """Placement, group size and actors of a run: what the experiment's ``auto`` settings are resolved to."""
 
     placement: str  # serial, pooled or dedicated
-    width: int  # C
+    width: int  # C, how many clients are trained as one matrix
     actors: ActorPlan | None  # None: the driver itself trains
 
     def tags(self) -> dict[str, str]:
-        """For the run's record."""
+        """Returns the plan as tags of the MLflow run."""
         return {
             PLACEMENT_TAG: self.placement,
             ACTORS_TAG: str(self.actors.count if self.actors else 0),
@@ -49,26 +50,30 @@ class ExecutionPlan:
 
 
 def resolve(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    """Placement, width and actors for the session's cluster. Raises BadInput's kinds where they do not fit.
+    """Plans placement, group size and actors for the cluster of a session.
 
-    A local Ray is started in between: after a look whether this machine holds the run, and before Ray's own count.
+    A local Ray is started on the way: once it is known that this machine can hold the run, and before the plan is made
+    with what Ray itself counts.
+
+    Raises:
+        BadInput: The model or the algorithm does not fit the settings, or the cluster cannot hold the actors.
     """
     check_model_and_rule(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
-        return ExecutionPlan(placement="serial", width=_width(prepared, gpu=False), actors=None)
+        return ExecutionPlan(placement="serial", width=_choose_group_size(prepared, gpu=False), actors=None)
     if session.local:
-        _on_cluster(prepared, session)
+        _plan_on_cluster(prepared, session)
         session.connect()
-    return _on_cluster(prepared, session)
+    return _plan_on_cluster(prepared, session)
 
 
-def _on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    settings, clients, cluster = prepared.experiment.execution, prepared.federation.clients, session.resources()
+def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
-    width = 1 if settings.placement == "dedicated" else _width(prepared, gpu)
-    needs = _footprint(prepared, width)
+    width = 1 if settings.placement == "dedicated" else _choose_group_size(prepared, gpu)
+    needs = _compute_footprint(prepared, width)
     if gpu and settings.gpus_per_actor == "auto" and not session.local:
         cluster = replace(cluster, gpu_memory_bytes=session.gpu_memory_bytes())
     placement = choose_placement(settings, width, clients, cluster, needs)
@@ -77,47 +82,58 @@ def _on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
     elif placement == "dedicated":
         actors = plan_dedicated(settings, clients, cluster, needs)
     else:
-        actors = plan_pooled(settings, _groups(prepared, width), cluster, needs)
+        actors = plan_pooled(settings, _count_groups(prepared, width), cluster, needs)
     return ExecutionPlan(placement=placement, width=width, actors=actors)
 
 
-def _footprint(prepared: Prepared, width: int) -> Footprint:
-    """What one actor takes, whose client groups are so wide."""
+def _compute_footprint(prepared: Prepared, width: int) -> Footprint:
+    """Computes what one actor needs that trains ``width`` clients as one matrix."""
     stateful = prepared.algorithm.client.next_state is not None
     activations = prepared.traits.activation_bytes
-    takes = estimate_gpu_bytes(prepared.model_bytes, width, _batch_size(prepared), activations, stateful=stateful)
+    takes = estimate_gpu_bytes(prepared.model_bytes, width, _largest_batch(prepared), activations, stateful=stateful)
     return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)
 
 
-def _batch_size(prepared: Prepared) -> int:
-    """B, or the largest client's examples where these are fewer."""
+def _largest_batch(prepared: Prepared) -> int:
+    """Returns B, or the number of the largest client's examples if that is smaller."""
     return min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
 
 
-def _width(prepared: Prepared, gpu: bool) -> int:
+def _choose_group_size(prepared: Prepared, gpu: bool) -> int:
     wanted = prepared.experiment.execution.vectorize
     if prepared.traits.alone_because is not None or prepared.experiment.execution.silos is not None:
         return 1
     if wanted != "auto":
         return wanted
-    return group_size(prepared.traits, prepared.clients_per_round, _batch_size(prepared), GPU if gpu else CPU)
+    return group_size(prepared.traits, prepared.clients_per_round, _largest_batch(prepared), GPU if gpu else CPU)
 
 
-def _groups(prepared: Prepared, width: int) -> int:
-    """How many client groups a round has."""
+def _count_groups(prepared: Prepared, width: int) -> int:
+    """Returns how many client groups a round has."""
     return -(-prepared.clients_per_round // width)
 
 
 class SerialTrainer:
-    """The driver's own trainer, which runs of the same data and model may share."""
+    """Trains clients in the driver's own process. Runs of the same data and model may share one, one after the other.
+
+    Args:
+        prepared: The first run. Later ones differ only in settings.
+    """
 
     def __init__(self, prepared: Prepared) -> None:
+        self._first = prepared
         self._shards, self._splits = prepared.federation.loaded()
         self._trainer = GroupTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
 
     def pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
-        """For one run; no other may be under way. ``warm_up``: the clients that the pool warms up with when asked."""
-        self._trainer.adopt(prepared.training_plan())
+        """Returns the pool of one run. No other run may be under way.
+
+        Args:
+            prepared: The run.
+            warm_up: The clients that the pool warms up with when it is asked to.
+        """
+        if prepared is not self._first:
+            self._trainer.adopt(prepared.training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
@@ -126,23 +142,31 @@ class SerialTrainer:
 
 @contextmanager
 def place(
-    prepared: Prepared, resolved: ExecutionPlan, session: RaySession, bench: SerialTrainer | None = None
-) -> Iterator[SerialPool | ActorPool]:
-    """A pool at work; a serial one on ``bench``, where there is one."""
-    federation, plan, settings = prepared.federation, prepared.training_plan(), prepared.experiment.execution
-    warm_up = _like_a_group(prepared, resolved.width)
-    if resolved.actors is None:
-        yield (bench or SerialTrainer(prepared)).pool(prepared, warm_up)
+    prepared: Prepared, plan: ExecutionPlan, session: RaySession, trainer: SerialTrainer | None = None
+) -> Iterator[ExecutionPool]:
+    """Opens the pool that trains the clients of a run, and closes it at the end.
+
+    Args:
+        prepared: The run.
+        plan: Where it trains.
+        session: The Ray session of its actors.
+        trainer: What a serial run trains with; None: a new one.
+    """
+    federation, settings = prepared.federation, prepared.experiment.execution
+    warm_up = _choose_warm_up_clients(prepared, plan.width)
+    if plan.actors is None:
+        yield (trainer or SerialTrainer(prepared)).pool(prepared, warm_up)
         return
-    if resolved.placement == "dedicated":
-        pool = ActorPool.dedicated(session, resolved.actors, settings, plan, federation)
+    training = prepared.training_plan()
+    if plan.placement == "dedicated":
+        pool = ActorPool.dedicated(session, plan.actors, settings, training, federation)
     else:
-        pool = ActorPool.pooled(session, resolved.actors, settings, plan, federation, warm_up)
+        pool = ActorPool.pooled(session, plan.actors, settings, training, federation, warm_up)
     with closing(pool):
         yield pool
 
 
-def _like_a_group(prepared: Prepared, width: int) -> tuple[int, ...]:
-    """As many clients as a round's first client group has, those with most examples."""
-    count = -(-prepared.clients_per_round // _groups(prepared, width))
+def _choose_warm_up_clients(prepared: Prepared, width: int) -> tuple[int, ...]:
+    """Returns as many clients as the first client group of a round has: those with most examples."""
+    count = -(-prepared.clients_per_round // _count_groups(prepared, width))
     return tuple(np.argsort(-prepared.federation.shards.sizes, kind="stable")[:count].tolist())

@@ -1,4 +1,4 @@
-"""An experiment with its data and model, checked against each other; nothing is started yet."""
+"""Loads the data and the model of an experiment, and checks them against each other. Nothing is started yet."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.config import Experiment, ModelSettings
+from fednar_ray.config import AnyModel, Experiment
+from fednar_ray.config.algorithm import OwnAlgorithmSettings
+from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.model import LanguageModelSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.module_state import own_copy
-from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files, federation_of_silos
+from fednar_ray.data.federation import FederatedData, load_federation
+from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
@@ -34,61 +37,69 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run starts from."""
+    """An experiment with its data and model, which fit each other."""
 
     experiment: Experiment
     algorithm: Algorithm
-    federation: Federation
+    federation: FederatedData
     model: nn.Module
     traits: ModelTraits
     availability: Availability
 
     @property
     def model_bytes(self) -> int:
-        """4·d."""
+        """Size of the parameters, 4·d."""
         return 4 * ParameterLayout.of(self.model).dimension
 
     @property
     def clients_per_round(self) -> int:
-        """|S|; of an explicit schedule, the most that a round names."""
+        """|S|, the number of clients per round; of an explicit schedule, the largest number that a round names."""
         settings = self.experiment.federation
         if settings.participation is not None:
             return max(len(ids) for ids in settings.participation)
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
     def training_plan(self) -> TrainingPlan:
-        """What every trainer of this run needs."""
+        """Builds what every trainer of this run needs."""
+        clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(
             model=self.model,
             correction=self.algorithm.client,
             regularizer=REGULARIZERS[self.experiment.regularizer.name],
             weighted=self.algorithm.weighted,
             workload=self.experiment.federation.workload,
-            seed=self.experiment.seed,
+            seed=seed,
             changed_buffers=self.traits.changed_buffers,
-            attack_factors=draw_attack_factors(self.experiment.attacks, self.federation.clients, self.experiment.seed),
+            attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
             task=TASKS[self.federation.task],
         )
 
 
 def prepare(
     experiment: Experiment,
-    federation: Federation | None = None,
+    federation: FederatedData | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
 ) -> Prepared:
-    """Load the data, build the model, and check that they fit each other. Raises BadInput's kinds.
+    """Loads the data, builds the model, and checks that they fit each other.
 
-    ``session`` is the Ray whose nodes have the data, where the experiment names silos.
+    Args:
+        experiment: The experiment.
+        federation: The data, in place of the experiment's ``data`` section.
+        model: The model, in place of the experiment's ``model`` section. It is copied.
+        session: The Ray session whose nodes have the data, if the experiment names silos.
+
+    Raises:
+        BadInput: Data or model are missing, cannot be loaded, or do not fit each other or the settings.
     """
     if federation is None and experiment.data is None:
-        raise ConfigError(("data: missing; give a data section, or federation=",))
+        raise ConfigError(("data: missing; set a data section, or pass federation=",))
     if model is None and experiment.model is None:
-        raise ConfigError(("model: missing; give a model section, or model=",))
+        raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else own_copy(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
-        federation = federation_of(experiment, session)
+        federation = load_experiment_data(experiment, session)
     _check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
@@ -100,7 +111,7 @@ def prepare(
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
-        log.warning("clients train one by one (client group width 1): %s", traits.alone_because)
+        log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
     if experiment.execution.placement != "serial":
@@ -115,17 +126,17 @@ def prepare(
     )
 
 
-def _first_inputs(federation: Federation) -> Tensor:
-    """Two examples as the model takes them."""
+def _first_inputs(federation: FederatedData) -> Tensor:
+    """Returns two examples in the form that the model takes."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
     return x if federation.transform is None else federation.transform.normalized(x)
 
 
 def check_model_and_rule(prepared: Prepared) -> None:
-    """Checks the model and the algorithm's functions under the settings, which differ between trials of one model.
+    """Checks the model and the algorithm's functions under the settings, which may differ between trials of one model.
 
     Raises:
-        BadInput: A client reaches a batch that the model cannot train on, or a function of the user's does not fit.
+        BadInput: The model cannot train on a batch that some client has, or a user's function does not fit.
     """
     experiment, federation = prepared.experiment, prepared.federation
     settings, sizes = experiment.federation, federation.shards.sizes
@@ -134,44 +145,47 @@ def check_model_and_rule(prepared: Prepared) -> None:
         check_single_example_batches(
             prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
         )
-    if experiment.algorithm.function is not None:
+    if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
             check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
 
 
 def _trains_alone(experiment: Experiment) -> bool:
-    """Whether the settings demand that clients train one by one."""
+    """Whether the settings require that clients train one by one."""
     execution = experiment.execution
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def federation_of(experiment: Experiment, session: RaySession | None = None) -> Federation:
-    """The federation of the data section; of files that stay where they are, what can be known of them.
+def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> FederatedData:
+    """Loads the data of an experiment. Files that stay in their silos are only described.
 
-    Silos are asked on their own nodes, unless the placement is serial. Raises DataError, and CapacityError for silos
-    without a node.
+    Silos are asked on their own nodes, unless the placement is serial.
+
+    Raises:
+        DataError: The data cannot be loaded or trained on.
+        CapacityError: A silo has no node in the cluster.
     """
     data, execution = experiment.data, experiment.execution
     assert data is not None
     seed = experiment.seed if data.seed is None else data.seed
-    if execution.silos is not None:
+    if isinstance(data, FolderSettings) and execution.silos is not None:
         files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
-        return federation_of_silos(files, data, seed, ask)
-    return (federation_of_files if data.source == "folder" else load_federation)(data, seed)
+        return load_silo_federation(files, data, seed, ask)
+    return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _built(settings: ModelSettings, federation: Federation, seed: int) -> nn.Module:
-    """One output where the task wants one; else one a class, and of a language model one a character."""
-    vocabulary = settings.vocabulary or 0
+def _built(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
+    """Builds the model: with one output if the task needs one, else one per class or per character."""
+    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
         _check_tokens(federation, vocabulary)
     outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)
     return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
 
 
-def _check_tokens(federation: Federation, vocabulary: int) -> None:
+def _check_tokens(federation: FederatedData, vocabulary: int) -> None:
     for part in (federation.shards.examples, *federation.splits().values()):
         lowest, highest = part.x.min(), part.x.max()
         if lowest < 0 or highest >= vocabulary:
@@ -179,11 +193,11 @@ def _check_tokens(federation: Federation, vocabulary: int) -> None:
             raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
 
 
-def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
-    """The same data and model under other settings. Raises BadInput's kinds."""
+def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
+    """Returns the same data and model under other settings. Raises BadInput if these do not fit."""
     before = prepared.experiment
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
-    assert same, "other data, or another model"
+    assert same, "the data, the model or the seed differ"
     _check_sampling(experiment, prepared.federation)
     availability = _availability(experiment, prepared.federation)
     return replace(
@@ -191,15 +205,15 @@ def adapted(prepared: Prepared, experiment: Experiment) -> Prepared:
     )
 
 
-def _availability(experiment: Experiment, federation: Federation) -> Availability:
+def _availability(experiment: Experiment, federation: FederatedData) -> Availability:
     settings = experiment.availability
-    rounds, clients = experiment.federation.rounds, federation.clients
+    rounds, clients = experiment.federation.rounds, federation.num_clients
     trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
     sizes, workload = federation.shards.sizes, experiment.federation.workload
     return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
 
 
-def _check_sampling(experiment: Experiment, federation: Federation) -> None:
+def _check_sampling(experiment: Experiment, federation: FederatedData) -> None:
     settings, sizes = experiment.federation, federation.shards.sizes
     present, problems = int((sizes > 0).sum()), []
     sampled = settings.clients_per_round
@@ -209,6 +223,8 @@ def _check_sampling(experiment: Experiment, federation: Federation) -> None:
         wrong = [i for i in ids if i >= len(sizes) or not sizes[i]]
         if wrong:
             place = f"federation.participation.{index}"
-            problems.append(f"{place}: {wrong}: no such clients, or without examples; ids run to {len(sizes) - 1}")
+            problems.append(
+                f"{place}: {wrong}: no such clients, or clients without examples; ids go up to {len(sizes) - 1}"
+            )
     if problems:
         raise ConfigError(tuple(problems))

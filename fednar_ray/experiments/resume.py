@@ -1,4 +1,4 @@
-"""From a kept run to where it goes on, if the experiment is still the same."""
+"""Finds the run that is to be resumed and its checkpoint, and checks that the experiment is still the same."""
 
 import logging
 import shlex
@@ -10,7 +10,7 @@ from typing import Any
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, dotted
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
-from fednar_ray.experiments.checkpoint_contents import experiment_of_run
+from fednar_ray.experiments.checkpoint_contents import read_run_experiment
 from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
@@ -19,91 +19,104 @@ from fednar_ray.tracking.run_lookup import RunRef
 log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
-FREE = ("execution.", "checkpoint.")  # where a run trains, and how it is kept, do not change what it trains
-FIXED = ("execution.vectorize", "tracking.")  # the width decides the bytes; the MLflow run is where it is
+FREE = ("execution.", "checkpoint.")  # where a run trains and how it is stored do not change what it trains
+FIXED = ("execution.vectorize", "tracking.")  # the group size decides the bytes; the MLflow run cannot be moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """Where a run goes on."""
+    """A run that is to be resumed, and the checkpoint that it resumes from."""
 
-    kept: RunRef
+    ref: RunRef
     checkpoint: Checkpoint
-    checkpoints: CheckpointStore  # it knows what the checkpoint holds, which need not be written again
+    checkpoints: CheckpointStore  # knows what the checkpoint holds, which need not be written again
     experiment: Experiment
     run_id: str
     tracking_uri: str
     data_digest: str
-    identity: Identity | None  # what its directory says of itself; None where it is gone, or damaged
-    copied_from: Path | None  # the directory that its own is a copy of, which is still there
-    anew: bool  # rounds that were recorded after the checkpoint may come out differently now
+    identity: Identity | None  # what the run directory records of itself; None if it is gone or damaged
+    copied_from: Path | None  # the directory that this one is a copy of, if that one still exists
+    rewrites: bool  # rounds recorded after the checkpoint may differ now, so they are trained and recorded again
 
 
-def begun(wanted: str) -> Experiment:
-    """The experiment of a kept run. Raises BadInput where there is none, or it has no checkpoint."""
-    kept = run_lookup.find_run(wanted)
-    return _as_begun(_loaded(kept, kept.open_checkpoints()))
+def load_started_experiment(run: str) -> Experiment:
+    """Loads the experiment that a run was started with.
 
-
-def _as_begun(checkpoint: Checkpoint) -> Experiment:
-    return experiment_of_run(checkpoint)
-
-
-def _loaded(kept: RunRef, checkpoints: CheckpointStore) -> Checkpoint:
-    checkpoint = checkpoints.load()
-    if checkpoint is None:
-        if kept.files.comparison_yaml.exists():
-            raise BadInput(f"{kept.name} is a comparison; resume it with: fednar compare --resume {kept.name}")
-        raise BadInput(f"{kept.name} has no checkpoint in {kept.storage}; start it anew, without --resume")
-    return checkpoint
-
-
-def resume_from(wanted: str | None, experiment: Experiment | None, may_change: Sequence[str] = ()) -> Resumption | None:
-    """The run that ``wanted`` names, or the newest of the experiment (None: there is none to go on with).
-
-    ``experiment`` None: as the run was begun.  ``may_change``: keys, or sections, that may differ from then.
-    Raises ConfigError for other differences, BadInput where ``wanted`` names no run or has no checkpoint, and
-    CheckpointError where every checkpoint is damaged.
+    Raises:
+        BadInput: There is no such run, or it has no checkpoint.
     """
-    if wanted is not None:
-        kept = run_lookup.find_run(wanted)
-        checkpoints = kept.open_checkpoints()
-        return _resumption(kept, checkpoints, _loaded(kept, checkpoints), experiment, may_change)
-    assert experiment is not None
+    ref = run_lookup.find_run(run)
+    return read_run_experiment(_load_checkpoint(ref, ref.open_checkpoints()))
+
+
+def _load_checkpoint(ref: RunRef, checkpoints: CheckpointStore) -> Checkpoint:
+    checkpoint = checkpoints.load()
+    if checkpoint is not None:
+        return checkpoint
+    if ref.files.comparison_yaml.exists():
+        raise BadInput(f"{ref.name} is a comparison; resume it with: fednar compare --resume {ref.name}")
+    raise BadInput(f"{ref.name} has no checkpoint in {ref.storage}; start a new run, without --resume")
+
+
+def resume_from(run: str | None, experiment: Experiment | None, may_change: Sequence[str] = ()) -> Resumption | None:
+    """Finds a run to resume, and its newest whole checkpoint.
+
+    Args:
+        run: The run's name, id or directory, or the place of its checkpoints. None: the newest run of the experiment.
+        experiment: What is to be trained. None: what the run was started with.
+        may_change: Keys or sections that may differ from those that the run was started with.
+
+    Returns:
+        Where the run resumes; None where ``run`` is None and the experiment has no run with a checkpoint.
+
+    Raises:
+        ConfigError: The experiment differs from the one that the run was started with in a key that may not change.
+        BadInput: ``run`` names no run, or it has no checkpoint.
+        CheckpointError: Every checkpoint is damaged, or was written by another version.
+    """
+    if run is None:
+        assert experiment is not None
+        return _resume_newest(experiment, may_change)
+    ref = run_lookup.find_run(run)
+    checkpoints = ref.open_checkpoints()
+    return _build_resumption(ref, checkpoints, _load_checkpoint(ref, checkpoints), experiment, may_change)
+
+
+def _resume_newest(experiment: Experiment, may_change: Sequence[str]) -> Resumption | None:
     problems: list[FednarError] = []
-    for kept in run_lookup.list_runs_of(experiment):
+    for ref in run_lookup.list_runs_of(experiment):
         try:
-            checkpoints = kept.open_checkpoints()
+            checkpoints = ref.open_checkpoints()
             checkpoint = checkpoints.load()
             if checkpoint is not None:
-                return _resumption(kept, checkpoints, checkpoint, experiment, may_change)
+                return _build_resumption(ref, checkpoints, checkpoint, experiment, may_change)
         except ConfigError as error:  # another experiment of that name
             problems.append(error)
         except (CheckpointError, StorageUnavailable, OSError) as error:
-            log.warning("%s cannot be resumed: %s", kept.name, error)
-            problems.append(error if isinstance(error, FednarError) else CheckpointError(f"{kept.name}: {error}"))
+            log.warning("%s cannot be resumed: %s", ref.name, error)
+            problems.append(error if isinstance(error, FednarError) else CheckpointError(f"{ref.name}: {error}"))
     if problems:
-        raise problems[0]  # of the newest
+        raise problems[0]  # the newest run's
     return None
 
 
-def _resumption(
-    kept: RunRef,
+def _build_resumption(
+    ref: RunRef,
     checkpoints: CheckpointStore,
     checkpoint: Checkpoint,
     wanted: Experiment | None,
     may_change: Sequence[str],
 ) -> Resumption:
-    facts = checkpoint.facts
-    before = _of_width(_as_begun(checkpoint), facts["group_size"])
-    experiment = before if wanted is None else _of_width(wanted, facts["group_size"])
-    anew = _differs(before, experiment, checkpoint.next_round, may_change, kept.name)
-    identity = _identity(kept)
-    original = None if identity is None else find_original(kept.directory, identity)
+    recorded, facts = read_run_experiment(checkpoint), checkpoint.facts
+    before = _with_group_size(recorded, facts["group_size"])
+    experiment = before if wanted is None else _with_group_size(wanted, facts["group_size"])
+    rewrites = _check_changes(before, experiment, checkpoint.next_round, may_change, ref.name)
+    identity = _read_identity(ref)
+    original = None if identity is None else find_original(ref.directory, identity)
     if original is not None:
-        _check_storage(kept, original, experiment)
+        _check_storage(ref, original, experiment)
     return Resumption(
-        kept=kept,
+        ref=ref,
         checkpoint=checkpoint,
         checkpoints=checkpoints,
         experiment=experiment,
@@ -112,58 +125,60 @@ def _resumption(
         data_digest=facts["data_digest"],
         identity=identity,
         copied_from=original,
-        anew=anew,
+        rewrites=rewrites,
     )
 
 
-def _check_storage(kept: RunRef, original: Path, experiment: Experiment) -> None:
-    """Raises BadInput where a copy and its original would write their checkpoints into one place."""
-    if kept.storage == run_lookup.checkpoint_location(experiment, original):
+def _check_storage(ref: RunRef, original: Path, experiment: Experiment) -> None:
+    """Raises BadInput if a copy and its original would write their checkpoints into one place."""
+    if ref.storage == run_lookup.checkpoint_location(experiment, original):
         raise BadInput(
-            f"{kept.directory} is a copy of {original}, and both keep their checkpoints in {kept.storage}; resume the "
+            f"{ref.directory} is a copy of {original}, and both keep their checkpoints in {ref.storage}; resume the "
             f"original: fednar run --resume {shlex.quote(str(original))}"
         )
 
 
-def _identity(kept: RunRef) -> Identity | None:
-    """What the run's directory says of itself. Raises BadInput where another process writes it."""
-    if kept.files.lock.exists():
-        with lock_run_directory(kept.directory):
+def _read_identity(ref: RunRef) -> Identity | None:
+    """Reads which MLflow run the directory belongs to. Raises BadInput if another process writes the directory."""
+    if ref.files.lock.exists():
+        with lock_run_directory(ref.directory):
             pass
     try:
-        return read_identity(kept.directory)
+        return read_identity(ref.directory)
     except BadInput:
         return None
 
 
-def _of_width(experiment: Experiment, width: int) -> Experiment:
-    """With the client group width that ``auto`` came to when the run was begun, whatever would be chosen here."""
+def _with_group_size(experiment: Experiment, group_size: int) -> Experiment:
+    """Replaces ``vectorize: auto`` by the group size that was chosen when the run was started."""
     if experiment.execution.vectorize != "auto":
         return experiment
-    execution = experiment.execution.model_copy(update={"vectorize": width})
+    execution = experiment.execution.model_copy(update={"vectorize": group_size})
     return experiment.model_copy(update={"execution": execution})
 
 
-def _differs(begun: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:
-    """Does anything differ that bears on training? Raises ConfigError for what may not."""
-    before, after = dotted(begun), dotted(wanted)
+def _check_changes(started: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:
+    """Returns whether anything differs that changes the training. Raises ConfigError for what may not differ."""
+    before, after = dotted(started), dotted(wanted)
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    problems = [p for key in different if (p := _problem(key, before, after, done, may_change)) is not None]
+    problems = [p for key in different if (p := _find_problem(key, before, after, done, may_change)) is not None]
     if problems:
-        raise ConfigError((f"{name} was begun with another experiment, and cannot go on with this one:", *problems))
+        raise ConfigError(
+            (f"{name} was started with another experiment, and cannot be resumed with this one:", *problems)
+        )
     return any(key != ROUNDS and not key.startswith(FREE) for key in different)
 
 
-def _problem(
+def _find_problem(
     key: str, before: Mapping[str, Any], after: Mapping[str, Any], done: int, may_change: Sequence[str]
 ) -> str | None:
-    """Why a key may not differ; None where it may."""
+    """Returns why a key may not differ; None if it may."""
     if key == ROUNDS:
         return None if after[key] >= done else f"{key}: {after[key]} is less than the rounds done ({done})"
     if key.startswith(FREE) and not key.startswith(FIXED):
         return None
-    told = any(key == free or key.startswith(f"{free}.") for free in may_change)
-    if told and not key.startswith("tracking."):
+    allowed = any(key == free or key.startswith(f"{free}.") for free in may_change)
+    if allowed and not key.startswith("tracking."):
         return None
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
     return f"{key}: {shown(after.get(key))}, and was {shown(before.get(key))}{hint}"

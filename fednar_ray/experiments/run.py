@@ -27,7 +27,7 @@ from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance_level
 from fednar_ray.experiments.artifacts import log_inputs, log_outputs
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of, shared_or_own
+from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
@@ -114,7 +114,7 @@ def run(
         resumption = resume_from(None if resume is None else str(resume), experiment, may_change)
     settings = experiment if resumption is None else resumption.experiment
     assert settings is not None
-    with shared_or_own(session) as ray_session:
+    with open_session(session) as ray_session:
         prepared = prepare(settings, federation, model, ray_session)
         return drain(train(prepared, ray_session, resumption=resumption))
 
@@ -175,7 +175,7 @@ def train(
             tracked = _start_callbacks(callbacks, start, start.identify(opened), plan, data_digest, on_start)
             if ready_first:
                 pool.wait_until_ready()
-            for report in rounds_of(prepared, plan, pool, tracked.state):
+            for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
             result = tracked.build_result(tuple(pool.actor_infos()))
@@ -286,8 +286,8 @@ class ResumeHint(RoundCallback):
 def _load_result(start: ResumedRun) -> Result:
     """Loads the result of a finished run from its last checkpoint. Nothing is trained or sent to MLflow."""
     prepared, resumption = start.prepared, start.resumption
-    checkpoint, directory = resumption.checkpoint, resumption.kept.directory
-    state = FederationState.restored(checkpoint, initial_state(prepared))
+    checkpoint, directory = resumption.checkpoint, resumption.ref.directory
+    state = FederationState.restored(checkpoint, build_initial_state(prepared))
     with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
         history = journal.records()
     return Result(

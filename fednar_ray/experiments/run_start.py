@@ -14,7 +14,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.experiments.checkpoint_contents import check_fits
-from fednar_ray.experiments.iter_rounds import initial_state
+from fednar_ray.experiments.iter_rounds import build_initial_state
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
@@ -111,7 +111,7 @@ class NewRun:
 
     def load_state(self, directory: Path) -> FederationState:
         """Returns the state before round 0."""
-        return initial_state(self.prepared, directory)
+        return build_initial_state(self.prepared, directory)
 
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store of the run's checkpoints, which is empty."""
@@ -142,11 +142,11 @@ class ResumedRun:
     def is_finished(self) -> bool:
         """Whether the run is finished and has no rounds left."""
         rounds = self.prepared.experiment.federation.rounds
-        return self.resumption.kept.files.finished and self.resumption.checkpoint.next_round >= rounds
+        return self.resumption.ref.files.finished and self.resumption.checkpoint.next_round >= rounds
 
     def check(self) -> None:
         """Raises BadInput or CheckpointError for what can be seen to be wrong before Ray starts."""
-        check_fits(self.resumption.checkpoint, initial_state(self.prepared).now, self.resumption.kept.name)
+        check_fits(self.resumption.checkpoint, build_initial_state(self.prepared).now, self.resumption.ref.name)
         Store(self.resumption.tracking_uri)  # refuses an address with a password
 
     def open_store(self) -> OpenedStore:
@@ -159,7 +159,7 @@ class ResumedRun:
     def _is_copy(self, store: Store) -> bool:
         """Whether the run's directory was copied, so that another one continues in its MLflow run."""
         original, identity = self.resumption.copied_from, self.resumption.identity
-        directory = self.resumption.kept.directory
+        directory = self.resumption.ref.directory
         if original is not None:
             log.warning("%s is a copy of %s: it gets an MLflow run of its own", directory, original)
             return True
@@ -177,11 +177,11 @@ class ResumedRun:
     def check_data(self, data_digest: str) -> None:
         """Raises ConfigError where the data are other data."""
         if data_digest != self.resumption.data_digest:
-            raise ConfigError((f"{self.resumption.kept.name}: the data changed since the run was started",))
+            raise ConfigError((f"{self.resumption.ref.name}: the data changed since the run was started",))
 
     def identify(self, opened: OpenedStore) -> RunIdentity:
         """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
-        run_id, directory = self.resumption.run_id, self.resumption.kept.directory
+        run_id, directory = self.resumption.run_id, self.resumption.ref.directory
         if opened.experiment_id is not None:
             tags = {**self.tags, COPIED_FROM_TAG: run_id}
             run_id = opened.store.create_run(opened.experiment_id, self.name or self.prepared.experiment.name, tags)
@@ -201,15 +201,15 @@ class ResumedRun:
         """Returns the journal, with the rounds of the checkpoint, and without later ones that may now differ."""
         RunDirectory(directory).finished_mark.unlink(missing_ok=True)
         journal = Journal(directory, self.prepared.experiment, lines=self.resumption.checkpoint.history)
-        if self.resumption.anew:
+        if self.resumption.rewrites:
             journal.truncate(self.resumption.checkpoint.next_round)
         return journal
 
     def load_state(self, directory: Path) -> FederationState:
         """Returns the state that the checkpoint holds."""
         checkpoint = self.resumption.checkpoint
-        log.info("resuming %s at round %d", self.resumption.kept.name, checkpoint.next_round)
-        return FederationState.restored(checkpoint, initial_state(self.prepared, directory))
+        log.info("resuming %s at round %d", self.resumption.ref.name, checkpoint.next_round)
+        return FederationState.restored(checkpoint, build_initial_state(self.prepared, directory))
 
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store that was loaded from, unless checkpoints are now written elsewhere.
@@ -220,7 +220,7 @@ class ResumedRun:
             self.prepared.experiment.checkpoint,
             checkpoint_location(self.prepared.experiment, directory),
         )
-        if self.resumption.kept.storage != location:
+        if self.resumption.ref.storage != location:
             return CheckpointStore(open_storage(location), settings.keep)
         self.resumption.checkpoints.keep = settings.keep
         return self.resumption.checkpoints

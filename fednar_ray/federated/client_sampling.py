@@ -1,7 +1,7 @@
-"""Who is there in a round, who returns, and how late: pure, on a virtual clock.
+"""Samples the clients of each round, and simulates which of them return in time, on a virtual clock.
 
-Every answer follows from the settings, the seed, the round and the client alone: neither from the rounds asked
-before, nor from who else is sampled.  Nothing here waits.
+Every result follows from the settings, the seed, the round and the client alone. It depends neither on the rounds that
+were sampled before, nor on who else is sampled. Nothing here waits in real time.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.settings import AvailabilitySettings, OnOffSettings
+from fednar_ray.config.robustness import AvailabilitySettings, OnOffSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.core.schedules import Workload
@@ -25,42 +25,63 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Whom a round asked, and who returned: each of ``sampled`` has returned, or dropped out, or is late."""
+    """The clients of one round. Each sampled client returned, dropped out, or is late.
 
-    sampled: tuple[int, ...]  # sorted ids
-    returned: tuple[int, ...]  # sorted: those who train and count
-    dropped_out: int  # never returned
-    late: int  # returned after the deadline, or after enough others
-    virtual_seconds: float | None  # how long the round took; None without speeds
+    Attributes:
+        sampled: Ids of the clients that the round asked, sorted.
+        returned: Ids of the clients that train, sorted.
+        dropped_out: How many clients never return.
+        late: How many clients return after the deadline, or after enough others.
+        virtual_seconds: How long the round takes on the virtual clock; None without simulated speeds.
+    """
+
+    sampled: tuple[int, ...]
+    returned: tuple[int, ...]
+    dropped_out: int
+    late: int
+    virtual_seconds: float | None
 
 
 class Availability:
-    """Selects the clients of each round."""
+    """Selects the clients of each round.
+
+    Args:
+        settings: Dropout, speeds, deadline, over-sampling, and spells of presence.
+        seed: The experiment's seed.
+        sizes: n_i of every client, [N].
+        workload: The local steps, which decide how long a client takes.
+        trace: Which client is present in which round, [N, T], from ``load_trace``; None: all are.
+    """
 
     def __init__(
         self, settings: AvailabilitySettings, *, seed: int, sizes: Whole, workload: Workload, trace: Flags | None
     ) -> None:
-        """``sizes``: n_i [N]; ``trace``: who is there [N, T], from ``load_trace``."""
         self._settings, self._seed, self._trace = settings, seed, trace
         self._sizes, self._workload = sizes, workload
         self._spells = None if settings.on_off is None else _Spells(settings.on_off, seed, len(sizes))
 
     def select(self, round_index: int, clients_per_round: int, participation: Sequence[int] | None) -> Selection:
-        """The round's clients: those named by ``participation``, or else drawn from those with examples who are there.
+        """Selects the clients of one round.
 
-        Who is named and not there counts as dropped out.  A round ends with the return of the last client it wants:
-        all of ``participation``, or else ``clients_per_round`` of the sampled (all, where they are fewer).  Where fewer
-        return in time it ends at the deadline; without one, with the last of them, or at 0 seconds.
+        A round ends when the last client that it wants returns. It wants all of ``participation``, or else
+        ``clients_per_round`` of the sampled clients. If fewer return in time, it ends at the deadline; without a
+        deadline, when the last of them returns, or at 0 seconds if nobody does.
+
+        Args:
+            round_index: t.
+            clients_per_round: How many clients the round wants.
+            participation: Explicit client ids. None draws from the present clients that have examples. A client that
+                is named here but absent drops out.
         """
-        there = self._there(round_index)
+        present = self._find_present(round_index)
         if participation is None:
-            asked = self._draw(round_index, np.flatnonzero(there & (self._sizes > 0)), clients_per_round)
+            asked = self._draw(round_index, np.flatnonzero(present & (self._sizes > 0)), clients_per_round)
             wanted = min(clients_per_round, len(asked))
         else:
             asked = np.array(sorted(participation), dtype=np.int64)
             wanted = len(asked)
         drops_out = _uniforms(self._rng(Purpose.DROPOUT, round_index), asked) < self._settings.dropout
-        back = asked[there[asked] & ~drops_out]
+        back = asked[present[asked] & ~drops_out]
         seconds = self._seconds(round_index, back)
         returned, virtual_seconds = (back[:wanted], None) if seconds is None else self._first(back, seconds, wanted)
         return Selection(
@@ -74,20 +95,20 @@ class Availability:
     def _rng(self, purpose: Purpose, round_index: int) -> np.random.Generator:
         return generator(self._seed, purpose, round_index=round_index)
 
-    def _there(self, round_index: int) -> Flags:
-        """Who is there as the round starts, [N]."""
-        there = np.ones(len(self._sizes), dtype=np.bool_) if self._trace is None else self._trace[:, round_index]
-        return there if self._spells is None else there & self._spells.on(round_index)
+    def _find_present(self, round_index: int) -> Flags:
+        """Returns which clients are present when the round starts, [N]."""
+        present = np.ones(len(self._sizes), dtype=np.bool_) if self._trace is None else self._trace[:, round_index]
+        return present if self._spells is None else present & self._spells.find_present(round_index)
 
     def _draw(self, round_index: int, present: Whole, clients_per_round: int) -> Whole:
-        """Whom to ask, in the order of the draw.  Without speeds they return in that order, which favors nobody."""
+        """Draws the clients to ask. Without speeds they return in the order of the draw, which favors nobody."""
         count = round(self._settings.over_sampling * clients_per_round, 9)  # 1.1 · 100 is 110, not 110.00000000000001
         return self._rng(Purpose.SAMPLING, round_index).choice(
             present, math.ceil(min(count, len(present))), replace=False
         )
 
     def _seconds(self, round_index: int, clients: Whole) -> Numbers | None:
-        """Virtual seconds that ``clients`` take for their local steps; None without speeds."""
+        """Returns the virtual seconds that ``clients`` take for their local steps; None without speeds."""
         speed = self._settings.speed
         if speed is None:
             return None
@@ -96,7 +117,7 @@ class Availability:
         return self._workload.steps(self._sizes[clients]) / speed.steps_per_second * np.exp(-own - jitter)
 
     def _first(self, clients: Whole, seconds: Numbers, wanted: int) -> tuple[Whole, float]:
-        """The first ``wanted`` that are in time, ties by the order of the draw, and how long the round took."""
+        """Returns the first ``wanted`` clients in time, ties in the order of the draw, and how long the round takes."""
         deadline = self._settings.deadline_seconds
         first = np.argsort(seconds, kind="stable")[:wanted]
         if deadline is not None:
@@ -107,9 +128,9 @@ class Availability:
 
 
 class _Spells:
-    """A chain of presence and absence for each client, stationary at round 0; a spell's length is geometric.
+    """A two-state Markov chain per client: present or absent, stationary at round 0, with geometric spells.
 
-    The round last asked for is kept: the next costs O(N), an earlier one begins again at round 0.
+    The latest round is kept, so the next one costs O(N); an earlier one is computed from round 0 again.
     """
 
     def __init__(self, settings: OnOffSettings, seed: int, clients: int) -> None:
@@ -118,8 +139,8 @@ class _Spells:
         self._stay, self._come = 1 - 1 / settings.on_rounds, 1 / settings.off_rounds
         self._last, self._on = -1, np.zeros(clients, dtype=np.bool_)
 
-    def on(self, round_index: int) -> Flags:
-        """Who is on in a round, [N]."""
+    def find_present(self, round_index: int) -> Flags:
+        """Returns which clients are present in a round, [N]."""
         for t in range(self._last + 1 if self._last <= round_index else 0, round_index + 1):
             chance = np.where(self._on, self._stay, self._come) if t else self._share
             self._on = generator(self._seed, Purpose.AVAILABILITY, round_index=t).random(len(self._on)) < chance
@@ -128,9 +149,11 @@ class _Spells:
 
 
 def _uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
-    """For each of ``counters`` its number in [0, 1), whichever others there are.
+    """Returns one number in [0, 1) per counter, which does not depend on the other counters.
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) from a start that ``rng`` draws: 1,000 generators would take 70 ms.
+    This is SplitMix64, from a start that ``rng`` draws. One generator per client takes 70 ms for 1,000 clients.
+
+    Source: Steele, Lea and Flood, OOPSLA 2014.
     """
     z = rng.integers(2**64, dtype=np.uint64) + counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -139,16 +162,26 @@ def _uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
 
 
 def _normals(rng: np.random.Generator, clients: Whole) -> Numbers:
-    """A standard normal number for each client (Box and Muller, 1958)."""
+    """Returns one standard normal number per client (Box and Muller, 1958)."""
     u, v = _uniforms(rng, np.stack([2 * clients, 2 * clients + 1]))
     normals: Numbers = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
     return normals
 
 
 def load_trace(path: str, clients: int, rounds: int) -> Flags:
-    """Who is there, [N, T]: a row of 0 and 1 a client, a column a round; .csv (commas, no header) or .npy.
+    """Loads which clients are present in which round.
 
-    Raises DataError for a file that cannot be read, holds anything else, or is not N × at least ``rounds``.
+    Args:
+        path: A .csv file (commas, no header) or a .npy file of 0 and 1, with one row per client and one column per
+            round.
+        clients: N.
+        rounds: The least number of columns.
+
+    Returns:
+        The presence of each client in each round, [N, T].
+
+    Raises:
+        DataError: The file cannot be read, holds something else, or has another shape.
     """
     place = f"availability.trace: {path}"
     match Path(path).suffix.lower():
@@ -159,9 +192,9 @@ def load_trace(path: str, clients: int, rounds: int) -> Flags:
         case _:
             raise DataError(f"{place}: a .csv or .npy file is needed")
     if len(trace) != clients:
-        raise DataError(f"{place}: has {len(trace)} rows; {clients} are needed, one a client")
+        raise DataError(f"{place}: has {len(trace)} rows; {clients} are needed, one per client")
     if trace.shape[1] < rounds:
-        raise DataError(f"{place}: has {trace.shape[1]} columns; at least {rounds} are needed, one a round")
+        raise DataError(f"{place}: has {trace.shape[1]} columns; at least {rounds} are needed, one per round")
     return trace
 
 
@@ -171,7 +204,7 @@ def _from_csv(path: str, place: str) -> Flags:
     except (OSError, ValueError) as error:
         raise DataError(f"{place}: cannot be read: {error}") from None
     if not text:
-        raise DataError(f"{place}: is empty; a line of 0 and 1 a client is needed")
+        raise DataError(f"{place}: is empty; one line of 0 and 1 per client is needed")
     rows = [_row(line, f"{place}, line {number}") for number, line in enumerate(text.split("\n"), 1)]
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):

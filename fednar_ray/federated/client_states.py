@@ -1,4 +1,4 @@
-"""What stateful algorithms remember of each client: a row [d] a client, in memory or, beyond a budget, on disk."""
+"""The states that algorithms keep for each client: one row [d] per client, in memory, or on disk beyond a budget."""
 
 import os
 import tempfile
@@ -16,13 +16,13 @@ import psutil
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.flat_params import FloatVector
 
-Row = FloatVector | int
-"""A row in memory, or its slot in the file."""
+StoredRow = FloatVector | int
+"""A row in memory, or the slot of a row in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatesView:
-    """The states at one moment; they can be read until ``release``, whatever is committed in between."""
+    """A snapshot of the states. It can be read until ``release``, whatever is committed in between."""
 
     versions: Mapping[int, int]  # client id → the round that last changed its row
     read: Callable[[int], FloatVector]
@@ -30,35 +30,38 @@ class StatesView:
 
 
 class ClientStates:
-    """SCAFFOLD's c_i or FedDyn's h_i; a client without a row is still zero.
+    """SCAFFOLD's c_i or FedDyn's h_i. The state of a client without a row is zero.
 
-    Rows of a round are staged as they arrive, and become current together.  Rows are never written in place, so
-    what a view holds stays as it was.
+    The rows of a round are staged as they arrive, and become current together. Rows are never written in place, so a
+    view keeps its values.
+
+    Args:
+        dimension: d.
+        memory_bytes: The most memory that rows may take before they are written to a file. None: a quarter of the
+            memory that is free now.
+        directory: Where the file lies. None: the system's directory for temporary files.
     """
 
     def __init__(self, dimension: int, memory_bytes: int | None = None, directory: Path | None = None) -> None:
-        """``memory_bytes``: the most that rows may take before they go to a file in ``directory`` (None: the
-        system's place for temporary files); None: a quarter of the memory that is free now.
-        """
         self._row_bytes = 4 * dimension
         budget = psutil.virtual_memory().available // 4 if memory_bytes is None else memory_bytes
         self._rows_in_memory = budget // self._row_bytes
         self._in_memory = 0  # current and staged
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, StoredRow] = {}
         self._versions: dict[int, int] = {}
-        self._staged: dict[int, Row] = {}
+        self._staged: dict[int, StoredRow] = {}
         self._file = _RowFile(self._row_bytes, directory)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def get(self, client_id: int) -> FloatVector | None:
-        """The client's current row [d]; None while it is zero."""
+        """Returns the client's current row [d]; None while it is zero."""
         row = self._rows.get(client_id)
         return None if row is None else self._read(row)
 
     def stage(self, client_id: int, row: FloatVector) -> None:
-        """Keep a copy of the client's next row until ``commit``. Raises RunFailed where the disk does not take it."""
+        """Keeps a copy of the client's next row until ``commit``. Raises RunFailed if the disk is full."""
         if self._in_memory < self._rows_in_memory:
             self._in_memory += 1
             self._staged[client_id] = row.copy()
@@ -66,33 +69,33 @@ class ClientStates:
             self._staged[client_id] = self._file.write(row)
 
     def commit(self, round_index: int) -> None:
-        """The staged rows become current, as of ``round_index``. To repeat it after an interruption is safe."""
+        """Makes the staged rows current, as of ``round_index``. It may be repeated after an interruption."""
         for client_id, row in self._staged.items():
             before = self._rows.get(client_id)
             self._rows[client_id], self._versions[client_id] = row, round_index
             if before is not row:
-                self._let_go(before)
+                self._release(before)
         self._staged = {}
 
     def discard(self) -> None:
-        """Forget the staged rows."""
+        """Drops the staged rows."""
         for row in self._staged.values():
-            self._let_go(row)
+            self._release(row)
         self._staged = {}
 
-    def _let_go(self, row: Row | None) -> None:
+    def _release(self, row: StoredRow | None) -> None:
         if isinstance(row, int):
             self._file.free(row)
         elif row is not None:
             self._in_memory -= 1
 
     def restore(self, client_id: int, row: FloatVector, version: int) -> None:
-        """Take up a row from a checkpoint."""
+        """Stores a row from a checkpoint."""
         self.stage(client_id, row)
         self.commit(version)
 
     def view(self) -> StatesView:
-        """The current rows, for a checkpoint."""
+        """Returns a snapshot of the current rows, for a checkpoint."""
         rows = dict(self._rows)
         slots = [row for row in rows.values() if isinstance(row, int)]
         self._file.pin(slots)
@@ -102,12 +105,12 @@ class ClientStates:
             release=lambda: self._file.unpin(slots),
         )
 
-    def _read(self, row: Row) -> FloatVector:
+    def _read(self, row: StoredRow) -> FloatVector:
         return self._file.read(row) if isinstance(row, int) else row
 
 
 class _RowFile:
-    """Rows of equal size in a nameless temporary file, by slot. A slot that a view pins is not used again."""
+    """Stores rows of equal size in an unnamed temporary file, by slot. A slot that a view pins is not reused."""
 
     def __init__(self, row_bytes: int, directory: Path | None) -> None:
         self._row_bytes, self._directory = row_bytes, directory
@@ -117,7 +120,7 @@ class _RowFile:
         self._lock = threading.Lock()  # views are released by the thread that writes checkpoints
 
     def write(self, row: FloatVector) -> int:
-        """Put a row into a free slot."""
+        """Writes a row into a free slot, and returns the slot."""
         with self._lock:
             if self._free:
                 slot = self._free.pop()
@@ -136,7 +139,7 @@ class _RowFile:
         return slot
 
     def read(self, slot: int) -> FloatVector:
-        """A copy of the row in a slot."""
+        """Returns a copy of the row in a slot."""
         assert self._file is not None
         row = np.empty(self._row_bytes // 4, dtype=np.float32)
         data, done = row.view(np.uint8).data, 0
@@ -145,7 +148,7 @@ class _RowFile:
         return row
 
     def free(self, slot: int) -> None:
-        """The slot's row is no longer current."""
+        """Marks a slot as free once no view pins it."""
         with self._lock:
             if self._pins[slot]:
                 self._retired.add(slot)
@@ -153,12 +156,12 @@ class _RowFile:
                 self._free.append(slot)
 
     def pin(self, slots: list[int]) -> None:
-        """Keep these slots as they are."""
+        """Keeps these slots unchanged until ``unpin``."""
         with self._lock:
             self._pins.update(slots)
 
     def unpin(self, slots: list[int]) -> None:
-        """Undo ``pin``."""
+        """Reverts ``pin``."""
         with self._lock:
             for slot in slots:
                 self._pins[slot] -= 1

@@ -1,6 +1,6 @@
-"""Parameters and examples to metrics: actors score examples in large batches, the driver adds up.
+"""Evaluation: actors score examples in large batches, and the driver computes the metrics.
 
-Scores come back example by example, in the order of the split, so a metric does not depend on who scored what.
+Scores are returned per example, in the order of the split, so a metric does not depend on who scored which examples.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ from fednar_ray.core.module_state import GivenState, leaf_copy
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, perplexity
 
-BATCH = 512  # examples a forward pass
-TASK_BATCHES = 4  # a call: enough work to outweigh its message, and calls enough to keep actors busy
+BATCH = 512  # examples per forward pass
+TASK_BATCHES = 4  # batches per call: more work than the call costs, and enough calls to keep all actors busy
 CLIENTS = "clients"
 SPLITS = ("validation", "test")  # of a federation, where it has them
 
@@ -35,7 +35,18 @@ Offsets = npt.NDArray[np.int64]
 
 
 class Scorer:
-    """Scores examples on one device; the model and the splits stay there."""
+    """Scores examples on one device, where the model and the splits stay.
+
+    Args:
+        model: The network, which is copied.
+        shards: The clients' own examples.
+        splits: The held-out examples by name.
+        device: Where to compute.
+        task: The loss and the predictions.
+        offsets: Where each client's part of a split starts, [N + 1], for splits that are here as a whole.
+        seed: The experiment's seed, for random layers.
+        changed_buffers: The names of the buffers that ``EvalParams`` holds; None: all of them.
+    """
 
     def __init__(
         self,
@@ -48,10 +59,6 @@ class Scorer:
         seed: int = 0,
         changed_buffers: Sequence[str] | None = None,
     ) -> None:
-        """``offsets``: where each client's part of a split begins, of splits that are here as a whole, [N + 1].
-
-        ``changed_buffers``: the names of the buffers that a eval_params brings; None: all of them.
-        """
         self._changed_buffers = changed_buffers
         self._task, self._offsets, self._seed = task, offsets or {}, seed
         self._model = leaf_copy(model).to(device).eval()
@@ -61,7 +68,7 @@ class Scorer:
         self._loaded: tuple[object, ...] = ()
 
     def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
-        """The task's examples under eval_params, batch by batch; of a task that asks for figures, their metric sums."""
+        """Returns the scores of the task's examples, or their sums if the task asks for sums only."""
         x, y = self._rows(task)
         parts = [self._batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
         predictions, losses = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -71,9 +78,9 @@ class Scorer:
         return self._task.metric_sums(y.cpu().numpy(), scores) if task.sums_only else scores
 
     def _batch(self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
-        """Score the batch from row ``first`` on, from the model as given: no batch depends on those before it.
+        """Scores the batch that starts at row ``first``, with the model as given: no batch depends on earlier ones.
 
-        Random layers draw from generators that the round and the batch's place in its split address.
+        Random layers draw from generators whose address is the round and the batch's place in its split.
         """
         where = {"round_index": eval_params.round_index, "client_id": address}
         seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
@@ -84,10 +91,10 @@ class Scorer:
             torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
             if devices:
                 torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
-            return self._answered(x[first : first + BATCH], y[first : first + BATCH])
+            return self._predict(x[first : first + BATCH], y[first : first + BATCH])
 
     def _load(self, eval_params: EvalParams) -> None:
-        """The eval_params's parameters and buffers, unless they are there and no forward pass wrote to them."""
+        """Loads parameters and buffers, unless they are loaded and no forward pass has written to them."""
         if self._loaded != (eval_params.round_index, *self._versions()):
             load_parameters(self._model, eval_params.parameters)
             restore_buffers(self._model, self._given_buffers)
@@ -99,8 +106,8 @@ class Scorer:
             yield id(tensor), tensor._version
 
     @torch.no_grad()
-    def _answered(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The answers to x [n, …] and their losses against y [n]: [n], [n]."""
+    def _predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the predictions for x [n, …] and their losses against y [n]: [n], [n]."""
         transform = self._shards.transform
         outputs = self._model(x if transform is None else transform.normalized(x))
         return self._task.predictions(outputs), self._task.losses(outputs, y)
@@ -121,11 +128,20 @@ class Scorer:
 
 
 class Evaluation:
-    """The metrics of a eval_params; ``by_client``: an actor scores its own client's examples and no other's."""
+    """Computes the metrics of parameters.
+
+    Args:
+        federation: The examples, and what the labels mean.
+        score: Scores tasks somewhere.
+        splits: The names of the splits to evaluate.
+        federated: Whether each client's own examples are evaluated too.
+        by_client: Whether an actor holds, and scores, only its own client's examples.
+        texts: Whether whole numbers as inputs may be tokens. False: the model takes them for quantities.
+    """
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederatedData,
         score: Score,
         splits: Collection[str],
         *,
@@ -133,7 +149,6 @@ class Evaluation:
         by_client: bool,
         texts: bool = True,
     ) -> None:
-        """``texts``: whole numbers as inputs may be tokens; False: the model takes them for quantities."""
         self._score, self._task = score, TASKS[federation.task]
         self._offsets, self._metrics_only = federation.shards.offsets, federation.metrics_only
         self._next_tokens = texts and federation.task == "classification" and _tokens(federation.test)
@@ -152,11 +167,11 @@ class Evaluation:
             self._tasks = [replace(task, sums_only=True) for task in self._tasks]
 
     def __call__(self, eval_params: EvalParams) -> dict[str, float]:
-        """``<split>_`` and each figure of the task; of clients those of ``across_clients``.
+        """Returns the metrics by name: ``<split>_<metric>``, and those of ``summarize_accuracies`` for clients.
 
-        Classification: accuracy and macro_f1 in 0..1, loss (nats), and perplexity where inputs are sequences of
-        tokens. Binary: accuracy, loss (nats), and auc where both labels occur; where figures alone may leave a silo,
-        the auc compares no example with one of another silo. Regression: rmse, and loss (its square).
+        Classification has accuracy and macro_f1 in 0..1, loss in nats, and perplexity if inputs are sequences of
+        tokens. Binary has accuracy, loss in nats, and auc if both labels occur; if only sums may leave a silo, the auc
+        compares no example with one of another silo. Regression has rmse, and loss, its square.
         """
         gathered: dict[str, list[Any]] = {}
         for task, answer in zip(self._tasks, self._score(eval_params, self._tasks), strict=True):
@@ -166,31 +181,31 @@ class Evaluation:
             if name == CLIENTS:
                 metrics |= self._across_clients(parts)
             else:
-                metrics |= {f"{name}_{figure}": value for figure, value in self._figures(name, parts).items()}
+                metrics |= {f"{name}_{metric}": value for metric, value in self._split_metrics(name, parts).items()}
         return metrics
 
-    def _figures(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
+    def _split_metrics(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
         metric_sums = reduce(MetricSums.__add__, parts) if self._metrics_only else self._metric_sums(split, parts)
-        figures = self._task.metrics(metric_sums)
-        return figures | {"perplexity": perplexity(figures["loss"])} if self._next_tokens else figures
+        metrics = self._task.metrics(metric_sums)
+        return metrics | {"perplexity": perplexity(metrics["loss"])} if self._next_tokens else metrics
 
     def _metric_sums(self, split: str, parts: Sequence[Scores]) -> MetricSums:
         return self._task.metric_sums(self._labels[split], _joined(parts))
 
     def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
         if self._task.is_correct is None:
-            return errors_across_clients(self._means(parts, "losses"))
-        return across_clients(self._means(parts, "correct"))
+            return summarize_errors(self._means(parts, "losses"))
+        return summarize_accuracies(self._means(parts, "correct"))
 
     def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
-        """Of each client that has examples, in the order of clients."""
+        """Returns the mean of each client that has examples, in the order of clients."""
         if self._metrics_only:
             return np.array([getattr(metric_sums, name) / metric_sums.examples for metric_sums in parts])
         return client_means(getattr(_joined(parts), name), self._offsets)
 
 
-def metric_names(federation: Federation, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
-    """The metrics that an ``Evaluation`` of this federation reports.
+def metric_names(federation: FederatedData, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+    """Returns the names of the metrics that an ``Evaluation`` of this federation reports.
 
     Args:
         federation: Its task and its labels decide: an auc takes both labels, a perplexity takes tokens.
@@ -203,22 +218,22 @@ def metric_names(federation: Federation, splits: Collection[str], *, federated: 
     task, names = TASKS[federation.task], []
     for split, examples in federation.splits().items():
         if split in splits and len(examples):
-            names += [f"{split}_{figure}" for figure in _figure_names(task, examples.y)]
+            names += [f"{split}_{metric}" for metric in _metric_names(task, examples.y)]
             names += [f"{split}_perplexity"] if federation.task == "classification" and _tokens(federation.test) else []
     if federated:
-        names += list(errors_across_clients(np.ones(1)) if task.is_correct is None else across_clients(np.ones(1)))
+        names += list(summarize_errors(np.ones(1)) if task.is_correct is None else summarize_accuracies(np.ones(1)))
     return tuple(names)
 
 
-def _figure_names(task: Task, y: Array) -> list[str]:
-    """What is reported of a split with the labels y [n], whatever the model."""
+def _metric_names(task: Task, y: Array) -> list[str]:
+    """Returns the names of the metrics of a split with the labels y [n]. They do not depend on the model."""
     correct = None if task.is_correct is None else np.ones(len(y), dtype=np.bool_)
     scores = Scores(predictions=y, correct=correct, losses=np.zeros(len(y), dtype=np.float32))
     return list(task.metrics(task.metric_sums(y, scores)))
 
 
 def _tokens(examples: Examples) -> bool:
-    """Are inputs sequences of whole numbers?"""
+    """Returns whether inputs are sequences of whole numbers."""
     return examples.x.ndim == 2 and np.issubdtype(examples.x.dtype, np.integer)
 
 
@@ -232,7 +247,7 @@ def _joined(parts: Sequence[Scores]) -> Scores:
 
 
 def _of_clients(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:
-    """A call for each client's part, where it lies: rows are counted from the part's first."""
+    """Returns one task per client's part of a split. Rows are counted from the start of the part."""
     sizes = np.diff(offsets).tolist()
     return [ScoringTask(split=split, start=0, stop=size, client_id=i) for i, size in enumerate(sizes) if size]
 
@@ -243,22 +258,24 @@ def _ranges(split: str, examples: int) -> list[ScoringTask]:
     return [ScoringTask(split=split, start=start, stop=min(start + length, examples)) for start in starts]
 
 
-def across_clients(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
-    """The mean over clients of their accuracies, and over the worst tenth of them (at least one client)."""
+def summarize_accuracies(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Returns the mean of the clients' accuracies, and the mean of the worst tenth (at least one client)."""
     ordered = np.sort(accuracies)
     return {"client_accuracy_mean": float(ordered.mean()), "client_accuracy_worst_decile": _of_first_tenth(ordered)}
 
 
-def errors_across_clients(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
-    """The same of clients' root mean squared errors, of which the highest are the worst."""
+def summarize_errors(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Returns the same of the clients' root mean squared errors, of which the highest are the worst."""
     errors = np.sort(np.sqrt(mean_squares))[::-1]
     return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _of_first_tenth(errors)}
 
 
 def client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
-    """The mean of each client that has examples, in the order of clients.
+    """Computes the mean of each client that has examples, in the order of clients.
 
-    ``values`` [Σ n_i] in that order, ``offsets`` [N + 1].
+    Args:
+        values: One value per example, clients one after the other, [Σ n_i].
+        offsets: Where each client's values start, [N + 1].
     """
     sizes = np.diff(offsets)
     starts = offsets[:-1][sizes > 0]

@@ -1,4 +1,4 @@
-"""Forward passes on two examples, before anything is started: what a model changes, draws from and depends on."""
+"""Forward passes on two examples before training starts, to see what a model changes, draws from and depends on."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fednar_ray.core.buffers import same_bits
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.module_state import GivenState, called, drawn, own_copy
+from fednar_ray.core.module_state import GivenState, describe_draws, describe_module, own_copy
 from fednar_ray.core.random import global_generators, global_states
-from fednar_ray.federated.outside_influence import outside_influence
+from fednar_ray.federated.outside_influence import has_outside_influence
 from fednar_ray.federated.outside_state import changed_places, outside_change, outside_state
 
 TRIAL_SEED = 0x0FED9A3
-"""Torch's seed of every trial, unlikely to be one that a model sets itself."""
+"""The seed of torch in every trial. A model is unlikely to set this one itself."""
 
 OUTSIDE = (
-    "which lies outside of the module: no client could start with it as given; keep it in an attribute of the module, "
-    "which starts as given for each client and round, or in a buffer, which is averaged over clients"
+    "which lies outside of the module, so clients cannot start from its given value; keep it in an attribute of the "
+    "module, which starts as given for each client and round, or in a buffer, which is averaged over clients"
 )
 UNREPEATABLE = (
     "gives other outputs for the same input, parameters, attributes and seeds: its forward depends on something else, "
@@ -30,24 +31,40 @@ UNREPEATABLE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialForward:
-    """One forward pass in training mode."""
+    """One forward pass in training mode.
 
-    module: nn.Module  # the copy of the model that it ran on
+    Attributes:
+        module: The copy of the model that it ran on.
+        outputs: What it returned.
+        moved_torch: Whether it drew from torch's global generator.
+        python_state: Which Python state or randomness it uses, for a message; None if it uses none. Clients of a model
+            with such state train one by one.
+    """
+
+    module: nn.Module
     outputs: Tensor
-    moved_torch: bool  # it drew from torch's global generator
-    python_state: str | None  # what clients must train one by one for: Python state or randomness, in words
+    moved_torch: bool
+    python_state: str | None
 
 
 def fresh(model: nn.Module) -> nn.Module:
-    """A copy of the model on the CPU, in training mode."""
+    """Returns a copy of the model on the CPU, in training mode."""
     return own_copy(model).cpu().train()
 
 
 def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] | None = None) -> TrialForward:
-    """Call ``module``, and look at its attributes and the global generators before and after.
+    """Calls ``module``, and compares its attributes and the global generators before and after.
 
-    ``counter`` is entered for the call alone.
-    Python's, NumPy's and torch's generators are put back. Raises ModelError where the module fails.
+    Args:
+        module: The copy to run, in training mode.
+        x: The batch, [2, …].
+        counter: A context that is entered for the call alone.
+
+    Returns:
+        The outputs, and what the pass changed. The states of Python's, NumPy's and torch's generators are restored.
+
+    Raises:
+        ModelError: The module fails, or its outputs depend on state outside of the module that it changes.
     """
     given, outside = GivenState(module), outside_state(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators():
@@ -59,20 +76,20 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
         except Exception as error:
             text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
             raise ModelError(text + _hint_of_types(x)) from error
-        found = given.change() or drawn(before, global_states())
+        found = given.change() or describe_draws(before, global_states())
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
         moved = not torch.equal(of_torch, torch.get_rng_state())
     after = outside_state(module)
     if (elsewhere := outside_change(outside, after)) is not None:
         places = changed_places(module, outside, after)
-        if outside_influence(places, lambda: _repeated(module, x)):
+        if has_outside_influence(places, lambda: _repeat(module, x)):
             raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
     return TrialForward(module=module, outputs=outputs, moved_torch=moved, python_state=found)
 
 
-def _repeated(module: nn.Module, x: Tensor) -> Tensor:
-    """The outputs of a copy of ``module``, whose random draws are the same each time."""
+def _repeat(module: nn.Module, x: Tensor) -> Tensor:
+    """Returns the outputs of a copy of ``module``. Its random draws are the same each time."""
     copy = own_copy(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators(), exits_as_errors():
         torch.default_generator.manual_seed(TRIAL_SEED)
@@ -88,9 +105,16 @@ def _hint_of_types(x: Tensor) -> str:
 
 
 def check_repeatable(first: TrialForward, again: nn.Module, x: Tensor) -> TrialForward:
-    """A second pass, on another copy of the model with the same input, seeds and state.
+    """Runs a second pass on another copy of the model with the same input, seeds and state.
 
-    Raises ModelError where its outputs are others: then nothing could make a run the same twice.
+    Args:
+        first: The first pass.
+        again: A fresh copy of the model.
+        x: The same batch.
+
+    Raises:
+        ModelError: The outputs differ, so no run could be repeated; or forward writes a frozen parameter, or adds or
+            removes a buffer.
     """
     _check_parts(first.module, again)
     second = forward(again, x)
@@ -98,34 +122,30 @@ def check_repeatable(first: TrialForward, again: nn.Module, x: Tensor) -> TrialF
         first.outputs, second.outputs, rtol=1e-3, atol=1e-5, equal_nan=True
     )
     if not same:
-        raise ModelError(f"{called('', again)} {UNREPEATABLE}")
+        raise ModelError(f"{describe_module('', again)} {UNREPEATABLE}")
     return second
 
 
 def _check_parts(ran: nn.Module, given: nn.Module) -> None:
-    """Forward may not write frozen parameters, which no client sends, nor add buffers."""
+    """Checks that forward wrote no frozen parameter, which clients do not send, and added no buffer."""
     for (name, module), (_, other) in zip(ran.named_modules(), given.named_modules(), strict=False):
         here, there = dict(module.named_buffers(recurse=False)), dict(other.named_buffers(recurse=False))
         if changed := ", ".join(sorted(here.keys() ^ there.keys())):
             raise ModelError(
-                f"{called(name, module)} gets or loses a buffer in forward ({changed}); register it with its final "
-                "shape in __init__"
+                f"{describe_module(name, module)} gets or loses a buffer in forward ({changed}); register it with its "
+                "final shape in __init__"
             )
     for (name, parameter), (_, other) in zip(ran.named_parameters(), given.named_parameters(), strict=False):
-        if not parameter.requires_grad and not _equal(parameter, other):
+        if not parameter.requires_grad and not same_bits(parameter, other):
             raise ModelError(
                 f"forward changes the frozen parameter '{name}', which no client sends; keep it in a buffer "
                 "(register_buffer), which is averaged over clients"
             )
 
 
-def changed_parameter(ran: nn.Module, given: nn.Module) -> str | None:
-    """A trainable parameter that forward itself writes to, in words."""
+def describe_changed_parameter(ran: nn.Module, given: nn.Module) -> str | None:
+    """Returns which trainable parameter forward itself writes to, for a message; None if there is none."""
     for (name, parameter), (_, other) in zip(ran.named_parameters(), given.named_parameters(), strict=False):
-        if not _equal(parameter, other):
+        if not same_bits(parameter, other):
             return f"forward changes the parameter '{name}'"
     return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

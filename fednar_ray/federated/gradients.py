@@ -1,6 +1,6 @@
-"""Gradients of a client group: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
+"""Computes the gradients of a client group: parameters [C, d] and a batch in, gradients [C, d] and losses [C] out.
 
-One client goes through plain autograd, several through ``torch.func.vmap``, traced once for each shape.
+One client goes through plain autograd, several go through ``torch.func.vmap``, traced once per batch shape.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,27 +13,27 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.module_state import GivenState, drawn, leaf_copy
+from fednar_ray.core.module_state import GivenState, describe_draws, leaf_copy
 from fednar_ray.core.random import global_states
 from fednar_ray.data.batches import Batch, BatchPlan
-from fednar_ray.federated.tracing import traced
+from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
 
 ROUNDING = 1e-3
-"""What a traced gradient may differ from an eager one, relative to its length."""
+"""Largest difference between a traced and an eager gradient, relative to its norm, that is taken for rounding."""
 
 
 class Gradient(Protocol):
-    """The gradient of one client group's losses at ``params`` [C, d], for the batch of one step."""
+    """Computes the gradients of one client group at ``params`` [C, d], for the batch of one step."""
 
     params: Tensor  # [C, d], updated in place by the caller between steps
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
-        """Gradients [C, d] and mean batch losses [C]."""
+        """Returns the gradients [C, d] and the mean batch losses [C]."""
 
 
 class SingleGradient:
-    """Plain autograd for a client group of one: the module's parameters and gradients are views of [1, d] buffers."""
+    """Plain autograd for a group of one client. The module's parameters and gradients are views of [1, d] tensors."""
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
@@ -46,7 +46,7 @@ class SingleGradient:
             parameter.data, parameter.grad = values[name], grads[name]
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
-        """The gradient lives in a buffer that the next call overwrites."""
+        """Returns the gradient [1, d], in memory that the next call overwrites, and the loss [1]."""
         x, y = plan.single(step)
         self._grad.zero_()
         with torch.enable_grad():
@@ -68,44 +68,47 @@ class GroupGradient:
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
-        """Rows with fewer examples than the widest are padded; padding weighs nothing."""
+        """Returns the gradients [C, d] and losses [C]. Batches are padded to the largest; padding has weight 0."""
         batch = plan.batch(step)
-        program = self._prepared(batch)
+        program = self._find_program(batch)
         with self._unchanged() if program is self._vmapped else nullcontext():
             grad, loss = program(self.params, batch.x, batch.y, batch.weights)
         return grad, loss
 
     def try_out(self, x: Tensor) -> None:
-        """Call with one example a row, to learn whether the module can be batched."""
+        """Computes one gradient with one example per row, which raises if ``vmap`` cannot batch the module."""
         rows = len(self.params)
         labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
         with torch.random.fork_rng(devices=[]):
             self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
 
     def verify(self, plan: BatchPlan, step: int) -> None:
-        """Compare the traced gradient with one by the module's own forward, on the same batch and random draws.
+        """Compares the traced gradient with one from the module's own forward, on the same batch and random draws.
 
-        Raises InconsistentModel where they differ by more than rounding; rows that are not finite are left out.
+        Rows that are not finite are left out.
+
+        Raises:
+            InconsistentModel: The gradients differ by more than rounding.
         """
         batch = plan.batch(step)
-        program = self._prepared(batch)
+        program = self._find_program(batch)
         with self._unchanged():
-            wanted, got = (self._drawing_alike(function, batch) for function in (self._vmapped, program))
+            wanted, got = (self._compute_repeatably(function, batch) for function in (self._vmapped, program))
         off = _relative_distance(got, wanted)
         if off > ROUNDING:
             self._fail(f"the traced gradient differs from that of a fresh forward by {off:.2g} of its length")
 
-    def _drawing_alike(self, function: Callable[..., Any], batch: Batch) -> Tensor:
-        """Gradients whose random draws leave torch's generators as they were."""
+    def _compute_repeatably(self, function: Callable[..., Any], batch: Batch) -> Tensor:
+        """Returns the gradients, and restores the states of torch's generators."""
         with torch.random.fork_rng():
             grad: Tensor = function(self.params, batch.x, batch.y, batch.weights)[0]
         return grad
 
-    def _prepared(self, batch: Batch) -> Callable[..., Any]:
-        """The gradient for batches of this shape, traced where it can be. Tracing draws no random numbers.
+    def _find_program(self, batch: Batch) -> Callable[..., Any]:
+        """Returns the gradient function for batches of this shape, traced if possible. Tracing draws no random numbers.
 
-        A module that cannot be traced runs its own forward in every step, and does so on every placement: only a lack
-        of memory depends on where it trains, and that is raised.
+        A module that cannot be traced runs its own forward in every step, in every placement. Only running out of
+        memory depends on the placement, and that error is raised.
         """
         if batch.y.shape not in self._traced:
             with torch.random.fork_rng(), self._unchanged():
@@ -114,7 +117,7 @@ class GroupGradient:
 
     def _trace(self, *arguments: Tensor) -> Callable[..., Any]:
         try:
-            return traced(self._vmapped, *arguments)
+            return trace(self._vmapped, *arguments)
         except Exception as error:
             if is_of_memory(error) or "CUDA error" in str(error):
                 raise
@@ -122,10 +125,10 @@ class GroupGradient:
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """While the module's own forward runs: raises InconsistentModel where it shows Python state or randomness."""
+        """Raises InconsistentModel if the module's forward changes Python state or draws from Python's generators."""
         before = global_states()
         yield
-        problem = self.given.change() or drawn(before, global_states())
+        problem = self.given.change() or describe_draws(before, global_states())
         if problem is not None:
             self._fail(problem)
 
@@ -137,7 +140,7 @@ class GroupGradient:
 
 
 def _relative_distance(got: Tensor, wanted: Tensor) -> float:
-    """Of rows [C, d]: the largest ‖got − wanted‖ of those that are finite, relative to the largest ‖wanted‖."""
+    """Returns the largest ‖got − wanted‖ of the finite rows, relative to the largest ‖wanted‖. Both are [C, d]."""
     finite = torch.isfinite(wanted).all(dim=1) & torch.isfinite(got).all(dim=1)
     if not finite.any():
         return 0.0

@@ -1,7 +1,7 @@
 """Whether a model's outputs depend on values outside of the module that its forward pass changes.
 
-A count of calls, a stopwatch or recorded activations change in every pass, and no client is the worse for it. What the
-outputs depend on is state that no client could start with as given.
+A count of calls, a stopwatch or recorded activations change in every pass and do no harm. But state that the outputs
+depend on cannot be given to each client as it was at the start.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,37 +15,37 @@ from torch import Tensor
 from fednar_ray.federated.outside_state import Place
 
 SHIFTS = (1, 2, 5, 30, 100, 1000, 10**6)
-"""What is added to the values: schedules often begin or end at round numbers of steps."""
+"""What is added to the values. Schedules often start or end at round numbers of steps."""
 
 
-def outside_influence(places: Sequence[Place], outputs: Callable[[], Tensor]) -> bool:
-    """Do the outputs change with the values at ``places``?
+def has_outside_influence(places: Sequence[Place], outputs: Callable[[], Tensor]) -> bool:
+    """Returns whether the outputs change with the values at ``places``.
 
     Args:
-        places: Where the values are. They are the same again afterwards.
+        places: Where the values are. The values are restored afterwards.
         outputs: Runs a forward pass on a fresh copy of the model, with the same input and seeds each time.
 
     Returns:
-        True where the outputs change, the pass fails, or a value is of a kind that cannot be shifted.
+        True if the outputs change, the pass fails, or a value is of a kind that cannot be shifted.
     """
-    if not all(_can_be_shifted(place.get()) for place in places):
+    if not all(_can_be_shift(place.get()) for place in places):
         return True
-    with _put_back(places) as given:
+    with _restored(places) as given:
         try:
             wanted = outputs()
-            return not all(_equal(wanted, _with_shift(places, given, shift, outputs)) for shift in SHIFTS)
+            return not all(_equal(wanted, _run_shifted(places, given, shift, outputs)) for shift in SHIFTS)
         except Exception:  # noqa: BLE001 - whatever a user's model raises on values that it does not expect
             return True
 
 
-def _with_shift(places: Sequence[Place], given: Sequence[Any], shift: int, outputs: Callable[[], Tensor]) -> Tensor:
+def _run_shifted(places: Sequence[Place], given: Sequence[Any], shift: int, outputs: Callable[[], Tensor]) -> Tensor:
     for place, value in zip(places, given, strict=True):
-        place.set(_shifted(value, shift))
+        place.set(_shift(value, shift))
     return outputs()
 
 
 @contextmanager
-def _put_back(places: Sequence[Place]) -> Iterator[list[Any]]:
+def _restored(places: Sequence[Place]) -> Iterator[list[Any]]:
     given = [place.get() for place in places]
     try:
         yield given
@@ -54,13 +54,13 @@ def _put_back(places: Sequence[Place]) -> Iterator[list[Any]]:
             place.set(value)
 
 
-def _can_be_shifted(value: Any) -> bool:
+def _can_be_shift(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.layout is torch.strided and not value.is_quantized
     return isinstance(value, bool | int | float) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 
-def _shifted(value: Any, shift: int) -> Any:
+def _shift(value: Any, shift: int) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, Tensor):

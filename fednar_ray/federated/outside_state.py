@@ -1,8 +1,9 @@
 """State that a model's code keeps outside of the module: globals, class attributes, variables of enclosing functions.
 
-It is shared by all clients of a process and by no two processes, so no client can start with it as given. What only
-grows (a cache, a record of calls) and what is set once, from None or False, are taken to be no state. So is what a
-forward pass writes and its outputs do not depend on, as a count of calls: see ``outside_influence``.
+All clients of a process share such state, and different processes do not, so it cannot be given to each client as it
+was at the start. Values that only grow (a cache, a record of calls) or that are set once, from None or False, are not
+taken for state. Neither are values on which the outputs do not depend, such as a count of calls: see
+``outside_influence``.
 """
 
 import functools
@@ -34,13 +35,13 @@ class Place:
     key: Any
 
     def get(self) -> Any:
-        """The value that is there now."""
+        """Returns the value that is there now."""
         if isinstance(self.owner, types.CellType):
             return self.owner.cell_contents
         return self.owner[self.key] if isinstance(self.owner, dict | list | deque) else getattr(self.owner, self.key)
 
     def set(self, value: Any) -> None:
-        """Put another value there."""
+        """Replaces the value."""
         if isinstance(self.owner, types.CellType):
             self.owner.cell_contents = value
         elif isinstance(self.owner, dict | list | deque):
@@ -49,8 +50,12 @@ class Place:
             setattr(self.owner, self.key, value)
 
 
-def outside_places(module: nn.Module) -> dict[str, Place]:
-    """What the code of a module and its submodules refers to outside of them: name in words → where it is kept."""
+def find_outside_places(module: nn.Module) -> dict[str, Place]:
+    """Finds the values outside of a module that its code and that of its submodules refers to.
+
+    Returns:
+        Where each value is kept, by a name for messages.
+    """
     found: dict[str, Place] = {}
     seen: set[Any] = set()
     for part in module.modules():
@@ -62,19 +67,19 @@ def outside_places(module: nn.Module) -> dict[str, Place]:
 
 
 def outside_state(module: nn.Module) -> dict[str, Any]:
-    """The same, by content."""
-    return {name: _content(place.get()) for name, place in outside_places(module).items()}
+    """Returns the contents of all ``find_outside_places``, by name."""
+    return {name: _content(place.get()) for name, place in find_outside_places(module).items()}
 
 
 def changed_places(module: nn.Module, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Place]:
-    """Where the single values are kept that changed and did not only grow."""
-    places = outside_places(module)
+    """Returns where the single values are kept that changed in a way other than growing."""
+    places = find_outside_places(module)
     both = [name for name in before if name in after and name in places]
     return [leaf for name in both for leaf in _leaves(places[name], before[name], after[name])]
 
 
 def outside_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """The first that changed and did not only grow, in words."""
+    """Returns the name of the first value that changed in a way other than growing; None if there is none."""
     return next((name for name in before if name in after and not _continues(before[name], after[name])), None)
 
 
@@ -147,7 +152,7 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _content(value: Any, depth: int = 0) -> Any:
-    """A value by what it holds; OPAQUE for what is large, deep, or of a library."""
+    """Returns a value's content in a comparable form; OPAQUE if it is large, deeply nested, or a library's."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return type(value), repr(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
@@ -185,7 +190,7 @@ def _parts(value: Any, depth: int) -> Any:
 
 
 def _leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
-    """The places of the single values in which two contents differ, ``after`` being the content of ``place``."""
+    """Yields the places of the single values in which two contents differ. ``after`` is the content of ``place``."""
     if _continues(before, after):
         return
     value, alike = place.get(), type(before) is type(after)
@@ -202,7 +207,7 @@ def _leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
 
 
 def _continues(before: Any, after: Any) -> bool:
-    """Is a content the same, grown, or there for the first time?"""
+    """Returns whether a content is unchanged, has only grown, or was set for the first time."""
     if before in (_content(None), _content(False)) or before is OPAQUE or after is OPAQUE:
         return True
     if type(before) is not type(after):

@@ -1,4 +1,4 @@
-"""A function of tensors, traced once to a flat list of torch operators: on small models dispatch is most of a step.
+"""Traces a function of tensors to a flat list of torch operators, because dispatch dominates a step of small models.
 
 The trace computes the same bits, without the operators that only functorch's bookkeeping needs.
 """
@@ -19,18 +19,23 @@ BOUND = frozenset(
         *("transpose", "unsqueeze", "view"),
     }
 )
-"""Operators that torch binds to Python under their own name, with their own arguments, at half the dispatch."""
+"""Operators that torch binds to Python under their own name, with their own arguments. Such calls cost half."""
 
 
-def traced(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any]:
-    """``function`` for arguments of these shapes. Tracing runs it once; errors are the function's or make_fx's."""
+def trace(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any]:
+    """Returns a faster function that computes the same as ``function`` for arguments of these shapes.
+
+    Args:
+        function: Runs once while it is traced. Its errors, and those of ``make_fx``, are raised.
+        arguments: Examples of its arguments.
+    """
     module = make_fx(function)(*arguments)
     nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     if not any(node.target._schema.is_mutable for node in nodes):  # else neither merging nor aliasing is safe
         _merge(nodes)
         module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
-        node.target = _bound(node.target)
+        node.target = _bind(node.target)
         node.meta.clear()
     module.recompile()
     forward: Callable[..., Any] = module.forward
@@ -38,18 +43,18 @@ def traced(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., An
 
 
 def _merge(nodes: list[fx.Node]) -> None:
-    """Let what an operator only repeats, or passes on as it was, stand for its result."""
+    """Replaces operators that repeat an earlier one, or return their input unchanged, by that result."""
     seen: dict[tuple[Any, ...], fx.Node] = {}
     for node in nodes:
-        same = _passed_on(node)
+        same = _find_unchanged_source(node)
         if same is None and torch.Tag.nondeterministic_seeded not in node.target.tags:  # type: ignore[union-attr]
             same = seen.setdefault((node.target, str(node.args), str(node.kwargs)), node)
         if same is not None and same is not node:
             node.replace_all_uses_with(same)
 
 
-def _passed_on(node: fx.Node) -> fx.Node | None:
-    """The node whose tensor this one gives back unchanged."""
+def _find_unchanged_source(node: fx.Node) -> fx.Node | None:
+    """Returns the node whose tensor this node returns unchanged; None if there is none."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
@@ -68,6 +73,6 @@ def _geometry(node: fx.Node) -> tuple[Any, ...]:
     return value.dtype, value.shape, value.stride()
 
 
-def _bound(target: Any) -> Any:
+def _bind(target: Any) -> Any:
     name = target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
     return getattr(torch, name, None) or getattr(Tensor, name) if name in BOUND else target

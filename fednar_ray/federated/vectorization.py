@@ -1,11 +1,12 @@
-"""Which clients train together as one matrix, and how many: from the model, the device and the clients a round.
+"""Decides which clients train together as one matrix, and how many.
 
-Never from the number of actors, since the client groups decide the order of every sum (DESIGN: determinism).
+The group size follows from the model, the kind of device and the clients per round, never from the number of actors:
+client groups decide the order of every sum, and results must not depend on actors.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -23,13 +24,13 @@ from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.random import global_generators
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
-from fednar_ray.federated.forward_trial import changed_parameter, check_repeatable, forward, fresh
+from fednar_ray.federated.forward_trial import check_repeatable, describe_changed_parameter, forward, fresh
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
-WIDEST = 32
-ACTORS = (1, 2, 3, 4)  # numbers of actors for which a width must be right
-FORWARDS = 4  # training forwards after which a buffer counts as constant
+MAX_GROUP_SIZE = 32
+ACTORS = (1, 2, 3, 4)  # numbers of actors for which a group size must pay
+FORWARDS = 4  # forward passes in training mode after which an unchanged buffer is taken for constant
 
 RANDOM = (
     "rand",
@@ -42,23 +43,31 @@ RANDOM = (
     "log_normal",
     "poisson",
 )
-"""How the names of operators begin that draw from torch's generators whenever they are called."""
+"""Prefixes of the operators that draw from torch's generators in every call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCosts:
-    """What parts of a local step cost on a kind of device, in seconds.
+    """What the parts of a local step cost on a kind of device, in seconds.
 
-    A step of one client costs ``step`` and, a layer, ``matmul[0]`` or ``convolution[0]``; a step of a client group
-    ``step`` and ``matmul[1]`` or ``convolution[1]``, however wide it is. Each client adds its arithmetic, and
-    the traffic of its vectors, which a client group finds no longer in the cache.
+    Pairs hold the cost for a client alone and for a client group. A step costs ``step``, plus ``matmul`` or
+    ``convolution`` per layer whatever the group size, plus for each client its arithmetic and the memory traffic of its
+    vectors, which are too large for the cache in a group.
+
+    Attributes:
+        step: Batch, clipping and bookkeeping.
+        matmul: Per matrix multiplication.
+        convolution: Per convolution.
+        flop: Per floating-point operation.
+        convolution_flop: Per floating-point operation of a grouped convolution, as groups use it.
+        parameter: Per trainable parameter and client.
     """
 
-    step: float  # batch, clip and bookkeeping
-    matmul: tuple[float, float]  # alone, in a client group
+    step: float
+    matmul: tuple[float, float]
     convolution: tuple[float, float]
     flop: float
-    convolution_flop: float  # in a client group, as grouped convolutions
+    convolution_flop: float
     parameter: tuple[float, float]
 
 
@@ -83,16 +92,27 @@ GPU = StepCosts(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
-    """What a trial batch shows of a model."""
+    """What a trial on two examples shows about a model.
 
-    changed_buffers: tuple[str, ...]  # those that training changes, by name (BatchNorm's running statistics)
-    alone_because: str | None  # why clients must train one by one; None where client groups may be wide
-    parameters: int  # d
-    matmuls: int  # in a forward pass
+    Attributes:
+        changed_buffers: The names of the buffers that training changes, such as BatchNorm's running statistics.
+        alone_because: Why clients must train one by one; None if they may train in groups.
+        parameters: d, the number of trainable parameters.
+        matmuls: Matrix multiplications in a forward pass.
+        convolutions: Convolutions in a forward pass.
+        matmul_flops: Floating-point operations of a forward pass for one example, convolutions aside.
+        convolution_flops: Those of convolutions.
+        activation_bytes: Bytes of all that a forward pass computes for one example.
+    """
+
+    changed_buffers: tuple[str, ...]
+    alone_because: str | None
+    parameters: int
+    matmuls: int
     convolutions: int
-    matmul_flops: float  # of a forward pass for one example
+    matmul_flops: float
     convolution_flops: float
-    activation_bytes: float = 0.0  # all that a forward pass computes for one example
+    activation_bytes: float = 0.0
 
     @property
     def tracks_buffers(self) -> bool:
@@ -107,19 +127,31 @@ def probe(
     task: Task = CLASSIFICATION,
     transform: Transform | None = None,
 ) -> ModelTraits:
-    """Try the model on two examples. Raises ModelError where it fails, or its output does not fit the labels."""
+    """Tries the model on two examples.
+
+    Args:
+        model: The model, which is copied.
+        examples: Any client's examples.
+        classes: How many classes the labels have.
+        task: What the outputs mean.
+        transform: Normalizes inputs, if the data source has a transform.
+
+    Raises:
+        ModelError: The model fails, cannot be trained reproducibly, or its output does not fit the labels.
+    """
     trial, again = fresh(model), fresh(model)
-    other = _unlike_the_first(examples)
+    given_buffers = copy_buffers(again)
+    other = _find_different_example(examples)
     x = torch.from_numpy(examples.x[[0, other, 0]])
     if other == 0 and x.is_floating_point():
-        x[1] += 1  # inputs are stood in for, or all alike
+        x[1] += 1  # all inputs are alike, such as the placeholders of inputs that stay in a silo
     x = x if transform is None else transform.normalized(x)
     counter = _Counter()
     first = forward(trial, x[:2], counter)
     _check_outputs(first.outputs, classes, task)
-    written = changed_parameter(trial, again)
+    written = describe_changed_parameter(trial, again)
     second = check_repeatable(first, again, x[:2])
-    changed = _changed_buffers(model, x[:2])
+    changed = _find_changed_buffers(given_buffers, again, x[:2])
     own_draws = counter.own_generator or (counter.draws and not first.moved_torch)
     seeded = "forward seeds random numbers of torch" if own_draws else None
     state = first.python_state or second.python_state or written or seeded
@@ -135,21 +167,26 @@ def probe(
     )
 
 
-def _changed_buffers(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """Which buffers change in training: over several forward passes, and with parameters that move in between."""
-    trial = fresh(model)
-    before = copy_buffers(trial)
-    for _ in range(FORWARDS):
-        forward(trial, x)
+def _find_changed_buffers(given: Mapping[str, Tensor], trial: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Returns the buffers that change over several forward passes, with parameters that move in between.
+
+    Args:
+        given: The buffers before any pass.
+        trial: A copy of the model that has run one pass on ``x``.
+        x: A batch.
+    """
+    for _ in range(FORWARDS - 1):
         with torch.no_grad():
             for parameter in trainable(trial):
                 parameter.add_(0.01)
-    return find_changed_buffers(before, trial)
+        forward(trial, x)
+    return find_changed_buffers(given, trial)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls and floating-point operations, of convolutions (True) and of everything else (False); what all
-    operators return; and whether any draws random numbers.
+    """Counts calls and floating-point operations, by whether they are convolutions, and the bytes of all results.
+
+    It also notes whether any operator draws random numbers, and whether one does so from a generator of its own.
     """
 
     def __init__(self) -> None:
@@ -173,8 +210,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _unlike_the_first(examples: Examples) -> int:
-    """An example that differs from the first, so that neighbors can be told apart; 0 where all are alike."""
+def _find_different_example(examples: Examples) -> int:
+    """Returns the index of the first example that differs from example 0; 0 if all are alike."""
     flat = examples.x.reshape(len(examples), -1)
     return next((i for i in range(1, len(flat)) if (flat[i] != flat[0]).any()), 0)
 
@@ -191,7 +228,7 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
 
 
 def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
-    """``state``: what forward changes or draws that tracing would freeze."""
+    """Returns why clients must train one by one. ``state`` is what forward changes or draws, which tracing freezes."""
     if tracks or state is not None:
         return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
     if _examples_mix(trial, x):
@@ -208,23 +245,28 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None,
 
 
 def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
-    """Does an example's output change with its neighbor, the random draws being the same?"""
+    """Returns whether an example's output depends on the other example of its batch, with equal random draws."""
     first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
-    """The width that ``vectorize: auto`` takes.
+    """Chooses the group size for ``vectorize: auto``.
 
-    1 where the model demands it. Else, with a step's cost predicted from ``costs``, the width whose rounds are
-    shortest, in the mean over 1 to 4 actors and relative to width 1, among those that are longer than with
-    width 1 for none of them.
+    Among the sizes whose predicted rounds are no longer than those of size 1, for any of 1 to 4 actors, it is the size
+    with the shortest rounds relative to size 1, averaged over these numbers of actors.
+
+    Args:
+        traits: What is known about the model. Its demand that clients train alone gives 1.
+        clients_per_round: How many clients train in a round.
+        batch_size: Examples per step.
+        costs: What a step costs on the device.
     """
     if traits.alone_because is not None:
         return 1
     alone = _round_costs(traits, clients_per_round, batch_size, costs, 1)
     best, least = 1, 1.0
-    for width in range(2, min(clients_per_round, WIDEST) + 1):
+    for width in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
         ratios = _round_costs(traits, clients_per_round, batch_size, costs, width) / alone
         if ratios.max() <= 1 and ratios.mean() < least:
             best, least = width, float(ratios.mean())
@@ -234,7 +276,7 @@ def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, cos
 def _round_costs(
     traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, width: int
 ) -> npt.NDArray[np.float64]:
-    """The seconds of one step of every client of a round, for each of ``ACTORS``."""
+    """Returns the seconds that one step of every client of a round takes, for each number of ``ACTORS``."""
     groups = ceil(clients_per_round / width)
     group = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
     return np.array([ceil(groups / actors) * group for actors in ACTORS])
@@ -251,9 +293,15 @@ def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width:
 
 
 def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:
-    """Client groups of at most ``width``, as equal in size as can be, in dispatch order: most steps first, ties by id.
+    """Forms client groups of at most ``width`` clients, as equal in size as possible.
 
-    Neighbors in that order have like step counts, so little of a client group is masked.
+    Clients are in dispatch order: most steps first, ties by id. Neighbors in this order take similar numbers of steps,
+    so few steps of a group are masked.
+
+    Args:
+        client_ids: The clients of the round.
+        steps: K_i of each of them, in the same order.
+        width: C.
     """
     ids = np.asarray(client_ids)
     ordered = ids[np.lexsort((ids, -steps))]

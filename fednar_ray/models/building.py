@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fednar_ray.config import ModelSettings
+from fednar_ray.config import AnyModel
+from fednar_ray.config.model import OwnModelSettings, TorchvisionModelSettings
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.models.by_path import from_function, from_torchvision
@@ -17,10 +18,10 @@ from fednar_ray.models.language import CharLSTM, CharTransformer
 from fednar_ray.models.vision import cnn, cnn_femnist, lenet, resnet18_gn
 from fednar_ray.models.weights import load_weights
 
-Build = Callable[[Any, Sequence[int], int], nn.Module]  # settings (what a model reads is never None), shape, outputs
+Build = Callable[[Any, Sequence[int], int], nn.Module]  # the model's own settings, shape, outputs
 
 
-def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
+def build_model(settings: AnyModel, input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
     """The model for inputs ``input_shape`` (without the batch), initialized from ``seed`` alone or from a file.
 
     Raises ModelError where the model cannot take such inputs, cannot be built, or does not fit its file.
@@ -36,13 +37,11 @@ def build_model(settings: ModelSettings, input_shape: Sequence[int], outputs: in
     return model
 
 
-def _built(settings: ModelSettings, shape: Sequence[int], outputs: int) -> nn.Module:
-    arguments = dict(settings.arguments or {})
-    if settings.function is not None:
-        return from_function(settings.function, arguments)
-    if settings.torchvision is not None:
-        return from_torchvision(settings.torchvision, {"num_classes": outputs, **arguments})
-    assert settings.name is not None
+def _built(settings: AnyModel, shape: Sequence[int], outputs: int) -> nn.Module:
+    if isinstance(settings, OwnModelSettings):
+        return from_function(settings.function, settings.arguments)
+    if isinstance(settings, TorchvisionModelSettings):
+        return from_torchvision(settings.torchvision, {"num_classes": outputs, **settings.arguments})
     rank, wanted = INPUTS.get(settings.name, (len(shape), ""))
     if len(shape) != rank:
         raise ModelError(f"model.name: {settings.name} takes {wanted}, not {list(shape)}")

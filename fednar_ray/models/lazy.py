@@ -1,4 +1,4 @@
-"""Lazy layers (``torch.nn.LazyLinear`` and its kin) get their shapes from a first batch."""
+"""Gives lazy layers, such as ``torch.nn.LazyLinear``, their shapes from a first batch."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +13,7 @@ from fednar_ray.core.random import Purpose, global_generators, torch_seed
 
 
 def initialize_lazy_layers(model: nn.Module, x: Tensor, seed: int) -> None:
-    """Gives every lazy layer its shape and its first weights, in place. Models without lazy layers stay untouched.
+    """Gives every lazy layer its shape and its first weights, in place. Other models are left unchanged.
 
     Args:
         model: The model, of which one forward pass runs in evaluation mode.
@@ -42,5 +42,5 @@ def initialize_lazy_layers(model: nn.Module, x: Tensor, seed: int) -> None:
 
 
 def _lazy_tensors(model: nn.Module) -> Iterator[str]:
-    """The names of parameters and buffers that have no shape yet."""
+    """Yields the names of parameters and buffers that have no shape yet."""
     return (name for name, t in chain(model.named_parameters(), model.named_buffers()) if is_lazy(t))

@@ -19,16 +19,27 @@ NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """How outputs [n, o] of a model answer for labels y [n]."""
+    """What the outputs [n, o] of a model mean for labels y [n].
 
-    outputs: int | None  # o; None: at least one a class
-    losses: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [n]
-    mean_loss: Callable[[Tensor, Tensor], Tensor]  # outputs, y → [], the mean of the losses
-    weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]  # outputs, y, weights [n] → [], Σ weight·loss; for vmap
-    predictions: Callable[[Tensor], Tensor]  # outputs → [n], what the metrics are taken of
-    is_correct: Callable[[Tensor, Tensor], Tensor] | None  # answers, y → [n] bool; None: answers are near or far
-    metric_sums: Callable[[Numbers, Scores], MetricSums]  # y and scores of some examples → their sums
-    metrics: Callable[[MetricSums], dict[str, float]]  # the sums of a split → figures by name
+    Attributes:
+        outputs: o; None: at least one per class.
+        losses: (outputs, y) → the losses [n].
+        mean_loss: (outputs, y) → their mean, [].
+        weighted_loss: (outputs, y, weights [n]) → Σ weight·loss, []. It works under ``vmap``.
+        predictions: (outputs) → the predictions [n].
+        is_correct: (predictions, y) → which predictions are correct, [n]. None in regression.
+        metric_sums: (y, scores) of some examples → their sums.
+        metrics: (the sums of a split) → metrics by name.
+    """
+
+    outputs: int | None
+    losses: Callable[[Tensor, Tensor], Tensor]
+    mean_loss: Callable[[Tensor, Tensor], Tensor]
+    weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    predictions: Callable[[Tensor], Tensor]
+    is_correct: Callable[[Tensor, Tensor], Tensor] | None
+    metric_sums: Callable[[Numbers, Scores], MetricSums]
+    metrics: Callable[[MetricSums], dict[str, float]]
 
 
 # ——— classification: one of several classes ———
@@ -44,15 +55,15 @@ def _cross_entropies(outputs: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(outputs, y, reduction="none")
 
 
-def _likeliest(outputs: Tensor) -> Tensor:
+def _find_likeliest(outputs: Tensor) -> Tensor:
     return outputs.argmax(dim=-1).to(torch.int32)
 
 
-def _same(predictions: Tensor, y: Tensor) -> Tensor:
+def _is_equal(predictions: Tensor, y: Tensor) -> Tensor:
     return predictions == y
 
 
-def _classification_tally(y: Numbers, scores: Scores) -> MetricSums:
+def _classification_sums(y: Numbers, scores: Scores) -> MetricSums:
     return _sums(scores, by_class(y, scores.predictions))
 
 
@@ -70,7 +81,7 @@ def _accuracy_and_loss(metric_sums: MetricSums) -> dict[str, float]:
     return {"accuracy": metric_sums.correct / metric_sums.examples, "loss": metric_sums.losses / metric_sums.examples}
 
 
-# ——— binary: yes or no, from one logit ———
+# ——— binary: positive or negative, from one logit ———
 
 
 def _binary_losses(outputs: Tensor, y: Tensor) -> Tensor:
@@ -85,25 +96,25 @@ def _binary_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return (_binary_losses(outputs, y) * weights).sum()
 
 
-def _only_output(outputs: Tensor) -> Tensor:
+def _get_only_output(outputs: Tensor) -> Tensor:
     return outputs.squeeze(-1)
 
 
-def _on_its_side(logits: Tensor, y: Tensor) -> Tensor:
+def _has_right_sign(logits: Tensor, y: Tensor) -> Tensor:
     return (logits > 0) == y
 
 
-def _binary_tally(y: Numbers, scores: Scores) -> MetricSums:
-    yes = int(np.count_nonzero(y))
-    pairs = yes * (len(y) - yes)
+def _binary_sums(y: Numbers, scores: Scores) -> MetricSums:
+    positives = int(np.count_nonzero(y))
+    pairs = positives * (len(y) - positives)
     return replace(
-        _sums(scores, NO_CLASSES), pairs=pairs, ordered=ordered_pairs(y, scores.predictions) if pairs else 0.0
+        _sums(scores, NO_CLASSES), pairs=pairs, ordered=count_ordered_pairs(y, scores.predictions) if pairs else 0.0
     )
 
 
 def _binary_metrics(metric_sums: MetricSums) -> dict[str, float]:
-    figures = _accuracy_and_loss(metric_sums)
-    return figures | {"auc": metric_sums.ordered / metric_sums.pairs} if metric_sums.pairs else figures
+    metrics = _accuracy_and_loss(metric_sums)
+    return metrics | {"auc": metric_sums.ordered / metric_sums.pairs} if metric_sums.pairs else metrics
 
 
 # ——— regression: a number ———
@@ -121,7 +132,7 @@ def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     return (_squared_errors(outputs, y) * weights).sum()
 
 
-def _regression_tally(y: Numbers, scores: Scores) -> MetricSums:
+def _regression_sums(y: Numbers, scores: Scores) -> MetricSums:
     return _sums(scores, NO_CLASSES)
 
 
@@ -135,9 +146,9 @@ CLASSIFICATION = Task(
     losses=_cross_entropies,
     mean_loss=cross_entropy,
     weighted_loss=_weighted_cross_entropy,
-    predictions=_likeliest,
-    is_correct=_same,
-    metric_sums=_classification_tally,
+    predictions=_find_likeliest,
+    is_correct=_is_equal,
+    metric_sums=_classification_sums,
     metrics=_classification_metrics,
 )
 BINARY = Task(
@@ -145,9 +156,9 @@ BINARY = Task(
     losses=_binary_losses,
     mean_loss=_binary_mean,
     weighted_loss=_binary_weighted,
-    predictions=_only_output,
-    is_correct=_on_its_side,
-    metric_sums=_binary_tally,
+    predictions=_get_only_output,
+    is_correct=_has_right_sign,
+    metric_sums=_binary_sums,
     metrics=_binary_metrics,
 )
 REGRESSION = Task(
@@ -155,45 +166,55 @@ REGRESSION = Task(
     losses=_squared_errors,
     mean_loss=_squared_mean,
     weighted_loss=_squared_weighted,
-    predictions=_only_output,
+    predictions=_get_only_output,
     is_correct=None,
-    metric_sums=_regression_tally,
+    metric_sums=_regression_sums,
     metrics=_regression_metrics,
 )
 TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
-"""By the name that a federation gives. Losses are cross-entropies in nats, and squared errors."""
+"""By a federation's ``task``. Losses are cross-entropies in nats, or squared errors."""
 
 
-# ——— figures ———
+# ——— metrics ———
 
 
 def perplexity(loss: float) -> float:
-    """e to the cross-entropy of next tokens: among how many the model is as unsure as a fair die; may be infinite."""
+    """Computes e^loss for the cross-entropy of next tokens, in nats; it may be infinite.
+
+    The model is as uncertain as if it chose among so many equally likely tokens.
+    """
     with np.errstate(over="ignore"):
         return float(np.exp(loss))
 
 
 def by_class(y: Numbers, predictions: Numbers) -> Numbers:
-    """Of each class the labels, the answers, and the right answers, [3, classes]; classes as far as any occurs."""
+    """Counts the labels, the predictions and the correct predictions of each class, [3, classes]."""
     classes = 1 + max(int(y.max()), int(predictions.max()))
     return np.stack([np.bincount(of, minlength=classes) for of in (y, predictions, y[predictions == y])])
 
 
 def macro_f1(classes: Numbers) -> float:
-    """The mean over classes of 2·TP/(2·TP + FP + FN); a class that is neither label nor answer does not count."""
-    labeled, answered, found = classes
-    occurs = labeled + answered > 0
-    return float((2 * found[occurs] / (labeled + answered)[occurs]).mean())
+    """Computes the mean of 2·TP/(2·TP + FP + FN) over the classes that occur as a label or a prediction.
 
-
-def ordered_pairs(y: Numbers, logits: Numbers) -> float:
-    """In how many pairs of a yes (1) of y and a no (0) the yes has the higher logit, ties counting half.
-
-    From the ranks: Mann and Whitney, 1947. NaN where a logit is.
+    Args:
+        classes: Per class the labels, the predictions and the correct predictions, [3, classes].
     """
-    if np.isnan(logits).any():
-        return float("nan")
-    _, which, counts = np.unique(logits, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # those of ties are their mean
-    yes = np.count_nonzero(y)
-    return float(ranks[y == 1].sum() - yes * (yes + 1) / 2)
+    labels, predictions, correct = classes
+    occurs = labels + predictions > 0
+    return float((2 * correct[occurs] / (labels + predictions)[occurs]).mean())
+
+
+def count_ordered_pairs(y: Numbers, logits: Numbers) -> float:
+    """Counts the pairs of a positive and a negative in which the positive is ranked above the negative.
+
+    Args:
+        y: Labels 1 (positive) and 0 (negative), [n].
+        logits: [n].
+
+    Returns:
+        The number of such pairs, where ties count one half: Mann and Whitney's U. NaN if a logit is NaN.
+    """
+    from scipy.stats import rankdata  # takes half a second to import, and only binary tasks need it
+
+    positives = np.count_nonzero(y)
+    return float(rankdata(logits)[y == 1].sum() - positives * (positives + 1) / 2)

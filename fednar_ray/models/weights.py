@@ -1,4 +1,4 @@
-"""A model's weights from a local file."""
+"""Loads a model's weights from a local file."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -22,19 +22,22 @@ NOT_TENSORS_ALONE = (
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill ``model`` from a state dict: .safetensors, else what ``torch.save`` wrote, of which only tensors are read.
+    """Loads the weights of ``model`` from a state dict.
 
-    Of a run's ``model.pt`` the network's part is taken; the preprocessing follows from the data at hand.
+    Args:
+        model: The model, which is changed in place.
+        path: A .safetensors file, or what ``torch.save`` wrote, of which only tensors are read. Of a run's ``model.pt``
+            only the network's part is used; the preprocessing follows from the data at hand.
 
     Raises:
-        ModelError: It names the file, where it cannot be read, or its names and shapes are not exactly the model's.
+        ModelError: The file cannot be read, or its names and shapes are not exactly the model's.
     """
     state = _read(path, "model.weights")
     _fill(model, state if set(state) == set(model.state_dict()) else split_state(state)[1], path, "model.weights")
 
 
 def load_model(path: str | Path, network: nn.Module) -> nn.Module:
-    """The model of a finished run, from its ``model.pt``: what ``result.model`` was.
+    """Loads the model of a finished run from its ``model.pt``. It equals the run's ``result.model``.
 
     Example:
         >>> model = fr.load_model("runs/hospitals-1a2b3c4d", torch.nn.Linear(2, 1))
@@ -45,11 +48,11 @@ def load_model(path: str | Path, network: nn.Module) -> nn.Module:
         network: A module of the architecture that was trained. It is filled with the trained weights.
 
     Returns:
-        A module that takes raw inputs, in evaluation mode: the network behind the run's preprocessing, or the network
-        itself where the run had none.
+        A module that takes raw inputs, in evaluation mode: the run's preprocessing followed by the network, or the
+        network itself if the run had no preprocessing.
 
     Raises:
-        ModelError: It names the file, where it cannot be read, or does not fit ``network``.
+        ModelError: The file cannot be read, or does not fit ``network``. The message names the file.
     """
     file = Path(path)
     file = file / "model.pt" if file.is_dir() else file
@@ -89,7 +92,7 @@ def _is_state_dict(state: Any) -> bool:
 
 
 def _explain_nesting(state: Any) -> str:
-    """Where the weights may be in a training checkpoint, which holds more than them."""
+    """Returns a hint where the weights may be in a training checkpoint, which holds more than weights."""
     entries = state.items() if isinstance(state, Mapping) else ()
     found = next((name for name, value in entries if _is_state_dict(value) and value), None)
     return "" if found is None else f"; its entry {shown(found)} is one: save that alone"
@@ -116,7 +119,7 @@ def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[st
 
 
 def _kind(tensor: Tensor) -> str:
-    """What PyTorch copies into no tensor of another kind, or only with a loss."""
+    """Returns the kind of a tensor. PyTorch cannot copy between kinds without loss."""
     if tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_quantized:

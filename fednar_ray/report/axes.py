@@ -1,4 +1,4 @@
-"""How searched keys and values are named, and where they lie on an axis."""
+"""Names of searched keys and values, and their positions on an axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fednar_ray.tracking.searches import SearchRecord, TrialRecord
 
 CLIP_BOUND, WEIGHT_DECAY, LOCAL_LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 REGULARIZER = "regularizer.name"
-ANNEAL = "_anneal"  # what the names of annealing rates end in
+ANNEAL = "_anneal"  # the suffix of annealing rates
 
 NAMES = {
     CLIP_BOUND: ("clip bound", "A"),
@@ -32,20 +32,20 @@ NAMES = {
     REGULARIZER: ("regularizer", ""),
     "algorithm.name": ("preset", ""),
 }
-"""Keys in words, with the paper's symbols; others go by their dotted names."""
+"""Keys in words, with the paper's symbols. Other keys are shown by their dotted names."""
 
 COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
 DECADE = 10.0
 
 
 def label(key: str) -> str:
-    """A key on a picture's axis: words and symbol."""
+    """Returns the label of a key on a plot: words and symbol."""
     words, symbol = NAMES.get(key, (key, ""))
     return f"{words} ${symbol}$" if symbol else words
 
 
 def html_label(key: str) -> str:
-    """A key in HTML: words and symbol."""
+    """Returns the label of a key in HTML: words and symbol."""
     words, symbol = NAMES.get(key, (key, ""))
     letter, _, index = symbol.partition("_")
     below = f"<sub>{index}</sub>" if index else ""
@@ -53,7 +53,7 @@ def html_label(key: str) -> str:
 
 
 def text(value: Any) -> str:
-    """A searched value, as a file would have it but with four digits."""
+    """Formats a searched value as in a YAML file, but with four digits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -62,53 +62,53 @@ def text(value: Any) -> str:
 
 
 def drawn_text(value: Any) -> str:
-    """``text`` for a picture, where a dollar sign would begin a formula."""
+    """Formats a value for a plot, where an unescaped dollar sign would start a formula."""
     return text(value).replace("$", r"\$")
 
 
 def figure_text(value: float | None) -> str:
-    """A metric's value: three decimals, or three digits of large ones."""
+    """Formats the value of a metric: three decimals, or three digits if it is 10 or more."""
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def metric_label(record: SearchRecord) -> str:
-    """The metric in words."""
+    """Returns the name of the metric in words."""
     return record.metric.replace("_", " ")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a searched value lies on a numeric axis."""
+    """Whether a searched value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisScale:
-    """The axis of one key: numeric, linear or logarithmic, or its categories one after the other."""
+    """The axis of one key: linear, logarithmic, or a sequence of categories."""
 
     key: str
     log: bool
-    categories: tuple[str, ...]  # none: numeric
-    low: float  # the ends, as ``measure`` gives them
+    categories: tuple[str, ...]  # empty for a numeric axis
+    low: float  # the ends, as ``measure`` returns them
     high: float
 
     def measure(self, value: Any) -> float:
-        """A value along the axis: itself, its logarithm to base 10, or its category's place."""
+        """Returns the coordinate of a value: itself, its logarithm to base 10, or the index of its category."""
         if self.categories:
             return float(self.categories.index(text(value)))
         return log10(value) if self.log else float(value)
 
     def position(self, value: Any) -> float:
-        """A value along the axis from 0 to 1."""
+        """Returns the position of a value on the axis, from 0 to 1."""
         return self.share(self.measure(value))
 
     def share(self, measure: float) -> float:
-        """A measure along the axis from 0 to 1; in the middle where the axis has no length."""
+        """Returns the position of a coordinate on the axis, from 0 to 1; 0.5 if the axis has no length."""
         return (measure - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Measures, with their texts."""
+        """Returns the coordinates of the ticks, with their labels."""
         if self.categories:
             return [(float(place), drawn_text(name)) for place, name in enumerate(self.categories)]
         if self.high == self.low:
@@ -123,7 +123,7 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and where there are few of them some multiples; ``low`` and ``high`` are logarithms."""
+    """Returns powers of ten, and some multiples if there are few; ``low`` and ``high`` are logarithms."""
     steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 4 else (1,)
     ticks = [log10(step) + power for power in range(floor(low), floor(high) + 1) for step in steps]
     within = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
@@ -131,7 +131,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def axis_scale(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> AxisScale:
-    """The axis of a key over some trials' values."""
+    """Builds the axis of a key from the values of some trials."""
     values = [trial.values[key] for trial in trials]
     kind, listed = next(iter(record.space[key].items()))
     if not all(map(is_number, values)):
@@ -145,17 +145,17 @@ def axis_scale(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColorScale:
-    """How values of the metric become colors."""
+    """The mapping from values of the metric to colors."""
 
     norm: Normalize
     map: str
-    extend: str  # which end of the color bar stands for values beyond it
+    extend: str  # the end of the color bar that has values beyond it
 
 
 def color_scale(record: SearchRecord, values: Sequence[float]) -> ColorScale:
-    """Colors in which the better half of the values takes at least a quarter of the scale.
+    """Builds a color scale of which the better half of the values takes at least a quarter.
 
-    A few trials that learned nothing would otherwise leave one color to all others.
+    Otherwise a few trials that learned nothing would leave a single color to all others.
     """
     best, worst = sorted((min(values), max(values)), key=record.cost)
     limit = best - 4 * (best - float(np.median(values)))

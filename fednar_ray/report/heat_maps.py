@@ -1,4 +1,4 @@
-"""The metric over the clip bound A and one other key: where to look, and how wide the good region is."""
+"""Heat maps of the metric over the clip bound A and one other key. They show how wide the good region is."""
 
 from collections.abc import Sequence
 from math import isqrt
@@ -30,23 +30,23 @@ from fednar_ray.report.sensitivity import group_by_regularizer
 from fednar_ray.tracking.searches import SearchRecord, TrialRecord
 
 Means = npt.NDArray[np.float64]
-"""Means of the metric [y, x]; NaN where there was no trial."""
+"""Means of the metric, [y, x]; NaN in a cell without a trial."""
 
 LISTS = ("grid", "choice")
 MOST_BINS = 8
 
 
 def pairs(record: SearchRecord) -> list[tuple[str, str]]:
-    """A with each annealing rate and with the weight decay, of what was searched."""
+    """Returns the pairs of searched keys to draw: A with each annealing rate, and with the weight decay."""
     if CLIP_BOUND not in record.space:
         return []
     return [(CLIP_BOUND, key) for key in record.space if key.endswith(ANNEAL) or key == WEIGHT_DECAY]
 
 
 def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
-    """The metric over two keys, a panel a regularizer: cells where both keys have lists of values, else points.
+    """Draws the metric over two keys, one panel per regularizer, from the trials that ran all rounds.
 
-    Only trials that ran all rounds; there must be one.
+    The panels show cells if both keys have lists of values, else points. At least one trial must have run all rounds.
     """
     listed = all(next(iter(record.space[key])) in LISTS for key in (x, y))
     groups = group_by_regularizer(record, record.finished)
@@ -65,23 +65,23 @@ def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
 
 
 def cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> Means:
-    """Means over the trials of each cell, whatever their other keys."""
+    """Averages the trials of each cell, over all their other keys. Returns [len(ys), len(xs)]."""
     totals, counts = np.zeros((len(ys), len(xs))), np.zeros((len(ys), len(xs)))
     for trial in trials:
         cell = ys.index(trial.values[y]), xs.index(trial.values[x])
         totals[cell] += trial.final
         counts[cell] += 1
-    return _quotient(totals, counts)
+    return _divide(totals, counts)
 
 
 def binned_means(places: Means, values: npt.NDArray[np.float64], edges: Sequence[npt.NDArray[np.float64]]) -> Means:
-    """Means of ``values`` [n] at ``places`` [n, 2] (x, y) within the edges of x and of y."""
+    """Averages ``values`` [n] at ``places`` [n, 2] (x, y) in each bin between the edges of x and those of y."""
     counts = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]])[0]
     totals = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]], weights=values)[0]
-    return _quotient(totals, counts)
+    return _divide(totals, counts)
 
 
-def _quotient(totals: Means, counts: Means) -> Means:
+def _divide(totals: Means, counts: Means) -> Means:
     return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
 
 
@@ -132,6 +132,6 @@ def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -
 
 
 def _edges(scale: AxisScale, bins: int) -> npt.NDArray[np.float64]:
-    """Borders of bins, a little wider than the values so that no point lies on the frame."""
+    """Returns the edges of bins, a little wider than the values so that no point lies on the frame."""
     margin = 0.04 * (scale.high - scale.low) or 0.5
     return np.linspace(scale.low - margin, scale.high + margin, bins + 1)

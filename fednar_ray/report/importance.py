@@ -1,4 +1,4 @@
-"""Which searched key the metric depends on, by Optuna's fANOVA."""
+"""Computes how much the metric depends on each searched key, by Optuna's fANOVA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,25 +12,31 @@ from fednar_ray.report.axes import AxisScale, axis_scale, text
 from fednar_ray.tracking.searches import SearchRecord
 
 LEAST_TRIALS = 4
-SEED = 0  # of fANOVA's forest: a report is the same every time
+SEED = 0  # of fANOVA's forest, so that a report is reproducible
 
 
 def why_no_importances(record: SearchRecord) -> str | None:
-    """Why nothing can be said about importances, as a sentence; None where something can."""
+    """Returns a sentence that says why importances cannot be computed; None if they can."""
     finished = record.finished
     if len(finished) < LEAST_TRIALS:
         return f"Importances need {LEAST_TRIALS} trials that ran all rounds; there are {len(finished)}."
     if len({trial.final for trial in finished}) < 2:
         return "All trials ended at the same value, so no key is more important than another."
-    if not _varied(record):
+    if not _varied_scales(record):
         return "No searched key took two values, so none can be more important than another."
     return None
 
 
-def importances(record: SearchRecord) -> dict[str, float]:
-    """The share of the metric's variance that each key that took two values explains, most important first."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells that it made a study
-    scales = _varied(record)
+def compute_importances(record: SearchRecord) -> dict[str, float]:
+    """Computes the share of the metric's variance that each varied key explains, most important first.
+
+    Returns:
+        Key → share. Keys of which only one value was tried are left out.
+
+    Source: Hutter et al., "An efficient approach for assessing hyperparameter importance", ICML 2014 (fANOVA).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise it logs that it created a study
+    scales = _varied_scales(record)
     distributions = {
         scale.key: _distribution(scale, [trial.values[scale.key] for trial in record.finished]) for scale in scales
     }
@@ -41,7 +47,7 @@ def importances(record: SearchRecord) -> dict[str, float]:
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=SEED)))
 
 
-def _varied(record: SearchRecord) -> list[AxisScale]:
+def _varied_scales(record: SearchRecord) -> list[AxisScale]:
     scales = [axis_scale(record, key, record.finished) for key in record.space]
     return [scale for scale in scales if len({_param(scale, trial.values[scale.key]) for trial in record.finished}) > 1]
 

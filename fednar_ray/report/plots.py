@@ -1,4 +1,4 @@
-"""Pictures of a partition, of a run, and of a comparison, as PNG files."""
+"""Draws a partition, a run and a comparison as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ from fednar_ray.core.reports import RoundRecord
 
 COLORS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
 STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # curves that coincide stay visible
-WIDE = 20.0  # numbers further apart than this many times are on a logarithmic axis
-LEAST_SPAN = 0.1  # of the largest number on a linear axis: rounding errors do not look like differences
-LINES = ("-", "--")  # of two lines in one panel: both are seen where they coincide
+WIDE = 20.0  # numbers whose ratio is larger are drawn on a logarithmic axis
+LEAST_SPAN = 0.1  # of the largest number on a linear axis, so that rounding errors do not look like differences
+LINES = ("-", "--")  # for two lines in one panel, so that both are visible where they coincide
 BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
-MOST_LABELS = 8  # beyond this many the axis chooses
-MOST_CLIENTS = 200  # beyond this many rows a picture shows nothing
+MOST_LABELS = 8  # with more labels the axis chooses
+MOST_CLIENTS = 200  # more rows would be too thin to see
 
 
 def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
-    """Examples by client and class, ``counts`` [N, classes]; of many clients, the first 200."""
+    """Draws the number of examples by client and class, ``counts`` [N, classes], for the first 200 clients."""
     shown = counts[:MOST_CLIENTS]
     figure = Figure(figsize=(6, max(2.5, min(9, 0.22 * len(shown) + 1))), layout="constrained")
     axes = figure.subplots()
@@ -36,9 +36,9 @@ def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
 
 
 def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
-    """How many examples clients have, and of which classes; ``counts`` [N, classes].
+    """Draws how many examples each client has, and of which classes; ``counts`` [N, classes].
 
-    Above the sizes, largest first; below each client's shares of the classes in the same order.
+    The upper panel shows the sizes, largest first, and the lower panel the shares of the classes in the same order.
     """
     sizes = counts.sum(axis=1)
     order = np.argsort(-sizes, kind="stable")
@@ -55,7 +55,7 @@ def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
 
 
 def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
-    """Accuracy (or RMSE), training loss, clipped steps and effective weight decay over the rounds of one run."""
+    """Draws accuracy (or RMSE), training loss, clipped steps and effective weight decay over the rounds of a run."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
     panels = {
@@ -80,10 +80,10 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
 
 
 def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
-    """‖v‖, the norm that the bound A meets: over rounds, and by client in the last quarter of the rounds.
+    """Draws ‖v‖, the norm that the clip bound A is applied to: over rounds, and by client in the last quarter of them.
 
-    Over rounds the mean over steps, and what a tenth of the clients are below and above; by client means and ranges,
-    the largest first.  Clients are as far as the records keep them; without any, there is no second panel.
+    The first panel shows the mean over steps, and the 10th and 90th percentile over clients. The second panel shows
+    means and ranges by client, largest first, for the clients in the records; it is left out if there are none.
     """
     by_client = _norms_by_client(history[-max(1, len(history) // 4) :])
     figure = Figure(figsize=(10, 4) if by_client else (6, 4), layout="constrained")
@@ -132,7 +132,7 @@ def _norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
 
 
 def widen(axes: Axes) -> None:
-    """Give a linear axis a span of a tenth of its largest number at least: a rounding error is no slope, and no gap."""
+    """Widens a linear axis to at least a tenth of its largest number, so that rounding errors are not visible."""
     low, high = axes.dataLim.intervaly
     least = LEAST_SPAN * max(abs(low), abs(high))
     if np.isfinite(least) and high - low < least:
@@ -141,21 +141,21 @@ def widen(axes: Axes) -> None:
 
 
 def _marker(points: int) -> str | None:
-    """A line of one point shows nothing."""
+    """Returns the marker of a line: a dot if it has a single point, which would be invisible otherwise."""
     return "o" if points == 1 else None
 
 
 Curves = Mapping[str, npt.NDArray[np.float64]]
-"""A regularizer's curves over rounds, [seeds, rounds]; NaN where a round was not evaluated."""
+"""The curves of each regularizer, [seeds, rounds]; NaN if a round was not evaluated."""
 
 
 def draw_comparison(
     values: Mapping[float, Curves], decay: Mapping[float, Curves], path: Path, *, measure: str = "test accuracy"
 ) -> Path:
-    """The measure (above) and effective weight decay (below) over rounds, one column per weight decay.
+    """Draws the measure (above) and effective weight decay (below) over rounds, one column per weight decay.
 
-    Lines are means over seeds, bands the range.  ``measure`` names the values; an accuracy's axis is 0 to 1, another's
-    begins at 0.
+    Lines are means over seeds, bands the range. ``measure`` names the values; the axis of an accuracy is 0 to 1,
+    that of another measure starts at 0.
     """
     figure = Figure(figsize=(max(5.5, 5 * len(values)), 7), layout="constrained")
     grid = figure.subplots(2, len(values), sharex=True, squeeze=False)
@@ -189,7 +189,7 @@ ByDecay = Mapping[str, Mapping[float, Sequence[float]]]
 
 
 def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy") -> Path:
-    """Final values against weight decay, one line per regularizer: how forgiving each is of a badly chosen λ_0.
+    """Draws final values over weight decay, one line per regularizer: how much each tolerates a badly chosen λ_0.
 
     Points are means over seeds, bars their standard deviations; the axis of decays is logarithmic, with λ_0 = 0 at its
     left end.  ``measure`` names what the numbers are.
@@ -212,7 +212,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
 
 
 def _decay_axis(axes: Axes, decays: Sequence[float]) -> None:
-    """A logarithmic axis, ticks at the decays if they are few; zero, which has no logarithm, is at its left end."""
+    """Makes the axis logarithmic, with zero at its left end, and ticks at the decays if they are few."""
     positive = [decay for decay in decays if decay > 0]
     if not positive:
         return

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report import SearchReport, write_report
-from fednar_ray.report.run_plots import OF_VARIANTS, Records, Variant, draw_run, draw_variants
+from fednar_ray.report.run_plots import COMPARED_METRICS, Records, Variant, draw_run, draw_variants
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import read_identity
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import Run, find_mlflow_run, list_children, read_metrics, read_rounds
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
@@ -78,7 +78,7 @@ def _find_run_here(name: str) -> RunRef | None:
 
 
 def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> RedrawnFiles:
-    records, directory = recorded(ref.directory), output or ref.directory
+    records, directory = load_records(ref.directory), output or ref.directory
     if records:
         return RedrawnFiles(page=None, files=draw_run(records, directory))
     identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
@@ -101,7 +101,7 @@ def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles
             continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
-        variants.setdefault(variant, []).append(read_metrics(store, child, OF_VARIANTS))
+        variants.setdefault(variant, []).append(read_metrics(store, child, COMPARED_METRICS))
     if not variants:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
     return RedrawnFiles(

@@ -1,4 +1,4 @@
-"""Pictures of runs and comparisons, from their records."""
+"""Draws the plots of runs and comparisons from their records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +20,18 @@ class Variant(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What the runs of a comparison are judged by."""
+    """The measure by which the runs of a comparison are compared."""
 
     name: str
     higher_is_better: bool
 
     @property
     def metric(self) -> str:
-        """Its name in a round's metrics."""
+        """Its name in the metrics of a round."""
         return f"test_{self.name}"
 
     def reaches(self, values: npt.NDArray[np.float64], target: float) -> npt.NDArray[np.bool_]:
-        """Which of the values are as good as the target; NaN never is."""
+        """Returns which values are as good as the target; NaN never is."""
         return values >= target if self.higher_is_better else values <= target
 
 
@@ -39,22 +39,22 @@ ACCURACY, RMSE = Measure("accuracy", True), Measure("rmse", False)
 
 Records = Sequence[RoundRecord]
 DECAY = "effective_weight_decay"
-OF_VARIANTS = (ACCURACY.metric, RMSE.metric, DECAY)
-"""The metrics that a comparison's pictures are made of."""
+COMPARED_METRICS = (ACCURACY.metric, RMSE.metric, DECAY)
+"""The metrics that the plots of a comparison show."""
 
 
 def measure_for_task(task: str) -> Measure:
-    """The measure of a task, by the task's name."""
+    """Returns the measure for a task, by the name of the task."""
     return RMSE if task == "regression" else ACCURACY
 
 
 def measure_in(records: Iterable[RoundRecord]) -> Measure:
-    """The measure that recorded rounds have."""
+    """Returns the measure that recorded rounds contain."""
     return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
 
 
 def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
-    """The curves of a run, and the norms that its bound meets, where they are recorded."""
+    """Draws the curves of a run, and the norms that the clip bound is applied to if they are recorded."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = [draw_curves(records, RunDirectory(directory).curves_plot)]
     if any("step_norm" in record.metrics for record in records):
@@ -63,9 +63,12 @@ def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
 
 
 def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
-    """The curves of a comparison; where it has several weight decays, also the final accuracy (or RMSE) against them.
+    """Draws the curves of a comparison, and the final accuracy (or RMSE) over weight decays if there are several.
 
-    ``runs``: one run per seed of each variant; ``final_rounds``: over how many a run's final value is the mean.
+    Args:
+        runs: One run per seed for each variant.
+        final_rounds: The number of last rounds whose mean is the final value of a run.
+        directory: The directory to write into.
     """
     directory.mkdir(parents=True, exist_ok=True)
     measure = measure_in(record for seeds in runs.values() for records in seeds for record in records)
@@ -82,7 +85,7 @@ def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, 
 
 
 def curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
-    """A metric by round; NaN in rounds that have it not, as those without an evaluation."""
+    """Returns a metric by round, [rounds]; NaN in rounds without it, such as those that were not evaluated."""
     values = np.full(records[-1].round_index + 1 if records else 0, np.nan)
     for record in records:
         values[record.round_index] = record.metrics.get(metric, np.nan)
@@ -90,9 +93,10 @@ def curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
 
 
 def final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> float:
-    """The mean of the measure over those of the last rounds that were evaluated.
+    """Averages the measure over the last ``rounds`` rounds, as far as they were evaluated.
 
-    NaN where none of them was, or where it was not a number in one of them.
+    Returns:
+        The mean; NaN if none of them was evaluated, or if one value is NaN.
     """
     last = [r for r in records if r.round_index > records[-1].round_index - rounds]
     values = [r.metrics[measure.metric] for r in last if measure.metric in r.metrics]
@@ -102,14 +106,14 @@ def final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> f
 def _by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[float, Curves]:
     curves: dict[float, dict[str, npt.NDArray[np.float64]]] = {}
     for variant, seeds in runs.items():
-        curves.setdefault(variant.weight_decay, {})[variant.regularizer] = _stacked(
+        curves.setdefault(variant.weight_decay, {})[variant.regularizer] = _stack(
             [curve(records, metric) for records in seeds]
         )
     return dict(curves)
 
 
-def _stacked(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """[seeds, rounds]; NaN where a shorter one ends, and where a value is not finite."""
+def _stack(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Stacks curves to [seeds, rounds]; NaN after the end of a shorter one, and for values that are not finite."""
     stacked = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, values in zip(stacked, curves, strict=True):
         row[: len(values)] = np.where(np.isfinite(values), values, np.nan)

@@ -1,4 +1,4 @@
-"""One HTML page that opens without a network: pictures are inside it, and it asks nobody for anything."""
+"""Builds the HTML page of a search. Its plots are embedded, so it needs no network."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from fednar_ray.report.axes import figure_text, html_label, metric_label, text
-from fednar_ray.report.search_results import SearchFacts, ranked
+from fednar_ray.report.search_results import SearchFacts, rank_trials
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 
@@ -34,7 +34,7 @@ figcaption, .note { color: #57606a; font-size: .92rem; }
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A picture of the page with its heading, or why there is none."""
+    """A plot of the page with its heading; without a path, the caption says why there is no plot."""
 
     title: str  # HTML
     caption: str
@@ -43,17 +43,17 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A cell of HTML that is aligned to the right."""
+    """An HTML cell that is aligned to the right."""
 
     html: str
 
 
 Cell = str | Number
-"""HTML, aligned to the left or to the right."""
+"""HTML that is aligned to the left, or a Number."""
 
 
 def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, pictures: Sequence[Plot]) -> str:
-    """The whole page."""
+    """Returns the HTML of the whole page."""
     title = f"Search {escape(record.name)}"
     return "\n".join(
         [
@@ -78,7 +78,7 @@ def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, pictures:
 
 
 def claim(record: SearchRecord, falls: Sensitivity) -> list[str]:
-    """The sensitivity as sentences, one a factor."""
+    """Returns the sensitivity as sentences, one per factor."""
     sentences = []
     for factor in FACTORS:
         losses = [(name, falls.mean(name, factor)) for name in falls.regularizers]
@@ -90,7 +90,7 @@ def claim(record: SearchRecord, falls: Sensitivity) -> list[str]:
 
 
 def amount(record: SearchRecord, fall: float | None) -> str:
-    """A fall of the metric: of an accuracy in points, hundredths."""
+    """Formats a degradation of the metric; that of an accuracy is given in points (hundredths)."""
     if fall is None:
         return "–"
     return f"{100 * fall:.1f}" if _in_points(record) else figure_text(fall)
@@ -191,14 +191,14 @@ def _results(record: SearchRecord) -> str:
             Number(figure_text(trial.value)),
             *(Number(escape(text(trial.values[key]))) for key in record.space),
         ]
-        for trial in ranked(record)
+        for trial in rank_trials(record)
     ]
     header = ["trial", "status", "rounds", escape(metric_label(record)), *map(html_label, record.space)]
     return _table(header, rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table of cells that are HTML."""
+    """Returns an HTML table; the cells are HTML."""
     head = "".join(f"<th>{name}</th>" for name in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

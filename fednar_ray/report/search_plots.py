@@ -1,4 +1,4 @@
-"""All trials at once, what mattered, and the best against the baseline, as PNG files."""
+"""Plots of a search: all trials in parallel coordinates, importances, and the best trial against the baseline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +24,9 @@ BEST, BASELINE, OTHERS = "#d1495b", "#30638e", "#9a9a9a"
 
 
 def draw_parallel(record: SearchRecord, path: Path) -> Path:
-    """A line a trial through its values and its result; colored by the result where it ran all rounds.
+    """Draws one line per trial through its values and its result; lines of finished trials are colored by the result.
 
-    One trial must have run all rounds.
+    At least one trial must have run all rounds.
     """
     finished, best = record.finished, record.best_trial
     shown = [trial for trial in record.trials if trial.value is not None]
@@ -50,7 +50,7 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     if best is not None:
         axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")
     names = [label(scale.key).replace(" ", "\n", 1) for scale in scales] + [metric_label(record).replace(" ", "\n", 1)]
-    _rule(axes, [*scales, result], names)
+    _draw_axes(axes, [*scales, result], names)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
     figure.colorbar(
         ScalarMappable(colors.norm, palette), ax=axes, label=metric_label(record), extend=colors.extend, pad=0.02
@@ -59,8 +59,8 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     return path
 
 
-def _rule(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
-    """A vertical axis with ticks for each scale, the names above."""
+def _draw_axes(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
+    """Draws a vertical axis with ticks for each scale, and the names above them."""
     axes.set(xlim=(-0.25, len(scales) - 0.55), ylim=(-0.06, 1.06), yticks=[])
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
@@ -77,7 +77,7 @@ def _rule(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
 
 
 def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
-    """Bars, the most important key on top; ``shares`` as ``importances`` gives them."""
+    """Draws the shares that ``compute_importances`` returns as bars, the most important key on top."""
     figure = Figure(figsize=(7, 1.3 + 0.42 * len(shares)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(shares))[::-1]
@@ -92,7 +92,7 @@ def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
 
 
 def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
-    """The metric over rounds: the best against the baseline, before all trials."""
+    """Draws the metric over rounds: the best trial and the baseline, in front of all trials."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, trial in enumerate(record.trials):

@@ -1,4 +1,4 @@
-"""A search's report as files: pictures, tables, and the page with all of it."""
+"""Writes the report of a search: plots, tables, and a page that contains everything."""
 
 import csv
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fednar_ray.report.axes import html_label, metric_label
 from fednar_ray.report.heat_maps import draw_heat_map, pairs
-from fednar_ray.report.importance import importances, why_no_importances
+from fednar_ray.report.importance import compute_importances, why_no_importances
 from fednar_ray.report.search_page import Plot, page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
-from fednar_ray.report.search_results import COLUMNS, SearchFacts, results, summarize_search
+from fednar_ray.report.search_results import COLUMNS, SearchFacts, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, sensitivity
 from fednar_ray.tracking.searches import SearchRecord
 
@@ -21,16 +21,16 @@ NONE_FINISHED = "No trial ran all rounds."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchReport:
-    """What was written, and the key figures."""
+    """The files of a report, and the numbers in it."""
 
     page: Path
-    files: tuple[Path, ...]  # all of them, the page too
+    files: tuple[Path, ...]  # all files, including the page
     facts: SearchFacts
     sensitivity: Sensitivity
 
 
 def write_report(record: SearchRecord, directory: Path) -> SearchReport:
-    """Write a search's pictures, ``results.csv``, ``sensitivity.json`` and ``index.html`` into a directory."""
+    """Writes the plots of a search, ``results.csv``, ``sensitivity.json`` and ``index.html`` into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     facts, falls = summarize_search(record), sensitivity(record)
     pictures = list(_plots(record, directory))
@@ -42,13 +42,13 @@ def write_report(record: SearchRecord, directory: Path) -> SearchReport:
 
 
 def _plots(record: SearchRecord, directory: Path) -> Iterator[Plot]:
-    """In the order of the page."""
-    begun = record.best or record.baseline or any(trial.history for trial in record.trials)
+    """Draws the plots in the order of the page."""
+    started = record.best or record.baseline or any(trial.history for trial in record.trials)
     what = f"{metric_label(record).capitalize()} over rounds; behind it all trials, those that were stopped early too."
     yield Plot(
         title="Best against baseline",
-        caption=what if begun else "No round was evaluated.",
-        path=draw_best_and_baseline(record, directory / "best_and_baseline.png") if begun else None,
+        caption=what if started else "No round was evaluated.",
+        path=draw_best_and_baseline(record, directory / "best_and_baseline.png") if started else None,
     )
     yield from _heat_maps(record, directory)
     finished = bool(record.finished)
@@ -61,7 +61,7 @@ def _plots(record: SearchRecord, directory: Path) -> Iterator[Plot]:
     yield Plot(
         title="What mattered",
         caption=why_not or "Parameter importance by fANOVA (Optuna's), over the trials that ran all rounds.",
-        path=None if why_not else draw_importances(importances(record), directory / "importance.png"),
+        path=None if why_not else draw_importances(compute_importances(record), directory / "importance.png"),
     )
 
 
@@ -87,7 +87,7 @@ def _write_results(record: SearchRecord, path: Path) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*COLUMNS, record.metric, *record.space])
         writer.writeheader()
-        writer.writerows(results(record))
+        writer.writerows(tabulate_trials(record))
     return path
 
 

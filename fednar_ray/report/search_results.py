@@ -1,4 +1,4 @@
-"""The facts of a search, and its trials as a table."""
+"""Summarizes a search, and ranks its trials."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED, UNFINISHED, 
 
 ORDER = (FINISHED, STOPPED, UNFINISHED, FAILED)
 COLUMNS = ("trial", "status", "rounds")
-"""Of the results; after them the metric, and the searched keys."""
+"""The first columns of the results. The metric and the searched keys follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchFacts:
-    """What a search did, and what came of it; None where it did not get that far."""
+    """The summary of a search. A field is None if the search has not got that far."""
 
-    statuses: Mapping[str, int]  # status → trials
+    statuses: Mapping[str, int]  # status → number of trials
     best_trial: str | None
     best_value: float | None
-    best_values: Mapping[str, Any]  # of the searched keys
+    best_values: Mapping[str, Any]  # by searched key
     best_test_accuracy: float | None
     baseline_value: float | None
     baseline_test_accuracy: float | None
     rounds_trained: int  # over all trials and their seeds
-    rounds_saved: int  # not trained, since trials were stopped early
+    rounds_saved: int  # not trained because trials were stopped early
 
 
 def summarize_search(record: SearchRecord) -> SearchFacts:
-    """The facts of a search."""
+    """Summarizes a search."""
     best, baseline = record.best_trial, record.baseline
     whole = full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status == STOPPED]
@@ -45,12 +45,12 @@ def summarize_search(record: SearchRecord) -> SearchFacts:
 
 
 def full_rounds(record: SearchRecord) -> int:
-    """The rounds of a trial that is not stopped."""
+    """Returns the number of rounds of a trial that is not stopped."""
     return int(record.settings.get("federation.rounds") or max((trial.rounds for trial in record.trials), default=0))
 
 
-def ranked(record: SearchRecord) -> list[TrialRecord]:
-    """Those that ran all rounds first, best first; then those that were stopped, that run, and that failed."""
+def rank_trials(record: SearchRecord) -> list[TrialRecord]:
+    """Sorts the trials: first the finished ones, then stopped, unfinished and failed ones; each group best first."""
 
     def place(trial: TrialRecord) -> tuple[int, bool, float]:
         status = ORDER.index(trial.status) if trial.status in ORDER else len(ORDER)
@@ -59,13 +59,13 @@ def ranked(record: SearchRecord) -> list[TrialRecord]:
     return sorted(record.trials, key=place)
 
 
-def results(record: SearchRecord) -> Sequence[Mapping[str, Any]]:
-    """A row a trial, as ``ranked``: name, status, rounds, the metric, and the searched values."""
+def tabulate_trials(record: SearchRecord) -> Sequence[Mapping[str, Any]]:
+    """Returns one row per trial, ranked: its name, status, rounds, metric and searched values."""
     return [
         {
             **dict(zip(COLUMNS, (trial.name, trial.status, trial.rounds), strict=True)),
             record.metric: trial.value,
             **{key: trial.values[key] for key in record.space},
         }
-        for trial in ranked(record)
+        for trial in rank_trials(record)
     ]

@@ -1,7 +1,9 @@
-"""How far the metric falls where one setting is off: FedNAR's claim (Li et al., NeurIPS 2023) as one number.
+"""Measures how much the metric degrades if one setting is chosen badly: FedNAR's claim as one number.
 
-A regularizer's best trial stands for well-chosen settings.  Off by 3 or 10 are the trials that share all of its values
-but one, and have that one about 3 or 10 times higher or lower; of an annealing rate γ it is 1 − γ that is off.
+The best trial of a regularizer represents well-chosen settings. It is compared with the trials that share all of its
+values but one, which is about 3 or 10 times higher or lower. For an annealing rate γ, 1 − γ is compared.
+
+Source: Li et al., NeurIPS 2023.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,36 +16,36 @@ from fednar_ray.report.axes import ANNEAL, CLIP_BOUND, LOCAL_LR, REGULARIZER, WE
 from fednar_ray.tracking.searches import FAILED, SearchRecord, TrialRecord
 
 FACTORS = (3, 10)
-TOLERANCE = 1.15  # grids go 0.1, 0.3, 1, 3: from 0.3 to 1 is 3.33 times
+TOLERANCE = 1.15  # in a grid of 0.1, 0.3, 1, 3 the step from 0.3 to 1 is 3.33 times
 SETTINGS = (CLIP_BOUND, WEIGHT_DECAY, LOCAL_LR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Degradation:
-    """What one setting costs a regularizer when it is off by a factor, in the worse direction."""
+    """The degradation of one regularizer if one setting is off by a factor, in the worse direction."""
 
     regularizer: str
     key: str
     factor: int
-    right: Any  # the value of the regularizer's best trial
-    wrong: Any | None  # the value of the worse one of the trials that are off; None where none finished
-    fall: float | None  # of the metric, positive where it got worse
-    failed: int  # trials that are off by so much and failed, so that their fall is not known
+    right: Any  # the value in the best trial of the regularizer
+    wrong: Any | None  # the value in the worse one of the compared trials; None if none finished
+    fall: float | None  # the change of the metric, positive if it got worse
+    failed: int  # number of compared trials that failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """All falls, in the order of regularizers, keys and factors."""
+    """All degradations, in the order of regularizers, keys and factors."""
 
     falls: tuple[Degradation, ...]
 
     @property
     def regularizers(self) -> tuple[str, ...]:
-        """Those that have a best trial."""
+        """The regularizers that have a best trial."""
         return tuple(dict.fromkeys(fall.regularizer for fall in self.falls))
 
     def mean(self, regularizer: str, factor: int) -> float | None:
-        """The mean fall over the settings for which it is known."""
+        """Averages the degradations over the settings; None if none is known."""
         known = [
             fall.fall
             for fall in self.falls
@@ -53,17 +55,17 @@ class Sensitivity:
 
     @property
     def known(self) -> bool:
-        """Whether there is any number at all."""
+        """Whether any degradation is known."""
         return any(fall.fall is not None for fall in self.falls)
 
 
 def sensitivity(record: SearchRecord) -> Sensitivity:
-    """The falls of each regularizer of a search, over its searched settings."""
+    """Computes the degradations of each regularizer of a search, over its searched settings."""
     return Sensitivity(falls=tuple(_compute_degradations(record)))
 
 
 def group_by_regularizer(record: SearchRecord, trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
-    """Trials by regularizer, in the order of the search space, or else all under the experiment's own."""
+    """Groups trials by regularizer, in the order of the search space; one group if it was not searched."""
     own = str(record.settings.get(REGULARIZER, ""))
     listed = [str(value) for values in record.space.get(REGULARIZER, {"": [own]}).values() for value in values]
     groups: dict[str, list[TrialRecord]] = {name: [] for name in listed}
@@ -95,7 +97,7 @@ def _compute_degradations(record: SearchRecord) -> Iterator[Degradation]:
 
 
 def _is_off(trial: TrialRecord, best: TrialRecord, key: str, factor: int) -> bool:
-    """Whether a trial differs from the best in that key alone, and there by about the factor."""
+    """Whether a trial differs from the best only in ``key``, and by about ``factor`` there."""
     if any(trial.values.get(other) != value for other, value in best.values.items() if other != key):
         return False
     size, right = (_size(key, one.values.get(key)) for one in (trial, best))
@@ -106,7 +108,7 @@ def _is_off(trial: TrialRecord, best: TrialRecord, key: str, factor: int) -> boo
 
 
 def _size(key: str, value: Any) -> float:
-    """What is multiplied: the value, or of an annealing rate its distance from 1."""
+    """Returns the quantity to compare: the value, or the distance from 1 of an annealing rate."""
     if not is_number(value):
         return 0.0
     return 1.0 - value if key.endswith(ANNEAL) else float(value)

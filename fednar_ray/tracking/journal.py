@@ -1,4 +1,4 @@
-"""The run directory ``runs/<name>-<id>/``: the experiment as it was run, and a line of JSON a round."""
+"""The journal of a run: one line of JSON per round, beside the experiment as it was run."""
 
 import json
 import math
@@ -17,12 +17,12 @@ from fednar_ray.tracking.run_directory import RunDirectory
 
 
 def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can say them: null where one is not finite."""
+    """Returns metrics in a form that JSON can hold: None where one is not finite."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def parse(line: str) -> RoundRecord:
-    """The round that a line of the journal records; what is null there is NaN here."""
+def parse_line(line: str) -> RoundRecord:
+    """Parses a line of the journal. A metric that is null there becomes NaN."""
     fields = json.loads(line)
     return RoundRecord(
         round_index=fields["round"],
@@ -39,7 +39,7 @@ def parse(line: str) -> RoundRecord:
 def is_round(line: str, index: int) -> bool:
     """Whether a line of a journal records round ``index``, with everything that is read from it."""
     try:
-        fields, record = json.loads(line), parse(line)
+        fields, record = json.loads(line), parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
     numbers = [fields["time"], *record.metrics.values(), *record.client_ids, *record.step_norms.values()]
@@ -51,8 +51,8 @@ def is_round(line: str, index: int) -> bool:
     )
 
 
-def line_of(record: RoundRecord) -> str:
-    """A round that has just ended, as a line of the journal."""
+def format_line(record: RoundRecord) -> str:
+    """Formats a round that has just ended as a line of the journal."""
     line = {
         "round": record.round_index,
         "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
@@ -64,19 +64,26 @@ def line_of(record: RoundRecord) -> str:
     return json.dumps(line)
 
 
-def recorded(directory: Path) -> tuple[RoundRecord, ...]:
-    """The rounds in a run directory, whether or not its run is still being written.
+def load_records(directory: Path) -> tuple[RoundRecord, ...]:
+    """Loads the rounds recorded in a run directory, which may still be written by another process.
 
-    They end at the first line that is not the next round.  Raises OSError where the file cannot be read.
+    Loading stops at the first line that is not the next round.
+
+    Raises:
+        OSError: The file cannot be read.
     """
-    return tuple(parse(line) for line in read_lines(RunDirectory(directory).journal, is_round))
+    return tuple(parse_line(line) for line in read_lines(RunDirectory(directory).journal, is_round))
 
 
 class Journal(RoundCallback):
-    """Every round in ``metrics.jsonl``, written as it ends: a crash loses nothing that was reported.
+    """Writes every round to ``metrics.jsonl`` as it ends, so that a crash loses nothing that was reported.
 
-    ``lines`` are rounds 0, 1, … as a checkpoint keeps them; those that the file lacks are written first.
-    Writing raises RunFailed where there is no room.
+    Writing raises RunFailed if the disk is full.
+
+    Args:
+        directory: The run directory, which is created if needed.
+        experiment: Written to the directory, too.
+        lines: Rounds 0, 1, … from a checkpoint. Those that the file lacks are written first.
     """
 
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
@@ -88,27 +95,27 @@ class Journal(RoundCallback):
 
     @property
     def rounds(self) -> int:
-        """How many rounds are recorded."""
+        """The number of recorded rounds."""
         return len(self.file)
 
     def log(self, record: RoundRecord) -> None:
-        """Record the next round. One that is recorded already is left as it is: a resumed run trains it again."""
+        """Records the next round. A round that is already recorded, and is trained again after a resumption, stays."""
         if record.round_index < self.rounds:
             return
         assert record.round_index == self.rounds, f"round {record.round_index} after {self.rounds} rounds"
-        self.file.append(line_of(record))
+        self.file.append(format_line(record))
 
     def truncate(self, rounds: int) -> None:
-        """Forget all but the first ``rounds``, for a run that goes on differently from there."""
+        """Removes all but the first ``rounds``, for a resumed run whose next rounds may differ."""
         self.file.truncate(rounds)
 
     def lines(self, rounds: int) -> tuple[str, ...]:
-        """The first so many rounds, verbatim, for a checkpoint."""
+        """Returns the lines of the first ``rounds``, verbatim, for a checkpoint."""
         return self.file.read(0, rounds)
 
     def records(self) -> tuple[RoundRecord, ...]:
-        """Every round recorded."""
-        return tuple(parse(line) for line in self.lines(self.rounds))
+        """Returns all recorded rounds."""
+        return tuple(parse_line(line) for line in self.lines(self.rounds))
 
     def on_round_end(self, report: RoundReport) -> None:
         """Records the round, before anything else learns of it."""

@@ -1,7 +1,7 @@
-"""Reports to MLflow: one run an experiment, metrics at step = round, and the final model.
+"""Reports to MLflow: one MLflow run per run, metrics with step = round, and the final model.
 
-Only the driver reports.  What it reports is written to the run directory first, and sent by a thread of its own:
-a run neither waits for MLflow nor fails with it.
+Only the driver reports.  What it reports is first written to the run directory, and then sent by a background thread,
+so a run neither waits for MLflow nor fails with it.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
-    """The data set, as MLflow shows it among a run's inputs."""
+    """Describes the data set, which MLflow shows among a run's inputs."""
 
     name: str
     digest: str
@@ -83,9 +83,13 @@ class DataSummary:
 
 
 class Store:
-    """A tracking store: where it is, and whether it answers. Making one contacts nothing.
+    """A tracking store. Creating an instance contacts nothing.
 
-    Raises BadInput where the address carries a password: it is recorded with every run.
+    Args:
+        uri: The address; None: the one that MLflow is set to.
+
+    Raises:
+        BadInput: The address contains a password, which would be recorded with every run.
     """
 
     def __init__(self, uri: str | None) -> None:
@@ -96,12 +100,12 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client; a database is opened by it, and brought up to date, by one process at a time."""
+        """MLflow's client. Only one process at a time opens and migrates a database."""
         with _opened_alone(self.uri), _without_stray_folders(self.uri):
             return MlflowClient(self.uri)
 
     def check(self) -> None:
-        """Raises TrackingUnavailable where the store cannot be read, or is a folder that MLflow would misread."""
+        """Raises TrackingUnavailable if the store cannot be read, or is a folder whose name MLflow would misread."""
         folder = folder_misread_by_mlflow(self.uri)
         if folder is not None:
             raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
@@ -110,7 +114,7 @@ class Store:
                 self._ask_for_the_default_experiment()
 
     def _ask_for_the_default_experiment(self) -> None:
-        """An empty answer may come from anything; MLflow knows experiment 0, or says that there is none."""
+        """Checks that MLflow answers, since anything may answer with nothing: it knows experiment 0, or says so."""
         try:
             known = self.client.get_experiment("0").experiment_id
         except RestException:
@@ -119,9 +123,13 @@ class Store:
             raise NotAnswered(f"asked for experiment 0, it answered with {known!r}")
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of that name, made if it is new; beside a SQLite file, its artifacts lie there too.
+        """Returns the id of an MLflow experiment, which is created if it is new.
 
-        Raises BadInput for a name that would lead its artifacts elsewhere, and TrackingUnavailable.
+        Artifacts of an experiment in a SQLite file are stored beside that file.
+
+        Raises:
+            BadInput: The name would place artifacts outside the artifact folder.
+            TrackingUnavailable: The store does not answer.
         """
         problem = experiment_name_problem(name)
         if problem is not None:
@@ -137,7 +145,7 @@ class Store:
             return _checked_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """A new run, tagged with what runs it as well; returns its id."""
+        """Creates a run, tagged with the versions of the software too, and returns its id."""
         with raise_as_unavailable(self.uri):
             run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
             if run.info.experiment_id != experiment_id:
@@ -147,21 +155,26 @@ class Store:
         return run_id
 
     def last_writer(self, run_id: str) -> str | None:
-        """Which start of which copy of a run's directory wrote to it last; None where that is not known."""
-        with suppress(Exception):  # a run goes on whether or not its store answers
+        """Returns the token of the process that wrote to a run last; None if it is not known."""
+        with suppress(Exception):  # a run is resumed whether or not its store answers
             writer: str | None = self.client.get_run(run_id).data.tags.get(WRITER_TAG)
             return writer
         return None
 
     def abandon_run(self, run_id: str) -> None:
-        """End a run that nobody continues as KILLED, and mark it; one that has ended is only marked."""
+        """Marks a run that is not continued, and ends it as KILLED if it has not ended."""
         with raise_as_unavailable(self.uri):
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
             self.client.set_tag(run_id, ABANDONED_TAG, "true")
 
     def register_model(self, run_id: str, name: str) -> int:
-        """The run's model as the next version of a registered model, made if it is new; returns the version."""
+        """Registers a run's model as the next version of ``name``, and returns the version.
+
+        Args:
+            run_id: MLflow's id of the run, which has one logged model.
+            name: The registered model, which is created if it is new.
+        """
         with raise_as_unavailable(self.uri):
             if not self._has_registered(name):
                 self.client.create_registered_model(name)
@@ -171,10 +184,11 @@ class Store:
         return int(version.version)
 
     def check_registration(self, name: str) -> None:
-        """Find out whether a model can be registered under a name, before anything is trained.
+        """Checks before training whether a model can be registered under a name.
 
-        Raises BadInput where MLflow does not accept the name, or the store keeps no registered models, and
-        TrackingUnavailable where it does not answer.
+        Raises:
+            BadInput: MLflow does not accept the name, or the store has no model registry.
+            TrackingUnavailable: The store does not answer.
         """
         self.check()
         if len(name) > LONGEST_MODEL_NAME:
@@ -196,7 +210,7 @@ class Store:
         return True
 
     def log_files(self, run_id: str, directory: Path, name: str) -> None:
-        """The files of a directory among a run's artifacts, below ``name``."""
+        """Uploads the files of a directory as artifacts of a run, in the artifact folder ``name``."""
         with raise_as_unavailable(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
 
@@ -209,7 +223,7 @@ def _checked_id(of: str, answered: object) -> str:
 
 @contextmanager
 def _opened_alone(uri: str) -> Iterator[None]:
-    """MLflow's migrations of a database end in an error where two processes begin them at once: the second waits."""
+    """Lets one process at a time open a database: two that start MLflow's migrations at once end in an error."""
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
@@ -219,7 +233,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _without_stray_folders(uri: str) -> Iterator[None]:
-    """Removes the folder that MLflow makes for a SQLite file whose percent-encoded path it does not decode."""
+    """Removes the folder that MLflow creates for a SQLite file because it does not decode percent-encoded paths."""
     file = sqlite_file(uri)
     folder = Path(uri.partition(":///")[2].partition("?")[0]).parent
     made = [] if file is None or file.parent == folder else [p for p in (folder, *folder.parents) if not p.exists()]
@@ -233,7 +247,7 @@ def _without_stray_folders(uri: str) -> Iterator[None]:
 
 @contextmanager
 def raise_as_unavailable(uri: str) -> Iterator[None]:
-    """Whatever a store raises (MLflow lets SQLAlchemy's and requests' through) as TrackingUnavailable."""
+    """Turns whatever a store raises, also SQLAlchemy's and requests' errors, into TrackingUnavailable."""
     try:
         yield
     except Exception as error:
@@ -289,7 +303,7 @@ class RunTracker(RoundCallback):
             self._held = stack.pop_all()
 
     def _identity(self) -> Identity:
-        """Of the run in this directory; what the directory says of itself, if that is the same run."""
+        """Returns the identity that the directory records, if it is of the same run; else a new one."""
         new = Identity(run_id=self.run_id, tracking_uri=self.uri)
         try:
             recorded = read_identity(self._directory)
@@ -305,48 +319,48 @@ class RunTracker(RoundCallback):
             self._sender.wake()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Flattened parameters."""
+        """Logs flattened parameters."""
         self._queue("params", params={key: str(value) for key, value in params.items()})
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags that become known during the run."""
+        """Sets tags."""
         self._queue("tags", tags=dict(tags))
 
     def log_data(self, data: DataSummary) -> None:
-        """The data set as an input of the run."""
+        """Logs the data set as an input of the run."""
         profile = {"clients": data.clients, "examples": data.examples, "classes": data.classes}
         self._queue("data", name=data.name, digest=data.digest, profile=profile)
 
     def log_experiment(self, experiment: Experiment) -> None:
-        """The experiment as a file that ``fednar run`` takes."""
+        """Logs the experiment as a file that ``fednar run`` takes."""
         path = RunDirectory(self._directory).experiment_yaml
         replace_file(path, dump(experiment))
         self.log_file(path)
 
     def log_file(self, path: Path) -> None:
-        """A file of the run directory among the run's artifacts."""
+        """Uploads a file of the run directory as an artifact."""
         self._queue("file", path=str(path.relative_to(self._directory)))
 
     def log_table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
-        """Rows as a JSON table that the MLflow UI shows; a second one of that name replaces the first."""
+        """Logs rows as a JSON table that the MLflow UI shows. A later table of the same name replaces it."""
         columns = list(rows[0]) if rows else []
         data = [[_for_table(row[column]) for column in columns] for row in rows]
         replace_file(self._directory / name, json.dumps({"columns": columns, "data": data}))
         self._queue("table", path=name)
 
     def follow(self, journal: Journal) -> None:
-        """Send the rounds of a journal from now on, those that it holds already and those to come; step = round."""
+        """Sends the rounds of a journal, those recorded already and those to come, with step = round."""
         self._delivery.rounds = journal.file
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Figures of the run as a whole."""
+        """Logs metrics of the run as a whole."""
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._queue("metrics", metrics=finite, step=step, time=_now())
 
     def save_model(
         self, model: torch.nn.Module, example: npt.NDArray[Any], columns: Sequence[str] | None = None
     ) -> None:
-        """The model with its signature.
+        """Logs the model with its signature.
 
         Args:
             model: Takes raw inputs.
@@ -358,7 +372,7 @@ class RunTracker(RoundCallback):
         self._queue("model", path=directory.name)
 
     def ends_as(self, status: str) -> None:
-        """What MLflow is to call the run at its end: FINISHED, unless told otherwise, KILLED or FAILED."""
+        """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""
         self._ends_as = status
 
     def on_run_end(self) -> None:
@@ -380,13 +394,13 @@ class RunTracker(RoundCallback):
             with suppress(RunFailed):
                 self._queue("end", status=status, time=_now())
             self._sender.close(seconds)
-            self._tell_what_is_owed()
+            self._warn_about_unsent()
 
-    def _tell_what_is_owed(self) -> None:
+    def _warn_about_unsent(self) -> None:
         if self._delivery.owes:
             log.warning(
-                "MLflow at %s does not have everything of this run: %d rounds and %d other things are yet to be sent; "
-                "when it answers, do so with: fednar sync %s",
+                "MLflow at %s does not have everything of this run: %d rounds and %d other records are not sent yet; "
+                "when it answers, send them with: fednar sync %s",
                 self.uri, self._delivery.owed_rounds, self._delivery.owed_operations, shlex.quote(str(self._directory)),
             )  # fmt: skip
 
@@ -418,7 +432,7 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working directory, where it is a git checkout."""
+    """Returns the commit of the working directory; None if it is not a git checkout."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

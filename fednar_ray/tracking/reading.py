@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
-from fednar_ray.tracking.journal import is_round, parse
+from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -60,7 +60,7 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
         if finished and any(file.path == journal for file in store.client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as directory:
                 lines = read_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
-                return tuple(map(parse, lines))
+                return tuple(map(parse_line, lines))
     return read_metrics(store, run, PLOTTED_METRICS)
 
 

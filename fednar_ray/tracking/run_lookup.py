@@ -12,7 +12,7 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
 
 log = logging.getLogger("fednar_ray")
@@ -193,7 +193,7 @@ def summarize(ref: RunRef) -> RunSummary:
 
 def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
     try:
-        return recorded(ref.directory)
+        return load_records(ref.directory)
     except OSError as error:
         log.warning("the rounds of %s cannot be read: %s", ref.directory, error.strerror)
         return ()

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.federated.evaluation import metric_names
 
 ALWAYS_REPORTED = ("train_loss",)
@@ -24,7 +24,7 @@ def check_trials(document: Document, session: RaySession) -> None:
     problems = list(_find_metric_problems(document, document.experiment, prepared.federation, "search.metric"))
     if not problems:
         for place, experiment in _vary_data(document):
-            federation = federation_of(experiment, session)
+            federation = load_experiment_data(experiment, session)
             problems += _find_metric_problems(document, experiment, federation, place)
     if problems:
         raise ConfigError(tuple(problems))
@@ -40,7 +40,7 @@ def _vary_data(document: Document) -> Iterator[tuple[str, Experiment]]:
 
 
 def _find_metric_problems(
-    document: Document, experiment: Experiment, federation: Federation, place: str
+    document: Document, experiment: Experiment, federation: FederatedData, place: str
 ) -> Iterator[str]:
     assert document.search is not None
     metric = document.search.metric

@@ -11,7 +11,7 @@ from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
 from fednar_ray.tracking.identity import read_identity
-from fednar_ray.tracking.journal import Journal, parse
+from fednar_ray.tracking.journal import Journal, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
@@ -41,7 +41,7 @@ class OpenTrial:
     def log_rounds(self, lines: Sequence[str]) -> None:
         """Writes rounds to the journal, except those that it already has."""
         for line in lines:
-            self._journal.log(parse(line))
+            self._journal.log(parse_line(line))
 
     def close_journal(self) -> None:
         """Closes the journal's file. The rounds in it can still be read and sent to MLflow."""

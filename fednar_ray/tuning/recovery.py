@@ -11,7 +11,7 @@ from pathlib import Path
 from ray.cloudpickle import load as unpickle
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tuning.trial_plan import values_key
 from fednar_ray.tuning.trial_report import TrialReport
@@ -79,7 +79,7 @@ def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: i
     for entry in table.trials.values():
         if entry.status != RUNNING:
             continue
-        records = recorded(table.trial_directory(entry))
+        records = load_records(table.trial_directory(entry))
         value = records[-1].metrics.get(search.metric, math.nan) if len(records) == rounds else math.nan
         if math.isfinite(value):
             entry.status, entry.rounds, entry.value, entry.failure = FINISHED, rounds, value, None

@@ -21,6 +21,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from fednar_ray.config import Domain, SearchSettings
+from fednar_ray.config.scheduler import AshaSettings, HyperbandSettings, MedianSettings, PbtSettings
 from fednar_ray.tuning.trial_report import ROUNDS_KEY
 
 log = logging.getLogger("fednar_ray")
@@ -90,15 +91,15 @@ def build_scheduler(search: SearchSettings, rounds: int) -> TrialScheduler:
     """Builds the scheduler that stops trials early, for trials of ``rounds`` rounds."""
     settings = search.scheduler
     guided = {"time_attr": ROUNDS_KEY, "metric": search.metric, "mode": search.mode}
-    match settings.name:
-        case "asha":
+    match settings:
+        case AshaSettings():
             grace, reduction = settings.grace_rounds, settings.reduction
             return AsyncHyperBandScheduler(**guided, max_t=rounds, grace_period=grace, reduction_factor=reduction)
-        case "hyperband":
+        case HyperbandSettings():
             return HyperBandScheduler(**guided, max_t=rounds, reduction_factor=settings.reduction)
-        case "median":
+        case MedianSettings():
             return MedianStoppingRule(**guided, grace_period=settings.grace_rounds)
-        case "pbt":
+        case PbtSettings():
             return PopulationBasedTraining(
                 **guided,
                 perturbation_interval=settings.perturb_rounds,

@@ -15,7 +15,7 @@ from ray import tune
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.execution.session import RaySession
-from fednar_ray.tracking.journal import line_of
+from fednar_ray.tracking.journal import format_line
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
 from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
 from fednar_ray.tuning.trial_report import TrialReport
@@ -108,7 +108,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         return TrialReport(
             value=value if failure is None else worst_value(search.mode),
             rounds=self._rounds_done,
-            lines=tuple(line_of(record) for record in records),
+            lines=tuple(format_line(record) for record in records),
             failure=failure,
             train_seconds=seconds,
             group_size=first.group_size,

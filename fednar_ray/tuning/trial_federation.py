@@ -1,5 +1,6 @@
 """One federation of a trial: a trial trains one per seed."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,16 +11,16 @@ import numpy as np
 
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import DataSettings, Experiment, ModelSettings, SearchSettings, dotted
+from fednar_ray.config import Experiment, SearchSettings, dotted
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.checkpoint_contents import experiment_of_trial
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import SerialTrainer, place, resolve
-from fednar_ray.experiments.prepare import Prepared, adapted, prepare
+from fednar_ray.experiments.prepare import Prepared, adapt, prepare
 from fednar_ray.federated.server_state import FederationState
-from fednar_ray.tracking.journal import line_of, parse
+from fednar_ray.tracking.journal import format_line, parse_line
 from fednar_ray.tuning.trial_report import Lineage
 
 CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next trials
@@ -35,11 +36,11 @@ class TrialFederation:
         assert experiment.model is not None
         data, model = experiment.data.model_dump_json(), experiment.model.model_dump_json()
         prepared, trainer = _prepare_cached(data, model, experiment.seed)
-        self._prepared = adapted(prepared, experiment)
+        self._prepared = adapt(prepared, experiment)
         self._resources = ExitStack()
         self._execution = resolve(self._prepared, session)
         self._pool = self._resources.enter_context(place(self._prepared, self._execution, session, trainer))
-        self._continue_from(initial_state(self._prepared))
+        self._continue_from(build_initial_state(self._prepared))
 
     @property
     def rounds(self) -> int:
@@ -53,7 +54,7 @@ class TrialFederation:
 
     def _continue_from(self, state: FederationState) -> None:
         self._state = state
-        self._reports: Iterator[RoundReport] = rounds_of(
+        self._reports: Iterator[RoundReport] = train_rounds(
             self._prepared, self._execution, self._pool, state, splits=("validation",)
         )
 
@@ -64,7 +65,7 @@ class TrialFederation:
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint."""
-        lines = [line_of(record) for record in self.records]
+        lines = [format_line(record) for record in self.records]
         facts = {"experiment": self.experiment.model_dump(mode="json", exclude_none=True)}
         CheckpointStore(open_storage(str(directory)), 1).save(self._state.snapshot(lines, facts))
 
@@ -79,11 +80,13 @@ class TrialFederation:
         checkpoint = CheckpointStore(open_storage(str(directory)), 1).load()
         if checkpoint is None:
             raise RunFailed(f"no checkpoint in {directory}")
-        saved = experiment_of_trial(checkpoint)
+        saved = read_trial_experiment(checkpoint)
         self.experiment = with_changed_settings(saved, self.experiment, checkpoint.next_round)
-        self._prepared = adapted(self._prepared, self.experiment)
-        self.records = [parse(line) for line in checkpoint.history]
-        self._continue_from(FederationState.restored(checkpoint, initial_state(self._prepared)))
+        self._prepared = adapt(self._prepared, self.experiment)
+        self.records = [parse_line(line) for line in checkpoint.history]
+        start = build_initial_state(self._prepared)
+        check_fits(checkpoint, start.now, str(directory))
+        self._continue_from(FederationState.restored(checkpoint, start))
 
     def find_lineage(self, search: SearchSettings) -> Lineage | None:
         """Returns where the settings come from; None if they never changed."""
@@ -111,7 +114,7 @@ def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int
 @lru_cache(maxsize=CACHED_TRAINERS)
 def _prepare_cached(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
     """Loads data and model, given as JSON, once for all trials of a process that have the same."""
-    sections = {"data": DataSettings.model_validate_json(data), "model": ModelSettings.model_validate_json(model)}
+    sections = {"data": json.loads(data), "model": json.loads(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialTrainer(prepared)
 

@@ -10,7 +10,7 @@ from runs import Ended, Run
 
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
-from fednar_ray.tracking.journal import parse
+from fednar_ray.tracking.journal import parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
@@ -69,7 +69,7 @@ def _without_durations(record: RoundRecord) -> Mapping[str, str]:
 
 
 def _records(run: Run) -> list[RoundRecord]:
-    return [parse(line) for line in _lines(run)]
+    return [parse_line(line) for line in _lines(run)]
 
 
 def _lines(run: Run) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The page of the configuration, made from the models that validate it."""
+"""Generates the page of the configuration from the models that validate it."""
 
 import ast
 import inspect
@@ -12,75 +12,97 @@ from comments import comments
 from pydantic import BaseModel
 
 from fednar_ray.config import CompareSettings, Experiment, SearchSettings
-from fednar_ray.config.search import SCHEDULER_SETTINGS
-from fednar_ray.config.settings import MODEL_SETTINGS, PRESET_SETTINGS, SOURCE_SETTINGS, Settings
+from fednar_ray.config.algorithm import ALGORITHM_VARIANTS
+from fednar_ray.config.base import Settings
+from fednar_ray.config.data import DATA_VARIANTS
+from fednar_ray.config.model import MODEL_VARIANTS
+from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
+from fednar_ray.config.variants import Variants
 
 INTRODUCTION = """# Configuration
 
 An experiment file is YAML with an `experiment` section, and may have `compare` (read by `fednar compare`) and `search`
 (read by `fednar tune`). On the command line `key=value` sets a key by its dotted name, as in the tables below; a value
-is YAML. Names that do not begin with `compare.` or `search.` are the experiment's: `regularizer.clip_bound=5`.
+is YAML. Keys that do not start with `compare.` or `search.` belong to the experiment: `regularizer.clip_bound=5`.
 
 Unknown keys, values out of range and contradictions are refused before anything starts, all at once. Relative paths
-become absolute when they are read. What is not given takes the default; `null` is the same as not given.
+become absolute when they are read. A key that is not given, or is `null`, takes its default.
 """
-READ = "What each reads, and its defaults (where a value is `null`, it may be left out, or must be given):"
-TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "AlgorithmSettings": PRESET_SETTINGS,
-    "DataSettings": SOURCE_SETTINGS,
-    "ModelSettings": MODEL_SETTINGS,
-    "SchedulerSettings": SCHEDULER_SETTINGS,
-}
+VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, SCHEDULER_VARIANTS)
 LIMITS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<",
           "exclusiveMaximum": "<"}  # fmt: skip
 PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
-LARGEST = 2**31 - 1  # a limit that nobody meets
+LARGEST = 2**31 - 1  # a limit that nobody reaches
 
 
 def configuration_page() -> str:
-    """Markdown: a table a section."""
+    """Return the page in Markdown: one table per section."""
     parts = [INTRODUCTION, *section("experiment", Experiment, ""), *section("compare", CompareSettings, "compare.")]
     return "\n".join([*parts, *section("search", SearchSettings, "search.")])
 
 
 def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """A section's own keys, then the sections within it."""
-    schema, symbols = model.model_json_schema(), symbols_of(model)
-    inner = {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
+    """Yield a section's keys, those of its kinds if it has several, and then the sections within it."""
+    variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
+    model = model if variants is None else variants.base
     yield f"## {title}\n"
     yield f"{text(inspect.getdoc(model) or '')}\n"
-    keys = {name: entry for name, entry in schema["properties"].items() if name not in inner or inner[name][1]}
-    rows = [row(prefix, name, entry, symbols) for name, entry in keys.items()]
-    if rows:
-        yield "| key | values | default | |\n|---|---|---|---|"
-        yield from (*rows, "")
-    if model.__name__ in TABLES:
-        yield READ + "\n\n| | |\n|---|---|"
-        yield from (f"| `{name}` | {settings(read)} |" for name, read in TABLES[model.__name__].items())
-        yield ""
+    yield from table(model, list(model.model_fields), prefix)
+    inner = sections_within(model)
+    if variants is not None:
+        yield from kinds(variants, prefix)
+        for kind in dict.fromkeys(variants.by_name.values()):
+            inner |= sections_within(kind)
     for name, (held, below) in inner.items():
         yield from section(f"{prefix}{name}{below}", held, f"{prefix}{name}{below}.")
 
 
+def sections_within(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
+    """Return the sections within a section, by key."""
+    return {name: held for name, field in model.model_fields.items() if (held := held_section(field.annotation))}
+
+
+def table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[str]:
+    """Yield a table of keys, without those that are sections."""
+    schema, symbols, inner = model.model_json_schema(), symbols_of(model), sections_within(model)
+    shown = [key for key in keys if key not in inner or inner[key][1]]
+    if shown:
+        yield "| key | values | default | |\n|---|---|---|---|"
+        yield from (*(row(prefix, key, schema["properties"][key], symbols) for key in shown), "")
+
+
+def kinds(variants: Variants, prefix: str) -> Iterator[str]:
+    """Yield the keys that each kind of a section reads beyond those of all kinds."""
+    names: dict[type[Settings], list[str]] = {}
+    for name, kind in variants.by_name.items():
+        names.setdefault(kind, []).append(name)
+    for kind, own in names.items():
+        named = [f"`{variants.key}: {name}`" for name in own if name not in variants.stand_ins]
+        yield f"{' or '.join(named or [f'`{own[0]}`'])}: {text(inspect.getdoc(kind) or '')}\n"
+        yield from table(kind, list(variants.settings_of(own[0])), prefix)
+
+
 def held_section(annotation: Any) -> tuple[type[Settings], str] | None:
-    """The section in ``SpeedSettings | None``, or below every name in ``Mapping[str, SiteSettings] | None``."""
-    for one in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,):
-        each = get_args(one)[0] if get_origin(one) is Annotated else one
-        named = get_args(each)[-1] if get_origin(each) is Mapping else each
-        if isinstance(named, type) and issubclass(named, Settings):
-            return named, "" if named is each else ".NAME"
+    """Return the section in ``SpeedSettings | None``, or below each name in ``Mapping[str, SiloSettings] | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next((held for one in get_args(annotation) if (held := held_section(one))), None)
+    if get_origin(annotation) is Annotated:
+        return held_section(get_args(annotation)[0])
+    named = get_args(annotation)[-1] if get_origin(annotation) is Mapping else annotation
+    if isinstance(named, type) and issubclass(named, Settings):
+        return named, "" if named is annotation else ".NAME"
     return None
 
 
 def row(prefix: str, name: str, entry: Mapping[str, Any], symbols: Mapping[str, str]) -> str:
-    """One key."""
+    """Return the row of one key."""
     default = code(entry["default"]) if "default" in entry else "must be given"
     said = "; ".join(part for part in (symbols.get(name, ""), entry.get("description", "")) if part)
     return f"| `{prefix}{name}` | {values(entry)} | {default} | {text(said)} |"
 
 
 def values(entry: Mapping[str, Any]) -> str:
-    """What a key takes, in words."""
+    """Return the values that a key takes, in words."""
     if "anyOf" in entry:
         parts = (values(part) for part in entry["anyOf"] if part.get("type") != "null")
         return " or ".join(dict.fromkeys(parts))
@@ -94,19 +116,13 @@ def values(entry: Mapping[str, Any]) -> str:
     return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip().replace("≥ ", "≥\u00a0")
 
 
-def settings(read: Mapping[str, Any]) -> str:
-    """The settings that one preset, model or source reads."""
-    plain = {key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in read.items()}
-    return ", ".join(f"`{key}: {yaml_of(value)}`" for key, value in plain.items()) or "nothing"
-
-
 def code(value: Any) -> str:
-    """A default."""
+    """Format a default."""
     return f"`{yaml_of(value)}`"
 
 
 def yaml_of(value: Any) -> str:
-    """A value as a file would give it."""
+    """Format a value as a file would give it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {yaml_of(inner)}" for key, inner in value.items() if inner is not None) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -115,15 +131,17 @@ def yaml_of(value: Any) -> str:
 
 
 def text(said: str) -> str:
-    """A docstring as Markdown within a table."""
+    """Turn a docstring into Markdown for a table."""
     return said.replace("``", "`").replace("|", "\\|").replace("\n\n", "<br>").replace("\n", " ")
 
 
 def symbols_of(model: type[BaseModel]) -> dict[str, str]:
-    """The comment beside each field: the paper's symbol."""
-    path = Path(inspect.getfile(model))
-    beside = comments(path)
-    classes = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef))
-    body = next(node.body for node in classes if node.name == model.__name__)
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    return {node.target.id: beside[node.lineno] for node in fields if node.lineno in beside}  # type: ignore[union-attr]
+    """Return the comment beside each field: the paper's symbol."""
+    found: dict[str, str] = {}
+    for each in reversed([base for base in model.__mro__ if issubclass(base, Settings) and base is not Settings]):
+        path = Path(inspect.getfile(each))
+        beside, nodes = comments(path), ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        body = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == each.__name__)
+        fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+        found |= {node.target.id: beside[node.lineno] for node in fields if node.lineno in beside}  # type: ignore[union-attr]
+    return found

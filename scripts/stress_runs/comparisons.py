@@ -7,7 +7,7 @@ import numpy as np
 from pages import build_table
 from runs import Outcome, Outcomes, Overrides, format_mean
 
-from fednar_ray.experiments.comparison.table import paired
+from fednar_ray.experiments.comparison.table import compute_paired_difference
 
 BASELINE, FEDNAR = "decoupled", "fednar"
 DECAYS = (0.001, 0.03)  # mild, and badly chosen
@@ -81,7 +81,7 @@ def tables(outcomes: Outcomes) -> Iterator[str]:
 def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
     baseline, fednar = (outcomes[case.of(name, decay)] for name in (BASELINE, FEDNAR))
     finals = [np.array([outcome.final for outcome in runs]) for runs in (baseline, fednar)]
-    difference, interval = paired(finals[1], finals[0])
+    difference, interval = compute_paired_difference(finals[1], finals[0])
     assert interval is not None
     text = f"{difference:+.3f} ± {interval:.3f}"
     return (

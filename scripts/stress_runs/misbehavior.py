@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pages import build_table
 from runs import Outcomes, Overrides, format_mean
 
-from fednar_ray.experiments.comparison.table import paired
+from fednar_ray.experiments.comparison.table import compute_paired_difference
 
 PROMISE = 0.02  # in accuracy: the most that a defense may lose against the clean run, where this is promised
 COMMON = ("regularizer.weight_decay=0.001", "regularizer.clip_bound=1", "federation.clients_per_round=20")
@@ -60,7 +60,7 @@ def build_the_table(outcomes: Outcomes) -> str:
 
 def _cells(federation: Federation, defense: Overrides, outcomes: Outcomes) -> tuple[str, str, str]:
     behaved, misbehaved = (_finals(federation.of(defense, misbehave=each), outcomes) for each in (False, True))
-    difference, interval = paired(misbehaved, _clean(federation, outcomes))
+    difference, interval = compute_paired_difference(misbehaved, _clean(federation, outcomes))
     return format_mean(behaved), format_mean(misbehaved), f"{difference:+.3f} ± {interval:.3f}"
 
 
@@ -69,7 +69,7 @@ def missed(outcomes: Outcomes) -> list[str]:
     short = []
     for federation in (each for each in FEDERATIONS if each.promises):
         for label, defense in DEFENSES.items():
-            difference, _ = paired(
+            difference, _ = compute_paired_difference(
                 _finals(federation.of(defense, misbehave=True), outcomes), _clean(federation, outcomes)
             )
             if defense != UNDEFENDED and difference < -PROMISE:

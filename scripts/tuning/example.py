@@ -22,7 +22,7 @@ import numpy as np
 from pages import DOCS, ROOT, write_part
 
 import fednar_ray as fr
-from fednar_ray.experiments.comparison.table import paired
+from fednar_ray.experiments.comparison.table import compute_paired_difference
 
 PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
@@ -159,7 +159,7 @@ def describe(
     best_default = choose_best(defaults)
     median = statistics.median(each.validation for each in defaults)
     tuned, default = (np.array([each.test for each in runs]) for runs in (fresh_tuned, fresh_default))
-    difference, interval = paired(tuned, default)
+    difference, interval = compute_paired_difference(tuned, default)
     values = ", ".join(f"`{key}` {value:.3g}" for key, value in search["best_values"].items())
     lines = [
         f"{time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes on {os.cpu_count()} cores; `scripts/tuning_example` runs",

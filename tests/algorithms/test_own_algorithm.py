@@ -11,11 +11,12 @@ import pytest
 import fednar_ray as fr
 from fednar_ray.core.errors import RunFailed
 from tests.conftest import small_federation
+from tests.support.stores import create_store
 
 RULES = """
 import numpy as np
 
-from fednar_ray.algorithms.client_corrections import ClientCorrection, proximal
+from fednar_ray.algorithms.client_corrections import ClientCorrection, SharedVector, proximal
 from fednar_ray.algorithms.presets import Algorithm
 from fednar_ray.algorithms.server_optimizers import ServerOptimizer, ServerState, mean
 
@@ -35,6 +36,19 @@ def half_a_step_and_a_memory(beta=0.5):
 
     pull = ClientCorrection(lambda r: lambda grad, params: grad + 0.1 * (params - r.global_params))
     return Algorithm(pull, ServerOptimizer(init, step, lambda state: state.parameters))
+
+
+def drift(name="drift"):
+    # the mean update of all clients so far, which every client gets with the parameters
+    shared = SharedVector(
+        init=np.zeros_like,
+        change=lambda r, states: states - r.state,
+        update=lambda vector, change, examples: vector + change / np.float32(examples),
+    )
+    correction = ClientCorrection(
+        lambda r: lambda grad, params: grad - r.shared[name], lambda r, delta, steps: delta, {name: shared}
+    )
+    return Algorithm(correction, mean(1.0))
 
 
 def number():
@@ -76,14 +90,37 @@ def test_a_preset_written_anew_is_the_preset(rules: str) -> None:
 
 def test_its_memory_is_in_the_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one = experiment({"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": f"sqlite:///{tmp_path}/m.db"})
+    one = experiment(
+        {"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": create_store(tmp_path / "m.db")}
+    )
     fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
     resumed = fr.run(one, resume_newest=True)
     assert resumed.resumed_from_round == 2
     np.testing.assert_array_equal(resumed.parameters, parameters(one))
 
 
-@pytest.mark.ray
+def test_a_vector_that_it_shares_is_sent_and_in_the_checkpoints(
+    rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = experiment({"function": f"{rules}.drift"}, tracking={"uri": create_store(tmp_path / "m.db")})
+    reports = list(fr.iter_rounds(one))
+    plain = list(fr.iter_rounds(experiment({"name": "fedavg"})))
+    assert reports[0].parameters.tobytes() == plain[0].parameters.tobytes()  # the shared vector starts at zero
+    assert reports[1].parameters.tobytes() != plain[1].parameters.tobytes()
+    assert reports[0].metrics["bytes_down"] == 2 * plain[0].metrics["bytes_down"]
+    fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
+    resumed = fr.run(one, resume=True)
+    assert resumed.resumed_from_round == 2
+    assert resumed.parameters.tobytes() == reports[-1].parameters.tobytes()
+
+
+@pytest.mark.parametrize("name", ["parameters", "buffers", "server.m", ""])
+def test_a_shared_vector_with_a_name_that_checkpoints_use_is_refused(rules: str, name: str) -> None:
+    with pytest.raises(fr.ConfigError, match=f"shared vector '{name}': choose another name"):
+        parameters(experiment({"function": f"{rules}.drift", "arguments": {"name": name}}))
+
+
 def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) -> None:
     """Actors of a Ray that knows nothing of the module: the rule itself travels."""
     algorithm = {"function": f"{rules}.half_a_step_and_a_memory", "arguments": {"beta": 0.2}}
@@ -111,9 +148,9 @@ def test_what_is_wrong_with_it_is_said_before_anything_starts(
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ({"name": "fedavg", "function": "a.b"}, r"name \(fedavg\) and function are an algorithm each"),
-        ({"name": "fedavg", "arguments": {"mu": 1}}, "fedavg does not read arguments: they belong to function"),
-        ({"function": "a.b", "mu": 0.1}, "a.b does not read mu: it belongs to fedprox, fedprox"),
+        ({"name": "fedavg", "function": "a.b"}, r"set only one of name \('fedavg'\) and function \('a.b'\)"),
+        ({"name": "fedavg", "arguments": {"mu": 1}}, "fedavg does not read arguments: it belongs to function"),
+        ({"function": "a.b", "mu": 0.1}, "function does not read mu: it belongs to fedprox, fedprox"),
         ({"function": "no path"}, "pattern"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 import fednar_ray as fr
-from fednar_ray.algorithms.regularizers import REGULARIZERS, coupled, decoupled, fednar, none
+from fednar_ray.algorithms.regularizers import REGULARIZERS, clip_then_decay, co_clip, decay_only, no_regularization
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 
 every_regularizer = pytest.mark.parametrize("name", REGULARIZERS)
@@ -28,7 +28,7 @@ X = torch.tensor([[0.0, -80.0]])
 
 def test_coclipping_by_hand():
     # v = [3, 0] + 0.05·[0, -80] = [3, -4]; ‖v‖ = 5; scale 2.5/5.  Clipping g alone would give [2.5, -4.0].
-    step, scale, decay, norm = fednar(G, X, 0.05, 2.5)
+    step, scale, decay, norm = co_clip(G, X, 0.05, 2.5)
     torch.testing.assert_close(step, torch.tensor([[1.5, -2.0]]))
     torch.testing.assert_close(scale, torch.tensor([[0.5]]))
     torch.testing.assert_close(decay, torch.tensor([[0.025]]))
@@ -36,7 +36,7 @@ def test_coclipping_by_hand():
 
 
 def test_decoupled_by_hand():
-    step, scale, decay, norm = decoupled(G, X, 0.05, 2.5)
+    step, scale, decay, norm = clip_then_decay(G, X, 0.05, 2.5)
     torch.testing.assert_close(step, torch.tensor([[2.5, -4.0]]))
     torch.testing.assert_close(scale, torch.tensor([[2.5 / 3]]))
     torch.testing.assert_close(decay, torch.tensor([[0.05]]))
@@ -44,7 +44,10 @@ def test_decoupled_by_hand():
 
 
 def test_coupled_and_none_by_hand():
-    for rule, step, decay, norm in ((coupled, [[3.0, -4.0]], 0.05, 5.0), (none, [[3.0, 0.0]], 0.0, 3.0)):
+    for rule, step, decay, norm in (
+        (decay_only, [[3.0, -4.0]], 0.05, 5.0),
+        (no_regularization, [[3.0, 0.0]], 0.0, 3.0),
+    ):
         direction = rule(G, X, 0.05, 2.5)
         torch.testing.assert_close(direction.step, torch.tensor(step))
         torch.testing.assert_close(direction.scale, torch.ones(1, 1))
@@ -55,7 +58,7 @@ def test_coupled_and_none_by_hand():
 def test_the_authors_tiny_constant_is_in_the_denominator():
     # ‖v‖ = A = 1e-6: scale 1e-6/(1e-6 + 1e-6) = ½
     torch.testing.assert_close(
-        fednar(torch.tensor([[1e-6]]), torch.zeros(1, 1), 0.0, 1e-6).scale, torch.tensor([[0.5]])
+        co_clip(torch.tensor([[1e-6]]), torch.zeros(1, 1), 0.0, 1e-6).scale, torch.tensor([[0.5]])
     )
 
 
@@ -63,7 +66,7 @@ def test_the_authors_tiny_constant_is_in_the_denominator():
 @given(pair=pairs, decay=decays, bound=bounds)
 def test_a_fednar_step_is_never_longer_than_the_bound(pair, decay, bound):
     grad, params = map(torch.from_numpy, pair)
-    direction = fednar(grad, params, decay, bound)
+    direction = co_clip(grad, params, decay, bound)
     assert (direction.step.norm(dim=-1) <= bound * (1 + 1e-5)).all()
     assert ((direction.scale > 0) & (direction.scale <= 1)).all()
 
@@ -72,7 +75,7 @@ def test_a_fednar_step_is_never_longer_than_the_bound(pair, decay, bound):
 @given(pair=pairs, decay=decays, bound=bounds)
 def test_fednar_is_coupled_where_no_clip_fires_and_shorter_elsewhere(pair, decay, bound):
     grad, params = map(torch.from_numpy, pair)
-    bounded, free = fednar(grad, params, decay, bound), coupled(grad, params, decay, bound)
+    bounded, free = co_clip(grad, params, decay, bound), decay_only(grad, params, decay, bound)
     idle = (bounded.scale == 1).squeeze(-1)
     reach = free.step.norm(dim=-1) + 1e-6
     apart = (reach - bound).abs() > 1e-6 * bound  # at the bound itself, rounding decides
@@ -86,8 +89,8 @@ def test_fednar_is_coupled_where_no_clip_fires_and_shorter_elsewhere(pair, decay
 @given(pair=pairs, decay=decays, other=decays, bound=bounds)
 def test_none_ignores_decay_and_bound(pair, decay, other, bound):
     grad, params = map(torch.from_numpy, pair)
-    torch.testing.assert_close(none(grad, params, decay, bound).step, grad, rtol=0, atol=0)
-    assert not none(grad, params, other, bound).decay.any()
+    torch.testing.assert_close(no_regularization(grad, params, decay, bound).step, grad, rtol=0, atol=0)
+    assert not no_regularization(grad, params, other, bound).decay.any()
 
 
 @every_regularizer
@@ -153,7 +156,7 @@ def test_the_optimizer_takes_fednars_step_over_all_groups(bound, clips):
         x = torch.from_numpy(flatten(module))
         backward(module)
         grad = torch.cat([p.grad.flatten() for p in module.parameters()])
-        direction = fednar(grad[None], x[None], decay, bound * 0.9**step)
+        direction = co_clip(grad[None], x[None], decay, bound * 0.9**step)
         optimizer.step()
         torch.testing.assert_close(torch.from_numpy(flatten(module)), x - lr * direction.step[0])
         torch.testing.assert_close(optimizer.last_scale, direction.scale[0, 0])

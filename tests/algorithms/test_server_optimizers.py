@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fednar_ray.algorithms import server_optimizers as rules
 from fednar_ray.algorithms.presets import build_algorithm
 from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimizer, ServerState
-from fednar_ray.config.settings import PRESET_SETTINGS, AlgorithmSettings
+from fednar_ray.config import PRESET_SETTINGS, read_algorithm
 
 Steps = Iterator[tuple[np.ndarray, np.ndarray]]  # each round's iterate and eval_params, float64
 
@@ -282,7 +282,7 @@ def test_from_rest_a_delta_of_zero_leaves_the_parameters(name, start, count, eps
 def test_epsilon_zero_is_refused_or_does_no_harm_to_a_coordinate_that_never_moves(name):
     # the corner pixels of digits are always 0, so the Δ of their weights is exactly 0
     try:
-        rule = build_algorithm(AlgorithmSettings(name=name, epsilon=0.0)).server
+        rule = build_algorithm(read_algorithm({"name": name, "epsilon": 0.0})).server
     except ValidationError:
         return
     state, _ = one_round(rule, [1.0, 0.0], squared=1.0)
@@ -293,7 +293,7 @@ def test_epsilon_zero_is_refused_or_does_no_harm_to_a_coordinate_that_never_move
 @pytest.mark.parametrize("name", PRESET_SETTINGS)
 def test_every_preset_is_built_from_its_defaults(name):
     state, eval_params = one_round(
-        build_algorithm(AlgorithmSettings(name=name)).server, [1.0, -1.0], epsilon=0.01, squared=2.0
+        build_algorithm(read_algorithm({"name": name})).server, [1.0, -1.0], epsilon=0.01, squared=2.0
     )
     assert state.parameters[0] > 1.0 > state.parameters[1]
     assert eval_params[0] > 1.0 > eval_params[1]

@@ -449,6 +449,7 @@ def die_at_every_instant(folder: Path) -> None:
                 break
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
     # in a process of its own, since forking one with threads is unsafe
     program = "import sys, pathlib, tests.checkpoint.test_store as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
@@ -776,7 +777,7 @@ def test_files_with_a_matching_checksum_but_wrong_content_are_damaged(place, con
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(processes: None, tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 import fednar_ray as fr
 from fednar_ray.checkpoint.locations import open_storage
-from fednar_ray.config.files import parse_document
-from fednar_ray.config.settings import TrackingSettings
+from fednar_ray.config.loading import parse_document
+from fednar_ray.config.recording import TrackingSettings
 from fednar_ray.core.credentials import secret_in
 from fednar_ray.tracking.mlflow import Store
 
@@ -150,6 +150,7 @@ TYPED: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", TYPED)
 def test_a_refused_command_leaves_the_secret_nowhere(case: str, tmp_path: Path) -> None:
     words, variables = TYPED[case]

@@ -60,6 +60,7 @@ def journal(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.usefixtures("processes")
 def test_run_prints_one_json_object(tmp_path: Path) -> None:
     done = fednar("run", "--json", *SERIAL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -75,6 +76,7 @@ def test_run_prints_one_json_object(tmp_path: Path) -> None:
     assert summary["metrics"]["test_accuracy"] == last.metrics["test_accuracy"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_run_takes_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
     settings = {
         "name": "mine",
@@ -126,6 +128,7 @@ BAD_CONFIG = {
 }
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", BAD_CONFIG)
 def test_bad_input_is_refused_before_anything_is_created(case: str, tmp_path: Path) -> None:
     arguments, words = BAD_CONFIG[case]
@@ -153,6 +156,7 @@ BAD_PLACES = {
 }
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", BAD_PLACES)
 def test_unreachable_and_too_small_places_are_refused_before_training(case: str, tmp_path: Path) -> None:
     arguments, words = BAD_PLACES[case]
@@ -167,6 +171,7 @@ def test_unreachable_and_too_small_places_are_refused_before_training(case: str,
         assert store(tmp_path).search_runs([experiment.experiment_id for experiment in experiments]) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
     done = fednar("run", "--json", *SERIAL, "algorithm.local_lr=1e30", "regularizer.name=none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -177,6 +182,7 @@ def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.usefixtures("processes")
 def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path) -> None:
     seldom = ["federation.rounds=9", "evaluation.every=4", "evaluation.federated=true"]
     done = fednar("run", *SERIAL, *seldom, cwd=tmp_path)
@@ -195,6 +201,7 @@ def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path)
     assert lines[-1] == f"browse: fednar ui --uri sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.mark.usefixtures("processes")
 def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> None:
     seldom = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
     compared = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
@@ -218,6 +225,7 @@ def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> 
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("processes")
 def test_compare_pairs_its_runs(tmp_path: Path) -> None:
     settings = ["compare.seeds=2", "compare.weight_decays=[0.03]", "compare.final_rounds=2"]
     done = fednar("compare", "--json", *SERIAL, *settings, cwd=tmp_path)
@@ -254,7 +262,7 @@ def test_compare_pairs_its_runs(tmp_path: Path) -> None:
         assert row["final accuracy"].startswith(f"{sum(final) / 4:.3f} ± ")
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes", "own_ray")
 @pytest.mark.parametrize("interrupt", [os.kill, os.killpg])
 def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_path: Path) -> None:
     """Sent to the process alone, and to its group with Ray's processes, as a terminal does."""
@@ -293,6 +301,7 @@ def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_pa
     assert sorted(metric.step for metric in recorded) == [line["round"] for line in lines] == [*range(len(lines))]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", ["serves", "taken"])
 def test_ui(case: str, tmp_path: Path) -> None:
     with socket.socket() as taken:
@@ -335,7 +344,7 @@ def test_ui(case: str, tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes")
 def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
     pooled = ["execution.placement=pooled", "execution.actors=2", "execution.vectorize=2"]
     shares = ["execution.cpus_per_actor=0.1", "execution.gpus_per_actor=0"]
@@ -349,7 +358,7 @@ def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
     assert summary["metrics"]["test_loss"] == last.metrics["test_loss"]
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes")
 def test_a_gpu_that_torch_cannot_use_fails_the_run(local_ray: str, tmp_path: Path) -> None:
     """The suite's GPUs exist for Ray alone."""
     pooled = ["execution.placement=pooled", "execution.cpus_per_actor=0.1"]
@@ -359,7 +368,7 @@ def test_a_gpu_that_torch_cannot_use_fails_the_run(local_ray: str, tmp_path: Pat
     assert "execution.gpus_per_actor=0" in done.stderr
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes")
 def test_doctor_finds_everything_in_order(local_ray: str, tmp_path: Path) -> None:
     done = fednar("doctor", "--json", "--address", local_ray, cwd=tmp_path, RAY_AUTH_MODE="token")
     findings = {finding["topic"]: finding for finding in json.loads(done.stdout)}
@@ -371,6 +380,7 @@ def test_doctor_finds_everything_in_order(local_ray: str, tmp_path: Path) -> Non
     assert findings["tracking"]["text"] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.mark.usefixtures("processes")
 def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
     done = fednar("doctor", "--address", "127.0.0.1:1", "--uri", "http://127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 1
@@ -378,6 +388,7 @@ def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
     assert wrong == ["tracking", "ray"]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["ui"], ["doctor"]])
 def test_help_is_there_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
     done = fednar(*command, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")

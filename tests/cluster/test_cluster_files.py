@@ -1,4 +1,4 @@
-"""The files in docs/cluster, as far as a machine without a cluster can tell: schemas, commands, names that agree."""
+"""Checks of the files in docs/cluster that need no cluster: schemas, commands, names that agree."""
 
 import re
 import shlex
@@ -24,21 +24,21 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PORTS_OF_RAY = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 
 
-def documents(name: str) -> list[dict[str, Any]]:
+def load_documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((FILES / name).read_text()))
 
 
-(RAY_JOB,) = documents("rayjob.yaml")
+(RAY_JOB,) = load_documents("rayjob.yaml")
 CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
 (WORKERS,) = CLUSTER["workerGroupSpecs"]
-MLFLOW = documents("mlflow.yaml")
+MLFLOW = load_documents("mlflow.yaml")
 
 
-def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+def select_kind(kind: str) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each for each in MLFLOW if each["kind"] == kind}
 
 
-SECRETS, SERVICES, SETS = of_kind("Secret"), of_kind("Service"), of_kind("StatefulSet")
+SECRETS, SERVICES, SETS = select_kind("Secret"), select_kind("Service"), select_kind("StatefulSet")
 PODS = {
     "head": CLUSTER["headGroupSpec"]["template"],
     "gpu": WORKERS["template"],
@@ -46,18 +46,18 @@ PODS = {
 }
 
 
-def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+def list_containers() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, pod in PODS.items():
         for container in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]):
             yield name, container
 
 
-def options_known(command: click.Command, given: list[str]) -> click.Context:
-    """The command understands the options; it is not run."""
+def parse_options(command: click.Command, given: list[str]) -> click.Context:
+    """Parses options with a command, without running it."""
     return command.make_context(command.name, list(given))
 
 
-def ray_start() -> click.Command:
+def import_ray_start() -> click.Command:
     from ray.scripts.scripts import start
 
     return start
@@ -66,7 +66,7 @@ def ray_start() -> click.Command:
 # ——— the launcher ———
 
 
-def test_the_launchers_file_is_valid_for_ray_itself(tmp_path: Path) -> None:
+def test_ray_accepts_the_launcher_file(tmp_path: Path) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
@@ -76,7 +76,7 @@ def test_the_launchers_file_is_valid_for_ray_itself(tmp_path: Path) -> None:
         assert prepared[commands] == []  # and none of the provider's defaults
 
 
-def test_the_launchers_head_takes_no_actors_and_its_workers_begin_at_none() -> None:
+def test_the_launcher_has_a_head_without_actors_and_starts_without_workers() -> None:
     launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
     head = launcher["available_node_types"][launcher["head_node_type"]]
     assert head["resources"] == {"CPU": 0}
@@ -87,13 +87,13 @@ def test_the_launchers_head_takes_no_actors_and_its_workers_begin_at_none() -> N
 
 
 @pytest.mark.parametrize("where", ["head", "worker"])
-def test_the_launchers_commands_start_ray(where: str) -> None:
+def test_the_launcher_commands_start_ray(where: str) -> None:
     launcher = yaml.safe_load((FILES / "launcher.yaml").read_text())
     stop, start = launcher[f"{where}_start_ray_commands"]
     assert stop == "ray stop"
     before, _, options = start.partition("ray start ")
     assert before.strip() == "ulimit -n 65536;"
-    given = options_known(ray_start(), shlex.split(options)).params
+    given = parse_options(import_ray_start(), shlex.split(options)).params
     if where == "head":
         assert (given["head"], given["num_cpus"], given["dashboard_host"]) == (True, 0, "127.0.0.1")
         assert given["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
@@ -102,7 +102,7 @@ def test_the_launchers_commands_start_ray(where: str) -> None:
         assert given["address"] == f"$RAY_HEAD_IP:{PORTS_OF_RAY['gcs']}"
 
 
-def test_what_the_launchers_file_says_of_the_experiment_is_valid() -> None:
+def test_the_experiment_settings_in_the_launcher_file_are_valid() -> None:
     (words,) = re.findall(r"`execution: (\{.*\})`", (FILES / "launcher.yaml").read_text())
     fr.Experiment.model_validate({"execution": yaml.safe_load(words)})
 
@@ -111,21 +111,21 @@ def test_what_the_launchers_file_says_of_the_experiment_is_valid() -> None:
 
 
 @pytest.mark.parametrize("index", range(len(MLFLOW)))
-def test_the_mlflow_servers_objects_are_valid_for_kubernetes(index: int) -> None:
+def test_kubernetes_accepts_the_objects_of_the_mlflow_server(index: int) -> None:
     import kubernetes_validate
 
     kubernetes_validate.validate(MLFLOW[index], kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("name", list(PODS))
-def test_pods_are_valid_for_kubernetes(name: str) -> None:
+def test_kubernetes_accepts_the_pods(name: str) -> None:
     import kubernetes_validate
 
     template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": PODS[name]}
     kubernetes_validate.validate(template, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_ray_job_has_the_fields_that_kuberay_reads_and_no_others() -> None:
+def test_the_ray_job_has_only_fields_that_kuberay_reads() -> None:
     assert (RAY_JOB["apiVersion"], RAY_JOB["kind"]) == ("ray.io/v1", "RayJob")
     assert RAY_JOB["spec"].keys() == {
         "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
@@ -142,11 +142,11 @@ def test_the_ray_job_has_the_fields_that_kuberay_reads_and_no_others() -> None:
     assert CLUSTER["rayVersion"] == __import__("ray").__version__
 
 
-def test_the_ray_jobs_nodes_start_with_options_of_ray() -> None:
+def test_the_nodes_of_the_ray_job_start_with_options_of_ray() -> None:
     for group in (CLUSTER["headGroupSpec"], WORKERS):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())  # KubeRay wants text
         options = [f"--{name}={value}" for name, value in group["rayStartParams"].items()]
-        options_known(ray_start(), ["--head", *options])
+        parse_options(import_ray_start(), ["--head", *options])
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     head, workers = (pod["spec"]["containers"][0]["resources"] for pod in (PODS["head"], PODS["gpu"]))
     assert "nvidia.com/gpu" not in head["limits"]
@@ -155,10 +155,10 @@ def test_the_ray_jobs_nodes_start_with_options_of_ray() -> None:
     assert ports == PORTS_OF_RAY
 
 
-def test_the_ray_jobs_entrypoint_is_a_command_with_valid_settings(tmp_path: Path) -> None:
+def test_the_entrypoint_of_the_ray_job_is_a_command_with_valid_settings(tmp_path: Path) -> None:
     program, name, file, *rest = shlex.split(RAY_JOB["spec"]["entrypoint"])
     assert PROJECT["scripts"][program] == "fednar_ray.cli.main:main"
-    options_known(cli.commands[name], [file, *rest])
+    parse_options(cli.commands[name], [file, *rest])
     overrides = [word for word in rest if not word.startswith("-")]
     mine = tmp_path / "experiment.yaml"
     shutil.copy(ROOT / "tune_configs" / "digits.yaml", mine)
@@ -173,16 +173,16 @@ def test_the_ray_jobs_entrypoint_is_a_command_with_valid_settings(tmp_path: Path
     assert command.groups() == (volume["configMap"]["name"], Path(file).name)
 
 
-def test_every_image_is_ours_or_a_real_back_ends() -> None:
-    images = {container["image"] for _, container in containers()}
+def test_every_image_is_ours_or_that_of_a_back_end() -> None:
+    images = {container["image"] for _, container in list_containers()}
     assert images == {"fednar-ray", "postgres:17", "minio/minio"}
     assert all(f"-t {image}" in (FILES / "Dockerfile").read_text() for image in images if image == "fednar-ray")
 
 
-def test_every_secret_that_is_named_exists_with_its_key() -> None:
+def test_every_named_secret_exists_with_its_key() -> None:
     named = [
         variable["valueFrom"]["secretKeyRef"]
-        for _, container in containers()
+        for _, container in list_containers()
         for variable in container.get("env", ())
         if "valueFrom" in variable
     ]
@@ -211,14 +211,14 @@ def test_every_service_leads_to_a_port_of_its_pods(name: str) -> None:
     assert ports[port["targetPort"]] == port["port"]
 
 
-def test_every_address_is_that_of_a_service() -> None:
+def test_every_address_belongs_to_a_service() -> None:
     for text in (RAY_JOB["spec"]["entrypoint"], *map(yaml.safe_dump, PODS.values())):
         for host, port in re.findall(r"(?://|@|endpoint_override=|allowed-hosts=)([a-z]+):(\d+)", text):
             assert int(port) == SERVICES[host]["spec"]["ports"][0]["port"], (host, port)
 
 
-def test_every_volume_that_is_mounted_exists() -> None:
-    for name, container in containers():
+def test_every_mounted_volume_exists() -> None:
+    for name, container in list_containers():
         known = {volume["name"] for volume in PODS[name]["spec"].get("volumes", ())}
         known |= {
             claim["metadata"]["name"] for claim in SETS.get(name, {}).get("spec", {}).get("volumeClaimTemplates", ())
@@ -226,14 +226,14 @@ def test_every_volume_that_is_mounted_exists() -> None:
         assert {mount["name"] for mount in container.get("volumeMounts", ())} <= known
 
 
-@pytest.mark.filterwarnings("ignore")  # MLflow's own, as it is imported
-def test_variables_are_those_that_mlflow_boto_and_arrow_read() -> None:
+@pytest.mark.filterwarnings("ignore")  # MLflow warns when it is imported
+def test_variables_are_read_by_mlflow_boto_or_arrow() -> None:
     import mlflow.environment_variables
     import mlflow.server.auth
 
     texts = [Path(module.__file__).read_text() for module in (mlflow.environment_variables, mlflow.server.auth)]
     others = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"}
-    for name, container in containers():
+    for name, container in list_containers():
         if container["image"] == "fednar-ray":
             written = {variable["name"] for variable in container["env"]} - others
             written = {variable for variable in written if not variable.startswith("POSTGRES_")}
@@ -241,12 +241,12 @@ def test_variables_are_those_that_mlflow_boto_and_arrow_read() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_mlflow_server_understands_its_arguments() -> None:
+def test_the_mlflow_server_accepts_its_arguments() -> None:
     from mlflow.cli import server
 
     (container,) = PODS["mlflow"]["spec"]["containers"]
     assert container["command"] == ["mlflow", "server"]
-    given = options_known(server, container["args"]).params
+    given = parse_options(server, container["args"]).params
     assert given["port"] == SERVICES["mlflow"]["spec"]["ports"][0]["port"]
     variables = {variable["name"] for variable in container["env"]}
     used = set(re.findall(r"\$\((\w+)\)", " ".join(container["args"])))
@@ -257,7 +257,7 @@ def test_the_mlflow_server_understands_its_arguments() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_servers_users_file_is_one_that_mlflow_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_reads_the_users_file_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.server.auth.config import read_auth_config
 
     (tmp_path / "users.ini").write_text(SECRETS["mlflow"]["stringData"]["users.ini"])
@@ -269,58 +269,61 @@ def test_the_servers_users_file_is_one_that_mlflow_reads(tmp_path: Path, monkeyp
 # ——— the image ———
 
 
-def instructions() -> list[tuple[str, str]]:
-    """Each instruction with its words; continued lines are joined."""
+def parse_dockerfile() -> list[tuple[str, str]]:
+    """Returns each instruction with its arguments; continued lines are joined."""
     text = re.sub(r"(?m)^\s*#.*\n", "", (FILES / "Dockerfile").read_text()).replace("\\\n", " ")
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
 
 
-def of(name: str) -> list[str]:
-    return [words for instruction, words in instructions() if instruction == name]
+def find_instructions(name: str) -> list[str]:
+    return [words for instruction, words in parse_dockerfile() if instruction == name]
 
 
-def test_the_image_is_built_of_known_instructions_and_arguments() -> None:
-    assert {name for name, _ in instructions()} == {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
-    declared = {words.partition("=")[0] for words in of("ARG")}
+def test_the_image_is_built_from_known_instructions_and_arguments() -> None:
+    assert {name for name, _ in parse_dockerfile()} == {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
+    declared = {words.partition("=")[0] for words in find_instructions("ARG")}
     used = set(re.findall(r"\$\{(\w+)", (FILES / "Dockerfile").read_text()))
     assert used == declared == {"PYTHON", "DEVICE", "TORCH_INDEX", "EXTRAS"}
-    (python,) = (words.partition("=")[2] for words in of("ARG") if words.startswith("PYTHON="))
+    (python,) = (words.partition("=")[2] for words in find_instructions("ARG") if words.startswith("PYTHON="))
     least = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
     assert tuple(map(int, python.split("."))) >= least
 
 
-def test_the_image_installs_extras_that_exist_with_what_its_files_need() -> None:
-    (extras,) = (words.partition("=")[2].split(",") for words in of("ARG") if words.startswith("EXTRAS="))
+def test_the_image_installs_existing_extras_with_the_packages_its_files_need() -> None:
+    (extras,) = (
+        words.partition("=")[2].split(",") for words in find_instructions("ARG") if words.startswith("EXTRAS=")
+    )
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
     needs = " ".join(need for extra in extras for need in PROJECT["optional-dependencies"][extra])
     for package in ("ray[default]", "mlflow[auth]", "psycopg2-binary", "boto3"):
         assert package in needs
 
 
-def test_the_image_copies_what_is_there_and_is_let_through() -> None:
+def test_the_image_copies_files_that_exist_and_are_not_ignored() -> None:
     let_through = [
         line[1:] for line in (FILES / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     ]
-    for words in of("COPY"):
+    for words in find_instructions("COPY"):
         *sources, _ = words.split()
         for source in sources:
             assert (ROOT / source).exists(), source
             assert any(fnmatch(source, pattern) for pattern in let_through), source
-    copied = {source for words in of("COPY") for source in words.split()[:-1]}
+    copied = {source for words in find_instructions("COPY") for source in words.split()[:-1]}
     assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "fednar_ray"} == copied
 
 
-def test_the_images_command_is_one_of_ours() -> None:
-    (command,) = (yaml.safe_load(words) for words in of("CMD"))
+def test_the_command_of_the_image_is_one_of_ours() -> None:
+    (command,) = (yaml.safe_load(words) for words in find_instructions("CMD"))
     assert command[0] in PROJECT["scripts"]
-    options_known(cli.commands[command[1]], command[2:])
+    parse_options(cli.commands[command[1]], command[2:])
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("device", "index", "code"), [("cuda", "", 0), ("cpu", "URL", 0), ("cpu", "", 1), ("tpu", "", 2)]
 )
-def test_the_images_torch_is_chosen_by_device(device: str, index: str, code: int, tmp_path: Path) -> None:
-    (choice,) = (words for words in of("RUN") if words.startswith("case"))
+def test_the_torch_of_the_image_is_chosen_by_device(device: str, index: str, code: int, tmp_path: Path) -> None:
+    (choice,) = (words for words in find_instructions("RUN") if words.startswith("case"))
     (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "pip").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DEVICE": device, "TORCH_INDEX": index}

@@ -1,4 +1,4 @@
-"""Commands as Ray jobs: what goes along, what is refused, and a real cluster with a real MLflow server behind it."""
+"""Commands as Ray jobs: what is sent, what is refused, and jobs on a real cluster with a real MLflow server."""
 
 import json
 import os
@@ -24,10 +24,10 @@ from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
-from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, clean_environment, cluster
+from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, cluster
 from tests.support.servers import PATIENCE_SECONDS, Server, awaited, postgresql, postgresql_programs
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -40,8 +40,8 @@ import torch
 
 
 class Paced(torch.nn.Module):
-    # in an actor it tells by a file on which node, and while there is a file "hold", it waits: until the second node
-    # is there too; on that node once it has trained for more than a round; and from then on everywhere
+    # In an actor it writes a file that names its node. While the file "hold" exists, it waits until the second node
+    # trains too, then stops on that node after more than a round, and from then on everywhere.
 
     steps = 0
 
@@ -73,7 +73,7 @@ ROUNDS = 8
 
 
 def experiment(folder: Path) -> dict[str, Any]:
-    """Two actors; ``folder`` is where they tell and are told."""
+    """Returns an experiment with two actors, which communicate with the test through files in ``folder``."""
     return {
         "name": "paced",
         "data": {"partition": {"clients": 6}},
@@ -84,18 +84,18 @@ def experiment(folder: Path) -> dict[str, Any]:
     }
 
 
-def written(folder: Path, settings: dict[str, Any], name: str = "experiment.yaml") -> Path:
-    """A directory as a user has it: the experiment, its code, and what does not go along."""
+def write_project(folder: Path, settings: dict[str, Any], name: str = "experiment.yaml") -> Path:
+    """Writes a directory as users have it, with the experiment and its code."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps({"experiment": settings}))
     (folder / "networks.py").write_text(NETWORK)
     return folder
 
 
-# ---- what goes along
+# ---- what is sent with a job
 
 
-def test_results_data_environments_and_hidden_files_stay(tmp_path: Path) -> None:
+def test_results_data_environments_and_hidden_files_are_not_sent(tmp_path: Path) -> None:
     stays = [
         "runs/held-1/metrics.jsonl", "searches/a/search.json", "mlruns/1/meta.yaml", "mlflow.db", "cifar.npz", "a/b.pt",
         ".git/config", ".env", ".ssh/id", "venv/pyvenv.cfg", "mine/pyvenv.cfg", "mine/lib.py", "a/__pycache__/b.pyc",
@@ -112,7 +112,9 @@ def test_results_data_environments_and_hidden_files_stay(tmp_path: Path) -> None
     assert (tmp_path / "copy" / "a" / "words.json").read_text() == "text"
 
 
-def test_too_much_is_refused_with_what_is_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_too_large_is_refused_with_its_largest_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "LIMIT_BYTES", 3_000_000)
     (tmp_path / "films").mkdir()
     for name in ("films/a.bin", "films/b.bin", "c.bin"):
@@ -126,7 +128,7 @@ def test_too_much_is_refused_with_what_is_largest(tmp_path: Path, monkeypatch: p
 
 
 def document(folder: Path, *overrides: str) -> Document:
-    return load_document(written(folder, experiment(folder)) / "experiment.yaml", overrides)
+    return load_document(write_project(folder, experiment(folder)) / "experiment.yaml", overrides)
 
 
 LASTING = ("tracking.uri=http://mlflow:5000", "checkpoint.storage=s3://bucket/checkpoints")
@@ -140,7 +142,7 @@ LOST = {
 
 
 @pytest.mark.parametrize(("overrides", "environment", "problem"), LOST.values(), ids=LOST)
-def test_what_would_be_lost_with_the_job_is_named(
+def test_results_that_would_be_lost_with_the_job_are_named(
     overrides: tuple[str, ...], environment: dict[str, str], problem: str, tmp_path: Path
 ) -> None:
     (found,) = find_lost_results(document(tmp_path, *overrides), "run", environment)
@@ -148,7 +150,7 @@ def test_what_would_be_lost_with_the_job_is_named(
     assert "a job's working directory is temporary: write " in found
 
 
-def test_what_lasts_is_not(tmp_path: Path) -> None:
+def test_results_that_outlive_the_job_are_accepted(tmp_path: Path) -> None:
     assert not find_lost_results(document(tmp_path, *LASTING), "run", {})
     variable = {"MLFLOW_TRACKING_URI": "sqlite:////shared/mlflow.db"}
     assert not find_lost_results(document(tmp_path, "checkpoint.every=null"), "run", variable)
@@ -176,7 +178,7 @@ def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     done = subprocess.run(
         [str(BIN / "fednar"), *words],
         cwd=cwd,
-        env=clean_environment(**environment),
+        env=build_clean_environment(**environment),
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -186,8 +188,9 @@ def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     return done
 
 
-def test_every_problem_is_said_at_once_before_anybody_is_asked(tmp_path: Path) -> None:
-    written(tmp_path, experiment(tmp_path))
+@pytest.mark.usefixtures("processes")
+def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_path: Path, processes: None) -> None:
+    write_project(tmp_path, experiment(tmp_path))
     done = fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert [line.removeprefix("error: ").split(":")[0] for line in done.stderr.splitlines()[:3]] == [
@@ -196,7 +199,7 @@ def test_every_problem_is_said_at_once_before_anybody_is_asked(tmp_path: Path) -
     assert "fednar submit --directory" in done.stderr
 
 
-TYPED = {
+BAD_INPUT = {
     "an unknown option of the command": (["run", "experiment.yaml", "--jsno"], "No such option"),
     "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here is a relative path"),
     "a run of this machine": (["run", "--resume", "held-1"], "a job does not see this working directory"),
@@ -207,9 +210,9 @@ TYPED = {
 }
 
 
-@pytest.mark.parametrize(("words", "problem"), TYPED.values(), ids=TYPED)
+@pytest.mark.parametrize(("words", "problem"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_refused(words: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(written(tmp_path, experiment(tmp_path)))
+    monkeypatch.chdir(write_project(tmp_path, experiment(tmp_path)))
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises((BadInput, click.UsageError)) as caught:
         cli.main(["submit", *words], standalone_mode=False)
@@ -229,16 +232,16 @@ auth_cache_ttl_seconds = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A head that waits for others, and a tracking server that both it and we may use."""
+    """A head that other nodes may join, and a tracking server that the jobs and the test share."""
 
     cluster: Cluster
     mlflow: Server
     database: str  # its URI
     credentials: dict[str, str]
-    processes: ExitStack  # ends those that were started
+    processes: ExitStack  # ends the processes that were started
 
     def submit(self, *words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-        """``fednar submit`` as typed."""
+        """Starts ``fednar submit``."""
         process = subprocess.Popen(
             [str(BIN / "fednar"), "submit", *words, "--address", self.cluster.dashboard],
             cwd=cwd,
@@ -251,14 +254,14 @@ class Stage:
         self.processes.callback(process.kill)
         return process
 
-    def typed(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        """Another command about jobs."""
+    def fednar(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Runs another command about jobs."""
         return self.cluster.fednar(*words, "--address", self.cluster.dashboard, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """MLflow with basic authentication on PostgreSQL, where that is installed, else SQLite; and Ray with a token."""
+def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Yields MLflow with basic authentication on PostgreSQL (SQLite if not installed), and Ray with a token."""
     folder, programs = tmp_path_factory.mktemp("mlflow"), postgresql_programs()
     (folder / "users.ini").write_text(AUTHENTICATION)
     password = secrets.token_urlsafe(16)
@@ -277,7 +280,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(cluster=nodes, mlflow=server, database=database, credentials=credentials, processes=stack)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
     if postgresql_programs() is None:
         pytest.skip("no initdb (Debian: postgresql): MLflow's server keeps its runs in SQLite instead")
@@ -285,15 +288,15 @@ def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
 
 
 @pytest.fixture
-def client(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """MLflow's, let in."""
+def client(processes: None, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """Returns a client of MLflow that has the credentials."""
     for name, value in stage.credentials.items():
         monkeypatch.setenv(name, value)
     return MlflowClient(stage.mlflow.uri)
 
 
-def run_of(client: MlflowClient, name: str) -> Any:
-    """The newest run of an MLflow experiment; None where there is none."""
+def find_run(client: MlflowClient, name: str) -> Any:
+    """Returns the newest run of an MLflow experiment, or None if there is none."""
     found = client.get_experiment_by_name(name)
     return next(iter(client.search_runs([found.experiment_id], max_results=1)), None) if found else None
 
@@ -302,11 +305,12 @@ def losses(client: MlflowClient, run: Any) -> list[float]:
     return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "train_loss"), key=lambda p: p.step)]
 
 
-@pytest.mark.ray
-def test_a_job_that_loses_a_node_and_gets_another_ends_as_the_experiment_does_on_one(
+@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("own_ray")
+def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_run(
     stage: Stage, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes, project = stage.cluster, written(tmp_path / "project", experiment(tmp_path))
+    nodes, project = stage.cluster, write_project(tmp_path / "project", experiment(tmp_path))
     (project / "mlflow.db").touch()
     (tmp_path / "hold").touch()
     nodes.join(SECOND)
@@ -315,21 +319,21 @@ def test_a_job_that_loses_a_node_and_gets_another_ends_as_the_experiment_does_on
         "tracking.system_metrics=true", cwd=project, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1",
     )  # fmt: skip
 
-    def there(name: str) -> bool:
+    def exists(name: str) -> bool:
         assert job.poll() is None, job.communicate()
         return (tmp_path / name).exists()
 
-    awaited(lambda: there("held"), "training on the second node")
-    awaited(lambda: losses(client, run_of(client, "paced")), "a round in MLflow while the run is under way")
+    awaited(lambda: exists("held"), "training on the second node")
+    awaited(lambda: losses(client, find_run(client, "paced")), "a round in MLflow while the run is under way")
     nodes.kill(SECOND)
     nodes.join(THIRD)
-    awaited(lambda: there(f"on-{THIRD}"), "training on the third node")
+    awaited(lambda: exists(f"on-{THIRD}"), "training on the third node")
     (tmp_path / "hold").unlink()
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
     nodes.kill(THIRD)
     assert job.returncode == 0, out + err
-    assert "with 2 files" in err  # the store stays
-    assert "MLFLOW_TRACKING_PASSWORD" in err  # is not passed on: the nodes have their own
+    assert "with 2 files" in err  # the store is not sent
+    assert "MLFLOW_TRACKING_PASSWORD" in err  # it is not passed on, because the nodes have their own
     summary = json.loads(out.splitlines()[-1])
 
     monkeypatch.syspath_prepend(project)
@@ -347,12 +351,12 @@ def test_a_job_that_loses_a_node_and_gets_another_ends_as_the_experiment_does_on
     assert (version.run_id, summary["registered_version"]) == (run.info.run_id, 1)
     phases = {f"seconds/{phase}" for phase in ("broadcast", "train", "aggregate", "evaluate", "log")}
     assert {*phases, "system/cpu_utilization_percentage"} <= run.data.metrics.keys()
-    assert exported(nodes, "ray_fednar_rounds_total") == ROUNDS
-    assert exported(nodes, "ray_fednar_clients_total") == ROUNDS * 6
+    assert read_prometheus(nodes, "ray_fednar_rounds_total") == ROUNDS
+    assert read_prometheus(nodes, "ray_fednar_clients_total") == ROUNDS * 6
 
 
-def exported(nodes: Cluster, name: str) -> float:
-    """A counter of the one run among what the head offers to Prometheus."""
+def read_prometheus(nodes: Cluster, name: str) -> float:
+    """Returns a counter of the only run from what the head offers to Prometheus."""
 
     def value() -> float | None:
         with urllib.request.urlopen(f"http://{HEAD}:{nodes.metrics_port}/metrics") as answer:
@@ -362,41 +366,42 @@ def exported(nodes: Cluster, name: str) -> float:
     return float(awaited(value, name))
 
 
-@pytest.mark.ray
-def test_a_client_that_goes_away_leaves_the_job_which_can_be_followed_listed_and_stopped(
+@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("own_ray")
+def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     stage: Stage, client: MlflowClient, tmp_path: Path
 ) -> None:
     settings = {**experiment(tmp_path), "name": "long", "checkpoint": {"every": None}}
-    project = written(tmp_path / "project", settings)
+    project = write_project(tmp_path / "project", settings)
     job = stage.submit("experiment.yaml", "federation.rounds=1000000", "execution.placement=serial", cwd=project)
-    awaited(lambda: (run_of(client, "long") and losses(client, run_of(client, "long"))) or job.poll() is not None)
+    awaited(lambda: (find_run(client, "long") and losses(client, find_run(client, "long"))) or job.poll() is not None)
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=PATIENCE_SECONDS)
     assert job.returncode == 130, err
     last = err.splitlines()[-1]
     assert last.startswith("interrupted; job long-")
     job_id = last.split()[2]
-    assert last.endswith(f"keeps running: fednar logs {job_id} --follow shows it again, fednar stop {job_id} ends it")
+    assert last.endswith(f"follow it with: fednar logs {job_id} --follow; stop it with: fednar stop {job_id}")
 
-    listed = json.loads(stage.typed("jobs", "--json", cwd=tmp_path).stdout)
+    listed = json.loads(stage.fednar("jobs", "--json", cwd=tmp_path).stdout)
     (found,) = [row for row in listed if row["job_id"] == job_id]
     assert found["status"] == "running"
     assert found["command"].startswith("fednar run experiment.yaml federation.rounds=1000000")
-    assert "Running entrypoint" in stage.typed("logs", job_id, cwd=tmp_path).stdout
-    done = stage.typed("stop", job_id, cwd=tmp_path)
+    assert "Running entrypoint" in stage.fednar("logs", job_id, cwd=tmp_path).stdout
+    done = stage.fednar("stop", job_id, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"job {job_id}: stopped\n")
-    assert run_of(client, "long").info.status == "KILLED"
-    followed = stage.typed("logs", job_id, "--follow", cwd=tmp_path)
+    assert find_run(client, "long").info.status == "KILLED"
+    followed = stage.fednar("logs", job_id, "--follow", cwd=tmp_path)
     assert followed.returncode == 143
     assert "terminated; fednar runs shows what can be resumed" in followed.stdout
-    unknown = stage.typed("logs", "nobody", cwd=tmp_path)
+    unknown = stage.fednar("logs", "nobody", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert "knows no such job; fednar jobs lists them" in unknown.stderr
+    assert "has no such job; list the jobs with: fednar jobs" in unknown.stderr
 
 
-@pytest.mark.ray
-def test_the_exit_code_is_the_commands_own(stage: Stage, tmp_path: Path) -> None:
-    project = written(tmp_path / "project", experiment(tmp_path))
+@pytest.mark.usefixtures("own_ray")
+def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", experiment(tmp_path))
     data = ("data.source=npz", "data.path=/nowhere/mine.npz")
     job = stage.submit("experiment.yaml", *data, "--directory", str(tmp_path / "lasting"), cwd=project)
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
@@ -406,9 +411,10 @@ def test_the_exit_code_is_the_commands_own(stage: Stage, tmp_path: Path) -> None
     assert err.splitlines()[-1].endswith("ended with exit code 2")
 
 
-@pytest.mark.ray
-def test_an_ordinary_ray_job_refuses_what_would_be_lost_too(stage: Stage, tmp_path: Path) -> None:
-    project = written(tmp_path / "project", experiment(tmp_path))
+@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("own_ray")
+def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", experiment(tmp_path))
     command = ["job", "submit", "--address", stage.cluster.dashboard, "--working-dir", str(project)]
     done = subprocess.run(
         [str(BIN / "ray"), *command, "--", "fednar", "run", "experiment.yaml"],
@@ -424,16 +430,17 @@ def test_an_ordinary_ray_job_refuses_what_would_be_lost_too(stage: Stage, tmp_pa
     assert "checkpoint.storage: null is below ./runs" in done.stdout
 
 
-@pytest.mark.ray
-def test_without_the_token_nobody_is_let_in(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("own_ray")
+def test_without_the_token_access_is_refused(stage: Stage, tmp_path: Path) -> None:
     for token in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):
         done = fednar("jobs", "--address", stage.cluster.dashboard, cwd=tmp_path, **token)
         assert done.returncode == 2
-        assert "does not let you in" in done.stderr
+        assert "refuses access" in done.stderr
         assert "set RAY_AUTH_MODE=token" in done.stderr
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_without_a_password_the_store_does_not_answer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in stage.credentials:
         monkeypatch.delenv(name, raising=False)

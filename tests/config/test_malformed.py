@@ -113,7 +113,7 @@ def outcome(content: bytes, overrides: Sequence[str] = ()) -> Prepared | tuple[s
 def test_the_file_that_is_mutated_is_valid(folder: Path) -> None:
     prepared = outcome(TEXT.encode())
     assert isinstance(prepared, Prepared)
-    assert prepared.federation.clients == CLIENTS
+    assert prepared.federation.num_clients == CLIENTS
 
 
 # --- Values
@@ -361,7 +361,9 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
+def typed(
+    processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
     """What each command came to, and the files that are there afterwards; a few at a time."""
 
     def ran(case: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:

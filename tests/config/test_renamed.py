@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 import fednar_ray as fr
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.config.renamed import RENAMED
 
 BASE: dict[str, Any] = {

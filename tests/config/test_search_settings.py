@@ -7,7 +7,7 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.config import Document, Domain, embedded
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.tuning.resources import count_fitting_trials
 from fednar_ray.tuning.strategy import count_trials, list_grid_points
 
@@ -96,7 +96,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unread": (
         {"space": ONE, "scheduler": {"name": "median", "reduction": 3}},
-        "median does not read reduction; it reads grace_rounds",
+        "median does not read reduction: it belongs to asha, hyperband",
     ),
     "reports between rungs": (
         {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 3}, "report_rounds": 2},

@@ -7,7 +7,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.config import embedded, load_document
-from fednar_ray.config.settings import PRESET_SETTINGS
+from fednar_ray.config.algorithm import PRESET_SETTINGS
 from fednar_ray.tuning.strategy import count_trials
 
 FOLDER = Path(__file__).parents[2] / "tune_configs"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.config import dump, yaml_text
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
 from fednar_ray.core.errors import shown
 from fednar_ray.tracking.searches import parsed

@@ -96,7 +96,9 @@ print(default, faults(3))
 """
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.usefixtures("processes")
 def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

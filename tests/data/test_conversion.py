@@ -239,7 +239,7 @@ def test_names_change_nothing_else() -> None:
 )
 def test_clients_without_names_are_numbered(clients: Any) -> None:
     federation = fr.Federation(clients, test=TENSORS, validation=TENSORS)
-    assert (federation.client_names, federation.clients) == (("0", "1"), 2)
+    assert (federation.client_names, federation.num_clients) == (("0", "1"), 2)
     np.testing.assert_array_equal(federation.shards.examples.x, np.concatenate([X, X]))
     np.testing.assert_array_equal(federation.test.x, X)
 

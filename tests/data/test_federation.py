@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.config import DataSettings
+from fednar_ray.config import read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.data.federation import load_federation
-from fednar_ray.data.files import federation_of_files
-from fednar_ray.data.sources import digits
+from fednar_ray.data.files import load_file_federation
+from fednar_ray.data.sources import load_digits
 from fednar_ray.experiments.prepare import Prepared, prepare
 from tests.conftest import small_federation
 
@@ -44,7 +44,7 @@ def test_clients_may_come_in_any_container(convert):
     assert (block.x.dtype, block.y.dtype) == (np.float32, np.int64)
     np.testing.assert_array_equal(federation.test.x, X[:4])
     np.testing.assert_array_equal(federation.validation.y, Y[:4])
-    assert (federation.clients, federation.classes, federation.left_out) == (2, 4, 0)
+    assert (federation.num_clients, federation.classes, federation.left_out) == (2, 4, 0)
 
 
 def test_integer_inputs_stay_integers():
@@ -111,7 +111,7 @@ def test_label_counts_by_hand():
 
 def test_label_counts_have_a_row_for_an_empty_last_client():
     settings = {"partition": {"kind": "dirichlet", "clients": 200, "alpha": 0.05, "min_examples": 0}}
-    federation = load_federation(DataSettings.model_validate(settings), seed=0)
+    federation = load_federation(read_data(settings), seed=0)
     counts = federation.label_counts()
     assert counts.shape == (200, 10)
     np.testing.assert_array_equal(counts.sum(axis=1), federation.shards.sizes)
@@ -145,31 +145,31 @@ def images(*blocks: np.ndarray) -> Counter[bytes]:
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=lambda p: p["kind"])
 def test_validation_is_held_out_before_partitioning(partition):
-    source = digits()
-    settings = DataSettings.model_validate({"validation": 0.1, "partition": partition})
+    source = load_digits()
+    settings = read_data({"validation": 0.1, "partition": partition})
     federation = load_federation(settings, seed=3)
     examples = len(source.train_y)
     remainder = (examples - 144) % 11 if partition["kind"] == "dirichlet_equal" else 0
     assert (len(federation.validation), federation.left_out) == (round(0.1 * examples), remainder)
     assert federation.shards.sizes.sum() == examples - 144 - remainder
-    assert (federation.clients, len(federation.test)) == (partition["clients"], 360)
+    assert (federation.num_clients, len(federation.test)) == (partition["clients"], 360)
     taken = images(federation.shards.examples.x, federation.validation.x)
     assert taken <= images(source.train_x)  # as multisets: nothing is in both
     assert not taken & images(federation.test.x)
-    iid = load_federation(DataSettings.model_validate({"validation": 0.1, "partition": PARTITIONS[0]}), seed=3)
+    iid = load_federation(read_data({"validation": 0.1, "partition": PARTITIONS[0]}), seed=3)
     np.testing.assert_array_equal(federation.validation.x, iid.validation.x)
 
 
 def test_labels_stay_with_their_images():
-    source = digits()
+    source = load_digits()
     known = {image.tobytes(): label for image, label in zip(source.train_x, source.train_y, strict=True)}
-    federation = load_federation(DataSettings.model_validate({"validation": 0.2, "partition": PARTITIONS[1]}), seed=0)
+    federation = load_federation(read_data({"validation": 0.2, "partition": PARTITIONS[1]}), seed=0)
     for part in (federation.shards.examples, federation.validation):
         assert [known[image.tobytes()] for image in part.x] == part.y.tolist()
 
 
 def test_without_a_validation_share_there_is_no_validation_set():
-    assert load_federation(DataSettings(), seed=0).validation is None
+    assert load_federation(read_data({}), seed=0).validation is None
 
 
 def tiny(tmp_path, examples, validation, clients=2, **arrays):
@@ -179,7 +179,7 @@ def tiny(tmp_path, examples, validation, clients=2, **arrays):
     partition = {"kind": "natural"} if "who" in arrays else {"clients": clients, "min_examples": 0}
     names = {"groups": "who"} if "who" in arrays else {}
     data = {"source": "npz", "path": str(tmp_path / "t.npz"), "arrays": names, "partition": partition}
-    return DataSettings.model_validate({**data, "validation": validation})
+    return read_data({**data, "validation": validation})
 
 
 SHARES = [
@@ -255,14 +255,14 @@ def test_a_file_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
         write_silo(tmp_path, name, 1 if name != "west" else 12)
     settings = {"source": "folder", "directory": str(tmp_path), "validation": 0.75}
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
-        found = federation_of_files(DataSettings.model_validate(settings), seed=0)
+        found = load_file_federation(read_data(settings), seed=0)
     lost = sorted({"north", "east", "south", "west"} - set(found.client_names))
     assert lost
     assert f"holds out every example of {len(lost)} clients, which take no part: {', '.join(lost)}" in caplog.text
 
 
 def test_the_seed_decides_the_partition():
-    settings = DataSettings.model_validate({"partition": PARTITIONS[1]})
+    settings = read_data({"partition": PARTITIONS[1]})
     first, again, other = (load_federation(settings, seed).shards for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.examples.x, again.examples.x)
     np.testing.assert_array_equal(first.offsets, again.offsets)
@@ -271,9 +271,9 @@ def test_the_seed_decides_the_partition():
 
 def test_min_examples_are_honored_or_refused():
     few = {"kind": "dirichlet", "clients": 100, "alpha": 0.01, "min_examples": 10}
-    assert load_federation(DataSettings.model_validate({"partition": few}), seed=0).shards.sizes.min() == 10
+    assert load_federation(read_data({"partition": few}), seed=0).shards.sizes.min() == 10
     with pytest.raises(DataError, match="1437 examples cannot give each of 100 clients 15"):
-        load_federation(DataSettings.model_validate({"partition": {**few, "min_examples": 15}}), seed=0)
+        load_federation(read_data({"partition": {**few, "min_examples": 15}}), seed=0)
 
 
 def test_empty_clients_are_reported_and_never_sampled(caplog):

@@ -23,12 +23,14 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 import fednar_ray as fr
-from fednar_ray.config import DataSettings
-from fednar_ray.config.files import parse_document
+from fednar_ray.config import read_data
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.federation import Federation, load_federation
-from fednar_ray.data.files import federation_of_files
-from fednar_ray.data.sources import SOURCES, Source, huggingface, images
+from fednar_ray.data.files import load_file_federation
+from fednar_ray.data.sources import SOURCES, Source, images
+from fednar_ray.data.sources.huggingface import _examples
+from fednar_ray.data.sources.images import read_cifar, read_idx_files
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.shakespeare import ALPHABET, roles_of_text
 from fednar_ray.experiments.placement import place, resolve
@@ -38,12 +40,12 @@ RNG = np.random.default_rng(0)
 
 
 def source(**settings: Any) -> Source:
-    found = DataSettings.model_validate(settings)
+    found = read_data(settings)
     return SOURCES[found.source](found)
 
 
 def federation(**settings: Any) -> Federation:
-    return load_federation(DataSettings.model_validate(settings), seed=0)
+    return load_federation(read_data(settings), seed=0)
 
 
 def cut_short(path: Path) -> None:
@@ -94,9 +96,9 @@ def test_a_source_reads_its_own_settings_and_says_what_it_needs(section: str, ex
 
 
 def test_clients_of_natural_sources_are_their_groups_unless_the_file_says_otherwise(tmp_path: Path) -> None:
-    settings = DataSettings.model_validate({"source": "shakespeare", "path": "a", "partition": {"clients": 50}})
+    settings = read_data({"source": "shakespeare", "path": "a", "partition": {"clients": 50}})
     assert (settings.partition.kind, settings.partition.clients) == ("natural", 50)
-    settings = DataSettings.model_validate({"source": "shakespeare", "path": "a", "partition": {"kind": "iid"}})
+    settings = read_data({"source": "shakespeare", "path": "a", "partition": {"kind": "iid"}})
     assert settings.partition.kind == "iid"
 
 
@@ -136,14 +138,10 @@ def write_cifar(directory: Path, base: type[CIFAR10]) -> tuple[type[CIFAR10], np
     return Small, images, labels
 
 
-def cifar_settings(directory: Path, name: str = "cifar10") -> DataSettings:
-    return DataSettings.model_validate({"source": name, "directory": str(directory)})
-
-
 @pytest.mark.parametrize(("name", "base"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
 def test_cifar_comes_as_uint8_with_its_channels_first(name: str, base: type[CIFAR10], tmp_path: Path) -> None:
     small, images, labels = write_cifar(tmp_path, base)
-    found = images.cifar(name, small, cifar_settings(tmp_path, name))
+    found = read_cifar(name, small, tmp_path, download=False)
     assert (found.name, found.train_x.dtype) == (name, np.uint8)
     np.testing.assert_array_equal(found.train_x, images[:-4])
     np.testing.assert_array_equal(found.train_y, labels[:-4])
@@ -158,10 +156,10 @@ def test_cifars_missing_and_damaged_files_are_named(file: str, tmp_path: Path) -
     path = tmp_path / "cifar-10-batches-py" / file
     cut_short(path)
     with pytest.raises(DataError, match=f"{file}: is damaged"):
-        images.cifar("cifar10", small, cifar_settings(tmp_path))
+        read_cifar("cifar10", small, tmp_path, download=False)
     path.unlink()
     with pytest.raises(DataError, match=f"{file}: is missing"):
-        images.cifar("cifar10", small, cifar_settings(tmp_path))
+        read_cifar("cifar10", small, tmp_path, download=False)
 
 
 def test_torchvisions_own_checksums_guard_what_is_read(tmp_path: Path) -> None:
@@ -248,9 +246,8 @@ def test_a_download_that_fails_is_said(tmp_path: Path) -> None:
     class Nowhere(FashionMNIST):
         mirrors = [(tmp_path / "nothing").as_uri() + "/"]  # noqa: RUF012
 
-    settings = DataSettings.model_validate({"source": "mnist", "directory": str(tmp_path), "download": True})
     with pytest.raises(DataError, match=r"data\.download: Nowhere cannot be downloaded"):
-        images.idx_files("mnist", Nowhere, settings, images.MNIST)
+        read_idx_files("mnist", Nowhere, tmp_path, images.MNIST, download=True)
 
 
 # ——— .npz ———
@@ -572,7 +569,7 @@ def test_clients_may_be_some_of_the_roles_with_their_own_test_examples(tmp_path:
     settings = {"source": "shakespeare", "path": str(path), "min_characters": 0, "test_share": 0.5}
     found = federation(**settings, partition={"clients": 4})
     train, test = (set(text_of(split.x[:, -1])) - {" "} for split in (found.shards.examples, found.test))
-    assert found.clients == 4
+    assert found.num_clients == 4
     assert train == test
     assert len(train) == 4
     assert (found.left_out, len(found.test)) == (6 * 21, 4 * 20)
@@ -899,7 +896,7 @@ def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> N
     images, labels = images_of(4, *shape), [0, 1, 1, 0]
     wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
     part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
-    found = huggingface._examples(part, DataSettings.model_validate(wanted), "train")
+    found = _examples(part, read_data(wanted), "train")
     expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
     np.testing.assert_array_equal(found.x, expected)
 
@@ -945,7 +942,6 @@ def silo_experiment(data: dict[str, Any], **execution: Any) -> fr.Experiment:
     )
 
 
-@pytest.mark.ray
 def test_dedicated_actors_read_their_own_files_and_end_in_the_same_bytes(
     tmp_path: Path, session: fr.RaySession
 ) -> None:
@@ -963,7 +959,7 @@ def test_dedicated_actors_read_their_own_files_and_end_in_the_same_bytes(
 def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> None:
     data = write_silos(tmp_path)
     kept = prepare(silo_experiment(data, placement="dedicated")).federation
-    whole = load_federation(DataSettings.model_validate({"task": "binary", "validation": 0.2, **data}), seed=0)
+    whole = load_federation(read_data({"task": "binary", "validation": 0.2, **data}), seed=0)
     assert not kept.shards.examples.x.any()
     assert not any(kept.shards.examples.x.strides[:1])  # one zero stands for all
     np.testing.assert_array_equal(kept.shards.offsets, whole.shards.offsets)
@@ -977,13 +973,12 @@ def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> 
         np.testing.assert_array_equal(shard.examples.y, expected.examples.y)
         assert len(splits["test"]) == round(0.2 * (40, 23, 31)[client_id])
     digest = kept.digest()
-    assert digest == federation_of_files(silo_experiment(data).data, 0).digest()
+    assert digest == load_file_federation(silo_experiment(data).data, 0).digest()
     columns = {"age": [1.0, 2.0, 3.0], "dose": [1.0, 2.0, 3.0], "ill": [0, 1, 0]}
     write_ward(tmp_path / "b.parquet", columns)
-    assert digest != federation_of_files(silo_experiment(data).data, 0).digest()
+    assert digest != load_file_federation(silo_experiment(data).data, 0).digest()
 
 
-@pytest.mark.ray
 def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, session: fr.RaySession) -> None:
     prepared = prepare(silo_experiment(write_silos(tmp_path), placement="dedicated"))
     cut_short(tmp_path / "b.parquet")
@@ -994,7 +989,6 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
         pool.actor_infos()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("kind", ["per_batch", "per_example"])
 def test_augmented_images_train_to_the_same_bytes_in_every_placement(
     kind: str, tmp_path: Path, session: fr.RaySession
@@ -1017,6 +1011,6 @@ def test_augmented_images_train_to_the_same_bytes_in_every_placement(
         *_, last = fr.iter_rounds(experiment, session=session)
         ends.append(last.parameters.tobytes())
     assert ends[0] == ends[1]
-    plain = experiment.model_copy(update={"data": DataSettings.model_validate({**data, "augmentation": None})})
+    plain = experiment.model_copy(update={"data": read_data({**data, "augmentation": None})})
     *_, last = fr.iter_rounds(plain, session=session)
     assert last.parameters.tobytes() != ends[0]

@@ -16,19 +16,17 @@ from pyarrow import parquet
 
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
-from fednar_ray.config import DataSettings
+from fednar_ray.config import AnyData, read_data
 from fednar_ray.core.errors import DataError
-from fednar_ray.data.files import FederationOfFiles, federation_of_files
+from fednar_ray.data.files import FederationOfFiles, load_file_federation
 from fednar_ray.data.sources.client_files import client_files
 from fednar_ray.experiments.prepare import prepare
 
 GOOD = "age,dose,ill\n40,1.5,0\n50,2.5,1\n60,0.5,0\n45,2.0,1\n55,1.0,0\n"
 
 
-def folder(directory: Path, **settings: Any) -> DataSettings:
-    return DataSettings.model_validate(
-        {"source": "folder", "directory": str(directory), "label": "ill", "task": "binary", **settings}
-    )
+def folder(directory: Path, **settings: Any) -> AnyData:
+    return read_data({"source": "folder", "directory": str(directory), "label": "ill", "task": "binary", **settings})
 
 
 def rows_of(directory: Path, **settings: Any) -> dict[str, np.ndarray]:
@@ -53,7 +51,7 @@ EXPECTED = in_order(pd.read_csv(pd.io.common.StringIO(GOOD)).to_numpy(dtype=floa
 
 def refusal(directory: Path, **settings: Any) -> str:
     with pytest.raises(DataError) as error:
-        federation_of_files(folder(directory, **settings), 0)
+        load_file_federation(folder(directory, **settings), 0)
     return str(error.value)
 
 
@@ -92,8 +90,8 @@ def test_what_is_ignored_is_named_in_a_warning_and_by_data_inspect(
         (silos / name).write_text(GOOD)
     for name in ("README.txt", ".DS_Store", "d.xlsx", ".e.csv"):
         (silos / name).write_text("")
-    found = federation_of_files(folder(silos), 0)
-    assert found.clients == 2
+    found = load_file_federation(folder(silos), 0)
+    assert found.num_clients == 2
     assert set(found.ignored_files) == {"README.txt", ".DS_Store", "d.xlsx", ".e.csv", "old/"}
     (told,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
     assert all(name in told for name in found.ignored_files)
@@ -186,7 +184,7 @@ def test_columns_may_stand_in_another_order_and_be_missing_altogether_at_one_cli
     assert in_order(found["a"]) == EXPECTED
     assert sorted(found["b"][:, [0, 2]].tolist()) == [[40, 0], [60, 1]]
     assert np.isnan(found["b"][:, 1]).all()
-    filled = federation_of_files(folder(tmp_path, missing="mean"), 0)
+    filled = load_file_federation(folder(tmp_path, missing="mean"), 0)
     assert np.isfinite(filled.loaded()[0].examples.x).all()
     (tmp_path / "a.csv").write_text("age,dose,ill\n40,,0\n50,,1\n")
     assert "no client has a value of dose; leave it out of data.features" in refusal(tmp_path, missing="mean")
@@ -364,7 +362,7 @@ def test_a_name_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_of_a_folder_the_federation_knows_its_columns(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
-    found = federation_of_files(folder(tmp_path), 0)
+    found = load_file_federation(folder(tmp_path), 0)
     assert isinstance(found, FederationOfFiles)
     assert found.preprocessing is not None
     assert found.preprocessing.columns == ("age", "dose")

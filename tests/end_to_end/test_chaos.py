@@ -14,11 +14,12 @@ import torch
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.experiments.iter_rounds import initial_state, rounds_of
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
-from tests.support.cluster_nodes import on_a_cluster_of_its_own
+from tests.support.cluster_nodes import run_in_own_process
+from tests.support.stores import create_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def lose_a_node(folder: Path) -> None:
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         places = [pool.actor_infos()]
-        for report in rounds_of(prepared, resolved, pool, initial_state(prepared)):
+        for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
             if report.round_index == 1:
                 armed.touch()
@@ -94,9 +95,9 @@ def lose_a_node(folder: Path) -> None:
     print(json.dumps({"hosts": hosts, "alive": alive, "parameters": report.parameters.tobytes().hex()}))
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("own_ray")
 def test_a_run_that_loses_one_of_two_nodes_in_mid_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    summary = on_a_cluster_of_its_own("test_chaos", "lose_a_node", tmp_path)
+    summary = run_in_own_process(lose_a_node, tmp_path)
     assert (tmp_path / "sprung").exists()
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]
@@ -119,7 +120,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_scripts_chaos_tells_two_runs_apart_by_bytes_history_and_what_mlflow_has(
     evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    tracking = {"uri": create_store(tmp_path / "mlflow.db")}
 
     def finished(name: str) -> tuple[Any, Any]:
         """A run in a working directory of its own, and how its command would have ended."""

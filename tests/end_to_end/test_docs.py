@@ -19,7 +19,7 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import dotted, embedded, load_document
-from fednar_ray.config.files import SECTIONS, parse_document
+from fednar_ray.config.loading import SECTIONS, parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stores import create_store
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "scripts" / "examples"
 FLOORS = {"quickstart": 0.8, "own_data": 0.85, "own_model": 0.5, "own_algorithm": 0.7}
 """The test accuracy that the first line with one (quickstart) or the last one must reach."""
@@ -19,7 +21,7 @@ def test_an_example_runs_and_learns(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", create_store(tmp_path / "mlflow.db"))
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     accuracies = [float(found) for found in re.findall(r"test accuracy (\d\.\d+)", capsys.readouterr().out)]
     reached = accuracies[0] if name == "quickstart" else accuracies[-1]

@@ -1,4 +1,4 @@
-"""How many actors fit, and on which device they train: pure functions, with cases derived by hand."""
+"""How many actors fit: pure functions, with cases derived by hand."""
 
 import re
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
-from fednar_ray.core.errors import CapacityError, DeviceError
+from fednar_ray.core.errors import CapacityError
 from fednar_ray.execution.capacity import (
     ActorPlan,
     ClusterResources,
@@ -20,29 +20,13 @@ from fednar_ray.execution.capacity import (
     plan_dedicated,
     plan_pooled,
 )
-from fednar_ray.execution.devices import choose_device
-from fednar_ray.execution.gpu_memory import count_actors_per_gpu, estimate_gpu_bytes
 
-MB = 10**6  # an actor takes 500 MB, and six times its model
+MB = 10**6  # an actor needs 500 MB, and six times the size of its model
 SMALL = Footprint(model_bytes=0)
 
 
 def cluster(cpus: float = 64, gpus: float = 0, memory_mb: float = 64_000) -> ClusterResources:
     return ClusterResources(cpus=cpus, gpus=gpus, memory_bytes=memory_mb * MB)
-
-
-def test_without_an_assignment_training_is_on_the_cpu() -> None:
-    assert [choose_device([], devices) for devices in (0, 1, 8)] == ["cpu", "cpu", "cpu"]
-
-
-@pytest.mark.parametrize("assigned", [["0"], ["7"], ["GPU-8b3f", "GPU-9c1d"]])
-def test_an_assigned_gpu_is_the_first_that_torch_sees(assigned: list[str]) -> None:
-    assert choose_device(assigned, len(assigned)) == "cuda:0"
-
-
-def test_an_assigned_gpu_that_torch_cannot_use_is_an_error() -> None:
-    with pytest.raises(DeviceError, match=r"assigned GPU 0, 3, .* no CUDA device; .*execution\.gpus_per_actor=0"):
-        choose_device(["0", "3"], 0)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +39,7 @@ def test_an_assigned_gpu_that_torch_cannot_use_is_an_error() -> None:
         (cluster(64, 2), 1, 1, 0, 2),
         (cluster(64, 2), 1, 0.5, 0, 4),
         (cluster(64, 2), 1, 1 / 3, 0, 6),
-        (cluster(64, 2), 1, 0.4, 0, 4),  # two a GPU: a fifth of each stays free
+        (cluster(64, 2), 1, 0.4, 0, 4),  # two per GPU: a fifth of each stays free
         (cluster(64, 3), 1, 0.6, 0, 3),  # shares of two GPUs do not add up to one actor's
         (cluster(64, 5), 1, 2, 0, 2),
         (cluster(3, 8), 1, 1, 0, 3),
@@ -75,7 +59,7 @@ def test_fitting_actors(resources: ClusterResources, cpus: float, gpus: float, m
     ("settings", "resources", "groups", "plan"),
     [
         ({}, cluster(2), 10, (2, 1, 0)),
-        ({}, cluster(2), 1, (1, 1, 0)),  # no more than a round has client groups
+        ({}, cluster(2), 1, (1, 1, 0)),  # no more than the client groups of a round
         ({"cpus_per_actor": 0.5}, cluster(2), 10, (4, 0.5, 0)),
         ({"cpus_per_actor": 2}, cluster(5), 10, (2, 2, 0)),
         *(({}, cluster(64, gpus), 100, (gpus, 1, 1)) for gpus in range(1, 9)),
@@ -103,19 +87,18 @@ def test_pooled_auto_takes_what_fits(
         (4, 0, 0),
     ],
 )  # fmt: skip
-def test_actors_share_gpus_so_that_they_pack(actors: int, gpus: int, share: float) -> None:
-    """One GPU never has to give an actor a part that another GPU completes."""
+def test_shares_of_gpus_pack(actors: int, gpus: int, share: float) -> None:
+    """No actor needs parts of two GPUs."""
     expected = ActorPlan(count=actors, cpus=1, gpus=share)
     assert plan_pooled(ExecutionSettings(actors=actors), 1, cluster(64, gpus), SMALL) == expected
     assert plan_dedicated(ExecutionSettings(), actors, cluster(64, gpus), SMALL) == expected
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("actors_a_gpu", [1, 2, 3, 7])
-def test_ray_packs_the_shares_that_are_planned(local_ray: str, actors_a_gpu: int) -> None:
+@pytest.mark.parametrize("actors_per_gpu", [1, 2, 3, 7])
+def test_ray_can_pack_the_planned_shares(local_ray: str, actors_per_gpu: int) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    plan = plan_pooled(ExecutionSettings(actors=2 * actors_a_gpu, cpus_per_actor=0.01), 1, cluster(64, 2), SMALL)
+    plan = plan_pooled(ExecutionSettings(actors=2 * actors_per_gpu, cpus_per_actor=0.01), 1, cluster(64, 2), SMALL)
     group = placement_group([{"GPU": plan.gpus}] * plan.count)
     try:
         assert group.wait(timeout_seconds=30)
@@ -153,15 +136,15 @@ def test_auto_placement(
         ({"gpus_per_actor": 1}, cluster(1000, 8, 10**6), "; 8 would fit"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_what_would(
+def test_what_cannot_fit_is_refused_with_the_number_that_would(
     settings: dict[str, float], resources: ClusterResources, words: str
 ) -> None:
     with pytest.raises(CapacityError, match=re.escape(words)):
         plan_dedicated(ExecutionSettings(**settings), 500, resources, SMALL)
 
 
-def test_pooled_refusals_name_the_setting_that_mends_them() -> None:
-    with pytest.raises(CapacityError, match=r"3 actors .* 2 would fit\. execution\.actors=auto takes what fits"):
+def test_pooled_refusals_name_the_setting_to_change() -> None:
+    with pytest.raises(CapacityError, match=r"3 actors .* 2 would fit\. execution\.actors=auto takes as many as fit"):
         plan_pooled(ExecutionSettings(actors=3), 1, cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.cpus_per_actor"):
         plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, cluster(2), SMALL)
@@ -169,38 +152,9 @@ def test_pooled_refusals_name_the_setting_that_mends_them() -> None:
         plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, cluster(2), SMALL)
 
 
-# ——— the memory of GPUs ———
+# ——— GPU memory ———
 
 GB = 10**9
-
-
-@pytest.mark.parametrize(
-    ("model_mb", "width", "batch", "activation", "stateful", "expected"),
-    [
-        (0, 1, 1, 0, False, 700 * MB),
-        (100, 1, 1, 0, False, (700 + (5 + 3) * 100) * MB),
-        (100, 4, 1, 0, False, (700 + (4 * 5 + 3) * 100) * MB),
-        (100, 4, 1, 0, True, (700 + (4 * 7 + 3) * 100) * MB),
-        (0, 4, 50, 1 * MB, False, (700 + 2 * 4 * 50) * MB),  # forward, and back
-    ],
-)
-def test_what_an_actor_takes_of_a_gpu(
-    model_mb: int, width: int, batch: int, activation: float, stateful: bool, expected: float
-) -> None:
-    assert estimate_gpu_bytes(model_mb * MB, width, batch, activation, stateful=stateful) == expected
-
-
-@pytest.mark.parametrize(
-    ("each", "memory", "fits"),
-    [
-        (4 * GB, 40 * GB, 9),  # nine tenths are filled
-        (4 * GB, 17 * GB, 3),
-        (4 * GB, 3 * GB, 1),  # trains in halves, should it run out
-        (4 * GB, None, None),
-    ],
-)
-def test_how_many_actors_a_gpus_memory_holds(each: float, memory: float | None, fits: int | None) -> None:
-    assert count_actors_per_gpu(each, memory) == fits
 
 
 def with_memory(gpus: float, gpu_memory: float, cpus: float = 64) -> ClusterResources:
@@ -214,13 +168,18 @@ LARGE = Footprint(model_bytes=0, gpu_bytes=4 * GB)
     ("settings", "groups", "resources", "plan"),
     [
         ({}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),  # 9 of 10 GB hold two
-        ({}, 100, with_memory(2, 80 * GB), (8, 1 / 4)),  # never more than four a GPU
+        ({}, 100, with_memory(2, 80 * GB), (8, 1 / 4)),  # never more than four per GPU
         ({}, 3, with_memory(2, 80 * GB), (3, 1 / 2)),  # no more than there are client groups
-        ({}, 100, with_memory(2, 80 * GB, cpus=5), (4, 1 / 2)),  # nor than there are CPUs
+        ({}, 100, with_memory(2, 80 * GB, cpus=5), (4, 1 / 2)),  # nor more than there are CPUs
         ({}, 100, with_memory(2, 3 * GB), (2, 1)),
         ({"actors": 4}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),
-        ({"actors": 9, "gpus_per_actor": 0.2}, 100, with_memory(2, 10 * GB), (9, 0.2)),  # whoever knows better
-        ({"actors": 64, "autoscale": True}, 100, with_memory(2, 10 * GB), (64, 1 / 2)),  # as on the GPUs to come
+        ({"actors": 9, "gpus_per_actor": 0.2}, 100, with_memory(2, 10 * GB), (9, 0.2)),  # the user decides
+        (
+            {"actors": 64, "autoscale": True},
+            100,
+            with_memory(2, 10 * GB),
+            (64, 1 / 2),
+        ),  # a share for the GPUs that may join
         ({"actors": 64, "autoscale": True}, 100, cluster(64, 2), (64, 1)),
         ({"actors": 64, "autoscale": True}, 100, cluster(1), (64, 0)),
     ],
@@ -233,7 +192,7 @@ def test_gpu_shares_follow_from_memory(
     assert found.growing == bool(settings.get("autoscale"))
 
 
-def test_more_actors_than_the_memory_of_gpus_holds_are_refused_with_how_many_would_fit() -> None:
+def test_more_actors_than_gpu_memory_holds_are_refused_with_the_number_that_would_fit() -> None:
     with pytest.raises(CapacityError, match=r"5 actors of 4\.0 GB each do not fit on 2 GPUs of 10\.0 GB; 4 would fit"):
         plan_pooled(ExecutionSettings(actors=5), 100, with_memory(2, 10 * GB), LARGE)
     with pytest.raises(CapacityError, match=r"5 actors .* 4 would fit\. execution\.placement=pooled"):
@@ -243,8 +202,8 @@ def test_more_actors_than_the_memory_of_gpus_holds_are_refused_with_how_many_wou
 
 
 @pytest.mark.parametrize("settings", [{"gpus_per_actor": 1.5}, {"gpus_per_actor": 1e-7}, {"cpus_per_actor": 1e-7}])
-def test_shares_that_ray_does_not_know_are_refused(settings: dict[str, float]) -> None:
-    """Whole GPUs above one; steps of 0.0001: anything else is a bare ValueError of Ray's once actors start."""
+def test_shares_that_ray_does_not_accept_are_refused(settings: dict[str, float]) -> None:
+    """Ray accepts shares from 0.0001 to 1 and whole GPUs. It raises a bare ValueError for others once actors start."""
     with pytest.raises((fr.BadInput, ValidationError)):
         plan_pooled(ExecutionSettings(**settings), 1, cluster(64, 8), SMALL)
 
@@ -258,7 +217,7 @@ def test_shares_that_ray_does_not_know_are_refused(settings: dict[str, float]) -
     share=st.sampled_from(["auto", 0, 0.25, 0.3, 0.5, 1, 2]),
     each=st.sampled_from([0.1, 0.5, 1, 3]),
 )
-def test_a_plan_is_within_the_cluster_and_the_number_offered_would_fit(
+def test_a_plan_fits_the_cluster_and_so_does_the_number_that_a_refusal_offers(
     wanted: int, cpus: float, gpus: int, memory_mb: float, model_mb: int, share: float | str, each: float
 ) -> None:
     settings = ExecutionSettings(cpus_per_actor=each, gpus_per_actor=share)

@@ -22,8 +22,8 @@ from tests.support.servers import PATIENCE_SECONDS
 def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary files go, and nowhere else; its path is short enough for sockets."""
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    monkeypatch.setattr(private_ray, "_places", lambda: iter([folder]))
-    for name in (private_ray.MODE, private_ray.TOKEN, private_ray.TOKEN_PATH, *private_ray.LOGS):
+    monkeypatch.setattr(private_ray, "_list_temporary_directories", lambda: iter([folder]))
+    for name in (private_ray.MODE, private_ray.TOKEN, private_ray.TOKEN_PATH, *private_ray.LOG_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     yield folder
     monkeypatch.undo()
@@ -35,7 +35,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_directory_is_its_users_alone_and_goes_with_ray(place: Path) -> None:
+def test_the_directory_is_private_and_is_removed_with_ray(place: Path) -> None:
     before = dict(os.environ)
     private = PrivateRay()
     directory = Path(private.temp_dir).parent
@@ -61,7 +61,9 @@ def test_the_directory_is_its_users_alone_and_goes_with_ray(place: Path) -> None
         {"RAY_AUTH_TOKEN_PATH": "/a", "RAY_AUTH_MODE": "token"},
     ],
 )
-def test_what_the_user_has_set_is_left(variables: dict[str, str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_the_user_has_set_are_kept(
+    variables: dict[str, str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {**variables, "RAY_ROTATION_MAX_BYTES": "5"}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
@@ -72,7 +74,7 @@ def test_what_the_user_has_set_is_left(variables: dict[str, str], place: Path, m
     assert dict(os.environ) == before
 
 
-def test_each_has_its_own_token(place: Path) -> None:
+def test_each_local_ray_has_its_own_token(place: Path) -> None:
     tokens = []
     for _ in range(2):
         private = PrivateRay()
@@ -81,10 +83,11 @@ def test_each_has_its_own_token(place: Path) -> None:
     assert tokens[0] != tokens[1]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(place: Path) -> None:
+@pytest.mark.usefixtures("processes")
+def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path, processes: None) -> None:
     code = (
         "import os, signal; from pathlib import Path; from fednar_ray.execution import private_ray\n"
-        f"private_ray._places = lambda: iter([Path({str(place)!r})])\n"
+        f"private_ray._list_temporary_directories = lambda: iter([Path({str(place)!r})])\n"
         "os.makedirs(private_ray.PrivateRay().temp_dir + '/session_1/logs'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=PATIENCE_SECONDS)
@@ -102,7 +105,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(p
     private.close()
 
 
-def test_what_a_dying_process_made_again_is_removed_later(place: Path) -> None:
+def test_a_directory_that_a_dying_process_recreated_is_removed_later(place: Path) -> None:
     again, strange, fresh = (place / f"fednar-{name * 8}" for name in "abc")
     for folder in (again, strange, fresh):
         (folder / "r" / "session_1").mkdir(parents=True)
@@ -113,10 +116,10 @@ def test_what_a_dying_process_made_again_is_removed_later(place: Path) -> None:
     assert sorted(place.iterdir()) == [strange, fresh]
 
 
-def test_a_path_that_is_too_long_for_sockets_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_too_long_for_sockets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    monkeypatch.setattr(private_ray, "_places", lambda: iter([long]))
+    monkeypatch.setattr(private_ray, "_list_temporary_directories", lambda: iter([long]))
     with pytest.raises(RayUnavailable, match="too long for Ray's sockets; set RAY_TMPDIR"):
         PrivateRay()
     monkeypatch.undo()
@@ -144,8 +147,9 @@ assert "RAY_AUTH_MODE" not in os.environ
 """
 
 
-@pytest.mark.ray
-def test_a_local_ray_leaves_nothing_and_the_prints_of_its_actors_are_bounded(place: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("own_ray")
+def test_a_local_ray_leaves_nothing_behind_and_bounds_its_logs(place: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}

@@ -20,6 +20,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts import CHECKS, Alert, AlertMonitor, ChanceLevel, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
+from tests.support.stores import create_store
 
 CHANCE = ChanceLevel("accuracy", 0.1)
 
@@ -316,14 +317,14 @@ def serial(folder: Path, **sections: Any) -> fr.Experiment:
             "federation": {"rounds": 6, "clients_per_round": 4, "local_steps": 2, "batch_size": 8},
             "regularizer": {"clip_bound": 0.001},
             "execution": {"placement": "serial"},
-            "tracking": {"uri": f"sqlite:///{folder / 'm.db'}"},
+            "tracking": {"uri": create_store(folder / "m.db")},
             **sections,
         }
     )
 
 
 def tags(run_id: str, folder: Path) -> dict[str, str]:
-    found = MlflowClient(f"sqlite:///{folder / 'm.db'}").get_run(run_id).data.tags
+    found = MlflowClient(create_store(folder / "m.db")).get_run(run_id).data.tags
     return {key: value for key, value in found.items() if key.startswith("fednar.alert")}
 
 
@@ -361,6 +362,6 @@ def test_a_run_that_is_aborted_says_why(federation, folder, monkeypatch):
             serial(folder, name="aborted", algorithm={"local_lr": 1e30}, regularizer={"name": "none"}),
             federation=federation,
         )
-    client = MlflowClient(f"sqlite:///{folder / 'm.db'}")
+    client = MlflowClient(create_store(folder / "m.db"))
     (run,) = client.search_runs([client.get_experiment_by_name("aborted").experiment_id])
     assert tags(run.info.run_id, folder)["fednar.alerts"] == "diverges"

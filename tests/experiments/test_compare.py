@@ -27,7 +27,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
-from fednar_ray.experiments.comparison.table import Outcome, rows_of
+from fednar_ray.experiments.comparison.table import Outcome, build_rows
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.run_plots import Variant
@@ -35,6 +35,7 @@ from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -76,7 +77,7 @@ def write(data: Path, task: str = "regression", folder: Path | None = None, **co
         "regularizer": {"weight_decay": 0.05, "clip_bound": 0.5},
         "execution": {"placement": "serial"},
         "checkpoint": {"every": 2},
-        "tracking": {"uri": f"sqlite:///{(folder or Path.cwd()) / 'mlflow.db'}"},
+        "tracking": {"uri": create_store((folder or Path.cwd()) / "mlflow.db")},
     }
     path = (folder or Path.cwd()) / "small.yaml"
     path.write_text(yaml.safe_dump({"experiment": experiment, "compare": {"seeds": 1, "final_rounds": 2, **compared}}))
@@ -96,7 +97,7 @@ def printed(*arguments: str) -> dict[str, Any]:
 
 def children(run_id: str) -> dict[tuple[float, str, int], Any]:
     """The runs of a comparison in MLflow, as far as nobody took their place, by decay, regularizer and seed."""
-    client = MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
     kept = [run for run in found if "fednar.abandoned" not in run.data.tags]
@@ -109,13 +110,13 @@ def children(run_id: str) -> dict[tuple[float, str, int], Any]:
 
 def statuses() -> list[str]:
     """Of all runs in MLflow, sorted."""
-    client = MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     return sorted(run.info.status for run in client.search_runs(everywhere))
 
 
 def history(run: Any, metric: str) -> list[float]:
-    client = MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     return [m.value for m in sorted(client.get_metric_history(run.info.run_id, metric), key=lambda m: m.step)]
 
 
@@ -146,7 +147,7 @@ def test_a_regression_is_judged_by_its_rmse(data):
     half = stats.t.ppf(0.975, 1) * difference.std(ddof=1) / math.sqrt(2)
     assert second["difference"] == f"{difference.mean():+.2g} ± {half:.2g}"
     assert first["difference"] == "–"
-    client = MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     headline = client.get_run(result["run_id"]).data.metrics
     assert headline["final_rmse/fednar_0.05"] == pytest.approx(finals["fednar"].mean())
     assert headline["difference/fednar_0.05"] == pytest.approx(difference.mean())
@@ -183,7 +184,7 @@ def test_a_binary_task_is_judged_by_its_accuracy(data):
 )
 def test_a_target_of_another_task_is_refused_before_anything_starts(task, target, instead, data):
     result = fednar("compare", str(write(data, task)), f"compare.{target}=0.5")
-    assert str(result.exception) == f"compare.{target}: 0.5 is no target of {task}; set compare.{instead}"
+    assert str(result.exception) == f"compare.{target}: 0.5 is not a target for {task}; set compare.{instead}"
     assert isinstance(result.exception, ConfigError)
     assert not Path("runs").exists()
 
@@ -205,7 +206,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
 
 def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
-    return [row.cells() for row in rows_of(runs, CompareSettings(seeds=len(fednar), **settings))]
+    return [row.cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():
@@ -243,7 +244,6 @@ def test_a_serial_run_is_warm_before_its_first_round(data):
         assert len(pool._trainer._gradients) == 1
 
 
-@pytest.mark.ray
 def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, session):
     overrides = ["execution.placement=pooled", "execution.actors=2", "execution.gpus_per_actor=0"]
     prepared = prepare(load_document(write(data), overrides).experiment)
@@ -399,7 +399,7 @@ def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole)
     assert trajectories(name) == whole[1]
     assert statuses() == ["FINISHED"] * (RUNS + 1) + ["KILLED"]  # the attempt that another one replaced
     assert len(children(summary["run_id"])) == RUNS
-    drawn = fednar("report", summary["run_id"], "--uri", f"sqlite:///{Path.cwd() / 'mlflow.db'}", "--json")
+    drawn = fednar("report", summary["run_id"], "--uri", create_store(Path.cwd() / "mlflow.db"), "--json")
     assert drawn.exit_code == 0, drawn.output
 
 
@@ -455,6 +455,7 @@ def rounds_trained(folder: Path) -> Iterator[int]:
         yield path.read_bytes().count(b"\n")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_killed_comparison_is_resumed_as_typed(data, tmp_path, whole):
     """A driver that is killed leaves runs that MLflow calls RUNNING; the resumed comparison ends them."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
@@ -476,6 +477,7 @@ def test_a_killed_comparison_is_resumed_as_typed(data, tmp_path, whole):
     assert {run.info.status for run in children(result["run_id"]).values()} == {"FINISHED"}
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_comparison_says_how_it_is_resumed(sign, code, data, tmp_path):
     command = [FEDNAR, "compare", str(write(data)), "federation.rounds=100000"]

@@ -17,6 +17,7 @@ from fednar_ray.config.renamed import RENAMED
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.experiments.resume import resume_from
 from tests.conftest import small_federation
+from tests.support.stores import create_store
 
 ROUNDS = 3
 pytestmark = pytest.mark.filterwarnings(
@@ -45,7 +46,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 "algorithm": {"name": name},
                 "execution": {"placement": "serial"},
                 "checkpoint": {"every": 1, "keep": 2},
-                "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+                "tracking": {"uri": create_store(folder / "m.db")},
             }
             found[name] = fr.run(fr.Experiment.model_validate(settings), **given()).directory
     return found

@@ -28,11 +28,12 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import draw_attack_factors
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import small_federation
 from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -46,7 +47,7 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+    return create_store(tmp_path_factory.mktemp("store") / "m.db")
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +146,7 @@ def assert_same_history(history: Sequence[RoundRecord], reports: Sequence[RoundR
 def assert_recorded_once(directory: Path) -> None:
     """MLflow has every metric of every round, once, in one finished run; so has the journal."""
     place = json.loads((directory / "run.json").read_text())
-    client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], recorded(directory)
+    client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], load_records(directory)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     same_name = client.search_runs([run.info.experiment_id], f"attributes.run_name = '{run.info.run_name}'")
@@ -178,7 +179,7 @@ def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
     assert last is not None
     reports = list(fr.iter_rounds(begun, **given()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
-    assert_same_history(recorded(directory), reports)
+    assert_same_history(load_records(directory), reports)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
@@ -232,7 +233,7 @@ def test_the_first_checkpoint_after_a_resumption_writes_only_the_rows_that_chang
     after = writes(directory / "checkpoints")
     assert before.items() <= after.items()
     rows = [name.removeprefix("rows/").split("-")[0] for name in after.keys() - before.keys() if "rows/" in name]
-    assert sorted(map(int, rows)) == list(recorded(directory)[4].client_ids)
+    assert sorted(map(int, rows)) == list(load_records(directory)[4].client_ids)
     assert len(rows) < len(resumption.checkpoint.rows)
 
 
@@ -277,7 +278,6 @@ def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
     assert_recorded_once(result.directory)
 
 
-@pytest.mark.ray
 def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.RaySession) -> None:
     """From this process to two actors; the new checkpoints lie elsewhere, and more of them."""
     experiment = settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2})
@@ -321,7 +321,7 @@ def test_fewer_rounds_than_are_done_are_refused(uri: str) -> None:
     directory = left(settings(uri), 3)
     fewer = settings(uri, federation={"rounds": 2})
     assert refusal(fewer) == [
-        f"{directory.name} was begun with another experiment, and cannot go on with this one:",
+        f"{directory.name} was started with another experiment, and cannot be resumed with this one:",
         "federation.rounds: 2 is less than the rounds done (3)",
     ]
     assert refusal(fewer, may_change=["federation"])[1:] == ["federation.rounds: 2 is less than the rounds done (3)"]
@@ -382,7 +382,7 @@ def test_another_experiment_is_refused_with_key_values_and_option(case: str, beg
     changes, lines = OTHERS[case]
     wanted = [f"{line}; --may-change {line.partition(':')[0]} allows it" for line in lines]
     first, *problems = refusal(digits(uri, **changes), resume=begun.name)
-    assert first == f"{begun.name} was begun with another experiment, and cannot go on with this one:"
+    assert first == f"{begun.name} was started with another experiment, and cannot be resumed with this one:"
     assert sorted(problems) == sorted(wanted)
 
 
@@ -448,7 +448,7 @@ def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_spok
     left(settings(uri, seed=1), 1)
     newer = left(settings(uri, seed=2), 1)
     assert refusal(settings(uri)) == [
-        f"{newer.name} was begun with another experiment, and cannot go on with this one:",
+        f"{newer.name} was started with another experiment, and cannot be resumed with this one:",
         "seed: 0, and was 2; --may-change seed allows it",
     ]
 
@@ -470,7 +470,7 @@ def test_a_run_goes_by_name_id_directory_and_the_place_of_its_checkpoints(uri: s
     for name in names:
         resumption = resume_from(str(name), settings(uri))
         assert resumption is not None
-        assert (resumption.kept.directory, resumption.run_id) == (directory, run_id)
+        assert (resumption.ref.directory, resumption.run_id) == (directory, run_id)
     result = fr.run(settings(uri), **given(), resume=directory / "checkpoints")
     assert (result.directory, result.run_id, result.resumed_from_round) == (directory, run_id, 1)
     assert_recorded_once(result.directory)
@@ -494,7 +494,7 @@ def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
     directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):
         fr.run(settings(uri), **given(), resume="nonsense")
-    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start it"):
+    with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start a"):
         fr.run(settings(uri), **given(), resume=directory.name)
 
 
@@ -638,7 +638,7 @@ def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def rounds_recorded() -> int:
-    return max((len(recorded(path)) for path in Path("runs").glob("long-*")), default=0)
+    return max((len(load_records(path)) for path in Path("runs").glob("long-*")), default=0)
 
 
 def newest_checkpoint() -> int:
@@ -651,6 +651,7 @@ def uninterrupted() -> str:
     return hashlib.sha256(last.parameters.tobytes()).hexdigest()
 
 
+@pytest.mark.usefixtures("processes")
 def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_bytes(uri: str) -> None:
     command = typed(uri, every=7)
     code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)

@@ -18,6 +18,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
 from fednar_ray.federated.vectorization import probe
 from tests.conftest import small_federation
+from tests.support.stores import create_store
 
 SIZES = (8, 24)
 INFINITE = torch.triu(torch.full((3, 3), float("-inf")), 1)
@@ -104,7 +105,7 @@ def test_constant_buffers_stay_as_given_beside_running_statistics(uri: str) -> N
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return create_store(tmp_path / "mlflow.db")
 
 
 def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> None:

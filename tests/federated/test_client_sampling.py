@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
-from fednar_ray.config.settings import AvailabilitySettings
+from fednar_ray.config.robustness import AvailabilitySettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.schedules import Workload
 from fednar_ray.federated.client_sampling import Availability, Selection, load_trace
@@ -373,7 +373,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a directory": ("t.csv", lambda path: path.mkdir(), "cannot be read"),
     "an array's directory": ("t.npy", lambda path: path.mkdir(), "cannot be read"),
     "another kind": ("t.txt", text("1,0,1\n0,0,1\n"), "a .csv or .npy file is needed"),
-    "empty": ("t.csv", text(""), "is empty; a line of 0 and 1 a client is needed"),
+    "empty": ("t.csv", text(""), "is empty; one line of 0 and 1 per client is needed"),
     "only empty lines": ("t.csv", text("\n \n"), "is empty"),
     "a header": ("t.csv", text("r0,r1,r2\n1,0,1\n0,0,1\n"), "line 1, value 1: 'r0'; 0 or 1 is needed"),
     "a two": ("t.csv", text("1,0,1\n0,2,1\n"), "line 2, value 2: '2'; 0 or 1 is needed"),
@@ -386,9 +386,9 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a long line": ("t.csv", text("1,0,1\n0,1,1,1\n"), "line 2: has 4 values, and line 1 has 3"),
     "no text": ("t.csv", lambda path: path.write_bytes(b"\x93\xff1,0"), "cannot be read: 'utf-8'"),
     "control characters": ("t.csv", text("1,0,\x00\n0,0,1\n"), r"line 1, value 3: '\\x00'"),
-    "one client too few": ("t.csv", text("1,0,1\n"), "has 1 rows; 2 are needed, one a client"),
-    "one client too many": ("t.npy", array([[1, 0, 1]] * 3), "has 3 rows; 2 are needed, one a client"),
-    "too short": ("t.csv", text("1,0\n0,1\n"), "has 2 columns; at least 3 are needed, one a round"),
+    "one client too few": ("t.csv", text("1,0,1\n"), "has 1 rows; 2 are needed, one per client"),
+    "one client too many": ("t.npy", array([[1, 0, 1]] * 3), "has 3 rows; 2 are needed, one per client"),
+    "too short": ("t.csv", text("1,0\n0,1\n"), "has 2 columns; at least 3 are needed, one per round"),
     "no rounds": ("t.npy", array(np.zeros((2, 0))), "has 0 columns; at least 3 are needed"),
     "one dimension": ("t.npy", array([1, 0]), r"holds int64 \(2,\); 0 and 1 of clients × rounds are needed"),
     "three dimensions": ("t.npy", array(np.ones((2, 3, 1))), r"holds float64 \(2, 3, 1\)"),

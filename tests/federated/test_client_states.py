@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import fednar_ray as fr
 from fednar_ray.algorithms.presets import build_algorithm
 from fednar_ray.checkpoint.store import Snapshot
-from fednar_ray.config.settings import AlgorithmSettings
+from fednar_ray.config import read_algorithm
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.federated import client_states
 from fednar_ray.federated import server_state as federation_state
@@ -338,7 +338,7 @@ def parts(snapshot: Snapshot) -> tuple[int, bytes, dict[int, tuple[int, bytes]]]
 
 def mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
     """A federation after round 0, with the rows of round 1 staged: two replace older ones, one is a client's first."""
-    algorithm = build_algorithm(AlgorithmSettings(name="scaffold"))
+    algorithm = build_algorithm(read_algorithm({"name": "scaffold"}))
     state = FederationState.initial(algorithm, row_of(0), np.zeros(0), ClientStates(D, budget, directory))
     for client_id in range(3):
         state.clients.stage(client_id, row_of(10 + client_id))

@@ -25,8 +25,8 @@ from fednar_ray.federated.evaluation import (
     TASK_BATCHES,
     Evaluation,
     Scorer,
-    across_clients,
     client_means,
+    summarize_accuracies,
 )
 
 A_TASK = BATCH * TASK_BATCHES
@@ -86,7 +86,7 @@ def metrics_by_hand(report: RoundReport, federation: fr.Federation) -> dict[str,
     for name, split in federation.splits().items():
         right, losses = by_hand(report.eval_params, report.buffers, split)
         expected |= {f"{name}_accuracy": right.mean(), f"{name}_loss": pytest.approx(losses.mean(), rel=1e-5)}
-    shards = [federation.shards.only(i).examples for i in range(federation.clients)]
+    shards = [federation.shards.only(i).examples for i in range(federation.num_clients)]
     accuracies = sorted(by_hand(report.eval_params, report.buffers, shard)[0].mean() for shard in shards if len(shard))
     worst = accuracies[: max(1, len(accuracies) // 10)]
     return expected | {
@@ -193,28 +193,28 @@ def predictions(right: int, of: int) -> list[bool]:
 
 def test_below_twenty_clients_the_worst_tenth_is_the_worst_client() -> None:
     few = [predictions(3, of=4), predictions(50, of=100), predictions(1, of=1)]
-    assert across_clients(means(few)) == {
+    assert summarize_accuracies(means(few)) == {
         "client_accuracy_mean": 0.75,  # of (3/4, 1/2, 1): clients count alike, whatever their size
         "client_accuracy_worst_decile": 0.5,  # the largest client, with 50 answers right
     }
     nineteen = [predictions(1, of=1)] * 17 + [predictions(1, of=4), predictions(1, of=2)]
-    assert across_clients(means(nineteen))["client_accuracy_worst_decile"] == 0.25
+    assert summarize_accuracies(means(nineteen))["client_accuracy_worst_decile"] == 0.25
 
 
 def test_the_worst_tenth_of_twenty_clients_are_two_and_empty_clients_are_nobody() -> None:
     twenty = [predictions(1, of=4), *[predictions(3, of=3)] * 9, predictions(1, of=2), *[predictions(1, of=1)] * 9]
     expected = {"client_accuracy_mean": (18 + 0.25 + 0.5) / 20, "client_accuracy_worst_decile": (0.25 + 0.5) / 2}
-    assert across_clients(means(twenty)) == expected
+    assert summarize_accuracies(means(twenty)) == expected
     with_empty = [[], *twenty[:11], [], [], *twenty[11:], *[[]] * 20]
-    assert across_clients(means(with_empty)) == expected
-    assert across_clients(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5  # nineteen: the worst one
+    assert summarize_accuracies(means(with_empty)) == expected
+    assert summarize_accuracies(means([[], *twenty[1:]]))["client_accuracy_worst_decile"] == 0.5
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data: st.DataObject) -> None:
     clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(any_answer))
-    figures = across_clients(means(clients))
+    figures = summarize_accuracies(means(clients))
     mean, worst = figures["client_accuracy_mean"], figures["client_accuracy_worst_decile"]
     assert 0 <= worst <= mean + 1e-12
     assert mean <= 1 + 1e-12
@@ -222,7 +222,7 @@ def test_figures_across_clients_are_bounded_ordered_and_blind_to_who_is_who(data
     lowest = rates[: max(1, len(rates) // 10)]
     assert mean == pytest.approx(float(sum(rates) / len(rates)), abs=1e-12)
     assert worst == pytest.approx(float(sum(lowest) / len(lowest)), abs=1e-12)
-    assert across_clients(means(data.draw(st.permutations(clients)))) == figures
+    assert summarize_accuracies(means(data.draw(st.permutations(clients)))) == figures
 
 
 def any_answer(clients: list[list[bool]]) -> bool:
@@ -242,7 +242,6 @@ def test_empty_clients_do_not_count_in_a_run() -> None:
 # ——— on actors ———
 
 
-@pytest.mark.ray
 def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(session: fr.RaySession) -> None:
     model, federation = both_modes_model(), overlapping((9, 20, 14), test=150_000)
     prepared = prepare(experiment(execution=POOLED), federation, model)
@@ -261,7 +260,6 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
         np.testing.assert_allclose(got.losses, losses, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.ray
 def test_splits_of_many_tasks_have_the_metrics_of_one_pass(session: fr.RaySession) -> None:
     """The clients' block too, whose tasks end amid a client."""
     federation = overlapping((1900, 60, 700), test=5000, validation=2 * A_TASK)
@@ -271,7 +269,6 @@ def test_splits_of_many_tasks_have_the_metrics_of_one_pass(session: fr.RaySessio
         assert evaluated(report) == metrics_by_hand(report, federation)
 
 
-@pytest.mark.ray
 def test_evaluating_on_the_actors_changes_nothing_that_they_train(session: fr.RaySession) -> None:
     alone = {"placement": "serial", "vectorize": 1}
     serial = trained_bytes(experiment("scaffold", evaluation={"every": 9}, execution=alone))
@@ -280,7 +277,6 @@ def test_evaluating_on_the_actors_changes_nothing_that_they_train(session: fr.Ra
         assert trained_bytes(pooled, session) == serial, choice
 
 
-@pytest.mark.ray
 def test_metrics_do_not_depend_on_placement(session: fr.RaySession) -> None:
     """Also of clients that were not sampled; on dedicated actors, each scores its own."""
     federation, metrics = overlapping((9, 60, 25)), {}

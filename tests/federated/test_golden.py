@@ -78,7 +78,6 @@ def test_serial_meets_the_authors_trajectory(index: int, width: int) -> None:
     assert_met(index, {"placement": "serial", "vectorize": width})
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=NAMES)
 def test_pooled_meets_the_authors_trajectory(index: int, session: fr.RaySession) -> None:
     execution = {"placement": "pooled", "actors": 2, "vectorize": 2, "gpus_per_actor": 0}

@@ -27,6 +27,7 @@ from fednar_ray.data.batches import client_batches
 from fednar_ray.data.examples import Examples
 from fednar_ray.federated.vectorization import probe
 from tests.conftest import small_federation
+from tests.support.stores import create_store
 
 SIZES, STEPS, BATCH, RATE = (7, 12, 3, 9), 6, 4, 0.1
 EXAMPLES = Examples(np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32), np.arange(9) % 3)
@@ -317,7 +318,6 @@ class Everything(Net):
         return outputs + self.second(x) if len(self.seen) > 2 and drawn < 1.5 else outputs
 
 
-@pytest.mark.ray
 def test_the_same_bytes_wherever_clients_train(session: fr.RaySession) -> None:
     small = {"gpus_per_actor": 0, "cpus_per_actor": 0.5}
     serial = final(Everything())
@@ -383,7 +383,6 @@ class StatefulEvaluation(nn.Module):
         return self.layer(x) + noise * torch.arange(3) + self.calls[0] * self.scored * torch.tensor([1.0, 0.0, 0.0])
 
 
-@pytest.mark.ray
 def test_no_score_depends_on_what_was_scored_before(session: fr.RaySession) -> None:
     rng = np.random.default_rng(0)
 
@@ -591,7 +590,6 @@ def test_a_traced_gradient_is_compared_with_a_fresh_one_at_fixed_rounds(
         next(reports)  # one of the rounds 2, 4 and 8
 
 
-@pytest.mark.ray
 def test_an_actor_that_finds_it_ends_the_run_as_well(session: fr.RaySession, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"gpus_per_actor": 0, "cpus_per_actor": 0.5, "placement": "pooled", "actors": 2}
     with pytest.raises(InconsistentModel, match=r"'mark' in forward.*execution\.vectorize=1"):
@@ -660,7 +658,7 @@ def test_the_comparison_changes_no_bits_and_agrees_with_dropout(width: int, monk
 def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-    tracked = {"checkpoint": {"every": 1}, "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"}, "name": "state"}
+    tracked = {"checkpoint": {"every": 1}, "tracking": {"uri": create_store(tmp_path / "m.db")}, "name": "state"}
 
     def run(rounds: int, *, resume: bool = False) -> fr.Result:
         settings = fr.Experiment.model_validate({**experiment(rounds=rounds).model_dump(exclude_unset=True), **tracked})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from fednar_ray.config.settings import AggregationSettings
+from fednar_ray.config.robustness import AggregationSettings
 from fednar_ray.federated.robust import (
     RULES,
     coordinate_median,

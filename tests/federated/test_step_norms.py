@@ -5,7 +5,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.federated import round_loop as rounds
-from fednar_ray.tracking.journal import line_of, parse
+from fednar_ray.tracking.journal import format_line, parse_line
 
 
 def reports(data: fr.Federation, regularizer: dict[str, object], **sections: object) -> list[fr.RoundReport]:
@@ -73,8 +73,8 @@ def test_a_client_that_sends_nan_has_no_norm_in_the_record(federation):
 
 def test_the_journal_keeps_four_digits(federation):
     (report, *_) = reports(federation, {"name": "none"})
-    back = parse(line_of(report.record()))
+    back = parse_line(format_line(report.record()))
     assert back.step_norms == pytest.approx(report.step_norms, rel=1e-3)
     assert all(len(f"{norm}".replace(".", "").strip("0")) <= 4 for norm in back.step_norms.values())
-    old = line_of(report.record()).replace('"step_norms"', '"other"')
-    assert parse(old).step_norms == {}  # a journal of before
+    old = format_line(report.record()).replace('"step_norms"', '"other"')
+    assert parse_line(old).step_norms == {}  # a journal of before

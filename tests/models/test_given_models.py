@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import prune
 
 import fednar_ray as fr
-from fednar_ray.config import ModelSettings
+from fednar_ray.config import AnyModel, read_model
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.core.module_state import own_copy
@@ -22,6 +22,10 @@ from fednar_ray.models import build_model
 from tests.conftest import small_federation
 
 SERIAL = {"placement": "serial"}
+
+
+def model_settings(**values: Any) -> AnyModel:
+    return read_model(values)
 
 
 def reports(model: nn.Module, execution: dict[str, Any] | None = None, rounds: int = 1) -> list[fr.RoundReport]:
@@ -159,7 +163,7 @@ def test_a_lazy_layer_takes_weights_from_a_file(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     source = nn.Sequential(nn.Linear(2, 3))
     torch.save(source.state_dict(), tmp_path / "start.pt")
-    settings = ModelSettings(function="lazy_model_of_a_user.build", weights=str(tmp_path / "start.pt"))
+    settings = model_settings(function="lazy_model_of_a_user.build", weights=str(tmp_path / "start.pt"))
     np.testing.assert_array_equal(flatten(build_model(settings, (2,), 3, seed=0)), flatten(source))
 
 
@@ -237,7 +241,7 @@ def test_tables_of_whole_numbers_train_as_their_float32_values_do(kind: str, nam
 
 @pytest.mark.parametrize("settings", [{"name": "cnn", "hidden": 4}, {"name": "cnn_femnist", "hidden": 4}], ids=str)
 def test_image_models_take_whole_numbers_too(settings: dict[str, Any]) -> None:
-    model = build_model(ModelSettings(**settings), (1, 8, 8), 3, seed=0).eval()
+    model = build_model(model_settings(**settings), (1, 8, 8), 3, seed=0).eval()
     images = torch.randint(0, 255, (2, 1, 8, 8))
     torch.testing.assert_close(model(images), model(images.float()), rtol=0, atol=0)
     assert model.double()(images.double()).dtype == torch.float64

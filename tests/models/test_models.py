@@ -1,6 +1,7 @@
 """Models by name; what a trial batch shows of any module; client groups; modules as flat vectors."""
 
 import traceback
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 import fednar_ray as fr
-from fednar_ray.config import ModelSettings, dump
-from fednar_ray.config.files import parse_document
-from fednar_ray.config.settings import MODEL_SETTINGS
+from fednar_ray.config import AnyModel, dump, read_model
+from fednar_ray.config.loading import parse_document
+from fednar_ray.config.model import MODEL_SETTINGS
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
 from fednar_ray.data.federation import Examples
@@ -26,6 +27,11 @@ from fednar_ray.models.tasks import BINARY, REGRESSION
 from tests.conftest import small_federation
 
 drawn = settings(max_examples=100, deadline=None)
+
+
+def model_settings(**values: Any) -> AnyModel:
+    return read_model(values)
+
 
 # ——— models by name ———
 
@@ -45,7 +51,7 @@ drawn = settings(max_examples=100, deadline=None)
 )
 def test_a_model_is_sized_to_its_data(settings, shape, dimension):
     for dropout in (0.0, 0.5):
-        model = build_model(ModelSettings(**settings, dropout=dropout), shape, outputs=10, seed=0)
+        model = build_model(model_settings(**settings, dropout=dropout), shape, outputs=10, seed=0)
         assert model(torch.zeros(2, *shape)).shape == (2, 10)
         assert ParameterLayout.of(model).dimension == dimension
         assert any(isinstance(layer, nn.Dropout) for layer in model) == bool(dropout)
@@ -63,7 +69,7 @@ def test_a_model_is_sized_to_its_data(settings, shape, dimension):
     ],
 )
 def test_the_published_models_have_their_published_sizes(name, shape, outputs, dimension):
-    model = build_model(ModelSettings(name=name), shape, outputs, seed=0)
+    model = build_model(model_settings(name=name), shape, outputs, seed=0)
     assert ParameterLayout.of(model).dimension == dimension
     assert model(torch.zeros(2, *shape)).shape == (2, outputs)
 
@@ -82,12 +88,12 @@ def test_the_published_models_have_their_published_sizes(name, shape, outputs, d
 )
 def test_a_model_refuses_inputs_that_it_cannot_take(settings, shape, message):
     with pytest.raises(ModelError, match=message):
-        build_model(ModelSettings(**settings), shape, outputs=10, seed=0)
+        build_model(model_settings(**settings), shape, outputs=10, seed=0)
 
 
 def test_a_resnet_takes_images_of_any_size_when_all_of_the_last_map_is_averaged():
     for side in (8, 20, 40):
-        model = build_model(ModelSettings(name="resnet18_gn", pooling="whole"), (1, side, side), outputs=3, seed=0)
+        model = build_model(model_settings(name="resnet18_gn", pooling="whole"), (1, side, side), outputs=3, seed=0)
         assert model(torch.zeros(1, 1, side, side)).shape == (1, 3)
 
 
@@ -96,7 +102,7 @@ def test_initialization_follows_from_the_seed_alone_and_disturbs_nobody(name):
     shape = (6,) if name == "char_transformer" else (1, 8, 8)
 
     def built(seed: int) -> np.ndarray:
-        return flatten(build_model(ModelSettings(name=name, hidden=4), shape, outputs=3, seed=seed))
+        return flatten(build_model(model_settings(name=name, hidden=4), shape, outputs=3, seed=seed))
 
     torch.manual_seed(1)
     first = built(0)
@@ -126,7 +132,7 @@ def one_step(
         }
     )
     (report,) = fr.iter_rounds(experiment, federation=federation)
-    model = build_model(ModelSettings.model_validate(section), federation.test.x.shape[1:], outputs, seed=0)
+    model = build_model(read_model(section), federation.test.x.shape[1:], outputs, seed=0)
     return model, ParameterLayout.of(model).unflatten(torch.from_numpy(report.parameters.copy()))
 
 
@@ -176,7 +182,7 @@ def test_a_step_of_resnet18_gn_is_plain_torchs():
     loss = -outputs.log_softmax(1)[torch.arange(2), torch.from_numpy(y)].mean()
     gradients = dict(zip(before, torch.autograd.grad(loss, leaves), strict=True))
     assert_same_step(before, after, stepped(before, gradients))
-    whole = build_model(ModelSettings(name="resnet18_gn", pooling="whole"), (3, 32, 32), 10, seed=0)
+    whole = build_model(model_settings(name="resnet18_gn", pooling="whole"), (3, 32, 32), 10, seed=0)
     with torch.no_grad():
         expected = plain_resnet18(leaves, torch.from_numpy(x), "whole")
         torch.testing.assert_close(whole(torch.from_numpy(x)), expected, rtol=1e-3, atol=1e-4)
@@ -249,7 +255,7 @@ def test_a_group_of_transformers_steps_as_its_clients_do():
 
 
 def test_dropout_of_a_transformer_acts_in_training_alone():
-    model = build_model(ModelSettings(name="char_transformer", layers=1, hidden=4), (5,), 7, seed=0)
+    model = build_model(model_settings(name="char_transformer", layers=1, hidden=4), (5,), 7, seed=0)
     tokens = torch.arange(10).view(2, 5)
     assert not torch.equal(model.train()(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
@@ -257,7 +263,7 @@ def test_dropout_of_a_transformer_acts_in_training_alone():
 
 def test_each_position_and_its_order_count_for_a_language_model():
     for name in ("char_transformer", "char_lstm"):
-        model = build_model(ModelSettings(name=name, layers=2, hidden=8), (5,), 7, seed=0).eval()
+        model = build_model(model_settings(name=name, layers=2, hidden=8), (5,), 7, seed=0).eval()
         outputs = model(torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 4, 5], [1, 2, 3, 4, 6], [9, 2, 3, 4, 5]]))
         assert len({tuple(row) for row in outputs.tolist()}) == 4
 
@@ -287,7 +293,7 @@ def number():
     monkeypatch.syspath_prepend(tmp_path)
 
     def built(function: str, **arguments: object) -> nn.Module:
-        return build_model(ModelSettings(function=function, arguments=arguments), (2,), 3, seed=0)
+        return build_model(model_settings(function=function, arguments=arguments), (2,), 3, seed=0)
 
     model = built("models_of_a_user.build", width=4, tail=[4, 3])
     assert [tuple(p.shape) for p in model.parameters()] == [(4, 2), (4,), (3, 4), (3,)]
@@ -305,34 +311,34 @@ def number():
 
 
 def test_torchvisions_models_are_sized_to_the_classes():
-    model = build_model(ModelSettings(torchvision="squeezenet1_1"), (3, 64, 64), 7, seed=0)
+    model = build_model(model_settings(torchvision="squeezenet1_1"), (3, 64, 64), 7, seed=0)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
-    settings = ModelSettings(torchvision="squeezenet1_1", arguments={"num_classes": 9, "dropout": 0.25})
+    settings = model_settings(torchvision="squeezenet1_1", arguments={"num_classes": 9, "dropout": 0.25})
     wider = build_model(settings, (3, 64, 64), 7, seed=0)
     assert wider(torch.zeros(1, 3, 64, 64)).shape == (1, 9)
     assert wider.classifier[0].p == 0.25
     with pytest.raises(
         ModelError, match="torchvision: squeezenet1_2: torchvision has no such model; it has squeezenet1"
     ):
-        build_model(ModelSettings(torchvision="squeezenet1_2"), (3, 64, 64), 7, seed=0)
+        build_model(model_settings(torchvision="squeezenet1_2"), (3, 64, 64), 7, seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_weights_come_from_a_file(tmp_path, suffix):
-    source = build_model(ModelSettings(hidden=4), (2,), 3, seed=5)
+    source = build_model(model_settings(hidden=4), (2,), 3, seed=5)
     path = tmp_path / f"start{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
-    model = build_model(ModelSettings(hidden=4, weights=str(path)), (2,), 3, seed=0)
+    model = build_model(model_settings(hidden=4, weights=str(path)), (2,), 3, seed=0)
     np.testing.assert_array_equal(flatten(model), flatten(source))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "start.safetensors"
-    kept = build_model(ModelSettings(hidden=4), (2,), 3, seed=0).state_dict()
+    kept = build_model(model_settings(hidden=4), (2,), 3, seed=0).state_dict()
     del kept["1.bias"]
     save_file({**kept, "fc.weight": torch.zeros(1)}, path)
     with pytest.raises(ModelError) as caught:
-        build_model(ModelSettings(hidden=4, weights=str(path)), (2,), 5, seed=0)
+        build_model(model_settings(hidden=4, weights=str(path)), (2,), 5, seed=0)
     assert str(caught.value) == (
         f"model.weights: {path}: does not fit the model: missing: 1.bias; not in the model: fc.weight; "
         "of another shape: 3.weight [3, 4], not [5, 4], 3.bias [3], not [5]"
@@ -354,9 +360,9 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     torch.save({"epoch": 3, "model": {}}, other)
     for path in (broken, empty, code, tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: "):
-            build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+            build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
     with pytest.raises(ModelError, match=f"^model.weights: {other}: is no state dict"):
-        build_model(ModelSettings(weights=str(other)), (2,), 3, seed=0)
+        build_model(model_settings(weights=str(other)), (2,), 3, seed=0)
     assert capsys.readouterr().out == ""
 
 
@@ -373,7 +379,7 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
 def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says, tmp_path):
     path = tmp_path / "w.pt"
     torch.save({"1.weight": given, "1.bias": torch.zeros(3)}, path)
-    settings = ModelSettings(name="logistic", weights=str(path))
+    settings = model_settings(name="logistic", weights=str(path))
     if says is None:
         assert torch.equal(build_model(settings, (2,), 3, seed=0)[1].weight, torch.zeros(3, 2))
         return
@@ -385,7 +391,7 @@ def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
     with pytest.raises(ModelError, match=r"is no state dict .*; its entry 'state_dict' is one: save that alone"):
-        build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+        build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
@@ -398,12 +404,12 @@ def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_pa
     words.write_text("not weights at all")
     for path in (code, whole, script, words):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: ") as refused:
-            build_model(ModelSettings(weights=str(path)), (2,), 3, seed=0)
+            build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
         text = "".join(traceback.format_exception(refused.value))
         assert "weights_only" not in text
         assert "save the weights alone, with torch.save(model.state_dict(), path)" in text
     with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is no state dict"):
-        build_model(ModelSettings(weights=str(numbered)), (2,), 3, seed=0)
+        build_model(model_settings(weights=str(numbered)), (2,), 3, seed=0)
 
 
 # ——— their settings ———
@@ -415,16 +421,19 @@ def test_a_model_refuses_settings_that_it_does_not_read(name):
     assert set(optional) == set().union(*MODEL_SETTINGS.values())
     for key, value in optional.items():
         if key in MODEL_SETTINGS[name]:
-            assert getattr(ModelSettings.model_validate({"name": name, key: value}), key) == value
+            assert getattr(read_model({"name": name, key: value}), key) == value
         else:
             with pytest.raises(ValidationError, match=f"{name} does not read {key}: it belongs to "):
-                ModelSettings.model_validate({"name": name, key: value})
+                read_model({"name": name, key: value})
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"name": "mlp", "torchvision": "resnet18"}, "name and torchvision name a model each; give one"),
+        (
+            {"name": "mlp", "torchvision": "resnet18"},
+            r"set only one of name \('mlp'\) and torchvision \('resnet18'\)",
+        ),
         ({"torchvision": "resnet18", "hidden": 4}, "torchvision does not read hidden"),
         ({"name": "mlp", "arguments": {"a": 1}}, "mlp does not read arguments"),
         ({"function": "build"}, "pattern"),
@@ -435,7 +444,7 @@ def test_a_model_refuses_settings_that_it_does_not_read(name):
 )
 def test_a_model_section_that_contradicts_itself_is_refused(section, message):
     with pytest.raises(ValidationError, match=message):
-        ModelSettings.model_validate(section)
+        read_model(section)
 
 
 @pytest.mark.parametrize(
@@ -615,7 +624,7 @@ def test_embeddings_take_integer_inputs():
 
 def of_characters(name: str, **settings: object) -> ModelTraits:
     tokens = np.random.default_rng(0).integers(80, size=(3, 80), dtype=np.uint8)
-    model = build_model(ModelSettings.model_validate({"name": name, **settings}), (80,), 80, seed=0)
+    model = build_model(read_model({"name": name, **settings}), (80,), 80, seed=0)
     return probe(model, Examples(tokens, np.zeros(3, np.int64)), classes=80)
 
 

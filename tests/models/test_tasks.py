@@ -74,7 +74,7 @@ def examples(name: str, count: int, rng: np.random.Generator) -> Examples:
     return Examples(x, (value > 0).astype(np.int64) if name == "binary" else np.digitize(value, [-1, 1]))
 
 
-def federation_of(name: str, test: int = 61) -> fr.Federation:
+def load_experiment_data(name: str, test: int = 61) -> fr.Federation:
     rng = np.random.default_rng(3)
     block, held_out = examples(name, sum(SIZES), rng), examples(name, test, rng)
     shards = Shards(block, np.cumsum([0, *SIZES]))
@@ -101,7 +101,7 @@ def experiment(width: int = 1, *, federated: bool = False, **federation: Any) ->
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("name", ["binary", "regression"])
 def test_a_round_of_one_output_follows_the_gradient_in_closed_form(name: str, width: int) -> None:
-    federation, model = federation_of(name), linear(1)
+    federation, model = load_experiment_data(name), linear(1)
     (report,) = fr.iter_rounds(experiment(width), federation=federation, model=model)
     w, b = (p.detach().double().numpy() for p in model.parameters())
     total, losses = np.zeros(3), []
@@ -121,7 +121,7 @@ def test_a_round_of_one_output_follows_the_gradient_in_closed_form(name: str, wi
 @pytest.mark.parametrize("name", ["binary", "regression"])
 def test_training_lowers_the_loss_of_its_task(name: str) -> None:
     chosen = experiment(3, rounds=8, local_steps=5, batch_size=8)
-    first, *_, last = fr.iter_rounds(chosen, federation=federation_of(name), model=linear(1))
+    first, *_, last = fr.iter_rounds(chosen, federation=load_experiment_data(name), model=linear(1))
     assert last.metrics["test_loss"] < 0.8 * first.metrics["test_loss"]
 
 
@@ -130,7 +130,7 @@ def test_a_named_model_has_as_many_outputs_as_the_task_needs(name: str, outputs:
     chosen = experiment().model_copy(
         update={"model": fr.Experiment.model_validate({"model": {"name": "logistic"}}).model}
     )
-    (report,) = fr.iter_rounds(chosen, federation=federation_of(name))
+    (report,) = fr.iter_rounds(chosen, federation=load_experiment_data(name))
     assert len(report.parameters) == 3 * outputs
 
 
@@ -151,7 +151,7 @@ def outputs_of(report: RoundReport, x: np.ndarray) -> np.ndarray:
 
 
 def test_a_binary_run_reports_accuracy_auc_and_loss() -> None:
-    federation = federation_of("binary")
+    federation = load_experiment_data("binary")
     (report,) = fr.iter_rounds(experiment(federated=True), federation=federation, model=linear(1))
     logits, y = outputs_of(report, federation.test.x), federation.test.y
     shards = [federation.shards.only(i).examples for i, size in enumerate(SIZES) if size]
@@ -166,7 +166,7 @@ def test_a_binary_run_reports_accuracy_auc_and_loss() -> None:
 
 
 def test_a_regression_run_reports_errors_whose_worst_are_the_highest() -> None:
-    federation = federation_of("regression")
+    federation = load_experiment_data("regression")
     (report,) = fr.iter_rounds(experiment(federated=True), federation=federation, model=linear(1))
     squares = (outputs_of(report, federation.test.x) - federation.test.y) ** 2
     shards = [federation.shards.only(i).examples for i, size in enumerate(SIZES) if size]
@@ -180,7 +180,7 @@ def test_a_regression_run_reports_errors_whose_worst_are_the_highest() -> None:
 
 
 def test_a_classification_run_reports_accuracy_macro_f1_and_loss() -> None:
-    federation, model = federation_of("classification"), linear(3)
+    federation, model = load_experiment_data("classification"), linear(3)
     (report,) = fr.iter_rounds(experiment(), federation=federation, model=model)
     weights, bias = report.eval_params[:6].reshape(3, 2), report.eval_params[6:]
     outputs, y = federation.test.x @ weights.T + bias, federation.test.y
@@ -202,13 +202,12 @@ def test_sequences_of_tokens_have_a_perplexity_besides() -> None:
 
 
 def test_a_test_set_with_one_label_has_no_auc() -> None:
-    federation = federation_of("binary")
+    federation = load_experiment_data("binary")
     federation.test.y[:] = 1
     (report,) = fr.iter_rounds(experiment(), federation=federation, model=linear(1))
     assert figures(report).keys() == {"test_accuracy", "test_loss"}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("name", ["binary", "regression"])
 def test_metrics_and_parameters_of_a_task_do_not_depend_on_placement(name: str, session: fr.RaySession) -> None:
     serial = experiment(rounds=2, federated=True, batch_size=5)
@@ -216,7 +215,7 @@ def test_metrics_and_parameters_of_a_task_do_not_depend_on_placement(name: str, 
     for placement in ({"placement": "serial"}, {"placement": "pooled", "actors": 2}, {"placement": "dedicated"}):
         execution = {**placement, "vectorize": 1, "gpus_per_actor": 0, "cpus_per_actor": 0.5}
         chosen = fr.Experiment.model_validate({**serial.model_dump(exclude_none=True), "execution": execution})
-        federation = federation_of(name, test=3000)  # more than one call
+        federation = load_experiment_data(name, test=3000)  # more than one call
         *_, last = fr.iter_rounds(chosen, federation=federation, model=linear(1), session=session)
         runs.append((figures(last), last.parameters.tobytes()))
     assert runs[0] == runs[1] == runs[2]

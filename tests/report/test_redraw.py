@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.run_plots import Variant, draw_variants, final_value
+from tests.support.stores import create_store
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
 
@@ -64,7 +65,7 @@ def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
 
 def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, uri = summary(folder, "run"), f"sqlite:///{folder / 'm.db'}"
+    run, uri = summary(folder, "run"), create_store(folder / "m.db")
     files = report(run["run_id"], "--uri", uri)
     assert all(same(path, Path(run["directory"]) / path.name) for path in files)
     assert files[0].parent == tmp_path / "runs" / Path(run["directory"]).name
@@ -72,7 +73,7 @@ def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
 
 def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, uri = summary(folder, "run"), f"sqlite:///{folder / 'm.db'}"
+    run, uri = summary(folder, "run"), create_store(folder / "m.db")
     client = MlflowClient(uri)
     client.update_run(run["run_id"], status="RUNNING")
     files = report(run["run_id"], "--uri", uri)
@@ -83,7 +84,7 @@ def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path,
 
 
 def test_a_comparison_is_drawn_alike_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
-    compared, uri = summary(folder, "comparison"), f"sqlite:///{folder / 'm.db'}"
+    compared, uri = summary(folder, "comparison"), create_store(folder / "m.db")
     made = Path(compared["chart"]).parent
     assert Path(compared["accuracy_by_decay"]).parent == made
     monkeypatch.chdir(folder)
@@ -117,6 +118,6 @@ def test_an_unfinished_comparison_is_drawn_as_far_as_it_got(tmp_path):
 @pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])
 def test_an_unknown_name_or_id_is_refused(name, problem, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = fednar("report", name, "--uri", f"sqlite:///{folder / 'm.db'}")
+    result = fednar("report", name, "--uri", create_store(folder / "m.db"))
     assert re.search(problem, str(result.exception))
     assert not list(tmp_path.glob("runs/*"))

@@ -19,11 +19,12 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
 from fednar_ray.report.axes import axis_scale, color_scale
 from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
-from fednar_ray.report.importance import importances, why_no_importances
+from fednar_ray.report.importance import compute_importances, why_no_importances
 from fednar_ray.report.search_page import claim
-from fednar_ray.report.search_results import ranked, results, summarize_search
+from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
+from tests.support.stores import create_store
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
 DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
@@ -242,11 +243,11 @@ def test_the_only_key_that_matters_is_the_most_important(mode):
         NAME: {"choice": ["fednar", "decoupled"]},
     }
     record = search(trials, space, mode=mode)
-    shares = importances(record)
+    shares = compute_importances(record)
     assert next(iter(shares)) == A
     assert shares[A] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    assert importances(record) == shares
+    assert compute_importances(record) == shares
 
 
 def test_a_category_can_be_what_matters():
@@ -255,7 +256,7 @@ def test_a_category_can_be_what_matters():
         for i, name in enumerate(["fednar", "none"] * 6)
     ]
     record = search(trials, {A: {"uniform": [1, 20]}, NAME: {"choice": ["fednar", "none"]}})
-    assert next(iter(importances(record))) == NAME
+    assert next(iter(compute_importances(record))) == NAME
 
 
 def test_meaningless_importances_are_refused_with_the_reason():
@@ -285,9 +286,9 @@ def mixed(**changes: Any) -> SearchRecord:
 
 
 def test_the_best_comes_first_and_failures_last():
-    assert [t.name[-1] for t in ranked(mixed())] == ["1", "5", "0", "2", "4", "3"]
-    assert [t.name[-1] for t in ranked(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
-    assert results(mixed())[0] == {
+    assert [t.name[-1] for t in rank_trials(mixed())] == ["1", "5", "0", "2", "4", "3"]
+    assert [t.name[-1] for t in rank_trials(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    assert tabulate_trials(mixed())[0] == {
         "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
     }  # fmt: skip
 
@@ -375,8 +376,8 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
         assert 150 <= height <= 1000
     with (report.page.parent / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["trial"] for row in rows] == [t.name for t in ranked(record)]
-    assert float(rows[0][record.metric]) == ranked(record)[0].value
+    assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
+    assert float(rows[0][record.metric]) == rank_trials(record)[0].value
     falls = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
     assert len(falls["falls"]) == len(report.sensitivity.falls)
 
@@ -415,7 +416,7 @@ def test_the_same_search_gives_the_same_report(tmp_path):
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db"
+    return create_store(tmp_path_factory.mktemp("store") / "m.db")
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +424,7 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def recorded(
+def load_records(
     client: MlflowClient, experiment: str, name: str, tags: dict[str, str], params: dict[str, str], **metrics: Any
 ) -> str:
     """A run with its metrics, given as {round: value}."""
@@ -447,7 +448,7 @@ def recorded_search(client: MlflowClient, experiment: str, name: str, **changes:
         "algorithm.epsilon": "1e-05",
     }
     tags = {"fednar.kind": "search", "fednar.search": name}
-    return recorded(client, experiment, name, tags, {**about, **changes})
+    return load_records(client, experiment, name, tags, {**about, **changes})
 
 
 def test_a_search_is_read_back_from_its_store(client, uri):
@@ -458,7 +459,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     def one(name: str, kind: str, status: str | None, values: dict[str, str], *accuracy: float, **more: Any) -> str:
         tags = {**child, "fednar.kind": kind, **({"fednar.status": status} if status else {})}
         history = {"validation_accuracy": dict(enumerate(accuracy)), "train_loss": dict.fromkeys(range(9), 1.0)}
-        return recorded(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
+        return load_records(client, experiment, name, tags, values, **(history if accuracy else {}), **more)
 
     one("trial-0001", "trial", "finished", {A: "0.30000000000000004", NAME: "none"}, 0.1, 0.2, 0.3, 0.4)
     one("trial-0000", "trial", "finished", {A: "1e+01", NAME: "fednar"}, 0.2, 0.4, 0.5, 0.6)
@@ -470,7 +471,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
     one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)
     one("stranger", "run", None, {A: "5.0", NAME: "none"}, 0.99)
-    recorded(
+    load_records(
         client, experiment, "trial-0006", {"fednar.kind": "trial", "mlflow.parentRunId": "another"}, {A: "1", NAME: "x"}
     )
 
@@ -509,7 +510,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     ):
         tags = {"mlflow.parentRunId": parent, "fednar.kind": kind}
         metrics = {"validation_accuracy": values, "test_accuracy": {2: values[2] - 0.3}}
-        recorded(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
+        load_records(client, experiment, f"{kind} {seed}", tags, {"seed": str(seed)}, **metrics)
     record = read_search(uri, "seeds")
     assert record.best is not None
     assert record.best.settings == {"seed": 0}
@@ -521,7 +522,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
 
 
 def test_a_search_without_its_settings_is_refused(client, uri):
-    recorded(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
+    load_records(client, "0", "young", {"fednar.kind": "search", "fednar.search": "young"}, {"seed": "1"})
     with pytest.raises(BadInput, match="does not have the settings of the search 'young' yet"):
         read_search(uri, "young")
 

@@ -1,4 +1,4 @@
-"""Real Ray nodes on loopback, each its own processes, directory and address; all end with the test."""
+"""Real Ray nodes on loopback, each with its own processes, directory and address. All end with the test."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,36 +19,40 @@ from tests.support.servers import PATIENCE_SECONDS, awaited, free_port
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as it is given
-STARTS = 5
+HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+MAX_STARTS = 5
 SHORT_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "10",  # a killed node refuses each at once; a busy one is slow
+    "RAY_health_check_failure_threshold": "10",  # a killed node fails each check at once, a busy one is slow
     "RAY_health_check_timeout_ms": "2000",
 }
 REMOVED = ("RAY_", "MLFLOW_", "AWS_")
 
 
-def clean_environment(**more: str) -> dict[str, str]:
-    """Ours without what would lead to another cluster or store, and with Ray's and our commands on the path."""
+def build_clean_environment(**more: str) -> dict[str, str]:
+    """Returns our environment with our commands on the path, and without variables that name a cluster or store."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return {**kept, **quiet, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", **more}
 
 
-def on_a_cluster_of_its_own(module: str, function: str, *paths: Path) -> Any:
-    """What a function of a test module prints last, read as JSON.
+def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:
+    """Calls a function of a test module in a process of its own, and returns its last line of output, read as JSON.
 
-    It may start a Ray cluster: it runs in a process of its own, and Ray in a folder of its own, so that the suite's
-    Ray goes on beside it.
+    The function may start a Ray cluster. It works in a folder of its own, so the suite's Ray continues beside it.
     """
-    program = f"import sys, pathlib, tests.{module} as t; t.{function}(*map(pathlib.Path, sys.argv[1:]))"
+    program = (
+        "import importlib, pathlib, sys; "
+        f"importlib.import_module({function.__module__!r}).{function.__name__}(*map(pathlib.Path, sys.argv[1:]))"
+    )
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with tempfile.TemporaryDirectory() as short:  # Ray's sockets lie there, whose paths may have 107 characters
+    with (
+        tempfile.TemporaryDirectory() as short
+    ):  # Ray's sockets lie there, and their paths are limited to 107 characters
         done = subprocess.run(
             [sys.executable, "-c", program, *map(str, paths)],
             cwd=ROOT,
-            env=clean_environment(**token, RAY_TMPDIR=short),
+            env=build_clean_environment(**token, RAY_TMPDIR=short),
             capture_output=True,
             text=True,
             check=False,
@@ -60,17 +64,17 @@ def on_a_cluster_of_its_own(module: str, function: str, *paths: Path) -> Any:
 
 @dataclass(kw_only=True)
 class Cluster:
-    """A head with a dashboard, and whoever joins; only who has the token is let in."""
+    """A head with a dashboard, and the nodes that join it. All of them require the token."""
 
-    folder: Path  # short, since Ray's sockets lie there, whose paths may have 107 characters
-    environment: Mapping[str, str]  # of whoever is let in
+    folder: Path  # short, because Ray's sockets lie there, and their paths are limited to 107 characters
+    environment: Mapping[str, str]  # with the token
     gcs: str
     dashboard: str
     metrics_port: int  # of the head's Prometheus metrics
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by IP address
 
     def start_head(self, *options: str) -> None:
-        """The head, with one CPU."""
+        """Starts the head, with one CPU."""
         port, dashboard_port = (address.rpartition(":")[2] for address in (self.gcs, self.dashboard))
         dashboard = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}")
         self._start(
@@ -78,12 +82,12 @@ class Cluster:
         )
 
     def join(self, ip: str, *options: str) -> None:
-        """Another node, with one CPU."""
+        """Starts another node, with one CPU."""
         self._start(ip, f"--address={self.gcs}", *options)
 
     def _start(self, ip: str, *options: str) -> None:
-        """Ray gives a start up after 30 s, which is too soon on a machine that does much else: then again."""
-        for _ in range(STARTS):
+        """Starts a node, repeatedly if necessary: Ray gives up after 30 s, which is too soon on a busy machine."""
+        for _ in range(MAX_STARTS):
             log = self._launch(ip, *options)
             if self._is_up(self.nodes[ip], log):
                 return
@@ -112,7 +116,7 @@ class Cluster:
         return log
 
     def kill(self, ip: str) -> None:
-        """All processes of a node at once, as a machine that goes down."""
+        """Kills all processes of a node at once, as if the machine went down."""
         process = self.nodes.pop(ip)
         with suppress(psutil.NoSuchProcess):
             whole = psutil.Process(process.pid)
@@ -123,7 +127,7 @@ class Cluster:
         process.wait()
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """A command as typed by somebody who has the token."""
+        """Runs a command of ours with the token."""
         return subprocess.run(
             [str(BIN / "fednar"), *words],
             cwd=cwd,
@@ -137,28 +141,28 @@ class Cluster:
 
 @contextmanager
 def cluster(**environment: str) -> Iterator[Cluster]:
-    """A head alone; none of its processes, nor of those that join it, is left in the end."""
+    """Yields a cluster of a head alone. All processes, also of nodes that join, end with the context."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    made = Cluster(
+    nodes = Cluster(
         folder=folder,
-        environment=clean_environment(**token, **SHORT_HEALTH_CHECKS, **environment),
+        environment=build_clean_environment(**token, **SHORT_HEALTH_CHECKS, **environment),
         gcs=f"{HEAD}:{free_port(HEAD)}",
         dashboard=f"http://127.0.0.1:{free_port('127.0.0.1')}",
         metrics_port=free_port("127.0.0.1"),
     )
     try:
-        made.start_head()
-        yield made
+        nodes.start_head()
+        yield nodes
     finally:
-        for ip in reversed(list(made.nodes)):
-            made.kill(ip)
+        for ip in reversed(list(nodes.nodes)):
+            nodes.kill(ip)
         _end_orphans(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_orphans(folder: Path) -> None:
-    """What a killed node left behind still works below the folder, or names it among its arguments."""
+    """Kills what a killed node left behind: processes that work below the folder or name it in their arguments."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid != os.getpid() and any(str(folder) in word for word in (process.cwd(), *process.cmdline())):

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
-from fednar_ray.tracking.journal import Journal, is_round, recorded
+from fednar_ray.tracking.journal import Journal, is_round, load_records
 from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
 from tests.cli.test_strangers import typed
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "model": {"hidden": 4},
                         "federation": {"rounds": ROUNDS, "clients_per_round": 2, "local_steps": 1},
                         "execution": {"placement": "serial"},
-                        "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+                        "tracking": {"uri": create_store(folder / "m.db")},
                     }
                 )
             )
@@ -154,7 +155,7 @@ def test_a_damaged_run_does_not_keep_another_from_being_listed_sent_and_resumed(
         assert find_run(good.name).directory == good
         resumption = resume_from(None, fr.load(good / "experiment.yaml"))
         assert resumption is not None
-        assert resumption.kept.name == good.name
+        assert resumption.ref.name == good.name
         _unless_refused(lambda: find_run(other.name))
         _unless_refused(lambda: resume_from(other.name, None))
 
@@ -234,7 +235,7 @@ def test_an_older_run_is_resumed_if_all_checkpoints_of_the_newest_are_damaged(
     experiment = fr.load(good / "experiment.yaml")
     resumption = resume_from(None, experiment)
     assert resumption is not None
-    assert resumption.kept.name == good.name
+    assert resumption.ref.name == good.name
     assert "good-00000000 cannot be resumed: every checkpoint" in caplog.text
     shutil.rmtree(good)
     with pytest.raises(CheckpointError, match="every checkpoint"):
@@ -247,7 +248,7 @@ def test_other_json_is_neither_a_round_nor_an_operation(line: str, tmp_path: Pat
     if not line.startswith("[[[[") and not line.startswith("experiment"):
         assert parse_operation(line) is None
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    assert recorded(tmp_path) == ()
+    assert load_records(tmp_path) == ()
 
 
 def test_sync_does_not_truncate_a_damaged_journal(finished: Path, tmp_path: Path) -> None:

@@ -30,13 +30,14 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import drain, train
 from fednar_ray.tracking import sender
-from fednar_ray.tracking.journal import Journal, parse, recorded
+from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 from tests.conftest import mlflow_at
 from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, awaited
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -59,13 +60,13 @@ AWAY, BACK = "does not answer", "answers again"
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store that needs no server."""
-    store = Store(f"sqlite:///{tmp_path_factory.mktemp('database') / 'm.db'}")
+    store = Store(create_store(tmp_path_factory.mktemp("database") / "m.db"))
     store.check()
     return store
 
 
 @pytest.fixture(scope="module")
-def server(database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(processes: None, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The tests' one server, which runs when a test begins and when it ends."""
     shared = Server(database.uri, tmp_path_factory.mktemp("server"))
     try:
@@ -150,6 +151,7 @@ def test_a_server_that_dies_during_a_run_receives_everything_when_it_returns(
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
+@pytest.mark.usefixtures("processes")
 def test_sync_in_another_process_sends_what_an_outage_at_the_end_left(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -495,7 +497,7 @@ def test_a_run_deleted_from_mlflow_is_warned_about_once(
             follow(tracker, journal, range(index, index + 1))
             tracker.log_tags({"round": str(index)})
     assert told(caplog, "refuses a part of run") == 1
-    assert recorded(directory) == (record(0), record(1), record(2))
+    assert load_records(directory) == (record(0), record(1), record(2))
 
 
 def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path) -> None:
@@ -528,7 +530,7 @@ def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_facto
     with Journal(directory, EXPERIMENT) as journal:
         for record in history:
             journal.log(record)
-        back = [journal.records(), recorded(directory), [parse(line) for line in journal.lines(len(history))]]
+        back = [journal.records(), load_records(directory), [parse_line(line) for line in journal.lines(len(history))]]
     for read in back:
         np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
 
@@ -551,7 +553,7 @@ def test_a_journal_cut_anywhere_keeps_its_complete_lines(
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     kept = 2 if cut < len(lines[2]) else 0
-    assert recorded(tmp_path) == tuple(record(index) for index in range(kept))
+    assert load_records(tmp_path) == tuple(record(index) for index in range(kept))
     with Journal(tmp_path, EXPERIMENT) as journal:
         assert journal.rounds == kept
         assert told(caplog, "are not a valid line") == (kept > 0)
@@ -605,7 +607,7 @@ def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> Non
         )
         with full_disk(room), pytest.raises(RunFailed, match=message):
             journal.log(record(1))
-        assert recorded(tmp_path) == (record(0),)
+        assert load_records(tmp_path) == (record(0),)
         journal.log(record(1))
         assert journal.records() == (record(0), record(1))
 

@@ -17,6 +17,7 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.run import train
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -42,7 +43,7 @@ def experiment(tmp_path: Path, storage: str | None = None) -> fr.Experiment:
             "federation": {"rounds": ROUNDS, "clients_per_round": 2, "local_steps": 1},
             "execution": {"placement": "serial"},
             "checkpoint": {"every": 1, "storage": storage},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/m.db"},
+            "tracking": {"uri": create_store(tmp_path / "m.db")},
         }
     )
 
@@ -58,12 +59,12 @@ def left(chosen: fr.Experiment) -> Path:
 
 
 def points(tmp_path: Path, run_id: str) -> list[int]:
-    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    client = MlflowClient(create_store(tmp_path / "m.db"))
     return sorted(point.step for point in client.get_metric_history(run_id, "train_loss"))
 
 
 def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: fr.Result) -> None:
-    client = MlflowClient(f"sqlite:///{tmp_path}/m.db")
+    client = MlflowClient(create_store(tmp_path / "m.db"))
     assert original.run_id != copy.run_id
     assert original.parameters_sha256 == copy.parameters_sha256
     for result in (original, copy):
@@ -148,6 +149,7 @@ def test_a_copy_that_shares_its_checkpoints_is_refused(tmp_path: Path, here: Pat
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_written(
     tmp_path: Path, here: Path
 ) -> None:

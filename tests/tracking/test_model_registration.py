@@ -11,6 +11,7 @@ from fednar_ray.cli.main import cli
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow import Store
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -28,7 +29,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(f"sqlite:///{tmp_path_factory.mktemp('store')}/m.db")
+    return Store(create_store(tmp_path_factory.mktemp("store") / "m.db"))
 
 
 def refusal(store: Store, *arguments: str) -> BaseException | None:

@@ -26,6 +26,7 @@ from fednar_ray.models import build_model
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
 from tests.conftest import mlflow_at
+from tests.support.stores import create_store
 
 NAMES = ("age", "time", "dose")
 SECONDS = 1.7e9  # since 1970: float32 knows it to 128 s
@@ -51,7 +52,7 @@ def experiment(folder: Path, **sections: Any) -> fr.Experiment:
             "federation": {"rounds": 3, "local_epochs": 2, "batch_size": 8},
             "algorithm": {"local_lr": 0.3},
             "execution": {"placement": "serial"},
-            "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+            "tracking": {"uri": create_store(folder / "m.db")},
             **sections,
         }
     )
@@ -175,7 +176,7 @@ def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> 
 
 
 def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:
-    with mlflow_at(f"sqlite:///{trained.folder}/m.db"):
+    with mlflow_at(create_store(trained.folder / "m.db")):
         uri = f"runs:/{trained.result.run_id}/model"
         info = mlflow.models.get_model_info(uri)
         assert tuple(info.signature.inputs.input_names()) == NAMES

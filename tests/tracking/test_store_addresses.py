@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from sqlalchemy.engine import make_url
 
 import fednar_ray as fr
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.core.store_uris import absolute_uri, artifact_folder, sqlite_file, within_its_folder
 from fednar_ray.experiments.resume import resume_from

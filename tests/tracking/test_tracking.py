@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
-from fednar_ray.data.sources import digits
+from fednar_ray.data.sources import load_digits
 from tests.conftest import mlflow_at
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -243,7 +244,7 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.usefixtures("fluent")
 def test_the_logged_model_is_the_one_that_was_evaluated(recorded: Recorded, name: str) -> None:
-    result, source = recorded.results[name], digits()
+    result, source = recorded.results[name], load_digits()
     x, y = torch.from_numpy(source.test_x), torch.from_numpy(source.test_y)
     loaded = mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")
     for model in (loaded, result.model):
@@ -270,7 +271,7 @@ def test_the_logged_model_has_signature_and_example(recorded: Recorded, name: st
     assert info.signature.inputs.inputs[0].type == np.dtype("float32")
     assert info.signature.outputs.inputs[0].shape == (-1, 10)
     example = mlflow.models.Model.load(uri).load_input_example()
-    np.testing.assert_array_equal(example, digits().test_x[:2])
+    np.testing.assert_array_equal(example, load_digits().test_x[:2])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -294,19 +295,20 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
     )
     with pytest.raises(fr.RoundAborted, match=r"round \d+ aborted: 0 of \d client updates usable"):
         fr.run(diverging)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'm.db'}")
+    client = MlflowClient(create_store(tmp_path / "m.db"))
     (run,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
     assert run.info.status == "FAILED"
     assert run.data.tags["fednar.end"].startswith("RoundAborted: round ")
     assert "mlflow.source.git.commit" not in run.data.tags
 
 
+@pytest.mark.usefixtures("processes")
 def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
         "store = Store(sys.argv[1]); store.check(); print(store.experiment_id(sys.argv[2]))"
     )
-    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    uri = create_store(tmp_path / "m.db")
     read, write = os.pipe()
     starting = [
         subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=read, stdout=PIPE, stderr=PIPE, text=True)

@@ -20,15 +20,15 @@ from mlflow.entities import Run
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import CapacityError
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tuning.search import SearchResult, resume_search, start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialTable
+from tests.support.stores import create_store
 
 pytestmark = [
-    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Tune, about itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -71,7 +71,7 @@ def silent(status: SearchStatus) -> None:
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    return f"sqlite:///{tmp_path}/m.db"
+    return create_store(tmp_path / "m.db")
 
 
 def outcomes(result: SearchResult) -> list[tuple[Any, ...]]:
@@ -104,10 +104,10 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Searched:
+def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Searched:
     folder, before = tmp_path_factory.mktemp("grid"), Path.cwd()
     os.chdir(folder)
-    uri, shown = f"sqlite:///{folder}/m.db", []
+    uri, shown = create_store(folder / "m.db"), []
     result = start_search(document(uri, GRID), session, shown.append, register="digit-reader")
     os.chdir(before)
     client = MlflowClient(uri)
@@ -118,6 +118,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Se
     return Searched(result, parent, {run.info.run_name: run for run in found}, client, shown)
 
 
+@pytest.mark.usefixtures("searches")
 def test_a_search_of_a_regression_is_judged_by_its_error(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
     x = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
     y = x @ np.array([1.0, -2.0, 0.5, 0.0], dtype=np.float32)
@@ -245,6 +246,7 @@ OPTUNA = {
 }
 
 
+@pytest.mark.usefixtures("searches")
 def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, session: fr.RaySession) -> None:
     first = start_search(document(uri, {**OPTUNA, "name": "first"}), session, silent)
     stopped = [entry for entry in first.trials if entry.status == STOPPED]
@@ -265,6 +267,7 @@ def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, ses
     assert {e.values[RATE] for e in warmed.trials} == {e.values[RATE] for e in first.trials[:2]}
 
 
+@pytest.mark.usefixtures("searches")
 def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_seeds(
     uri: str, session: fr.RaySession
 ) -> None:
@@ -276,12 +279,13 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
     single = [list(fr.iter_rounds(document(uri, search).varied({**entry.values, "seed": seed}))) for seed in (0, 1)]
     accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
     assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
-    losses = [record.metrics["train_loss"] for record in recorded(first.directory / "trials" / entry.name)]
+    losses = [record.metrics["train_loss"] for record in load_records(first.directory / "trials" / entry.name)]
     assert losses == pytest.approx(
         [(a.metrics["train_loss"] + b.metrics["train_loss"]) / 2 for a, b in zip(*single, strict=True)]
     )
 
 
+@pytest.mark.usefixtures("searches")
 def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, session: fr.RaySession) -> None:
     search = {
         "algorithm": "random",
@@ -301,7 +305,9 @@ def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, s
         assert last[1][RATE] == entry.values[RATE]
     assert all(0.001 <= rate <= 0.5 for rate in rates)
     for entry in result.trials:
-        assert [record.round_index for record in recorded(result.directory / "trials" / entry.name)] == [*range(ROUNDS)]
+        assert [record.round_index for record in load_records(result.directory / "trials" / entry.name)] == [
+            *range(ROUNDS)
+        ]
     winner = next(entry for entry in result.trials if entry.lineage is not None)
     assert winner.lineage is not None
     experiment = document(uri, search).varied({**winner.lineage.initial_values})
@@ -313,6 +319,7 @@ def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, s
     assert best.metrics["validation_accuracy"] == result.best.value
 
 
+@pytest.mark.usefixtures("searches")
 @pytest.mark.parametrize("scheduler", ["median", "hyperband"])
 def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) -> None:
     settings = {"name": "median", "grace_rounds": 2} if scheduler == "median" else {"name": "hyperband", "reduction": 2}
@@ -323,6 +330,7 @@ def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) 
     assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
 
 
+@pytest.mark.usefixtures("searches")
 def test_actors_of_a_trial_are_reserved_with_it(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
     actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
@@ -333,6 +341,7 @@ def test_actors_of_a_trial_are_reserved_with_it(uri: str, session: fr.RaySession
     assert outcomes(pooled) == outcomes(serial)
 
 
+@pytest.mark.usefixtures("searches")
 def test_stop_rules_end_the_search(uri: str, session: fr.RaySession) -> None:
     search = {**OPTUNA, "algorithm": "random", "trials": 50, "scheduler": "none"}
     reached = start_search(document(uri, {**search, "name": "target", "stop": {"target": 0.05}}), session, silent)
@@ -344,6 +353,7 @@ def test_stop_rules_end_the_search(uri: str, session: fr.RaySession) -> None:
     assert len(tired.trials) < 50
 
 
+@pytest.mark.usefixtures("searches")
 def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.1, 1e30]}}}
     result = start_search(document(uri, search, regularizer={"name": "none"}), session, silent)
@@ -354,12 +364,14 @@ def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.Ra
     assert (run.info.status, run.data.tags["fednar.failure"]) == ("FAILED", bad.failure)
 
 
+@pytest.mark.usefixtures("searches")
 def test_where_no_trial_runs_all_rounds_there_is_no_best(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [1e30]}}}
     with pytest.raises(fr.RunFailed, match=r"no trial of small trained all 6 rounds.*trial-0000 failed"):
         start_search(document(uri, search, regularizer={"name": "none"}), session, silent)
 
 
+@pytest.mark.usefixtures("searches")
 def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
     undisturbed = start_search(document(uri, {**search, "name": "undisturbed"}), session, silent)
@@ -386,6 +398,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.usefixtures("processes", "searches")
 def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
     """The command is killed by SIGKILL, and its search is resumed in this process."""
     search = {
@@ -449,8 +462,9 @@ def _journal_time(table: TrialTable, name: str) -> int:
     return (table.directory / "trials" / name / "metrics.jsonl").stat().st_mtime_ns
 
 
+@pytest.mark.usefixtures("processes")
 def test_ctrl_c_says_how_to_resume_the_search(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/m.db"
+    uri = create_store(tmp_path / "m.db")
     search = {"algorithm": "random", "trials": 500, "space": {RATE: {"uniform": [0.01, 0.2]}}}
     (tmp_path / "search.yaml").write_text(file_of(uri, {**search, "name": "long"}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import Document, load_document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.run_directory import SearchDirectory
@@ -30,6 +30,7 @@ from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.trial_table import TrialTable, check_name_is_free, list_searches
 from tests.support.servers import awaited
+from tests.support.stores import create_store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Tune, about itself
@@ -47,7 +48,7 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path / "m.db")
-    return Store(f"sqlite:///{tmp_path}/m.db")
+    return Store(create_store(tmp_path / "m.db"))
 
 
 def file_of(store: Store, trials: int) -> str:
@@ -107,6 +108,7 @@ def test_searches_of_other_names_can_run_at_the_same_time(tmp_path: Path, monkey
     assert not Path("searches").exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "from fednar_ray.tuning.search_lock import hold_search as h\nwith h('small'): print(1, flush=True); input()"
@@ -295,7 +297,7 @@ def test_a_search_of_an_earlier_version_is_refused_with_what_to_do(
     assert contents(directory) == before
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes", "own_ray")
 def test_two_commands_at_once_leave_one_search(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(file_of(store, trials=2))
     (tmp_path / "b.yaml").write_text(file_of(store, trials=1))

@@ -9,8 +9,8 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
-from fednar_ray.experiments.prepare import federation_of
+from fednar_ray.config.loading import parse_document
+from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import metric_names
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.search import start_search
@@ -108,7 +108,7 @@ def test_the_names_are_those_that_rounds_report(task: str) -> None:
     *_, last = fr.iter_rounds(experiment)
     evaluated = {name for name in last.metrics if name.startswith(("validation_", "test_", "client_"))}
     evaluated.remove("client_seconds")  # how long clients took
-    names = metric_names(federation_of(experiment), ("validation", "test"), federated=True)
+    names = metric_names(load_experiment_data(experiment), ("validation", "test"), federated=True)
     assert set(names) == evaluated
     assert len(names) == len(evaluated)
 

@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 import fednar_ray as fr
 from fednar_ray.config import Document
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import recover
@@ -34,6 +34,7 @@ from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import TrialPlan, values_key
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
+from tests.support.stores import create_store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Tune, about itself
@@ -50,7 +51,7 @@ ROUNDS = 3
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path / "m.db")
-    return Store(f"sqlite:///{tmp_path}/m.db")
+    return Store(create_store(tmp_path / "m.db"))
 
 
 def document(**search: Any) -> Document:
@@ -391,7 +392,7 @@ def killing_document(folder: str) -> Document:
         "data": {"source": "folder", "directory": folder, "label": "y", "validation": 0.2},
         "model": {"name": "mlp", "hidden": 4},
         "federation": {"rounds": ROUNDS, "local_steps": 1},
-        "tracking": {"uri": f"sqlite:///{folder}/m.db"},
+        "tracking": {"uri": create_store(folder / "m.db")},
         "execution": {"placement": "serial"},
     }
     search = {"space": {RATE: {"uniform": [0.01, 0.2]}}, "algorithm": "random", "trials": TRIALS, "concurrent": 1}
@@ -412,7 +413,7 @@ def begin_and_be_killed(folder: str) -> None:
         start_search(killing_document(folder), session, kill_after_the_second_trial)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("processes", "searches")
 @pytest.mark.parametrize("state", ["behind", "cut short"])
 def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     state: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: fr.RaySession

@@ -1,28 +1,28 @@
 """Data sources by name; each gives its license, its citation and its normalization."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from fednar_ray.config import DataSettings
-from fednar_ray.data.sources.arrays import npz
-from fednar_ray.data.sources.client_files import folder
-from fednar_ray.data.sources.digits import digits
-from fednar_ray.data.sources.entry_points import entry_point
-from fednar_ray.data.sources.huggingface import huggingface
-from fednar_ray.data.sources.images import cifar10, cifar100, fashion_mnist, mnist
-from fednar_ray.data.sources.shakespeare import shakespeare
+from fednar_ray.data.sources.arrays import load_npz
+from fednar_ray.data.sources.client_files import load_folder
+from fednar_ray.data.sources.digits import load_digits
+from fednar_ray.data.sources.entry_points import load_entry_point
+from fednar_ray.data.sources.huggingface import load_huggingface
+from fednar_ray.data.sources.images import load_cifar10, load_cifar100, load_fashion_mnist, load_mnist
+from fednar_ray.data.sources.shakespeare import load_shakespeare
 from fednar_ray.data.sources.source import Source
 
-__all__ = ["SOURCES", "Source", "digits"]
+__all__ = ["SOURCES", "Source", "load_digits"]
 
-SOURCES: Mapping[str, Callable[[DataSettings], Source]] = {
-    "digits": lambda settings: digits(),
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "mnist": mnist,
-    "fashion_mnist": fashion_mnist,
-    "npz": npz,
-    "shakespeare": shakespeare,
-    "folder": folder,
-    "huggingface": huggingface,
-    "entry_point": entry_point,
+SOURCES: Mapping[str, Callable[[Any], Source]] = {
+    "digits": lambda settings: load_digits(),
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "mnist": load_mnist,
+    "fashion_mnist": load_fashion_mnist,
+    "npz": load_npz,
+    "shakespeare": load_shakespeare,
+    "folder": load_folder,
+    "huggingface": load_huggingface,
+    "entry_point": load_entry_point,
 }

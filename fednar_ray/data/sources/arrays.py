@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import psutil
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import NpzSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array, Examples, one_group_each
 from fednar_ray.data.sources.images import channels_first
@@ -30,7 +30,7 @@ UNREADABLE = (
 Axis = Literal["first", "last"]
 
 
-def npz(settings: DataSettings) -> Source:
+def load_npz(settings: NpzSettings) -> Source:
     """One's own arrays, from ``data.path``; which are which, ``data.arrays`` says. License and citation are theirs.
 
     uint8 arrays of three or four dimensions are images: [N, height, width], [N, height, width, channels] or
@@ -38,17 +38,13 @@ def npz(settings: DataSettings) -> Source:
     They are normalized by the training images' own mean and standard deviation of each channel. Everything else is
     taken as it is.
     """
-    assert settings.arrays is not None
-    assert settings.path is not None
     names, path = settings.arrays, Path(settings.path)
     wanted = [names.train_x, names.train_y, names.test_x, names.test_y]
     loaded = read_npz(path, [*wanted, *([] if names.groups is None else [names.groups])])
     train_x, train_y, test_x, test_y = (loaded[name] for name in wanted)
     axis = names.channels or channel_axis(train_x, f"{path}: {names.train_x}")
-    train = Examples.of(
-        (as_images(train_x, axis), train_y), f"{path}: {names.train_x}, {names.train_y}", str(settings.task)
-    )
-    test = Examples.of((as_images(test_x, axis), test_y), f"{path}: {names.test_x}, {names.test_y}", str(settings.task))
+    train = Examples.of((as_images(train_x, axis), train_y), f"{path}: {names.train_x}, {names.train_y}", settings.task)
+    test = Examples.of((as_images(test_x, axis), test_y), f"{path}: {names.test_x}, {names.test_y}", settings.task)
     groups = None if names.groups is None else one_group_each(loaded[names.groups], train, f"{path}: {names.groups}")
     return Source(
         name=path.stem,
@@ -57,7 +53,7 @@ def npz(settings: DataSettings) -> Source:
         test_x=test.x,
         test_y=test.y,
         groups=groups,
-        task=str(settings.task),
+        task=settings.task,
         transform=own_normalization(train.x),
     )
 

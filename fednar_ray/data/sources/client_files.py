@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.random import Purpose, generator
@@ -30,12 +30,13 @@ LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 5  # names of ignored files in a message
 
 
-def folder(settings: DataSettings) -> Source:
-    """One's own tables, a file a client in ``data.directory``; license and citation are theirs.
+def load_folder(settings: FolderSettings) -> Source:
+    """Loads the user's own tables, one file per client in ``data.directory``.
 
-    Clients are called as their files, in that order. Of each, ``test_share`` is held out by a draw of its own, the
-    same in every run. With ``standardize`` inputs are scaled by the mean and the deviation of all clients' training
-    examples, which follow from one count, mean and sum of squares a client: no client needs another's rows.
+    Clients are named after their files and numbered in the order of these names. Of each client's examples,
+    ``test_share`` is held out; the draw is the same in every run. With ``standardize``, inputs are scaled by the mean
+    and the standard deviation over all clients' training examples. These follow from one count, mean and sum of squares
+    per client, so no client needs another's rows.
     """
     files = client_files(settings)
     read = [file.read() for file in files]
@@ -52,7 +53,7 @@ def folder(settings: DataSettings) -> Source:
         test_y=test.y,
         groups=np.repeat(np.arange(len(files)), [len(part[0]) for part in parts]),
         test_groups=np.repeat(np.arange(len(files)), [len(part[1]) for part in parts]),
-        task=str(settings.task),
+        task=settings.task,
         preprocessing=preprocessing,
     )
 
@@ -63,7 +64,7 @@ def _joined(parts: Sequence[Examples]) -> Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRows:
-    """One client's rows as they are in its file; NaN is missing."""
+    """One client's rows as they are in its file. NaN stands for a missing value."""
 
     train_x: Floats
     train_y: Array
@@ -72,7 +73,7 @@ class ClientRows:
 
     @property
     def moments(self) -> Moments:
-        """Of the training examples."""
+        """The moments of the training examples."""
         return Moments.of(self.train_x)
 
     @property
@@ -84,20 +85,20 @@ class ClientRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFile:
-    """Where a client's rows are, and how they are read; it travels instead of them."""
+    """Where a client's rows are, and how they are read. It is sent to actors instead of the rows."""
 
     path: Path  # a file; of a silo also a directory with that one file
     client_id: int
     name: str  # the client's
-    settings: DataSettings
-    show_values: bool = True  # may an error name a value of the file? False at silos, whose rows stay there
+    settings: FolderSettings
+    show_values: bool = True  # whether an error may name a value of the file; not at silos, whose rows stay there
 
     def columns(self) -> tuple[str, ...]:
-        """The features that the file holds. Raises as ``read``."""
-        return read_columns(self.located(), self.settings.features, str(self.settings.label))[1]
+        """Reads the names of the features that the file holds. Raises as ``read``."""
+        return read_columns(self.located(), self.settings.features, self.settings.label)[1]
 
     def located(self) -> Path:
-        """The file. Raises DataError where there is none, or a directory holds several."""
+        """Finds the file. Raises DataError where there is none, or where a directory holds several."""
         if not self.path.is_dir():
             if not self.path.is_file():
                 raise DataError(f"{self.path}: there is no such file")
@@ -111,28 +112,32 @@ class ClientFile:
         return found[0]
 
     def read(self) -> ClientRows:
-        """Raises DataError, which names the file, where it cannot be read, or is not as the settings say."""
-        table, features = read_columns(self.located(), self.settings.features, str(self.settings.label))
+        """Reads the client's rows.
+
+        Raises:
+            DataError: The file cannot be read, or is not as the settings say. The message names the file.
+        """
+        table, features = read_columns(self.located(), self.settings.features, self.settings.label)
         x, y = self._arrays(table, features)
         kept = self._complete_rows(table, x, y, features)
         self._check_values(table, features, kept)
         x, y = x[kept], y[kept]
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
-        held = min(round((self.settings.test_share or 0) * len(y)), len(y) - 1)
+        held = min(round(self.settings.test_share * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
         return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
 
     def examples_of(self, rows: ClientRows, preprocessing: TablePreprocessing) -> tuple[Examples, Examples]:
-        """The client's training and test examples; the test set may be empty."""
-        task, place = str(self.settings.task), str(self.path)
+        """Preprocesses the client's training and test examples. The test set may be empty."""
+        task, place = self.settings.task, str(self.path)
         train = Examples.of((preprocessing.apply(rows.train_x), rows.train_y), place, task)
         if not len(rows.test_y):
             return train, Examples(train.x[:0], train.y[:0])
         return train, Examples.of((preprocessing.apply(rows.test_x), rows.test_y), place, task)
 
     def survey(self) -> "FileSummary":
-        """What is to be known of the file before anybody trains; raises as ``read``, and for labels of another task."""
-        rows, task = self.read(), str(self.settings.task)
+        """Summarizes the file before training. Raises as ``read``, and for labels of another task."""
+        rows, task = self.read(), self.settings.task
         train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
@@ -148,12 +153,12 @@ class ClientFile:
         )
 
     def figures(self) -> "FileSummary":
-        """The survey without a label of any one example."""
+        """Summarizes the file without the label of any single example."""
         return replace(self.survey(), labels=None)
 
     def _arrays(self, table: Table, features: Sequence[str]) -> tuple[Floats, Array]:
         """The inputs [n, f…] and labels [n]. Raises DataError for text, and for arrays that do not go together."""
-        label = str(self.settings.label)
+        label = self.settings.label
         text = [self._text(table, name) for name in (*features, label) if table.columns[name].dtype == object]
         if text:
             raise DataError("\n".join(text))
@@ -165,7 +170,7 @@ class ClientFile:
         return x, y
 
     def _text(self, table: Table, name: str) -> str:
-        """What is wrong with a column that holds text."""
+        """Describes what is wrong with a column that holds text."""
         classes = name == self.settings.label and self.settings.task != "regression"
         remedy = (
             "labels are whole numbers from 0" if classes else "write numbers as 1234.5, and leave missing cells empty"
@@ -176,7 +181,7 @@ class ClientFile:
         return str(table.bad_values(name, find_text(table.columns[name]), why, show_values=self.show_values))
 
     def _complete_rows(self, table: Table, x: Floats, y: Array, features: Sequence[str]) -> Rows:
-        """The rows that lack nothing they may not lack."""
+        """Finds the rows that lack no value that they need."""
         gaps: npt.NDArray[np.bool_] = np.isnan(x).reshape(len(x), -1)
         unlabeled = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.zeros(len(y), dtype=bool)
         if self.settings.missing == "drop":
@@ -185,7 +190,7 @@ class ClientFile:
                 raise DataError(f"{self.path}: every row lacks something; data.missing: mean keeps them")
             return kept
         if unlabeled.any():
-            first = table.find_cell(int(unlabeled.argmax()), str(self.settings.label))[0]
+            first = table.find_cell(int(unlabeled.argmax()), self.settings.label)[0]
             lack = "1 row lacks" if unlabeled.sum() == 1 else f"{unlabeled.sum()} rows lack"
             where = f"{lack} {self.settings.label} (the first: {first})"
             raise DataError(f"{self.path}: {where}; data.missing: drop leaves them out")
@@ -200,7 +205,7 @@ class ClientFile:
 
     def _check_values(self, table: Table, features: Sequence[str], kept: Rows) -> None:
         """Raises DataError for infinite inputs, and for labels that the task does not have."""
-        label, task = str(self.settings.label), str(self.settings.task)
+        label, task = self.settings.label, self.settings.task
         problems = [
             (name, _infinite(table.columns[name][kept]), "is infinite, or more than float32 can hold (3.4e38)")
             for name in features
@@ -220,7 +225,7 @@ class ClientFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSummary:
-    """Of one client's file."""
+    """A summary of one client's file."""
 
     moments: Moments
     train: int  # examples
@@ -232,7 +237,7 @@ class FileSummary:
 
 
 def label_counts(labels: Array, task: str) -> Counts:
-    """Examples by class, [classes]; in regression their number, [1]."""
+    """Counts examples by class, [classes]; in regression all of them, [1]."""
     return np.array([len(labels)]) if task == "regression" else np.bincount(labels)
 
 
@@ -244,20 +249,20 @@ LABELS = {
 
 
 def _infinite(values: Array) -> Rows:
-    """The rows of values [n, …] with a number that float32 cannot hold."""
+    """Finds the rows of values [n, …] with a number that float32 cannot hold."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     return np.flatnonzero((np.abs(flat) > LARGEST).any(axis=1))
 
 
 def _no_class(labels: Array, task: str) -> Rows:
-    """The rows of labels [n] that are no classes of the task."""
+    """Finds the rows of labels [n] that are no classes of the task."""
     numbers = labels.astype(np.float64)
     wrong = ~np.isfinite(numbers) | (numbers != np.round(numbers)) | (numbers < 0)
     return np.flatnonzero(wrong | (numbers > 1) if task == "binary" else wrong)
 
 
 def _inputs(columns: Sequence[Array], features: Sequence[str], path: Path) -> Floats:
-    """One array as it is; several as the columns of one."""
+    """Joins the inputs: one array as it is, several as the columns of one."""
     for name, column in zip(features, columns, strict=True):
         kind = column.dtype
         if not (np.issubdtype(kind, np.number) or kind == np.bool_) or np.issubdtype(kind, np.complexfloating):
@@ -273,10 +278,10 @@ def _inputs(columns: Sequence[Array], features: Sequence[str], path: Path) -> Fl
 
 
 def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]) -> TablePreprocessing:
-    """What all clients do to their rows, from the moments of each.
+    """Computes the preprocessing that all clients share from the moments of each.
 
-    Raises DataError for a file whose inputs have another shape than the first's, and for inputs that cannot be imputed
-    or scaled.
+    Raises:
+        DataError: A file's inputs differ in shape from the first file's, or an input cannot be imputed or scaled.
     """
     found, settings = list(moments), files[0].settings
     for file, own in zip(files, found, strict=True):
@@ -288,7 +293,7 @@ def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]
     if settings.missing == "mean" and not together.count.all():
         empty = _name_columns(columns, together.count == 0)
         raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
-    scaled = bool(settings.standardize)
+    scaled = settings.standardize
     return TablePreprocessing(
         columns=columns,
         fill=together.mean if settings.missing == "mean" else np.full_like(together.mean, np.nan),
@@ -298,17 +303,19 @@ def common_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]
 
 
 def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) -> str:
-    """The chosen inputs by name, or by index where they have none."""
+    """Names the chosen inputs; where they have no names, says how many they are."""
     if columns is not None:
         return ", ".join(name for name, here in zip(columns, chosen, strict=True) if here)
     return f"{int(chosen.sum())} of the inputs"
 
 
-def client_files(settings: DataSettings) -> list[ClientFile]:
-    """The files of ``data.directory`` that can be read, by name.
+def client_files(settings: FolderSettings) -> list[ClientFile]:
+    """Lists the clients' files in ``data.directory``, in the order of the clients' names.
 
-    Where the settings name no columns, those of the first file hold for all. Raises DataError where there is no file,
-    or two of one client.
+    Where the settings name no columns, the first file's columns are used for all.
+
+    Raises:
+        DataError: There is no file, or one client has two.
     """
     directory = Path(str(settings.directory))
     if not directory.is_dir():
@@ -328,19 +335,19 @@ def client_files(settings: DataSettings) -> list[ClientFile]:
     return files if settings.features is not None else with_columns(files, files[0].columns())
 
 
-def find_ignored(settings: DataSettings) -> tuple[str, ...]:
-    """The names in ``data.directory`` that are no client's file."""
+def find_ignored(settings: FolderSettings) -> tuple[str, ...]:
+    """Finds the names in ``data.directory`` that are no client's file."""
     return tuple(_list_files(Path(str(settings.directory)))[1])
 
 
 def list_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Joins the first names, and says how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
-def files_of_silos(settings: DataSettings, places: Mapping[str, str]) -> list[ClientFile]:
-    """The files of the named silos, by name, as if they lay in one directory; nothing is opened."""
+def files_of_silos(settings: FolderSettings, places: Mapping[str, str]) -> list[ClientFile]:
+    """Lists the files of the silos, in the order of the silos' names. No file is opened."""
     return [
         ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings, show_values=False)
         for i, name in enumerate(sorted(places))
@@ -348,7 +355,7 @@ def files_of_silos(settings: DataSettings, places: Mapping[str, str]) -> list[Cl
 
 
 def with_columns(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:
-    """The same files, of which these columns are the inputs."""
+    """The same files with these columns as inputs."""
     settings = files[0].settings.model_copy(update={"features": features})
     return [replace(file, settings=settings) for file in files]
 
@@ -358,7 +365,7 @@ def _client_name(path: Path) -> str:
 
 
 def _list_files(directory: Path) -> tuple[list[Path], list[str]]:
-    """The clients' files in a directory, by name, and the names of all else."""
+    """Lists the clients' files in a directory, by name, and the names of everything else."""
     paths, others = [], []
     for path in sorted(directory.iterdir()):
         if path.name[0] != "." and find_ending(path) is not None:

@@ -9,7 +9,7 @@ from fednar_ray.data.sources.source import Source
 TEST = 360  # examples: the last rows of digits.csv, a stratified fifth
 
 
-def digits() -> Source:
+def load_digits() -> Source:
     """Handwritten digits: 1,797 gray images [1, 8, 8] in 0..1, ten classes.
 
     scikit-learn's data set, read without its import; a fixed, stratified fifth (360 examples) is the test set.

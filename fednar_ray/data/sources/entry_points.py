@@ -1,26 +1,26 @@
-"""Anything else: a Python function that returns a source."""
+"""A data set from a Python function of the user's own."""
 
 import numpy as np
 
-from fednar_ray.config import TASK_NAMES, DataSettings
+from fednar_ray.config.data import TASK_NAMES, EntryPointSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.import_path import call_by_path
 from fednar_ray.data.examples import Examples, one_group_each
 from fednar_ray.data.sources.source import Source
 
 
-def entry_point(settings: DataSettings) -> Source:
-    """What the function at ``data.entry_point`` returns, called with ``data.arguments``; license and citation are its.
+def load_entry_point(settings: EntryPointSettings) -> Source:
+    """Calls the function at ``data.entry_point`` with ``data.arguments``, and checks the Source that it returns.
 
-    Raises DataError where there is no such function, where it fails, or where what it returns is no sound Source.
+    Raises:
+        DataError: There is no such function, it fails, or what it returns is not a valid Source.
     """
-    assert settings.entry_point is not None
-    key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments or {}
+    key, path, arguments = "data.entry_point", settings.entry_point, settings.arguments
     source = call_by_path(key, path, arguments, Source, "a fednar_ray.data.sources.Source", DataError)
-    return _checked(source, f"{key}: {path}")
+    return _check_source(source, f"{key}: {path}")
 
 
-def _checked(source: Source, place: str) -> Source:
+def _check_source(source: Source, place: str) -> Source:
     if source.task not in TASK_NAMES:
         raise DataError(f"{place}: task {source.task!r} should be {', '.join(TASK_NAMES)}")
     train = Examples.of((source.train_x, source.train_y), f"{place}: training set", source.task)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import HuggingFaceSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array, Examples, one_group_each
@@ -14,15 +14,13 @@ from fednar_ray.data.sources.arrays import as_images, own_normalization
 from fednar_ray.data.sources.source import Source
 
 
-def huggingface(settings: DataSettings) -> Source:
+def load_huggingface(settings: HuggingFaceSettings) -> Source:
     """The data set ``data.dataset`` of the hub, or of a local directory; its card has its license and its citation.
 
     ``features`` names one column of images, sequences or numbers, or several of numbers; ``groups`` the column whose
     values are the natural clients. The test set is its split ``test``; without one, ``test_share`` of its split
     ``train``, at random. Images are normalized by their own mean and standard deviation.
     """
-    assert settings.features is not None
-    assert settings.test_share is not None
     splits = _loaded(settings)
     train_part = _split(splits, "train", settings)
     if "test" in splits:
@@ -36,19 +34,19 @@ def huggingface(settings: DataSettings) -> Source:
     train, test = _examples(train_part, settings, "train"), _examples(test_part, settings, "test")
     groups, test_groups = (_groups(part, own, settings) for part, own in ((train_part, train), (test_part, test)))
     return Source(
-        name=str(settings.dataset),
+        name=settings.dataset,
         train_x=train.x,
         train_y=train.y,
         test_x=test.x,
         test_y=test.y,
         groups=groups,
         test_groups=test_groups,
-        task=str(settings.task),
+        task=settings.task,
         transform=own_normalization(train.x),
     )
 
 
-def _loaded(settings: DataSettings) -> Any:
+def _loaded(settings: HuggingFaceSettings) -> Any:
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
@@ -60,11 +58,11 @@ def _loaded(settings: DataSettings) -> Any:
         raise DataError(f"{place}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _split(splits: Any, name: str, settings: DataSettings) -> Any:
+def _split(splits: Any, name: str, settings: HuggingFaceSettings) -> Any:
     if name not in splits:
         raise DataError(f"data.dataset: {settings.dataset}: has no split {name}; it has {', '.join(splits)}")
     part = splits[name]
-    named = [*(settings.features or ()), settings.label, *([] if settings.groups is None else [settings.groups])]
+    named = [*settings.features, settings.label, *([] if settings.groups is None else [settings.groups])]
     missing = [column for column in named if column not in part.column_names]
     if missing:
         text = f"has no column {', '.join(map(str, missing))}; it has {', '.join(part.column_names)}"
@@ -72,17 +70,17 @@ def _split(splits: Any, name: str, settings: DataSettings) -> Any:
     return part
 
 
-def _examples(part: Any, settings: DataSettings, name: str) -> Examples:
+def _examples(part: Any, settings: HuggingFaceSettings, name: str) -> Examples:
     place = f"data.dataset: {settings.dataset}, {name}"
-    columns = [_column(part, column) for column in settings.features or ()]
+    columns = [_column(part, column) for column in settings.features]
     shapes = {column.shape for column in columns}
     if len(shapes) > 1:
-        raise DataError(f"{place}: the features {', '.join(settings.features or ())} differ in shape: {shapes}")
+        raise DataError(f"{place}: the features {', '.join(settings.features)} differ in shape: {shapes}")
     x = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return Examples.of((as_images(x, "last"), _column(part, str(settings.label))), place, str(settings.task))
+    return Examples.of((as_images(x, "last"), _column(part, settings.label)), place, settings.task)
 
 
-def _groups(part: Any, examples: Examples, settings: DataSettings) -> Array | None:
+def _groups(part: Any, examples: Examples, settings: HuggingFaceSettings) -> Array | None:
     if settings.groups is None:
         return None
     return one_group_each(_column(part, settings.groups), examples, f"data.groups: {settings.groups}")

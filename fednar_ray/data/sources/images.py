@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import FashionMnistSettings, TorchvisionSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array, Examples
 from fednar_ray.data.sources.source import Source
@@ -25,43 +25,43 @@ FASHION_MNIST = Transform(mean=(0.5,), std=(0.5,))
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
 
-def cifar10(settings: DataSettings) -> Source:
+def load_cifar10(settings: TorchvisionSettings) -> Source:
     """CIFAR-10: 60,000 color images of 32x32 pixels, ten classes; 10,000 are the test set.
 
     A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009; no license is stated, and it is
     free for research. ``data.directory`` holds ``cifar-10-batches-py``.
     """
-    return cifar("cifar10", _torchvision().CIFAR10, settings)
+    return read_cifar("cifar10", _torchvision().CIFAR10, Path(settings.directory), download=settings.download)
 
 
-def cifar100(settings: DataSettings) -> Source:
+def load_cifar100(settings: TorchvisionSettings) -> Source:
     """CIFAR-100: as CIFAR-10, with a hundred classes. ``data.directory`` holds ``cifar-100-python``."""
-    return cifar("cifar100", _torchvision().CIFAR100, settings)
+    return read_cifar("cifar100", _torchvision().CIFAR100, Path(settings.directory), download=settings.download)
 
 
-def mnist(settings: DataSettings) -> Source:
+def load_mnist(settings: TorchvisionSettings) -> Source:
     """MNIST: 70,000 gray images of 28x28 pixels, ten digits; 10,000 are the test set.
 
     Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, *Gradient-Based Learning Applied to Document Recognition*, 1998
     (CC BY-SA 3.0). ``data.directory`` holds ``MNIST/raw``, or the four files themselves, packed or not.
     """
-    return idx_files("mnist", _torchvision().MNIST, settings, MNIST)
+    return read_idx_files("mnist", _torchvision().MNIST, Path(settings.directory), MNIST, download=settings.download)
 
 
-def fashion_mnist(settings: DataSettings) -> Source:
+def load_fashion_mnist(settings: FashionMnistSettings) -> Source:
     """Fashion-MNIST: 70,000 gray images of 28x28 pixels, ten kinds of clothes; 10,000 are the test set.
 
     H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST*, 2017 (MIT license). ``data.directory`` as for MNIST; without
     one, Debian's package dataset-fashion-mnist is read.
     """
-    if settings.directory is None:
-        if not DEBIAN_FASHION_MNIST.is_dir():
-            raise DataError(
-                f"data.directory: missing, and {DEBIAN_FASHION_MNIST} is not there; give the directory of the files, "
-                "or install Debian's package dataset-fashion-mnist"
-            )
-        settings = settings.model_copy(update={"directory": str(DEBIAN_FASHION_MNIST)})
-    return idx_files("fashion_mnist", _torchvision().FashionMNIST, settings, FASHION_MNIST)
+    directory = DEBIAN_FASHION_MNIST if settings.directory is None else Path(settings.directory)
+    if settings.directory is None and not directory.is_dir():
+        raise DataError(
+            f"data.directory: missing, and {directory} is not there; give the directory of the files, "
+            "or install Debian's package dataset-fashion-mnist"
+        )
+    dataset = _torchvision().FashionMNIST
+    return read_idx_files("fashion_mnist", dataset, directory, FASHION_MNIST, download=settings.download)
 
 
 def _torchvision() -> Any:
@@ -72,28 +72,28 @@ def _torchvision() -> Any:
     return datasets
 
 
-def _downloaded(dataset: Any, settings: DataSettings) -> None:
-    """Fetch what is not there yet, if that is allowed."""
-    if settings.download:
-        try:
-            dataset(settings.directory, download=True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"data.download: {dataset.__name__} cannot be downloaded: {error}") from None
+def _download(dataset: Any, directory: Path) -> None:
+    """Downloads the files that the directory lacks."""
+    try:
+        dataset(str(directory), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data.download: {dataset.__name__} cannot be downloaded: {error}") from None
 
 
-def cifar(name: str, dataset: Any, settings: DataSettings) -> Source:
-    """A data set of torchvision's class CIFAR10, or of one that derives from it."""
+def read_cifar(name: str, dataset: Any, directory: Path, *, download: bool) -> Source:
+    """Reads a data set of torchvision's class CIFAR10, or of one that derives from it."""
     from torchvision.datasets.utils import check_md5
 
-    _downloaded(dataset, settings)
-    folder = Path(str(settings.directory)) / dataset.base_folder
+    if download:
+        _download(dataset, directory)
+    folder = directory / dataset.base_folder
     meta = [dataset.meta["filename"], dataset.meta["md5"]]
     for file, digest in [*dataset.train_list, *dataset.test_list, meta]:
         if not (folder / file).is_file():
             raise DataError(f"{folder / file}: is missing; give its directory, or data.download: true")
         if not check_md5(str(folder / file), digest):
             raise DataError(f"{folder / file}: is damaged: its MD5 is not {digest}")
-    parts = [dataset(settings.directory, train=train) for train in (True, False)]
+    parts = [dataset(str(directory), train=train) for train in (True, False)]
     train, test = (
         Examples.of((channels_first(part.data), part.targets), f"{folder} ({kind})")
         for part, kind in zip(parts, ("training files", "test file"), strict=True)
@@ -102,14 +102,14 @@ def cifar(name: str, dataset: Any, settings: DataSettings) -> Source:
 
 
 def channels_first(images: Array) -> Array:
-    """[N, height, width] or [N, height, width, channels] → [N, channels, height, width], in memory of its own."""
+    """Copies [N, height, width] or [N, height, width, channels] to [N, channels, height, width]."""
     return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def idx_files(name: str, dataset: Any, settings: DataSettings, transform: Transform) -> Source:
-    """A data set of torchvision's class MNIST, or of one that derives from it: four files in the IDX format."""
-    _downloaded(dataset, settings)
-    directory = Path(str(settings.directory))
+def read_idx_files(name: str, dataset: Any, directory: Path, transform: Transform, *, download: bool) -> Source:
+    """Reads a data set of torchvision's class MNIST, or of one that derives from it: four files in the IDX format."""
+    if download:
+        _download(dataset, directory)
     raw = directory / dataset.__name__ / "raw"
     folder = raw if raw.is_dir() else directory
     train, test = (_idx_examples(folder, part) for part in ("train", "t10k"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import DataSettings
+from fednar_ray.config.data import ShakespeareSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.sources.source import Source
@@ -30,7 +30,7 @@ Tokens = npt.NDArray[np.uint8]
 Speeches = Mapping[str, Sequence[str]]
 
 
-def shakespeare(settings: DataSettings) -> Source:
+def load_shakespeare(settings: ShakespeareSettings) -> Source:
     """The plays of William Shakespeare, in the public domain, as the task of Caldas et al., *LEAF*, 2018.
 
     Every character of a speech, and the end of it, is to be told from the 80 before it in the speech, which spaces
@@ -44,11 +44,9 @@ def shakespeare(settings: DataSettings) -> Source:
     ``min_characters`` are left out. ``crop`` takes the roles with more than 2,000 training and 400 test examples, and
     of each as many in a row from a place at random, as FedNAR's authors do.
     """
-    assert settings.path is not None
-    assert settings.test_share is not None
     path = Path(settings.path)
     roles = list(_leaf(path) if path.is_dir() else _spoken(path, settings.test_share))
-    kept = [role for role in roles if role.examples >= (settings.min_characters or 0)]
+    kept = [role for role in roles if role.examples >= settings.min_characters]
     if settings.crop:
         kept = [_cropped(role, i) for i, role in enumerate(kept) if role.fits_crop]
     if not kept:

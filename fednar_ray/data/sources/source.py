@@ -1,4 +1,4 @@
-"""What every source gives."""
+"""What every data source returns."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,29 @@ from fednar_ray.data.transforms import Transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A data set: x [N, …], labels y [N] as its task has them, and a natural group an example where it has one."""
+    """A data set: inputs x [N, …], labels y [N], and perhaps the natural client of each example.
+
+    Attributes:
+        name: The data set's name.
+        train_x: Training inputs, [N, …]: float32, integers, or uint8 images [N, channels, height, width].
+        train_y: Training labels, [N]: classes from 0 (classification), 0 and 1 (binary), or numbers (regression).
+        test_x: Test inputs, likewise.
+        test_y: Test labels, likewise.
+        groups: The natural client of each training example, [N], or None.
+        test_groups: The natural client of each test example. Where clients are only some of the groups, the test set is
+            the part of these groups.
+        task: classification, binary or regression.
+        transform: For uint8 images, how they are normalized.
+        preprocessing: What led from raw inputs to x. The saved model starts with it.
+    """
 
     name: str
     train_x: Array
     train_y: Array
     test_x: Array
     test_y: Array
-    groups: Array | None = None  # [N]
-    test_groups: Array | None = None  # of the test examples; where clients are some of the groups, they keep theirs
+    groups: Array | None = None
+    test_groups: Array | None = None
     task: str = "classification"
-    transform: Transform | None = None  # of uint8 images: their normalization
-    preprocessing: Preprocessing | None = None  # what led from raw inputs to x; the saved model begins with it
+    transform: Transform | None = None
+    preprocessing: Preprocessing | None = None

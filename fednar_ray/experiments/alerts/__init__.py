@@ -1,6 +1,6 @@
-"""What is wrong with a run, seen from its rounds alone: an experiment and its records in, alerts out.
+"""Alerts: what is wrong with a run, found from its experiment and the records of its rounds alone.
 
-Pure; each kind at most once a run.
+The checks are pure functions.  Each gives at most one alert per run.
 """
 
 from fednar_ray.experiments.alerts.checks import CHECKS

@@ -9,7 +9,7 @@ import numpy as np
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import RoundAborted, RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
-from fednar_ray.data.federation import Federation
+from fednar_ray.data.federation import FederatedData
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker
@@ -72,7 +72,7 @@ def build_tags(alerts: Sequence[Alert]) -> dict[str, str]:
     return {ALERTS_TAG: names, **{f"{ALERT_TAG_PREFIX}{alert.name}": alert.message for alert in alerts}}
 
 
-def compute_chance_level(federation: Federation) -> ChanceLevel | None:
+def compute_chance_level(federation: FederatedData) -> ChanceLevel | None:
     """Computes what a model that has learned nothing reaches on the test set.
 
     Returns:

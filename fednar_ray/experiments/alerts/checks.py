@@ -1,6 +1,6 @@
-"""The kinds of alerts: what each sees, its likely cause, and which setting to change.
+"""The checks behind the alerts: what is wrong with a run, its likely cause, and which setting to change.
 
-The thresholds stay silent on runs that learn, slowly too (docs/alerts.md).
+The thresholds are chosen so that no check reports a run that learns, even if it learns slowly (docs/alerts.md).
 """
 
 import math
@@ -10,83 +10,86 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.config.algorithm import ServerLrSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
 
-WINDOW = 10  # rounds, of the slower checks
-RISE = 2.0  # times the training loss of the beginning, and of the best round
-LEARNED, UNLEARNED = 0.3, 0.05  # of the way from chance to perfect: a model that has learned, one that has not
-STALLED = 0.1  # of the way: a run that stays below, and no longer improves
-LOST, FAILED = 0.5, 0.2  # shares of the clients a round is to have
-DOMINATES, SHRUNK = 0.25, 0.9  # λ‖x‖ in norms of the step; ‖x‖ in what it was after the first round
+WINDOW = 10  # rounds that the slower checks look at
+RISE = 2.0  # a loss this many times that of the first and of the best round has diverged
+LEARNED, UNLEARNED = 0.3, 0.05  # share of the way from chance to perfect: above, a model has learned; below, it has not
+STALLED = 0.1  # the same share: a run stalls if it stays below and no longer improves
+LOST, FAILED = 0.5, 0.2  # shares of the clients that a round should have
+DOMINATES, SHRUNK = 0.25, 0.9  # λ‖x‖ relative to the norm of a step; ‖x‖ relative to ‖x‖ after the first round
 
 
 class Finding(NamedTuple):
-    """What a check has found."""
+    """What a check has found: what is wrong, its likely cause, and what to change. Each is part of a sentence."""
 
     what: str
     cause: str
     change: str
 
 
-def _diverges(past: RunHistory) -> Finding | None:
-    metrics, losses = past.recent[-1].metrics, past.last("train_loss", 3)
+def _diverges(history: RunHistory) -> Finding | None:
+    metrics, losses = history.recent[-1].metrics, history.last("train_loss", 3)
     for name in ("train_loss", "validation_loss", "test_loss"):
         if name in metrics and not math.isfinite(metrics[name]):
-            return _too_long(past, f"{name} is not finite")
-    progress = past.progress(3)
-    if past.best_progress > LEARNED and len(progress) == 3 and progress.max() < UNLEARNED:
-        return _too_long(past, "the model is back at chance after it had learned")
-    limit = RISE * max(past.first.get("train_loss", math.inf), past.best_loss)
+            return _too_long(history, f"{name} is not finite")
+    progress = history.progress(3)
+    if history.best_progress > LEARNED and len(progress) == 3 and progress.max() < UNLEARNED:
+        return _too_long(history, "the model is back at chance after it had learned")
+    limit = RISE * max(history.first.get("train_loss", math.inf), history.best_loss)
     if len(losses) == 3 and losses.min() > limit:
-        return _too_long(past, f"the training loss has risen from {past.best_loss:.3g} to {losses[-1]:.3g}")
+        return _too_long(history, f"the training loss has risen from {history.best_loss:.3g} to {losses[-1]:.3g}")
     return None
 
 
-def _too_long(past: RunHistory, what: str) -> Finding:
-    """Why steps, or what they sum up to, are too long."""
-    settings, rate = past.experiment, past.typical("local_lr")
-    if past.unexplained:
+def _too_long(history: RunHistory, what: str) -> Finding:
+    """Explains why steps, or the updates they add up to, are too long."""
+    settings, rate = history.experiment, history.typical("local_lr")
+    if history.unexplained:
         return Finding(
             what,
-            f"some clients send updates longer than their steps: ‖Δ‖ is {past.typical('update_norm'):.3g}",
+            f"some clients send updates longer than their steps: ‖Δ‖ is {history.typical('update_norm'):.3g}",
             "look at these clients; screening.max_deviation: 5 leaves out those far from the rest, and "
             "aggregation.name: norm_bound shortens their updates, honest ones too",
         )
-    if rate * past.typical("weight_decay") >= 1:
+    if rate * history.typical("weight_decay") >= 1:
         decay = min(settings.regularizer.weight_decay / 100, 0.01 / settings.algorithm.local_lr)
-        cause = "local_lr · weight_decay is 1 or more, so that a step throws parameters across zero"
+        cause = "local_lr · weight_decay is 1 or more, so that a step moves parameters across zero"
         cost = "; a step then shrinks the parameters by 1 % at most"
-        return Finding(what, cause, _to("regularizer.weight_decay", settings.regularizer.weight_decay, decay) + cost)
-    beginning = "" if past.first else ", or inputs are not normalized"  # nothing was ever trained
-    return Finding(what, f"steps are too long{beginning}", _shorter_steps(past))
+        return Finding(
+            what, cause, _format_change("regularizer.weight_decay", settings.regularizer.weight_decay, decay) + cost
+        )
+    beginning = "" if history.first else ", or inputs are not normalized"  # nothing was ever trained
+    return Finding(what, f"steps are too long{beginning}", _shorter_steps(history))
 
 
-def _shorter_steps(past: RunHistory) -> str:
-    settings = past.experiment
+def _shorter_steps(history: RunHistory) -> str:
+    settings = history.experiment
     rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
-    change = _to("algorithm.local_lr", rate, rate / 10)
-    if settings.algorithm.server_lr not in (None, 1.0):
+    change = _format_change("algorithm.local_lr", rate, rate / 10)
+    if isinstance(settings.algorithm, ServerLrSettings) and settings.algorithm.server_lr != 1.0:
         change += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
     change += "; shorter steps take more rounds"
-    healthy, name = past.healthy_bound, settings.regularizer.name
-    bites = 0 < healthy < past.typical("step_norm")
-    if bites and (name == "coupled" or (past.clips and past.norm_in_bounds < 1 and healthy < bound)):
+    healthy, name = history.healthy_bound, settings.regularizer.name
+    bites = 0 < healthy < history.typical("step_norm")
+    if bites and (name == "coupled" or (history.clips and history.norm_in_bounds < 1 and healthy < bound)):
         switch = "regularizer.name: fednar with " if name == "coupled" else ""
         cost = "which would have clipped at most half of the steps up to the best round"
-        change += f". Or {switch}{_to_bound(bound, healthy)}, {cost}"
+        change += f". Or {switch}{_format_bound(bound, healthy)}, {cost}"
     return change
 
 
-def _stalls(past: RunHistory) -> Finding | None:
-    window = int(np.clip(past.experiment.federation.rounds / 5, WINDOW, LONGEST))
-    losses, progress = past.last("train_loss", window), past.progress(window)
-    if len(losses) < window or past.best_progress > STALLED:
+def _stalls(history: RunHistory) -> Finding | None:
+    window = int(np.clip(history.experiment.federation.rounds / 5, WINDOW, LONGEST))
+    losses, progress = history.last("train_loss", window), history.progress(window)
+    if len(losses) < window or history.best_progress > STALLED:
         return None
-    evaluated = math.isfinite(past.best_progress)
-    if not evaluated and past.best_loss < 0.9 * past.first["train_loss"]:
+    evaluated = math.isfinite(history.best_progress)
+    if not evaluated and history.best_loss < 0.9 * history.first["train_loss"]:
         return None
     halves = np.array_split(losses, 2)
     improved = halves[1].mean() < 0.99 * halves[0].mean()
@@ -94,11 +97,11 @@ def _stalls(past: RunHistory) -> Finding | None:
         return None
     where = (
         ""
-        if past.chance is None or not evaluated
-        else f"{past.chance.metric} is no better than chance ({past.chance.value:.3g}), "
+        if history.chance is None or not evaluated
+        else f"{history.chance.metric} is no better than chance ({history.chance.value:.3g}), "
     )
     what = f"{where}and the training loss has not fallen for {window} rounds".removeprefix("and ")
-    return _why_nothing_is_learned(past, what)
+    return _why_nothing_is_learned(history, what)
 
 
 def _rises(values: npt.NDArray[np.float64]) -> bool:
@@ -106,50 +109,52 @@ def _rises(values: npt.NDArray[np.float64]) -> bool:
     return bool(after.mean() > before.mean() + 0.01)
 
 
-def _why_nothing_is_learned(past: RunHistory, what: str) -> Finding:
-    moved, rate = past.moved, past.experiment.algorithm.local_lr
-    if past.clips_nearly_everything:
-        return Finding(what, "steps are clipped to almost nothing", _larger_bound(past))
-    if past.decay_share >= 1:
-        return Finding(what, "weight decay is stronger than the gradient", _less_decay(past))
+def _why_nothing_is_learned(history: RunHistory, what: str) -> Finding:
+    moved, rate = history.moved, history.experiment.algorithm.local_lr
+    if history.clips_nearly_everything:
+        return Finding(what, "steps are clipped to almost nothing", _larger_bound(history))
+    if history.decay_share >= 1:
+        return Finding(what, "weight decay is stronger than the gradient", _less_decay(history))
     if len(moved) and moved.max() > FAR:
         cause = "steps are too long: a round moves the parameters by as much as they are long"
-        return Finding(what, cause, _to("algorithm.local_lr", rate, rate / 10) + "; shorter steps take more rounds")
+        return Finding(
+            what, cause, _format_change("algorithm.local_lr", rate, rate / 10) + "; shorter steps take more rounds"
+        )
     if len(moved) and float(np.median(moved)) < 0.01:
         cause = f"steps are too short: a round moves the parameters by {100 * float(np.median(moved)):.2g} %"
-        return Finding(what, cause, _longer_steps(past))
+        return Finding(what, cause, _longer_steps(history))
     cause = "the model, its labels or its inputs; steps have a usual length"
     return Finding(what, cause, "look at the data (fednar data inspect) and the model; try algorithm.local_lr too")
 
 
-def _longer_steps(past: RunHistory) -> str:
-    rate, most = past.experiment.algorithm.local_lr, float(past.moved.max())
-    if past.clips and past.norm_in_bounds > 1:
-        return _larger_bound(past)
+def _longer_steps(history: RunHistory) -> str:
+    rate, most = history.experiment.algorithm.local_lr, float(history.moved.max())
+    if history.clips and history.norm_in_bounds > 1:
+        return _larger_bound(history)
     factor = min(10.0, ratio(FAR, most))
     share = 100 * min(factor * most, FAR)
     longer = f"; a round would then move the parameters by {share:.2g} % of their norm at most"
-    return _to("algorithm.local_lr", rate, rate * factor) + longer
+    return _format_change("algorithm.local_lr", rate, rate * factor) + longer
 
 
-def _larger_bound(past: RunHistory) -> str:
-    """A larger clip bound: a value only where this run's norms support one, and where the longer steps stay short."""
-    bound, longer = past.experiment.regularizer.clip_bound, past.norm_in_bounds
-    if 0 < past.mild_bound < math.inf and past.may_lengthen(longer):
-        change = _to_bound(bound, past.mild_bound)
+def _larger_bound(history: RunHistory) -> str:
+    """Suggests a larger clip bound; names a value only if this run's norms support one and steps stay short."""
+    bound, longer = history.experiment.regularizer.clip_bound, history.norm_in_bounds
+    if 0 < history.mild_bound < math.inf and history.may_lengthen(longer):
+        change = _format_bound(bound, history.mild_bound)
         return (
             f"{change}, which would have clipped at most half of this run's steps; they get {longer:.2g} times longer"
         )
     return (
         f"regularizer.clip_bound (now {bound:g}) could be larger, but whole steps, {longer:.2g} times longer, may be "
-        f"too long for algorithm.local_lr {past.experiment.algorithm.local_lr:g}: raise the bound by a factor of 2 at "
-        "a time, and keep what the validation metric confirms"
+        f"too long for algorithm.local_lr {history.experiment.algorithm.local_lr:g}: raise the bound by a factor of 2 "
+        "at a time, and keep what the validation metric confirms"
     )
 
 
-def _loses_clients(past: RunHistory) -> Finding | None:
-    rounds = list(past.recent)[-WINDOW:]
-    wanted = sum(_wanted(past, record) for record in rounds)
+def _loses_clients(history: RunHistory) -> Finding | None:
+    rounds = list(history.recent)[-WINDOW:]
+    wanted = sum(_wanted(history, record) for record in rounds)
     if len(rounds) < SOON or not wanted:
         return None
     counted = {name: sum(record.metrics.get(name, 0.0) for record in rounds) for name in LOSSES}
@@ -161,13 +166,13 @@ def _loses_clients(past: RunHistory) -> Finding | None:
     cause, change = LOSSES[name]
     if failed:
         cause, change = EXCLUSIONS.get(reasons.pop(), FAILED_CLIENTS) if len(reasons) == 1 else FAILED_CLIENTS
-    what = f"{100 * missing / wanted:.0f} % of the clients of the last {len(rounds)} rounds did not count"
+    what = f"{100 * missing / wanted:.0f} % of the clients of the last {len(rounds)} rounds were not included"
     return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f})", change)
 
 
-def _wanted(past: RunHistory, record: RoundRecord) -> float:
-    """How many clients a round is to have; whoever was sampled beyond them does not count."""
-    sampled, wanted = record.metrics.get("clients_sampled", 0.0), past.experiment.federation.clients_per_round
+def _wanted(history: RunHistory, record: RoundRecord) -> float:
+    """Returns how many clients a round should have; clients sampled beyond that number are spare."""
+    sampled, wanted = record.metrics.get("clients_sampled", 0.0), history.experiment.federation.clients_per_round
     return sampled if wanted is None else float(wanted)
 
 
@@ -181,7 +186,10 @@ LOSSES = {
         "availability.deadline_seconds: more, or availability.over_sampling: above 1; a round then takes or costs more",
     ),
     "clients_failed": ("they failed", "see excluded_clients.json"),
-    "": ("they were not there", "availability: whom the trace or on_off leaves, and federation.clients_per_round"),
+    "": (
+        "they were not available",
+        "availability: which clients the trace or on_off makes available, or federation.clients_per_round",
+    ),
 }
 FAILED_CLIENTS = (
     "they failed",
@@ -197,42 +205,41 @@ EXCLUSIONS = {
         "look at these clients; screening.max_deviation: more lets them in, whatever they send",
     ),
 }
-"""What to say where all excluded clients were excluded for one reason."""
+"""Cause and change where all excluded clients were excluded for one reason."""
 
 
-def _clips_everything(past: RunHistory) -> Finding | None:
-    settings = past.experiment.regularizer
-    if not past.clips_nearly_everything:
+def _clips_everything(history: RunHistory) -> Finding | None:
+    settings = history.experiment.regularizer
+    if not history.clips_nearly_everything:
         return None
-    left = ratio(100, past.norm_in_bounds)
-    decay = (
-        f"; the weight decay that acts is {past.typical('effective_weight_decay'):.2g}, not {settings.weight_decay:g}"
-    )
+    left = ratio(100, history.norm_in_bounds)
+    effective = history.typical("effective_weight_decay")
+    decay = f"; the effective weight decay is {effective:.2g}, not {settings.weight_decay:g}"
     return Finding(
         f"every step is clipped, to {left:.2g} % of its length" + (decay if settings.name == "fednar" else ""),
-        f"the bound is {past.norm_in_bounds:.3g} times smaller than ‖v‖, which is {past.typical('step_norm'):.3g}",
-        _larger_bound(past),
+        f"the bound is {history.norm_in_bounds:.3g} times smaller than ‖v‖ = {history.typical('step_norm'):.3g}",
+        _larger_bound(history),
     )
 
 
-def _decay_dominates(past: RunHistory) -> Finding | None:
-    shrunk = ratio(past.typical("parameter_norm"), past.first.get("parameter_norm", math.inf))
-    if len(past.last("parameter_norm", SOON)) < SOON or past.experiment.regularizer.name == "none":
+def _decay_dominates(history: RunHistory) -> Finding | None:
+    shrunk = ratio(history.typical("parameter_norm"), history.first.get("parameter_norm", math.inf))
+    if len(history.last("parameter_norm", SOON)) < SOON or history.experiment.regularizer.name == "none":
         return None
-    if past.decay_share < DOMINATES or shrunk > SHRUNK:
+    if history.decay_share < DOMINATES or shrunk > SHRUNK:
         return None
     what = f"parameters have shrunk to {100 * shrunk:.0f} % of what they were after the first round"
-    pull = past.typical("weight_decay") * past.typical("parameter_norm")
-    cause = f"weight decay: it pulls with λ·‖x‖ = {pull:.2g}, {past.decay_share:.2g} times the norm of a step"
-    return Finding(what, cause, _less_decay(past))
+    pull = history.typical("weight_decay") * history.typical("parameter_norm")
+    cause = f"weight decay: it pulls with λ·‖x‖ = {pull:.2g}, {history.decay_share:.2g} times the norm of a step"
+    return Finding(what, cause, _less_decay(history))
 
 
-def _less_decay(past: RunHistory) -> str:
-    """A tenth of the decay. What FedNAR would make of it no other regularizer's norms can tell: a comparison does."""
-    settings = past.experiment.regularizer
+def _less_decay(history: RunHistory) -> str:
+    """Suggests a tenth of the decay, and a comparison: other regularizers' norms do not show what FedNAR would do."""
+    settings = history.experiment.regularizer
+    tenth = _format_change("regularizer.weight_decay", settings.weight_decay, settings.weight_decay / 10)
     change = (
-        f"{_to('regularizer.weight_decay', settings.weight_decay, settings.weight_decay / 10)}, which would pull with "
-        f"{past.decay_share / 10:.2g} times the norm of a step, and regularizes less"
+        f"{tenth}, which would pull with {history.decay_share / 10:.2g} times the norm of a step, and regularizes less"
     )
     if settings.name == "fednar":
         return change
@@ -242,19 +249,19 @@ def _less_decay(past: RunHistory) -> str:
     )
 
 
-def _to(key: str, now: float, then: float) -> str:
+def _format_change(key: str, now: float, then: float) -> str:
     return f"{key}: {then:.2g} (now {now:g})"
 
 
-def _to_bound(now: float, then: float) -> str:
-    """A clip bound, rounded up: what is said of the bound holds for the number as it is written."""
-    return _to("regularizer.clip_bound", now, 1.05 * then)  # two digits are off by at most 5 %
+def _format_bound(now: float, then: float) -> str:
+    """Suggests a clip bound, rounded up, so that what is said of it is true of the rounded number too."""
+    return _format_change("regularizer.clip_bound", now, 1.05 * then)  # two digits are off by at most 5 %
 
 
-def of_an_abort(past: RunHistory, error: RoundAborted) -> tuple[str, Finding]:
-    """The kind of alert that an aborted round is, and what is known of it."""
+def explain_abort(history: RunHistory, error: RoundAborted) -> tuple[str, Finding]:
+    """Returns the name of the alert that an aborted round gives, and its finding."""
     if error.cause in (ExclusionReason.NOT_FINITE, ExclusionReason.BUFFER_NOT_FINITE):
-        return "diverges", _too_long(past, error.reason)
+        return "diverges", _too_long(history, error.reason)
     return "loses_clients", Finding(error.reason, *FAILED_CLIENTS)
 
 
@@ -265,4 +272,4 @@ CHECKS: Mapping[str, Callable[[RunHistory], Finding | None]] = {
     "clips_everything": _clips_everything,
     "decay_dominates": _decay_dominates,
 }
-"""The kinds, with what finds them."""
+"""The names of the alerts → the checks that find them."""

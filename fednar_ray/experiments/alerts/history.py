@@ -1,4 +1,4 @@
-"""What the checks know of a run so far."""
+"""What the checks know of a run: its last rounds, and what they need of all rounds before."""
 
 import math
 from collections import deque
@@ -12,20 +12,27 @@ import numpy.typing as npt
 from fednar_ray.config import Experiment
 from fednar_ray.core.reports import RoundRecord
 
-SOON, LONGEST = 5, 100  # rounds: of a median, and of the longest look back
-FAR_ABOVE = 20.0  # ‖v‖ in bounds A: less than a twentieth of each step is left
-FAR = 0.5  # ‖Δ‖ in ‖x‖: a round that moves the parameters further takes steps that are too long
-EXPLAINED = 3.0  # an update's norm, in K·η·‖v‖
+SOON, LONGEST = 5, 100  # rounds that a median is taken over; rounds that are kept
+FAR_ABOVE = 20.0  # ‖v‖/A above which less than a twentieth of each step is left
+FAR = 0.5  # ‖Δ‖/‖x‖ above which the steps of a round are too long
+EXPLAINED = 3.0  # ‖Δ‖/(K·η·‖v‖) above which a client's steps do not explain its update
 
 
 class ChanceLevel(NamedTuple):
-    """What a model that has learned nothing reaches."""
+    """The value of a metric that a model reaches without having learned anything."""
 
     metric: str  # accuracy, or rmse
     value: float  # the share of the most frequent label; the labels' standard deviation
 
     def progress(self, metrics: Mapping[str, float]) -> float:
-        """The way from chance (0) to perfect (1) on the validation set, else on the test set; NaN: not evaluated."""
+        """Computes how far a model is from chance (0) to perfect (1).
+
+        Args:
+            metrics: A round's metrics. The validation set is used if it was evaluated, else the test set.
+
+        Returns:
+            The share of the way; NaN if neither was evaluated.
+        """
         for split in ("validation", "test"):
             reached = metrics.get(f"{split}_{self.metric}")
             if reached is not None and self.value not in (0.0, 1.0):
@@ -36,22 +43,22 @@ class ChanceLevel(NamedTuple):
 
 @dataclass(slots=True)
 class RunHistory:
-    """What the checks see of a run so far."""
+    """What the checks see of a run."""
 
     experiment: Experiment
     chance: ChanceLevel | None
     first: Mapping[str, float] = field(default_factory=dict)  # metrics of the first round with an update
     recent: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=LONGEST))
     best_loss: float = math.inf  # of training
-    mild_bound: float = 0.0  # the A_0 that would have clipped at most half of the steps of every round
-    healthy_bound: float = 0.0  # the same of the rounds up to the one with the best training loss
+    mild_bound: float = 0.0  # the A_0 that would have clipped at most half of the steps in every round
+    healthy_bound: float = 0.0  # the same for the rounds up to the one with the best training loss
     best_progress: float = -math.inf
 
     def add(self, record: RoundRecord) -> None:
-        """The next round."""
+        """Adds the next round."""
         metrics = record.metrics
         self.recent.append(record)
-        self.mild_bound = max(self.mild_bound, self._mild_bound_of(metrics))
+        self.mild_bound = max(self.mild_bound, self._compute_mild_bound(metrics))
         if "train_loss" in metrics:
             self.first = self.first or metrics
             if metrics["train_loss"] <= self.best_loss:
@@ -61,31 +68,31 @@ class RunHistory:
 
     @property
     def rounds(self) -> int:
-        """So far."""
+        """The number of rounds added."""
         return self.recent[-1].round_index + 1
 
     def last(self, name: str, count: int) -> npt.NDArray[np.float64]:
-        """A metric in the last rounds that have it, at most ``count``."""
+        """Returns a metric in the last rounds that have it, [≤ count]."""
         values = [record.metrics[name] for record in self.recent if name in record.metrics]
         return np.array(values[-count:])
 
     def progress(self, count: int) -> npt.NDArray[np.float64]:
-        """The way from chance to perfect in the last evaluations, at most ``count``."""
+        """Returns the share of the way from chance to perfect in the last evaluations, [≤ count]."""
         values = [] if self.chance is None else [self.chance.progress(record.metrics) for record in self.recent]
         return np.array([value for value in values if not math.isnan(value)][-count:])
 
     def typical(self, name: str) -> float:
-        """The median of a metric over the last rounds; NaN where there is none."""
+        """Returns the median of a metric over the last rounds; NaN if no round has it."""
         values = self.last(name, SOON)
         return float(np.median(values)) if len(values) else math.nan
 
     @property
     def norm_in_bounds(self) -> float:
-        """‖v‖ / A."""
+        """‖v‖/A over the last rounds."""
         return ratio(self.typical("step_norm"), self.typical("clip_bound"))
 
-    def _mild_bound_of(self, metrics: Mapping[str, float]) -> float:
-        """The A_0 that would have clipped at most half of a round's steps; infinite where ‖v‖ is not finite.
+    def _compute_mild_bound(self, metrics: Mapping[str, float]) -> float:
+        """Computes the A_0 that would have clipped at most half of a round's steps; infinite if ‖v‖ is not finite.
 
         A norm exceeds twice its mean in at most half of the steps, however the norms are spread (Markov's inequality).
         """
@@ -96,12 +103,12 @@ class RunHistory:
         return in_bounds * self.experiment.regularizer.clip_bound if math.isfinite(in_bounds) else math.inf
 
     def may_lengthen(self, factor: float) -> bool:
-        """Would a round with steps ``factor`` times longer still move the parameters by less than half their norm?"""
+        """Whether rounds with steps ``factor`` times longer would move the parameters by at most half their norm."""
         return len(self.moved) > 0 and bool(self.moved.max() * factor <= FAR)
 
     @property
     def decay_share(self) -> float:
-        """λ‖x‖ in norms of the step, of which ``decoupled`` has clipped the gradient."""
+        """λ‖x‖ relative to the norm of a step, in which ``decoupled`` has clipped the gradient."""
         if self.experiment.regularizer.name == "none":
             return 0.0
         step = self.typical("step_norm")
@@ -111,30 +118,30 @@ class RunHistory:
 
     @property
     def clips(self) -> bool:
-        """Is there a bound at all?"""
+        """Whether the regularizer clips."""
         return self.experiment.regularizer.name in ("fednar", "decoupled")
 
     @property
     def clips_nearly_everything(self) -> bool:
-        """Is less than a twentieth left of each step?"""
+        """Whether less than a twentieth is left of each step."""
         shares = self.last("clip_fraction", SOON)
         whole = len(shares) == SOON and bool(shares.min() >= 0.99)
         return self.clips and whole and self.norm_in_bounds >= FAR_ABOVE
 
     @property
     def moved(self) -> npt.NDArray[np.float64]:
-        """‖Δ‖ in ‖x‖, in each of the last rounds that have an update."""
+        """‖Δ‖/‖x‖ in each of the last rounds that have an update."""
         lengths, norms = self.last("update_norm", LONGEST), self.last("parameter_norm", LONGEST)
         return np.array([ratio(length, norm) for length, norm in zip(lengths, norms, strict=False)])
 
     @property
     def unexplained(self) -> bool:
-        """Are updates longer than the clients' own steps can make them?"""
+        """Whether updates are longer than the clients' own steps can explain."""
         steps = self.experiment.federation.local_steps
         longest = (steps or math.nan) * self.typical("local_lr") * self.typical("step_norm_p90")
         return self.typical("update_norm") > EXPLAINED * longest
 
 
 def ratio(value: float, by: float) -> float:
-    """value / by; infinite where ``by`` is zero."""
+    """Returns ``value / by``; infinite if ``by`` is zero."""
     return value / by if by else math.inf

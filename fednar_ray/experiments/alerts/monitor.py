@@ -1,4 +1,4 @@
-"""Sees rounds go by, and tells what is wrong."""
+"""Runs the checks after each round, and keeps the alerts they give."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.experiments.alerts.checks import CHECKS, Finding, of_an_abort
+from fednar_ray.experiments.alerts.checks import CHECKS, Finding, explain_abort
 from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 
 
@@ -14,33 +14,33 @@ from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 class Alert:
     """Something that a person should look at."""
 
-    name: str  # a kind
+    name: str  # the name of a check
     round_index: int
-    message: str  # with the likely cause, and what to change
+    message: str  # what is wrong, the likely cause, and what to change
 
 
 class AlertMonitor:
-    """Sees a run's rounds one after the other, from round 0 on, and tells what is wrong with it as soon as it shows."""
+    """Checks a run after each of its rounds, from round 0 on. Each check gives at most one alert per run."""
 
     def __init__(self, experiment: Experiment, chance: ChanceLevel | None = None) -> None:
-        self._past = RunHistory(experiment, chance)
+        self._history = RunHistory(experiment, chance)
         self.alerts: tuple[Alert, ...] = ()
 
     def see(self, record: RoundRecord) -> tuple[Alert, ...]:
-        """The alerts that this round brings."""
-        self._past.add(record)
-        findings = {name: check(self._past) for name, check in CHECKS.items() if not self._told(name)}
+        """Returns the new alerts after the next round."""
+        self._history.add(record)
+        findings = {name: check(self._history) for name, check in CHECKS.items() if not self._is_known(name)}
         return self._add(record.round_index, findings)
 
     def see_abort(self, error: RoundAborted) -> tuple[Alert, ...]:
-        """The alerts that an aborted round brings."""
-        name, finding = of_an_abort(self._past, error)
-        return () if self._told(name) else self._add(error.round_index, {name: finding})
+        """Returns the new alert of an aborted round, if any."""
+        name, finding = explain_abort(self._history, error)
+        return () if self._is_known(name) else self._add(error.round_index, {name: finding})
 
-    def _told(self, name: str) -> bool:
-        """Whether it was told before, or follows from what was."""
-        told = {alert.name for alert in self.alerts}
-        return name in told or (name == "stalls" and "diverges" in told)
+    def _is_known(self, name: str) -> bool:
+        """Whether the alert was given before, or follows from one that was."""
+        known = {alert.name for alert in self.alerts}
+        return name in known or (name == "stalls" and "diverges" in known)
 
     def _add(self, round_index: int, findings: Mapping[str, Finding | None]) -> tuple[Alert, ...]:
         new = tuple(
@@ -59,8 +59,14 @@ class AlertMonitor:
 def find_alerts(
     experiment: Experiment, records: Iterable[RoundRecord], chance: ChanceLevel | None = None
 ) -> tuple[Alert, ...]:
-    """The alerts of a run, from its records, round 0 first."""
-    watch = AlertMonitor(experiment, chance)
+    """Returns the alerts of a run.
+
+    Args:
+        experiment: What was run.
+        records: All its rounds, round 0 first.
+        chance: What its model reaches without learning; None: not known.
+    """
+    monitor = AlertMonitor(experiment, chance)
     for record in records:
-        watch.see(record)
-    return watch.alerts
+        monitor.see(record)
+    return monitor.alerts

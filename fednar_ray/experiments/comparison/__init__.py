@@ -1,1 +1,4 @@
-"""The same experiment under several regularizers and seeds: what FedNAR is worth, as a table and a chart."""
+"""Comparisons: the same experiment with several regularizers and seeds, as a table and a chart.
+
+``record`` plans the runs and stores the plan, ``running`` trains them, and ``table`` computes the rows.
+"""

@@ -1,6 +1,6 @@
-"""What a comparison consists of, kept in ``comparison.yaml`` of its directory, so that it can be resumed.
+"""The record of a comparison: its settings and planned runs in ``comparison.yaml``, from which it can be resumed.
 
-The file is written whole before anything is trained, and again whenever one of the runs starts.
+The file is written before anything is trained, and again whenever one of the runs starts.
 """
 
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
-from fednar_ray.config.files import parse_document
+from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
 from fednar_ray.report.run_plots import Variant
@@ -25,13 +25,13 @@ RENAMED_KEYS = {"cohort_width": "group_size"}
 
 @dataclass(slots=True, kw_only=True)
 class PlannedRun:
-    """One run of a comparison, which may have started."""
+    """One run of a comparison, which may have been started."""
 
     weight_decay: float
     regularizer: str
     seed: int
-    directory: str | None = None  # the name of its run directory, beside the comparison's; None: not started
-    group_size: int | None = None  # C, as it was resolved; None: not started
+    directory: str | None = None  # the name of its run directory, beside the comparison's; None: not started yet
+    group_size: int | None = None  # C, how many clients are trained as one matrix; None: not started yet
 
     @property
     def variant(self) -> Variant:
@@ -44,14 +44,14 @@ class PlannedRun:
         return f"{self.regularizer} λ={self.weight_decay:g} seed={self.seed}"
 
     def experiment(self, base: Experiment) -> Experiment:
-        """The experiment of this run, from the one that is compared."""
+        """Returns the experiment of this run, given the one that is compared."""
         changes = {"name": self.regularizer, "weight_decay": self.weight_decay}
         regularizer = base.regularizer.model_copy(update=changes)
         return base.model_copy(update={"regularizer": regularizer, "seed": self.seed})
 
 
-def planned_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
-    """All runs of a comparison in their order: seeds, within them weight decays, within them regularizers."""
+def plan_runs(experiment: Experiment, settings: CompareSettings) -> list[PlannedRun]:
+    """Returns all runs of a comparison in their order: by seed, then by weight decay, then by regularizer."""
     decays = settings.weight_decays or (experiment.regularizer.weight_decay,)
     return [
         PlannedRun(weight_decay=decay, regularizer=name, seed=experiment.seed + offset)
@@ -75,12 +75,12 @@ class ComparisonRecord:
         return self.directory.name
 
     def directory_of(self, run: PlannedRun) -> Path | None:
-        """The run directory; None where the run has not started."""
+        """Returns the directory of a run; None if the run has not started."""
         return None if run.directory is None else self.directory.parent / run.directory
 
     @property
     def finished_runs(self) -> int:
-        """How many runs are finished."""
+        """The number of finished runs."""
         return sum(d is not None and RunDirectory(d).finished for d in map(self.directory_of, self.runs))
 
     @property
@@ -90,17 +90,17 @@ class ComparisonRecord:
 
     @property
     def state(self) -> str:
-        """What a list of runs says of it."""
+        """How a list of runs describes it."""
         return "comparison, finished" if self.finished else f"comparison, {self.finished_runs}/{len(self.runs)} runs"
 
     def save(self) -> None:
-        """Write the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
+        """Writes the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
         replace_file(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
     def load(cls, directory: Path) -> "ComparisonRecord":
-        """The record in a directory. Raises BadInput where there is none, or it cannot be read."""
+        """Loads the record in a directory. Raises BadInput if there is none, or if it cannot be read."""
         path = RunDirectory(directory).comparison_yaml
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
@@ -136,8 +136,8 @@ def _sections(document: Document) -> dict[str, Any]:
     return {"experiment": dict(document.raw), "compare": compare}
 
 
-def kept_comparisons() -> Iterator[ComparisonRecord]:
-    """The comparisons in ``runs/``, the newest first; one whose record cannot be read is warned about."""
+def list_comparisons() -> Iterator[ComparisonRecord]:
+    """Lists the comparisons in ``runs/``, newest first. Logs a warning for a record that cannot be read."""
     for directory in _directories():
         try:
             yield ComparisonRecord.load(directory)
@@ -146,7 +146,7 @@ def kept_comparisons() -> Iterator[ComparisonRecord]:
 
 
 def find(name: str) -> ComparisonRecord:
-    """A comparison by its name, id or directory. Raises BadInput where there is none."""
+    """Finds a comparison by its name, id or directory. Raises BadInput if there is none."""
     directory = Path(name).absolute()
     if RunDirectory(directory).comparison_yaml.is_file():
         return ComparisonRecord.load(directory)
@@ -159,25 +159,29 @@ def find(name: str) -> ComparisonRecord:
 
 
 def find_newest(document: Document) -> ComparisonRecord | None:
-    """The newest comparison of the same experiment and settings; None where there is none of that name.
+    """Finds the newest comparison of the same experiment and settings.
 
-    Raises ConfigError where there are only comparisons of other settings under that name.
+    Returns:
+        The comparison; None if there is none of that name.
+
+    Raises:
+        ConfigError: All comparisons of that name have other settings.
     """
     name, refused = document.experiment.name, None
-    for record in kept_comparisons():
+    for record in list_comparisons():
         if record.name.rpartition("-")[0] != name:
             continue
-        different = list(_differences(record.document, document))
+        different = list(_find_differences(record.document, document))
         if not different:
             return ComparisonRecord(directory=record.directory, document=document, runs=record.runs)
-        refused = refused or _refusal(record, different)
+        refused = refused or _build_refusal(record, different)
     if refused is not None:
         raise refused
     return None
 
 
 def _directories() -> Iterator[Path]:
-    """The directories of comparisons, the newest first."""
+    """Returns the directories of comparisons, newest first."""
     records = sorted(
         Path(RUNS).absolute().glob(str(RunDirectory(Path("*")).comparison_yaml)),
         key=lambda path: path.stat().st_ctime_ns,
@@ -186,8 +190,8 @@ def _directories() -> Iterator[Path]:
     return (path.parent for path in records)
 
 
-def _differences(started: Document, wanted: Document) -> Iterator[str]:
-    """What differs, one line each. Where runs train, and how checkpoints are kept, may differ."""
+def _find_differences(started: Document, wanted: Document) -> Iterator[str]:
+    """Finds what differs, one line each. Where runs train, and how checkpoints are stored, may differ."""
     before, after = (
         {**dotted(each.experiment), **{f"compare.{key}": value for key, value in each.compare.model_dump().items()}}
         for each in (started, wanted)
@@ -198,7 +202,7 @@ def _differences(started: Document, wanted: Document) -> Iterator[str]:
             yield f"{key}: {after.get(key)!r}, and was {before.get(key)!r}"
 
 
-def _refusal(record: ComparisonRecord, different: Sequence[str]) -> ConfigError:
+def _build_refusal(record: ComparisonRecord, different: Sequence[str]) -> ConfigError:
     return ConfigError(
         (
             f"{record.name} was started with other settings, and cannot be resumed with these:",

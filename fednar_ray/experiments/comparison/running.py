@@ -1,4 +1,4 @@
-"""Runs the runs of a comparison one after the other, or the rest of them, and concludes."""
+"""Trains the runs of a comparison one after the other, or those that are left, and makes the table."""
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
@@ -12,16 +12,16 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
-from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, planned_runs
-from fednar_ray.experiments.comparison.table import Outcome, Row, headline, rows_of
+from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
+from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import resolve
-from fednar_ray.experiments.prepare import federation_of, prepare
+from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, measure_for_task
 from fednar_ray.tracking.identity import check_not_copied, read_identity
-from fednar_ray.tracking.journal import recorded
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
@@ -32,7 +32,7 @@ log = logging.getLogger("fednar_ray")
 
 
 class Progress(NamedTuple):
-    """A round of one of the comparison's runs."""
+    """One round of one of the comparison's runs."""
 
     run: int  # counted from 0
     runs: int
@@ -48,7 +48,7 @@ class Comparison:
     settings: CompareSettings
     rows: tuple[Row, ...]
     chart: Path
-    by_decay: Path | None  # a picture of the final values, where there are several weight decays
+    by_decay: Path | None  # a plot of the final values, if there are several weight decays
     run_id: str
     tracking_uri: str
 
@@ -56,18 +56,23 @@ class Comparison:
 def compare(
     document: Document, session: RaySession, record: ComparisonRecord | None = None
 ) -> Generator[Progress, None, Comparison]:
-    """Run every variant with every seed, each as a child of one MLflow run; the generator returns the comparison.
+    """Trains every variant with every seed, each as a child of one MLflow run. The generator returns the comparison.
 
     Args:
         document: The experiment, and what is varied.
-        session: The Ray that all runs share.
+        session: The Ray session that all runs share.
         record: A comparison to resume: its finished runs are read, an interrupted one continues from its checkpoint,
             and the others are trained. Without one, a new comparison is started.
 
-    Raises BadInput's kinds before Ray starts, RunFailed's kinds when a run fails.
+    Yields:
+        The progress after each round.
+
+    Raises:
+        BadInput: Something that was given is wrong; raised before Ray starts.
+        RunFailed: A run failed.
     """
-    store, experiment_id = open_store(document.experiment) if record is None else _store_of(record)
-    planned = planned_runs(document.experiment, document.compare) if record is None else record.runs
+    store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
+    planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
     _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
         run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
@@ -81,20 +86,20 @@ def compare(
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
             RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
-            parent.log_params({**dotted(document.experiment), **_compared(document.compare)})
+            parent.log_params({**dotted(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
         record.document = document
         record.save()
         try:
-            result = yield from _Runs(record, store, run_id, session).concluded(parent)
+            result = yield from _Runs(record, store, run_id, session).train_all(parent)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
     return result
 
 
-def _store_of(record: ComparisonRecord) -> tuple[Store, str]:
-    """The store that a comparison was recorded in, which answers. It names its MLflow experiment itself."""
+def _open_store_of(record: ComparisonRecord) -> tuple[Store, str]:
+    """Opens the store that a comparison was recorded in. No MLflow experiment is needed: its run exists."""
     check_not_copied(record.directory, "comparison")
     store = Store(read_identity(record.directory).tracking_uri)
     store.check()
@@ -102,7 +107,7 @@ def _store_of(record: ComparisonRecord) -> tuple[Store, str]:
 
 
 def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> None:
-    """Find what is wrong with the experiment or the target before anything starts; then start Ray."""
+    """Checks the experiment and the target before anything is trained, and then starts Ray."""
     if not to_train:
         return
     prepared = prepare(to_train[0].experiment(document.experiment), session=session)
@@ -111,7 +116,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
         task = prepared.federation.task
         value = getattr(document.compare, key)
-        raise ConfigError((f"compare.{key}: {value:g} is no target of {task}; set compare.{instead}",))
+        raise ConfigError((f"compare.{key}: {value:g} is not a target for {task}; set compare.{instead}",))
     resolve(prepared, session)
 
 
@@ -120,38 +125,38 @@ def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     directory = record.directory_of(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
-    return len(recorded(directory)) >= record.document.experiment.federation.rounds
+    return len(load_records(directory)) >= record.document.experiment.federation.rounds
 
 
-def _compared(settings: CompareSettings) -> dict[str, object]:
+def _build_params(settings: CompareSettings) -> dict[str, object]:
     return {f"compare.{key}": value for key, value in settings.model_dump(mode="json").items()}
 
 
 class _Runs:
-    """The runs of a comparison that is under way."""
+    """The runs of a comparison that is being trained."""
 
     def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession) -> None:
         self._record, self._store, self._run_id, self._session = record, store, run_id, session
         self._settings = record.document.compare
 
-    def concluded(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
-        """Train what is left, then make the table and the pictures."""
+    def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
+        """Trains what is left, and then makes the table and the plots."""
         outcomes: dict[Variant, list[Outcome]] = {}
-        resumptions = [self._resumption(run) for run in self._record.runs]
+        resumptions = [self._find_resumption(run) for run in self._record.runs]
         self._end_abandoned()
         for index, (run, resumption) in enumerate(zip(self._record.runs, resumptions, strict=True)):
-            outcome = yield from self._outcome(index, run, resumption)
+            outcome = yield from self._train_or_load(index, run, resumption)
             outcomes.setdefault(run.variant, []).append(outcome)
-        return self._conclusion(parent, outcomes)
+        return self._log_results(parent, outcomes)
 
-    def _conclusion(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
+    def _log_results(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
         histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
-        chart, *further = _drawn(histories, self._settings.final_rounds, self._record.directory)
-        rows = tuple(rows_of(outcomes, self._settings))
-        for picture in filter(Path.exists, (chart, *further)):
-            parent.log_file(picture)
+        chart, *further = _draw(histories, self._settings.final_rounds, self._record.directory)
+        rows = tuple(build_rows(outcomes, self._settings))
+        for plot in filter(Path.exists, (chart, *further)):
+            parent.log_file(plot)
         parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
-        parent.log_metrics(headline(rows))
+        parent.log_metrics(build_metrics(rows))
         return Comparison(
             name=self._record.name,
             settings=self._settings,
@@ -162,8 +167,8 @@ class _Runs:
             tracking_uri=parent.uri,
         )
 
-    def _resumption(self, run: PlannedRun) -> Resumption | None:
-        """Where an interrupted run continues; None for one that is finished, or has to start from its beginning."""
+    def _find_resumption(self, run: PlannedRun) -> Resumption | None:
+        """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
         directory = self._record.directory_of(run)
         if directory is None or _is_finished(self._record, run):
             return None
@@ -177,16 +182,16 @@ class _Runs:
             return None
 
     def _end_abandoned(self) -> None:
-        """End what MLflow has of runs that a killed process left, and that do not continue."""
+        """Ends the MLflow runs that a killed process left and that are not resumed."""
         directories = [self._record.directory_of(run) for run in self._record.runs]
-        kept = {_id_or_its_beginning(directory) for directory in directories if directory is not None}
+        kept = {_read_run_id(directory) for directory in directories if directory is not None}
         parent = find_mlflow_run(self._store, self._run_id)
         for child in () if parent is None else list_children(self._store, parent):
             if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
                 self._store.abandon_run(child.info.run_id)
 
     def _experiment(self, run: PlannedRun) -> Experiment:
-        """The run's experiment; its client group width is that of the runs before, wherever these were trained."""
+        """Returns the run's experiment, with the group size of the runs before, wherever these were trained."""
         base = self._record.document.experiment
         width = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
         if base.execution.vectorize == "auto" and width is not None:
@@ -194,12 +199,12 @@ class _Runs:
             base = base.model_copy(update={"execution": execution})
         return run.experiment(base)
 
-    def _outcome(
+    def _train_or_load(
         self, index: int, run: PlannedRun, resumption: Resumption | None
     ) -> Generator[Progress, None, Outcome]:
-        """What a run comes to; it is trained, or continued, unless it is finished."""
+        """Returns the outcome of a run, which is trained or resumed unless it is finished."""
         if resumption is None and run.directory is not None:
-            return self._recorded_outcome(run)
+            return self._load_outcome(run)
 
         def on_start(directory: Path, width: int) -> None:
             run.directory, run.group_size = directory.name, width
@@ -215,27 +220,27 @@ class _Runs:
             on_start=on_start,
             ready_first=True,
         )
-        result = yield from _labeled(training, index, len(self._record.runs), run.label)
+        result = yield from _add_label(training, index, len(self._record.runs), run.label)
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
-    def _recorded_outcome(self, run: PlannedRun) -> Outcome:
+    def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.directory_of(run), self._experiment(run)
         assert directory is not None
-        history = recorded(directory)[: experiment.federation.rounds]
-        chance = compute_chance_level(federation_of(experiment, self._session))
+        history = load_records(directory)[: experiment.federation.rounds]
+        chance = compute_chance_level(load_experiment_data(experiment, self._session))
         return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
-def _id_or_its_beginning(directory: Path) -> str:
-    """The MLflow run of a run directory; where its run.json is damaged, what the directory's name has of it."""
+def _read_run_id(directory: Path) -> str:
+    """Returns the MLflow run of a run directory; if its run.json is damaged, the part in the directory's name."""
     try:
         return read_identity(directory).run_id
     except BadInput:
         return directory.name.rpartition("-")[2]
 
 
-def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
-    """The pictures. Where one cannot be written this is warned about: the table does without them."""
+def _draw(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
+    """Draws the plots. Logs a warning if one cannot be written, since the table does not need them."""
     try:
         return draw_variants(histories, final_rounds, directory)
     except OSError as error:
@@ -243,9 +248,10 @@ def _drawn(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, di
         return (RunDirectory(directory).comparison_plot,)
 
 
-def _labeled(
+def _add_label(
     training: Generator[RoundReport, None, Result], run: int, runs: int, label: str
 ) -> Generator[Progress, None, Result]:
+    """Turns the reports of a training into progress, and returns its result."""
     try:
         while True:
             yield Progress(run, runs, label, next(training))

@@ -17,7 +17,7 @@ MISSING = "–"
 
 
 class Outcome(NamedTuple):
-    """What a finished run brings to the table."""
+    """What a finished run contributes to the table."""
 
     history: tuple[RoundRecord, ...]  # one record per round
     alerts: tuple[str, ...]  # the names of its alerts
@@ -28,20 +28,20 @@ class Row:
     """A variant's results over its seeds."""
 
     variant: Variant
-    measure: Measure  # what the final values are
+    measure: Measure  # what the final values measure
     final: npt.NDArray[np.float64]  # [seeds] mean over the last rounds, on the test set
-    difference: float | None  # mean paired difference to the first regularizer; None where it is not a number
+    difference: float | None  # mean paired difference to the first regularizer; None if it is not a number
     interval: float | None  # half-width of its 95 % interval (Student's t, paired by seed)
     rounds_to_target: float | None  # median over the seeds that reached it
     bytes_to_target: float | None  # down and up, median over the same
     reached: int  # seeds that reached the target
-    clip_fraction: float | None  # mean over rounds and seeds; None where no round had an update
+    clip_fraction: float | None  # mean over rounds and seeds; None if no round had an update
     client_seconds: float  # of training, mean over seeds
-    wall_seconds: float  # all rounds, without what happens before the first; mean over seeds
-    alerts: tuple[str, ...]  # of any seed, by name
+    wall_seconds: float  # of all rounds, without the time before the first; mean over seeds
+    alerts: tuple[str, ...]  # the names of the alerts of any seed
 
     def cells(self) -> dict[str, str]:
-        """The row as text."""
+        """Formats the row as text, by column."""
         seeds = len(self.final)
         reached = "" if self.reached == seeds else f" ({self.reached}/{seeds} seeds)"
         to_target = MISSING if self.rounds_to_target is None else f"{self.rounds_to_target:g}{reached}"
@@ -72,12 +72,17 @@ class Row:
 
     @property
     def _formats(self) -> tuple[str, str]:
-        """Of a value and of a spread: accuracies have three decimals; an RMSE may be of any size."""
+        """Formats of a value and of a spread: accuracies have three decimals; an RMSE may have any size."""
         return (".3f", ".3f") if self.measure == ACCURACY else (".4g", ".2g")
 
 
-def rows_of(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
-    """The rows of the table, in the order of the variants; each has one outcome per seed, in the order of the seeds."""
+def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
+    """Builds one row per variant.
+
+    Args:
+        outcomes: Per variant, one outcome per seed, in the order of the seeds.
+        settings: Which rounds are final, the target, and the regularizers, of which the first is the baseline.
+    """
     measure = measure_in(record for runs in outcomes.values() for run in runs for record in run.history)
     target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
     for variant, runs in outcomes.items():
@@ -113,14 +118,24 @@ def _finals(runs: Sequence[Outcome], settings: CompareSettings, measure: Measure
 def _difference(
     values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[float | None, float | None]:
-    """As ``paired``; nothing can be said where a value is not finite."""
+    """Like ``compute_paired_difference``, but (None, None) if a value is not finite."""
     if np.isfinite(values).all() and np.isfinite(reference).all():
-        return paired(values, reference)
+        return compute_paired_difference(values, reference)
     return None, None
 
 
-def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> tuple[float, float | None]:
-    """Mean difference of pairs [seeds], and the half-width of its 95 % interval by Student's t (None for one pair)."""
+def compute_paired_difference(
+    values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
+) -> tuple[float, float | None]:
+    """Computes the mean difference of pairs and its 95 % confidence interval by Student's t.
+
+    Args:
+        values: One value per seed, [seeds].
+        reference: The value that each is compared with, [seeds].
+
+    Returns:
+        The mean of ``values - reference``, and the half-width of the interval; None for a single pair.
+    """
     differences = values - reference
     if len(differences) < 2:
         return float(differences.mean()), None
@@ -129,7 +144,7 @@ def paired(values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) 
 
 
 def _to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
-    """Rounds, and bytes down and up, until a run first reached ``target``; None where it did not."""
+    """Returns the rounds, and the bytes down and up, until a run first reached ``target``; None if it did not."""
     hits = np.flatnonzero(measure.reaches(curve(run.history, measure.metric), target))
     if not len(hits):
         return None
@@ -138,8 +153,8 @@ def _to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, floa
     return rounds, float(sent)
 
 
-def headline(rows: Sequence[Row]) -> dict[str, float]:
-    """The rows' final values and differences as metrics of the comparison in MLflow."""
+def build_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns the rows' final values and differences as MLflow metrics of the comparison."""
     found = {}
     for row in rows:
         label = f"{row.variant.regularizer}_{row.variant.weight_decay:g}"

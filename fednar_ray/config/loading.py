@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic_core import ValidationError
 
-from fednar_ray.config import checks, yaml_text
+from fednar_ray.config import problems, yaml_text
+from fednar_ray.config.base import Settings
+from fednar_ray.config.comparison import CompareSettings
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
-from fednar_ray.config.settings import CompareSettings, Settings
 from fednar_ray.core.credentials import refusal, secret_in, secrets_within
 from fednar_ray.core.errors import ConfigError, shown, shown_text
 from fednar_ray.core.store_uris import absolute_uri
@@ -77,31 +78,33 @@ def embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = Fals
 def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
     """Parse a file's text, as ``load_document``; ``origin`` names it in errors."""
     raw = _parse_yaml(text, origin)
-    problems = []
+    wrong: list[str] = []
     for override in overrides:
-        problems.extend(_apply(raw, override))
+        wrong.extend(_apply(raw, override))
     _check_secrets(raw)
-    unknown = [key for key in raw if key not in SECTIONS][: checks.LIMIT_PROBLEMS]
-    problems += [f"{shown_text(key)}: unknown section{checks.nearest(str(key), SECTIONS)}" for key in unknown]
+    unknown = [key for key in raw if key not in SECTIONS][: problems.LIMIT_PROBLEMS]
+    wrong += [f"{shown_text(key)}: unknown section{problems.nearest(str(key), SECTIONS)}" for key in unknown]
     if "experiment" not in raw:
-        problems.append(f"{origin}: has no experiment section")
+        wrong.append(f"{origin}: has no experiment section")
     experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
     validated = comparison = None
     try:
         validated = Experiment.model_validate(experiment)
     except ValidationError as error:
-        problems.extend(checks.describe(error, root="experiment"))
+        wrong.extend(problems.describe(error, root="experiment"))
     try:
         comparison = CompareSettings.model_validate(compare)
     except ValidationError as error:
-        problems.extend(_described(error, "compare", CompareSettings))
-    searched, wrong = _search(search, experiment, validated if to_search else None) if "search" in raw else (None, ())
-    problems.extend(wrong)
+        wrong.extend(_described(error, "compare", CompareSettings))
+    searched = None
+    if "search" in raw:
+        searched, problems_of_search = _search(search, experiment, validated if to_search else None)
+        wrong.extend(problems_of_search)
     if to_search and "search" not in raw:
         hint = "so there is nothing to tune; see tune_configs/digits.yaml"
-        problems.append(f"search: {origin} has no such section, {hint}")
-    if problems:
-        raise ConfigError(tuple(problems))
+        wrong.append(f"search: {origin} has no such section, {hint}")
+    if wrong:
+        raise ConfigError(tuple(wrong))
     assert validated is not None
     assert comparison is not None
     absolute = _with_absolute_paths(validated)
@@ -109,8 +112,8 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
 
 
 def _described(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
-    details = checks.as_details(error, model)
-    return checks.describe(ValidationError.from_exception_data(section, details), f"{section}.")
+    details = problems.as_details(error.errors(include_url=False), model)
+    return problems.describe(ValidationError.from_exception_data(section, details), f"{section}.")
 
 
 def _search(
@@ -129,13 +132,13 @@ def _search(
 def varied(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
     """An experiment section with other values by dotted key. Raises ConfigError with every problem at once."""
     section = _copy(raw)
-    problems = [problem for key, value in values.items() for problem in _set(section, key.split("."), value)]
-    if problems:
-        raise ConfigError(tuple(problems))
+    wrong = [problem for key, value in values.items() for problem in _set(section, key.split("."), value)]
+    if wrong:
+        raise ConfigError(tuple(wrong))
     try:
         return _with_absolute_paths(Experiment.model_validate(section))
     except ValidationError as error:
-        raise ConfigError(checks.describe(error, root="experiment")) from None
+        raise ConfigError(problems.describe(error, root="experiment")) from None
 
 
 def _located(raw: Mapping[str, Any], absolute: Experiment) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
 
 def _check_secrets(raw: Mapping[str, Any]) -> None:
     """Raises ConfigError, which repeats no value, where an address carries a password or another secret."""
-    found = [(".".join(map(shown_text, place)), what) for place, what in secrets_within(raw)][: checks.LIMIT_PROBLEMS]
+    found = [(".".join(map(shown_text, place)), what) for place, what in secrets_within(raw)][: problems.LIMIT_PROBLEMS]
     if found:
         raise ConfigError(tuple(refusal(place.removeprefix("experiment."), what) for place, what in found))
 
@@ -207,7 +210,7 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
     for key in PATHS:
         section, name = key.split(".")
         settings = getattr(experiment, section)
-        place = None if settings is None else getattr(settings, name)
+        place = getattr(settings, name, None)
         if place:
             changed = settings.model_copy(update={name: _absolute(place)})
             experiment = experiment.model_copy(update={section: changed})

@@ -1,0 +1,229 @@
+"""The sections ``algorithm`` and ``regularizer``. One class per preset.
+
+Symbols in comments are those of Li et al., NeurIPS 2023.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator, model_validator
+
+from fednar_ray.config.base import Argument, FunctionPath, NonNegative, Positive, Rate, Settings, Share
+from fednar_ray.config.variants import Variants
+from fednar_ray.core.schedules import annealed
+
+RegularizerName = Literal["fednar", "decoupled", "coupled", "none"]
+
+
+class RegularizerSettings(Settings):
+    """How weight decay enters the local steps, and how steps are clipped."""
+
+    name: RegularizerName = "fednar"
+    weight_decay: NonNegative = 0.01  # λ_0
+    weight_decay_anneal: Rate = 1.0  # γ_λ
+    clip_bound: Positive = 10.0  # A_0
+    clip_bound_anneal: Rate = 1.0  # γ_A
+
+
+class AlgorithmSettings(Settings):
+    """The settings that every algorithm reads.
+
+    An algorithm is a preset by ``name``, or one of your own by the path of a ``function`` that returns it.
+    """
+
+    local_lr: Positive = 0.1  # η_0
+    local_lr_anneal: Rate = 1.0  # γ_η
+
+    def epsilon_at(self, round_index: int) -> float:
+        """ε_t; 0 for algorithms without one."""
+        return 0.0
+
+
+class ServerLrSettings(AlgorithmSettings):
+    """The settings of presets whose server takes a step of a given length."""
+
+    server_lr: Positive = 1.0  # η_g
+
+
+class EpsilonSettings(AlgorithmSettings):
+    """The settings of presets with an ε."""
+
+    epsilon: NonNegative = 0.001  # ε_0
+    epsilon_anneal: Rate = 1.0  # γ_ε
+
+    def epsilon_at(self, round_index: int) -> float:
+        """ε_t."""
+        return annealed(self.epsilon, self.epsilon_anneal, round_index)
+
+
+class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
+    """The settings of presets whose server divides by a second moment."""
+
+    server_lr: Positive = 0.1  # η_g
+    epsilon: NonNegative = 0.01  # ε_0
+
+    @model_validator(mode="after")
+    def _no_division_by_zero(self) -> Self:
+        if self.epsilon == 0:
+            name = getattr(self, "name", "the preset")
+            raise ValueError(f"{name} divides by epsilon where an update is zero: it must be above 0")
+        return self
+
+
+class MomentsSettings(AdaptiveSettings):
+    """The settings of presets whose server keeps running averages of both moments."""
+
+    beta1: Share = 0.9  # β₁
+    beta2: Share = 0.99  # β₂
+
+
+class FedAvgSettings(ServerLrSettings):
+    """FedAvg (McMahan et al., AISTATS 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedProxSettings(ServerLrSettings):
+    """FedProx (Li et al., MLSys 2020)."""
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: NonNegative = 0.001  # μ
+
+
+class ScaffoldSettings(ServerLrSettings):
+    """SCAFFOLD (Karimireddy et al., ICML 2020)."""
+
+    name: Literal["scaffold"] = "scaffold"
+
+
+class FedAvgMSettings(ServerLrSettings):
+    """FedAvgM (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"] = "fedavgm"
+    beta: Share = 0.9  # β
+
+
+class FedAdamSettings(MomentsSettings):
+    """FedAdam (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedadam"] = "fedadam"
+
+
+class FedAdamLi2023Settings(AdaptiveSettings):
+    """FedAdam as the code of Li et al., NeurIPS 2023, has it."""
+
+    name: Literal["fedadam_li2023"] = "fedadam_li2023"
+
+
+class FedYogiSettings(MomentsSettings):
+    """FedYogi (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+
+
+class FedAdagradSettings(AdaptiveSettings):
+    """FedAdagrad (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedadagrad"] = "fedadagrad"
+
+
+class FedExpSettings(EpsilonSettings):
+    """FedExP (Jhunjhunwala et al., ICLR 2023)."""
+
+    name: Literal["fedexp"] = "fedexp"
+
+
+class FedDynSettings(AlgorithmSettings):
+    """FedDyn (Acar et al., ICLR 2021)."""
+
+    name: Literal["feddyn"] = "feddyn"
+    alpha: Positive = 0.1  # α of FedDyn
+
+
+class FedProxExpSettings(EpsilonSettings):
+    """FedProx with FedExP's extrapolation."""
+
+    name: Literal["fedprox+exp"] = "fedprox+exp"
+    mu: NonNegative = 0.001  # μ
+
+
+class ScaffoldExpSettings(EpsilonSettings):
+    """SCAFFOLD with FedExP's extrapolation."""
+
+    name: Literal["scaffold+exp"] = "scaffold+exp"
+
+
+class FedAvgMExpSettings(EpsilonSettings):
+    """FedAvgM with FedExP's extrapolation."""
+
+    name: Literal["fedavgm+exp"] = "fedavgm+exp"
+    beta: Share = 0.9  # β
+
+
+class OwnAlgorithmSettings(AlgorithmSettings):
+    """An algorithm of one's own."""
+
+    name: None = None
+    function: FunctionPath
+    """module.function, importable. It is called with ``arguments``, and returns an Algorithm."""
+    arguments: Mapping[str, Argument] = {}
+    """Keyword arguments of the function."""
+    epsilon: NonNegative | None = None  # ε_0
+    epsilon_anneal: Rate | None = None  # γ_ε
+
+    def epsilon_at(self, round_index: int) -> float:
+        """ε_t; 0 where none is set."""
+        return annealed(self.epsilon or 0.0, self.epsilon_anneal or 1.0, round_index)
+
+
+NamedAlgorithm = (
+    FedAvgSettings
+    | FedProxSettings
+    | ScaffoldSettings
+    | FedAvgMSettings
+    | FedAdamSettings
+    | FedAdamLi2023Settings
+    | FedYogiSettings
+    | FedAdagradSettings
+    | FedExpSettings
+    | FedDynSettings
+    | FedProxExpSettings
+    | ScaffoldExpSettings
+    | FedAvgMExpSettings
+)
+"""One row per preset."""
+AnyAlgorithm = NamedAlgorithm | OwnAlgorithmSettings
+
+
+def _without_neutral_server_lr(given: dict[str, Any]) -> dict[str, Any]:
+    """A ``server_lr`` of 1 changes nothing, so presets that set their own step accept it."""
+    kind = ALGORITHM_VARIANTS.by_name.get(str(given.get("name", "fedavg")))
+    reads = kind is not None and "server_lr" in kind.model_fields and "function" not in given
+    if given.get("server_lr") == 1 and not reads:
+        return {key: value for key, value in given.items() if key != "server_lr"}
+    return given
+
+
+ALGORITHM_VARIANTS = Variants(
+    AnyAlgorithm,
+    AlgorithmSettings,
+    key="name",
+    default="fedavg",
+    stand_ins=("function",),
+    prepare=_without_neutral_server_lr,
+)
+PRESET_SETTINGS = ALGORITHM_VARIANTS.table()
+"""Each preset with the settings that it reads and their defaults."""
+AlgorithmSection = Annotated[
+    Annotated[Annotated[NamedAlgorithm, Field(discriminator="name")], Tag("name")]
+    | Annotated[OwnAlgorithmSettings, Tag("function")],
+    Discriminator(ALGORITHM_VARIANTS.find_tag),
+    WrapValidator(ALGORITHM_VARIANTS.validate),
+]
+
+_ADAPTER: TypeAdapter[AnyAlgorithm] = TypeAdapter(AlgorithmSection)
+
+
+def read_algorithm(values: Any) -> AnyAlgorithm:
+    """Validates an ``algorithm`` section by itself. Raises pydantic's ValidationError."""
+    return _ADAPTER.validate_python(values)

@@ -1,0 +1,273 @@
+"""The section ``data``: where examples come from, and how they become clients. One class per source."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, TypeAdapter, WrapValidator, field_validator, model_validator
+
+from fednar_ray.config.base import Argument, Count, NonNegative, Positive, Settings, Share, Size
+from fednar_ray.config.variants import Variants
+
+TaskName = Literal["classification", "binary", "regression"]
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+
+
+class PartitionSettings(Settings):
+    """How examples are divided among the clients."""
+
+    kind: Literal["iid", "dirichlet", "dirichlet_equal", "shards", "natural"] = "iid"
+    """iid: at random. dirichlet, dirichlet_equal: skewed labels. shards: few labels per client. natural: one client per
+    group that the source names."""
+    clients: Annotated[Count, Field(le=10_000_000)] | None = None
+    """Number of clients, N. For ``natural``: the number of groups, drawn at random. null: all groups."""
+    alpha: Positive = 0.3
+    """Concentration of Dir(α), for both Dirichlet kinds."""
+    shards_per_client: Count = 2
+    """For ``shards``: the number of shards, cut from the examples sorted by label, that each client gets."""
+    min_examples: Size = 1
+    """The least number of examples of a client. 0 allows clients without examples, which are never sampled."""
+
+
+class NormalizationSettings(Settings):
+    """(value/255 − mean)/std for uint8 images: one mean and one std per channel."""
+
+    mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class AugmentationSettings(Settings):
+    """Random changes of images in training: a window of the padded image, mirrored half of the time.
+
+    They are drawn by seed, so a run does not depend on which actor trains which client.
+    """
+
+    kind: Literal["per_batch", "per_example"]
+    """One draw for the whole batch of a client, as FedNAR's authors do, or one draw per example."""
+    padding: Size = 4
+    """Pixels added on every side. They are 0 after normalization, which is the mean."""
+    flip: bool = True
+    """Whether to mirror images left to right with probability one half."""
+
+
+class DataSettings(Settings):
+    """The settings that every source reads."""
+
+    validation: Share = 0.0
+    """The share of the training examples held out for validation, before partitioning."""
+    seed: Size | None = None
+    """Decides which examples are held out and which client holds which. null: the experiment's seed."""
+    partition: PartitionSettings = PartitionSettings(clients=20)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the source may name natural clients, which ``partition.kind: natural`` needs."""
+        return False
+
+
+class ImageSettings(DataSettings):
+    """The settings of sources that may hold images."""
+
+    normalization: NormalizationSettings | None = None
+    """How images are normalized. null: as the source does."""
+    augmentation: AugmentationSettings | None = None
+    """How images are changed in training. null: they are not."""
+
+
+class GroupedSettings(DataSettings):
+    """The settings of sources whose clients are their own groups unless the partition says otherwise."""
+
+    partition: PartitionSettings = PartitionSettings(kind="natural")
+
+    @property
+    def has_groups(self) -> bool:
+        """True: they have."""
+        return True
+
+    @field_validator("partition", mode="before")
+    @classmethod
+    def _natural_by_default(cls, values: Any) -> Any:
+        return {"kind": "natural", **values} if isinstance(values, dict) else values
+
+
+class DigitsSettings(DataSettings):
+    """scikit-learn's handwritten digits, which ship with the package."""
+
+    source: Literal["digits"] = "digits"
+
+
+class TorchvisionSettings(ImageSettings):
+    """A data set of images that torchvision reads."""
+
+    source: Literal["cifar10", "cifar100", "mnist"]
+    directory: str
+    """The directory of torchvision's files."""
+    download: bool = False
+    """Whether files that ``directory`` lacks may be downloaded into it."""
+
+
+class FashionMnistSettings(ImageSettings):
+    """Fashion-MNIST, as torchvision reads it."""
+
+    source: Literal["fashion_mnist"] = "fashion_mnist"
+    directory: str | None = None
+    """The directory of torchvision's files. null: that of Debian's package dataset-fashion-mnist."""
+    download: bool = False
+    """Whether files that ``directory`` lacks may be downloaded into it."""
+
+
+class ArraySettings(Settings):
+    """What the arrays of an .npz file are called."""
+
+    train_x: str = "train_x"
+    train_y: str = "train_y"
+    test_x: str = "test_x"
+    test_y: str = "test_y"
+    groups: str | None = None
+    """An array with the natural client of each training example, for ``partition.kind: natural``."""
+    channels: Literal["first", "last"] | None = None
+    """Where uint8 images have their channels: [N, channels, height, width] or [N, height, width, channels]. null: the
+    shape tells, and a shape that can be read either way is refused."""
+
+
+class NpzSettings(ImageSettings):
+    """Arrays of one's own in an .npz file."""
+
+    source: Literal["npz"] = "npz"
+    path: str
+    """The file."""
+    arrays: ArraySettings = ArraySettings()
+    task: TaskName = "classification"
+    """Labels are classes from 0 (classification), 0 and 1 for one logit (binary), or numbers (regression)."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether an array of groups is named."""
+        return self.arrays.groups is not None
+
+
+class ShakespeareSettings(GroupedSettings):
+    """The next character in Shakespeare's plays; a speaking role is a client."""
+
+    source: Literal["shakespeare"] = "shakespeare"
+    path: str
+    """LEAF's directory, or a file with the plays or with the roles' speeches."""
+    test_share: Share = 0.2
+    """The share of each role's examples, its last ones, held out as the test set. LEAF's directory has its own."""
+    min_characters: Size = 1000
+    """Roles with fewer characters are left out."""
+    crop: bool = False
+    """Take 2,000 training and 400 test examples of each role, from roles that have more of both."""
+
+
+class ColumnSettings(DataSettings):
+    """The settings of sources whose examples are rows with named columns."""
+
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    label: str
+    task: TaskName = "classification"
+    """Labels are classes from 0 (classification), 0 and 1 for one logit (binary), or numbers (regression)."""
+    test_share: Share = 0.2
+
+    @model_validator(mode="after")
+    def _features_are_distinct(self) -> Self:
+        features = self.features or ()
+        twice = sorted({name for name in features if features.count(name) > 1})
+        wrong = [f"features names {name} twice" for name in twice]
+        if self.label in features:
+            wrong.append(f"features holds {self.label}, which is the label")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class FolderSettings(GroupedSettings, ColumnSettings):
+    """Tables of one's own, one file per client."""
+
+    source: Literal["folder"] = "folder"
+    directory: str | None = None
+    """The directory of the files. null: ``execution.silos`` says where each file is."""
+    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The columns, or arrays of .npz files, that are inputs. null: all columns but the label, or the array x."""
+    label: str = "y"
+    """The column, or the array, that is to be predicted."""
+    test_share: Share = 0.2
+    """The share of each client's examples held out as the test set."""
+    missing: Literal["refuse", "drop", "mean"] = "refuse"
+    """What becomes of missing inputs: an error (refuse), the row is left out (drop), or the mean of the input over all
+    clients' training examples takes their place (mean)."""
+    standardize: bool = True
+    """Scale each input to mean 0 and standard deviation 1 over the training examples of all clients."""
+
+    @model_validator(mode="after")
+    def _clients_are_files(self) -> Self:
+        if self.partition.kind != "natural":
+            raise ValueError("the clients of folder are its files: partition.kind can only be natural")
+        return self
+
+
+class HuggingFaceSettings(ImageSettings, ColumnSettings):
+    """A data set of the Hugging Face hub."""
+
+    source: Literal["huggingface"] = "huggingface"
+    dataset: str
+    """The name of the data set on the hub, or a local directory."""
+    configuration: str | None = None
+    """Which of the data set's configurations is loaded. null: its default."""
+    features: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The columns that are inputs: one of images, sequences or numbers, or several of numbers."""
+    label: str = "label"
+    """The column that is to be predicted."""
+    groups: str | None = None
+    """The column whose values are the natural clients, for ``partition.kind: natural``."""
+    test_share: Share = 0.2
+    """The share held out as the test set where the data set has no split ``test``."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a column of groups is named."""
+        return self.groups is not None
+
+
+class EntryPointSettings(ImageSettings):
+    """A function of one's own that returns a Source."""
+
+    source: Literal["entry_point"] = "entry_point"
+    entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+    """package.module:function, importable. It is called with ``arguments``, and returns a Source."""
+    arguments: Mapping[str, Argument] = {}
+    """The keyword arguments of the function."""
+
+    @property
+    def has_groups(self) -> bool:
+        """True: only its Source says whether it has."""
+        return True
+
+
+AnyData = (
+    DigitsSettings
+    | TorchvisionSettings
+    | FashionMnistSettings
+    | NpzSettings
+    | ShakespeareSettings
+    | FolderSettings
+    | HuggingFaceSettings
+    | EntryPointSettings
+)
+"""One row per source."""
+
+
+def _source_of_entry_point(given: dict[str, Any]) -> dict[str, Any]:
+    return {"source": "entry_point", **given} if "entry_point" in given else given
+
+
+DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_source_of_entry_point)
+SOURCE_SETTINGS = DATA_VARIANTS.table()
+"""Each source with the settings that it reads and their defaults; None where there is no default."""
+DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]
+
+_ADAPTER: TypeAdapter[AnyData] = TypeAdapter(DataSection)
+
+
+def read_data(values: Any) -> AnyData:
+    """Validates a ``data`` section by itself. Raises pydantic's ValidationError."""
+    return _ADAPTER.validate_python(values)

@@ -1,0 +1,145 @@
+"""The section ``model``: one class per model."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator
+
+from fednar_ray.config.base import Argument, Count, FunctionPath, Settings, Share
+from fednar_ray.config.variants import Variants
+
+
+class ModelSettings(Settings):
+    """The settings that every model reads.
+
+    A model is given by ``name``, by the name of one of ``torchvision``'s, or by the path of a ``function`` that
+    returns one.
+    """
+
+    weights: str | None = None
+    """A local file to start from: .safetensors, or a state dict that ``torch.save`` wrote. null: random weights."""
+
+
+class HiddenSettings(ModelSettings):
+    """A network with one hidden layer on top."""
+
+    hidden: Count = 64
+    """Units of the hidden layer."""
+    dropout: Share = 0.0
+    """The probability that a hidden unit is dropped in training."""
+
+
+class MlpSettings(HiddenSettings):
+    """Inputs, one hidden layer, outputs; or a small convolutional network before them."""
+
+    name: Literal["mlp", "cnn"] = "mlp"
+
+
+class LogisticSettings(ModelSettings):
+    """One linear layer."""
+
+    name: Literal["logistic"] = "logistic"
+
+
+class LenetSettings(HiddenSettings):
+    """LeNet."""
+
+    name: Literal["lenet"] = "lenet"
+    hidden: Count = 512
+    """Units of the hidden layer."""
+
+
+class CnnFemnistSettings(HiddenSettings):
+    """LEAF's convolutional network for FEMNIST."""
+
+    name: Literal["cnn_femnist"] = "cnn_femnist"
+    hidden: Count = 2048
+    """Units of the hidden layer."""
+
+
+class ResnetSettings(ModelSettings):
+    """ResNet-18 with group normalization."""
+
+    name: Literal["resnet18_gn"] = "resnet18_gn"
+    pooling: Literal["authors", "whole"] = "authors"
+    """Average the upper left 3x3 of the last feature map, as FedNAR's authors do, or the whole of it."""
+
+
+class LanguageModelSettings(ModelSettings):
+    """A model of characters."""
+
+    vocabulary: Count = 80
+    """Number of characters that the model reads. In classification it predicts at least as many."""
+
+
+class CharTransformerSettings(LanguageModelSettings):
+    """A transformer's encoder over characters."""
+
+    name: Literal["char_transformer"] = "char_transformer"
+    hidden: Count = 512
+    """Units of the feed-forward layers."""
+    dropout: Share = 0.1
+    """The probability that a unit is dropped in training."""
+    layers: Count = 6
+    """Number of encoder layers."""
+
+
+class CharLstmSettings(LanguageModelSettings):
+    """LEAF's LSTM over characters."""
+
+    name: Literal["char_lstm"] = "char_lstm"
+    hidden: Count = 256
+    """Units of each LSTM layer's state."""
+    layers: Count = 2
+    """Number of LSTM layers."""
+
+
+class TorchvisionModelSettings(ModelSettings):
+    """A model of torchvision."""
+
+    name: None = None
+    torchvision: str
+    """The name of one of torchvision's models. It gets ``num_classes`` unless ``arguments`` says otherwise."""
+    arguments: Mapping[str, Argument] = {}
+    """Keyword arguments of the model."""
+
+
+class OwnModelSettings(ModelSettings):
+    """A model of one's own."""
+
+    name: None = None
+    function: FunctionPath
+    """module.function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
+    arguments: Mapping[str, Argument] = {}
+    """Keyword arguments of the function."""
+
+
+NamedModel = (
+    MlpSettings
+    | LogisticSettings
+    | LenetSettings
+    | CnnFemnistSettings
+    | ResnetSettings
+    | CharTransformerSettings
+    | CharLstmSettings
+)
+"""One row per model."""
+AnyModel = NamedModel | TorchvisionModelSettings | OwnModelSettings
+
+MODEL_VARIANTS = Variants(AnyModel, ModelSettings, key="name", default="mlp", stand_ins=("torchvision", "function"))
+MODEL_SETTINGS = MODEL_VARIANTS.table()
+"""Each model with the settings that it reads and their defaults."""
+ModelSection = Annotated[
+    Annotated[Annotated[NamedModel, Field(discriminator="name")], Tag("name")]
+    | Annotated[TorchvisionModelSettings, Tag("torchvision")]
+    | Annotated[OwnModelSettings, Tag("function")],
+    Discriminator(MODEL_VARIANTS.find_tag),
+    WrapValidator(MODEL_VARIANTS.validate),
+]
+
+_ADAPTER: TypeAdapter[AnyModel] = TypeAdapter(ModelSection)
+
+
+def read_model(values: Any) -> AnyModel:
+    """Validates a ``model`` section by itself. Raises pydantic's ValidationError."""
+    return _ADAPTER.validate_python(values)

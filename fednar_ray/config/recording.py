@@ -1,0 +1,38 @@
+"""The sections ``checkpoint`` and ``tracking``: what a run keeps, and where MLflow records it."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from fednar_ray.config.base import Count, Settings
+from fednar_ray.core.store_uris import experiment_name_problem
+
+
+def _experiment_name(value: str) -> str:
+    problem = experiment_name_problem(value)
+    if problem is not None:
+        raise ValueError(f"{problem}; name an MLflow experiment, such as digits or team/digits")
+    return value
+
+
+class CheckpointSettings(Settings):
+    """Checkpoints, from which a run can be resumed."""
+
+    every: Count | None = 10
+    """Rounds from one checkpoint to the next. The start and the end are always written. null: no checkpoints."""
+    keep: Count = 2
+    """The number of latest checkpoints that are kept."""
+    storage: str | None = None
+    """A directory, or a URI that fsspec can open (s3://…, gs://…). null: ``checkpoints`` in the run directory."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow records the run."""
+
+    uri: str | None = None
+    """The address of the tracking store. null: MLflow's own, which is ``MLFLOW_TRACKING_URI``, else ./mlflow.db."""
+    experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
+    """The MLflow experiment. null: the experiment's name."""
+    system_metrics: bool | None = None
+    """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says; no where it is not set."""

@@ -1,0 +1,85 @@
+"""Clients that are absent, slow or hostile: ``availability``, ``attacks``, ``screening`` and ``aggregation``."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fednar_ray.config.base import NonNegative, Positive, Settings, Share, number
+
+
+class OnOffSettings(Settings):
+    """Clients alternate between being present and absent. The length of each spell is geometric."""
+
+    on_rounds: Annotated[float, BeforeValidator(number), Field(ge=1)]
+    """Mean length of a spell of presence, in rounds."""
+    off_rounds: Annotated[float, BeforeValidator(number), Field(ge=1)]
+    """Mean length of a spell of absence, in rounds."""
+
+
+class SpeedSettings(Settings):
+    """How fast clients train, on a virtual clock: log-normal around ``steps_per_second``."""
+
+    steps_per_second: Annotated[float, BeforeValidator(number), Field(ge=1e-6)] = 1.0
+    """Local steps per virtual second of the median client."""
+    spread: Annotated[NonNegative, Field(le=10)] = 0.0
+    """Standard deviation of the logarithm of the clients' speeds."""
+    jitter: Annotated[NonNegative, Field(le=10)] = 0.0
+    """Standard deviation of the logarithm of the factor by which a client's speed varies from round to round."""
+
+
+class AvailabilitySettings(Settings):
+    """Clients that are absent, drop out or are late. Time is virtual: nothing waits."""
+
+    dropout: Share = 0.0
+    """The probability that a sampled client returns nothing in a round."""
+    trace: str | None = None
+    """A CSV or .npy file with one row per client and one column per round: 1 where the client is present, else 0."""
+    on_off: OnOffSettings | None = None
+    speed: SpeedSettings | None = None
+    deadline_seconds: Positive | None = None
+    """Virtual seconds after which a round ends. Clients that are not done by then are late and excluded. null: none."""
+    over_sampling: Annotated[float, BeforeValidator(number), Field(ge=1)] = 1.0
+    """Sample this many times ``clients_per_round`` clients, and use the first ``clients_per_round`` that return."""
+
+    @model_validator(mode="after")
+    def _a_deadline_needs_a_clock(self) -> Self:
+        if self.deadline_seconds is not None and self.speed is None:
+            raise ValueError("deadline_seconds needs availability.speed, which gives clients their speeds")
+        return self
+
+
+class AttackSettings(Settings):
+    """Simulated attacks: fixed shares of the clients, drawn by seed, send wrong updates."""
+
+    nan: Share = 0.0
+    """The share of the clients that send NaN."""
+    scaled: Share = 0.0
+    """The share of the clients that multiply their update by ``factor``."""
+    factor: Annotated[float, BeforeValidator(number)] = 100.0
+    """What the clients of ``scaled`` multiply their update by."""
+
+    @model_validator(mode="after")
+    def _shares_of_one_whole(self) -> Self:
+        if self.nan + self.scaled > 1:
+            raise ValueError(f"nan {self.nan:g} and scaled {self.scaled:g} are more than all clients")
+        return self
+
+
+class ScreeningSettings(Settings):
+    """Which updates are excluded. Updates that are not finite, or of the wrong shape, always are."""
+
+    max_deviation: Positive | None = None
+    """Exclude updates whose norm is above the round's median by more than this many robust standard deviations. One is
+    1.4826 median absolute deviations, or a tenth of the median where that is more. null: exclude none by norm."""
+
+
+class AggregationSettings(Settings):
+    """How a round's updates are aggregated. All rules but ``mean`` bound the influence of a single client."""
+
+    name: Literal["mean", "median", "trimmed_mean", "krum", "norm_bound"] = "mean"
+    trim: Annotated[float, BeforeValidator(number), Field(ge=0, lt=0.5)] = 0.1
+    """For ``trimmed_mean``: the share of the clients that is cut at each end of every coordinate."""
+    byzantine: Annotated[float, BeforeValidator(number), Field(ge=0, lt=0.5)] = 0.2
+    """For ``krum``: the share of the clients that may be Byzantine. The others are averaged (Multi-Krum)."""
+    bound: Positive | None = None
+    """For ``norm_bound``: the largest norm of an update; larger updates are scaled down. null: the round's median."""

@@ -1,0 +1,93 @@
+"""The Ray actor that trains."""
+
+import os
+from collections.abc import Mapping
+
+import ray
+import torch
+
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.messages import (
+    Broadcast,
+    ClientMetrics,
+    EvalParams,
+    GroupTask,
+    GroupUpdate,
+    Scores,
+    ScoringTask,
+)
+from fednar_ray.core.metric_sums import MetricSums
+from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.data.files import ShardFile
+from fednar_ray.execution.actor_info import ActorInfo
+from fednar_ray.execution.devices import choose_device, keep_freed_memory
+from fednar_ray.federated.client_trainer import GroupTrainer, TrainingPlan
+from fednar_ray.federated.evaluation import Offsets, Scorer
+
+
+class TrainingActor:
+    """Trains and scores for one run at a time. It keeps nothing that must outlive it."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self._trainer: GroupTrainer | None = None
+        self._scorer: Scorer | None = None
+
+    def info(self) -> ActorInfo:
+        """Returns the node, the process and the GPUs that Ray gave this actor."""
+        context = ray.get_runtime_context()
+        gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
+        return ActorInfo(context.get_node_id(), os.getpid(), gpus)
+
+    def prepare(
+        self,
+        plan: TrainingPlan,
+        shards: Shards | ShardFile,
+        splits: Mapping[str, Examples],
+        warm_up: tuple[int, ...],
+        offsets: Mapping[str, Offsets] | None = None,
+    ) -> None:
+        """Takes up a run and warms up.
+
+        Args:
+            plan: What to train, the same in every round.
+            shards: The training examples of the clients that this actor may train, or the file of its one client,
+                which is read here, on the actor's node.
+            splits: The held-out examples by the name of the split; ignored if ``shards`` is a file.
+            warm_up: The clients of a group that is as large as those to come.
+            offsets: Where each client's part of a split starts and ends, [N + 1] by the name of the split.
+
+        Raises:
+            DeviceError: Ray assigned a GPU that torch cannot use.
+            DataError: The file cannot be read, or has changed.
+        """
+        if isinstance(shards, ShardFile):
+            shards, splits = shards.load()
+        device = torch.device(choose_device(self.info().gpus, torch.cuda.device_count()))
+        self._trainer = GroupTrainer(plan, shards, device)
+        changed = plan.changed_buffers
+        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
+        self._trainer.warm_up(warm_up)
+
+    def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
+        """Runs the local round of one client group, unless ``measure`` already did."""
+        assert self._trainer is not None
+        with exits_as_errors():
+            return self._trainer.train(broadcast, task)
+
+    def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
+        """Runs the local round of one client group and returns its metrics alone. The rest is held for ``train``."""
+        assert self._trainer is not None
+        with exits_as_errors():
+            return self._trainer.measure(broadcast, task)
+
+    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
+        """Scores a block of examples."""
+        assert self._scorer is not None
+        with exits_as_errors():
+            return self._scorer.score(eval_params, task)
+
+    def release(self) -> None:
+        """Drops the run's shards and buffers."""
+        self._trainer = self._scorer = None

@@ -1,0 +1,19 @@
+"""What a run needs of the place where its clients train."""
+
+from typing import Protocol
+
+from fednar_ray.execution.actor_info import ActorInfo
+from fednar_ray.federated.round_loop import ClientPool
+
+
+class ExecutionPool(ClientPool, Protocol):
+    """A pool that trains and scores for one run. ``SerialPool`` and ``ActorPool`` implement it.
+
+    The round loop uses only the ``ClientPool`` part of it.
+    """
+
+    def wait_until_ready(self) -> None:
+        """Waits until the pool has started and warmed up."""
+
+    def actor_infos(self) -> list[ActorInfo]:
+        """Returns where the actors live, by slot; an empty list if there are none."""

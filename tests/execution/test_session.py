@@ -1,0 +1,40 @@
+"""A session leases actors, keeps them warm, and ends what it started."""
+
+import psutil
+import pytest
+
+import fednar_ray as fr
+from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.errors import RayUnavailable
+from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
+from fednar_ray.execution.session import _check_reachable
+
+
+def test_an_address_where_nobody_listens_is_refused() -> None:
+    with pytest.raises(RayUnavailable, match=r"no Ray answers at 127\.0\.0\.1:1"):
+        _check_reachable("127.0.0.1:1")
+
+
+def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
+    import ray
+
+    plan = plan_pooled(
+        ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.resources(), Footprint(model_bytes=0)
+    )
+    assert plan == ActorPlan(count=4, cpus=0.5, gpus=0.5)
+    actors = session.lease(plan)
+    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.info.remote()).gpus)
+    assert gpus == ["0", "0", "1", "1"]
+    session.give_back(plan, actors)
+
+
+def test_closing_a_session_ends_its_actors_but_not_a_ray_it_did_not_start(local_ray: str) -> None:
+    import ray
+
+    with fr.RaySession() as own:
+        actors = own.lease(ActorPlan(count=2, cpus=0.5, gpus=0))
+        processes = [psutil.Process(place.process_id) for place in ray.get([a.info.remote() for a in actors])]
+        own.give_back(ActorPlan(count=2, cpus=0.5, gpus=0), actors)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    assert ray.is_initialized()  # the session did not start this Ray, so it does not end it
