@@ -1,4 +1,4 @@
-"""The command line as a user types it: one process a command, each in its own empty directory."""
+"""The command line as a user types it: one process per command, each in its own empty directory."""
 
 import json
 import os
@@ -130,7 +130,7 @@ BAD_CONFIG = {
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", BAD_CONFIG)
-def test_bad_config_is_said_before_anything_is_made(case: str, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_is_created(case: str, tmp_path: Path) -> None:
     arguments, words = BAD_CONFIG[case]
     (tmp_path / "broken.yaml").write_text("experiment:\n\tseed: 1\n", encoding="utf-8")
     (tmp_path / "latin.yaml").write_bytes("experiment: {name: é}".encode("latin-1"))
@@ -158,7 +158,7 @@ BAD_PLACES = {
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", BAD_PLACES)
-def test_what_cannot_be_reached_or_held_is_said_before_training(case: str, tmp_path: Path) -> None:
+def test_unreachable_and_too_small_places_are_refused_before_training(case: str, tmp_path: Path) -> None:
     arguments, words = BAD_PLACES[case]
     with tempfile.TemporaryDirectory(prefix="r") as ray:  # a short path: Ray puts sockets there
         done = fednar(*arguments, cwd=tmp_path, RAY_TMPDIR=ray)
@@ -202,7 +202,7 @@ def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("processes")
-def test_compare_takes_its_figures_from_the_evaluated_rounds(tmp_path: Path) -> None:
+def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> None:
     seldom = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
     compared = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
     target = "compare.target_accuracy=0.001"

@@ -189,7 +189,7 @@ def test_an_address_is_confirmed_by_settings_or_by_a_run_of_ones_own(
     assert addresses_file().parent.stat().st_mode & 0o077 == 0
 
 
-def test_where_nothing_can_be_remembered_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_state_directory_confirms_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     confirm("http://a:1")

@@ -65,7 +65,7 @@ def document(uri: str, search: Mapping[str, Any], **experiment: Any) -> Document
 
 
 def silent(status: SearchStatus) -> None:
-    """Nobody watches."""
+    """Shows nothing."""
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_every_point_of_a_grid_is_a_nested_run_with_its_values(grid: Searched) -
     assert grid.parent.info.status == "FINISHED"
 
 
-def test_a_trial_has_every_round_once_and_no_test_figure(grid: Searched) -> None:
+def test_a_trial_has_every_round_once_and_no_test_metric(grid: Searched) -> None:
     run_id = grid.children["trial-0002"].info.run_id
     for name in ("train_loss", "validation_accuracy", "validation_loss", "clip_fraction", "clients_trained"):
         assert [m.step for m in grid.client.get_metric_history(run_id, name)] == list(range(ROUNDS)), name
@@ -209,7 +209,7 @@ def test_the_best_model_is_registered(grid: Searched) -> None:
     assert version.run_id == grid.parent.data.tags["fednar.best_run_id"]
 
 
-def test_whoever_watches_sees_it_advance(grid: Searched) -> None:
+def test_the_status_shows_the_end_of_each_trial(grid: Searched) -> None:
     ended = [status.ended.name for status in grid.shown if status.ended is not None]
     assert sorted(ended) == [f"trial-{i:04d}" for i in range(4)]
     last = grid.shown[-1]
@@ -286,7 +286,7 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
 
 
 @pytest.mark.usefixtures("searches")
-def test_pbt_hands_federations_on_and_its_best_file_repeats_what_it_found(uri: str, session: fr.RaySession) -> None:
+def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, session: fr.RaySession) -> None:
     search = {
         "algorithm": "random",
         "trials": 4,
@@ -372,7 +372,7 @@ def test_where_no_trial_runs_all_rounds_there_is_no_best(uri: str, session: fr.R
 
 
 @pytest.mark.usefixtures("searches")
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
+def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
     undisturbed = start_search(document(uri, {**search, "name": "undisturbed"}), session, silent)
     killed: list[int] = []
@@ -400,7 +400,7 @@ def _title(process: psutil.Process) -> str:
 
 @pytest.mark.usefixtures("processes", "searches")
 def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
-    """The command as typed, SIGKILLed; then what it left goes on here."""
+    """The command is killed by SIGKILL, and its search is resumed in this process."""
     search = {
         "algorithm": "random",
         "trials": 6,
@@ -463,7 +463,7 @@ def _journal_time(table: TrialTable, name: str) -> int:
 
 
 @pytest.mark.usefixtures("processes")
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume_the_search(tmp_path: Path) -> None:
     uri = create_store(tmp_path / "m.db")
     search = {"algorithm": "random", "trials": 500, "space": {RATE: {"uniform": [0.01, 0.2]}}}
     (tmp_path / "search.yaml").write_text(file_of(uri, {**search, "name": "long"}))

@@ -75,7 +75,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def silent(status: Any) -> None:
-    """Nobody watches."""
+    """Shows nothing."""
 
 
 # --- one process at a time ---
@@ -88,20 +88,20 @@ def test_a_search_that_another_process_runs_is_refused_before_anything_changes(s
     client = MlflowClient(store.uri)
     with hold_search("small"):
         before, runs = contents(tmp_path), len(client.search_runs(["0", "1"]))
-        told = rf"the search 'small' is being run by process {os.getpid()} on "
-        with pytest.raises(fr.BadInput, match=told):
+        says = rf"the search 'small' is being run by process {os.getpid()} on "
+        with pytest.raises(fr.BadInput, match=says):
             start_search(load_document("f.yaml", to_search=True), fr.RaySession(), silent)
-        with pytest.raises(fr.BadInput, match=told):
+        with pytest.raises(fr.BadInput, match=says):
             resume_search("small", fr.RaySession(), silent)
         for command in (("tune", "f.yaml"), ("tune", "--resume", "small"), ("report", "small")):
-            with pytest.raises(fr.BadInput, match=told):
+            with pytest.raises(fr.BadInput, match=says):
                 cli.main(command, standalone_mode=False)
         assert contents(tmp_path) == before
         assert len(client.search_runs(["0", "1"])) == runs
     assert [path.name for path in (tmp_path / "searches").iterdir()] == ["small"]
 
 
-def test_searches_of_other_names_go_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_of_other_names_can_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with hold_search("small"), hold_search("small.lock"), hold_search("small-2"):
         pass
@@ -261,7 +261,7 @@ def test_a_search_under_another_name_is_refused(store: Store, move: Callable[...
     assert contents(Path("searches")) == before
 
 
-def test_a_search_without_its_file_says_what_to_do(store: Store) -> None:
+def test_a_search_without_its_search_file_is_refused_with_what_to_do(store: Store) -> None:
     """What an earlier version left, when it was killed between the two files."""
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(file_of(store, trials=3))
     SearchDirectory.named("small").search_yaml.unlink()

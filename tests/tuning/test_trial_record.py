@@ -1,4 +1,4 @@
-"""What the driver records of trials, and what a search that is resumed makes of it: no trial is trained twice."""
+"""What the driver records of trials, and how a resumed search uses it: no trial is trained twice."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
     with recording(table, store) as recorder:
         train(recorder, trials, {RATE: 0.05})
         with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as busy:
-            busy.execute("BEGIN EXCLUSIVE")  # MLflow waits, and trials go on ending
+            busy.execute("BEGIN EXCLUSIVE")  # MLflow waits while more trials end
             counts = []
             for index in range(12):
                 train(recorder, trials, {RATE: 0.01 + index / 1000})
@@ -130,7 +130,7 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == list(range(ROUNDS))
 
 
-def test_a_trial_is_recorded_as_ended_before_tune_hears_of_it(store: Store) -> None:
+def test_the_table_has_the_end_of_a_trial_before_tune_does(store: Store) -> None:
     table, values = new_table(store), {RATE: 0.05}
     trial, trained = Trial("FederatedTrial", config=values, stub=True), opened(values, plan_of(document()))
     statuses = []
@@ -275,7 +275,7 @@ def recovered(table: TrialTable, **search: Any) -> Any:
     return recover(table, settings, ROUNDS, table.directory / "tune")
 
 
-def test_what_tune_would_train_again_is_taken_from_the_record(behind: TrialTable) -> None:
+def test_a_trial_that_tune_would_train_again_returns_its_recorded_report(behind: TrialTable) -> None:
     statuses = {"1": "TERMINATED", "2": "RUNNING", "3": "PENDING", "6": "RUNNING"}
     tune_state(behind.directory / "tune", statuses)
     recovery = recovered(behind)
@@ -311,7 +311,7 @@ def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, b
     assert recovery.lost == set(behind.trials)
 
 
-def test_a_whole_journal_is_an_end_that_the_ledger_lacks(store: Store) -> None:
+def test_a_trial_with_a_complete_journal_has_finished(store: Store) -> None:
     """The driver was killed between the two writes."""
     table, trials = new_table(store), []
     with recording(table, store) as recorder:
@@ -325,20 +325,20 @@ def test_a_whole_journal_is_an_end_that_the_ledger_lacks(store: Store) -> None:
     assert TrialTable.load("small").trials[trials[0].trial_id].status == FINISHED
 
 
-def test_a_trial_that_ended_before_mlflow_was_told_is_told_when_the_search_is_resumed(store: Store) -> None:
+def test_a_resumed_search_sends_mlflow_the_trials_that_it_lacks(store: Store) -> None:
     table, trials = new_table(store), []
     with recording(table, store) as recorder:
         train(recorder, trials, {RATE: 0.05})
         train(recorder, trials, {RATE: 0.06})
-    told, untold = table.trials.values()
-    for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before it told MLflow
-        (table.trial_directory(untold) / name).unlink()
-    store.client.delete_run(str(untold.run_id))
-    untold.run_id = None
+    sent, missing = table.trials.values()
+    for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before
+        (table.trial_directory(missing) / name).unlink()
+    store.client.delete_run(str(missing.run_id))
+    missing.run_id = None
     with recording(table, store):
         pass
-    assert untold.run_id is not None
-    for entry in (told, untold):
+    assert missing.run_id is not None
+    for entry in (sent, missing):
         run = store.client.get_run(str(entry.run_id))
         assert (run.info.status, run.data.tags["fednar.status"], run.data.params[RATE]) == (
             "FINISHED",
@@ -347,7 +347,7 @@ def test_a_trial_that_ended_before_mlflow_was_told_is_told_when_the_search_is_re
         )
         history = store.client.get_metric_history(run.info.run_id, "train_loss")
         assert [point.step for point in history] == list(range(ROUNDS))
-    operations = (table.trial_directory(told) / "outbox.jsonl").read_text()
+    operations = (table.trial_directory(sent) / "outbox.jsonl").read_text()
     assert '"resumed"' not in operations  # what MLflow had is left alone
 
 
