@@ -341,7 +341,7 @@ def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation
     assert tags(result.run_id, folder) == kept
     longer = settings.model_copy(update={"federation": settings.federation.model_copy(update={"rounds": 8})})
     caplog.clear()
-    for _ in range(2):  # goes on, and has nothing left to do
+    for _ in range(2):  # resumes, and has nothing left to do
         again = fr.run(longer, federation=federation, resume=str(result.directory))
         assert again.alerts == result.alerts
         assert tags(result.run_id, folder) == kept

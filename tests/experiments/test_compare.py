@@ -362,7 +362,7 @@ def test_a_damaged_record_is_named(data):
         error = fednar("compare", "--resume", name).exception
         assert isinstance(error, BadInput), text
         assert str(path) in str(error)
-    assert name in fednar("runs").output  # and the other commands go on
+    assert name in fednar("runs").output  # and the other commands still work
 
 
 def test_a_comparison_under_old_keys_is_refused_with_the_names_to_write(data):

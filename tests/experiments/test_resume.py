@@ -1,4 +1,4 @@
-"""A run that goes on: the same bytes, the same history and the same MLflow run as if nothing had happened."""
+"""A resumed run has the same bytes, history and MLflow run as one that was never interrupted."""
 
 import contextlib
 import hashlib
@@ -78,7 +78,7 @@ def network(*layers: torch.nn.Module) -> torch.nn.Module:
 
 
 def given(**changes: Any) -> dict[str, Any]:
-    """What goes with the settings, made anew as another process would."""
+    """What goes with the settings, made again, as another process would."""
     return {"federation": small_federation(SIZES), "model": network(), **changes}
 
 
@@ -105,7 +105,7 @@ def left(
 
 
 def newest() -> Path:
-    """The directory of the run that was begun, or gone on with, last."""
+    """The directory of the run that was started or resumed last."""
     return max(Path("runs").absolute().iterdir(), key=lambda path: (path / "experiment.yaml").stat().st_ctime_ns)
 
 
@@ -164,20 +164,18 @@ def assert_recorded_once(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(("preset", "regularizer"), [*zip(PRESETS, [*REGULARIZERS] * 4, strict=False)])
-def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
-    preset: str, regularizer: str, uri: str
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been_interrupted(preset: str, regularizer: str, uri: str) -> None:
     """For stateful presets the rows of the first part lie on disk, and those of the second in memory."""
-    begun = settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
+    started = settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
     on_disk = {"state_memory_bytes": 0} if preset in STATEFUL else {}
-    killed(begun.model_copy(update={"execution": begun.execution.model_copy(update=on_disk)}), 5)
-    resumption = resume_from(None, begun)
+    killed(started.model_copy(update={"execution": started.execution.model_copy(update=on_disk)}), 5)
+    resumption = resume_from(None, started)
     assert resumption is not None
     assert resumption.checkpoint.next_round == 4
-    directory = left(begun, ROUNDS, resumption=resumption)
+    directory = left(started, ROUNDS, resumption=resumption)
     last = load_run(directory).open_checkpoints().load()
     assert last is not None
-    reports = list(fr.iter_rounds(begun, **given()))
+    reports = list(fr.iter_rounds(started, **given()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
     assert_same_history(load_records(directory), reports)
 
@@ -185,7 +183,7 @@ def test_a_killed_run_comes_to_its_last_round_as_if_nothing_had_happened(
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
     "BatchNorm's buffers": ({}, (torch.nn.BatchNorm1d(5),)),
     "dropout": ({"execution": {"vectorize": 2}}, (torch.nn.Dropout(0.4),)),
-    "clients that come and go": (
+    "clients that are available now and then": (
         {"availability": {"on_off": {"on_rounds": 2, "off_rounds": 2}, "dropout": 0.3}, "federation": {"rounds": 12}},
         (),
     ),
@@ -209,7 +207,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_whatever_a_round_draws_or_keeps_goes_on(variant: str, uri: str) -> None:
+def test_whatever_a_round_draws_or_stores_is_resumed(variant: str, uri: str) -> None:
     changes, layers = VARIANTS[variant]
     experiment = settings(uri, **changes)
     rounds = experiment.federation.rounds
@@ -258,7 +256,7 @@ def test_a_run_that_is_left_again_and_again_is_still_the_same_run(uri: str) -> N
     assert_recorded_once(result.directory)
 
 
-def test_a_run_that_failed_goes_on_once_the_cause_is_mended(uri: str) -> None:
+def test_a_failed_run_resumes_once_the_cause_is_fixed(uri: str) -> None:
     """Client 1 sends NaN. That two must count is how it is run, not what is trained."""
     schedule = [[0, 2], [2, 4], [0, 3], [0, 1], [2, 3], [3, 4]]
     strict = settings(
@@ -299,7 +297,7 @@ def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.
 # --- More rounds, and fewer
 
 
-def test_more_rounds_than_before_go_on(uri: str) -> None:
+def test_a_resumed_run_may_have_more_rounds_than_before(uri: str) -> None:
     short, long = settings(uri, federation={"rounds": 4}), settings(uri, federation={"rounds": 7})
     first = fr.run(short, **given())
     result = fr.run(long, **given(), resume_newest=True)
@@ -344,7 +342,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def begun(uri: str) -> Path:
+def started(uri: str) -> Path:
     """A run of the digits that was left after round 2."""
     experiment = digits(uri)
     return left(experiment, 2, federation=None, model=None)
@@ -378,15 +376,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_another_experiment_is_refused_with_key_values_and_option(case: str, begun: Path, uri: str) -> None:
+def test_another_experiment_is_refused_with_key_values_and_option(case: str, started: Path, uri: str) -> None:
     changes, lines = OTHERS[case]
     wanted = [f"{line}; --may-change {line.partition(':')[0]} allows it" for line in lines]
-    first, *problems = refusal(digits(uri, **changes), resume=begun.name)
-    assert first == f"{begun.name} was started with another experiment, and cannot be resumed with this one:"
+    first, *problems = refusal(digits(uri, **changes), resume=started.name)
+    assert first == f"{started.name} was started with another experiment, and cannot be resumed with this one:"
     assert sorted(problems) == sorted(wanted)
 
 
-def test_only_the_keys_that_are_named_may_change(begun: Path, uri: str) -> None:
+def test_only_the_keys_that_are_named_may_change(started: Path, uri: str) -> None:
     both = digits(uri, regularizer={"clip_bound": 9}, seed=1)
     assert refusal(both, may_change=["seed", "regularizer.clip"])[1:] == [
         "regularizer.clip_bound: 9.0, and was 0.8; --may-change regularizer.clip_bound allows it"
@@ -402,12 +400,12 @@ def test_what_may_change_changes_from_there_on(uri: str) -> None:
     whole = {"rounds": 4, "clients_per_round": None, "local_steps": 1, "batch_size": 100}
     still: dict[str, Any] = {"algorithm": {"local_lr_anneal": 1.0}, "federation": whole}
     decays = {"weight_decay": 0.1, "weight_decay_anneal": 1.0}
-    begun = settings(uri, regularizer={"name": "fednar", **decays}, **still)
+    started = settings(uri, regularizer={"name": "fednar", **decays}, **still)
     changed = settings(uri, regularizer={"name": "decoupled", **decays}, **still)
-    directory = killed(begun, 3)  # resumed from round 2: round 2 was recorded, and comes out differently now
+    directory = killed(started, 3)  # resumed from round 2: round 2 was recorded, and comes out differently now
     result = fr.run(changed, **given(), resume_newest=True, may_change=["regularizer"])
     assert result.resumed_from_round == 2
-    first = list(fr.iter_rounds(begun, **given()))[:2]
+    first = list(fr.iter_rounds(started, **given()))[:2]
     model = network()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(first[-1].parameters.copy()), model.parameters())
     then = list(fr.iter_rounds(changed, **given(model=model)))[:2]
@@ -444,7 +442,7 @@ def test_without_a_name_the_newest_run_of_the_experiment_is_taken(uri: str) -> N
     assert checkpoints(older)[-1].name == "round-00000002.json"
 
 
-def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_spoken_of(uri: str) -> None:
+def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_named(uri: str) -> None:
     left(settings(uri, seed=1), 1)
     newer = left(settings(uri, seed=2), 1)
     assert refusal(settings(uri)) == [
@@ -453,7 +451,7 @@ def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_spok
     ]
 
 
-def test_where_there_is_none_it_begins(uri: str) -> None:
+def test_where_there_is_no_run_a_new_one_starts(uri: str) -> None:
     left(settings(uri, name="long-er"), 1)  # of another name, which begins with this one
     left(settings(uri, name="lo"), 1)
     left(settings(uri, checkpoint={"every": None}), 0, checked=False)  # of this name, and without a checkpoint
@@ -462,7 +460,7 @@ def test_where_there_is_none_it_begins(uri: str) -> None:
     assert len(result.history) == 1
 
 
-def test_a_run_goes_by_name_id_directory_and_the_place_of_its_checkpoints(uri: str, tmp_path: Path) -> None:
+def test_a_run_is_found_by_name_id_directory_and_the_place_of_its_checkpoints(uri: str, tmp_path: Path) -> None:
     directory = left(settings(uri), 1)
     left(settings(uri), 1)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
@@ -531,7 +529,7 @@ class Untrainable(torch.nn.Module):
         return out
 
 
-def test_a_run_whose_directory_is_gone_goes_on_from_its_storage(uri: str, tmp_path: Path) -> None:
+def test_a_run_whose_directory_is_gone_resumes_from_its_storage(uri: str, tmp_path: Path) -> None:
     """As on another machine."""
     experiment = settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
     directory = left(experiment, 3, checked=False)
