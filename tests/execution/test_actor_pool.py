@@ -147,7 +147,7 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
         norms = [f.delta_norms.tolist() for f in pool.measure(broadcast, groups)]
         os.kill(pool.actor_infos()[0].process_id, signal.SIGKILL)
-        counted = [replace(task, factors=(1.0, 1.0), rows=True) for task in groups]
+        counted = [replace(task, factors=(1.0, 1.0), return_rows=True) for task in groups]
         updates = list(pool.train(broadcast, counted))
     assert [u.weighted_delta.tobytes() for u in updates] == whole
     assert [np.linalg.norm(u.rows, axis=1) for u in updates] == pytest.approx(np.array(norms), rel=1e-5)

@@ -41,9 +41,9 @@ def test_halves_take_the_position_of_their_group() -> None:
 
 def test_a_half_has_the_states_and_factors_of_its_clients() -> None:
     rows = tuple(np.full(2, i, dtype=np.float32) for i in range(3))
-    task = GroupTask(client_ids=(7, 8, 9), states=rows, factors=(0.0, 1.0, 0.5), rows=True)
+    task = GroupTask(client_ids=(7, 8, 9), states=rows, factors=(0.0, 1.0, 0.5), return_rows=True)
     first, second = task.halves()
-    assert (first.client_ids, first.factors, first.rows) == ((7, 8), (0.0, 1.0), True)
+    assert (first.client_ids, first.factors, first.return_rows) == ((7, 8), (0.0, 1.0), True)
     assert (second.client_ids, second.factors) == ((9,), (0.5,))
     assert second.states is not None
     assert second.states[0] is rows[2]
