@@ -12,7 +12,7 @@ from fednar_ray.core.errors import BadInput
 
 LIMIT_BYTES = 100_000_000  # the package passes through the memory of the cluster's head
 EXCLUDED_DIRECTORIES = (
-    "runs", "searches", "mlruns", "mlartifacts", "venv", "env", "silo-packages", "node_modules", "__pycache__",
+    "runs", "searches", "mlruns", "mlartifacts", "venv", "env", "site-packages", "node_modules", "__pycache__",
     "*.egg-info",
 )  # fmt: skip
 DATA_DIRECTORIES = ("data", "datasets")  # unless they are Python packages

@@ -14,7 +14,7 @@ from fednar_ray.config import dump, yaml_text
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
 from fednar_ray.core.errors import shown
-from fednar_ray.tracking.searches import parsed
+from fednar_ray.tracking.searches import parse_value
 
 NUMBERS = (
     "1e-3", "1E5", "999e-3", "1e+3", "+1e3", "-1e3", ".5", "-.5", "+.5e3", "1.e3", "1.5e3", "1.5E-2", "0e0", "1e300",
@@ -28,7 +28,7 @@ def test_a_number_is_what_float_makes_of_it(text: str) -> None:
     assert isinstance(parse(text), float)
     assert parse(f"[{text}, {{a: {text}}}]") == [float(text), {"a": float(text)}]
     assert parse(f"'{text}'") == text == parse(f'"{text}"')
-    assert parsed(text) == float(text)  # as MLflow keeps it
+    assert parse_value(text) == float(text)  # as MLflow keeps it
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "1e-", "e", ".", "-e", "1.2.3", "1e5x", "0x1e5g", "1 e5", ".e5", "1e5e5"])
@@ -122,7 +122,7 @@ def test_what_is_hostile_is_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(fr.ConfigError) as overridden:
         parse_document("experiment: {}", "f.yaml", [f"model.arguments.x={text}"])
     assert len(str(overridden.value)) < 2000
-    assert parsed(text) == text  # a parameter of an MLflow server that is not ours
+    assert parse_value(text) == text  # a parameter of an MLflow server that is not ours
 
 
 def test_ordinary_aliases_and_merges_are_read() -> None:

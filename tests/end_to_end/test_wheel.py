@@ -36,7 +36,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=TIMEOUT_SECONDS)
     interpreter = environment / "bin" / "python"
     pip("--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel))
-    (packages,) = environment.glob("lib/python*/silo-packages")
+    (packages,) = environment.glob("lib/python*/site-packages")
     paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
     (packages / "others.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))  # their own .pth files sleep
     return interpreter

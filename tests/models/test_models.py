@@ -21,7 +21,15 @@ from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
 from fednar_ray.data.federation import Examples
 from fednar_ray.experiments.prepare import Prepared, prepare
-from fednar_ray.federated.vectorization import CPU, WIDEST, ModelTraits, StepCosts, form_groups, group_size, probe
+from fednar_ray.federated.vectorization import (
+    CPU,
+    MAX_GROUP_SIZE,
+    ModelTraits,
+    StepCosts,
+    form_groups,
+    group_size,
+    probe,
+)
 from fednar_ray.models import build_model
 from fednar_ray.models.tasks import BINARY, REGRESSION
 from tests.conftest import small_federation
@@ -681,7 +689,7 @@ def test_no_width_is_predicted_to_be_slower_than_one_client_at_a_time():
 
 
 def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest():
-    assert group_size(traits(matmuls=1), 10_000, 16, CPU) == WIDEST
+    assert group_size(traits(matmuls=1), 10_000, 16, CPU) == MAX_GROUP_SIZE
     assert group_size(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
 
 
