@@ -47,6 +47,8 @@ def section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
     model = model if variants is None else variants.base
     yield f"## {title}\n"
     yield f"{text(inspect.getdoc(model) or '')}\n"
+    if variants is not None:
+        yield from kind_key(variants, prefix)
     yield from table(model, list(model.model_fields), prefix)
     inner = sections_within(model)
     if variants is not None:
@@ -69,6 +71,14 @@ def table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[
     if shown:
         yield "| key | values | default | |\n|---|---|---|---|"
         yield from (*(row(prefix, key, schema["properties"][key], symbols) for key in shown), "")
+
+
+def kind_key(variants: Variants, prefix: str) -> Iterator[str]:
+    """Yield a table with the key that names the kind of a section."""
+    names = ", ".join(code(name) for name in variants.by_name if name not in variants.stand_ins)
+    yield "| key | values | default | |\n|---|---|---|---|"
+    yield f"| `{prefix}{variants.key}` | {names} | {code(variants.default)} | Which kind; each reads keys of its own. |"
+    yield ""
 
 
 def kinds(variants: Variants, prefix: str) -> Iterator[str]:

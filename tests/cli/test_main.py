@@ -105,7 +105,7 @@ BAD_CONFIG = {
     "several problems": (["run", "seed=x", "federation.rounds=0"], "federation.rounds: 0 should be"),
     "no YAML": (["run", "broken.yaml"], "broken.yaml, line 2, column 1: invalid YAML"),
     "no UTF-8": (["run", "latin.yaml"], "latin.yaml: cannot be read: it is not UTF-8 text"),
-    "no data": (["run", "no_data.yaml"], "data: missing; give a data section"),
+    "no data": (["run", "no_data.yaml"], "data: missing; set a data section"),
     "a wrong override": (["run", "seed=["], "seed: '[': the value is not YAML"),
     "a wrong comparison": (["compare", "compare.seeds=0"], "compare.seeds: 0 should be greater than or equal to 1"),
     "a file after --resume": (

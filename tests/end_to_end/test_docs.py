@@ -88,6 +88,8 @@ def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch
     write_files(page, directory)
     names = {"__name__": "page", **(GIVEN if page.name == "README.md" else {})}
     for block in (block for block in blocks(page) if block.language == "python"):
+        if block.text.startswith("--8<--"):
+            continue  # a program of scripts/examples, which test_examples.py runs
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
         if block.note is None and block.title is None:
             exec(code, names)  # noqa: S102 - our own page
