@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fednar_ray.algorithms.torch_optimizer import FedNARSGD
     from fednar_ray.config import Experiment, load
-    from fednar_ray.core.errors import BadInput, ConfigError, FednarError, RoundAborted, RunFailed
+    from fednar_ray.core.errors import (
+        BadInput,
+        CapacityError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceError,
+        FednarError,
+        ModelError,
+        RayUnavailable,
+        RoundAborted,
+        RunFailed,
+        StorageUnavailable,
+        TrackingUnavailable,
+    )
     from fednar_ray.core.reports import RoundRecord, RoundReport
     from fednar_ray.data.federation import Federation
     from fednar_ray.execution.session import RaySession
@@ -19,17 +33,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadInput",
+    "CapacityError",
+    "CheckpointError",
     "ConfigError",
+    "DataError",
+    "DeviceError",
     "Experiment",
     "FedNARSGD",
     "Federation",
     "FednarError",
+    "ModelError",
     "RaySession",
+    "RayUnavailable",
     "Result",
     "RoundAborted",
     "RoundRecord",
     "RoundReport",
     "RunFailed",
+    "StorageUnavailable",
+    "TrackingUnavailable",
     "iter_rounds",
     "load",
     "load_model",
@@ -40,7 +62,21 @@ _HOMES = {
     "algorithms.torch_optimizer": ("FedNARSGD",),
     "config": ("Experiment", "load"),
     "data.federation": ("Federation",),
-    "core.errors": ("BadInput", "ConfigError", "FednarError", "RoundAborted", "RunFailed"),
+    "core.errors": (
+        "BadInput",
+        "CapacityError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "DeviceError",
+        "FednarError",
+        "ModelError",
+        "RayUnavailable",
+        "RoundAborted",
+        "RunFailed",
+        "StorageUnavailable",
+        "TrackingUnavailable",
+    ),
     "execution.session": ("RaySession",),
     "experiments.run": ("Result", "run"),
     "core.reports": ("RoundRecord", "RoundReport"),
