@@ -372,7 +372,7 @@ def test_a_run_continues_if_the_server_answers_500_to_everything(
             follow(tracker, journal, range(7))
             awaited(lambda: told(caplog, AWAY))
         assert told(caplog, AWAY) == 1
-        assert told(caplog, "7 rounds and 8 other things") == 1
+        assert told(caplog, "7 rounds and 8 other records") == 1
         assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever made there
         with pytest.raises(TrackingUnavailable):
             sync(directory, uri)
