@@ -120,10 +120,18 @@ def run(
 
 
 def register(result: Result, name: str) -> int:
-    """The result's model as the next version of ``name`` in MLflow's registry; returns the version.
+    """Registers a run's model in MLflow's model registry.
 
-    Raises BadInput where MLflow does not accept the name, and TrackingUnavailable where it does not answer, or has not
-    got the model yet.
+    Args:
+        result: The run.
+        name: The registered model, which is created if it is new.
+
+    Returns:
+        The version that the model got.
+
+    Raises:
+        BadInput: MLflow does not accept the name.
+        TrackingUnavailable: MLflow does not answer, or has not received the model yet.
     """
     store = Store(result.tracking_uri)
     store.check_registration(name)
