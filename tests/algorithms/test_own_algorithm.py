@@ -110,7 +110,7 @@ def test_a_vector_that_it_shares_is_sent_and_in_the_checkpoints(
     assert reports[1].parameters.tobytes() != plain[1].parameters.tobytes()
     assert reports[0].metrics["bytes_down"] == 2 * plain[0].metrics["bytes_down"]
     fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
-    resumed = fr.run(one, resume=True)
+    resumed = fr.run(one, resume_newest=True)
     assert resumed.resumed_from_round == 2
     assert resumed.parameters.tobytes() == reports[-1].parameters.tobytes()
 
