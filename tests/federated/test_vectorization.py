@@ -33,7 +33,7 @@ def test_batch_norm_trains_one_by_one_with_its_buffers_averaged(caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         report = next(fr.iter_rounds(experiment(4), federation=federation, model=model))
     assert [r.message for r in caplog.records if "one by one" in r.message] == [
-        "clients train one by one (client group width 1): it keeps running statistics"
+        "clients train one by one (group size 1): it keeps running statistics"
     ]
     parameters, buffers = [], []
     for client_id in range(2):
