@@ -273,7 +273,10 @@ def test_a_silo_without_a_choice_is_placed_before_one_that_fits_anywhere() -> No
     [
         ({"execution": {"placement": "pooled"}}, "execution.placement: 'pooled': moves examples between nodes"),
         ({"execution": {"vectorize": 2}}, "execution.vectorize: 2: a silo trains its one client"),
-        ({"execution": {"strategy": "pack"}}, "execution.strategy: 'pack': execution.silos places the actors; set only one"),
+        (
+            {"execution": {"strategy": "pack"}},
+            "execution.strategy: 'pack': execution.silos places the actors; set only one",
+        ),
         ({"data": {"directory": "/d"}}, "data.directory: '/d': execution.silos says where the files are; set only"),
         ({"data": {"source": "digits"}}, "execution.silos: 'a': each reads its own file, as data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),

@@ -224,7 +224,9 @@ def test_a_name_in_use_is_refused(uri: str, session: fr.RaySession) -> None:
         start_search(document(uri, GRID), session, silent)
 
 
-def test_a_search_that_can_never_fit_is_refused_before_it_starts(uri: str, session: fr.RaySession) -> None:
+def test_a_search_that_can_never_fit_is_refused_before_it_starts(
+    uri: str, session: fr.RaySession, tmp_path: Path
+) -> None:
     for execution, text in (
         (
             {"placement": "serial", "cpus_per_actor": 64},
@@ -233,9 +235,9 @@ def test_a_search_that_can_never_fit_is_refused_before_it_starts(uri: str, sessi
         ({"placement": "pooled", "actors": 9, "gpus_per_actor": 0}, "9 actors of 1 CPU"),
     ):
         with pytest.raises(CapacityError, match=text):
-            start_search(document(uri, GRID, execution=execution), session, silent)
+            start_search(document(f"sqlite:///{tmp_path}/new.db", GRID, execution=execution), session, silent)
     assert not Path("searches").exists()
-    assert not Path("m.db").exists()
+    assert not (tmp_path / "new.db").exists()
 
 
 OPTUNA = {
