@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
-from tests.support.stores import create_store
 
 TESTS = Path(__file__).parent
 RAY_FIXTURES = {"local_ray", "session", "own_ray"}
@@ -105,14 +104,6 @@ def session(local_ray: str) -> Iterator[fr.RaySession]:
     """A session on the suite's Ray, whose actors stay warm from test to test."""
     with fr.RaySession() as shared:
         yield shared
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables and nothing in them, to be copied."""
-    path = tmp_path_factory.mktemp("empty") / "m.db"
-    create_store(path)
-    return path
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fednar_ray.algorithms import server_optimizers as server_optimizers
+from fednar_ray.algorithms import server_optimizers
 from fednar_ray.algorithms.checked_rules import checked_rule
 from fednar_ray.algorithms.client_corrections import ClientCorrection, control_variate, dynamic, plain, proximal
 from fednar_ray.algorithms.server_optimizers import (

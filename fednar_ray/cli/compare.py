@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.cli.options import NEWEST, arguments, as_json, check_resumed_name, ray_address, read_document_to_train
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress, show_steps
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
 from fednar_ray.cluster.addresses import check_results_outlive_job
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.generators import drain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +56,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
         def show_round(step: Progress) -> None:
             show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics)
 
-        result = show_steps(comparing, show_round)
+        result = drain(comparing, show_round)
     if as_json:
         click.echo(json.dumps(_summarize(result)))
     else:

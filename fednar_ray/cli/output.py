@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -44,16 +44,6 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-def show_steps(steps: Generator[Step, None, Value], show: Callable[[Step], None]) -> Value:
-    """Runs a generator to its end, shows each of its steps, and returns its result."""
-    while True:
-        try:
-            show(next(steps))
-        except StopIteration as end:
-            result: Value = end.value
-            return result
 
 
 @contextmanager

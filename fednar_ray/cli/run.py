@@ -18,8 +18,9 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress, show_steps
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.generators import drain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def run(
         closing(train(prepare(experiment, session=session), session, resumption=resumption)) as training,
         show_progress(console, experiment.federation.rounds) as show,
     ):
-        result = show_steps(training, lambda report: show(report.round_index + 1, "", report.metrics))
+        result = drain(training, lambda report: show(report.round_index + 1, "", report.metrics))
     version = None if register is None else register_model(result, register)
     if as_json:
         click.echo(json.dumps({**_summarize(result), "registered_version": version}))

@@ -16,6 +16,7 @@ from fednar_ray.config import Experiment, digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
+from fednar_ray.core.generators import drain
 from fednar_ray.core.module_state import leaf_copy
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
@@ -136,16 +137,6 @@ def register(result: Result, name: str) -> int:
     store = Store(result.tracking_uri)
     store.check_registration(name)
     return store.register_model(result.run_id, name)
-
-
-def drain(training: Generator[RoundReport, None, Result]) -> Result:
-    """Runs a training to its end, and returns its result."""
-    while True:
-        try:
-            next(training)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def train(

@@ -9,10 +9,11 @@ import numpy as np
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import CheckpointError, ConfigError
+from fednar_ray.core.generators import drain
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED

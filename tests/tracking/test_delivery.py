@@ -26,9 +26,10 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
+from fednar_ray.core.generators import drain
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.experiments.run import drain, train
+from fednar_ray.experiments.run import train
 from fednar_ray.tracking import sender
 from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines

@@ -10,9 +10,10 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.generators import drain
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.experiments.run import Result, drain, train
+from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.run_lookup import find_run
 from tests.cli.test_strangers import typed
 

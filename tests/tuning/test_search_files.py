@@ -45,9 +45,8 @@ FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_database, tmp_path / "m.db")
     return Store(create_store(tmp_path / "m.db"))
 
 

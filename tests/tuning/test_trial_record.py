@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -48,9 +47,8 @@ ROUNDS = 3
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_database, tmp_path / "m.db")
     return Store(create_store(tmp_path / "m.db"))
 
 

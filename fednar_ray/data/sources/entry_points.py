@@ -1,5 +1,7 @@
 """A data set from a Python function of the user's own."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fednar_ray.config.data import TASK_NAMES, EntryPointSettings
@@ -31,15 +33,12 @@ def _check_source(source: Source, place: str) -> Source:
         None if own is None else one_group_each(own, examples, f"{place}: {name}")
         for own, examples, name in ((source.groups, train, "groups"), (source.test_groups, test, "test_groups"))
     )
-    return Source(
-        name=source.name,
+    return replace(
+        source,
         train_x=train.x,
         train_y=train.y,
         test_x=test.x,
         test_y=test.y,
         groups=groups,
         test_groups=test_groups,
-        task=source.task,
-        transform=source.transform,
-        preprocessing=source.preprocessing,
     )
