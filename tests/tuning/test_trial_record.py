@@ -390,7 +390,7 @@ def killing_document(folder: str) -> Document:
         "data": {"source": "folder", "directory": folder, "label": "y", "validation": 0.2},
         "model": {"name": "mlp", "hidden": 4},
         "federation": {"rounds": ROUNDS, "local_steps": 1},
-        "tracking": {"uri": create_store(folder / "m.db")},
+        "tracking": {"uri": create_store(Path(folder, "m.db"))},
         "execution": {"placement": "serial"},
     }
     search = {"space": {RATE: {"uniform": [0.01, 0.2]}}, "algorithm": "random", "trials": TRIALS, "concurrent": 1}
