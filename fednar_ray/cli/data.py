@@ -31,20 +31,19 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     experiment = read_document(arguments, "run").experiment
     if experiment.data is None:
         raise BadInput("data: missing; add a data section to the experiment")
-    from fednar_ray.data.summary import inspect as summarize_data
-    from fednar_ray.data.summary import lines
+    from fednar_ray.data.summary import format_summary, summarize
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import load_experiment_data
     from fednar_ray.report.plots import draw_federation
 
     with RaySession() as session:
         federation = load_experiment_data(experiment, session)
-    summary = summarize_data(federation)
+    summary = summarize(federation)
     drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
     if as_json:
         click.echo(json.dumps({**asdict(summary), "figure": str(drawn)}))
         return
     click.echo(f"{summary.name}, seed {experiment.seed}")
-    for topic, text in lines(summary):
+    for topic, text in format_summary(summary):
         click.echo(f"  {topic:20}{text}")
     click.echo(f"  {'figure':20}{drawn}")

@@ -1,1 +1,1 @@
-"""Names to arrays, labels to clients, and both to a federation."""
+"""Loads data sets, divides their examples among clients, and plans the batches that clients train on."""

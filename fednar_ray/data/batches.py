@@ -1,4 +1,8 @@
-"""Which examples a client group's clients see in which step: shuffled epochs over each shard, addressed by seed."""
+"""Plans which examples each client of a group trains on in which step.
+
+A client goes through its shard in shuffled epochs. The order follows from the seed, the round and the client; neither
+the other clients of the group nor the actor that trains them change it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +18,17 @@ from fednar_ray.data.examples import Shards
 from fednar_ray.data.transforms import Transform
 
 
-def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Rows of a shard for each step, [steps, min(batch_size, examples)], −1 where a batch is short.
+def plan_client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Chooses the examples of each of a client's training steps, in shuffled epochs.
 
-    The shard is walked in shuffled epochs, and the short last batch of an epoch is kept.
+    Args:
+        examples: The number of examples of the client's shard.
+        batch_size: The number of examples per step. The last batch of an epoch may be smaller.
+        steps: The number of steps. Fewer steps give the first rows of the same plan.
+        rng: Shuffles each epoch. A client whose shard is a single batch is not shuffled.
+
+    Returns:
+        Indices into the shard, [steps, min(batch_size, examples)]; −1 pads a smaller batch.
     """
     width = min(batch_size, examples)
     per_epoch = -(-examples // batch_size)
@@ -28,22 +39,25 @@ def client_batches(examples: int, batch_size: int, steps: int, rng: np.random.Ge
     return plan.reshape(epochs * per_epoch, width)[:steps]
 
 
-def padded_batch(examples: int, batch_size: int) -> int:
-    """B for a group whose largest shard has ``examples``: a power of two or ``batch_size``, so that shapes are few."""
+def compute_padded_batch_size(examples: int, batch_size: int) -> int:
+    """Returns B, the padded batch size of a group whose largest shard has ``examples`` examples.
+
+    It is ``batch_size``, or a smaller power of two. Groups of different clients therefore share few shapes.
+    """
     return min(batch_size, 1 << max(examples - 1, 0).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's examples of a client group."""
+    """The examples on which a client group trains in one step: C clients, each padded to B examples."""
 
     x: Tensor  # [C, B, …]
     y: Tensor  # [C, B]
-    weights: Tensor  # [C, B] 1/B_i for the B_i real examples of a row, 0 for padding
+    weights: Tensor  # [C, B] 1/B_i for the B_i real examples of client i, 0 for padding
 
 
 class ResidentShards:
-    """Shards on a device, from which batches are gathered. On the CPU nothing is copied: rows stay where they are."""
+    """Clients' shards on a device, ready to gather batches from. On the CPU they share the memory of ``shards``."""
 
     def __init__(self, shards: Shards, device: torch.device) -> None:
         self._shards = shards
@@ -52,30 +66,41 @@ class ResidentShards:
         self._y = on_device(shards.examples.y, device)
 
     def sizes(self, client_ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """n_i of the named clients, [C]."""
+        """Returns the number of examples n_i of each of these clients, [C]."""
         return self._shards.rows(client_ids)[1]
 
     def plan(
         self, client_ids: Sequence[int], steps: npt.NDArray[np.int64], batch_size: int, seed: int, round_index: int
     ) -> "BatchPlan":
-        """The batches of a client group in one round."""
+        """Plans the batches of a client group for one round.
+
+        Args:
+            client_ids: The clients of the group, C of them.
+            steps: The number of local steps of each client, [C].
+            batch_size: The number of examples per step.
+            seed: The seed of the experiment.
+            round_index: The round, from 0.
+        """
         sizes = self.sizes(client_ids)
-        index = np.full((int(steps.max()), len(client_ids), padded_batch(int(sizes.max()), batch_size)), -1)
+        index = np.full(
+            (int(steps.max()), len(client_ids), compute_padded_batch_size(int(sizes.max()), batch_size)), -1
+        )
         for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
             rng = generator(seed, Purpose.BATCHES, round_index=round_index, client_id=client_id)
-            batches = client_batches(int(examples), batch_size, int(taken), rng)
+            batches = plan_client_batches(int(examples), batch_size, int(taken), rng)
             index[: len(batches), row, : batches.shape[1]] = batches
-        plan, transform = self._placed(client_ids, index), self._shards.transform
+        plan, transform = self._build_plan(client_ids, index), self._shards.transform
         if transform is None or transform.augmentation is None:
             return plan
         moves = np.zeros((*index.shape, 3), dtype=np.int64)
         for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
             rng = generator(seed, Purpose.AUGMENTATION, round_index=round_index, client_id=client_id)
-            drawn = transform.augmentation.draws(int(taken), min(batch_size, int(examples)), rng)
-            moves[: int(taken), row, : min(batch_size, int(examples))] = drawn
+            width = min(batch_size, int(examples))
+            moves[: int(taken), row, :width] = transform.augmentation.draw_moves(int(taken), width, rng)
         return replace(plan, moves=on_device(moves, self._device))
 
-    def _placed(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
+    def _build_plan(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
+        """Builds the plan from the indices into each client's shard, [K, C, B], with −1 for padding."""
         real = index >= 0
         starts, _ = self._shards.rows(client_ids)
         absolute = np.where(real, index, 0) + starts[:, None]
@@ -92,39 +117,42 @@ class ResidentShards:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """The batches of one client group in one round, gathered step by step into memory of their own."""
+    """The batches of one client group in one round: K steps, C clients, at most B examples per client and step.
 
-    x: Tensor
-    y: Tensor
+    The plan holds indices. Each call of ``batch`` or ``unpadded_batch`` gathers the examples of one step.
+    """
+
+    x: Tensor  # the inputs of all clients of the shards, [N, …]
+    y: Tensor  # their labels, [N]
     index: Tensor  # [K, C, B] rows of x
-    weights: Tensor  # [K, C, B]
-    counts: npt.NDArray[np.int64]  # [K, C] real examples
+    weights: Tensor  # [K, C, B] as in Batch
+    counts: npt.NDArray[np.int64]  # [K, C] examples that are not padding
     transform: Transform | None = None
-    moves: Tensor | None = None  # [K, C, B, 3] of the augmentation, where there is one
+    moves: Tensor | None = None  # [K, C, B, 3] see transforms.Moves; None without augmentation
 
-    def of_zeros(self) -> "BatchPlan":
-        """The same shapes with zeros for examples and labels."""
+    def with_zeros(self) -> "BatchPlan":
+        """Returns a plan of the same shapes whose inputs and labels are all zero, to warm up a model."""
         x, y = torch.zeros_like(self.x[:1]), torch.zeros_like(self.y[:1])
         return replace(self, x=x, y=y, index=torch.zeros_like(self.index))
 
     def batch(self, step: int) -> Batch:
-        """The client group's batch at ``step``, padded to B."""
+        """Gathers the client group's batch of a step, from 0, padded to B."""
         index = self.index[step]
         flat = index.reshape(-1)
-        x = self._inputs(flat, None if self.moves is None else self.moves[step].view(-1, 3))
+        x = self._gather_inputs(flat, None if self.moves is None else self.moves[step].view(-1, 3))
         y = self.y.index_select(0, flat).view(index.shape)
         return Batch(x.view(*index.shape, *x.shape[1:]), y, self.weights[step])
 
-    def single(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a client group of one, without padding: x [B_i, …], y [B_i]."""
+    def unpadded_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Gathers the batch of the only client of a group of one, without padding: x [B_i, …], y [B_i]."""
         index = self.index[step, 0, : int(self.counts[step, 0])]
         moves = None if self.moves is None else self.moves[step, 0, : len(index)]
-        return self._inputs(index, moves), self.y.index_select(0, index)
+        return self._gather_inputs(index, moves), self.y.index_select(0, index)
 
-    def _inputs(self, index: Tensor, moves: Tensor | None) -> Tensor:
-        """The rows ``index`` [n] as the model takes them, moved by ``moves`` [n, 3]."""
+    def _gather_inputs(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """Gathers the rows ``index`` [n] as a model's inputs: normalized, and augmented by ``moves`` [n, 3]."""
         x = self.x.index_select(0, index)
         if self.transform is None:
             return x
-        x = self.transform.normalized(x)
-        return x if moves is None else self.transform.augmented(x, moves)
+        x = self.transform.normalize(x)
+        return x if moves is None else self.transform.augment(x, moves)

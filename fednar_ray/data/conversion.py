@@ -1,7 +1,7 @@
-"""Arrays from whatever a caller passes as inputs or as labels.
+"""Converts what callers pass as clients, inputs or labels to NumPy arrays of plain numbers.
 
-This is the one place that knows containers: NumPy arrays of any byte order, masked arrays, torch tensors of any type,
-data frames, and lists of these. What it returns holds plain numbers; everything else is refused by name.
+Only this module deals with containers: NumPy arrays of any byte order, masked arrays, torch tensors of any type, data
+frames, and lists of these. Everything else raises a DataError that says what was passed and what is needed.
 """
 
 import reprlib
@@ -20,11 +20,11 @@ from fednar_ray.core.errors import DataError
 
 Array = npt.NDArray[Any]
 
-NUMBERS = "biuf"  # the kinds of NumPy's types: bool, integers, unsigned integers, floats
-SCALARS = frozenset({int, float, bool, complex, str, type(None)})  # of Python itself: NumPy reads lists of them
+NUMBERS = "biuf"  # codes of NumPy's dtype kinds: bool, signed and unsigned integers, floats
+SCALARS = frozenset({int, float, bool, complex, str, type(None)})  # NumPy converts lists of these without loss
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 PAIR = "a pair (x, y) of inputs and labels is needed"
-CODES = "map them to 0..classes-1, e.g. with np.unique(labels, return_inverse=True)[1]"
+MAP_CODES = "map them to 0..classes-1, e.g. with np.unique(labels, return_inverse=True)[1]"
 FROM_DATASET = (
     "read it into arrays, e.g. x = np.stack([x for x, _ in dataset]) and y = np.array([y for _, y in dataset])"
 )
@@ -34,8 +34,8 @@ UNREADABLE = (ValueError, TypeError, RuntimeError, OverflowError, AttributeError
 # ——— clients ———
 
 
-def named_clients(clients: Any) -> tuple[tuple[str, ...], list[Any]]:
-    """Splits what is passed as ``clients`` into names and pairs.
+def parse_clients(clients: Any) -> tuple[tuple[str, ...], list[Any]]:
+    """Returns the clients' names and their pairs (x, y).
 
     Args:
         clients: A mapping from names to pairs, or any iterable of pairs, a generator included.
@@ -44,25 +44,27 @@ def named_clients(clients: Any) -> tuple[tuple[str, ...], list[Any]]:
         The names and the pairs, in the order given. Clients without names are called "0", "1", ….
 
     Raises:
-        DataError: There is no client, ``clients`` is no collection of pairs, or two names are the same as text.
+        DataError: There is no client, ``clients`` is not a collection, a name is empty, or two names are equal as text.
     """
     if isinstance(clients, Dataset | DataLoader | str | bytes) or _is_frame(clients):
-        raise DataError(f"clients: is {_a(clients)}; a list of pairs (x, y), one per client, is needed")
+        raise DataError(f"clients: is {_name_type(clients)}; a list of pairs (x, y), one per client, is needed")
     if not isinstance(clients, Iterable):
-        raise DataError(f"clients: is {_a(clients)}; a list of pairs (x, y), or a dict of them by name, is needed")
+        raise DataError(
+            f"clients: is {_name_type(clients)}; a list of pairs (x, y), or a dict from names to pairs, is needed"
+        )
     if isinstance(clients, Mapping):
         names, pairs = tuple(map(str, clients)), list(clients.values())
         _check_names(names)
     else:
         pairs = list(clients)
-        names = numbered(len(pairs))
+        names = number_clients(len(pairs))
     if not pairs:
         raise DataError("clients: a federation needs at least one client")
     return names, pairs
 
 
-def numbered(clients: int) -> tuple[str, ...]:
-    """The names of clients that have none of their own: "0", "1", …."""
+def number_clients(clients: int) -> tuple[str, ...]:
+    """Returns the names of clients that were given without names: "0", "1", …."""
     return tuple(map(str, range(clients)))
 
 
@@ -72,25 +74,29 @@ def _check_names(names: tuple[str, ...]) -> None:
         if not name.strip():
             raise DataError("clients: a client's name is empty; every client needs a name")
         if name in seen:
-            raise DataError(f"clients: two names read {name!r} as text; every client needs a name of its own")
+            raise DataError(f"clients: two names are {name!r} as text; every client needs a different name")
         seen.add(name)
 
 
-def as_pair(given: Any, place: str) -> tuple[Any, Any]:
-    """Inputs and labels of one client, or of a held-out set: a pair, or a TensorDataset of two tensors.
+def to_pair(given: Any, place: str) -> tuple[Any, Any]:
+    """Returns the inputs and the labels of one client or of a held-out set.
+
+    Args:
+        given: A tuple or list of two parts, or a TensorDataset of two tensors.
+        place: The client or set, for messages: "client 3".
 
     Raises:
-        DataError: It is neither; the message says what it is.
+        DataError: ``given`` is something else; the message says what it is.
     """
     if isinstance(given, tuple | list | TensorDataset):
         parts = given.tensors if isinstance(given, TensorDataset) else given
         if len(parts) != 2:
-            raise DataError(f"{place}: is {_a(given)} of {len(parts)} parts; {PAIR}")
+            raise DataError(f"{place}: is {_name_type(given)} of {len(parts)} parts; {PAIR}")
         return parts[0], parts[1]
     if isinstance(given, Dataset | DataLoader):
-        raise DataError(f"{place}: is {_a(given)}; {FROM_DATASET}")
+        raise DataError(f"{place}: is {_name_type(given)}; {FROM_DATASET}")
     shape = f" of shape {list(given.shape)}" if isinstance(given, np.ndarray | torch.Tensor) else ""
-    raise DataError(f"{place}: is {_a(given)}{shape}; {PAIR}")
+    raise DataError(f"{place}: is {_name_type(given)}{shape}; {PAIR}")
 
 
 # ——— inputs and labels ———
@@ -101,17 +107,17 @@ def to_array(part: Any, place: str, what: str) -> Array:
 
     Args:
         part: An array, a tensor, a data frame, a series, or a list of numbers or of these.
-        place: Whose they are, for the message: "client 3".
-        what: What they are, for the message, in the plural: "inputs" or "labels".
+        place: The client or set that they belong to, for messages: "client 3".
+        what: What they are, for messages: "inputs" or "labels".
 
     Returns:
-        The numbers, unchanged. Types that NumPy does not have, as bfloat16, become float32, which holds them exactly.
+        The same numbers. Types that NumPy does not have, such as bfloat16, become float32 without loss.
 
     Raises:
-        DataError: Something is missing (masked, None), or is no number, or must be converted by its owner first
-            (sparse and quantized tensors).
+        DataError: A value is missing (masked or None) or is not a number, or the container is one that the caller must
+            convert, such as a sparse or quantized tensor.
     """
-    array = _converted(part, place, what)
+    array = _to_any_array(part, place, what)
     if array.dtype.kind == "O":
         array = _from_objects(array, place, what)
     if array.dtype.kind not in NUMBERS:
@@ -119,41 +125,42 @@ def to_array(part: Any, place: str, what: str) -> Array:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _converted(part: Any, place: str, what: str) -> Array:
+def _to_any_array(part: Any, place: str, what: str) -> Array:
+    """Converts a container to an array of any type, which may still hold Python objects."""
     if type(part) is np.ndarray:
         return part
     if isinstance(part, torch.Tensor):
         return _from_tensor(part, place, what)
     if isinstance(part, np.ma.MaskedArray):
-        return _unmasked(part, place, what)
+        return _from_masked(part, place, what)
     if isinstance(part, list | tuple):
-        part = _readable(part, place, what)
+        part = _prepare_rows(part, place, what)
     elif _is_frame(part):
         return _from_frame(part, place, what)
     elif hasattr(part, "nnz"):
         dense = "toarray" if hasattr(part, "toarray") else "todense"
-        raise DataError(f"{place}: {what} are {_a(part)}, which is sparse; pass its dense form, .{dense}()")
+        raise DataError(f"{place}: {what} are {_name_type(part)}, which is sparse; pass its dense form, .{dense}()")
     try:
         array = np.asarray(part)
     except UNREADABLE as error:
-        raise DataError(f"{place}: {what} are no array: {error}") from None
+        raise DataError(f"{place}: {what} cannot be converted to an array: {error}") from None
     if array.ndim == 0 and array.dtype.kind not in NUMBERS:
-        raise DataError(f"{place}: {what} are {_a(part)}; an array, a tensor or a list of numbers is needed")
+        raise DataError(f"{place}: {what} are {_name_type(part)}; an array, a tensor or a list of numbers is needed")
     return array
 
 
-def _readable(rows: list[Any] | tuple[Any, ...], place: str, what: str) -> Any:
-    """A list in which tensors and masked arrays are arrays, so that NumPy reads it without loss."""
+def _prepare_rows(rows: list[Any] | tuple[Any, ...], place: str, what: str) -> Any:
+    """Converts the tensors and masked arrays in a list to arrays, because NumPy would lose masks and types."""
     if SCALARS.issuperset(map(type, rows)):
         return rows
-    return [_row(row, i, place, what) for i, row in enumerate(rows)]
+    return [_prepare_row(row, i, place, what) for i, row in enumerate(rows)]
 
 
-def _row(row: Any, index: int, place: str, what: str) -> Any:
+def _prepare_row(row: Any, index: int, place: str, what: str) -> Any:
     if isinstance(row, list | tuple):
-        return _readable(row, place, what)
+        return _prepare_rows(row, place, what)
     if isinstance(row, torch.Tensor | np.ma.MaskedArray):
-        return _converted(row, place, f"{what} in row {index}")
+        return _to_any_array(row, place, f"{what} in row {index}")
     return row
 
 
@@ -175,18 +182,18 @@ def _from_tensor(tensor: torch.Tensor, place: str, what: str) -> Array:
     return array
 
 
-def _unmasked(array: Any, place: str, what: str) -> Array:
-    """The data of a masked array in which nothing is masked."""
+def _from_masked(array: Any, place: str, what: str) -> Array:
+    """Returns the data of a masked array, none of whose values may be masked."""
     mask = np.ma.getmaskarray(array)
     if mask.any():
-        first = f", the first at {_index(np.argwhere(mask)[0])}" if mask.ndim else ""
+        first = f", the first at {_format_index(np.argwhere(mask)[0])}" if mask.ndim else ""
         filled = "fill them, e.g. x.filled(0), or leave these examples out"
         raise DataError(f"{place}: {int(mask.sum())} {what} are masked (missing){first}; {filled}")
     return np.asarray(array.data)
 
 
 def _from_frame(frame: Any, place: str, what: str) -> Array:
-    """The columns of a data frame, each converted by itself, so that the column at fault is named."""
+    """Converts each column of a data frame separately, so that a message can name the wrong column."""
     names = list(frame.columns)
     if not names:
         raise DataError(f"{place}: {what} are a data frame without columns")
@@ -195,10 +202,10 @@ def _from_frame(frame: Any, place: str, what: str) -> Array:
 
 
 def _from_objects(array: Array, place: str, what: str) -> Array:
-    """Python's own numbers as NumPy's: whole ones as int64 where it holds them, all others as float64."""
+    """Converts an array of Python's numbers: to int64 if all are whole and fit into it, else to float64."""
     for index, value in np.ndenumerate(array):
         if not isinstance(value, Real | Decimal | np.bool_):
-            found = f"{reprlib.repr(value)} ({type(value).__name__}) at {_index(index)}"
+            found = f"{reprlib.repr(value)} ({type(value).__name__}) at {_format_index(index)}"
             rows = hasattr(value, "__len__") and not isinstance(value, str | bytes)
             needed = "stack rows into one array, e.g. np.stack(x)" if rows else _advice("O", what)
             raise DataError(f"{place}: {what} hold {found}; {needed}")
@@ -207,33 +214,33 @@ def _from_objects(array: Array, place: str, what: str) -> Array:
         small = whole and all(-(2**63) <= int(value) < 2**63 for value in array.flat)
         return array.astype(np.int64 if small else np.float64)
     except (OverflowError, ValueError) as error:
-        raise DataError(f"{place}: {what} hold a number that float64 does not: {error}") from None
+        raise DataError(f"{place}: {what} hold a number that float64 cannot represent: {error}") from None
 
 
 def _advice(kind: str, what: str) -> str:
-    """What would be right, where values of NumPy's ``kind`` were given."""
+    """Says what to pass instead of values of this NumPy dtype kind."""
     if kind in "USTO" and what.startswith("labels"):
-        return f"numbers are needed; if they name classes, {CODES}"
+        return f"numbers are needed; if they name classes, {MAP_CODES}"
     if kind in "mM":
-        return "numbers are needed; turn times into numbers first, e.g. days since a date"
+        return "numbers are needed; convert times to numbers first, e.g. days since a date"
     if kind == "c":
-        return "real numbers are needed; give real and imaginary parts as inputs of their own"
+        return "real numbers are needed; pass real and imaginary parts as separate inputs"
     return "numbers are needed"
 
 
-def _index(index: Any) -> str:
+def _format_index(index: Any) -> str:
     places = [int(i) for i in index]
     return f"index {places[0]}" if len(places) == 1 else f"index {places}"
 
 
 def _is_frame(part: Any) -> bool:
-    """Is it a data frame of pandas? Where pandas was never imported, there is none."""
+    """Returns whether this is a data frame of pandas. It does not import pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(part, pandas.DataFrame)
 
 
-def _a(part: Any) -> str:
-    """What it is, with its article: "a dict"."""
+def _name_type(part: Any) -> str:
+    """Returns the name of an object's type with its article: "a dict"."""
     if part is None:
         return "None"
     name = type(part).__name__.replace("ndarray", "array")

@@ -1,4 +1,4 @@
-"""Divides training examples: the validation share is held out, and the rest is partitioned among the clients."""
+"""Divides the training examples: holds out the validation share and partitions the rest among the clients."""
 
 import logging
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ log = logging.getLogger("fednar_ray")
 class Division:
     """Which training examples each client holds, and which are held out for validation."""
 
-    partition: partitions.Partition  # of rows of the training set
-    held_out: npt.NDArray[np.int64]  # rows of the training set
-    lost: Array  # the groups, as natural clients, whose examples are all held out
+    partition: partitions.Partition  # its indices are rows of the training set
+    held_out: npt.NDArray[np.int64]  # rows of the training set that are the validation set
+    lost_groups: Array  # the groups whose examples are all held out
 
 
 def divide(settings: AnyData, seed: int, labels: Array, groups: Array | None) -> Division:
@@ -30,31 +30,37 @@ def divide(settings: AnyData, seed: int, labels: Array, groups: Array | None) ->
 
     Args:
         settings: The ``data`` section.
-        seed: Decides which examples are held out, and which client holds which of the others.
+        seed: The seed of which examples are held out, and of which client holds which of the others.
         labels: The training labels, [N].
         groups: The natural client of each training example, [N], or None.
 
     Raises:
-        DataError: A share holds out no example or all of them, or there are too few examples or groups.
+        DataError: The validation share rounds to no example or to all of them, there are too few examples or groups, or
+            the partition needs groups and there are none.
     """
     order = generator(seed, Purpose.HOLDOUT).permutation(len(labels))
-    held = partitions.held_out(settings.validation, len(order), "data.validation")
+    held = partitions.count_held_out(settings.validation, len(order), "data.validation")
     kept = np.sort(order[held:])
     own = None if groups is None else groups[kept]
     split = _partition(settings, labels[kept], own, generator(seed, Purpose.PARTITION))
-    _report(split)
+    _log_unused(split)
     partition = partitions.Partition(kept[split.order], split.offsets, kept[split.left_out])
     return Division(
         partition=partition,
         held_out=order[:held],
-        lost=np.empty(0) if groups is None or own is None else np.setdiff1d(groups, own),
+        lost_groups=np.empty(0) if groups is None or own is None else np.setdiff1d(groups, own),
     )
 
 
-def report_lost(settings: AnyData, names: Sequence[str]) -> None:
-    """Warns of natural clients without a training example, since the validation share took all of theirs."""
+def warn_of_lost_clients(settings: AnyData, names: Sequence[str]) -> None:
+    """Warns of the natural clients that do not take part because all their examples are in the validation set.
+
+    Args:
+        settings: The ``data`` section.
+        names: The names of these clients. Other partitions than ``natural`` give no warning.
+    """
     if names and settings.partition.kind == "natural":
-        text = "data.validation: %g holds out every example of %d clients, which take no part: %s"
+        text = "data.validation: %g holds out every example of %d clients, which do not take part: %s"
         log.warning(text, settings.validation, len(names), ", ".join(names[:20]))
 
 
@@ -64,15 +70,16 @@ def _partition(
     wanted = settings.partition
     if wanted.kind == "natural":
         if groups is None:
-            raise DataError(f"data.partition.kind: natural needs groups, and {settings.source} names none")
-        return partitions.with_minimum(partitions.natural(groups, rng, wanted.clients), 0)
+            raise DataError(f"data.partition.kind: natural needs groups, but {settings.source} has none")
+        return partitions.ensure_minimum(partitions.natural(groups, rng, wanted.clients), 0)
     assert wanted.clients is not None  # checked with the experiment
     kind = partitions.KINDS[wanted.kind]
     split = kind(labels, wanted.clients, rng, wanted.alpha, wanted.shards_per_client)
-    return partitions.with_minimum(split, wanted.min_examples)
+    return partitions.ensure_minimum(split, wanted.min_examples)
 
 
-def _report(split: partitions.Partition) -> None:
+def _log_unused(split: partitions.Partition) -> None:
+    """Logs how many examples no client holds, and warns of clients without examples."""
     if len(split.left_out):
         log.info("the partition leaves out %d examples", len(split.left_out))
     empty = np.flatnonzero(split.sizes == 0)

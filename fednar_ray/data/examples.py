@@ -1,4 +1,4 @@
-"""Inputs with their labels, and clients' examples in one block."""
+"""Examples, which are inputs with their labels, and shards, which are all clients' examples in one block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fednar_ray.core.errors import DataError
-from fednar_ray.data.conversion import CODES, as_pair, to_array
+from fednar_ray.data.conversion import MAP_CODES, to_array, to_pair
 from fednar_ray.data.conversion import Array as Array
 from fednar_ray.data.transforms import Transform
 
@@ -18,15 +18,15 @@ ArrayLike = Array | torch.Tensor | Sequence[Any]
 Pair = tuple[ArrayLike, ArrayLike]
 
 MAX_CLASSES = 2**20
-"""A label beyond is a code (a postcode, an ICD number), not a class: every class has an output of the model and counts
-of its own, which such labels would fill memory with. Four times the largest vocabulary of a language model."""
+"""Labels from this number on are refused. They are codes (postcodes, ICD numbers) rather than classes, and the model
+would get one output for each class up to them. The limit is four times the largest vocabulary of a language model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Inputs x [N, …] (float32, uint8 images, or integers for embeddings) and labels y [N].
+    """N inputs x [N, …] (float32, uint8 images, or integers for embeddings) and their labels y [N].
 
-    Labels are int64 classes, 0 or 1 in the task ``binary``, and float32 in the task ``regression``.
+    Labels are int64 classes from 0 (0 or 1 in the task ``binary``), or float32 numbers in the task ``regression``.
     """
 
     x: Array
@@ -37,52 +37,58 @@ class Examples:
 
     @property
     def bytes(self) -> int:
-        """What they take in memory."""
+        """The memory of inputs and labels, in bytes."""
         return self.x.nbytes + self.y.nbytes
 
     @classmethod
     def of(cls, pair: Any, place: str, task: str = "classification") -> "Examples":
-        """Checks and converts inputs and labels.
+        """Checks inputs and labels, and converts them to the types that training uses.
 
         Args:
-            pair: (x, y), or a TensorDataset of both; see ``conversion.to_array`` for what x and y may be. x is
-                [N, …]; y is [N], or [N, 1].
-            place: Whose they are, for messages: "client 3".
+            pair: (x, y), or a TensorDataset of both. x is [N, …], y is [N] or [N, 1]; ``conversion.to_array`` lists the
+                containers that they may be.
+            place: The client or set that they belong to, for messages: "client 3".
             task: classification, binary or regression.
 
         Raises:
-            DataError: Lengths differ, labels do not fit the task, or something is missing, infinite or no number.
+            DataError: There are no examples, lengths differ, labels do not fit the task, or a value is missing,
+                infinite or not a number.
         """
-        inputs, labels = as_pair(pair, place)
+        inputs, labels = to_pair(pair, place)
         x, y = to_array(inputs, place, "inputs"), to_array(labels, place, "labels")
-        y = _one_label_each(y, place)
+        y = _flatten_labels(y, place)
         if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
-            raise DataError(f"{place}: x {x.shape} and y {y.shape} are not N examples and N labels")
+            raise DataError(f"{place}: x {x.shape} and y {y.shape} are not N inputs and N labels")
         if not len(y):
             raise DataError(f"{place}: has no examples")
         if not prod(x.shape[1:]):
-            raise DataError(f"{place}: x {x.shape}: an input holds no numbers")
-        y = _targets(y, place) if task == "regression" else _classes(y, place, task)
-        return cls(_inputs(x, place), y)
+            raise DataError(f"{place}: x {x.shape}: the inputs hold no numbers")
+        y = _to_targets(y, place) if task == "regression" else _to_classes(y, place, task)
+        return cls(_to_inputs(x, place), y)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Examples"]) -> "Examples":
+        """Joins several sets of examples in their order."""
+        return cls(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
 
 
-def _one_label_each(y: Array, place: str) -> Array:
-    """[N] as it is, or from [N, 1]. Raises DataError for one-hot labels."""
+def _flatten_labels(y: Array, place: str) -> Array:
+    """Returns labels [N, 1] as [N], and others unchanged. Raises DataError for one-hot labels."""
     if y.ndim != 2:
         return y
     if y.shape[1] == 1:
         return y[:, 0]
     if len(y) and ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all():
-        raise DataError(f"{place}: labels {y.shape} are one-hot; N labels [N] are needed: y.argmax(axis=1)")
+        raise DataError(f"{place}: labels {y.shape} are one-hot; one class per example is needed: y.argmax(axis=1)")
     return y
 
 
-def _inputs(x: Array, place: str) -> Array:
+def _to_inputs(x: Array, place: str) -> Array:
     if x.dtype == np.bool_:
         raise DataError(f"{place}: inputs are bool; numbers are needed: x.astype(np.float32)")
     if np.issubdtype(x.dtype, np.integer):
         return np.ascontiguousarray(x)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and are refused below
         x = np.ascontiguousarray(x, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
     if len(bad):
@@ -90,22 +96,22 @@ def _inputs(x: Array, place: str) -> Array:
     return x
 
 
-def _classes(y: Array, place: str, task: str) -> npt.NDArray[np.int64]:
-    """Class labels as int64; checked in the type that they come in, so that none is changed on the way."""
+def _to_classes(y: Array, place: str, task: str) -> npt.NDArray[np.int64]:
+    """Converts class labels to int64. Checks them in their original type, because a conversion could change them."""
     if np.issubdtype(y.dtype, np.floating) and len(broken := np.flatnonzero(~(y == np.round(y)) | ~np.isfinite(y))):
         found = f"label {y[broken[0]]} at index {broken[0]} ({y.dtype})"
-        raise DataError(f"{place}: {found}; labels are whole numbers from 0, or numbers in task regression")
+        raise DataError(f"{place}: {found}; labels are whole numbers from 0, or any numbers in task regression")
     if y.min() < 0:
-        raise DataError(f"{place}: label {y.min()} at index {y.argmin()}; labels run from 0 to classes-1")
+        raise DataError(f"{place}: label {y.min()} at index {y.argmin()}; labels are whole numbers from 0 to classes-1")
     if task == "binary" and y.max() > 1:
         raise DataError(f"{place}: label {y.max()} at index {y.argmax()}; the labels of task binary are 0 and 1")
     if int(y.max()) >= MAX_CLASSES:
         found = f"label {y.max()} at index {y.argmax()}; labels are classes from 0, at most {MAX_CLASSES - 1}"
-        raise DataError(f"{place}: {found}; if they are codes, {CODES}")
+        raise DataError(f"{place}: {found}; if they are codes, {MAP_CODES}")
     return y.astype(np.int64, order="C")
 
 
-def _targets(y: Array, place: str) -> npt.NDArray[np.float32]:
+def _to_targets(y: Array, place: str) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         targets = y.astype(np.float32, order="C")
     bad = np.flatnonzero(~np.isfinite(targets))
@@ -114,24 +120,29 @@ def _targets(y: Array, place: str) -> npt.NDArray[np.float32]:
     return targets
 
 
-def one_group_each(groups: Any, examples: Examples, place: str) -> Array:
-    """Checks groups, the natural clients of examples: one name or number for each.
+def check_groups(groups: Any, examples: Examples, place: str) -> Array:
+    """Checks groups: for each example, the name or number of the natural client that it belongs to.
+
+    Args:
+        groups: A list or array of texts or numbers, [N].
+        examples: The N examples.
+        place: Where the groups come from, for messages: "data.groups: ward".
 
     Returns:
-        The groups as an array [N].
+        The groups as an array, [N].
 
     Raises:
-        DataError: There are more or fewer than examples, one is missing, or they cannot be sorted (texts and numbers).
+        DataError: The number of groups is not N, a group is missing, or texts and numbers are mixed.
     """
     if isinstance(groups, np.ma.MaskedArray) and np.ma.getmaskarray(groups).any():
-        raise DataError(f"{place}: {int(groups.mask.sum())} are masked (missing); every example needs one")
+        raise DataError(f"{place}: {int(groups.mask.sum())} are masked (missing); every example needs a group")
     found = np.asarray(groups)
     if found.shape != examples.y.shape:
-        raise DataError(f"{place} {found.shape}: one for each of {len(examples)} examples is needed")
-    lacking = np.flatnonzero(_missing(found))
-    if len(lacking):
-        text = f"{len(lacking)} are missing, the first at index {lacking[0]}"
-        raise DataError(f"{place}: {text}; every example needs one")
+        raise DataError(f"{place} {found.shape}: one group for each of {len(examples)} examples is needed")
+    missing = np.flatnonzero(_find_missing(found))
+    if len(missing):
+        text = f"{len(missing)} are missing, the first at index {missing[0]}"
+        raise DataError(f"{place}: {text}; every example needs a group")
     try:
         np.unique(found)
     except TypeError:
@@ -139,7 +150,7 @@ def one_group_each(groups: Any, examples: Examples, place: str) -> Array:
     return found
 
 
-def _missing(groups: Array) -> npt.NDArray[np.bool_]:
+def _find_missing(groups: Array) -> npt.NDArray[np.bool_]:
     if groups.dtype.kind == "O":
         return np.array([repr(group) in ("None", "nan", "<NA>", "NaT") for group in groups])
     return np.isnan(groups) if groups.dtype.kind in "fmM" else np.zeros(len(groups), dtype=bool)
@@ -147,25 +158,25 @@ def _missing(groups: Array) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """Clients' examples in one block: client ``first + i`` holds the rows ``offsets[i]`` to ``offsets[i + 1]``."""
+    """The examples of n clients in one block: client ``first + i`` holds the rows ``offsets[i]:offsets[i + 1]``."""
 
     examples: Examples
     offsets: npt.NDArray[np.int64]  # [n + 1]
     first: int = 0
-    transform: Transform | None = None  # from x to a model's inputs; None: x is what the model takes
+    transform: Transform | None = None  # converts x to a model's inputs; None: x is used unchanged
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """n_i, [n]."""
+        """The number of examples of each client, [n]."""
         return np.diff(self.offsets)
 
     def rows(self, client_ids: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where the named clients' rows start, and how many they are: [C], [C]."""
+        """Returns the first row and the number of rows of each of C clients: [C], [C]."""
         at = np.asarray(client_ids) - self.first
         return self.offsets[at], self.offsets[at + 1] - self.offsets[at]
 
     def only(self, client_id: int) -> "Shards":
-        """One client's rows, as a block of their own."""
+        """Copies one client's examples into a new block, in which the client keeps its id."""
         start, stop = self.offsets[client_id - self.first : client_id - self.first + 2]
         rows = Examples(self.examples.x[start:stop].copy(), self.examples.y[start:stop].copy())
         return Shards(rows, np.array([0, stop - start]), client_id, self.transform)

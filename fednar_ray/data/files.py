@@ -1,7 +1,7 @@
-"""A federation whose examples stay in one file per client: the actor that trains a client reads its file.
+"""A federation whose examples stay in one file per client. The actor that trains a client reads its file.
 
-The driver keeps a summary of each file: sizes, moments, counts of labels, and the labels of the held-out examples. The
-files of silos reveal no labels, only the metrics of their held-out examples.
+The driver keeps only a summary of each file: sizes, moments, counts of labels, and the labels of single examples. Silos
+do not give the labels of single examples, only their counts, and later the metrics of their held-out examples.
 """
 
 import hashlib
@@ -17,21 +17,12 @@ import numpy.typing as npt
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import TablePreprocessing
-from fednar_ray.data.division import Division, divide, report_lost
+from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import FederatedData
-from fednar_ray.data.sources.client_files import (
-    ClientFile,
-    Counts,
-    FileSummary,
-    client_files,
-    common_preprocessing,
-    find_ignored,
-    label_counts,
-    list_names,
-    with_columns,
-)
-from fednar_ray.data.sources.tables import FORMATS
+from fednar_ray.data.federated_data import FederatedData
+from fednar_ray.data.sources.client_files import ClientFile, Counts, FileSummary, count_labels, with_features
+from fednar_ray.data.sources.folder import compute_preprocessing, find_ignored, list_client_files
+from fednar_ray.data.sources.tables import FORMATS, format_names
 
 log = logging.getLogger("fednar_ray")
 
@@ -41,22 +32,22 @@ Answer = TypeVar("Answer")
 
 
 class Survey(Protocol):
-    """Asks the holder of each file."""
+    """Calls a function on each of several files, in the process or on the node that can read the file."""
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """Returns the answers, in the order of the items."""
+        """Returns the function's results, in the order of the items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
-    """Where a client's examples are. It is sent to actors instead of the examples."""
+    """The location of a client's examples, and how to load them. Actors get it instead of the examples."""
 
     file: ClientFile
     preprocessing: TablePreprocessing
     client_id: int
-    train: Indices  # which of the file's training examples it trains on, in that order
-    validation: Indices
-    digest: str  # of the rows that were surveyed
+    train: Indices  # the file's training examples that the client trains on, in this order
+    validation: Indices  # the file's training examples that are its validation set
+    digest: str  # ClientRows.digest at the time when the file was summarized
 
     @property
     def name(self) -> str:
@@ -64,38 +55,38 @@ class ShardFile:
         return self.file.name
 
     def load(self) -> tuple[Shards, dict[str, Examples]]:
-        """Reads the client's shard, and its own examples of each split.
+        """Reads the client's shard, and its own held-out examples by split.
 
         Raises:
-            DataError: The file cannot be read, or its rows changed since they were surveyed. The message names it.
+            DataError: The file cannot be read, or its rows changed since it was summarized. The message names the file.
         """
         rows = self.file.read()
         if rows.digest != self.digest:
             raise DataError(f"{self.file.path}: its rows changed since the run was started")
-        train, test = self.file.examples_of(rows, self.preprocessing)
+        train, test = self.file.preprocess(rows, self.preprocessing)
         own = Examples(train.x[self.train], train.y[self.train])
         splits = {"test": test, "validation": Examples(train.x[self.validation], train.y[self.validation])}
         return Shards(own, np.array([0, len(own)]), self.client_id), splits
 
-    def label_counts(self) -> Counts:
-        """Counts the examples that the client trains on, by class."""
-        return label_counts(self.load()[0].examples.y, self.file.settings.task)
+    def count_labels(self) -> Counts:
+        """Reads the file, and counts the examples that the client trains on by class; see ``count_labels``."""
+        return count_labels(self.load()[0].examples.y, self.file.settings.task)
 
 
 class FederationOfFiles(FederatedData):
     """A federation whose clients each read their own file.
 
-    Inputs are stood in for by zeros of the right shape and type, which take no memory; so are labels that may not
-    leave their file.
+    The driver holds placeholders instead of inputs, and instead of labels that may not leave their file: zeros of the
+    right shape and type. The placeholders of inputs take no memory.
 
     Args:
         name: The data set's name.
         task: classification, binary or regression.
-        shards: Where each client's examples are.
-        surveys: The summary of each client's file.
-        counts: Each client's training examples by class.
+        shards: Where to load each client's examples.
+        summaries: The summary of each client's file.
+        counts: The number of each client's training examples by class.
         left_out: The number of training examples that no client holds.
-        ignored_files: The names of files beside the clients' files that are not read.
+        ignored_files: The names of other files in the clients' directory. They are not read.
     """
 
     def __init__(
@@ -103,36 +94,36 @@ class FederationOfFiles(FederatedData):
         name: str,
         task: str,
         shards: Sequence[ShardFile],
-        surveys: Sequence[FileSummary],
+        summaries: Sequence[FileSummary],
         counts: Sequence[Counts],
         left_out: int,
         ignored_files: Sequence[str] = (),
     ) -> None:
-        known = [_known_labels(survey, task) for survey in surveys]
+        known = [_get_labels(summary, task) for summary in summaries]
         held_out = {
             "test": [test for _, test in known],
             "validation": [train[s.validation] for s, (train, _) in zip(shards, known, strict=True)],
         }
         shape = shards[0].preprocessing.mean.shape
-        test, validation = (_stand_in(np.concatenate(parts), shape) for parts in held_out.values())
+        test, validation = (_build_placeholders(np.concatenate(parts), shape) for parts in held_out.values())
         offsets = np.cumsum([0, *(len(shard.train) for shard in shards)])
         super().__init__(
             name,
             task,
             tuple(shard.name for shard in shards),
-            Shards(_stand_in(np.zeros(offsets[-1], dtype=test.y.dtype), shape), offsets),
+            Shards(_build_placeholders(np.zeros(offsets[-1], dtype=test.y.dtype), shape), offsets),
             test,
             validation if len(validation) else None,
             left_out=left_out,
             preprocessing=shards[0].preprocessing,
             ignored_files=tuple(ignored_files),
-            metrics_only=any(survey.labels is None for survey in surveys),
+            metrics_only=any(summary.labels is None for summary in summaries),
         )
         self._files = shards
         self._offsets = {part: np.cumsum([0, *map(len, labels)]) for part, labels in held_out.items()}
-        self._classes = max(survey.classes for survey in surveys)
+        self._classes = max(summary.classes for summary in summaries)
         self._counts = np.stack([np.pad(own, (0, self._classes - len(own))) for own in counts])
-        digests = (survey.digest.encode() for survey in surveys)
+        digests = (summary.digest.encode() for summary in summaries)
         self._digest = hashlib.sha256(b"".join((*digests, *(shard.train.tobytes() for shard in shards)))).hexdigest()
 
     @property
@@ -145,88 +136,106 @@ class FederationOfFiles(FederatedData):
         return self._counts
 
     def digest(self) -> str:
-        """SHA-256 of the files' rows, and of which client holds which, as hexadecimal digits."""
+        """Returns the SHA-256 of the files' rows and of which client holds which, in hexadecimal."""
         return self._digest
 
-    def held_by(self, client_id: int) -> ShardFile:
-        """Where the client reads its examples."""
+    def get_client_data(self, client_id: int) -> ShardFile:
+        """Returns the file from which the client loads its examples."""
         return self._files[client_id]
 
-    def loaded(self) -> tuple[Shards, dict[str, Examples]]:
-        """All clients' examples, and the held-out ones by name, read from the files."""
+    def load(self) -> tuple[Shards, dict[str, Examples]]:
+        """Reads all clients' training examples, and the held-out examples by split, from the files."""
         shards, splits = zip(*(file.load() for file in self._files), strict=True)
-        own = _join([shard.examples for shard in shards])
-        return Shards(own, self.shards.offsets), {name: _join([part[name] for part in splits]) for name in splits[0]}
+        block = Examples.concatenate([shard.examples for shard in shards])
+        held_out = {name: Examples.concatenate([part[name] for part in splits]) for name in splits[0]}
+        return Shards(block, self.shards.offsets), held_out
 
     def shared_splits(self) -> dict[str, Examples]:
-        """Empty: each client holds its own part of each split."""
+        """Returns an empty mapping, because each client holds its own part of each split."""
         return {}
 
     def split_offsets(self) -> Mapping[str, Indices]:
-        """Where each client's part of a split begins and ends, [N + 1]."""
+        """Returns where each client's part of a split starts and ends, [N + 1], by split."""
         return self._offsets
 
 
-def _known_labels(survey: FileSummary, task: str) -> tuple[Array, Array]:
-    """The labels of training and test examples; zeros for labels that may not leave their file."""
-    if survey.labels is not None:
-        return survey.labels
+def _get_labels(summary: FileSummary, task: str) -> tuple[Array, Array]:
+    """Returns the labels of training and test examples, or zeros if the labels may not leave their file."""
+    if summary.labels is not None:
+        return summary.labels
     kind = np.float32 if task == "regression" else np.int64
-    return np.zeros(survey.train, dtype=kind), np.zeros(survey.test, dtype=kind)
+    return np.zeros(summary.train, dtype=kind), np.zeros(summary.test, dtype=kind)
 
 
-def _join(parts: Sequence[Examples]) -> Examples:
-    return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-
-
-def _stand_in(labels: Array, shape: tuple[int, ...]) -> Examples:
+def _build_placeholders(labels: Array, shape: tuple[int, ...]) -> Examples:
+    """Returns examples with these labels whose inputs, each of this shape, all share one zero."""
     return Examples(np.broadcast_to(np.zeros(shape, dtype=np.float32), (len(labels), *shape)), labels)
 
 
 def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFiles:
-    """Builds the federation of a directory: the same clients and examples, in the same order, as in memory.
+    """Builds the federation of ``data.directory``, whose files each client reads itself.
 
-    Each file is read once, to summarize it, and its rows are not kept.
+    Clients and examples are the same, in the same order, as those that ``load_federation`` loads into memory. Each file
+    is read once to summarize it, and its rows are not kept.
+
+    Args:
+        settings: The ``data`` section.
+        seed: The seed of which examples are held out for validation, and of the order of the others.
+
+    Raises:
+        DataError: A file cannot be read or does not fit the settings, or the examples cannot be divided.
     """
-    files = client_files(settings)
-    surveys = [file.survey() for file in files]
-    division, shards = _divide(files, surveys, settings, seed)
-    own, task = [surveys[shard.file.client_id] for shard in shards], settings.task
+    files = list_client_files(settings)
+    summaries = [file.summarize() for file in files]
+    division, shards = _divide(files, summaries, settings, seed)
+    own, task = [summaries[shard.file.client_id] for shard in shards], settings.task
     counts = [
-        label_counts(_known_labels(survey, task)[0][s.train], task) for s, survey in zip(shards, own, strict=True)
+        count_labels(_get_labels(summary, task)[0][s.train], task) for s, summary in zip(shards, own, strict=True)
     ]
     name, ignored = Path(str(settings.directory)).name, find_ignored(settings)
     if ignored:
-        log.warning("%s: ignored %s; clients' files are %s", settings.directory, list_names(ignored), FORMATS)
+        log.warning("%s: ignored %s; clients' files are %s", settings.directory, format_names(ignored), FORMATS)
     return FederationOfFiles(name, task, shards, own, counts, len(division.partition.left_out), ignored)
 
 
 def load_silo_federation(
     files: Sequence[ClientFile], settings: FolderSettings, seed: int, ask: Survey
 ) -> FederationOfFiles:
-    """Builds the federation of files that only their holders read: ``ask`` brings back a summary of each."""
+    """Builds the federation of silos, whose files only the silos' own nodes read.
+
+    Args:
+        files: The files of the silos.
+        settings: The ``data`` section.
+        seed: The seed of which examples are held out for validation, and of the order of the others.
+        ask: Runs a function on each silo's node and returns the results. It brings back a summary of each file.
+
+    Raises:
+        DataError: A file cannot be read or does not fit the settings, or the examples cannot be divided.
+    """
     if settings.features is None:
-        files = with_columns(files, ask(ClientFile.columns, files[:1])[0])
-    surveys = ask(ClientFile.figures, files)
-    division, shards = _divide(files, surveys, settings, seed)
-    own = [surveys[shard.file.client_id] for shard in shards]
-    counts = ask(ShardFile.label_counts, shards) if len(division.held_out) else [survey.counts for survey in own]
+        files = with_features(files, ask(ClientFile.read_features, files[:1])[0])
+    summaries = ask(ClientFile.summarize_without_labels, files)
+    division, shards = _divide(files, summaries, settings, seed)
+    own = [summaries[shard.file.client_id] for shard in shards]
+    counts = ask(ShardFile.count_labels, shards) if len(division.held_out) else [summary.counts for summary in own]
     return FederationOfFiles("silos", settings.task, shards, own, counts, len(division.partition.left_out))
 
 
 def _divide(
-    files: Sequence[ClientFile], surveys: Sequence[FileSummary], settings: FolderSettings, seed: int
+    files: Sequence[ClientFile], summaries: Sequence[FileSummary], settings: FolderSettings, seed: int
 ) -> tuple[Division, list[ShardFile]]:
-    """Divides the files' examples. Raises DataError where inputs differ in shape, or no example is held out to test."""
-    preprocessing = common_preprocessing(files, [survey.moments for survey in surveys])
-    sizes = np.array([survey.train for survey in surveys])
+    """Divides the files' examples. Raises DataError if inputs differ in shape, or if no client has a test example."""
+    preprocessing = compute_preprocessing(files, [summary.moments for summary in summaries])
+    sizes = np.array([summary.train for summary in summaries])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divide(settings, seed, owner, owner)
-    report_lost(settings, [files[j].name for j in division.lost])
+    warn_of_lost_clients(settings, [files[j].name for j in division.lost_groups])
     partition, held_out = division.partition, division.held_out
-    clients = owner[partition.order[partition.offsets[:-1]]]  # a natural client has examples
-    if not any(surveys[j].test for j in clients):
-        raise DataError(f"data.test_share: {settings.test_share:g}: no client is large enough to hold out that much")
+    clients = owner[partition.order[partition.offsets[:-1]]]  # every natural client has at least one example
+    if not any(summaries[j].test for j in clients):
+        raise DataError(
+            f"data.test_share: {settings.test_share:g}: no client has enough examples to hold out this share"
+        )
     starts, train = np.cumsum(sizes) - sizes, np.split(partition.order, partition.offsets[1:-1])
     shards = [
         ShardFile(
@@ -235,7 +244,7 @@ def _divide(
             client_id=i,
             train=train[i] - starts[j],
             validation=held_out[owner[held_out] == j] - starts[j],
-            digest=surveys[j].digest,
+            digest=summaries[j].digest,
         )
         for i, j in enumerate(clients)
     ]

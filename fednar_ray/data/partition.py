@@ -1,7 +1,8 @@
-"""Partitions: which example goes to which client.
+"""Partitions: which client holds which examples.
 
-Every kind gives each example to at most one client; only ``dirichlet_equal`` leaves any out (its
-remainder N mod n). All of them work on whole arrays: 50,000 labels over 10,000 clients take well under a second.
+Every kind of partition gives each example to at most one client. Only two leave examples out: ``dirichlet_equal`` the
+remainder N mod n, and ``natural`` the groups that are not chosen as clients. All kinds work on whole arrays: 50,000
+labels over 10,000 clients take well under a second.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Client i holds the examples ``order[offsets[i]:offsets[i + 1]]``."""
+    """A partition of examples among n clients: client i holds the examples ``order[offsets[i]:offsets[i + 1]]``."""
 
     order: Indices  # [assigned] indices of examples, client by client
     offsets: Indices  # [n + 1]
@@ -26,32 +27,37 @@ class Partition:
 
     @property
     def sizes(self) -> Indices:
-        """n_i, [n]."""
+        """The number of examples of each client, [n]."""
         return np.diff(self.offsets)
 
     def client(self, client_id: int) -> Indices:
-        """The indices of one client's examples."""
+        """Returns the indices of one client's examples."""
         return self.order[self.offsets[client_id] : self.offsets[client_id + 1]]
 
 
-def held_out(share: float, examples: int, key: str) -> int:
-    """Computes how many of ``examples`` a share holds out.
+def count_held_out(share: float, examples: int, key: str) -> int:
+    """Computes how many examples a share holds out.
+
+    Args:
+        share: The share, from 0 to 1.
+        examples: The number of examples.
+        key: The setting that the share comes from, for messages: "data.validation".
 
     Raises:
-        DataError: The share is not 0, and rounds to no example or to all of them.
+        DataError: The share is not 0, but rounds to no example or to all of them.
     """
     held = round(share * examples)
     if not share or 0 < held < examples:
         return held
     if examples < 2:
-        raise DataError(f"{key}: {share:g} of {examples} examples cannot be held out; use 0, or give more examples")
+        raise DataError(f"{key}: {share:g} of {examples} examples cannot be held out; use 0, or provide more examples")
     if not held:
         raise DataError(f"{key}: {share:g} of {examples} examples is none; use at least {1 / examples:g}, or 0")
     raise DataError(f"{key}: {share:g} of {examples} examples is all of them; use at most {1 - 1 / examples:g}")
 
 
 def _by_owner(owner: Indices, clients: int, rng: np.random.Generator) -> Partition:
-    """Gather examples by their owner [N] (−1: nobody), shuffled within each client."""
+    """Gathers examples by their owner [N], in random order within each client. The owner −1 is no client."""
     order = np.lexsort((rng.random(len(owner)), owner))
     left_out = int((owner < 0).sum())
     sizes = np.bincount(owner[owner >= 0], minlength=clients)
@@ -59,13 +65,22 @@ def _by_owner(owner: Indices, clients: int, rng: np.random.Generator) -> Partiti
 
 
 def iid(labels: Indices, clients: int, rng: np.random.Generator) -> Partition:
-    """Examples at random, sizes equal to within one."""
+    """Gives each client a random share of the examples. The sizes of clients differ by at most one."""
     owner = rng.permutation(np.arange(len(labels)) % clients)
     return _by_owner(owner, clients, rng)
 
 
 def dirichlet(labels: Indices, clients: int, rng: np.random.Generator, alpha: float) -> Partition:
-    """For each class, the clients' shares are drawn from Dir(α·1) (Hsu et al. 2019; Li et al. 2022, label skew)."""
+    """Divides each class among the clients by shares that are drawn from Dir(α·1).
+
+    Args:
+        labels: The class of each example, [N].
+        clients: The number of clients, n. Some may get no example.
+        rng: Draws the shares, and which examples each client gets.
+        alpha: α. The smaller it is, the more the clients' classes differ.
+
+    Source: Hsu et al. 2019; Li et al. 2022, label distribution skew.
+    """
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -77,12 +92,17 @@ def dirichlet(labels: Indices, clients: int, rng: np.random.Generator, alpha: fl
 
 
 def dirichlet_equal(labels: Indices, clients: int, rng: np.random.Generator, alpha: float) -> Partition:
-    """Each client draws ⌊N/n⌋ examples by its own class prior from Dir(α·1), from the remaining classes once one
-    runs dry; the remainder N mod n is left out (Acar et al. 2021, the partition of FedNAR's authors).
+    """Gives each client the same number of examples, ⌊N/n⌋, with its own mixture of classes from Dir(α·1).
+
+    Each client draws the class of each of its examples from its mixture. When no example of a class remains, clients
+    draw from the other classes. The remainder N mod n is left out. The arguments are those of ``dirichlet``.
+
+    Source: Acar et al. 2021. FedNAR's authors use this partition.
     """
     classes, coded = np.unique(labels, return_inverse=True)
     each = len(labels) // clients
-    arrivals = rng.exponential(size=(clients, each)).cumsum(axis=1)  # the next taker is any client not yet full
+    # Random arrival times order the draws: the next client is any of those that still need examples.
+    arrivals = rng.exponential(size=(clients, each)).cumsum(axis=1)
     takers = np.argsort(arrivals, axis=None) // max(each, 1)
     remaining = np.bincount(coded, minlength=len(classes))
     drawn = _draw_classes(takers, _dirichlet_rows(rng, alpha, clients, len(classes)), remaining, rng)
@@ -94,7 +114,10 @@ def dirichlet_equal(labels: Indices, clients: int, rng: np.random.Generator, alp
 
 
 def _dirichlet_rows(rng: np.random.Generator, alpha: float, rows: int, size: int) -> npt.NDArray[np.float64]:
-    """Rows of Dir(α·1); at tiny α, where every gamma draw may underflow, a row falls on one entry."""
+    """Draws ``rows`` vectors of ``size`` shares from Dir(α·1).
+
+    If α is tiny, all gamma draws of a row may underflow; then one random entry of the row is 1.
+    """
     with np.errstate(invalid="ignore"):
         priors = rng.dirichlet(np.full(size, alpha), size=rows)
     broken = np.flatnonzero(~(np.abs(priors.sum(axis=1) - 1) < 1e-6))
@@ -105,12 +128,12 @@ def _dirichlet_rows(rng: np.random.Generator, alpha: float, rows: int, size: int
 def _draw_classes(
     takers: Indices, priors: npt.NDArray[np.float64], remaining: Indices, rng: np.random.Generator
 ) -> Indices:
-    """A class for each taker, in order, without replacement. One pass for each class that runs dry."""
+    """Draws a class for each taker, in order, without replacement. Each class that runs out costs one more pass."""
     drawn = np.empty(len(takers), dtype=np.int64)
     uniform, done, remaining = rng.random(len(takers)), 0, remaining.copy()
     while done < len(takers):
         weights = np.where(remaining > 0, priors, 0.0)
-        empty = weights.sum(axis=1) == 0  # every class that this client prefers has run dry
+        empty = weights.sum(axis=1) == 0  # no example remains of any class that this client prefers
         weights[empty] = remaining
         ends = np.cumsum(weights, axis=1)
         ends /= ends[:, -1:]
@@ -124,7 +147,7 @@ def _draw_classes(
 
 
 def _first_overdraw(picks: Indices, remaining: Indices) -> int:
-    """How many of ``picks`` can be served before one asks for a class that has run dry."""
+    """Returns how many of the picks can be served before one needs a class of which no example remains."""
     stop = len(picks)
     for code in np.flatnonzero(remaining >= 0):
         asks = np.flatnonzero(picks == code)
@@ -134,7 +157,16 @@ def _first_overdraw(picks: Indices, remaining: Indices) -> int:
 
 
 def shards(labels: Indices, clients: int, rng: np.random.Generator, shards_per_client: int) -> Partition:
-    """Sorted by label, cut into n·k shards, k shards to each client at random (McMahan et al. 2017)."""
+    """Sorts the examples by label, cuts them into n·k shards, and gives each of n clients k random shards.
+
+    Args:
+        labels: The class of each example, [N].
+        clients: The number of clients, n.
+        rng: Draws the order within a class, and each client's shards.
+        shards_per_client: k. A client has about k classes.
+
+    Source: McMahan et al. 2017.
+    """
     by_label = np.lexsort((rng.random(len(labels)), labels))
     count = clients * shards_per_client
     shard_of = np.arange(len(labels)) * count // max(len(labels), 1)
@@ -144,7 +176,12 @@ def shards(labels: Indices, clients: int, rng: np.random.Generator, shards_per_c
 
 
 def natural(groups: npt.NDArray[Any], rng: np.random.Generator, clients: int | None = None) -> Partition:
-    """One client per distinct group, in sorted order; or one for each of ``clients`` groups, drawn at random.
+    """Makes each group a client. Clients are numbered in the sorted order of their groups.
+
+    Args:
+        groups: The group of each example, [N].
+        rng: Draws the order of each client's examples, and which groups are clients.
+        clients: The number of groups to draw at random as clients; None: all groups are clients.
 
     Raises:
         DataError: There are fewer groups than ``clients``.
@@ -159,8 +196,12 @@ def natural(groups: npt.NDArray[Any], rng: np.random.Generator, clients: int | N
     return _by_owner(rank[owner], clients, rng)
 
 
-def with_minimum(partition: Partition, min_examples: int) -> Partition:
-    """Move examples from the largest clients to those below ``min_examples``. Raises DataError if there are too few."""
+def ensure_minimum(partition: Partition, min_examples: int) -> Partition:
+    """Moves examples from the largest clients to those that have fewer than ``min_examples``.
+
+    Raises:
+        DataError: There are too few examples for all clients.
+    """
     sizes = partition.sizes
     examples = int(sizes.sum())
     if examples < min_examples * len(sizes):
@@ -200,4 +241,4 @@ KINDS: Mapping[str, Kind] = {
     "dirichlet_equal": lambda labels, clients, rng, alpha, per_client: dirichlet_equal(labels, clients, rng, alpha),
     "shards": lambda labels, clients, rng, alpha, per_client: shards(labels, clients, rng, per_client),
 }
-"""The kinds that depend on labels alone; ``natural`` depends on groups."""
+"""The partitions that follow from labels, by name. ``natural`` is not among them, because it follows from groups."""

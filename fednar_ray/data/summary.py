@@ -1,4 +1,4 @@
-"""A summary of a federation: how many examples each client has, of which classes, and how much clients differ."""
+"""Summarizes a federation: how many examples each client has, of which classes, and how much the clients differ."""
 
 from dataclasses import dataclass
 
@@ -6,40 +6,40 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.data.federation import FederatedData
-from fednar_ray.data.sources.client_files import list_names
+from fednar_ray.data.sources.tables import format_names
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
-    """What ``fednar data inspect`` shows."""
+class FederationSummary:
+    """The summary that ``fednar data inspect`` shows."""
 
     name: str
     task: str
     input_shape: tuple[int, ...]
     input_type: str
-    clients: int  # N
+    clients: int  # their number, N
     empty_clients: int
     examples: int
     validation_examples: int
     test_examples: int
     left_out: int  # training examples that no client holds
-    sizes: dict[str, float]  # examples per client: least, lower quartile, median, upper quartile, most, mean
-    classes: dict[int, float] | None  # class → its share of the clients' examples; None: labels are numbers
-    heterogeneity: float | None  # mean Jensen-Shannon distance, 0 alike to 1 apart
-    clients_bytes: int  # of training examples, which are once in each node's memory
-    held_out_bytes: int
-    ignored_files: tuple[str, ...] = ()  # names in data.directory that are no client's file
+    sizes: dict[str, float]  # examples per client: least, lower_quartile, median, upper_quartile, most, mean
+    classes: dict[int, float] | None  # the share of each class in the clients' examples; None in regression
+    heterogeneity: float | None  # see compute_heterogeneity; None in regression
+    clients_bytes: int  # memory of the training examples; each node holds them once
+    held_out_bytes: int  # memory of the validation and test examples
+    ignored_files: tuple[str, ...] = ()  # names in data.directory that are not clients' files
 
 
-def inspect(federation: FederatedData) -> Inspection:
-    """Summarizes a federation. Nothing is trained."""
+def summarize(federation: FederatedData) -> FederationSummary:
+    """Computes the summary of a federation. Nothing is trained."""
     counts, block = federation.label_counts(), federation.shards.examples
     sizes = federation.shards.sizes
     held_out = federation.splits()
     classified = federation.task != "regression"
-    return Inspection(
+    return FederationSummary(
         name=federation.name,
         task=federation.task,
         input_shape=block.x.shape[1:],
@@ -50,7 +50,7 @@ def inspect(federation: FederatedData) -> Inspection:
         validation_examples=len(held_out["validation"]) if "validation" in held_out else 0,
         test_examples=len(federation.test),
         left_out=federation.left_out,
-        sizes=_spread(sizes),
+        sizes=_compute_quantiles(sizes),
         classes=dict(enumerate((counts.sum(axis=0) / len(block)).tolist())) if classified else None,
         heterogeneity=compute_heterogeneity(counts) if classified else None,
         clients_bytes=block.bytes,
@@ -59,33 +59,33 @@ def inspect(federation: FederatedData) -> Inspection:
     )
 
 
-def _spread(sizes: Counts) -> dict[str, float]:
+def _compute_quantiles(sizes: Counts) -> dict[str, float]:
     names = ("least", "lower_quartile", "median", "upper_quartile", "most")
     quantiles = np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1]).tolist()
     return {**dict(zip(names, quantiles, strict=True)), "mean": float(sizes.mean())}
 
 
 def compute_heterogeneity(counts: Counts) -> float:
-    """Computes the mean Jensen-Shannon distance between each client's classes and those of all clients together.
+    """Computes the mean Jensen-Shannon distance between each client's class distribution and that of all clients.
 
     Args:
-        counts: Training examples by client and class, [N, classes]. Clients without examples are left out.
+        counts: The number of training examples by client and class, [N, classes]. Clients without examples are ignored.
 
     Returns:
-        From 0, where every client is like the whole, to 1.
+        A number from 0, if every client has the same class distribution, to 1.
 
     Source: Lin, *Divergence measures based on the Shannon entropy*, 1991; Endres and Schindelin, 2003.
     """
-    from scipy.spatial.distance import jensenshannon  # a third of a second, for each process
+    from scipy.spatial.distance import jensenshannon  # this import takes a third of a second
 
     own = counts[counts.sum(axis=1) > 0].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # where rounding leaves less than 0 under the root
+    with np.errstate(invalid="ignore"):  # rounding may make the number under the root negative
         distances = jensenshannon(own, own.sum(axis=0, keepdims=True), base=2, axis=1)  # normalizes both
     return float(np.nan_to_num(distances).mean())
 
 
-def lines(found: Inspection) -> list[tuple[str, str]]:
-    """Formats a summary: one pair of a label and its text per line."""
+def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
+    """Formats a summary as lines. Each line is a pair of a label and its text."""
     sizes = found.sizes
     rows = [
         ("clients", f"{found.clients}" + (f", {found.empty_clients} of them empty" if found.empty_clients else "")),
@@ -93,14 +93,15 @@ def lines(found: Inspection) -> list[tuple[str, str]]:
         ("examples per client", f"{sizes['least']:g} to {sizes['most']:g}, median {sizes['median']:g}, "
          f"quartiles {sizes['lower_quartile']:g} and {sizes['upper_quartile']:g}, mean {sizes['mean']:.1f}"),
         ("validation and test", f"{found.validation_examples:,} and {found.test_examples:,}"),
-        ("an input", f"{list(found.input_shape)} {found.input_type}"),
+        ("input", f"{list(found.input_shape)} {found.input_type}"),
         ("task", found.task),
     ]  # fmt: skip
     if found.classes is not None and found.heterogeneity is not None:
         shares = found.classes.values()
         rows.append(("classes", f"{len(shares)}, each {min(shares):.1%} to {max(shares):.1%} of the examples"))
-        rows.append(("heterogeneity", f"{found.heterogeneity:.3f} (mean Jensen-Shannon distance; 0 alike, 1 apart)"))
+        meaning = "mean Jensen-Shannon distance; 0 = identical, 1 = disjoint"
+        rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({meaning})"))
     if found.ignored_files:
-        rows.append(("ignored files", list_names(found.ignored_files)))
+        rows.append(("ignored files", format_names(found.ignored_files)))
     memory = f"{found.clients_bytes / 1e6:.1f} MB once per node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]

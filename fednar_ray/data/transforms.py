@@ -1,4 +1,4 @@
-"""What becomes of stored images on the way to a model: they stay uint8 in memory, and turn to numbers in the batch."""
+"""Normalizes and augments images. Images stay uint8 in memory; each batch is converted when it is gathered."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,19 +10,25 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Moves = npt.NDArray[np.int64]
-"""[…, 3]: how far down and how far right the window lies in the padded image, and whether it is mirrored."""
+"""[…, 3]: the rows and the columns by which a window lies inside the padded image, and 1 if it is mirrored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """A random window of the padded image, as large as the image, which may be mirrored (He et al., CVPR 2016, 4.2)."""
+    """Random cropping: takes a random window of the padded image, as large as the image, and may mirror it.
 
-    per_example: bool  # else one window for a client's whole batch, as FedNAR's authors do
-    padding: int
-    flip: bool
+    Source: He et al., CVPR 2016, section 4.2.
+    """
 
-    def draws(self, steps: int, examples: int, rng: np.random.Generator) -> Moves:
-        """The moves of one client's batches [steps, examples or 1, 3]; those of fewer steps are the first of these."""
+    per_example: bool  # False: one window for a client's whole batch, as in the code of FedNAR's authors
+    padding: int  # pixels on each side
+    flip: bool  # whether windows are mirrored at random
+
+    def draw_moves(self, steps: int, examples: int, rng: np.random.Generator) -> Moves:
+        """Draws the moves of one client's batches, [steps, examples, 3], or [steps, 1, 3] for one window per batch.
+
+        Fewer steps give the first rows of the same moves.
+        """
         uniform = rng.random((steps, examples if self.per_example else 1, 3))
         bounds = (2 * self.padding + 1, 2 * self.padding + 1, 2 if self.flip else 1)
         return (uniform * bounds).astype(np.int64)
@@ -30,19 +36,22 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
-    """From uint8 images to a model's inputs; the same bits one by one, in a client group, and on any actor."""
+    """Converts uint8 images to a model's inputs. An image gives the same bits in every batch and on every actor."""
 
-    mean: tuple[float, ...]  # a channel, of values in 0..1
-    std: tuple[float, ...]
-    augmentation: Augmentation | None = None  # in training only
+    mean: tuple[float, ...]  # one per channel, for values in 0..1
+    std: tuple[float, ...]  # likewise
+    augmentation: Augmentation | None = None  # only in training
 
-    def normalized(self, x: Tensor) -> Tensor:
-        """(x/255 − mean)/std: uint8 [n, channels, height, width] → float32."""
-        mean, std = _a_channel(self.mean, x.device), _a_channel(self.std, x.device)
+    def normalize(self, x: Tensor) -> Tensor:
+        """Returns (x/255 − mean)/std as float32 for uint8 images x [n, channels, height, width]."""
+        mean, std = _build_channel_tensor(self.mean, x.device), _build_channel_tensor(self.std, x.device)
         return x.to(torch.float32).sub_(mean).div_(std)
 
-    def augmented(self, x: Tensor, moves: Tensor) -> Tensor:
-        """Normalized images, moved by ``moves`` [n, 3]; what comes in from outside them is 0, the mean."""
+    def augment(self, x: Tensor, moves: Tensor) -> Tensor:
+        """Returns the windows ``moves`` [n, 3] of normalized images x [n, channels, height, width].
+
+        Pixels of the padding are 0, which is the mean.
+        """
         assert self.augmentation is not None
         height, width, padding = x.shape[2], x.shape[3], self.augmentation.padding
         down, right, mirrored = moves[:, 0, None], moves[:, 1, None], moves[:, 2, None]
@@ -56,15 +65,18 @@ class Transform:
 
 
 @cache
-def _a_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[channels, 1, 1] on the scale of uint8."""
+def _build_channel_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Returns one value per channel, [channels, 1, 1], on the scale 0..255."""
     return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of [n, channels, height, width], of values in 0..1.
+def compute_channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes the mean and the standard deviation of each channel of images [n, channels, height, width].
 
-    From counts of the 256 values, block by block: no float copy of the images. A constant channel's deviation is 1.
+    It counts how often each of the 256 values occurs, so it makes no float copy of the images.
+
+    Returns:
+        The means and the standard deviations for values in 0..1. The standard deviation of a constant channel is 1.
     """
     counts = np.zeros((images.shape[1], 256))
     for start in range(0, len(images), 1024):

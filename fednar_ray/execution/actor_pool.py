@@ -24,7 +24,7 @@ from fednar_ray.core.messages import (
     ScoringTask,
 )
 from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.data.federation import FederatedData
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.deadlines import Deadline, NoActor, SlowCall, SlowStart, TimeLimits, compute_wait_seconds
@@ -64,7 +64,7 @@ class ActorPool:
     ) -> "ActorPool":
         """Returns a pool whose actors host any client. The shards lie once in each node's shared memory."""
         session.connect()
-        shared = [ray.put(value) for value in (plan, *federation.loaded())]
+        shared = [ray.put(value) for value in (plan, *federation.load())]
         rest = tuple(warm_up), federation.split_offsets()
         return cls(session, actors, settings, lambda _, actor: actor.prepare.remote(*shared, *rest), dedicated=False)
 
@@ -82,7 +82,7 @@ class ActorPool:
         shared, splits = ray.put(plan), ray.put(federation.shared_splits())
 
         def prepare(client_id: int, actor: Any) -> Any:
-            return actor.prepare.remote(shared, federation.held_by(client_id), splits, (client_id,))
+            return actor.prepare.remote(shared, federation.get_client_data(client_id), splits, (client_id,))
 
         return cls(session, actors, settings, prepare, dedicated=True)
 

@@ -122,7 +122,7 @@ class SerialTrainer:
 
     def __init__(self, prepared: Prepared) -> None:
         self._first = prepared
-        self._shards, self._splits = prepared.federation.loaded()
+        self._shards, self._splits = prepared.federation.load()
         self._trainer = GroupTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
 
     def pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:

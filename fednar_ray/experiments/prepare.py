@@ -17,9 +17,10 @@ from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.module_state import own_copy
-from fednar_ray.data.federation import FederatedData, load_federation
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
-from fednar_ray.data.sources.client_files import files_of_silos
+from fednar_ray.data.loading import load_federation
+from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
@@ -129,7 +130,7 @@ def prepare(
 def _first_inputs(federation: FederatedData) -> Tensor:
     """Returns two examples in the form that the model takes."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
-    return x if federation.transform is None else federation.transform.normalized(x)
+    return x if federation.transform is None else federation.transform.normalize(x)
 
 
 def check_model_and_rule(prepared: Prepared) -> None:
@@ -170,7 +171,7 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     assert data is not None
     seed = experiment.seed if data.seed is None else data.seed
     if isinstance(data, FolderSettings) and execution.silos is not None:
-        files = files_of_silos(data, {name: silo.data for name, silo in execution.silos.items()})
+        files = list_silo_files(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
         return load_silo_federation(files, data, seed, ask)
     return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)

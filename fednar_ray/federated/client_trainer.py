@@ -129,7 +129,7 @@ class GroupTrainer:
         fork, global_ = torch.random.fork_rng(devices=self._generators()), global_generators()
         with one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
-            self._gradient(len(client_ids))(plan.of_zeros(), 0)
+            self._gradient(len(client_ids))(plan.with_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Returns the update of one client group. What ``measure`` holds of it is not trained again."""

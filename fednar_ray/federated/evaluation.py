@@ -22,7 +22,7 @@ from fednar_ray.core.module_state import GivenState, leaf_copy
 from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
-from fednar_ray.data.federation import FederatedData
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, perplexity
 
 BATCH = 512  # examples per forward pass
@@ -109,7 +109,7 @@ class Scorer:
     def _predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the predictions for x [n, …] and their losses against y [n]: [n], [n]."""
         transform = self._shards.transform
-        outputs = self._model(x if transform is None else transform.normalized(x))
+        outputs = self._model(x if transform is None else transform.normalize(x))
         return self._task.predictions(outputs), self._task.losses(outputs, y)
 
     def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:

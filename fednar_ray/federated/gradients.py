@@ -47,7 +47,7 @@ class SingleGradient:
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Returns the gradient [1, d], in memory that the next call overwrites, and the loss [1]."""
-        x, y = plan.single(step)
+        x, y = plan.unpadded_batch(step)
         self._grad.zero_()
         with torch.enable_grad():
             loss = self._mean_loss(self.module(x), y)

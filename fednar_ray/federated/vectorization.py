@@ -145,7 +145,7 @@ def probe(
     x = torch.from_numpy(examples.x[[0, other, 0]])
     if other == 0 and x.is_floating_point():
         x[1] += 1  # all inputs are alike, such as the placeholders of inputs that stay in a silo
-    x = x if transform is None else transform.normalized(x)
+    x = x if transform is None else transform.normalize(x)
     counter = _Counter()
     first = forward(trial, x[:2], counter)
     _check_outputs(first.outputs, classes, task)

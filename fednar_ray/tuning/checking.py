@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
-from fednar_ray.data.federation import FederatedData
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.federated.evaluation import metric_names

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import EvalParams, ScoringTask
 from fednar_ray.core.random import Purpose, generator
-from fednar_ray.data.batches import ResidentShards, client_batches
+from fednar_ray.data.batches import ResidentShards, plan_client_batches
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.data.transforms import Augmentation, Transform, channel_statistics
+from fednar_ray.data.transforms import Augmentation, Transform, compute_channel_statistics
 from fednar_ray.federated.evaluation import Scorer
 from tests.conftest import small_federation
 
@@ -23,7 +23,7 @@ drawn = settings(max_examples=100, deadline=None)
 @given(examples=st.integers(1, 40), batch_size=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 99))
 def test_an_epoch_sees_every_example_once_and_keeps_its_short_last_batch(examples, batch_size, epochs, seed):
     per_epoch = -(-examples // batch_size)
-    batches = client_batches(examples, batch_size, epochs * per_epoch, np.random.default_rng(seed))
+    batches = plan_client_batches(examples, batch_size, epochs * per_epoch, np.random.default_rng(seed))
     for epoch in batches.reshape(epochs, per_epoch, -1):
         assert sorted(epoch[epoch >= 0]) == list(range(examples))
         sizes = (epoch >= 0).sum(axis=1)
@@ -34,20 +34,22 @@ def test_an_epoch_sees_every_example_once_and_keeps_its_short_last_batch(example
 @drawn
 @given(examples=st.integers(1, 40), batch_size=st.integers(1, 50), steps=st.integers(1, 60))
 def test_exactly_so_many_batches_and_fewer_steps_see_the_same_ones(examples, batch_size, steps):
-    batches, longer = (client_batches(examples, batch_size, k, np.random.default_rng(0)) for k in (steps, steps + 5))
+    batches, longer = (
+        plan_client_batches(examples, batch_size, k, np.random.default_rng(0)) for k in (steps, steps + 5)
+    )
     assert batches.shape == (steps, min(batch_size, examples))
     np.testing.assert_array_equal(batches, longer[:steps])
 
 
 def test_each_epoch_is_shuffled_anew():
-    first, second = client_batches(60, 10, 12, np.random.default_rng(0)).reshape(2, 60)
+    first, second = plan_client_batches(60, 10, 12, np.random.default_rng(0)).reshape(2, 60)
     assert not np.array_equal(first, np.arange(60))
     assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("batch_size", [5, 6, 1000])
 def test_a_batch_size_at_or_above_the_shard_is_full_batch(batch_size):
-    batches = client_batches(5, batch_size, 3, np.random.default_rng(0))
+    batches = plan_client_batches(5, batch_size, 3, np.random.default_rng(0))
     assert [sorted(batch) for batch in batches] == [[0, 1, 2, 3, 4]] * 3
 
 
@@ -87,7 +89,7 @@ def test_a_clients_batches_do_not_depend_on_its_group(ids, batch_size, round_ind
             single = alone.plan([client], steps[:1], batch_size, seed=1, round_index=round_index)
             for step in range(6):
                 real = int(single.counts[step, 0])
-                x, y = single.single(step)
+                x, y = single.unpadded_batch(step)
                 assert int(together.counts[step, row]) == real == len(y)
                 batch = together.batch(step)
                 torch.testing.assert_close(batch.x[row, :real], x, rtol=0, atol=0)
@@ -98,7 +100,7 @@ def test_batches_are_the_clients_own_examples_at_its_own_address():
     federation = small_federation(SIZES)
     plan = ResidentShards(federation.shards, CPU).plan([1, 4], np.array([5, 5]), 8, seed=9, round_index=2)
     own = federation.shards.only(4).examples
-    expected = client_batches(21, 8, 5, generator(9, Purpose.BATCHES, round_index=2, client_id=4))
+    expected = plan_client_batches(21, 8, 5, generator(9, Purpose.BATCHES, round_index=2, client_id=4))
     for step, rows in enumerate(expected):
         real = rows[rows >= 0]
         np.testing.assert_array_equal(plan.batch(step).x[1, : len(real)], own.x[real])
@@ -175,7 +177,7 @@ def test_a_clients_augmented_batches_do_not_depend_on_its_group(ids, per_example
         longer = np.array([7])  # the first steps are the same
         alone = ResidentShards(shards.only(client), CPU).plan([client], longer, 8, seed=1, round_index=2)
         for step in range(5):
-            x, y = alone.single(step)
+            x, y = alone.unpadded_batch(step)
             batch = together.batch(step)
             torch.testing.assert_close(batch.x[row, : len(y)], x, rtol=0, atol=0)
             torch.testing.assert_close(batch.y[row, : len(y)], y, rtol=0, atol=0)
@@ -189,7 +191,7 @@ def test_an_augmented_image_is_a_window_of_the_padded_one_and_all_windows_occur(
     seen, mixed = set(), 0
     possible = {label: np.stack(windows(scaled(shards.examples.x[label]), 1, flip)) for label in range(7, 37)}
     for step in range(150):
-        x, y = plan.single(step)
+        x, y = plan.unpadded_batch(step)
         taken = []
         for image, label in zip(x.numpy(), y.tolist(), strict=True):
             near = np.flatnonzero(np.abs(possible[label] - image).max(axis=(1, 2, 3)) < 1e-4)
@@ -214,7 +216,7 @@ def test_rounds_clients_steps_and_seeds_have_windows_of_their_own() -> None:
 def test_a_warm_up_batch_of_images_has_the_shape_of_a_real_one() -> None:
     shards = image_shards(Augmentation(per_example=False, padding=2, flip=True))
     plan = ResidentShards(shards, CPU).plan([0, 1], np.array([1, 1]), 8, seed=0, round_index=0)
-    zeros, real = plan.of_zeros().batch(0), plan.batch(0)
+    zeros, real = plan.with_zeros().batch(0), plan.batch(0)
     assert (zeros.x.shape, zeros.x.dtype) == (real.x.shape, real.x.dtype)
 
 
@@ -222,7 +224,7 @@ def test_a_warm_up_batch_of_images_has_the_shape_of_a_real_one() -> None:
 def test_channel_statistics_are_those_of_the_values(count: int) -> None:
     images = np.random.default_rng(2).integers(256, size=(count, 3, 4, 2), dtype=np.uint8)
     images[:, 1] = 51
-    mean, std = channel_statistics(images)
+    mean, std = compute_channel_statistics(images)
     np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)))
     np.testing.assert_allclose(np.array(std)[[0, 2]], (images / 255).std(axis=(0, 2, 3))[[0, 2]])
     assert std[1] == 1  # a constant channel is not divided by zero

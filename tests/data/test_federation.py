@@ -12,8 +12,8 @@ import fednar_ray as fr
 from fednar_ray.config import read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.flat_params import flatten
-from fednar_ray.data.federation import load_federation
 from fednar_ray.data.files import load_file_federation
+from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources import load_digits
 from fednar_ray.experiments.prepare import Prepared, prepare
 from tests.conftest import small_federation
@@ -63,7 +63,7 @@ BAD_PAIRS = {
     "no examples, lists": (([], []), "has no examples"),
     "lengths that differ": ((X, Y[:5]), r"x \(6, 2\) and y \(5,\)"),
     "labels of two dimensions": ((X, np.eye(6)), "N labels"),
-    "inputs without a dimension": ((np.float32(1), Y), "N examples"),
+    "inputs without a dimension": ((np.float32(1), Y), "N inputs"),
     "negative label": ((X, [0, 1, 2, -1, 0, 0]), "label -1 at index 3"),
     "labels that are not whole": ((X, Y + 0.5), "float64"),
     "labels that are NaN": ((X, np.full(6, np.nan)), "labels"),
@@ -188,7 +188,7 @@ SHARES = [
     (4, 0.9, "0.9 of 4 examples is all of them; use at most 0.75$"),
     (2, 0.75, "0.75 of 2 examples is all of them; use at most 0.5$"),
     (3, 0.999, "0.999 of 3 examples is all of them; use at most 0.666667$"),
-    (1, 0.1, "0.1 of 1 examples cannot be held out; use 0, or give more examples$"),
+    (1, 0.1, "0.1 of 1 examples cannot be held out; use 0, or provide more examples$"),
     (1, 0.9, "0.9 of 1 examples cannot be held out"),
 ]
 
@@ -247,7 +247,7 @@ def test_a_natural_client_that_only_validation_has_examples_of_is_named(tmp_path
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
         found = load_federation(settings, seed=0)
     lost = [chr(ord("a") + int(x) // 2) for x in sorted(found.validation.x[:, 0])]
-    assert f"0.5 holds out every example of 3 clients, which take no part: {', '.join(lost)}" in caplog.text
+    assert f"0.5 holds out every example of 3 clients, which do not take part: {', '.join(lost)}" in caplog.text
 
 
 def test_a_file_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
@@ -258,7 +258,7 @@ def test_a_file_that_only_validation_has_examples_of_is_named(tmp_path, caplog):
         found = load_file_federation(read_data(settings), seed=0)
     lost = sorted({"north", "east", "south", "west"} - set(found.client_names))
     assert lost
-    assert f"holds out every example of {len(lost)} clients, which take no part: {', '.join(lost)}" in caplog.text
+    assert f"holds out every example of {len(lost)} clients, which do not take part: {', '.join(lost)}" in caplog.text
 
 
 def test_the_seed_decides_the_partition():

@@ -102,13 +102,13 @@ def test_natural_clients_are_the_groups_in_sorted_order(groups, seed):
 
 @drawn
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=20), floor=st.integers(0, 8), spare=st.integers(0, 3))
-def test_with_minimum_moves_as_little_as_needed_from_the_largest(sizes, floor, spare):
+def test_ensure_minimum_moves_as_little_as_needed_from_the_largest(sizes, floor, spare):
     before = of_sizes(sizes, spare)
     if sum(sizes) < floor * len(sizes):
         with pytest.raises(DataError, match="min_examples"):
-            partitions.with_minimum(before, floor)
+            partitions.ensure_minimum(before, floor)
         return
-    after = partitions.with_minimum(before, floor)
+    after = partitions.ensure_minimum(before, floor)
     assert_each_example_once(after, sum(sizes) + spare, len(sizes))
     np.testing.assert_array_equal(after.left_out, before.left_out)
     assert after.sizes.min() >= floor
@@ -125,14 +125,14 @@ def of_sizes(sizes: list[int], spare: int) -> Partition:
     return Partition(order[: sum(sizes)], offsets, np.sort(order[sum(sizes) :]))
 
 
-def test_with_minimum_by_hand():
+def test_ensure_minimum_by_hand():
     # two lack 2 + 1; the largest gives 3, down to the level of the next: [9, 0, 1, 6, 2] → [6, 2, 2, 6, 2]
-    assert partitions.with_minimum(of_sizes([9, 0, 1, 6, 2], 0), 2).sizes.tolist() == [6, 2, 2, 6, 2]
+    assert partitions.ensure_minimum(of_sizes([9, 0, 1, 6, 2], 0), 2).sizes.tolist() == [6, 2, 2, 6, 2]
 
 
 def test_too_few_examples_are_refused_with_what_would_fit():
     with pytest.raises(DataError, match="10 examples cannot give each of 4 clients 3; use at most 3 clients"):
-        partitions.with_minimum(of_sizes([10, 0, 0, 0], 0), 3)
+        partitions.ensure_minimum(of_sizes([10, 0, 0, 0], 0), 3)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 10.0])

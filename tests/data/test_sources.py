@@ -26,13 +26,14 @@ import fednar_ray as fr
 from fednar_ray.config import read_data
 from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import DataError
-from fednar_ray.data.federation import Federation, load_federation
+from fednar_ray.data.federation import Federation
 from fednar_ray.data.files import load_file_federation
+from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources import SOURCES, Source, images
-from fednar_ray.data.sources.huggingface import _examples
+from fednar_ray.data.sources.huggingface import _build_examples
 from fednar_ray.data.sources.images import read_cifar, read_idx_files
 from fednar_ray.data.sources.moments import Moments
-from fednar_ray.data.sources.shakespeare import ALPHABET, roles_of_text
+from fednar_ray.data.sources.shakespeare import ALPHABET, parse_plays
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
 
@@ -232,7 +233,7 @@ def test_an_idx_file_that_claims_more_than_it_holds_is_named(name: str, count: i
     data = bytearray((tmp_path / name).read_bytes())
     data[4:8] = struct.pack(">I", count)
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=f"{name}: is damaged, or no IDX file"):
+    with pytest.raises(DataError, match=f"{name}: is damaged, or is not an IDX file"):
         source(source="mnist", directory=str(tmp_path))
 
 
@@ -290,7 +291,7 @@ def test_numbers_that_are_no_images_stay_as_they_are(tmp_path: Path) -> None:
     found = source(source="npz", path=str(path), task="regression")
     np.testing.assert_array_equal(found.train_x, points.astype(np.float32))
     assert (found.train_y.dtype, found.task, found.transform) == (np.float32, "regression", None)
-    with pytest.raises(DataError, match="normalization and augmentation are of uint8 images"):
+    with pytest.raises(DataError, match="normalization and augmentation need uint8 images"):
         federation(source="npz", path=str(path), task="regression", augmentation={"kind": "per_batch"}, partition=TWO)
 
 
@@ -331,8 +332,8 @@ def header_of(shape: str, kind: str = "<f8") -> bytes:
 HEADERS = {
     "rows": (header_of("(1000000000000, 4)"), r"claims \[1000000000000, 4\] of float64, 32,000,000,000,000 bytes"),
     "rows that overflow": (header_of(f"({2**62}, 8)"), "its header claims"),
-    "fewer rows than there are": (header_of("(2, 2)"), "and the file holds 64"),
-    "one row too many": (header_of("(9, 1)"), "claims .*72 bytes, and the file holds 64"),
+    "fewer rows than there are": (header_of("(2, 2)"), "but the file holds 64"),
+    "one row too many": (header_of("(9, 1)"), "claims .*72 bytes, but the file holds 64"),
     "rows below none": (header_of("(-8, -1)"), "its header claims"),
     "objects": (header_of("(8,)", "|O"), "train_x: holds Python objects, which are never read"),
     "no type": (header_of("(8,)", "<q9"), "train_x: is damaged"),
@@ -361,7 +362,7 @@ def test_an_array_larger_than_memory_is_refused_before_it_is_read(
 ) -> None:
     path = write_npz(tmp_path / "a.npz", train_x=np.zeros((6, 1000)), test_x=np.zeros((2, 1000)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000))
-    with pytest.raises(DataError, match=r"a\.npz: train_x: takes 48,000 bytes of memory, of which 40,000 are free"):
+    with pytest.raises(DataError, match=r"a\.npz: train_x: needs 48,000 bytes of memory, but only 40,000 are free"):
         source(source="npz", path=str(path))
 
 
@@ -372,7 +373,7 @@ def test_an_archive_that_cannot_be_unpacked_is_named(local: int, central: int, v
     for mark, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
         data[data.find(mark) + offset] = value  # of the first array, train_x
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.npz: train_x: is damaged, or no \.npz"):
+    with pytest.raises(DataError, match=r"a\.npz: train_x: is damaged, or is not an \.npz"):
         source(source="npz", path=str(path))
 
 
@@ -426,7 +427,8 @@ def test_channels_are_where_the_shape_says_or_the_settings(
 
 def test_test_images_have_their_channels_where_the_training_images_have_them(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "a.npz", train_x=images_of(6, 8, 8, 3), test_x=images_of(2, 3, 8, 3))
-    with pytest.raises(DataError, match=r"test: inputs are \(3, 3, 8\) uint8, those of the clients \(3, 8, 8\)"):
+    expected = r"test: inputs are \(3, 3, 8\) uint8, but those of the clients are \(3, 8, 8\)"
+    with pytest.raises(DataError, match=expected):
         federation(source="npz", path=str(path), partition=TWO)
 
 
@@ -442,7 +444,7 @@ def test_other_arrays_of_such_shapes_are_no_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([1, 2, 3], r"groups \(3,\): one for each of 4 examples"),
+        ([1, 2, 3], r"groups \(3,\): one group for each of 4 examples"),
         (["a", None, "b", "a"], "groups: 1 are missing, the first at index 1"),
         ([1.0, float("nan"), 2.0, 1.0], "groups: 1 are missing, the first at index 1"),
         ([None, 1, 2, float("nan")], "groups: 2 are missing, the first at index 0"),
@@ -474,8 +476,8 @@ BAD_NPZ = {
     "empty": (lambda path: path.write_bytes(b""), "a.npz: is damaged"),
     "cut short": (cut_short, "a.npz: is damaged"),
     "damaged": (damaged_inside, "a.npz: train_x: is damaged"),
-    "no .npz": (lambda path: path.write_text("x,y\n1,2\n"), "a.npz: is damaged, or no .npz"),
-    "a single array": (only_one_array, "a.npz: is damaged, or no .npz"),
+    "no .npz": (lambda path: path.write_text("x,y\n1,2\n"), "a.npz: is damaged, or is not an .npz"),
+    "a single array": (only_one_array, "a.npz: is damaged, or is not an .npz"),
     "pickles": (
         lambda path: write_npz(path, train_x=np.array([{}], dtype=object)),
         "a.npz: train_x: holds Python objects",
@@ -604,16 +606,16 @@ INDENTED = (
 
 
 def test_roles_are_read_from_a_text_of_plays() -> None:
-    assert roles_of_text(HEADED, Path("p.txt")) == {
+    assert parse_plays(HEADED, Path("p.txt")) == {
         "THE TEMPEST/FIRST CITIZEN": ["Before we proceed any further.", "Resolved?"],
         "THE TEMPEST/ALL": ["Speak: speak!"],
         "HAMLET/ALL": ["Long live"],
     }
-    assert roles_of_text(INDENTED, Path("p.txt")) == {
+    assert parse_plays(INDENTED, Path("p.txt")) == {
         "AS YOU LIKE IT/ORLANDO": ["As I remember, Adam, it was"],
         "AS YOU LIKE IT/AD": ["Yonder."],
     }
-    assert roles_of_text("A:\nhere\n", Path("p.txt")) == {"A": ["here"]}
+    assert parse_plays("A:\nhere\n", Path("p.txt")) == {"A": ["here"]}
 
 
 def leaf_user(text: str) -> dict[str, list[str]]:
@@ -641,9 +643,13 @@ LONG = leaf_user("x" * 30)
 BAD_LEAF = {
     "no test": ({"A": LONG}, {}, "test: holds no .json file"),
     "no user_data": ({"A": None}, {"A": LONG}, "all_data_0.json: A: x and y"),
-    "more x than y": ({"A": {**LONG, "y": ["x"]}}, {"A": LONG}, "all_data_0.json: A: x and y are not as many"),
-    "79 characters": ({"A": {"x": ["a" * 79], "y": ["b"]}}, {"A": LONG}, "A: an example is 80 characters"),
-    "two to predict": ({"A": {"x": ["a" * 80], "y": ["bc"]}}, {"A": LONG}, "A: an example is 80 characters"),
+    "more x than y": (
+        {"A": {**LONG, "y": ["x"]}},
+        {"A": LONG},
+        "all_data_0.json: A: x and y are not lists",
+    ),
+    "79 characters": ({"A": {"x": ["a" * 79], "y": ["b"]}}, {"A": LONG}, "A: an example needs 80 characters"),
+    "two to predict": ({"A": {"x": ["a" * 80], "y": ["bc"]}}, {"A": LONG}, "A: an example needs 80 characters"),
 }
 
 
@@ -657,10 +663,10 @@ def test_leafs_files_that_do_not_fit_are_named(bad: str, tmp_path: Path) -> None
 
 BAD_PLAYS = {
     "missing": ("r.json", lambda path: path.unlink(), "r.json: is missing"),
-    "cut short": ("r.json", cut_short, "r.json: is damaged, or no JSON"),
+    "cut short": ("r.json", cut_short, "r.json: is damaged, or is not JSON"),
     "cut short, packed": ("r.json.gz", cut_short, "r.json.gz: cannot be read"),
     "not packed": ("r.json.gz", lambda path: path.write_text("{}"), "r.json.gz: cannot be read"),
-    "empty": ("r.json", lambda path: path.write_text(""), "r.json: is damaged, or no JSON"),
+    "empty": ("r.json", lambda path: path.write_text(""), "r.json: is damaged, or is not JSON"),
     "no roles": ("r.json", lambda path: path.write_text("{}"), "r.json: is not an object"),
     "numbers": ("r.json", lambda path: path.write_text('{"A": [1]}'), "r.json: A: a list of speeches is needed"),
     "no text": ("r.txt", lambda path: path.write_bytes(b"\xff\xfe\xfa"), "r.txt: is not UTF-8 text"),
@@ -790,28 +796,31 @@ BAD_FOLDERS = {
     ),
     "labels that lack": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0, 2], "dose": [1.0, 2], "ill": [1, None]}),
-        r"a\.csv: 1 row lacks ill",
+        r"a\.csv: 1 row has no ill",
     ),
     "arrays of unequal length": (
         lambda d: np.savez(d / "c.npz", age=np.ones(3), dose=np.ones(2), ill=np.ones(3)),
-        r"c\.npz: age has another number of rows than dose",
+        r"c\.npz: age does not have as many rows as dose",
     ),
     "labels of another length": (
         lambda d: np.savez(d / "c.npz", age=np.ones(3), dose=np.ones(3), ill=np.ones(2)),
-        r"c\.npz: inputs \(3, 2\) and ill \(2,\) do not go together",
+        r"c\.npz: inputs \(3, 2\) and ill \(2,\) do not have one label per row",
     ),
     "inputs of another shape": (
         lambda d: np.savez(d / "c.npz", age=np.ones((3, 2)), dose=np.ones(3), ill=np.ones(3)),
-        r"c\.npz: an input is \[3\], in a\.csv \[2\]",
+        r"c\.npz: inputs are \[3\], but those of a\.csv are \[2\]",
     ),
     "infinity": (
         lambda d: write_ward(d / "a.csv", {"age": [np.inf, 1.0], "dose": [1.0, 2.0], "ill": [0, 1]}),
         r"a\.csv, line 2, column age: 'inf' is infinite",
     ),
-    "two files of one client": (lambda d: write_ward(d / "a.npz", WARDS["a.csv"]), r"a\.npz: a\.csv is the same"),
+    "two files of one client": (
+        lambda d: write_ward(d / "a.npz", WARDS["a.csv"]),
+        r"a\.npz: a\.csv belongs to the same client",
+    ),
     "a label beyond 1": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0], "dose": [1.0], "ill": [2]}),
-        r"a\.csv, line 2, column ill: '2' is no label; the labels of task binary are 0 and 1",
+        r"a\.csv, line 2, column ill: '2' is not a label; the labels of task binary are 0 and 1",
     ),
 }
 
@@ -828,7 +837,7 @@ def test_a_bad_file_of_a_client_is_named_with_what_is_wrong(bad: str, tmp_path: 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
     settings = {"source": "folder", "directory": str(tmp_path / "none")}
-    with pytest.raises(DataError, match="is no directory"):
+    with pytest.raises(DataError, match="is not a directory"):
         federation(**settings)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "notes.txt").write_text("")
@@ -896,7 +905,7 @@ def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> N
     images, labels = images_of(4, *shape), [0, 1, 1, 0]
     wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
     part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
-    found = _examples(part, read_data(wanted), "train")
+    found = _build_examples(part, read_data(wanted), "train")
     expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
     np.testing.assert_array_equal(found.x, expected)
 
@@ -967,7 +976,7 @@ def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> 
     np.testing.assert_array_equal(kept.test.y, whole.test.y)
     assert (kept.classes, kept.task, kept.name) == (whole.classes, whole.task, whole.name)
     for client_id in range(3):
-        shard, splits = kept.held_by(client_id).load()
+        shard, splits = kept.get_client_data(client_id).load()
         expected = whole.shards.only(client_id)
         np.testing.assert_array_equal(shard.examples.x, expected.examples.x)
         np.testing.assert_array_equal(shard.examples.y, expected.examples.y)

@@ -14,8 +14,8 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import read_data
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.data.federation import load_federation
-from fednar_ray.data.summary import compute_heterogeneity, inspect, lines
+from fednar_ray.data.loading import load_federation
+from fednar_ray.data.summary import compute_heterogeneity, format_summary, summarize
 from fednar_ray.report.plots import draw_federation
 
 rows_of_counts = st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6)
@@ -47,13 +47,13 @@ def test_figures_of_a_small_federation_by_hand() -> None:
     x = np.zeros((6, 3), dtype=np.float32)
     shards = Shards(Examples(x, np.array([0, 0, 1, 2, 2, 2])), np.array([0, 1, 1, 6]))
     held_out = Examples(x[:2], np.array([0, 2]))
-    found = inspect(fr.Federation.from_shards("small", shards, held_out, held_out, 4))
+    found = summarize(fr.Federation.from_shards("small", shards, held_out, held_out, 4))
     assert (found.clients, found.empty_clients, found.examples, found.left_out) == (3, 1, 6, 4)
     assert (found.validation_examples, found.test_examples) == (2, 2)
     assert found.classes == {0: pytest.approx(1 / 3), 1: pytest.approx(1 / 6), 2: pytest.approx(1 / 2)}
     assert (found.sizes["least"], found.sizes["median"], found.sizes["most"], found.sizes["mean"]) == (0, 1, 5, 2)
     assert (found.clients_bytes, found.held_out_bytes) == (6 * (3 * 4 + 8), 2 * 2 * (3 * 4 + 8))
-    text = dict(lines(found))
+    text = dict(format_summary(found))
     assert text["clients"] == "3, 1 of them empty"
     assert text["training examples"] == "6, 4 left out"
     assert text["classes"] == "3, each 16.7% to 50.0% of the examples"
@@ -62,10 +62,10 @@ def test_figures_of_a_small_federation_by_hand() -> None:
 def test_of_numbers_as_labels_no_classes_are_counted(tmp_path: Path) -> None:
     pairs = [(np.zeros((3, 2)), [0.5, -1.0, 7.25]), (np.ones((1, 2)), [3.0])]
     federation = fr.Federation(pairs, pairs[0], task="regression")
-    found = inspect(federation)
+    found = summarize(federation)
     assert (found.classes, found.heterogeneity, found.task) == (None, None, "regression")
     assert federation.label_counts().tolist() == [[3], [1]]
-    assert not {"classes", "heterogeneity"} & dict(lines(found)).keys()
+    assert not {"classes", "heterogeneity"} & dict(format_summary(found)).keys()
     assert draw_federation(federation.label_counts(), tmp_path / "f.png").stat().st_size > 0
 
 
@@ -74,7 +74,7 @@ def test_more_skew_is_more_heterogeneity() -> None:
     for alpha in (100, 1, 0.1):
         partition = {"kind": "dirichlet", "clients": 10, "alpha": alpha}
         federation = load_federation(read_data({"partition": partition}), seed=0)
-        found.append(inspect(federation).heterogeneity)
+        found.append(summarize(federation).heterogeneity)
     assert found == sorted(found)
     assert found[0] < 0.2 < 0.6 < found[2]
 

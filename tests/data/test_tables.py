@@ -19,7 +19,7 @@ from fednar_ray.cli.main import cli
 from fednar_ray.config import AnyData, read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.files import FederationOfFiles, load_file_federation
-from fednar_ray.data.sources.client_files import client_files
+from fednar_ray.data.sources.folder import list_client_files
 from fednar_ray.experiments.prepare import prepare
 
 GOOD = "age,dose,ill\n40,1.5,0\n50,2.5,1\n60,0.5,0\n45,2.0,1\n55,1.0,0\n"
@@ -31,7 +31,7 @@ def folder(directory: Path, **settings: Any) -> AnyData:
 
 def rows_of(directory: Path, **settings: Any) -> dict[str, np.ndarray]:
     """Each client's rows, inputs and label, in no order."""
-    files = client_files(folder(directory, **settings))
+    files = list_client_files(folder(directory, **settings))
     read = {file.name: file.read() for file in files}
     return {
         name: np.concatenate(
@@ -112,13 +112,13 @@ def test_two_files_of_one_client_are_refused_by_name(other: str, tmp_path: Path)
     said = refusal(tmp_path)
     assert "a.csv" in said
     assert other in said
-    assert "a client has one file" in said
+    assert "a client has exactly one file" in said
 
 
 def test_a_folder_that_is_called_as_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "b.parquet").mkdir()
-    assert refusal(tmp_path) == f"{tmp_path / 'b.parquet'}: is a folder; a client has one file"
+    assert refusal(tmp_path) == f"{tmp_path / 'b.parquet'}: is a directory; a client has exactly one file"
 
 
 # ——— encodings ———
@@ -144,7 +144,7 @@ def test_a_header_is_read_in_any_usual_encoding(
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(UMLAUT.encode("utf-16-le"))  # without a byte order mark
-    assert "a.csv: cannot be read: it holds bytes that are no text; save it as UTF-8" in refusal(tmp_path)
+    assert "a.csv: cannot be read: it holds bytes that are not text; save it as UTF-8" in refusal(tmp_path)
 
 
 # ——— headers ———
@@ -158,12 +158,15 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ("age,ill,,\n1,0,,\n", "a.csv: the header has columns without a name (columns 3 and 4)"),
         (",age,ill\n0,1,0\n", "a.csv: column 1 has no name; name it, or name the inputs in data.features"),
         ("age;ill\n1;0\n", "a.csv: has no column ill; it has age;ill; is it separated by ';'?"),
-        ("age;ill\n1,5;0\n", "a.csv: cannot be read: line 2 has 2 values, and the header 1; is it separated by ';'?"),
+        (
+            "age;ill\n1,5;0\n",
+            "a.csv: cannot be read: line 2 has 2 values, but the header has 1; is it separated by ';'?",
+        ),
         ("age, Ill\n1,0\n", "a.csv: has no column ill; it has age,  Ill; write ' Ill' as 'ill'"),
         ("", "a.csv: cannot be read: the file is empty"),
         ("\n\n", "a.csv: cannot be read: the file is empty"),
         ("age,ill\n", "a.csv: has no rows"),
-        ("age,ill\n1,0\n\n2,0,3\n", "a.csv: cannot be read: line 4 has 3 values, and the header 2"),
+        ("age,ill\n1,0\n\n2,0,3\n", "a.csv: cannot be read: line 4 has 3 values, but the header has 2"),
         ("age,dose\n1,0\n", "a.csv: has no column ill; it has age, dose"),
     ],
 )
@@ -185,7 +188,7 @@ def test_columns_may_stand_in_another_order_and_be_missing_altogether_at_one_cli
     assert sorted(found["b"][:, [0, 2]].tolist()) == [[40, 0], [60, 1]]
     assert np.isnan(found["b"][:, 1]).all()
     filled = load_file_federation(folder(tmp_path, missing="mean"), 0)
-    assert np.isfinite(filled.loaded()[0].examples.x).all()
+    assert np.isfinite(filled.load()[0].examples.x).all()
     (tmp_path / "a.csv").write_text("age,dose,ill\n40,,0\n50,,1\n")
     assert "no client has a value of dose; leave it out of data.features" in refusal(tmp_path, missing="mean")
 
@@ -220,10 +223,10 @@ def with_cell(column: int, text: str, line: int = 372, lines: int = 500) -> str:
         (1, "1e999", "is infinite"),
         (1, "-1e39", "is infinite, or more than float32 can hold"),
         (2, "yes", "is not a number; labels are whole numbers from 0"),
-        (2, "2", "is no label; the labels of task binary are 0 and 1"),
-        (2, "-1", "is no label"),
-        (2, "0.5", "is no label"),
-        (2, "inf", "is no label"),
+        (2, "2", "is not a label; the labels of task binary are 0 and 1"),
+        (2, "-1", "is not a label"),
+        (2, "0.5", "is not a label"),
+        (2, "inf", "is not a label"),
     ],
 )
 def test_one_bad_cell_is_named_by_file_line_column_and_value(column: int, text: str, why: str, tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ def test_the_rows_of_other_files_are_named_too(tmp_path: Path) -> None:
     assert "a.parquet, row 2, column age: inf is infinite" in refusal(tmp_path, features=["age"])
     np.savez(tmp_path / "a.npz", age=np.ones(3), ill=np.array([0, 7, 1]))
     (tmp_path / "a.parquet").unlink()
-    assert "a.npz, row 2, column ill: 7 is no label" in refusal(tmp_path, features=["age"])
+    assert "a.npz, row 2, column ill: 7 is not a label" in refusal(tmp_path, features=["age"])
 
 
 @pytest.mark.parametrize("text", ["inf", "None", "1e999"])

@@ -8,7 +8,7 @@ import torch
 
 import fednar_ray as fr
 from fednar_ray.core.errors import CapacityError, DeviceError
-from fednar_ray.data.federation import Shards
+from fednar_ray.data.examples import Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare

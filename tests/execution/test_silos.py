@@ -16,7 +16,7 @@ from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import CapacityError, DataError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.data.files import FederationOfFiles
-from fednar_ray.data.sources.client_files import files_of_silos
+from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.capacity import Footprint
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
@@ -156,7 +156,7 @@ def test_what_a_silo_lacks_is_reported_before_training(
     unreadable, missing = found["refusals"]
     folder = files["north"].parents[1]
     assert unreadable.splitlines() == [
-        f"execution.silos.north.data: {folder / 'both'}: holds a.csv, b.csv; a client has one file",
+        f"execution.silos.north.data: {folder / 'both'}: holds a.csv, b.csv; a client has exactly one file",
         f"execution.silos.south.data: {folder / 'gone.csv'}: there is no such file",
     ]
     assert missing.splitlines() == [
@@ -207,7 +207,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
     for end in (first, result):  # the model contains the scaling that was learned at the silos: it takes raw rows
-        rows = [file.read() for file in files_of_silos(end.experiment.data, {n: str(f) for n, f in files.items()})]
+        rows = [file.read() for file in list_silo_files(end.experiment.data, {n: str(f) for n, f in files.items()})]
         x, y = (np.concatenate([getattr(part, name) for part in rows]) for name in ("test_x", "test_y"))
         ill = end.model(torch.from_numpy(x)).detach().numpy()[:, 0] > 0
         assert (ill == y).mean() == end.metrics["test_accuracy"]
@@ -314,7 +314,7 @@ def test_the_driver_knows_metrics_of_a_silo_but_no_example(tmp_path: Path) -> No
     for examples in (known.shards.examples, *known.splits().values()):
         assert not examples.x.any()
         assert not examples.y.any()
-    shards, splits = known.loaded()
+    shards, splits = known.load()
     assert shards.sizes.tolist() == known.shards.sizes.tolist()
     counts = [np.bincount(shards.only(i).examples.y, minlength=2).tolist() for i in (0, 1)]
     assert known.label_counts().tolist() == counts
@@ -355,7 +355,7 @@ def test_a_file_that_changed_after_the_survey_is_refused(tmp_path: Path) -> None
     known = prepare(experiment(describe_silos(files), placement="serial")).federation
     files["south"].write_bytes(files["north"].read_bytes())
     with pytest.raises(DataError, match=r"south/rows\.npz: its rows changed since the run was started"):
-        known.loaded()
+        known.load()
 
 
 def test_every_silo_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import EvalParams, ScoringTask
 from fednar_ray.core.reports import RoundReport
-from fednar_ray.data.federation import Examples, Shards
+from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare

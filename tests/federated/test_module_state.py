@@ -23,7 +23,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import InconsistentModel, ModelError
 from fednar_ray.core.module_state import GivenState, own_copy
 from fednar_ray.core.random import Purpose, generator, seed_sequence
-from fednar_ray.data.batches import client_batches
+from fednar_ray.data.batches import plan_client_batches
 from fednar_ray.data.examples import Examples
 from fednar_ray.federated.vectorization import probe
 from tests.conftest import small_federation
@@ -249,7 +249,7 @@ def by_hand(model: nn.Module, rounds: int, before_client: Callable[[int, int], N
             rng = generator(0, Purpose.BATCHES, round_index=index, client_id=client_id)
             before_client(index, client_id)
             x, y = torch.tensor(shard.x), torch.tensor(shard.y)
-            ends.append(trained_alone(server, x, y, client_batches(size, BATCH, STEPS, rng)))
+            ends.append(trained_alone(server, x, y, plan_client_batches(size, BATCH, STEPS, rng)))
         mean = np.average(np.stack([end.numpy() for end in ends]), axis=0, weights=SIZES)
         nn.utils.vector_to_parameters(torch.tensor(mean, dtype=torch.float32), server.parameters())
     return nn.utils.parameters_to_vector(server.parameters()).detach().numpy()

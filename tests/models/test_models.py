@@ -19,7 +19,7 @@ from fednar_ray.config.loading import parse_document
 from fednar_ray.config.model import MODEL_SETTINGS
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
-from fednar_ray.data.federation import Examples
+from fednar_ray.data.examples import Examples
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.vectorization import (
     CPU,

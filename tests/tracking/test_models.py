@@ -17,9 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 import fednar_ray as fr
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.preprocessing import ImagePreprocessing
-from fednar_ray.data.sources.client_files import client_files
+from fednar_ray.data.sources.arrow_columns import MISSING_IN_TEXT
+from fednar_ray.data.sources.folder import list_client_files
 from fednar_ray.data.sources.moments import Moments
-from fednar_ray.data.sources.tables import MISSING_IN_TEXT
 from fednar_ray.data.transforms import Transform
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
@@ -91,7 +91,7 @@ class Trained:
 
 def held_out(chosen: fr.Experiment) -> tuple[np.ndarray, np.ndarray]:
     assert chosen.data is not None
-    rows = [file.read() for file in client_files(chosen.data)]
+    rows = [file.read() for file in list_client_files(chosen.data)]
     return np.concatenate([part.test_x for part in rows]), np.concatenate([part.test_y for part in rows])
 
 
@@ -120,14 +120,14 @@ def test_the_results_model_takes_raw_rows_of_any_number_type(trained: Trained) -
 
 
 def test_its_preprocessing_ends_in_the_bits_that_the_run_sees(trained: Trained) -> None:
-    _, splits = prepare(trained.experiment).federation.loaded()
+    _, splits = prepare(trained.experiment).federation.load()
     inputs = trained.result.model.preprocessing(torch.from_numpy(trained.x))
     assert inputs.numpy().tobytes() == splits["test"].x.tobytes()
 
 
 def test_it_is_scaled_by_the_training_examples_of_all_clients(trained: Trained) -> None:
     assert trained.experiment.data is not None
-    rows = np.concatenate([file.read().train_x for file in client_files(trained.experiment.data)])
+    rows = np.concatenate([file.read().train_x for file in list_client_files(trained.experiment.data)])
     part = trained.result.model.preprocessing
     np.testing.assert_allclose(part.mean, np.nanmean(rows, axis=0), rtol=1e-12)
     np.testing.assert_allclose(part.scale, np.nanstd(rows, axis=0), rtol=1e-9)
@@ -267,7 +267,7 @@ def test_what_the_settings_leave_out_is_left_out_of_the_model_too(
     x, y = held_out(chosen)
     assert federation.preprocessing is not None
     module = federation.preprocessing.build_module()
-    _, splits = federation.loaded()
+    _, splits = federation.load()
     assert module(torch.from_numpy(x)).numpy().tobytes() == splits["test"].x.tobytes()
     assert len(y) == len(x)
     gap = module(torch.full((1, x.shape[1]), torch.nan))
@@ -334,7 +334,7 @@ def test_images_are_scaled_to_the_bits_that_training_sees() -> None:
     numbers = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)}
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(40, 3, 8, 8), dtype=np.uint8))
     scaled = ImagePreprocessing(**numbers).build_module()(images)
-    assert torch.equal(scaled, Transform(**numbers).normalized(images))
+    assert torch.equal(scaled, Transform(**numbers).normalize(images))
 
 
 def test_a_model_without_preprocessing_is_the_network_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_one_odd_reading_in_a_constant_column_stays_small(odd: int, tmp_path: Pa
         table.loc[odd, "temp"] = 15.1 if ward == "c" else 14.6
         table.to_csv(tmp_path / "wards" / f"{ward}.csv", index=False)
     federation = prepare(experiment(tmp_path, data=table_data(tmp_path))).federation
-    shards, splits = federation.loaded()
+    shards, splits = federation.load()
     temperatures = np.concatenate([shards.examples.x[:, 1], splits["test"].x[:, 1]])
     assert np.abs(temperatures).max() < 10
     if len(np.unique(shards.examples.x[:, 1])) == 1:  # the odd one is held out

@@ -1,12 +1,12 @@
-"""Data sources by name; each gives its license, its citation and its normalization."""
+"""Data sources by name. The docstring of each states the data set's license and citation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fednar_ray.data.sources.arrays import load_npz
-from fednar_ray.data.sources.client_files import load_folder
 from fednar_ray.data.sources.digits import load_digits
 from fednar_ray.data.sources.entry_points import load_entry_point
+from fednar_ray.data.sources.folder import load_folder
 from fednar_ray.data.sources.huggingface import load_huggingface
 from fednar_ray.data.sources.images import load_cifar10, load_cifar100, load_fashion_mnist, load_mnist
 from fednar_ray.data.sources.shakespeare import load_shakespeare

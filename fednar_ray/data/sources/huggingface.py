@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through ``datasets``."""
+"""Data sets of the Hugging Face hub, read with the package ``datasets``."""
 
 from importlib import import_module
 from typing import Any
@@ -8,31 +8,36 @@ import numpy as np
 from fednar_ray.config.data import HuggingFaceSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
-from fednar_ray.data.examples import Array, Examples, one_group_each
-from fednar_ray.data.partition import held_out
-from fednar_ray.data.sources.arrays import as_images, own_normalization
+from fednar_ray.data.examples import Array, Examples, check_groups
+from fednar_ray.data.partition import count_held_out
+from fednar_ray.data.sources.arrays import arrange_images, compute_normalization
 from fednar_ray.data.sources.source import Source
 
 
 def load_huggingface(settings: HuggingFaceSettings) -> Source:
-    """The data set ``data.dataset`` of the hub, or of a local directory; its card has its license and its citation.
+    """Loads the data set ``data.dataset`` of the hub or of a local directory. Its card states license and citation.
 
-    ``features`` names one column of images, sequences or numbers, or several of numbers; ``groups`` the column whose
-    values are the natural clients. The test set is its split ``test``; without one, ``test_share`` of its split
-    ``train``, at random. Images are normalized by their own mean and standard deviation.
+    ``features`` names one column of images, sequences or numbers, or several columns of numbers. ``groups`` names the
+    column whose values are the natural clients. The test set is the split ``test``. If there is none, it is a random
+    ``test_share`` of the split ``train``, the same in every run. Images are normalized by the mean and the standard
+    deviation of each channel over the training images.
+
+    Raises:
+        DataError: ``datasets`` is not installed, the data set cannot be loaded, does not have a split or column, or its
+            columns are not valid examples.
     """
-    splits = _loaded(settings)
-    train_part = _split(splits, "train", settings)
+    splits = _load_dataset(settings)
+    train_part = _get_split(splits, "train", settings)
     if "test" in splits:
-        test_part = _split(splits, "test", settings)
+        test_part = _get_split(splits, "test", settings)
     else:
         order = generator(0, Purpose.TEST_SHARE).permutation(len(train_part))
-        held = held_out(settings.test_share, len(order), "data.test_share")
+        held = count_held_out(settings.test_share, len(order), "data.test_share")
         if not held:
-            raise DataError(f"data.test_share: 0, and {settings.dataset} has no split test; set it to 0.2, say")
+            raise DataError(f"data.test_share: 0, but {settings.dataset} has no split test; set it, for example to 0.2")
         train_part, test_part = train_part.select(np.sort(order[held:])), train_part.select(np.sort(order[:held]))
-    train, test = _examples(train_part, settings, "train"), _examples(test_part, settings, "test")
-    groups, test_groups = (_groups(part, own, settings) for part, own in ((train_part, train), (test_part, test)))
+    train, test = _build_examples(train_part, settings, "train"), _build_examples(test_part, settings, "test")
+    groups, test_groups = (_read_groups(part, own, settings) for part, own in ((train_part, train), (test_part, test)))
     return Source(
         name=settings.dataset,
         train_x=train.x,
@@ -42,11 +47,11 @@ def load_huggingface(settings: HuggingFaceSettings) -> Source:
         groups=groups,
         test_groups=test_groups,
         task=settings.task,
-        transform=own_normalization(train.x),
+        transform=compute_normalization(train.x),
     )
 
 
-def _loaded(settings: HuggingFaceSettings) -> Any:
+def _load_dataset(settings: HuggingFaceSettings) -> Any:
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
@@ -58,7 +63,8 @@ def _loaded(settings: HuggingFaceSettings) -> Any:
         raise DataError(f"{place}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _split(splits: Any, name: str, settings: HuggingFaceSettings) -> Any:
+def _get_split(splits: Any, name: str, settings: HuggingFaceSettings) -> Any:
+    """Returns a split. Raises DataError if there is none, or if a column is missing."""
     if name not in splits:
         raise DataError(f"data.dataset: {settings.dataset}: has no split {name}; it has {', '.join(splits)}")
     part = splits[name]
@@ -70,25 +76,25 @@ def _split(splits: Any, name: str, settings: HuggingFaceSettings) -> Any:
     return part
 
 
-def _examples(part: Any, settings: HuggingFaceSettings, name: str) -> Examples:
+def _build_examples(part: Any, settings: HuggingFaceSettings, name: str) -> Examples:
     place = f"data.dataset: {settings.dataset}, {name}"
-    columns = [_column(part, column) for column in settings.features]
+    columns = [_read_column(part, column) for column in settings.features]
     shapes = {column.shape for column in columns}
     if len(shapes) > 1:
         raise DataError(f"{place}: the features {', '.join(settings.features)} differ in shape: {shapes}")
     x = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return Examples.of((as_images(x, "last"), _column(part, settings.label)), place, settings.task)
+    return Examples.of((arrange_images(x, "last"), _read_column(part, settings.label)), place, settings.task)
 
 
-def _groups(part: Any, examples: Examples, settings: HuggingFaceSettings) -> Array | None:
+def _read_groups(part: Any, examples: Examples, settings: HuggingFaceSettings) -> Array | None:
     if settings.groups is None:
         return None
-    return one_group_each(_column(part, settings.groups), examples, f"data.groups: {settings.groups}")
+    return check_groups(_read_column(part, settings.groups), examples, f"data.groups: {settings.groups}")
 
 
-def _column(part: Any, name: str) -> Array:
-    """A column as one array; images as uint8. Rows of unequal shapes give an array of objects, which is refused."""
+def _read_column(part: Any, name: str) -> Array:
+    """Reads a column as one array; images become uint8. Raises DataError if its rows differ in shape."""
     rows = [np.asarray(value) for value in part[name]]
     if len({row.shape for row in rows}) > 1:
-        raise DataError(f"column {name}: its rows differ in shape; all must be alike")
+        raise DataError(f"column {name}: its rows differ in shape; all rows must have the same shape")
     return np.stack(rows) if rows else np.empty(0)

@@ -1,4 +1,4 @@
-"""Images that torchvision reads: CIFAR and the MNIST family, as uint8 [N, channels, height, width]."""
+"""Image data sets that torchvision reads: CIFAR and the MNIST family, as uint8 [N, channels, height, width]."""
 
 import gzip
 import shutil
@@ -20,51 +20,63 @@ from fednar_ray.data.transforms import Transform
 CIFAR = Transform(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 MNIST = Transform(mean=(0.1307,), std=(0.3081,))
 FASHION_MNIST = Transform(mean=(0.5,), std=(0.5,))
-"""As FedNAR's authors normalize: for CIFAR-100 they take CIFAR-10's."""
+"""The normalizations that FedNAR's authors use. They normalize CIFAR-100 with the numbers of CIFAR-10."""
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist installs it
 
 
 def load_cifar10(settings: TorchvisionSettings) -> Source:
-    """CIFAR-10: 60,000 color images of 32x32 pixels, ten classes; 10,000 are the test set.
+    """Loads CIFAR-10: 60,000 color images of 32x32 pixels in ten classes. 10,000 of them are the test set.
 
-    A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009; no license is stated, and it is
-    free for research. ``data.directory`` holds ``cifar-10-batches-py``.
+    ``data.directory`` holds ``cifar-10-batches-py``.
+
+    Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009. No license is stated; it is
+    free for research.
     """
-    return read_cifar("cifar10", _torchvision().CIFAR10, Path(settings.directory), download=settings.download)
+    return read_cifar("cifar10", _import_datasets().CIFAR10, Path(settings.directory), download=settings.download)
 
 
 def load_cifar100(settings: TorchvisionSettings) -> Source:
-    """CIFAR-100: as CIFAR-10, with a hundred classes. ``data.directory`` holds ``cifar-100-python``."""
-    return read_cifar("cifar100", _torchvision().CIFAR100, Path(settings.directory), download=settings.download)
+    """Loads CIFAR-100, which is like CIFAR-10 but has a hundred classes.
+
+    ``data.directory`` holds ``cifar-100-python``.
+    """
+    return read_cifar("cifar100", _import_datasets().CIFAR100, Path(settings.directory), download=settings.download)
 
 
 def load_mnist(settings: TorchvisionSettings) -> Source:
-    """MNIST: 70,000 gray images of 28x28 pixels, ten digits; 10,000 are the test set.
+    """Loads MNIST: 70,000 gray images of 28x28 pixels in ten classes, the digits. 10,000 of them are the test set.
 
-    Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, *Gradient-Based Learning Applied to Document Recognition*, 1998
-    (CC BY-SA 3.0). ``data.directory`` holds ``MNIST/raw``, or the four files themselves, packed or not.
+    ``data.directory`` holds ``MNIST/raw``, or the four files themselves. They may be compressed with gzip.
+
+    Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, *Gradient-Based Learning Applied to Document Recognition*,
+    1998 (CC BY-SA 3.0).
     """
-    return read_idx_files("mnist", _torchvision().MNIST, Path(settings.directory), MNIST, download=settings.download)
+    return read_idx_files(
+        "mnist", _import_datasets().MNIST, Path(settings.directory), MNIST, download=settings.download
+    )
 
 
 def load_fashion_mnist(settings: FashionMnistSettings) -> Source:
-    """Fashion-MNIST: 70,000 gray images of 28x28 pixels, ten kinds of clothes; 10,000 are the test set.
+    """Loads Fashion-MNIST: 70,000 gray images of 28x28 pixels in ten classes of clothes. 10,000 are the test set.
 
-    H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST*, 2017 (MIT license). ``data.directory`` as for MNIST; without
-    one, Debian's package dataset-fashion-mnist is read.
+    ``data.directory`` holds ``FashionMNIST/raw``, or the four files themselves. If it is not set, the files of Debian's
+    package dataset-fashion-mnist are read.
+
+    Source: H. Xiao, K. Rasul and R. Vollgraf, *Fashion-MNIST*, 2017 (MIT license).
     """
     directory = DEBIAN_FASHION_MNIST if settings.directory is None else Path(settings.directory)
     if settings.directory is None and not directory.is_dir():
         raise DataError(
-            f"data.directory: missing, and {directory} is not there; give the directory of the files, "
+            f"data.directory: missing, and {directory} does not exist; set it to the directory of the files, "
             "or install Debian's package dataset-fashion-mnist"
         )
-    dataset = _torchvision().FashionMNIST
+    dataset = _import_datasets().FashionMNIST
     return read_idx_files("fashion_mnist", dataset, directory, FASHION_MNIST, download=settings.download)
 
 
-def _torchvision() -> Any:
+def _import_datasets() -> Any:
+    """Imports ``torchvision.datasets``. Raises DataError if torchvision is not installed."""
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -73,7 +85,7 @@ def _torchvision() -> Any:
 
 
 def _download(dataset: Any, directory: Path) -> None:
-    """Downloads the files that the directory lacks."""
+    """Downloads the files that are not yet in the directory."""
     try:
         dataset(str(directory), download=True)
     except (OSError, RuntimeError) as error:
@@ -81,7 +93,17 @@ def _download(dataset: Any, directory: Path) -> None:
 
 
 def read_cifar(name: str, dataset: Any, directory: Path, *, download: bool) -> Source:
-    """Reads a data set of torchvision's class CIFAR10, or of one that derives from it."""
+    """Reads a data set with torchvision's class CIFAR10 or a subclass.
+
+    Args:
+        name: The data set's name.
+        dataset: The class of torchvision.
+        directory: The directory that torchvision calls ``root``.
+        download: Whether to download missing files.
+
+    Raises:
+        DataError: A file is missing or damaged, or cannot be downloaded. The message names it.
+    """
     from torchvision.datasets.utils import check_md5
 
     if download:
@@ -90,57 +112,71 @@ def read_cifar(name: str, dataset: Any, directory: Path, *, download: bool) -> S
     meta = [dataset.meta["filename"], dataset.meta["md5"]]
     for file, digest in [*dataset.train_list, *dataset.test_list, meta]:
         if not (folder / file).is_file():
-            raise DataError(f"{folder / file}: is missing; give its directory, or data.download: true")
+            raise DataError(
+                f"{folder / file}: is missing; set data.directory to its directory, or data.download to true"
+            )
         if not check_md5(str(folder / file), digest):
             raise DataError(f"{folder / file}: is damaged: its MD5 is not {digest}")
     parts = [dataset(str(directory), train=train) for train in (True, False)]
     train, test = (
-        Examples.of((channels_first(part.data), part.targets), f"{folder} ({kind})")
+        Examples.of((to_channels_first(part.data), part.targets), f"{folder} ({kind})")
         for part, kind in zip(parts, ("training files", "test file"), strict=True)
     )
     return Source(name=name, train_x=train.x, train_y=train.y, test_x=test.x, test_y=test.y, transform=CIFAR)
 
 
-def channels_first(images: Array) -> Array:
-    """Copies [N, height, width] or [N, height, width, channels] to [N, channels, height, width]."""
+def to_channels_first(images: Array) -> Array:
+    """Converts images [N, height, width] or [N, height, width, channels] to [N, channels, height, width]."""
     return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def read_idx_files(name: str, dataset: Any, directory: Path, transform: Transform, *, download: bool) -> Source:
-    """Reads a data set of torchvision's class MNIST, or of one that derives from it: four files in the IDX format."""
+    """Reads a data set with torchvision's class MNIST or a subclass: four files in the IDX format.
+
+    Args:
+        name: The data set's name.
+        dataset: The class of torchvision.
+        directory: The directory that torchvision calls ``root``, or the one that holds the four files.
+        transform: The normalization.
+        download: Whether to download missing files.
+
+    Raises:
+        DataError: A file is missing or damaged, or cannot be downloaded. The message names it.
+    """
     if download:
         _download(dataset, directory)
     raw = directory / dataset.__name__ / "raw"
     folder = raw if raw.is_dir() else directory
-    train, test = (_idx_examples(folder, part) for part in ("train", "t10k"))
+    train, test = (_read_idx_examples(folder, part) for part in ("train", "t10k"))
     return Source(name=name, train_x=train.x, train_y=train.y, test_x=test.x, test_y=test.y, transform=transform)
 
 
-def _idx_examples(folder: Path, part: str) -> Examples:
+def _read_idx_examples(folder: Path, part: str) -> Examples:
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    images = _idx(folder / f"{part}-images-idx3-ubyte", read_image_file)
-    labels = _idx(folder / f"{part}-labels-idx1-ubyte", read_label_file)
+    images = _read_idx(folder / f"{part}-images-idx3-ubyte", read_image_file)
+    labels = _read_idx(folder / f"{part}-labels-idx1-ubyte", read_label_file)
     return Examples.of((images[:, None], labels), f"{folder} ({part} files)")
 
 
-def _idx(path: Path, read: Callable[[str], Any]) -> Array:
-    """One file as an array, by torchvision's reader."""
-    with _unpacked(path) as plain:
+def _read_idx(path: Path, read: Callable[[str], Any]) -> Array:
+    """Reads one file as an array with a function of torchvision."""
+    with _decompress(path) as plain:
         try:
             array: Array = read(str(plain)).numpy()
         except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-            raise DataError(f"{path}: is damaged, or no IDX file: {error or type(error).__name__}") from None
+            raise DataError(f"{path}: is damaged, or is not an IDX file: {error or type(error).__name__}") from None
         return array
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """The file itself, or what its .gz holds."""
+def _decompress(path: Path) -> Iterator[Path]:
+    """Yields the path of the file itself, or of a temporary copy of what its .gz file holds."""
     packed = path.with_name(path.name + ".gz")
     if path.is_file() or not packed.is_file():
         if not path.is_file():
-            raise DataError(f"{path}: is missing, and so is {packed.name}; give its directory, or data.download: true")
+            remedy = "set data.directory to its directory, or data.download to true"
+            raise DataError(f"{path}: is missing, and so is {packed.name}; {remedy}")
         yield path
         return
     with TemporaryDirectory() as directory:
@@ -149,5 +185,5 @@ def _unpacked(path: Path) -> Iterator[Path]:
             with gzip.open(packed) as source, plain.open("wb") as target:
                 shutil.copyfileobj(source, target)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{packed}: cannot be unpacked: {error}") from None
+            raise DataError(f"{packed}: cannot be decompressed: {error}") from None
         yield plain

@@ -1,4 +1,4 @@
-"""LEAF's next-character task on Shakespeare's plays: 80 characters in, one out; a speaking role is a client."""
+"""LEAF's next-character task on Shakespeare's plays: 80 characters predict the next one. Each role is a client."""
 
 import gzip
 import json
@@ -17,10 +17,10 @@ from fednar_ray.core.errors import DataError
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.sources.source import Source
 
-CHARACTERS = 80  # read for one that is predicted
+CHARACTERS = 80  # the length of an input
 ALPHABET = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
-"""LEAF's 80 characters; a token is a place in it. Any other character is read as a space."""
-CROPPED_TRAIN, CROPPED_TEST = 2000, 400  # as FedNAR's authors do
+"""LEAF's 80 characters. A token is the index of a character; any other character is read as a space."""
+CROPPED_TRAIN, CROPPED_TEST = 2000, 400  # examples per role, as in the code of FedNAR's authors
 
 SPACE = ALPHABET.index(" ")
 TOKEN_OF = np.full(128, SPACE, dtype=np.uint8)
@@ -31,33 +31,38 @@ Speeches = Mapping[str, Sequence[str]]
 
 
 def load_shakespeare(settings: ShakespeareSettings) -> Source:
-    """The plays of William Shakespeare, in the public domain, as the task of Caldas et al., *LEAF*, 2018.
+    """Loads the plays of William Shakespeare, which are in the public domain, as a next-character task.
 
-    Every character of a speech, and the end of it, is to be told from the 80 before it in the speech, which spaces
-    precede. Tokens are uint8, and not normalized. ``data.path`` is one of
+    The model predicts each character of a speech, and the line break that ends it, from the 80 characters before it.
+    Spaces fill the input at the start of a speech. Tokens are uint8 and are not normalized. ``data.path`` is one of
 
-    - LEAF's directory with train/*.json and test/*.json, split as it is there;
-    - a .json or .json.gz file {role: [speech, …]}, by itself or under ``roles``;
-    - a text of plays (.txt, .txt.gz), see ``roles_of_text``.
+    - LEAF's directory with train/*.json and test/*.json, whose split is kept;
+    - a .json or .json.gz file {role: [speech, …]}, or such an object under the key ``roles``;
+    - a text of plays (.txt, .txt.gz), in a form that ``parse_plays`` reads.
 
-    Of the last two, the last ``test_share`` of a role's examples are its test examples. Roles with fewer than
-    ``min_characters`` are left out. ``crop`` takes the roles with more than 2,000 training and 400 test examples, and
-    of each as many in a row from a place at random, as FedNAR's authors do.
+    In the last two cases, the last ``test_share`` of a role's examples are its test examples. Roles with fewer than
+    ``min_characters`` examples are left out. ``crop`` keeps only roles with more than 2,000 training and 400 test
+    examples, and of each as many successive examples from a random position, as FedNAR's authors do.
+
+    Raises:
+        DataError: A file cannot be read, or no examples are left for training or testing.
+
+    Source: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018.
     """
     path = Path(settings.path)
-    roles = list(_leaf(path) if path.is_dir() else _spoken(path, settings.test_share))
+    roles = list(_read_leaf(path) if path.is_dir() else _read_speeches(path, settings.test_share))
     kept = [role for role in roles if role.examples >= settings.min_characters]
     if settings.crop:
-        kept = [_cropped(role, i) for i, role in enumerate(kept) if role.fits_crop]
+        kept = [_crop(role, i) for i, role in enumerate(kept) if role.fits_crop]
     if not kept:
         longest = max((role.examples for role in roles), default=0)
         raise DataError(f"{path}: none of {len(roles)} roles is long enough; the longest has {longest} characters")
-    train, test = _examples(kept, "train"), _examples(kept, "test")
+    train, test = _build_examples(kept, "train"), _build_examples(kept, "test")
     if not len(test[1]):
         raise DataError(f"{path}: no role has test examples; raise data.test_share")
     if not len(train[1]):
         raise DataError(f"{path}: data.test_share leaves no training example; lower it")
-    numbers = np.arange(len(kept))  # in the order of names, which as texts would outweigh the examples
+    numbers = np.arange(len(kept))  # instead of the roles' names, which would take more memory than the examples
     return Source(
         name="shakespeare",
         train_x=train[0],
@@ -71,40 +76,43 @@ def load_shakespeare(settings: ShakespeareSettings) -> Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a role says; an example starts at each of its starts, and ends 80 tokens later with the one to predict."""
+    """The speeches of a role as one sequence of tokens.
+
+    An example is given by its start: 80 tokens from there are the input, and the next one is the label.
+    """
 
     name: str
     tokens: Tokens
-    train: npt.NDArray[np.int64]  # starts
-    test: npt.NDArray[np.int64]
+    train: npt.NDArray[np.int64]  # starts of the training examples
+    test: npt.NDArray[np.int64]  # starts of the test examples
 
     @property
     def examples(self) -> int:
-        """One a character, and one an end of a speech."""
+        """The number of examples: one per character and one per end of a speech."""
         return len(self.train) + len(self.test)
 
     @property
     def fits_crop(self) -> bool:
-        """Is there enough to crop?"""
+        """Whether the role has enough examples for ``crop``."""
         return len(self.train) > CROPPED_TRAIN and len(self.test) > CROPPED_TEST
 
 
-def tokens_of(text: str) -> Tokens:
-    """A token a character."""
+def tokenize(text: str) -> Tokens:
+    """Converts a text to tokens, one per character."""
     codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
     return TOKEN_OF[np.where(codes < len(TOKEN_OF), codes, ord(" "))]
 
 
-def _cropped(role: Role, index: int) -> Role:
-    """The same stretch of a role in every run."""
+def _crop(role: Role, index: int) -> Role:
+    """Selects successive examples of a role from a random position, the same in every run."""
     rng = generator(0, Purpose.CROPPING, client_id=index)
     first, second = rng.integers(len(role.train) - CROPPED_TRAIN), rng.integers(len(role.test) - CROPPED_TEST)
     train, test = role.train[first : first + CROPPED_TRAIN], role.test[second : second + CROPPED_TEST]
     return replace(role, train=train, test=test)
 
 
-def _examples(roles: Sequence[Role], part: str) -> tuple[Tokens, npt.NDArray[np.int64]]:
-    """x [Σ n_i, 80] and y of all roles, filled role by role: windows exist once."""
+def _build_examples(roles: Sequence[Role], part: str) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """Builds x [Σ n_i, 80] and y of all roles, role by role, so that the windows are never copied twice."""
     starts = [getattr(role, part) for role in roles]
     total = sum(map(len, starts))
     x, y, end = np.empty((total, CHARACTERS), dtype=np.uint8), np.empty(total, dtype=np.int64), 0
@@ -119,25 +127,28 @@ def _examples(roles: Sequence[Role], part: str) -> tuple[Tokens, npt.NDArray[np.
 # ——— speeches ———
 
 
-def _spoken(path: Path, test_share: float) -> Iterator[Role]:
-    spoken = _roles_of_json(path) if ".json" in path.suffixes else roles_of_text(_text(path), path)
-    for name in sorted(spoken):
-        if any(spoken[name]):
-            yield _role(name, spoken[name], test_share)
+def _read_speeches(path: Path, test_share: float) -> Iterator[Role]:
+    """Reads the roles of a .json file or of a text of plays, in the order of their names."""
+    speeches = _read_json_roles(path) if ".json" in path.suffixes else parse_plays(_read_file(path), path)
+    for name in sorted(speeches):
+        if any(speeches[name]):
+            yield _build_role(name, speeches[name], test_share)
 
 
-def _role(name: str, speeches: Sequence[str], test_share: float) -> Role:
-    lines = [tokens_of(re.sub(" {2,}", " ", speech) + "\n") for speech in speeches if speech]
+def _build_role(name: str, speeches: Sequence[str], test_share: float) -> Role:
+    """Builds a role whose last examples are its test set. 80 spaces precede each speech."""
+    lines = [tokenize(re.sub(" {2,}", " ", speech) + "\n") for speech in speeches if speech]
     before = np.full(CHARACTERS, SPACE, dtype=np.uint8)
     tokens = np.concatenate([part for line in lines for part in (before, line)])
     lengths = np.array([len(line) for line in lines])
-    begins = np.cumsum(CHARACTERS + lengths) - CHARACTERS - lengths
-    starts = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    first_starts = np.cumsum(CHARACTERS + lengths) - CHARACTERS - lengths
+    starts = np.repeat(first_starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     cut = len(starts) - round(test_share * len(starts))
     return Role(name=name, tokens=tokens, train=starts[:cut], test=starts[cut:])
 
 
-def _text(path: Path) -> str:
+def _read_file(path: Path) -> str:
+    """Reads a text, which may be compressed with gzip. Raises DataError."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
@@ -149,15 +160,15 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: is not UTF-8 text: {error}") from None
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(_read_file(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged, or no JSON: {error}") from None
+        raise DataError(f"{path}: is damaged, or is not JSON: {error}") from None
 
 
-def _roles_of_json(path: Path) -> Speeches:
-    found = _json(path)
+def _read_json_roles(path: Path) -> Speeches:
+    found = _read_json(path)
     roles = found["roles"] if isinstance(found, dict) and isinstance(found.get("roles"), dict) else found
     if not isinstance(roles, dict) or not roles:
         raise DataError(f"{path}: is not an object {{role: [speech, …]}}")
@@ -172,38 +183,52 @@ HEADING = re.compile(r"([A-Z][A-Za-z'\- ]{0,39})[.:]$")
 INDENTED, CONTINUED = re.compile(r"  ([A-Za-z][A-Za-z ]*)\. (.*)"), re.compile(r"    (.*)")
 
 
-def roles_of_text(text: str, path: Path) -> Speeches:
-    """Speeches by role from a text of plays, in one of two forms.
+def parse_plays(text: str, path: Path) -> Speeches:
+    """Parses a text of plays into the speeches of each role.
 
-    A line ``NAME:`` or ``NAME.`` after an empty one, and the speech down to the next empty line; or, as in Project
-    Gutenberg's edition of 1994, ``  Name. Speech`` with lines indented by four that go on. A line ``by William
-    Shakespeare`` begins a play, called by the last line before it: a role is ``PLAY/NAME``, else ``NAME``.
+    A speech has one of two forms:
+
+    - a line ``NAME:`` or ``NAME.`` after an empty line, then the speech up to the next empty line;
+    - as in Project Gutenberg's edition of 1994, a line ``  Name. Speech``, continued by lines indented by four spaces.
+
+    A line ``by William Shakespeare`` starts a play, and the last line of text before it is the play's title.
+
+    Args:
+        text: The text.
+        path: The file that it comes from, for messages.
+
+    Returns:
+        The speeches by role. A role is called ``PLAY/NAME``, or ``NAME`` if the text names no play.
+
+    Raises:
+        DataError: There is no speech.
     """
-    play, name, before, last = "", None, "", ""  # the line before, and the last one that says something
-    spoken: dict[str, list[list[str]]] = {}
+    play, name, before, last = "", None, "", ""  # before: the previous line; last: the previous line with text
+    roles: dict[str, list[list[str]]] = {}
     for line in map(str.rstrip, text.splitlines()):
         headed, indented = None if before else HEADING.match(line), INDENTED.match(line)
-        goes_on = CONTINUED.match(line)
+        continuation = CONTINUED.match(line)
         if AUTHOR.match(line.strip()):
             play, name = f"{last.strip()}/", None
         elif headed or indented:
             name = play + (headed or indented)[1].upper()  # type: ignore[index]
-            spoken.setdefault(name, []).append([indented[2]] if indented else [])
+            roles.setdefault(name, []).append([indented[2]] if indented else [])
         elif not line:
             name = None
         elif name is not None:
-            spoken[name][-1].append(goes_on[1] if goes_on else line.strip())
+            roles[name][-1].append(continuation[1] if continuation else line.strip())
         before, last = line, line or last
-    if not spoken:
-        raise DataError(f"{path}: holds no speech; one begins with a line NAME: or NAME. after an empty line")
-    return {name: [" ".join(lines) for lines in speeches] for name, speeches in spoken.items()}
+    if not roles:
+        raise DataError(f"{path}: holds no speech; a speech starts with a line NAME: or NAME. after an empty line")
+    return {name: [" ".join(lines) for lines in speeches] for name, speeches in roles.items()}
 
 
 # ——— LEAF's files ———
 
 
-def _leaf(directory: Path) -> Iterator[Role]:
-    train, test = (_users(directory / part) for part in ("train", "test"))
+def _read_leaf(directory: Path) -> Iterator[Role]:
+    """Reads the roles of LEAF's directory, in the order of their names."""
+    train, test = (_read_users(directory / part) for part in ("train", "test"))
     for name in sorted(train):
         parts = [train[name], test.get(name, train[name][:0])]
         starts = np.arange(sum(map(len, parts))) * (CHARACTERS + 1)
@@ -215,31 +240,31 @@ def _leaf(directory: Path) -> Iterator[Role]:
         )
 
 
-def _users(directory: Path) -> dict[str, Tokens]:
-    """Each user's examples [n, 81]: 80 characters, and the one to predict."""
+def _read_users(directory: Path) -> dict[str, Tokens]:
+    """Reads each user's examples, [n, 81]: the 80 tokens of the input and the label."""
     files = sorted(directory.glob("*.json"))
     if not files:
         raise DataError(f"{directory}: holds no .json file; LEAF's directory has train/*.json and test/*.json")
     users: dict[str, Tokens] = {}
     for path in files:
-        found = _json(path)
+        found = _read_json(path)
         data = found.get("user_data") if isinstance(found, dict) else None
         if not isinstance(data, dict):
-            raise DataError(f"{path}: has no user_data; it is no file of LEAF's")
+            raise DataError(f"{path}: has no user_data, so it is not a file of LEAF")
         for name, examples in data.items():
             if name in users:
-                raise DataError(f"{path}: {name} is in an earlier file too")
-            users[name] = _user(examples, f"{path}: {name}")
+                raise DataError(f"{path}: {name} is also in an earlier file")
+            users[name] = _parse_user(examples, f"{path}: {name}")
     return users
 
 
-def _user(examples: Any, place: str) -> Tokens:
+def _parse_user(examples: Any, place: str) -> Tokens:
     try:
         x, y = examples["x"], examples["y"]
         wrong = len(x) != len(y) or any(len(a) != CHARACTERS or len(b) != 1 for a, b in zip(x, y, strict=True))
         text = "".join(part for pair in zip(x, y, strict=True) for part in pair)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{place}: x and y are not as many texts each: {error!r}") from None
+        raise DataError(f"{place}: x and y are not lists of equally many texts: {error!r}") from None
     if wrong:
-        raise DataError(f"{place}: an example is {CHARACTERS} characters in x and one in y")
-    return tokens_of(text).reshape(-1, CHARACTERS + 1)
+        raise DataError(f"{place}: an example needs {CHARACTERS} characters in x and one in y")
+    return tokenize(text).reshape(-1, CHARACTERS + 1)

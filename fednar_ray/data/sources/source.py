@@ -1,4 +1,4 @@
-"""What every data source returns."""
+"""The type that every data source returns."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from fednar_ray.data.transforms import Transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A data set: inputs x [N, …], labels y [N], and perhaps the natural client of each example.
+    """A data set: training and test examples, and optionally the natural client of each example.
 
     Attributes:
         name: The data set's name.
-        train_x: Training inputs, [N, …]: float32, integers, or uint8 images [N, channels, height, width].
+        train_x: Training inputs, [N, …]: floats, integers (tokens), or uint8 images [N, channels, height, width].
         train_y: Training labels, [N]: classes from 0 (classification), 0 and 1 (binary), or numbers (regression).
-        test_x: Test inputs, likewise.
-        test_y: Test labels, likewise.
+        test_x: Test inputs, of the same form.
+        test_y: Test labels, of the same form.
         groups: The natural client of each training example, [N], or None.
-        test_groups: The natural client of each test example. Where clients are only some of the groups, the test set is
-            the part of these groups.
+        test_groups: The natural client of each test example, or None. If only some of the groups are clients, the test
+            set is the part of these groups.
         task: classification, binary or regression.
-        transform: For uint8 images, how they are normalized.
-        preprocessing: What led from raw inputs to x. The saved model starts with it.
+        transform: The normalization of uint8 images, or None.
+        preprocessing: The preprocessing that x went through, or None. The saved model starts with it.
     """
 
     name: str

@@ -9,7 +9,7 @@ import numpy as np
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import RoundAborted, RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
-from fednar_ray.data.federation import FederatedData
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.tracking.mlflow import RunTracker

@@ -1,0 +1,121 @@
+"""A directory with one .csv, .tsv, .parquet or .npz file per client."""
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fednar_ray.config.data import FolderSettings
+from fednar_ray.core.errors import DataError
+from fednar_ray.core.preprocessing import TablePreprocessing
+from fednar_ray.data.examples import Examples
+from fednar_ray.data.sources.client_files import ClientFile, with_features
+from fednar_ray.data.sources.moments import Moments
+from fednar_ray.data.sources.source import Source
+from fednar_ray.data.sources.tables import FORMATS, format_names, list_tables, name_client
+
+
+def load_folder(settings: FolderSettings) -> Source:
+    """Loads the user's own tables, one file per client in ``data.directory``.
+
+    Clients are named after their files and numbered in the order of these names. ``test_share`` of each client's
+    examples is held out; the draw is the same in every run. With ``standardize``, inputs are scaled by the mean and the
+    standard deviation over all clients' training examples. These follow from one count, mean and sum of squares per
+    client, so no client needs another client's rows.
+
+    Raises:
+        DataError: The directory has no clients' files, a file cannot be read or does not fit the settings, or no client
+            is large enough for a test set.
+    """
+    files = list_client_files(settings)
+    rows = [file.read() for file in files]
+    preprocessing = compute_preprocessing(files, [own.moments for own in rows])
+    parts = [file.preprocess(own, preprocessing) for own, file in zip(rows, files, strict=True)]
+    train, test = (Examples.concatenate([part[i] for part in parts]) for i in (0, 1))
+    if not len(test):
+        raise DataError(
+            f"{settings.directory}: no client has enough examples to hold out a share of {settings.test_share:g}"
+        )
+    return Source(
+        name=Path(str(settings.directory)).name,
+        train_x=train.x,
+        train_y=train.y,
+        test_x=test.x,
+        test_y=test.y,
+        groups=np.repeat(np.arange(len(files)), [len(part[0]) for part in parts]),
+        test_groups=np.repeat(np.arange(len(files)), [len(part[1]) for part in parts]),
+        task=settings.task,
+        preprocessing=preprocessing,
+    )
+
+
+def list_client_files(settings: FolderSettings) -> list[ClientFile]:
+    """Lists the clients' files in ``data.directory``, ordered by the clients' names.
+
+    If the settings name no inputs, the first file's columns are the inputs of all clients.
+
+    Raises:
+        DataError: There is no file, or one client has two.
+    """
+    directory = Path(str(settings.directory))
+    if not directory.is_dir():
+        raise DataError(f"{directory}: is not a directory; data.directory holds one file per client")
+    paths, others = list_tables(directory)
+    if not paths:
+        raise DataError(f"{directory}: holds no {FORMATS} file" + (f", but {format_names(others)}" if others else ""))
+    for before, path in pairwise(sorted(paths, key=lambda path: name_client(path).casefold())):
+        if name_client(before).casefold() == name_client(path).casefold():
+            raise DataError(f"{path}: {before.name} belongs to the same client; a client has exactly one file")
+    for path in paths:
+        if path.is_dir():
+            raise DataError(f"{path}: is a directory; a client has exactly one file")
+    files = [
+        ClientFile(path=path, client_id=i, name=name_client(path), settings=settings) for i, path in enumerate(paths)
+    ]
+    return files if settings.features is not None else with_features(files, files[0].read_features())
+
+
+def find_ignored(settings: FolderSettings) -> tuple[str, ...]:
+    """Finds the names in ``data.directory`` that are not clients' files."""
+    return tuple(list_tables(Path(str(settings.directory)))[1])
+
+
+def compute_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]) -> TablePreprocessing:
+    """Computes the preprocessing that all clients share.
+
+    Args:
+        files: The clients' files.
+        moments: The moments of each client's training inputs.
+
+    Raises:
+        DataError: Inputs of two files differ in shape, or no client has a value from which to impute an input.
+    """
+    found, settings = list(moments), files[0].settings
+    for file, own in zip(files, found, strict=True):
+        if own.mean.shape != found[0].mean.shape:
+            here, there = own.mean.shape, found[0].mean.shape
+            raise DataError(
+                f"{file.path}: inputs are {list(here)}, but those of {files[0].path.name} are {list(there)}"
+            )
+    total, features = reduce(Moments.__add__, found), settings.features or ()
+    columns = features if total.mean.shape == (len(features),) else None
+    if settings.missing == "mean" and not total.count.all():
+        empty = _name_columns(columns, total.count == 0)
+        raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
+    scaled = settings.standardize
+    return TablePreprocessing(
+        columns=columns,
+        fill=total.mean if settings.missing == "mean" else np.full_like(total.mean, np.nan),
+        mean=total.mean if scaled else np.zeros_like(total.mean),
+        scale=total.deviation if scaled else np.ones_like(total.mean),
+    )
+
+
+def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) -> str:
+    """Names the chosen inputs, or counts them if inputs have no names."""
+    if columns is not None:
+        return ", ".join(name for name, here in zip(columns, chosen, strict=True) if here)
+    return f"{int(chosen.sum())} of the inputs"
