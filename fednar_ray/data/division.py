@@ -30,7 +30,7 @@ def divide(settings: AnyData, seed: int, labels: Array, groups: Array | None) ->
 
     Args:
         settings: The ``data`` section.
-        seed: The seed of which examples are held out, and of which client holds which of the others.
+        seed: Seeds the random choice of the validation examples, and the partition of the others.
         labels: The training labels, [N].
         groups: The natural client of each training example, [N], or None.
 

@@ -15,7 +15,7 @@ from fednar_ray.data.examples import Examples, Pair, Shards
 from fednar_ray.data.federated_data import FederatedData
 
 MANY_CLASSES = 1000
-"""With at most this many classes there is no warning of classes that never occur: unused outputs then cost little."""
+"""With at most this many classes, there is no warning of classes that never occur: unused outputs cost little."""
 
 log = logging.getLogger("fednar_ray")
 
@@ -149,8 +149,8 @@ def _check_shape_of_splits(federation: Federation) -> None:
     block = federation.shards.examples.x
     for name, part in parts.items():
         if part is not None and (part.x.shape[1:] != block.shape[1:] or part.x.dtype != block.dtype):
-            theirs = f"but those of the clients are {block.shape[1:]} {block.dtype}"
-            raise DataError(f"{name}: inputs are {part.x.shape[1:]} {part.x.dtype}, {theirs}")
+            here, there = (f"{x.shape[1:]} {x.dtype}" for x in (part.x, block))
+            raise DataError(f"{name}: inputs are {here}, but those of the clients are {there}")
 
 
 def _warn_of_codes(federation: Federation) -> None:

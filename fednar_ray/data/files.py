@@ -180,7 +180,7 @@ def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFil
 
     Args:
         settings: The ``data`` section.
-        seed: The seed of which examples are held out for validation, and of the order of the others.
+        seed: Seeds the random choice of the validation examples, and the partition of the others.
 
     Raises:
         DataError: A file cannot be read or does not fit the settings, or the examples cannot be divided.
@@ -206,7 +206,7 @@ def load_silo_federation(
     Args:
         files: The files of the silos.
         settings: The ``data`` section.
-        seed: The seed of which examples are held out for validation, and of the order of the others.
+        seed: Seeds the random choice of the validation examples, and the partition of the others.
         ask: Runs a function on each silo's node and returns the results. It brings back a summary of each file.
 
     Raises:

@@ -19,7 +19,7 @@ def load_federation(settings: AnyData, seed: int) -> Federation:
 
     Args:
         settings: The ``data`` section.
-        seed: The seed of which examples are held out for validation, and of which client holds which of the others.
+        seed: Seeds the random choice of the validation examples, and the partition of the others.
 
     Raises:
         DataError: The data cannot be read, or cannot be divided as the section says.
@@ -54,10 +54,10 @@ def _select_test(settings: AnyData, source: Source, rows: Array) -> Examples:
     """Returns the test set. If only some of the groups are clients, it is the part of these groups."""
     if settings.partition.kind != "natural" or source.groups is None or source.test_groups is None:
         return Examples(source.test_x, source.test_y)
-    theirs = np.isin(source.test_groups, np.unique(source.groups[rows]))
-    if not theirs.any():
+    chosen = np.isin(source.test_groups, np.unique(source.groups[rows]))
+    if not chosen.any():
         raise DataError(f"data.partition.clients: {settings.partition.clients}: these groups have no test examples")
-    return Examples(source.test_x[theirs], source.test_y[theirs])
+    return Examples(source.test_x[chosen], source.test_y[chosen])
 
 
 def _build_transform(settings: AnyData, source: Source) -> Transform | None:

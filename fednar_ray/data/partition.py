@@ -57,7 +57,7 @@ def count_held_out(share: float, examples: int, key: str) -> int:
 
 
 def _by_owner(owner: Indices, clients: int, rng: np.random.Generator) -> Partition:
-    """Gathers examples by their owner [N], in random order within each client. The owner −1 is no client."""
+    """Gathers examples by owner [N], in random order within each client. The owner −1 means left out."""
     order = np.lexsort((rng.random(len(owner)), owner))
     left_out = int((owner < 0).sum())
     sizes = np.bincount(owner[owner >= 0], minlength=clients)
@@ -190,7 +190,7 @@ def natural(groups: npt.NDArray[Any], rng: np.random.Generator, clients: int | N
     if clients is None:
         return _by_owner(owner.astype(np.int64), len(names), rng)
     if clients > len(names):
-        raise DataError(f"data.partition.clients: {clients} is more than the groups ({len(names)})")
+        raise DataError(f"data.partition.clients: {clients} is more than the number of groups ({len(names)})")
     rank = np.full(len(names), -1)
     rank[np.sort(rng.choice(len(names), clients, replace=False))] = np.arange(clients)
     return _by_owner(rank[owner], clients, rng)

@@ -39,7 +39,7 @@ class Transform:
     """Converts uint8 images to a model's inputs. An image gives the same bits in every batch and on every actor."""
 
     mean: tuple[float, ...]  # one per channel, for values in 0..1
-    std: tuple[float, ...]  # likewise
+    std: tuple[float, ...]  # one per channel, for values in 0..1
     augmentation: Augmentation | None = None  # only in training
 
     def normalize(self, x: Tensor) -> Tensor:

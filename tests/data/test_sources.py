@@ -575,7 +575,7 @@ def test_clients_may_be_some_of_the_roles_with_their_own_test_examples(tmp_path:
     assert train == test
     assert len(train) == 4
     assert (found.left_out, len(found.test)) == (6 * 21, 4 * 20)
-    with pytest.raises(DataError, match=r"data\.partition\.clients: 11 is more than the groups \(10\)"):
+    with pytest.raises(DataError, match=r"data\.partition\.clients: 11 is more than the number of groups \(10\)"):
         federation(**settings, partition={"clients": 11})
 
 

@@ -50,7 +50,7 @@ def to_numpy(path: Path, name: str, column: Any) -> Array:
     Args:
         path: The file, for messages.
         name: The column's name, for messages.
-        column: Numbers, decimals, booleans or text, perhaps dictionary-encoded.
+        column: Numbers, decimals, booleans or text. It may be dictionary-encoded.
 
     Returns:
         float64 with NaN for missing values. Text that is not all numbers becomes an array of objects, so that
