@@ -62,7 +62,7 @@ BAD_PAIRS = {
     "no examples": ((X[:0], Y[:0]), "has no examples"),
     "no examples, lists": (([], []), "has no examples"),
     "lengths that differ": ((X, Y[:5]), r"x \(6, 2\) and y \(5,\)"),
-    "labels of two dimensions": ((X, np.eye(6)), "N labels"),
+    "labels of two dimensions": ((X, np.eye(6)), "one class per example"),
     "inputs without a dimension": ((np.float32(1), Y), "N inputs"),
     "negative label": ((X, [0, 1, 2, -1, 0, 0]), "label -1 at index 3"),
     "labels that are not whole": ((X, Y + 0.5), "float64"),
