@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.data.federation import FederatedData
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.sources.tables import format_names
 
 Counts = npt.NDArray[np.int64]
