@@ -45,8 +45,8 @@ def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if federation is not None:
         yield from _within_federation(federation, data.partition.clients if data is not None else None)
     if execution is not None and execution.placement == "dedicated" and execution.vectorize not in ("auto", 1):
-        width = execution.vectorize
-        yield problem(("execution", "vectorize"), width, "dedicated trains one client per actor; use 1 or auto")
+        size = execution.vectorize
+        yield problem(("execution", "vectorize"), size, "dedicated trains one client per actor; use 1 or auto")
     if execution is not None:
         yield from _of_execution(execution, data)
     if data is not None and "model" in sections and model is None:

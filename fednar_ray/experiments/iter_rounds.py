@@ -11,7 +11,7 @@ from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import SPLITS, Evaluation
@@ -49,8 +49,8 @@ def iter_rounds(
     """
     with open_session(session) as ray_session:
         prepared = prepare(experiment, federation, model, ray_session)
-        plan = resolve(prepared, ray_session)
-        with place(prepared, plan, ray_session) as pool:
+        plan = plan_execution(prepared, ray_session)
+        with open_pool(prepared, plan, ray_session) as pool:
             yield from train_rounds(prepared, plan, pool, build_initial_state(prepared))
 
 
@@ -102,7 +102,7 @@ def train_rounds(
         availability=prepared.availability,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
-        group_size=execution_plan.width,
+        group_size=execution_plan.group_size,
         algorithm=prepared.algorithm,
         aggregation=experiment.aggregation,
         max_deviation=experiment.screening.max_deviation,

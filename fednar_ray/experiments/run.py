@@ -29,7 +29,7 @@ from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance
 from fednar_ray.experiments.artifacts import log_inputs, log_outputs
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
-from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
@@ -167,8 +167,8 @@ def train(
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
-        plan = resolve(prepared, session)
-        with place(prepared, plan, session) as pool, CallbackList() as callbacks:
+        plan = plan_execution(prepared, session)
+        with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
             tracked = _start_callbacks(callbacks, start, start.identify(opened), plan, data_digest, on_start)
@@ -210,7 +210,7 @@ class _TrackedRun:
             directory=self.identity.directory,
             placement=self.plan.placement,
             places=places,
-            group_size=self.plan.width,
+            group_size=self.plan.group_size,
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
         )
@@ -229,7 +229,7 @@ def _start_callbacks(
     callbacks.start(ResumeHint(prepared.experiment, directory))
     tracker = callbacks.start(start.build_tracker(identity))
     if on_start is not None and start.is_new:
-        on_start(directory, plan.width)
+        on_start(directory, plan.group_size)
     callbacks.start(start.build_system_metrics(identity))
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
@@ -264,7 +264,7 @@ def _build_facts(
         "run_id": identity.run_id,
         "tracking_uri": identity.store.uri,
         "placement": plan.placement,
-        "group_size": plan.width,
+        "group_size": plan.group_size,
     }
 
 

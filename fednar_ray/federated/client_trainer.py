@@ -211,12 +211,12 @@ class GroupTrainer:
             if client_id in self._plan.attack_factors:
                 row *= self._plan.attack_factors[client_id]
 
-    def _gradient(self, width: int) -> SingleGradient | GroupGradient:
-        if width not in self._gradients:
+    def _gradient(self, group_size: int) -> SingleGradient | GroupGradient:
+        if group_size not in self._gradients:
             single, group = SingleGradient, GroupGradient
             plan = (self._plan.model, self._layout, self._plan.task, self._device)
-            self._gradients[width] = single(*plan) if width == 1 else group(*plan, width)
-        return self._gradients[width]
+            self._gradients[group_size] = single(*plan) if group_size == 1 else group(*plan, group_size)
+        return self._gradients[group_size]
 
     def _build_local_round(self, broadcast: Broadcast, task: GroupTask, global_params: Tensor) -> LocalRound:
         return LocalRound(

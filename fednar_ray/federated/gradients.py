@@ -59,11 +59,11 @@ class GroupGradient:
     """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
 
     def __init__(
-        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
+        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, group_size: int
     ) -> None:
         self.module = leaf_copy(module).to(device).train()
         self.given = GivenState(self.module)
-        self.params = torch.zeros(width, layout.dimension, device=device)
+        self.params = torch.zeros(group_size, layout.dimension, device=device)
         self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 

@@ -250,7 +250,7 @@ def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
+def choose_group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
     """Chooses the group size for ``vectorize: auto``.
 
     Among the sizes whose predicted rounds are no longer than those of size 1, for any of 1 to 4 actors, it is the size
@@ -266,34 +266,34 @@ def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, cos
         return 1
     alone = _round_costs(traits, clients_per_round, batch_size, costs, 1)
     best, least = 1, 1.0
-    for width in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
-        ratios = _round_costs(traits, clients_per_round, batch_size, costs, width) / alone
+    for group_size in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
+        ratios = _round_costs(traits, clients_per_round, batch_size, costs, group_size) / alone
         if ratios.max() <= 1 and ratios.mean() < least:
-            best, least = width, float(ratios.mean())
+            best, least = group_size, float(ratios.mean())
     return best
 
 
 def _round_costs(
-    traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, width: int
+    traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, group_size: int
 ) -> npt.NDArray[np.float64]:
     """Returns the seconds that one step of every client of a round takes, for each number of ``ACTORS``."""
-    groups = ceil(clients_per_round / width)
+    groups = ceil(clients_per_round / group_size)
     group = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
     return np.array([ceil(groups / actors) * group for actors in ACTORS])
 
 
-def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width: int) -> float:
-    wide = width > 1
+def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, group_size: int) -> float:
+    wide = group_size > 1
     dispatch = traits.matmuls * costs.matmul[wide] + traits.convolutions * costs.convolution[wide]
     # forward and backward cost three times the forward
     arithmetic = traits.matmul_flops * costs.flop
     arithmetic += traits.convolution_flops * (costs.convolution_flop if wide else costs.flop)
     client = 3 * batch_size * arithmetic + traits.parameters * costs.parameter[wide]
-    return costs.step + dispatch + width * client
+    return costs.step + dispatch + group_size * client
 
 
-def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:
-    """Forms client groups of at most ``width`` clients, as equal in size as possible.
+def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], group_size: int) -> list[tuple[int, ...]]:
+    """Forms client groups of at most ``group_size`` clients, as equal in size as possible.
 
     Clients are in dispatch order: most steps first, ties by id. Neighbors in this order take similar numbers of steps,
     so few steps of a group are masked.
@@ -301,9 +301,9 @@ def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: 
     Args:
         client_ids: The clients of the round.
         steps: K_i of each of them, in the same order.
-        width: C.
+        group_size: C.
     """
     ids = np.asarray(client_ids)
     ordered = ids[np.lexsort((ids, -steps))]
-    parts = np.array_split(ordered, ceil(len(ordered) / width))
+    parts = np.array_split(ordered, ceil(len(ordered) / group_size))
     return [tuple(part.tolist()) for part in parts]

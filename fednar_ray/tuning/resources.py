@@ -10,7 +10,7 @@ from fednar_ray.config import ExecutionSettings, Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import prepare
 
 Bundle = Mapping[str, float]
@@ -70,10 +70,10 @@ def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[Execution
     settings = experiment.execution
     pooled = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
     execution = settings.model_copy(update=pooled if settings.placement == "auto" else {})
-    plan = resolve(prepare(experiment.model_copy(update={"execution": execution})), session)
+    plan = plan_execution(prepare(experiment.model_copy(update={"execution": execution})), session)
     assert plan.actors is not None
     actors = plan.actors
-    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.width}
+    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}
     actor_bundle = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
     return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count)))
 

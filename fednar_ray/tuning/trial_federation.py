@@ -17,7 +17,7 @@ from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import SerialTrainer, place, resolve
+from fednar_ray.experiments.placement import SerialTrainer, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, adapt, prepare
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
@@ -38,8 +38,8 @@ class TrialFederation:
         prepared, trainer = _prepare_cached(data, model, experiment.seed)
         self._prepared = adapt(prepared, experiment)
         self._resources = ExitStack()
-        self._execution = resolve(self._prepared, session)
-        self._pool = self._resources.enter_context(place(self._prepared, self._execution, session, trainer))
+        self._execution = plan_execution(self._prepared, session)
+        self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer))
         self._continue_from(build_initial_state(self._prepared))
 
     @property
@@ -50,7 +50,7 @@ class TrialFederation:
     @property
     def group_size(self) -> int:
         """Number of clients that are trained as one matrix."""
-        return self._execution.width
+        return self._execution.group_size
 
     def _continue_from(self, state: FederationState) -> None:
         self._state = state

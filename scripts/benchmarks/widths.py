@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.execution.devices import keep_freed_memory
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.vectorization import CPU, _step_seconds
@@ -105,7 +105,7 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
         for name, (build, shape) in MODELS.items():
             for batch in batches:
                 clients, model = federation(shape, batch), build()
-                width = resolve(prepare(experiment(batch, "auto", 1), clients, model), session).width
+                width = plan_execution(prepare(experiment(batch, "auto", 1), clients, model), session).group_size
                 ratios = {}
                 for actors in (1, 2, 3, 4) if width > 1 else ():
                     pairs = [

@@ -33,7 +33,7 @@ from fednar_ray.data.sources.huggingface import _examples
 from fednar_ray.data.sources.images import read_cifar, read_idx_files
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.shakespeare import ALPHABET, roles_of_text
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 
 RNG = np.random.default_rng(0)
@@ -984,7 +984,7 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
     cut_short(tmp_path / "b.parquet")
     with (
         pytest.raises(DataError, match=r"b\.parquet: cannot be read"),
-        place(prepared, resolve(prepared, session), session) as pool,
+        open_pool(prepared, plan_execution(prepared, session), session) as pool,
     ):
         pool.actor_infos()
 

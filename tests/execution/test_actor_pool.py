@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import BuffersChanged
 from fednar_ray.core.messages import Broadcast, ClientsLost
 from fednar_ray.execution.actor_pool import ActorPool
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.support.faulty_models import (
     BAD,
@@ -135,7 +135,7 @@ def build_two_actors(
         shared={},
         buffers=None,
     )
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
         pool.actor_infos()
         yield pool, broadcast

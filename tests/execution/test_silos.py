@@ -20,7 +20,7 @@ from fednar_ray.data.sources.client_files import files_of_silos
 from fednar_ray.execution.capacity import Footprint
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
@@ -89,8 +89,8 @@ def train_on_two_nodes(folder: Path) -> None:
     files = {name: next((folder / name).iterdir()) for name in SIZES}
     chosen, session = experiment(describe_silos(files, pinned=True)), fr.RaySession()
     prepared = prepare(chosen, session=session)
-    resolved = resolve(prepared, session)
-    with place(prepared, resolved, session) as pool:
+    resolved = plan_execution(prepared, session)
+    with open_pool(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         found = [hosts[where.node_id] for where in pool.actor_infos()]
         *_, last = train_rounds(prepared, resolved, pool, build_initial_state(prepared))
@@ -173,8 +173,8 @@ def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: f
     more_rounds = {"federation": chosen.federation.model_copy(update={"rounds": 10})}
     rarely_evaluated = {"evaluation": chosen.evaluation.model_copy(update={"every": 10})}
     prepared = prepare(chosen.model_copy(update=more_rounds | rarely_evaluated), session=session)
-    resolved = resolve(prepared, session)
-    with place(prepared, resolved, session) as pool:
+    resolved = plan_execution(prepared, session)
+    with open_pool(prepared, resolved, session) as pool:
         assert len(pool.actor_infos()) == 2
         rounds = train_rounds(prepared, resolved, pool, build_initial_state(prepared), splits=())
         assert next(rounds).exclusions == {}

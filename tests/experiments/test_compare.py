@@ -28,7 +28,7 @@ from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
 from fednar_ray.experiments.comparison.table import Outcome, build_rows
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
@@ -238,7 +238,7 @@ def test_rounds_to_which_nobody_came_have_no_clipped_steps():
 
 def test_a_serial_run_is_warm_before_its_first_round(data):
     prepared = prepare(load_document(write(data)).experiment)
-    with fr.RaySession() as session, place(prepared, resolve(prepared, session), session) as pool:
+    with fr.RaySession() as session, open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert not pool._trainer._gradients
         pool.wait_until_ready()
         assert len(pool._trainer._gradients) == 1
@@ -247,7 +247,7 @@ def test_a_serial_run_is_warm_before_its_first_round(data):
 def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, session):
     overrides = ["execution.placement=pooled", "execution.actors=2", "execution.gpus_per_actor=0"]
     prepared = prepare(load_document(write(data), overrides).experiment)
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         pool.wait_until_ready()
         assert [slot.starting for slot in pool._slots] == [None, None]
 

@@ -102,15 +102,15 @@ def test_a_model_that_takes_one_example_trains_on_the_short_last_batch() -> None
 
 
 def test_the_same_model_under_other_settings_is_looked_at_anew() -> None:
-    from fednar_ray.experiments.placement import resolve
+    from fednar_ray.experiments.placement import plan_execution
     from fednar_ray.experiments.prepare import adapt, prepare
 
     federation = small_federation((17, 32))
     prepared = prepare(experiment({"local_epochs": 1, "batch_size": 15}), federation, normed())
     with fr.RaySession() as session:
-        assert resolve(prepared, session).width == 1
+        assert plan_execution(prepared, session).group_size == 1
         with pytest.raises(ModelError, match="one example"):
-            resolve(adapt(prepared, experiment(EPOCHS)), session)
+            plan_execution(adapt(prepared, experiment(EPOCHS)), session)
 
 
 def test_the_trial_leaves_the_model_as_it_was() -> None:

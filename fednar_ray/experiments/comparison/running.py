@@ -14,7 +14,7 @@ from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
@@ -117,7 +117,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
         task = prepared.federation.task
         value = getattr(document.compare, key)
         raise ConfigError((f"compare.{key}: {value:g} is not a target for {task}; set compare.{instead}",))
-    resolve(prepared, session)
+    plan_execution(prepared, session)
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
@@ -193,9 +193,9 @@ class _Runs:
     def _experiment(self, run: PlannedRun) -> Experiment:
         """Returns the run's experiment, with the group size of the runs before, wherever these were trained."""
         base = self._record.document.experiment
-        width = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
-        if base.execution.vectorize == "auto" and width is not None:
-            execution = base.execution.model_copy(update={"vectorize": width})
+        group_size = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
+        if base.execution.vectorize == "auto" and group_size is not None:
+            execution = base.execution.model_copy(update={"vectorize": group_size})
             base = base.model_copy(update={"execution": execution})
         return run.experiment(base)
 
@@ -206,8 +206,8 @@ class _Runs:
         if resumption is None and run.directory is not None:
             return self._load_outcome(run)
 
-        def on_start(directory: Path, width: int) -> None:
-            run.directory, run.group_size = directory.name, width
+        def on_start(directory: Path, group_size: int) -> None:
+            run.directory, run.group_size = directory.name, group_size
             self._record.save()
 
         experiment = self._experiment(run) if resumption is None else resumption.experiment
