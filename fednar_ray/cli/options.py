@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 
 from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
-from fednar_ray.config import Document, embedded, load_document
+from fednar_ray.config import Document, load_document, load_embedded
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, shown_text
 
@@ -57,7 +57,7 @@ def read_document(words: Sequence[str], command: str) -> Document:
     to_search = command == "tune"
     if files:
         return load_document(files[0], overrides, to_search=to_search)
-    return embedded(COMMANDS[command], overrides, to_search=to_search)
+    return load_embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
 def read_document_to_train(words: Sequence[str], command: str) -> Document:

@@ -100,14 +100,14 @@ def _find_experiment(
         if may_change:
             raise BadInput("--may-change can only be given with --resume")
         return read_document_to_train(arguments, "run").experiment, None
-    from fednar_ray.config import with_overrides
+    from fednar_ray.config import apply_overrides
     from fednar_ray.experiments.resume import load_started_experiment, resume_from
 
     files, overrides = split_arguments(arguments)
     if resume == NEWEST or files:
         experiment = read_document_to_train(arguments, "run").experiment
     else:
-        experiment = with_overrides(load_started_experiment(resume), overrides)
+        experiment = apply_overrides(load_started_experiment(resume), overrides)
     resumption = resume_from(None if resume == NEWEST else resume, experiment, may_change)
     if resumption is None:
         click.echo(f"no run of {experiment.name!r} to resume; starting a new one", err=True)

@@ -261,7 +261,7 @@ def _source_of_entry_point(given: dict[str, Any]) -> dict[str, Any]:
 
 
 DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_source_of_entry_point)
-SOURCE_SETTINGS = DATA_VARIANTS.table()
+SOURCE_SETTINGS = DATA_VARIANTS.build_table()
 """Each source with the settings that it reads and their defaults; None where there is no default."""
 DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]
 

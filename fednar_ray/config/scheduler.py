@@ -78,7 +78,7 @@ AnyScheduler = NoSchedulerSettings | AshaSettings | HyperbandSettings | MedianSe
 """One row per scheduler."""
 
 SCHEDULER_VARIANTS = Variants(AnyScheduler, SchedulerSettings, key="name", default="none", short=True)
-SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.table()
+SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.build_table()
 """Each scheduler with the settings that it reads and their defaults."""
 SchedulerSection = Annotated[
     Annotated[AnyScheduler, Field(discriminator="name")], WrapValidator(SCHEDULER_VARIANTS.validate)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def annealed(initial: float, rate: float, round_index: int) -> float:
+def anneal(initial: float, rate: float, round_index: int) -> float:
     """Returns ``initial · rate^round_index``."""
     return initial * rate**round_index
 

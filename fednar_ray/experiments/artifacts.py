@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fednar_ray.config import dotted
+from fednar_ray.config import flatten_settings
 from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
@@ -24,7 +24,7 @@ log = logging.getLogger("fednar_ray")
 def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
     """Logs the experiment, the data, and where clients are trained."""
     federation = prepared.federation
-    tracker.log_params(dotted(prepared.experiment))
+    tracker.log_params(flatten_settings(prepared.experiment))
     tracker.log_tags(plan.tags())
     examples = federation.shards.examples
     tracker.log_data(

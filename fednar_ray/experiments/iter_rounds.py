@@ -109,7 +109,7 @@ def train_rounds(
         min_clients=experiment.execution.min_clients,
         tracks_buffers=prepared.traits.tracks_buffers,
         evaluate_every=experiment.evaluation.every,
-        scalars=experiment.scalars,
+        scalars=experiment.compute_scalars,
     )
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
-from fednar_ray.config import Experiment, dotted
+from fednar_ray.config import Experiment, flatten_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
 from fednar_ray.experiments.checkpoint_contents import read_run_experiment
 from fednar_ray.tracking import run_lookup
@@ -159,7 +159,7 @@ def _with_group_size(experiment: Experiment, group_size: int) -> Experiment:
 
 def _check_changes(started: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:
     """Returns whether anything differs that changes the training. Raises ConfigError for what may not differ."""
-    before, after = dotted(started), dotted(wanted)
+    before, after = flatten_settings(started), flatten_settings(wanted)
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     problems = [p for key in different if (p := _find_problem(key, before, after, done, may_change)) is not None]
     if problems:

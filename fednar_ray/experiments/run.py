@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fednar_ray.config import Experiment, digest
+from fednar_ray.config import Experiment, compute_digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
@@ -259,7 +259,7 @@ def _build_facts(
     """Returns what a checkpoint says of its run."""
     return {
         "experiment": experiment.model_dump(mode="json", exclude_none=True),
-        "experiment_sha256": digest(experiment),
+        "experiment_sha256": compute_digest(experiment),
         "data_digest": data_digest,
         "run_id": identity.run_id,
         "tracking_uri": identity.store.uri,

@@ -36,7 +36,7 @@ def _vary_data(document: Document) -> Iterator[tuple[str, Experiment]]:
     for key, domain in document.search.space.items():
         if key.startswith("data.") and not key.startswith("data.partition."):
             for value in domain.extremes:
-                yield f"search.space.{key}: {value!r}: search.metric", document.varied({key: value})
+                yield f"search.space.{key}: {value!r}: search.metric", document.build_variant({key: value})
 
 
 def _find_metric_problems(

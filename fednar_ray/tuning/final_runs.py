@@ -71,7 +71,7 @@ class FinalTraining:
 
     def train(self, best: Experiment) -> FinalRuns:
         """Trains the best experiment and the baseline."""
-        baseline = self._as_single_run(self._document.varied(self._search.baseline), "baseline", None)
+        baseline = self._as_single_run(self._document.build_variant(self._search.baseline), "baseline", None)
         return FinalRuns(self._train_seeds("best", best), self._train_seeds("baseline", baseline))
 
     def _as_single_run(self, experiment: Experiment, role: Role, group_size: int | None) -> Experiment:

@@ -83,7 +83,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
 
     def _train_some_rounds(self) -> str | None:
         """Trains the rounds of one report in each federation; returns why one failed."""
-        until = self._federations[0].rounds + self._plan.search.rounds_a_report(self._rounds)
+        until = self._federations[0].rounds + self._plan.search.choose_report_rounds(self._rounds)
         failure = None
         for federation in self._federations:
             try:

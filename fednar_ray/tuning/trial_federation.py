@@ -11,7 +11,7 @@ import numpy as np
 
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import Experiment, SearchSettings, dotted
+from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
@@ -92,7 +92,7 @@ class TrialFederation:
         """Returns where the settings come from; None if they never changed."""
         if self.experiment.changes is None:
             return None
-        initial = dotted(self.experiment)
+        initial = flatten_settings(self.experiment)
         changes = {str(first_round): dict(values) for first_round, values in self.experiment.changes.items()}
         return Lineage(initial_values={key: initial[key] for key in search.space}, changes=changes)
 
@@ -103,7 +103,7 @@ class TrialFederation:
 
 def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int) -> Experiment:
     """Returns ``saved`` with a change from ``next_round`` on to each setting that differs in ``wanted``."""
-    before, after = dotted(saved.in_force(next_round)), dotted(wanted)
+    before, after = flatten_settings(saved.apply_changes(next_round)), flatten_settings(wanted)
     different = {key: v for key, v in after.items() if not key.startswith("changes.") and before.get(key) != v}
     if not different:
         return saved

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fednar_ray.config import Experiment, SearchSettings, varied
+from fednar_ray.config import Experiment, SearchSettings, build_variant
 from fednar_ray.tuning.trial_report import TrialReport
 
 
@@ -38,8 +38,8 @@ class TrialPlan:
         Raises:
             ConfigError: The values do not fit the experiment.
         """
-        experiment = varied({**self.raw, "execution": dict(self.execution)}, values)
-        report = self.search.rounds_a_report(experiment.federation.rounds)
+        experiment = build_variant({**self.raw, "execution": dict(self.execution)}, values)
+        report = self.search.choose_report_rounds(experiment.federation.rounds)
         every = experiment.evaluation.every
         evaluation = experiment.evaluation.model_copy(update={"every": every if report % every == 0 else report})
         return experiment.model_copy(update={"evaluation": evaluation})

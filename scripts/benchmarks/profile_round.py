@@ -67,7 +67,7 @@ def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
     parameters = flatten(prepared.model)
 
     def train(index: int) -> float:
-        scalars, start = settings.scalars(index), time.perf_counter()
+        scalars, start = settings.compute_scalars(index), time.perf_counter()
         trainer.train(
             Broadcast(round_index=index, scalars=scalars, parameters=parameters, shared={}, buffers=None), task
         )

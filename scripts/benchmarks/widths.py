@@ -124,7 +124,7 @@ def group_seconds(prepared: Prepared, width: int) -> float:
     for index in range(6):
         broadcast = Broadcast(
             round_index=index,
-            scalars=prepared.experiment.scalars(index),
+            scalars=prepared.experiment.compute_scalars(index),
             parameters=flatten(prepared.model),
             shared={},
             buffers=None,

@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.config import embedded
+from fednar_ray.config import load_embedded
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -72,7 +72,7 @@ def test_run_prints_one_json_object(tmp_path: Path) -> None:
     assert summary["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert store(tmp_path).get_run(summary["run_id"]).info.status == "FINISHED"
     assert len(summary["parameters_sha256"]) == 64
-    *_, last = fr.iter_rounds(embedded("digits", SERIAL).experiment)
+    *_, last = fr.iter_rounds(load_embedded("digits", SERIAL).experiment)
     assert summary["metrics"]["test_accuracy"] == last.metrics["test_accuracy"]
 
 
@@ -353,7 +353,7 @@ def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert store(tmp_path).get_run(summary["run_id"]).data.tags["fednar.actors"] == "2"
-    serial = embedded("digits", [*SERIAL, "execution.vectorize=2"]).experiment
+    serial = load_embedded("digits", [*SERIAL, "execution.vectorize=2"]).experiment
     *_, last = fr.iter_rounds(serial)
     assert summary["metrics"]["test_loss"] == last.metrics["test_loss"]
 

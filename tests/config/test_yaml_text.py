@@ -165,7 +165,7 @@ def test_a_value_is_shown_in_part() -> None:
 
 
 def test_a_key_of_an_override_is_not_deeper_than_a_file() -> None:
-    with pytest.raises(fr.ConfigError, match="an override reads key"):
+    with pytest.raises(fr.ConfigError, match="should be key=value"):
         parse_document("experiment: {}", "f.yaml", ["model.arguments." + "a." * 5000 + "b=1"])
     assert yaml_text.LIMIT_DEPTH == 50
 

@@ -85,7 +85,7 @@ def problem(text: str, *overrides: str) -> str:
         ("{source: digits, path: a}", "data: digits does not read path: it belongs to npz, shakespeare"),
         ("{source: npz, path: a, crop: true}", "data: npz does not read crop: it belongs to shakespeare"),
         ("{source: folder, directory: a, partition: {kind: iid, clients: 3}}", "data: the clients of folder are its"),
-        ("{source: npz, path: a, partition: {kind: natural}}", "data.partition.kind: 'natural': npz names no groups"),
+        ("{source: npz, path: a, partition: {kind: natural}}", "data.partition.kind: 'natural': npz has no groups"),
         ("{source: npz, path: a, augmentation: {kind: always}}", "data.augmentation.kind: 'always' should be"),
         ("{entry_point: module.function}", "data.entry_point: 'module.function'"),
         ("{source: npz, path: a, arrays: {train: x}}", "data.arrays.train: 'x': unknown key; did you mean train_y?"),

@@ -130,7 +130,7 @@ def build_two_actors(
     prepared = prepare(experiment({**POOLED, "vectorize": 2, **execution}), federation(), model)
     broadcast = Broadcast(
         round_index=0,
-        scalars=prepared.experiment.scalars(0),
+        scalars=prepared.experiment.compute_scalars(0),
         parameters=np.full(prepared.model_bytes // 4, 0.1, dtype=np.float32),
         shared={},
         buffers=None,

@@ -278,7 +278,7 @@ def test_a_silo_without_a_choice_is_placed_before_one_that_fits_anywhere() -> No
             "execution.strategy: 'pack': execution.silos places the actors; set only one",
         ),
         ({"data": {"directory": "/d"}}, "data.directory: '/d': execution.silos says where the files are; set only"),
-        ({"data": {"source": "digits"}}, "execution.silos: 'a': each reads its own file, as data.source: folder"),
+        ({"data": {"source": "digits"}}, "execution.silos: 'a': needs data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),
         ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo may contain only letters, digits, - and _"),
         ({"silos": {"a": {"data": "d"}}}, "give an absolute path; it is read on the silo's node"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.config import embedded
+from fednar_ray.config import load_embedded
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
@@ -32,7 +32,7 @@ def experiment(**sections: Any) -> fr.Experiment:
 
 def of_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
     serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
-    settings = embedded(file, [*serial, *overrides]).experiment
+    settings = load_embedded(file, [*serial, *overrides]).experiment
     return find_alerts(
         settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103)
     )
@@ -102,7 +102,7 @@ def advised(alerts: Iterable[Alert]) -> list[str]:
 
 def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
     """Mean test accuracy of the last rounds, and the run's alerts."""
-    settings = embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
+    settings = load_embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
     records = [report.record() for report in fr.iter_rounds(settings)]
     final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
     return final, find_alerts(settings, records, ChanceLevel("accuracy", 0.103))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings, yaml_text
 from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
@@ -193,7 +193,10 @@ def _directories() -> Iterator[Path]:
 def _find_differences(started: Document, wanted: Document) -> Iterator[str]:
     """Finds what differs, one line each. Where runs train, and how checkpoints are stored, may differ."""
     before, after = (
-        {**dotted(each.experiment), **{f"compare.{key}": value for key, value in each.compare.model_dump().items()}}
+        {
+            **flatten_settings(each.experiment),
+            **{f"compare.{key}": value for key, value in each.compare.model_dump().items()},
+        }
         for each in (started, wanted)
     )
     for key in {**before, **after}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fednar_ray.config import CompareSettings, Document, Experiment, dotted
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
@@ -86,7 +86,7 @@ def compare(
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
             RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
-            parent.log_params({**dotted(document.experiment), **_build_params(document.compare)})
+            parent.log_params({**flatten_settings(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
         record.document = document
         record.save()
