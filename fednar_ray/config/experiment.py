@@ -20,7 +20,7 @@ from fednar_ray.config.robustness import (
     AvailabilitySettings,
     ScreeningSettings,
 )
-from fednar_ray.core.credentials import refusal, secrets_within
+from fednar_ray.core.credentials import describe_secret, find_secrets
 from fednar_ray.core.schedules import RoundScalars, anneal
 
 CHANGEABLE = (
@@ -73,7 +73,7 @@ class Experiment(Settings):
         an earlier version is refused as well, with its current name.
         """
         secrets = [
-            problems.build_problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)
+            problems.build_problem(place, "…", describe_secret("", found)[2:]) for place, found in find_secrets(values)
         ]
         if secrets:
             raise ValidationError.from_exception_data(cls.__name__, secrets[: problems.LIMIT_PROBLEMS])

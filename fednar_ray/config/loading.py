@@ -19,9 +19,9 @@ from fednar_ray.config.base import Settings
 from fednar_ray.config.comparison import CompareSettings
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
-from fednar_ray.core.credentials import refusal, secret_in, secrets_within
-from fednar_ray.core.errors import ConfigError, shown, shown_text
-from fednar_ray.core.store_uris import absolute_uri
+from fednar_ray.core.credentials import describe_secret, find_secret, find_secrets
+from fednar_ray.core.errors import ConfigError, format_text, format_value
+from fednar_ray.core.store_uris import make_uri_absolute
 
 SECTIONS = ("experiment", "compare", "search")
 PATHS = (
@@ -86,7 +86,7 @@ def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search:
             text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # a longer file is refused, not read to its end
     except (OSError, ValueError) as error:  # ValueError: the path contains NUL, or the bytes are not UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError((f"{shown_text(path)}: cannot be read: {reason}",)) from None
+        raise ConfigError((f"{format_text(path)}: cannot be read: {reason}",)) from None
     return parse_document(text, str(path), overrides, to_search=to_search)
 
 
@@ -128,7 +128,7 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
         wrong.extend(_apply(raw, override))
     _check_secrets(raw)
     unknown = [key for key in raw if key not in SECTIONS][: problems.LIMIT_PROBLEMS]
-    wrong += [f"{shown_text(key)}: unknown section{problems.suggest(str(key), SECTIONS)}" for key in unknown]
+    wrong += [f"{format_text(key)}: unknown section{problems.suggest(str(key), SECTIONS)}" for key in unknown]
     if "experiment" not in raw:
         wrong.append(f"{origin}: has no experiment section")
     experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
@@ -222,24 +222,26 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
 
 def _check_secrets(raw: Mapping[str, Any]) -> None:
     """Raises ConfigError if a value contains a password or another secret. The error does not repeat the value."""
-    found = [(".".join(map(shown_text, place)), what) for place, what in secrets_within(raw)][: problems.LIMIT_PROBLEMS]
+    found = [(".".join(map(format_text, place)), what) for place, what in find_secrets(raw)][: problems.LIMIT_PROBLEMS]
     if found:
-        raise ConfigError(tuple(refusal(place.removeprefix("experiment."), what) for place, what in found))
+        raise ConfigError(tuple(describe_secret(place.removeprefix("experiment."), what) for place, what in found))
 
 
 def _apply(raw: dict[str, Any], override: str) -> list[str]:
     """Sets one ``key=value`` in ``raw``, and returns what is wrong with it. Raises ConfigError for a secret."""
     path, equals, text = override.partition("=")
-    found = secret_in(override)
+    found = find_secret(override)
     if found is not None:
-        raise ConfigError((refusal("an override" if secret_in(path) or "://" in path else shown_text(path), found),))
+        raise ConfigError(
+            (describe_secret("an override" if find_secret(path) or "://" in path else format_text(path), found),)
+        )
     keys = path.strip().split(".")
     if not equals or not all(keys) or len(keys) > yaml_text.LIMIT_DEPTH:
-        return [f"{shown_text(override)}: should be key=value, such as federation.rounds=5"]
+        return [f"{format_text(override)}: should be key=value, such as federation.rounds=5"]
     try:
         value = yaml_text.parse(text)
     except yaml_text.NotYaml as error:
-        return [f"{shown_text(path)}: {shown(text)}: the value is not YAML: {error.reason}"]
+        return [f"{format_text(path)}: {format_value(text)}: the value is not YAML: {error.reason}"]
     if keys[0] not in SECTIONS:
         keys = ["experiment", *keys]
     if keys[0] == "search" and keys[1:2] in (["space"], ["baseline"]) and len(keys) > 2:
@@ -254,7 +256,7 @@ def _set(target: Any, keys: Sequence[str], value: Any) -> list[str]:
         target = target[key]
         if not isinstance(target, dict):
             place = ".".join(keys).removeprefix("experiment.")
-            return [f"{shown_text(place)}: {shown_text(key)} holds a value, not a section"]
+            return [f"{format_text(place)}: {format_text(key)} holds a value, not a section"]
     target[keys[-1]] = value
     return []
 
@@ -284,7 +286,7 @@ def is_relative(place: str) -> bool:
 def _make_absolute(place: str) -> str:
     """Makes a path or the address of a local store absolute, and returns other addresses unchanged."""
     if place.startswith(("sqlite:", "sqlite+", "file:")):
-        return absolute_uri(place)
+        return make_uri_absolute(place)
     return place if "://" in place or place.startswith("databricks") else os.path.abspath(place)
 
 

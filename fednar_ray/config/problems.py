@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, V
 
 from fednar_ray.config import renamed
 from fednar_ray.config.base import Settings
-from fednar_ray.core.errors import shown, shown_text
+from fednar_ray.core.errors import format_text, format_value
 
 LIMIT_PROBLEMS = 50
 """The maximum number of problems of one kind that are reported: nobody reads more, and each takes time to describe."""
@@ -87,11 +87,11 @@ def describe(error: ValidationError, prefix: str = "", root: str = "") -> tuple[
 
 
 def _format_line(entry: Any, prefix: str, root: str) -> str:
-    place = prefix + ".".join(map(shown_text, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
+    place = prefix + ".".join(map(format_text, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
     value, text = entry["input"], entry["msg"]
     if entry["type"] == renamed.PROBLEM:
         return f"{place} {text}"
     if isinstance(value, Mapping | BaseModel):
         return f"{place}: {text}" if place else text
     separator = " " if text.startswith(("is ", "lists ", "should ")) else ": "
-    return f"{place}: {shown(value)}{separator}{text}"
+    return f"{place}: {format_value(value)}{separator}{text}"

@@ -5,11 +5,11 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from fednar_ray.config.base import Count, Settings
-from fednar_ray.core.store_uris import experiment_name_problem
+from fednar_ray.core.store_uris import find_name_problem
 
 
 def _experiment_name(value: str) -> str:
-    problem = experiment_name_problem(value)
+    problem = find_name_problem(value)
     if problem is not None:
         raise ValueError(f"{problem}; name an MLflow experiment, such as digits or team/digits")
     return value

@@ -11,7 +11,7 @@ from fednar_ray.config import problems
 from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.scheduler import NoSchedulerSettings, SchedulerSection
-from fednar_ray.core.errors import ConfigError, shown
+from fednar_ray.core.errors import ConfigError, format_value
 
 DomainKind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 RANGES: Mapping[str, str] = {
@@ -209,7 +209,7 @@ class SearchSettings(Settings):
         yield from self._find_scheduler_problems(experiment.federation.rounds)
 
     def _find_metric_problems(self, experiment: Experiment) -> Iterator[str]:
-        metric = f"search.metric: {shown(self.metric)}"
+        metric = f"search.metric: {format_value(self.metric)}"
         if self.metric.startswith("test_"):
             yield f"{metric}: a test metric cannot guide a search, since it judges its result; use validation_accuracy"
         elif self.metric not in METRICS:

@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config import problems
 from fednar_ray.config.base import Settings
-from fednar_ray.core.errors import shown
+from fednar_ray.core.errors import format_value
 
 
 class Variants:
@@ -61,7 +61,7 @@ class Variants:
         return {name: self.list_settings(name) for name in self.by_name if name not in self.stand_ins}
 
     def find_tag(self, values: Any) -> str:
-        """Returns the stand-in that a section has, otherwise the key that names its kind, for pydantic's discriminator."""
+        """Returns the stand-in that a section has, otherwise the key that names its kind: pydantic's discriminator."""
         given = values if isinstance(values, Mapping) else dict(values)  # else an instance of a kind
         return next((key for key in self.stand_ins if given.get(key) is not None), self.key)
 
@@ -82,7 +82,7 @@ class Variants:
         if not named:
             given, named = {self.key: self.default, **given}, [self.key]
         if len(named) > 1:
-            each = " and ".join(f"{key} ({shown(given[key])})" for key in named)
+            each = " and ".join(f"{key} ({format_value(given[key])})" for key in named)
             raise self._build_error(
                 [problems.build_problem((), values, f"set only one of {each}; null unsets the others")]
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fednar_ray.core.errors import shown_text
+from fednar_ray.core.errors import format_text
 
 LIMIT_CHARACTERS = 2_000_000
 LIMIT_ALIASED_CHARACTERS = 100_000
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
                 continue  # no key: PyYAML says so
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                problem = f"{shown_text(key)} is given twice"
+                problem = f"{format_text(key)} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -118,7 +118,7 @@ def parse(text: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = " ".join(str(problem or error).split())
-    raise NotYaml(shown_text(reason), place)
+    raise NotYaml(format_text(reason), place)
 
 
 def write(value: Any) -> str:

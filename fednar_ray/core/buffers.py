@@ -27,7 +27,7 @@ def find_changed_buffers(before: Mapping[str, Tensor], module: nn.Module) -> tup
     if before.keys() != after.keys():
         names = ", ".join(sorted(before.keys() ^ after.keys()))
         raise ModelError(f"the forward pass adds or removes buffers ({names}); register every buffer in __init__")
-    changed = tuple(name for name, buffer in after.items() if not same_bits(before[name], buffer))
+    changed = tuple(name for name, buffer in after.items() if not have_same_bits(before[name], buffer))
     for name in changed:
         _check_can_be_averaged(name, before[name], after[name])
     return changed
@@ -77,7 +77,7 @@ def check_unchanged(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     if not given:
         return
     now = dict(module.named_buffers())
-    changed = [name for name, buffer in given.items() if name not in now or not same_bits(buffer, now[name])]
+    changed = [name for name, buffer in given.items() if name not in now or not have_same_bits(buffer, now[name])]
     if changed:
         raise BuffersChanged(tuple(changed))
 
@@ -86,12 +86,12 @@ def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Restores the value of every buffer named in ``given``. A buffer with the same bits stays the same tensor."""
     now = dict(module.named_buffers())
     for name, buffer in given.items():
-        if name not in now or not same_bits(buffer, now[name]):
+        if name not in now or not have_same_bits(buffer, now[name]):
             owner, _, own_name = name.rpartition(".")
             setattr(module.get_submodule(owner), own_name, buffer.clone())
 
 
-def same_bits(first: Tensor, second: Tensor) -> bool:
+def have_same_bits(first: Tensor, second: Tensor) -> bool:
     """Returns whether two tensors have the same type, shape and bits. NaN equals NaN of the same bits.
 
     Tensors on the meta device have no bits, so type and shape decide.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
 from fednar_ray.config.problems import describe
-from fednar_ray.core.errors import ConfigError, shown_text
+from fednar_ray.core.errors import ConfigError, format_text
 from fednar_ray.federated.server_state import (
     BUFFERS,
     PARAMETERS,
@@ -136,12 +136,12 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
             yield f"the array {name} is missing"
     for name, array in arrays.items():
         if name not in known and name.removeprefix(SERVER) not in wanted:
-            yield f"the array {shown_text(name)} is unknown"
+            yield f"the array {format_text(name)} is unknown"
         elif name != BUFFERS and array.shape != arrays[PARAMETERS].shape:
             shapes = f"{array.shape}, and {PARAMETERS} of {arrays[PARAMETERS].shape}"
-            yield f"the array {shown_text(name)} is of shape {shapes}"
+            yield f"the array {format_text(name)} is of shape {shapes}"
         elif array.ndim != 1:
-            yield f"the array {shown_text(name)} is of shape {array.shape}, not one vector"
+            yield f"the array {format_text(name)} is of shape {array.shape}, not one vector"
     if len(checkpoint.history) != checkpoint.next_round:
         yield f"the history has {len(checkpoint.history)} rounds, not {checkpoint.next_round}"
     for index, line in enumerate(checkpoint.history):

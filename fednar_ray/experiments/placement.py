@@ -22,7 +22,7 @@ from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
-from fednar_ray.experiments.prepare import Prepared, check_model_and_rule
+from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
@@ -65,7 +65,7 @@ def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
     Raises:
         BadInput: The model or the algorithm does not fit the settings, or the cluster cannot hold the actors.
     """
-    check_model_and_rule(prepared)
+    check_model_and_algorithm(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
         return ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=False), actors=None)

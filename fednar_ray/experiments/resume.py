@@ -9,7 +9,7 @@ from typing import Any
 
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, flatten_settings
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, format_value
 from fednar_ray.experiments.checkpoint_contents import read_run_experiment
 from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
@@ -181,4 +181,4 @@ def _find_problem(
     if allowed and not key.startswith("tracking."):
         return None
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
-    return f"{key}: {shown(after.get(key))}, and was {shown(before.get(key))}{hint}"
+    return f"{key}: {format_value(after.get(key))}, and was {format_value(before.get(key))}{hint}"

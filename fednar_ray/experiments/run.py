@@ -17,7 +17,7 @@ from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
-from fednar_ray.core.module_state import leaf_copy
+from fednar_ray.core.module_state import copy_with_leaf_parameters
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
@@ -307,7 +307,7 @@ def _load_result(start: ResumedRun) -> Result:
 
 def _build_model(prepared: Prepared, state: FederationState) -> nn.Module:
     """Returns the model with the parameters that are evaluated, behind the preprocessing of raw inputs."""
-    module = leaf_copy(prepared.model).cpu()
+    module = copy_with_leaf_parameters(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.eval_params(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
     return join_preprocessing(prepared.federation.preprocessing, module.eval())

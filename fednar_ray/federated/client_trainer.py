@@ -19,7 +19,7 @@ from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
-from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
+from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import Workload
 from fednar_ray.core.transfers import StagingBuffer, on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
@@ -126,7 +126,7 @@ class GroupTrainer:
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        fork, global_ = torch.random.fork_rng(devices=self._generators()), global_generators()
+        fork, global_ = torch.random.fork_rng(devices=self._generators()), seed_global_generators()
         with one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
             self._gradient(len(client_ids))(plan.of_zeros(), 0)
@@ -157,7 +157,7 @@ class GroupTrainer:
         start = time.perf_counter()
         where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
         address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
-        with torch.random.fork_rng(devices=self._generators()), global_generators(address):
+        with torch.random.fork_rng(devices=self._generators()), seed_global_generators(address):
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
                 if len(task.client_ids) == 1:

@@ -18,8 +18,8 @@ from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
 from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.core.module_state import GivenState, leaf_copy
-from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
+from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
+from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federation import FederatedData
@@ -61,7 +61,7 @@ class Scorer:
     ) -> None:
         self._changed_buffers = changed_buffers
         self._task, self._offsets, self._seed = task, offsets or {}, seed
-        self._model = leaf_copy(model).to(device).eval()
+        self._model = copy_with_leaf_parameters(model).to(device).eval()
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
@@ -87,7 +87,7 @@ class Scorer:
         self._given.restore(seeds)
         self._load(eval_params)
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), global_generators(seeds):
+        with torch.random.fork_rng(devices=devices), seed_global_generators(seeds):
             torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
             if devices:
                 torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))

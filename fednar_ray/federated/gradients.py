@@ -13,8 +13,8 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.module_state import GivenState, describe_draws, leaf_copy
-from fednar_ray.core.random import global_states
+from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters, describe_draws
+from fednar_ray.core.random import get_global_states
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
@@ -37,7 +37,7 @@ class SingleGradient:
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
-        self.module = leaf_copy(module).to(device).train()
+        self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
@@ -61,7 +61,7 @@ class GroupGradient:
     def __init__(
         self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, group_size: int
     ) -> None:
-        self.module = leaf_copy(module).to(device).train()
+        self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(group_size, layout.dimension, device=device)
         self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
@@ -126,9 +126,9 @@ class GroupGradient:
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Raises InconsistentModel if the module's forward changes Python state or draws from Python's generators."""
-        before = global_states()
+        before = get_global_states()
         yield
-        problem = self.given.change() or describe_draws(before, global_states())
+        problem = self.given.find_change() or describe_draws(before, get_global_states())
         if problem is not None:
             self._fail(problem)
 

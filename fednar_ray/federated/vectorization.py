@@ -21,10 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from fednar_ray.core.buffers import copy_buffers, find_changed_buffers
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.random import global_generators
+from fednar_ray.core.random import seed_global_generators
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
-from fednar_ray.federated.forward_trial import check_repeatable, describe_changed_parameter, forward, fresh
+from fednar_ray.federated.forward_trial import check_repeatable, copy_for_trial, describe_changed_parameter, forward
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
@@ -139,7 +139,7 @@ def probe(
     Raises:
         ModelError: The model fails, cannot be trained reproducibly, or its output does not fit the labels.
     """
-    trial, again = fresh(model), fresh(model)
+    trial, again = copy_for_trial(model), copy_for_trial(model)
     given_buffers = copy_buffers(again)
     other = _find_different_example(examples)
     x = torch.from_numpy(examples.x[[0, other, 0]])
@@ -235,13 +235,13 @@ def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None,
         return "examples of a batch influence each other"
     try:
         gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
-        with warnings.catch_warnings(), global_generators():
+        with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.try_out(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
-    return gradient.given.change()
+    return gradient.given.find_change()
 
 
 def _examples_mix(trial: nn.Module, x: Tensor) -> bool:

@@ -11,8 +11,8 @@ from torch import nn
 from fednar_ray.config import AnyModel
 from fednar_ray.config.model import OwnModelSettings, TorchvisionModelSettings
 from fednar_ray.core.errors import ModelError, first_line
-from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
-from fednar_ray.models.by_path import from_function, from_torchvision
+from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
+from fednar_ray.models.by_path import build_from_function, build_from_torchvision
 from fednar_ray.models.dense import logistic, mlp
 from fednar_ray.models.language import CharLSTM, CharTransformer
 from fednar_ray.models.vision import cnn, cnn_femnist, lenet, resnet18_gn
@@ -26,10 +26,10 @@ def build_model(settings: AnyModel, input_shape: Sequence[int], outputs: int, se
 
     Raises ModelError where the model cannot take such inputs, cannot be built, or does not fit its file.
     """
-    with torch.random.fork_rng(devices=[]), global_generators(seed_sequence(seed, Purpose.INITIALISATION)):
+    with torch.random.fork_rng(devices=[]), seed_global_generators(seed_sequence(seed, Purpose.INITIALISATION)):
         torch.manual_seed(torch_seed(seed, Purpose.INITIALISATION))
         try:
-            model = _built(settings, input_shape, outputs)
+            model = _build_by_kind(settings, input_shape, outputs)
         except RuntimeError as error:  # torch's, where there is not so much memory
             raise ModelError(f"model: cannot be built: {first_line(error)}") from error
     if settings.weights is not None:
@@ -37,11 +37,11 @@ def build_model(settings: AnyModel, input_shape: Sequence[int], outputs: int, se
     return model
 
 
-def _built(settings: AnyModel, shape: Sequence[int], outputs: int) -> nn.Module:
+def _build_by_kind(settings: AnyModel, shape: Sequence[int], outputs: int) -> nn.Module:
     if isinstance(settings, OwnModelSettings):
-        return from_function(settings.function, settings.arguments)
+        return build_from_function(settings.function, settings.arguments)
     if isinstance(settings, TorchvisionModelSettings):
-        return from_torchvision(settings.torchvision, {"num_classes": outputs, **settings.arguments})
+        return build_from_torchvision(settings.torchvision, {"num_classes": outputs, **settings.arguments})
     rank, wanted = INPUTS.get(settings.name, (len(shape), ""))
     if len(shape) != rank:
         raise ModelError(f"model.name: {settings.name} takes {wanted}, not {list(shape)}")

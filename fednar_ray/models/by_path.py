@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from fednar_ray.core.errors import ModelError
-from fednar_ray.core.import_path import call_by_path, call_checked
+from fednar_ray.core.import_path import call_and_check, call_by_path
 
 MODULE = "a torch.nn.Module"
 
 
-def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build_from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Returns the module that ``package.module.function`` returns, called with ``arguments``.
 
     Raises:
@@ -21,7 +21,7 @@ def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     return call_by_path("model.function", path, arguments, nn.Module, MODULE, ModelError)
 
 
-def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build_from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Returns a model of torchvision with random weights.
 
     Raises:
@@ -40,4 +40,4 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     def build(**given: Any) -> nn.Module:
         return get_model(name, weights=None, **given)  # type: ignore[no-any-return]
 
-    return call_checked(place, build, arguments, nn.Module, MODULE, ModelError)
+    return call_and_check(place, build, arguments, nn.Module, MODULE, ModelError)

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.random import Purpose, global_generators, torch_seed
+from fednar_ray.core.random import Purpose, seed_global_generators, torch_seed
 
 
 def initialize_lazy_layers(model: nn.Module, x: Tensor, seed: int) -> None:
@@ -26,7 +26,7 @@ def initialize_lazy_layers(model: nn.Module, x: Tensor, seed: int) -> None:
     if not any(True for _ in _lazy_tensors(model)):
         return
     modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), seed_global_generators():
         torch.manual_seed(torch_seed(seed, Purpose.INITIALISATION))
         try:
             with exits_as_errors():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fednar_ray.core.errors import ModelError, first_line, shown
+from fednar_ray.core.errors import ModelError, first_line, format_value
 from fednar_ray.core.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
@@ -95,7 +95,7 @@ def _explain_nesting(state: Any) -> str:
     """Returns a hint where the weights may be in a training checkpoint, which holds more than weights."""
     entries = state.items() if isinstance(state, Mapping) else ()
     found = next((name for name, value in entries if _is_state_dict(value) and value), None)
-    return "" if found is None else f"; its entry {shown(found)} is one: save that alone"
+    return "" if found is None else f"; its entry {format_value(found)} is one: save that alone"
 
 
 def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:

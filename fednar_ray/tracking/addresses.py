@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.core.store_uris import absolute_uri
+from fednar_ray.core.store_uris import make_uri_absolute
 from fednar_ray.tracking.file_writes import replace_file
 
 ADDRESSES_FILE = "tracking_addresses"
@@ -38,8 +38,8 @@ def check_confirmed(uri: str, directory: Path) -> None:
     """Raises BadInput unless the settings name the store of a run directory, or this user has recorded runs in it."""
     import mlflow
 
-    address = _without_credentials(absolute_uri(uri))
-    settings = _without_credentials(absolute_uri(mlflow.get_tracking_uri()))
+    address = _without_credentials(make_uri_absolute(uri))
+    settings = _without_credentials(make_uri_absolute(mlflow.get_tracking_uri()))
     if address != settings and address not in _confirmed():
         raise BadInput(
             f"{directory} names the tracking store {address}, which is not the one of your settings ({settings}), and "

@@ -32,11 +32,11 @@ from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.store_uris import (
-    absolute_uri,
-    artifact_folder,
-    experiment_name_problem,
-    folder_misread_by_mlflow,
-    sqlite_file,
+    build_artifact_folder,
+    find_misread_folder,
+    find_name_problem,
+    find_sqlite_file,
+    make_uri_absolute,
 )
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, describe_failure
@@ -94,7 +94,7 @@ class Store:
 
     def __init__(self, uri: str | None) -> None:
         check_address(TRACKING_VARIABLE if uri is None else "the tracking store", uri or mlflow.get_tracking_uri())
-        self.uri = absolute_uri(uri or mlflow.get_tracking_uri())
+        self.uri = make_uri_absolute(uri or mlflow.get_tracking_uri())
         for name, value in HTTP_SETTINGS.items():
             os.environ.setdefault(name, value)
 
@@ -106,7 +106,7 @@ class Store:
 
     def check(self) -> None:
         """Raises TrackingUnavailable if the store cannot be read, or is a folder whose name MLflow would misread."""
-        folder = folder_misread_by_mlflow(self.uri)
+        folder = find_misread_folder(self.uri)
         if folder is not None:
             raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
         with raise_as_unavailable(self.uri):
@@ -131,7 +131,7 @@ class Store:
             BadInput: The name would place artifacts outside the artifact folder.
             TrackingUnavailable: The store does not answer.
         """
-        problem = experiment_name_problem(name)
+        problem = find_name_problem(name)
         if problem is not None:
             raise BadInput(f"{name!r} cannot be the name of an MLflow experiment: {problem}")
         with raise_as_unavailable(self.uri):
@@ -140,8 +140,8 @@ class Store:
                 if found.name != name:
                     raise NotAnswered(f"asked for experiment {name!r}, it answered with {found.name!r}")
                 return _checked_id("experiment", found.experiment_id)
-            file = sqlite_file(self.uri)
-            location = None if file is None else (file.parent / "mlruns" / artifact_folder(name)).as_uri()
+            file = find_sqlite_file(self.uri)
+            location = None if file is None else (file.parent / "mlruns" / build_artifact_folder(name)).as_uri()
             return _checked_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -234,7 +234,7 @@ def _opened_alone(uri: str) -> Iterator[None]:
 @contextmanager
 def _without_stray_folders(uri: str) -> Iterator[None]:
     """Removes the folder that MLflow creates for a SQLite file because it does not decode percent-encoded paths."""
-    file = sqlite_file(uri)
+    file = find_sqlite_file(uri)
     folder = Path(uri.partition(":///")[2].partition("?")[0]).parent
     made = [] if file is None or file.parent == folder else [p for p in (folder, *folder.parents) if not p.exists()]
     try:

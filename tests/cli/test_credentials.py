@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.recording import TrackingSettings
-from fednar_ray.core.credentials import secret_in
+from fednar_ray.core.credentials import find_secret
 from fednar_ray.tracking.mlflow import Store
 
 SECRET = "hunter2hunter2"  # noqa: S105 - it lets nobody in
@@ -66,21 +66,21 @@ WITHOUT = (
 
 @pytest.mark.parametrize("address", WITH_SECRET)
 def test_a_secret_is_seen_in_an_address(address: str) -> None:
-    assert secret_in(address.format(SECRET))
-    assert secret_in(f"see {address.format(SECRET)} for more")
-    assert SECRET not in str(secret_in(address.format(SECRET)))
+    assert find_secret(address.format(SECRET))
+    assert find_secret(f"see {address.format(SECRET)} for more")
+    assert SECRET not in str(find_secret(address.format(SECRET)))
 
 
 @pytest.mark.parametrize("address", WITHOUT)
 def test_a_name_a_port_and_the_path_of_a_file_are_no_secrets(address: str) -> None:
-    assert secret_in(address) is None
+    assert find_secret(address) is None
 
 
 @pytest.mark.parametrize("piece", ["x", ":/", "a://b:c", "a://b:c?d=", "a:/:", "://:", "&a", "a://?token", "@:/"])
 def test_a_long_text_is_looked_through_in_little_time(piece: str) -> None:
     text = piece * (200_000 // len(piece))
-    assert secret_in(text) is None
-    assert secret_in(f"{text} http://me:{SECRET}@mlflow")
+    assert find_secret(text) is None
+    assert find_secret(f"{text} http://me:{SECRET}@mlflow")
 
 
 PLACES: dict[str, Callable[[str], object]] = {

@@ -13,7 +13,7 @@ import fednar_ray as fr
 from fednar_ray.config import dump, yaml_text
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
-from fednar_ray.core.errors import shown
+from fednar_ray.core.errors import format_value
 from fednar_ray.tracking.searches import parse_value
 
 NUMBERS = (
@@ -160,8 +160,8 @@ def test_a_value_is_shown_in_part() -> None:
     for _ in range(30):
         deep = [deep] * 30
     for value in (deep, 10**10_000, -(10**10_000), "x" * 10**6, list(range(10**5)), {i: i for i in range(10**5)}):
-        assert len(shown(value)) <= 401
-    assert shown([1, 2.5, "a", None, (True,)]) == "[1, 2.5, 'a', None, (True,)]"
+        assert len(format_value(value)) <= 401
+    assert format_value([1, 2.5, "a", None, (True,)]) == "[1, 2.5, 'a', None, (True,)]"
 
 
 def test_a_key_of_an_override_is_not_deeper_than_a_file() -> None:

@@ -50,7 +50,7 @@ REFUSED = {  # sizes, settings, who, what to set
     ),
     "enough steps": ((17, 32), {"local_steps": 2, "batch_size": 16}, r"client 0 \(17", "to 15 or 17,"),
     "batches of one": ((5, 6), {"local_epochs": 1, "batch_size": 1}, r"client 0 \(5 examples\), 1 \(6", "to 3,"),
-    "a client of one": ((1, 6), EPOCHS, r"client 0 \(1 examples\)", "No batch size helps.*leave such clients out"),
+    "a client of one": ((1, 6), EPOCHS, r"client 0 \(1 examples\)", "No batch size helps.*leave out such clients"),
     "many": ((9,) * 8, {"local_epochs": 1, "batch_size": 4}, r"4 \(9 examples\) and 3 more", "batch_size to 3 or 5,"),
 }  # fmt: skip
 
