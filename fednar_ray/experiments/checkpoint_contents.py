@@ -19,8 +19,8 @@ from fednar_ray.federated.server_state import (
     PARAMETERS,
     SERVER,
     ServerSide,
+    build_contents_error,
     find_differences,
-    other_contents,
 )
 from fednar_ray.tracking.journal import parse_line
 
@@ -95,24 +95,24 @@ def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
             raise ConfigError((f"{name}: {text}; resume it with the model and version that it was started with",))
     problem = next(find_differences(checkpoint, start), None)
     if problem is not None:
-        raise other_contents(checkpoint, problem)
+        raise build_contents_error(checkpoint, problem)
 
 
 def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     renamed = [f"facts.{old} is now facts.{new}" for old, new in RENAMED_FACTS.items() if old in checkpoint.facts]
     if renamed:
         problems = [*renamed, *_experiment_problems(checkpoint.facts.get("experiment"))]
-        raise other_contents(checkpoint, "; ".join(problems))
+        raise build_contents_error(checkpoint, "; ".join(problems))
     try:
         facts = schema.model_validate(dict(checkpoint.facts))
     except ValidationError as error:
-        raise other_contents(checkpoint, "; ".join(describe(error, "facts."))) from None
+        raise build_contents_error(checkpoint, "; ".join(describe(error, "facts."))) from None
     problem = next(_problems(checkpoint, facts), None)
     if problem is not None:
-        raise other_contents(checkpoint, problem)
+        raise build_contents_error(checkpoint, problem)
     problems = _experiment_problems(facts.experiment)
     if problems:
-        raise other_contents(checkpoint, "; ".join(problems))
+        raise build_contents_error(checkpoint, "; ".join(problems))
     return Experiment.model_validate(facts.experiment)
 
 

@@ -67,7 +67,7 @@ def build_client_states(prepared: Prepared, directory: Path | None = None) -> Cl
 
 def build_initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
     """Returns the state before round 0; ``directory`` as in ``build_client_states``."""
-    return FederationState.initial(
+    return FederationState.start(
         prepared.algorithm,
         flatten(prepared.model),
         flatten_buffers(prepared.model, prepared.traits.changed_buffers),

@@ -286,7 +286,7 @@ def _load_result(start: ResumedRun) -> Result:
     """Loads the result of a finished run from its last checkpoint. Nothing is trained or sent to MLflow."""
     prepared, resumption = start.prepared, start.resumption
     checkpoint, directory = resumption.checkpoint, resumption.ref.directory
-    state = FederationState.restored(checkpoint, build_initial_state(prepared))
+    state = FederationState.from_checkpoint(checkpoint, build_initial_state(prepared))
     with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
         history = journal.records()
     return Result(

@@ -209,7 +209,7 @@ class ResumedRun:
         """Returns the state that the checkpoint holds."""
         checkpoint = self.resumption.checkpoint
         log.info("resuming %s at round %d", self.resumption.ref.name, checkpoint.next_round)
-        return FederationState.restored(checkpoint, build_initial_state(self.prepared, directory))
+        return FederationState.from_checkpoint(checkpoint, build_initial_state(self.prepared, directory))
 
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store that was loaded from, unless checkpoints are now written elsewhere.

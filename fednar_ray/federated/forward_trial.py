@@ -13,7 +13,7 @@ from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.module_state import GivenState, copy_model, describe_draws, describe_module
 from fednar_ray.core.random import get_global_states, seed_global_generators
 from fednar_ray.federated.outside_influence import has_outside_influence
-from fednar_ray.federated.outside_state import changed_places, outside_change, outside_state
+from fednar_ray.federated.outside_state import find_changed_places, find_outside_change, read_outside_state
 
 TRIAL_SEED = 0x0FED9A3
 """The seed of torch in every trial. A model is unlikely to set this one itself."""
@@ -66,7 +66,7 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
     Raises:
         ModelError: The module fails, or its outputs depend on state outside of the module that it changes.
     """
-    given, outside = GivenState(module), outside_state(module)
+    given, outside = GivenState(module), read_outside_state(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), seed_global_generators():
         torch.default_generator.manual_seed(TRIAL_SEED)
         before, of_torch = get_global_states(), torch.get_rng_state()
@@ -75,14 +75,14 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
                 outputs = module(x)
         except Exception as error:
             text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
-            raise ModelError(text + _hint_of_types(x)) from error
+            raise ModelError(text + _hint_at_types(x)) from error
         found = given.find_change() or describe_draws(before, get_global_states())
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
         moved = not torch.equal(of_torch, torch.get_rng_state())
-    after = outside_state(module)
-    if (elsewhere := outside_change(outside, after)) is not None:
-        places = changed_places(module, outside, after)
+    after = read_outside_state(module)
+    if (elsewhere := find_outside_change(outside, after)) is not None:
+        places = find_changed_places(module, outside, after)
         if has_outside_influence(places, lambda: _repeat(module, x)):
             raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
     return TrialForward(module=module, outputs=outputs, moved_torch=moved, python_state=found)
@@ -97,7 +97,7 @@ def _repeat(module: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
-def _hint_of_types(x: Tensor) -> str:
+def _hint_at_types(x: Tensor) -> str:
     if x.is_floating_point():
         return ""
     kind = str(x.dtype).removeprefix("torch.")

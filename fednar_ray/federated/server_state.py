@@ -50,7 +50,7 @@ class FederationState:
         return self._now
 
     @classmethod
-    def initial(
+    def start(
         cls, algorithm: Algorithm, parameters: FloatVector, buffers: BufferVector, clients: ClientStates
     ) -> "FederationState":
         """Returns the state before round 0.
@@ -74,7 +74,7 @@ class FederationState:
         self.clients.commit(self._now.next_round)
         self._now, self._then = then, None
 
-    def snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
+    def take_snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
         """Returns what a checkpoint stores.
 
         Args:
@@ -103,7 +103,7 @@ class FederationState:
         )
 
     @classmethod
-    def restored(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
+    def from_checkpoint(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
         """Returns the state that a checkpoint stores.
 
         Args:
@@ -124,7 +124,7 @@ class FederationState:
         for client_id, version in checkpoint.rows.items():
             row = checkpoint.read_row(client_id)
             if row.shape != state.parameters.shape:
-                raise other_contents(checkpoint, f"the row of client {client_id} has {len(row)} values")
+                raise build_contents_error(checkpoint, f"the row of client {client_id} has {len(row)} values")
             clients.restore(client_id, row, version)
         shared = {name: arrays[name] for name in start.now.shared}
         now = ServerSide(next_round=checkpoint.next_round, server=state, buffers=arrays[BUFFERS], shared=shared)
@@ -150,7 +150,7 @@ def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]
             yield f"facts.server.scalars.{name} is missing"
 
 
-def other_contents(checkpoint: Checkpoint, problem: str) -> CheckpointError:
+def build_contents_error(checkpoint: Checkpoint, problem: str) -> CheckpointError:
     """Returns the error for a checkpoint that is undamaged, but does not hold what it should."""
     return CheckpointError(
         f"{checkpoint.name}: {problem}; it is not damaged, but was written by another version, or edited: resume with "

@@ -157,7 +157,7 @@ def probe(
     state = first.python_state or second.python_state or written or seeded
     return ModelTraits(
         changed_buffers=changed,
-        alone_because=_alone_because(trial, x, bool(changed), state, task),
+        alone_because=_find_reason_to_train_alone(trial, x, bool(changed), state, task),
         parameters=ParameterLayout.of(model).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -227,24 +227,24 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
+def _find_reason_to_train_alone(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
     """Returns why clients must train one by one. ``state`` is what forward changes or draws, which tracing freezes."""
     if tracks or state is not None:
         return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
-    if _examples_mix(trial, x):
+    if _mixes_examples(trial, x):
         return "examples of a batch influence each other"
     try:
         gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
         with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
-            gradient.try_out(x[:2])
+            gradient.check_vmap(x[:2])
     except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
         sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
     return gradient.given.find_change()
 
 
-def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
+def _mixes_examples(trial: nn.Module, x: Tensor) -> bool:
     """Returns whether an example's output depends on the other example of its batch, with equal random draws."""
     first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
@@ -264,25 +264,25 @@ def choose_group_size(traits: ModelTraits, clients_per_round: int, batch_size: i
     """
     if traits.alone_because is not None:
         return 1
-    alone = _round_costs(traits, clients_per_round, batch_size, costs, 1)
+    alone = _estimate_round_seconds(traits, clients_per_round, batch_size, costs, 1)
     best, least = 1, 1.0
     for group_size in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
-        ratios = _round_costs(traits, clients_per_round, batch_size, costs, group_size) / alone
+        ratios = _estimate_round_seconds(traits, clients_per_round, batch_size, costs, group_size) / alone
         if ratios.max() <= 1 and ratios.mean() < least:
             best, least = group_size, float(ratios.mean())
     return best
 
 
-def _round_costs(
+def _estimate_round_seconds(
     traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, group_size: int
 ) -> npt.NDArray[np.float64]:
     """Returns the seconds that one step of every client of a round takes, for each number of ``ACTORS``."""
     groups = ceil(clients_per_round / group_size)
-    group = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
+    group = _estimate_step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
     return np.array([ceil(groups / actors) * group for actors in ACTORS])
 
 
-def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, group_size: int) -> float:
+def _estimate_step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, group_size: int) -> float:
     wide = group_size > 1
     dispatch = traits.matmuls * costs.matmul[wide] + traits.convolutions * costs.convolution[wide]
     # forward and backward cost three times the forward

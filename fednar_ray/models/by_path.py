@@ -1,4 +1,4 @@
-"""Models from elsewhere: torchvision's by name, and those that a function returns."""
+"""Builds models from elsewhere: torchvision's by name, and those that a user's function returns."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,7 +13,11 @@ MODULE = "a torch.nn.Module"
 
 
 def build_from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Returns the module that ``package.module.function`` returns, called with ``arguments``.
+    """Builds a model by calling a user's function.
+
+    Args:
+        path: ``package.module.function``, importable. It returns a torch.nn.Module.
+        arguments: Keyword arguments of the function.
 
     Raises:
         ModelError: The function cannot be imported, fails, or returns something else.
@@ -22,7 +26,11 @@ def build_from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def build_from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Returns a model of torchvision with random weights.
+    """Builds one of torchvision's models with random weights.
+
+    Args:
+        name: torchvision's name of the model.
+        arguments: Keyword arguments of the model.
 
     Raises:
         ModelError: torchvision is not installed, does not know the name, or the model does not take the arguments.

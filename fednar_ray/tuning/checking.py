@@ -7,7 +7,7 @@ from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federation import FederatedData
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import load_experiment_data, prepare
-from fednar_ray.federated.evaluation import metric_names
+from fednar_ray.federated.evaluation import list_metric_names
 
 ALWAYS_REPORTED = ("train_loss",)
 
@@ -44,7 +44,7 @@ def _find_metric_problems(
 ) -> Iterator[str]:
     assert document.search is not None
     metric = document.search.metric
-    names = metric_names(federation, ("validation",), federated=experiment.evaluation.federated)
+    names = list_metric_names(federation, ("validation",), federated=experiment.evaluation.federated)
     if metric not in (*names, *ALWAYS_REPORTED):
         there = ", ".join((*names, *ALWAYS_REPORTED))
         yield f"{place}: {metric!r}: trials on these data do not report it; use one of {there}"

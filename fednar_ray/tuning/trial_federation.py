@@ -86,7 +86,7 @@ class TrialFederation:
         self.records = [parse_line(line) for line in checkpoint.history]
         start = build_initial_state(self._prepared)
         check_fits(checkpoint, start.now, str(directory))
-        self._continue_from(FederationState.restored(checkpoint, start))
+        self._continue_from(FederationState.from_checkpoint(checkpoint, start))
 
     def find_lineage(self, search: SearchSettings) -> Lineage | None:
         """Returns where the settings come from; None if they never changed."""

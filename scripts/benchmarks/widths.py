@@ -20,7 +20,7 @@ from fednar_ray.execution.devices import keep_freed_memory
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_trainer import GroupTrainer
-from fednar_ray.federated.vectorization import CPU, _step_seconds
+from fednar_ray.federated.vectorization import CPU, _estimate_step_seconds
 
 CLIENTS, SAMPLED, STEPS = 40, 20, 10
 ROUNDS, TIMES = 6, 3
@@ -142,7 +142,7 @@ def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
         for batch in batches:
             prepared = prepare(experiment(batch, "auto", 1), federation(shape, batch), build())
             measured = {width: round(1e3 * group_seconds(prepared, width), 3) for width in WIDTHS}
-            predicted = {w: round(1e3 * _step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
+            predicted = {w: round(1e3 * _estimate_step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
             yield {"model": name, "batch": batch, "measured_ms": measured, "predicted_ms": predicted}
 
 

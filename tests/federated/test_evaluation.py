@@ -25,7 +25,7 @@ from fednar_ray.federated.evaluation import (
     TASK_BATCHES,
     Evaluation,
     Scorer,
-    client_means,
+    compute_client_means,
     summarize_accuracies,
 )
 
@@ -184,7 +184,7 @@ def test_any_number_of_examples_is_scored_once(rows: int) -> None:
 def means(clients: list[list[bool]]) -> np.ndarray:
     """Of clients' answers, which lie in one block."""
     right = np.array([answer for predictions in clients for answer in predictions], dtype=bool)
-    return client_means(right, np.cumsum([0, *(len(predictions) for predictions in clients)]))
+    return compute_client_means(right, np.cumsum([0, *(len(predictions) for predictions in clients)]))
 
 
 def predictions(right: int, of: int) -> list[bool]:

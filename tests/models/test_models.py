@@ -90,7 +90,7 @@ def test_the_published_models_have_their_published_sizes(name, shape, outputs, d
         ({"name": "char_lstm"}, (1, 8, 8), r"char_lstm takes sequences \[positions\] of tokens, not \[1, 8, 8\]"),
         ({"name": "lenet"}, (1, 28, 15), "lenet takes images from 16x16, not 28x15"),
         ({"name": "cnn_femnist"}, (1, 3, 28), "cnn_femnist takes images from 4x4, not 3x28"),
-        ({"name": "resnet18_gn"}, (3, 64, 32), "last map is 8x4, and authors averages 3x3 of 3x3 to 5x5; use whole"),
+        ({"name": "resnet18_gn"}, (3, 64, 32), "last feature map is 8x4, and authors needs 3x3 to 5x5; use whole"),
     ],
     ids=str,
 )
@@ -369,7 +369,7 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     for path in (broken, empty, code, tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: "):
             build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
-    with pytest.raises(ModelError, match=f"^model.weights: {other}: is no state dict"):
+    with pytest.raises(ModelError, match=f"^model.weights: {other}: is not a state dict"):
         build_model(model_settings(weights=str(other)), (2,), 3, seed=0)
     assert capsys.readouterr().out == ""
 
@@ -398,7 +398,7 @@ def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says
 def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
-    with pytest.raises(ModelError, match=r"is no state dict .*; its entry 'state_dict' is one: save that alone"):
+    with pytest.raises(ModelError, match=r"is not a state dict .*; its entry 'state_dict' is one: save only that"):
         build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
 
 
@@ -415,8 +415,8 @@ def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_pa
             build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
         text = "".join(traceback.format_exception(refused.value))
         assert "weights_only" not in text
-        assert "save the weights alone, with torch.save(model.state_dict(), path)" in text
-    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is no state dict"):
+        assert "save only the weights, with torch.save(model.state_dict(), path)" in text
+    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is not a state dict"):
         build_model(model_settings(weights=str(numbered)), (2,), 3, seed=0)
 
 
