@@ -117,10 +117,10 @@ def _find_experiment(
 
 def _summarize(result: "Result") -> dict[str, Any]:
     """Returns the fields of ``fednar run --json``."""
-    from fednar_ray.tracking.journal import for_json
+    from fednar_ray.tracking.journal import replace_non_finite
 
     return {
-        "metrics": for_json(result.metrics),
+        "metrics": replace_non_finite(result.metrics),
         "rounds": len(result.history),
         "run_id": result.run_id,
         "parameters_sha256": result.parameters_sha256,

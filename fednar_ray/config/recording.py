@@ -1,4 +1,4 @@
-"""The sections ``checkpoint`` and ``tracking``: what a run keeps, and where MLflow records it."""
+"""The sections ``checkpoint`` and ``tracking``: when checkpoints are written, and where MLflow records the run."""
 
 from typing import Annotated
 
@@ -30,9 +30,9 @@ class TrackingSettings(Settings):
     """Where MLflow records the run."""
 
     uri: str | None = None
-    """The address of the tracking store. null: MLflow's own, which is ``MLFLOW_TRACKING_URI``, else ./mlflow.db."""
+    """The address of the tracking store. null: ``MLFLOW_TRACKING_URI``, or ./mlflow.db if that is not set."""
     experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
     """The MLflow experiment. null: the experiment's name."""
     system_metrics: bool | None = None
     """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
-    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says; no where it is not set."""
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, and not if that is not set."""

@@ -1,8 +1,7 @@
-"""Checks that a checkpoint holds what a run, or a trial, needs.
+"""Checks that a checkpoint contains what a run or a trial needs.
 
-A checkpoint with the right checksums is what somebody wrote.  One that holds something else was written by another
-version: it is refused with its file and the difference, and no older checkpoint is used in its place, because rounds
-would be lost silently.
+A checkpoint whose checksums are right is undamaged. If its contents still differ, another version has written it: it is
+refused with its file and the difference. No older checkpoint is used instead, because rounds would be lost silently.
 """
 
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 RENAMED_FACTS = {"cohort_width": "group_size"}
-"""The name of a fact in checkpoints of earlier versions → its name now."""
+"""The name of a fact in checkpoints of earlier versions → its current name."""
 
 
 class _Facts(BaseModel):
@@ -66,13 +65,13 @@ class _RunFacts(_TrialFacts):
 
 
 def read_run_experiment(checkpoint: Checkpoint) -> Experiment:
-    """Returns the experiment that a run's checkpoint records. Raises CheckpointError if it lacks what a run needs."""
-    return _checked(checkpoint, _RunFacts)
+    """Returns the experiment of a run's checkpoint. Raises CheckpointError if it lacks what a run needs."""
+    return _validate(checkpoint, _RunFacts)
 
 
 def read_trial_experiment(checkpoint: Checkpoint) -> Experiment:
-    """Returns the experiment that a trial's checkpoint records. Raises CheckpointError likewise."""
-    return _checked(checkpoint, _TrialFacts)
+    """Returns the experiment of a trial's checkpoint. Raises CheckpointError if it lacks what a trial needs."""
+    return _validate(checkpoint, _TrialFacts)
 
 
 def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
@@ -98,10 +97,10 @@ def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
         raise build_contents_error(checkpoint, problem)
 
 
-def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
+def _validate(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     renamed = [f"facts.{old} is now facts.{new}" for old, new in RENAMED_FACTS.items() if old in checkpoint.facts]
     if renamed:
-        problems = [*renamed, *_experiment_problems(checkpoint.facts.get("experiment"))]
+        problems = [*renamed, *_find_experiment_problems(checkpoint.facts.get("experiment"))]
         raise build_contents_error(checkpoint, "; ".join(problems))
     try:
         facts = schema.model_validate(dict(checkpoint.facts))
@@ -110,14 +109,14 @@ def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     problem = next(_problems(checkpoint, facts), None)
     if problem is not None:
         raise build_contents_error(checkpoint, problem)
-    problems = _experiment_problems(facts.experiment)
+    problems = _find_experiment_problems(facts.experiment)
     if problems:
         raise build_contents_error(checkpoint, "; ".join(problems))
     return Experiment.model_validate(facts.experiment)
 
 
-def _experiment_problems(experiment: object) -> list[str]:
-    """What keeps the recorded experiment from being one of this version, one line each."""
+def _find_experiment_problems(experiment: object) -> list[str]:
+    """Finds why the recorded experiment is invalid in this version, one line each."""
     try:
         Experiment.model_validate(experiment)
     except ValidationError as error:

@@ -30,7 +30,7 @@ def iter_rounds(
     """Trains an experiment, and yields one report per round. Nothing is tracked or written.
 
     Args:
-        experiment: What is trained.
+        experiment: The experiment.
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
@@ -40,8 +40,8 @@ def iter_rounds(
         The report of each round, with its metrics and the parameters after it.
 
     Raises:
-        BadInput: Something that was given is wrong; raised before the first round.
-        RunFailed: A round could not be completed.
+        BadInput: An argument, the data or the model is invalid. It is raised before the first round.
+        RunFailed: A round cannot be completed.
 
     Example:
         >>> for report in fr.iter_rounds(fr.load("digits.yaml")):

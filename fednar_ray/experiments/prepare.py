@@ -1,4 +1,4 @@
-"""Loads the data and the model of an experiment, and checks them against each other. Nothing is started yet."""
+"""Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -152,7 +152,7 @@ def check_model_and_algorithm(prepared: Prepared) -> None:
 
 
 def _trains_alone(experiment: Experiment) -> bool:
-    """Whether the settings require that clients train one by one."""
+    """Returns whether the settings require that clients train one by one."""
     execution = experiment.execution
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 

@@ -45,13 +45,13 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A finished run."""
+    """A finished run: its rounds, its model, and where it was recorded."""
 
     experiment: Experiment
     history: tuple[RoundRecord, ...]  # one record per round
     parameters: FloatVector  # [d] the final iterate
-    model: nn.Module  # takes raw inputs, as the data hold them; with the evaluated parameters (FedExP: their average)
-    run_id: str  # MLflow's
+    model: nn.Module  # takes raw inputs; has the evaluated parameters (FedExP: the average of the last two iterates)
+    run_id: str  # the id of the MLflow run
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The last round's metrics."""
+        """The metrics of the last round, by name."""
         return self.history[-1].metrics
 
     @property
@@ -84,14 +84,14 @@ def run(
     """Trains an experiment, and records it in MLflow and in ``runs/``.
 
     Args:
-        experiment: What is trained. May be left out where ``resume`` names a run: it is then resumed as it was started.
+        experiment: The experiment. It can be left out if ``resume`` names a run, which then keeps its experiment.
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
         session: A Ray session that several runs share. Without one, Ray is started or joined for this run alone.
         resume: A run to resume from its newest whole checkpoint: its name, id or directory, or the path or URI of its
             checkpoints.
-        resume_newest: Resumes the newest run of the experiment; where there is none, a new run is started.
+        resume_newest: Whether to resume the newest run of the experiment. If it has none, a new run is started.
         may_change: Keys or sections of the experiment that may differ from those that the run was started with.
             ``federation.rounds`` may always grow, and ``execution`` and ``checkpoint`` may always change.
 
@@ -99,7 +99,7 @@ def run(
         The finished run.
 
     Raises:
-        BadInput: Something that was given is wrong; nothing has been trained.
+        BadInput: An argument, the data or the model is invalid. Nothing has been trained.
         RunFailed: The run had started and could not be finished.
 
     Example:
@@ -109,7 +109,7 @@ def run(
     if resume is not None and resume_newest:
         raise ConfigError(("resume: set only one of resume= and resume_newest=",))
     if experiment is None and resume is None:
-        raise ConfigError(("experiment: missing; only a run that resume= names brings its own",))
+        raise ConfigError(("experiment: missing; pass experiment=, or resume= to continue a run",))
     resumption = None
     if resume is not None or resume_newest:
         resumption = resume_from(None if resume is None else str(resume), experiment, may_change)
@@ -156,7 +156,7 @@ def train(
         session: The Ray session that clients train in.
         tags: Tags of a new MLflow run.
         name: Name of a new MLflow run; None: the experiment's. Log lines call the run by it, too.
-        resumption: Where the run resumes; None starts a new one.
+        resumption: The run and checkpoint to resume from. None starts a new run.
         on_start: Called before the first round of a new run, with its directory and its client group size.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
     """
@@ -171,7 +171,7 @@ def train(
         with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
-            tracked = _start_callbacks(callbacks, start, start.identify(opened), plan, data_digest, on_start)
+            tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
             if ready_first:
                 pool.wait_until_ready()
             for report in train_rounds(prepared, plan, pool, tracked.state):
@@ -187,7 +187,7 @@ def train(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TrackedRun:
-    """A run under way, with those of its callbacks that its result is read from."""
+    """A run that is being trained, with the callbacks from which its result is built."""
 
     start: RunStart
     identity: RunIdentity
@@ -202,7 +202,7 @@ class _TrackedRun:
         prepared = self.start.prepared
         return Result(
             experiment=prepared.experiment,
-            history=self.journal.records()[: prepared.experiment.federation.rounds],
+            history=self.journal.get_records()[: prepared.experiment.federation.rounds],
             parameters=self.state.now.server.parameters,
             model=_build_model(prepared, self.state),
             run_id=self.identity.run_id,
@@ -224,7 +224,7 @@ def _start_callbacks(
     data_digest: str,
     on_start: Callable[[Path, int], None] | None,
 ) -> _TrackedRun:
-    """Starts what watches the run: first the tracker, which takes the run directory for this process."""
+    """Starts the callbacks: first the tracker, which locks the run directory for this process."""
     prepared, directory = start.prepared, identity.directory
     callbacks.start(ResumeHint(prepared.experiment, directory))
     tracker = callbacks.start(start.build_tracker(identity))
@@ -234,8 +234,8 @@ def _start_callbacks(
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
         log_inputs(prepared, plan, tracker, directory, data_digest)
-    tracker.follow(journal)  # a resumed run may owe MLflow earlier rounds
-    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.records()))
+    tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
+    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
     state = start.load_state(directory)
     callbacks.start(
         CheckpointCallback(
@@ -256,7 +256,7 @@ def _start_callbacks(
 def _build_facts(
     experiment: Experiment, identity: RunIdentity, plan: ExecutionPlan, data_digest: str
 ) -> dict[str, Any]:
-    """Returns what a checkpoint says of its run."""
+    """Returns what a checkpoint records about its run."""
     return {
         "experiment": experiment.model_dump(mode="json", exclude_none=True),
         "experiment_sha256": compute_digest(experiment),
@@ -269,13 +269,13 @@ def _build_facts(
 
 
 class ResumeHint(RoundCallback):
-    """Adds to the error that ended a run how the run is resumed."""
+    """Adds a note to the error that ended a run: how to resume it."""
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         self._experiment, self._directory = experiment, directory
 
     def on_error(self, error: BaseException) -> None:
-        """Adds a note, where there is something to resume from."""
+        """Adds the note if the run has a checkpoint to resume from."""
         kept = self._experiment.checkpoint.every is not None and RunDirectory(self._directory).journal.exists()
         if isinstance(error, RunFailed) and kept:
             command = f"fednar run --resume {shlex.quote(self._directory.name)}"
@@ -288,7 +288,7 @@ def _load_result(start: ResumedRun) -> Result:
     checkpoint, directory = resumption.checkpoint, resumption.ref.directory
     state = FederationState.from_checkpoint(checkpoint, build_initial_state(prepared))
     with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
-        history = journal.records()
+        history = journal.get_records()
     return Result(
         experiment=prepared.experiment,
         history=history,

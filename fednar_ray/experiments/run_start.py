@@ -1,6 +1,6 @@
-"""Where a run starts from: nothing, or the checkpoint of a run that was interrupted.
+"""Starts a run from the beginning, or from the checkpoint of an interrupted run.
 
-``NewRun`` and ``ResumedRun`` answer the same questions, so that what follows is the same for both.
+``NewRun`` and ``ResumedRun`` have the same methods, so that training is the same for both.
 """
 
 import logging
@@ -21,7 +21,7 @@ from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.run_lookup import checkpoint_location
+from fednar_ray.tracking.run_lookup import find_checkpoint_location
 from fednar_ray.tracking.system_metrics import SystemMetrics
 from fednar_ray.tracking.tags import COPIED_FROM_TAG
 
@@ -30,7 +30,7 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedStore:
-    """A tracking store, and the MLflow experiment in which a run is to be created there; None: none is created."""
+    """A tracking store, and the MLflow experiment in which a run is created. None: no run is created."""
 
     store: Store
     experiment_id: str | None
@@ -65,7 +65,7 @@ def _open_experiment(store: Store, experiment: Experiment) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRun:
-    """A run that starts before round 0, in an MLflow run and a directory of its own."""
+    """A run that starts before round 0, with a new MLflow run and a new directory."""
 
     prepared: Prepared
     name: str | None = None  # of the MLflow run; None: the experiment's
@@ -76,19 +76,19 @@ class NewRun:
     is_finished: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raises BadInput for what can be seen to be wrong before Ray starts."""
+        """Raises BadInput for problems that can be found before Ray starts."""
         Store(self.prepared.experiment.tracking.uri)  # refuses an address with a password
 
     def open_store(self) -> OpenedStore:
-        """Opens the experiment's store. Raises TrackingUnavailable where it does not answer."""
+        """Opens the experiment's store. Raises TrackingUnavailable if it does not answer."""
         store, experiment_id = open_store(self.prepared.experiment)
         return OpenedStore(store=store, experiment_id=experiment_id)
 
     def check_data(self, data_digest: str) -> None:
-        """Any data will do."""
+        """Does nothing, since a new run accepts any data."""
 
-    def identify(self, opened: OpenedStore) -> RunIdentity:
-        """Creates the MLflow run."""
+    def open_run(self, opened: OpenedStore) -> RunIdentity:
+        """Creates the MLflow run, and returns it with the directory."""
         experiment = self.prepared.experiment
         assert opened.experiment_id is not None
         run_id = opened.store.create_run(opened.experiment_id, self.name or experiment.name, self.tags)
@@ -106,7 +106,7 @@ class NewRun:
         return SystemMetrics(enabled, identity.run_id, identity.store.uri, resumed=False)
 
     def open_journal(self, directory: Path) -> Journal:
-        """Returns an empty journal."""
+        """Opens an empty journal in the run's directory."""
         return Journal(directory, self.prepared.experiment)
 
     def load_state(self, directory: Path) -> FederationState:
@@ -116,7 +116,9 @@ class NewRun:
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store of the run's checkpoints, which is empty."""
         settings = self.prepared.experiment.checkpoint
-        return CheckpointStore(open_storage(checkpoint_location(self.prepared.experiment, directory)), settings.keep)
+        return CheckpointStore(
+            open_storage(find_checkpoint_location(self.prepared.experiment, directory)), settings.keep
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,7 @@ class ResumedRun:
         return OpenedStore(store=store, experiment_id=_open_experiment(store, self.prepared.experiment))
 
     def _is_copy(self, store: Store) -> bool:
-        """Whether the run's directory was copied, so that another one continues in its MLflow run."""
+        """Returns whether the run's directory was copied, so that another one continues in its MLflow run."""
         original, identity = self.resumption.copied_from, self.resumption.identity
         directory = self.resumption.ref.directory
         if original is not None:
@@ -179,7 +181,7 @@ class ResumedRun:
         if data_digest != self.resumption.data_digest:
             raise ConfigError((f"{self.resumption.ref.name}: the data changed since the run was started",))
 
-    def identify(self, opened: OpenedStore) -> RunIdentity:
+    def open_run(self, opened: OpenedStore) -> RunIdentity:
         """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
         run_id, directory = self.resumption.run_id, self.resumption.ref.directory
         if opened.experiment_id is not None:
@@ -218,7 +220,7 @@ class ResumedRun:
         """
         settings, location = (
             self.prepared.experiment.checkpoint,
-            checkpoint_location(self.prepared.experiment, directory),
+            find_checkpoint_location(self.prepared.experiment, directory),
         )
         if self.resumption.ref.storage != location:
             return CheckpointStore(open_storage(location), settings.keep)

@@ -115,9 +115,8 @@ class Availability:
         if speed is None:
             return None
         own = speed.spread * _draw_normals(self._build_rng(Purpose.SPEED, 0), clients)
-        jitter = speed.jitter * _draw_normals(
-            self._build_rng(Purpose.SPEED, round_index + 1), clients
-        )  # 0 is their own
+        # address 0 belongs to the speeds themselves
+        jitter = speed.jitter * _draw_normals(self._build_rng(Purpose.SPEED, round_index + 1), clients)
         return self._workload.steps(self._sizes[clients]) / speed.steps_per_second * np.exp(-own - jitter)
 
     def _find_first(self, clients: Whole, seconds: Numbers, wanted: int) -> tuple[Whole, float]:

@@ -161,9 +161,8 @@ class GroupTrainer:
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
                 if len(task.client_ids) == 1:
-                    self._get_gradient(1).given.restore(
-                        address
-                    )  # every client starts with the module's given attributes
+                    # every client starts with the module's given attributes
+                    self._get_gradient(1).given.restore(address)
                 return self._train_steps(broadcast, task, start)
             except BaseException:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out

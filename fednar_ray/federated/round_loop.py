@@ -137,7 +137,7 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
         with use_one_thread():
             report, then = _run_round(plan, pool, state, evaluate, phases)
         state.advance(then)
-        report = replace(report, metrics={**report.metrics, **phases.metrics()})
+        report = replace(report, metrics={**report.metrics, **phases.compute_metrics()})
         end = time.perf_counter()
         yield report
         log_seconds = time.perf_counter() - end
@@ -157,11 +157,11 @@ def _run_round(
         then = _step_server(plan, now, sums, aggregate)
         metrics = _compute_training_metrics(then, sums, aggregate)
     else:
-        then, metrics = replace(now, next_round=index + 1), {}  # no client returned: the model stays as it is
+        then, metrics = replace(now, next_round=index + 1), {}  # no client returned, so the model does not change
     metrics |= _compute_metrics(plan, now, scalars, selection, sums)
     eval_params = plan.algorithm.server.eval_params(then.server)
     if plan.is_evaluated(index):
-        with phases.timed("evaluate"):
+        with phases.measure("evaluate"):
             metrics |= evaluate(EvalParams(round_index=index, parameters=eval_params, buffers=then.buffers))
     for vector in (then.server.parameters, eval_params, then.buffers):
         vector.flags.writeable = False
@@ -203,12 +203,12 @@ def _train(
     tasks = [_build_task(plan, state, group) for group in form_groups(client_ids, steps, plan.group_size)]
     tasks[0] = replace(tasks[0], verify=_is_verified(now.next_round))
     if plan.two_phase:
-        with phases.timed("broadcast"):
+        with phases.measure("broadcast"):
             measured = pool.measure(broadcast, tasks)
-        tasks = _screen(plan, state, sums, phases.each("train", measured))
-    with phases.timed("broadcast"):
+        tasks = _screen(plan, state, sums, phases.measure_items("train", measured))
+    with phases.measure("broadcast"):
         updates = pool.train(broadcast, tasks)
-    for update in phases.each("train", updates):
+    for update in phases.measure_items("train", updates):
         _add_or_exclude(state, sums, update)
     return sums
 

@@ -79,7 +79,7 @@ def metric_label(record: SearchRecord) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a searched value is a number."""
+    """Returns whether a searched value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -45,7 +45,7 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
         name = f"{len(stopped)} trials that did not run all rounds" if not number else None
         axes.plot(line(trial), color=OTHERS, linewidth=0.7, alpha=0.5, label=name)
     palette = colormaps[colors.map]
-    for trial in sorted(finished, key=lambda trial: -record.cost(trial.final)):
+    for trial in sorted(finished, key=lambda trial: -record.compute_cost(trial.final)):
         axes.plot(line(trial), color=palette(colors.norm(trial.final)), linewidth=1.3, alpha=0.8)
     if best is not None:
         axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")

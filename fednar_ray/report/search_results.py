@@ -54,7 +54,7 @@ def rank_trials(record: SearchRecord) -> list[TrialRecord]:
 
     def place(trial: TrialRecord) -> tuple[int, bool, float]:
         status = ORDER.index(trial.status) if trial.status in ORDER else len(ORDER)
-        return status, trial.value is None, 0.0 if trial.value is None else record.cost(trial.value)
+        return status, trial.value is None, 0.0 if trial.value is None else record.compute_cost(trial.value)
 
     return sorted(record.trials, key=place)
 

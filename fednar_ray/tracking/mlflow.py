@@ -290,7 +290,7 @@ class RunTracker(RoundCallback):
             stack.enter_context(lock_run_directory(self._directory))
             if self._copied:
                 Outbox.reset_sent(self._directory)
-            identity = self._identity().with_new_writer(self._directory)
+            identity = self._identity().add_writer(self._directory)
             identity.write(self._directory)
             self._outbox = stack.enter_context(closing(Outbox(self._directory)))
             if self._resumed or self._copied:
@@ -371,7 +371,7 @@ class RunTracker(RoundCallback):
         save_model(model, example, directory, columns)
         self._queue("model", path=directory.name)
 
-    def ends_as(self, status: str) -> None:
+    def set_end_status(self, status: str) -> None:
         """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""
         self._ends_as = status
 

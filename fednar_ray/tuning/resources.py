@@ -1,4 +1,4 @@
-"""Decides what a trial takes of a cluster: Ray reserves its process and its actors together."""
+"""Plans the resources of a trial. Ray reserves those of its process and its actors together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,18 +33,18 @@ class TrialResources:
 
     @property
     def factory(self) -> PlacementGroupFactory:
-        """Tune's form of the bundles, which Ray reserves all or none of."""
+        """The bundles in Tune's form. Ray reserves either all of them or none."""
         strategy = "SPREAD" if self.execution.get("strategy") == "spread" else "PACK"
         return PlacementGroupFactory([dict(bundle) for bundle in self.bundles], strategy=strategy)
 
 
 def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
-    """Decides where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
+    """Plans where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
 
-    This loads and checks data and model once, before Ray starts: what is wrong with them is wrong for all trials.
+    Data and model are loaded and checked once, before Ray starts, since all trials share them.
 
     Raises:
-        CapacityError: The cluster can never hold a trial; the message says what would fit.
+        CapacityError: The cluster has too few resources for a trial. The message says what would fit.
         BadInput: The data or the model cannot be used.
     """
     settings = experiment.execution
@@ -94,22 +94,22 @@ def count_fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> 
         nodes: What each node has.
     """
     free = [dict(node) for node in nodes]
-    wanted = sorted((bundle for bundle in bundles if bundle), key=_size, reverse=True)
+    wanted = sorted((bundle for bundle in bundles if bundle), key=_get_size, reverse=True)
     trials = 0
     while all(reserve(bundle, free) for bundle in wanted):
         trials += 1
     return trials
 
 
-def _size(bundle: Bundle) -> tuple[float, float]:
+def _get_size(bundle: Bundle) -> tuple[float, float]:
     return bundle.get("GPU", 0), bundle.get("CPU", 0)
 
 
 def _describe_misfit(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
-    largest_bundle = max((bundle for bundle in bundles if bundle), key=_size)
+    largest_bundle = max((bundle for bundle in bundles if bundle), key=_get_size)
     largest_node = {name: max(node.get(name, 0.0) for node in nodes) for name in largest_bundle}
     return (
-        f"a trial needs {_describe(bundles)} at once and never fits: the cluster has {_describe(nodes)}, "
+        f"a trial needs {_describe(bundles)} at once which does not fit: the cluster has {_describe(nodes)}, "
         f"its largest node {_describe([largest_node])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
     )
 

@@ -137,7 +137,7 @@ def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_pat
     [
         ("nope://somewhere/else", "nope://somewhere/else: Protocol not known: nope; give a path, or a URI like s3://"),
         ("s3://shelf/x?color=red", "Unexpected query parameter in S3 URI: 'color'; give"),
-        ("s3://", "s3:// names no bucket; write it as scheme://bucket/directory"),
+        ("s3://", "s3:// has no bucket; write it as scheme://bucket/directory"),
         ("s3://[shelf", "Cannot parse URI"),
         ("://", "Cannot parse URI"),
     ],
@@ -160,7 +160,7 @@ def test_a_missing_bucket_is_refused(s3):
 
 def test_a_file_is_refused_as_a_directory(tmp_path):
     (tmp_path / "taken").touch()
-    with pytest.raises(StorageUnavailable, match="taken is a file; name a directory"):
+    with pytest.raises(StorageUnavailable, match="taken is a file; set checkpoint"):
         open_storage(str(tmp_path / "taken"))
 
 

@@ -121,7 +121,7 @@ BAD_CONFIG = {
     "an unknown option": (["run", "--jsn"], "No such option"),
     "an unknown command": (["rnu"], "No such command"),
     "no evaluation at all": (["run", "evaluation.every=0"], "evaluation.every: 0 should be greater than or equal to 1"),
-    "true for a count": (["run", "evaluation.every=true"], "evaluation.every: True: a number is needed, not true or"),
+    "true for a count": (["run", "evaluation.every=true"], "evaluation.every: True should be a number, not true or"),
     "a word for a count": (["run", "evaluation.every=x"], "evaluation.every: 'x' should be a valid integer"),
     "a word for a switch": (["run", "evaluation.federated=x"], "evaluation.federated: 'x' should be a valid boolean"),
     "a port that is none": (["ui", "--port", "99999"], "99999 is not in the range"),

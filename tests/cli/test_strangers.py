@@ -11,7 +11,7 @@ import pytest
 
 from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
+from fednar_ray.tracking.addresses import check_confirmed, confirm, get_addresses_file
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
@@ -185,8 +185,8 @@ def test_an_address_is_confirmed_by_settings_or_by_a_run_of_ones_own(
     check_confirmed(store.uri, tmp_path)
     confirm("http://me:secret@c:1")
     check_confirmed("http://c:1", tmp_path)
-    assert "secret" not in addresses_file().read_text()
-    assert addresses_file().parent.stat().st_mode & 0o077 == 0
+    assert "secret" not in get_addresses_file().read_text()
+    assert get_addresses_file().parent.stat().st_mode & 0o077 == 0
 
 
 def test_an_unwritable_state_directory_confirms_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_local_steps_or_local_epochs(steps: int | None, epochs: int | None, good
         ("[[1, 1], [0]]", ["federation.participation.0: [1, 1]: list at least one client, and none twice"]),
         ("[[0], [3, 4]]", ["federation.participation.1: [3, 4]: client ids run from 0 to 3"]),
         ("[[0], [-1]]", ["federation.participation.1.0: -1 should be greater than or equal to 0"]),
-        ("[[0], [true]]", ["federation.participation.1.0: True: a number is needed, not true or false"]),
+        ("[[0], [true]]", ["federation.participation.1.0: True should be a number, not true or false"]),
         ("[[4, 4]]", ["federation.participation:", "federation.participation.0:", "federation.participation.0:"]),
     ],
 )

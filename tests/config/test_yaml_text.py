@@ -91,7 +91,7 @@ HOSTILE = {
     "aliases in mappings": (bomb("{a: %s, b: %s, c: %s, d: %s, e: %s, f: %s, g: %s, h: %s, i: %s}"), "aliases expand"),
     "merges": (bomb("{<<: [%s, %s, %s, %s, %s, %s, %s, %s, %s]}"), "aliases expand to more than"),
     "aliases of a long text": ("a: &a " + "x" * 50_000 + "\nb: [*a, *a, *a]", "aliases expand to more than"),
-    "an alias of itself": ("a: &a [*a]", "an alias stands within what it stands for"),
+    "an alias of itself": ("a: &a [*a]", "an alias refers to a value that contains it"),
     "an alias of nothing": ("a: *" + "x" * 100_000, "found undefined alias"),
     "deep lists": ("a: " + "[" * 100_000, "more than 50 levels"),
     "deep mappings": ("a: " + "{a: " * 10_000, "more than 50 levels"),

@@ -281,7 +281,7 @@ def test_a_silo_without_a_choice_is_placed_before_one_that_fits_anywhere() -> No
         ({"data": {"source": "digits"}}, "execution.silos: 'a': needs data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),
         ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo may contain only letters, digits, - and _"),
-        ({"silos": {"a": {"data": "d"}}}, "give an absolute path; it is read on the silo's node"),
+        ({"silos": {"a": {"data": "d"}}}, "should be an absolute path on the silo's node"),
         ({"silos": {"a": {"data": "/d", "resource": {}}}}, "unknown key; did you mean resources?"),
         ({"silos": {"a": {"data": "/d", "resources": {"GPU": 1}}}}, "see cpus_per_actor, gpus_per_actor"),
         ({"silos": {"a": {"data": "/d", "resources": {"x": 0}}}}, "execution.silos.a.resources.x: 0 should be"),

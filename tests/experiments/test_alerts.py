@@ -267,11 +267,11 @@ def test_each_kind_once_and_none_that_follows_from_another():
 
 def test_a_round_that_is_aborted():
     watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
-    (alert,) = watch.see_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
+    (alert,) = watch.check_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
     assert alert.name == "diverges"
     assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
-    assert watch.see_abort(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
-    (alert,) = watch.see_abort(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
+    assert watch.check_abort(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
+    (alert,) = watch.check_abort(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
     assert (alert.name, alert.round_index) == ("loses_clients", 3)
 
 
@@ -294,10 +294,10 @@ def test_chance(federation):
     assert compute_chance_level(federation) == ChanceLevel(
         "accuracy", max((federation.test.y == label).mean() for label in range(3))
     )
-    assert CHANCE.progress({"test_accuracy": 0.55}) == pytest.approx(0.5)
-    assert ChanceLevel("rmse", 2.0).progress({"test_rmse": 0.5}) == pytest.approx(0.75)
-    assert CHANCE.progress({"test_accuracy": 0.1, "validation_accuracy": 1.0}) == 1
-    assert math.isnan(CHANCE.progress({"train_loss": 1.0}))
+    assert CHANCE.compute_progress({"test_accuracy": 0.55}) == pytest.approx(0.5)
+    assert ChanceLevel("rmse", 2.0).compute_progress({"test_rmse": 0.5}) == pytest.approx(0.75)
+    assert CHANCE.compute_progress({"test_accuracy": 0.1, "validation_accuracy": 1.0}) == 1
+    assert math.isnan(CHANCE.compute_progress({"train_loss": 1.0}))
 
 
 # as a run goes

@@ -206,7 +206,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
 
 def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
-    return [row.cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
+    return [row.format_cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():

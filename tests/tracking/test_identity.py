@@ -173,7 +173,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
 def test_find_original_recognizes_copies(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
-    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").with_new_writer(original)
+    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").add_writer(original)
     identity.write(original)
     shutil.copytree(original, copy)
     assert find_original(original, read_identity(original)) is None

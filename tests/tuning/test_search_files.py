@@ -232,10 +232,10 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     SearchDirectory.named("empty").path.mkdir(parents=True)
     check_name_is_free("empty")
     (SearchDirectory.named("other").path / "notes").mkdir(parents=True)
-    with pytest.raises(fr.BadInput, match=r"searches/other exists and is no search"):
+    with pytest.raises(fr.BadInput, match=r"searches/other exists and is not a search"):
         check_name_is_free("other")
     SearchDirectory.named("file").path.write_text("")
-    with pytest.raises(fr.BadInput, match=r"searches/file exists and is no search"):
+    with pytest.raises(fr.BadInput, match=r"searches/file exists and is not a search"):
         check_name_is_free("file")
 
 

@@ -105,7 +105,9 @@ class ComparisonRecord:
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
             planned = fields.pop("runs")
-            renamed = [f"runs.{i}.{old} is now {new}" for i, run in enumerate(planned) for old, new in _renamed(run)]
+            renamed = [
+                f"runs.{i}.{old} is now {new}" for i, run in enumerate(planned) for old, new in _find_renamed_keys(run)
+            ]
             document = _parse_settings(fields, path, renamed)
             runs = [PlannedRun(**run) for run in planned]
         except (OSError, ValueError, yaml_text.NotYaml, AttributeError, KeyError, TypeError) as error:
@@ -113,8 +115,8 @@ class ComparisonRecord:
         return cls(directory=directory, document=document, runs=runs)
 
 
-def _renamed(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys of a planned run that an earlier version wrote under another name, with their names now."""
+def _find_renamed_keys(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Finds keys of a planned run by their names in an earlier version, and returns their current names."""
     return ((old, new) for old, new in RENAMED_KEYS.items() if old in run)
 
 

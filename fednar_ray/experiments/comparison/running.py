@@ -121,7 +121,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
-    """Whether all rounds of a run are recorded, and its last records are complete."""
+    """Returns whether all rounds of a run are recorded, and its last records are complete."""
     directory = record.directory_of(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
@@ -140,7 +140,7 @@ class _Runs:
         self._settings = record.document.compare
 
     def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
-        """Trains what is left, and then makes the table and the plots."""
+        """Trains the remaining runs, and then writes the table and the plots."""
         outcomes: dict[Variant, list[Outcome]] = {}
         resumptions = [self._find_resumption(run) for run in self._record.runs]
         self._end_abandoned()
@@ -155,7 +155,9 @@ class _Runs:
         rows = tuple(build_rows(outcomes, self._settings))
         for plot in filter(Path.exists, (chart, *further)):
             parent.log_file(plot)
-        parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
+        parent.log_table(
+            [row.format_cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name
+        )
         parent.log_metrics(build_metrics(rows))
         return Comparison(
             name=self._record.name,
@@ -173,7 +175,7 @@ class _Runs:
         if directory is None or _is_finished(self._record, run):
             return None
         try:
-            return resume_from(str(directory), self._experiment(run))
+            return resume_from(str(directory), self._build_experiment(run))
         except (ConfigError, DirectoryLocked):  # another experiment now; or a process that is training the run
             raise
         except (BadInput, CheckpointError) as error:
@@ -190,8 +192,8 @@ class _Runs:
             if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
                 self._store.abandon_run(child.info.run_id)
 
-    def _experiment(self, run: PlannedRun) -> Experiment:
-        """Returns the run's experiment, with the group size of the runs before, wherever these were trained."""
+    def _build_experiment(self, run: PlannedRun) -> Experiment:
+        """Builds the run's experiment, with the group size of the earlier runs, even if those ran on other hardware."""
         base = self._record.document.experiment
         group_size = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
         if base.execution.vectorize == "auto" and group_size is not None:
@@ -210,7 +212,7 @@ class _Runs:
             run.directory, run.group_size = directory.name, group_size
             self._record.save()
 
-        experiment = self._experiment(run) if resumption is None else resumption.experiment
+        experiment = self._build_experiment(run) if resumption is None else resumption.experiment
         training = train(
             prepare(experiment, session=self._session),
             self._session,
@@ -224,7 +226,7 @@ class _Runs:
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
-        directory, experiment = self._record.directory_of(run), self._experiment(run)
+        directory, experiment = self._record.directory_of(run), self._build_experiment(run)
         assert directory is not None
         history = load_records(directory)[: experiment.federation.rounds]
         chance = compute_chance_level(load_experiment_data(experiment, self._session))
