@@ -29,7 +29,7 @@ class SearchFacts:
 def summarize_search(record: SearchRecord) -> SearchFacts:
     """Summarizes a search."""
     best, baseline = record.best_trial, record.baseline
-    whole = full_rounds(record)
+    whole = count_full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status == STOPPED]
     return SearchFacts(
         statuses={status: sum(trial.status == status for trial in record.trials) for status in ORDER},
@@ -44,7 +44,7 @@ def summarize_search(record: SearchRecord) -> SearchFacts:
     )
 
 
-def full_rounds(record: SearchRecord) -> int:
+def count_full_rounds(record: SearchRecord) -> int:
     """Returns the number of rounds of a trial that is not stopped."""
     return int(record.settings.get("federation.rounds") or max((trial.rounds for trial in record.trials), default=0))
 

@@ -19,7 +19,7 @@ from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, measure_for_task
+from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, get_measure_for_task
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
@@ -111,7 +111,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     if not to_train:
         return
     prepared = prepare(to_train[0].experiment(document.experiment), session=session)
-    accuracy = measure_for_task(prepared.federation.task) == ACCURACY
+    accuracy = get_measure_for_task(prepared.federation.task) == ACCURACY
     key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
     if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
         task = prepared.federation.task

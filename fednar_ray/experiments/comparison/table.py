@@ -10,7 +10,7 @@ from scipy import stats
 
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, curve, final_value, measure_in
+from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, compute_final_value, find_measure, get_curve
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -83,7 +83,7 @@ def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareS
         outcomes: Per variant, one outcome per seed, in the order of the seeds.
         settings: Which rounds are final, the target, and the regularizers, of which the first is the baseline.
     """
-    measure = measure_in(record for runs in outcomes.values() for run in runs for record in run.history)
+    measure = find_measure(record for runs in outcomes.values() for run in runs for record in run.history)
     target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
@@ -92,7 +92,7 @@ def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareS
         reached = (
             [] if target is None else [r for run in runs if (r := _count_to_target(run, measure, target)) is not None]
         )
-        clipped = [shares[~np.isnan(shares)] for run in runs for shares in [curve(run.history, "clip_fraction")]]
+        clipped = [shares[~np.isnan(shares)] for run in runs for shares in [get_curve(run.history, "clip_fraction")]]
         yield Row(
             variant=variant,
             measure=measure,
@@ -103,8 +103,8 @@ def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareS
             bytes_to_target=float(np.median([sent for _, sent in reached])) if reached else None,
             reached=len(reached),
             clip_fraction=_average([shares.mean() for shares in clipped if len(shares)]),
-            client_seconds=float(np.mean([curve(run.history, "client_seconds").sum() for run in runs])),
-            wall_seconds=float(np.mean([curve(run.history, "round_seconds").sum() for run in runs])),
+            client_seconds=float(np.mean([get_curve(run.history, "client_seconds").sum() for run in runs])),
+            wall_seconds=float(np.mean([get_curve(run.history, "round_seconds").sum() for run in runs])),
             alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
         )
 
@@ -114,7 +114,7 @@ def _average(values: Sequence[float]) -> float | None:
 
 
 def _compute_finals(runs: Sequence[Outcome], settings: CompareSettings, measure: Measure) -> npt.NDArray[np.float64]:
-    return np.array([final_value(run.history, settings.final_rounds, measure) for run in runs])
+    return np.array([compute_final_value(run.history, settings.final_rounds, measure) for run in runs])
 
 
 def _compare_if_finite(
@@ -147,11 +147,11 @@ def compute_paired_difference(
 
 def _count_to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
     """Returns the rounds, and the bytes down and up, until a run first reached ``target``; None if it did not."""
-    hits = np.flatnonzero(measure.reaches(curve(run.history, measure.metric), target))
+    hits = np.flatnonzero(measure.reaches(get_curve(run.history, measure.metric), target))
     if not len(hits):
         return None
     rounds = int(hits[0]) + 1
-    sent = sum(curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
+    sent = sum(get_curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
     return rounds, float(sent)
 
 
