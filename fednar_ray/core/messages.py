@@ -1,4 +1,4 @@
-"""The messages between the driver and whoever trains or evaluates: frozen, and small apart from their vectors.
+"""The messages between the driver and the processes that train or evaluate. They are immutable.
 
 C is the number of clients in a group, d the number of trainable parameters, b the number of averaged buffer values,
 and n the number of evaluated examples.

@@ -76,16 +76,16 @@ def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 
 def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.resources()
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.get_resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
     group_size = 1 if settings.placement == "dedicated" else _resolve_group_size(prepared, gpu)
     needs = _compute_footprint(prepared, group_size)
     if gpu and settings.gpus_per_actor == "auto" and not session.local:
-        cluster = replace(cluster, gpu_memory_bytes=session.gpu_memory_bytes())
+        cluster = replace(cluster, gpu_memory_bytes=session.get_gpu_memory_bytes())
     placement = choose_placement(settings, group_size, clients, cluster, needs)
     if isinstance(prepared.federation, FederationOfFiles) and settings.silos is not None:
-        actors = plan_silos(settings, prepared.federation.client_names, session.nodes(), needs)
+        actors = plan_silos(settings, prepared.federation.client_names, session.list_nodes(), needs)
     elif placement == "dedicated":
         actors = plan_dedicated(settings, clients, cluster, needs)
     else:

@@ -177,7 +177,7 @@ def train(
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
-            result = tracked.build_result(tuple(pool.actor_infos()))
+            result = tracked.build_result(tuple(pool.list_actors()))
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):

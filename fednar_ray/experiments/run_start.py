@@ -60,7 +60,7 @@ def open_store(experiment: Experiment) -> tuple[Store, str]:
 
 def _open_experiment(store: Store, experiment: Experiment) -> str:
     store.check()
-    return store.experiment_id(experiment.tracking.experiment or experiment.name)
+    return store.ensure_experiment(experiment.tracking.experiment or experiment.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class ResumedRun:
             return True
         if identity is None or identity.writer is None:
             return False
-        writer = store.last_writer(identity.run_id)
+        writer = store.find_last_writer(identity.run_id)
         if writer is None or writer in identity.writers:
             return False
         log.warning(

@@ -30,10 +30,10 @@ from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """What stays the same in every round. It is sent to each trainer once.
+    """The settings that are the same in every round. They are sent to each trainer once.
 
     Attributes:
-        model: The network as given.
+        model: The network with its initial parameters.
         correction: The client's half of the algorithm.
         regularizer: How a step is bounded and decayed.
         weighted: Whether sums weight a client by its examples n_i, or by 1.
@@ -57,7 +57,7 @@ class TrainingPlan:
 
 
 HELD_BYTES = 2**30
-"""Most bytes that a trainer holds between the two phases of a round. Groups beyond it are trained a second time."""
+"""Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""
 
 
 @dataclass(slots=True)
@@ -81,13 +81,13 @@ class _Trained:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that holding it takes."""
+        """The memory that it takes, in bytes."""
         return self.delta.nbytes + self.local_round.state.nbytes
 
 
 @contextmanager
 def use_one_thread() -> Iterator[None]:
-    """Runs torch on one thread inside, as in an actor: sums over more threads give other bits."""
+    """Lets torch use one thread, as in an actor, since sums over several threads round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,7 +112,7 @@ class GroupTrainer:
         self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
 
     def adopt(self, plan: TrainingPlan) -> None:
-        """Replaces the plan by another one for the same model and shards. What is loaded and traced is kept."""
+        """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
         self._plan = plan
         self._held.clear()
@@ -132,7 +132,7 @@ class GroupTrainer:
             self._get_gradient(len(client_ids))(plan.of_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
-        """Returns the update of one client group. What ``measure`` holds of it is not trained again."""
+        """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
         held = self._held.pop((broadcast.round_index, task.client_ids), None)
         with use_one_thread(), torch.no_grad():
             return self._build_update(self._train(broadcast, task) if held is None else held, task)

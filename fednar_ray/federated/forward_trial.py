@@ -1,4 +1,4 @@
-"""Forward passes on two examples before training starts, to see what a model changes, draws from and depends on."""
+"""Runs forward passes on two examples before training, to find out what a model changes, draws and depends on."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Whether a model's outputs depend on values outside of the module that its forward pass changes.
+"""Checks whether a model's outputs depend on values outside of the module that its forward pass changes.
 
 A count of calls, a stopwatch or recorded activations change in every pass and do no harm. But state that the outputs
-depend on cannot be given to each client as it was at the start.
+depend on cannot be reset for each client.
 """
 
 from collections.abc import Callable, Iterator, Sequence

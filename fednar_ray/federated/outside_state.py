@@ -1,9 +1,8 @@
-"""State that a model's code keeps outside of the module: globals, class attributes, variables of enclosing functions.
+"""Finds state that a model's code keeps outside of the module: in globals, class attributes and closures.
 
-All clients of a process share such state, and different processes do not, so it cannot be given to each client as it
-was at the start. Values that only grow (a cache, a record of calls) or that are set once, from None or False, are not
-taken for state. Neither are values on which the outputs do not depend, such as a count of calls: see
-``outside_influence``.
+All clients of a process share such state, and different processes do not, so clients cannot start from its initial
+value. Values that only grow (a cache, a record of calls), or that are set once, from None or False, are not counted as
+state. Neither are values that do not influence the outputs, such as a count of calls: see ``outside_influence``.
 """
 
 import functools
@@ -41,7 +40,7 @@ class Place:
         return self.owner[self.key] if isinstance(self.owner, dict | list | deque) else getattr(self.owner, self.key)
 
     def set(self, value: Any) -> None:
-        """Replaces the value."""
+        """Replaces the value at this place."""
         if isinstance(self.owner, types.CellType):
             self.owner.cell_contents = value
         elif isinstance(self.owner, dict | list | deque):

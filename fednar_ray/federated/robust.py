@@ -38,7 +38,7 @@ def trimmed_mean(rows: Rows, trim: float) -> FloatVector:
 
     Source: Yin et al., ICML 2018.
     """
-    return _compute_mean_between(rows, cut=_compute_count(trim, _count(rows)))
+    return _compute_mean_between(rows, cut=_count_share(trim, _count(rows)))
 
 
 def krum_selection(rows: Rows, byzantine: float) -> npt.NDArray[np.bool_]:
@@ -58,7 +58,7 @@ def krum_selection(rows: Rows, byzantine: float) -> npt.NDArray[np.bool_]:
     Source: Blanchard et al., NeurIPS 2017.
     """
     count = _count(rows)
-    bad = _compute_count(byzantine, count)
+    bad = _count_share(byzantine, count)
     neighbors = count - bad - 2
     if bad == 0 or neighbors < 1:
         return np.ones(count, dtype=np.bool_)
@@ -103,11 +103,11 @@ def robust_mean(rows: Rows, weights: Weights, settings: AggregationSettings) -> 
 
 
 def _count(rows: Rows) -> int:
-    """Returns S."""
+    """Counts the rows, S."""
     return sum(len(block) for block in rows)
 
 
-def _compute_count(share: float, count: int) -> int:
+def _count_share(share: float, count: int) -> int:
     """Returns ⌊share·count⌋, less than half. 0.29 of 100 is 29, although floating point falls just short of it."""
     return min(floor(share * count + 1e-9), (count - 1) // 2)
 

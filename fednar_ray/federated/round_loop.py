@@ -40,7 +40,7 @@ from fednar_ray.federated.vectorization import form_groups
 log = logging.getLogger("fednar_ray")
 
 MOST_NORMS = 200
-"""Maximum number of clients whose step norm is stored per round: the norms travel with every checkpoint."""
+"""Maximum number of clients whose step norm is stored per round. Every checkpoint contains these norms."""
 
 Evaluate = Callable[[EvalParams], Mapping[str, float]]
 
@@ -48,8 +48,8 @@ Evaluate = Callable[[EvalParams], Mapping[str, float]]
 class ClientPool(Protocol):
     """Trains client groups and evaluates examples, in this process or on actors.
 
-    Results come in the order of the tasks, whatever the order of their arrival. If a group fails, the results of its
-    halves take its place, or the clients that were lost.
+    Results are in the order of the tasks. If a group fails, they contain the results of its halves instead, or the
+    clients that were lost.
     """
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
@@ -120,9 +120,9 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
     """Trains from the state's next round to the last one.
 
     Args:
-        plan: What to do.
-        pool: Who trains and evaluates.
-        state: Where to start. It advances at the end of every round.
+        plan: The settings of the rounds.
+        pool: Trains and evaluates clients.
+        state: The state to start from. It advances at the end of every round.
         evaluate: Computes the metrics of the parameters to evaluate.
 
     Yields:
@@ -189,7 +189,7 @@ def _train(
     """Returns the sums over the included clients, and stages their new states."""
     now, robust = state.now, plan.aggregation if plan.needs_rows else None
     sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
-    state.clients.discard()  # what an abandoned round may have staged
+    state.clients.discard()  # rows that an aborted round may have staged
     if not client_ids:
         return sums
     broadcast = Broadcast(

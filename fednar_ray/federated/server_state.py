@@ -36,7 +36,7 @@ class ServerSide:
 
 
 class FederationState:
-    """The server's side and the clients' states. Both advance together, at the end of a round."""
+    """The state of the server and of all clients. Both advance together, at the end of a round."""
 
     def __init__(self, now: ServerSide, clients: ClientStates) -> None:
         self._now, self.clients = now, clients
@@ -66,7 +66,7 @@ class FederationState:
         return cls(ServerSide(next_round=0, server=server, buffers=buffers, shared=shared), clients)
 
     def advance(self, then: ServerSide) -> None:
-        """Ends a round: ``then`` and what the round's clients staged become current."""
+        """Ends a round: makes ``then`` and the staged client states current."""
         self._then = then
         self._complete(then)
 
@@ -75,11 +75,11 @@ class FederationState:
         self._now, self._then = then, None
 
     def take_snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
-        """Returns what a checkpoint stores.
+        """Takes a snapshot of the state for a checkpoint.
 
         Args:
             history: One recorded line per finished round.
-            facts: What else the checkpoint says about its run.
+            facts: What else the checkpoint records about its run.
         """
         now, view = self.now, self.clients.view()
         server = {f"{SERVER}{name}": vector for name, vector in now.server.vectors.items()}
@@ -132,7 +132,7 @@ class FederationState:
 
 
 def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]:
-    """Yields what a checkpoint lacks or has in another form. Later rounds may have added server vectors and scalars."""
+    """Yields what is missing in a checkpoint or has another form. Later rounds may have added vectors and scalars."""
     wanted: dict[str, FloatVector | BufferVector] = {PARAMETERS: start.server.parameters, BUFFERS: start.buffers}
     wanted |= {f"{SERVER}{name}": vector for name, vector in start.server.vectors.items()}
     wanted |= start.shared
@@ -151,7 +151,7 @@ def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]
 
 
 def build_contents_error(checkpoint: Checkpoint, problem: str) -> CheckpointError:
-    """Returns the error for a checkpoint that is undamaged, but does not hold what it should."""
+    """Builds the error for a checkpoint that is undamaged, but has the wrong contents."""
     return CheckpointError(
         f"{checkpoint.name}: {problem}; it is not damaged, but was written by another version, or edited: resume with "
         "the version that wrote it, or start a new run"

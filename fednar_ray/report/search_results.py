@@ -27,7 +27,7 @@ class SearchFacts:
 
 
 def summarize_search(record: SearchRecord) -> SearchFacts:
-    """Summarizes a search."""
+    """Computes the summary of a search."""
     best, baseline = record.best_trial, record.baseline
     whole = count_full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status == STOPPED]

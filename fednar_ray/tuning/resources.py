@@ -50,7 +50,7 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
     settings = experiment.execution
     if settings.silos is not None:
         raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
-    gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
+    gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     serial = settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto")
     execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session)
     nodes = _list_nodes(session)
@@ -81,8 +81,8 @@ def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[Execution
 def _list_nodes(session: RaySession) -> list[dict[str, float]]:
     """Lists what each node has; for a local Ray that has not started yet, what it will have."""
     if not session.local:
-        return session.nodes()
-    machine = session.resources()
+        return session.list_nodes()
+    machine = session.get_resources()
     return [{"CPU": machine.cpus, "GPU": machine.gpus}]
 
 

@@ -986,7 +986,7 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
         pytest.raises(DataError, match=r"b\.parquet: cannot be read"),
         open_pool(prepared, plan_execution(prepared, session), session) as pool,
     ):
-        pool.actor_infos()
+        pool.list_actors()
 
 
 @pytest.mark.parametrize("kind", ["per_batch", "per_example"])

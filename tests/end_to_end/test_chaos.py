@@ -79,14 +79,14 @@ def lose_a_node(folder: Path) -> None:
     session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), model)
     resolved = plan_execution(prepared, session)
     with open_pool(prepared, resolved, session) as pool:
-        places = [pool.actor_infos()]
+        places = [pool.list_actors()]
         for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
             if report.round_index == 1:
                 armed.touch()
             if report.round_index == 2:
                 cluster.add_node(num_cpus=1, node_ip_address=THIRD)
-                places.append(pool.actor_infos())
+                places.append(pool.list_actors())
     nodes = {node["NodeID"]: (node["NodeManagerAddress"], node["Alive"]) for node in ray.nodes()}
     ray.shutdown()
     cluster.shutdown()

@@ -137,7 +137,7 @@ def build_two_actors(
     )
     with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
-        pool.actor_infos()
+        pool.list_actors()
         yield pool, broadcast
 
 
@@ -146,7 +146,7 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
     with build_two_actors(session, Trap("", None)) as (pool, broadcast):
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
         norms = [f.delta_norms.tolist() for f in pool.measure(broadcast, groups)]
-        os.kill(pool.actor_infos()[0].process_id, signal.SIGKILL)
+        os.kill(pool.list_actors()[0].process_id, signal.SIGKILL)
         counted = [replace(task, factors=(1.0, 1.0), return_rows=True) for task in groups]
         updates = list(pool.train(broadcast, counted))
     assert [u.weighted_delta.tobytes() for u in updates] == whole

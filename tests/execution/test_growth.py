@@ -72,7 +72,7 @@ def grow_and_shrink() -> None:
     with open_pool(prepared, resolved, session) as pool:
         for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
-            counts.append(len(pool.actor_infos()))
+            counts.append(len(pool.list_actors()))
             if added is None:
                 added = cluster.add_node(num_cpus=2, node_ip_address=OTHER)
             elif counts[-1] == 3 and not left:

@@ -84,7 +84,7 @@ def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySess
     prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
     with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
-        assert len({p.process_id for p in pool.actor_infos()}) == 3
+        assert len({p.process_id for p in pool.list_actors()}) == 3
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size

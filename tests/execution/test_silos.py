@@ -92,7 +92,7 @@ def train_on_two_nodes(folder: Path) -> None:
     resolved = plan_execution(prepared, session)
     with open_pool(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = [hosts[where.node_id] for where in pool.actor_infos()]
+        found = [hosts[where.node_id] for where in pool.list_actors()]
         *_, last = train_rounds(prepared, resolved, pool, build_initial_state(prepared))
     refusals = [
         find_refusal(
@@ -175,7 +175,7 @@ def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: f
     prepared = prepare(chosen.model_copy(update=more_rounds | rarely_evaluated), session=session)
     resolved = plan_execution(prepared, session)
     with open_pool(prepared, resolved, session) as pool:
-        assert len(pool.actor_infos()) == 2
+        assert len(pool.list_actors()) == 2
         rounds = train_rounds(prepared, resolved, pool, build_initial_state(prepared), splits=())
         assert next(rounds).exclusions == {}
         (first, second), slots = pool._plan.pins, pool._slots

@@ -336,7 +336,9 @@ def sent_rounds(directory: Path) -> int:
 def new_run(database: Store, uri: str | None = None) -> str:
     """By hand; with ``uri`` one whose artifacts go through that server."""
     store = database if uri is None else Store(uri)
-    return store.create_run(store.experiment_id("by hand" if uri is None else "by hand, by a server"), "by hand", {})
+    return store.create_run(
+        store.ensure_experiment("by hand" if uri is None else "by hand, by a server"), "by hand", {}
+    )
 
 
 def record(index: int, loss: float = 0.5) -> RoundRecord:

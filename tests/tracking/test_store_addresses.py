@@ -144,7 +144,7 @@ def test_an_experiment_name_that_leads_out_of_its_folder_is_refused(case: str, t
         parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
     (tmp_path / "inner").mkdir()
     with pytest.raises(BadInput, match="cannot be the name of an MLflow experiment"):
-        Store(f"sqlite:///{tmp_path}/inner/m.db").experiment_id(name.encode().decode("unicode_escape"))
+        Store(f"sqlite:///{tmp_path}/inner/m.db").ensure_experiment(name.encode().decode("unicode_escape"))
     assert list(tmp_path.rglob("*")) == [tmp_path / "inner"]
 
 
@@ -164,7 +164,7 @@ def test_artifacts_of_every_other_experiment_are_below_mlruns(name: str, folder:
     assert parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
     assert build_artifact_folder(name) == folder
     store = Store(f"sqlite:///{tmp_path}/m.db")
-    run_id = store.create_run(store.experiment_id(name), "a run", {})
+    run_id = store.create_run(store.ensure_experiment(name), "a run", {})
     (tmp_path / "file.txt").write_text("x")
     store.client.log_artifact(run_id, tmp_path / "file.txt")
     assert (tmp_path / "mlruns" / folder / run_id / "artifacts" / "file.txt").read_text() == "x"

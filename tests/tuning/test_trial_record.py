@@ -70,7 +70,7 @@ def plan_of(document: Document) -> TrialPlan:
 
 
 def new_table(store: Store) -> TrialTable:
-    experiment_id = store.experiment_id("small")
+    experiment_id = store.ensure_experiment("small")
     run_id = store.create_run(experiment_id, "small", {})
     return TrialTable(name="small", run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
 
