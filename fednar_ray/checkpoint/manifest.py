@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: JSON with a checksum that names every file of the checkpoint, with size and SHA-256.
 
-The name of a file contains the start of its own SHA-256. So one name never has two contents, and a newer checkpoint
-never overwrites a file that an older one needs. A checkpoint exists exactly if its manifest exists.
+The name of a file contains the start of its own SHA-256. Files with the same name therefore have the same content, and
+a newer checkpoint never overwrites a file that an older one needs. A checkpoint exists exactly if its manifest exists.
 """
 
 import hashlib

@@ -65,7 +65,7 @@ def read_document_to_train(words: Sequence[str], command: str) -> Document:
 
     Raises:
         ConfigError: The file or an override is wrong.
-        BadInput: The tracking store's address holds a password, or this is a Ray job whose results would be lost.
+        BadInput: The tracking store's address contains a password, or this is a Ray job whose results would be lost.
     """
     document = read_document(words, command)
     if document.experiment.tracking.uri is None:

@@ -220,7 +220,7 @@ class HuggingFaceSettings(ImageSettings, ColumnSettings):
     groups: str | None = None
     """The column whose values are the natural clients, for ``partition.kind: natural``."""
     test_share: Share = 0.2
-    """The share held out as the test set where the data set has no split ``test``."""
+    """The share held out as the test set, if the data set has no split ``test``."""
 
     @property
     def has_groups(self) -> bool:
@@ -262,7 +262,7 @@ def _source_of_entry_point(given: dict[str, Any]) -> dict[str, Any]:
 
 DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_source_of_entry_point)
 SOURCE_SETTINGS = DATA_VARIANTS.build_table()
-"""Each source with the settings that it reads and their defaults; None where there is no default."""
+"""Each source with the settings that it reads and their defaults; None if there is no default."""
 DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]
 
 _ADAPTER: TypeAdapter[AnyData] = TypeAdapter(DataSection)

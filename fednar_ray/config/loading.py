@@ -38,7 +38,7 @@ class Document:
     compare: CompareSettings
     search: SearchSettings | None
     raw: Mapping[str, Any]  # the experiment section before validation, with the overrides and absolute paths
-    relative: Mapping[str, str]  # dotted key → the path, where the file gives one relative to the working directory
+    relative: Mapping[str, str]  # dotted key → the path, if the file gives a relative one
 
     def build_variant(self, values: Mapping[str, Any]) -> Experiment:
         """Builds the experiment with other values.

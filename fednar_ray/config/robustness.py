@@ -70,7 +70,7 @@ class ScreeningSettings(Settings):
 
     max_deviation: Positive | None = None
     """Exclude updates whose norm is above the round's median by more than this many robust standard deviations. One is
-    1.4826 median absolute deviations, or a tenth of the median where that is more. null: exclude none by norm."""
+    1.4826 median absolute deviations, or a tenth of the median if that is more. null: exclude none by norm."""
 
 
 class AggregationSettings(Settings):

@@ -24,7 +24,7 @@ class Variants:
         base: Their base class, with the settings that every kind reads.
         key: The key that names the kind: ``source`` or ``name``. Each class has it as a ``Literal`` of its names, or as
             ``None`` where another key stands in for a name.
-        default: The kind where the section names none.
+        default: The kind, if the section names none.
         stand_ins: Keys that replace the name, such as ``function``, the path of a user's own function.
         short: Whether a bare name can stand for a section with only that name.
         prepare: Completes the given values before the kind is determined.

@@ -95,7 +95,7 @@ def describe_secret(place: str, found: str) -> str:
         place: The setting or command that holds the address.
         found: What ``find_secret`` returned.
     """
-    return f"{place}: the address holds {found}; {INSTEAD}"
+    return f"{place}: the address contains {found}; {INSTEAD}"
 
 
 def find_secrets(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:

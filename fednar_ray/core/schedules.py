@@ -1,7 +1,7 @@
 """Computes the annealed scalars of a round, and the local steps of a client.
 
-Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t with a rate γ_η in (0, 1]. λ_t, A_t and ε_t are annealed
-in the same way.
+Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t with a rate γ_η in (0, 1]. λ_t, A_t and ε_t are
+annealed in the same way.
 
 Source: Li et al., NeurIPS 2023, Algorithm 1.
 """

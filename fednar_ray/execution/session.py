@@ -46,7 +46,7 @@ class RaySession:
         address: The address of a cluster, ``host:port``, ``ray://host:port`` or ``auto``.
 
     Raises:
-        BadInput: The address holds a password.
+        BadInput: The address contains a password.
 
     Example:
         >>> with fednar_ray.RaySession() as session:

@@ -45,7 +45,7 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
 def log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
-    """Logs the figures of all rounds, the excluded clients and the model. Raises RunFailed where the disk is full."""
+    """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
     files = RunDirectory(directory)
     _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
     _log_figure(tracker, lambda path: draw_step_norms(history, path), files.step_norms_plot)

@@ -55,7 +55,7 @@ class Result:
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
-    places: tuple[ActorInfo, ...]  # where each actor lived; dedicated: by client; empty where no round was trained
+    places: tuple[ActorInfo, ...]  # where each actor lived; for dedicated by client; empty if no round was trained
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at

@@ -125,12 +125,12 @@ class NewRun:
 class ResumedRun:
     """A run that continues from a checkpoint, in its MLflow run and its directory.
 
-    A run whose directory was copied gets an MLflow run of its own: two runs never record into one.
+    A run whose directory was copied gets a new MLflow run, so that two runs never record into one.
     """
 
     prepared: Prepared
     resumption: Resumption
-    name: str | None = None  # of the MLflow run of a copy, likewise the tags
+    name: str | None = None  # of the new MLflow run of a copy, as are the tags
     tags: Mapping[str, str] = field(default_factory=dict)
 
     is_new: ClassVar[bool] = False
@@ -147,12 +147,12 @@ class ResumedRun:
         return self.resumption.ref.files.finished and self.resumption.checkpoint.next_round >= rounds
 
     def check(self) -> None:
-        """Raises BadInput or CheckpointError for what can be seen to be wrong before Ray starts."""
+        """Raises BadInput or CheckpointError for problems that can be found before Ray starts."""
         check_fits(self.resumption.checkpoint, build_initial_state(self.prepared).now, self.resumption.ref.name)
         Store(self.resumption.tracking_uri)  # refuses an address with a password
 
     def open_store(self) -> OpenedStore:
-        """Opens the run's own store, which must answer only where a copy needs a new MLflow run in it."""
+        """Opens the run's store. It must answer only if the run is a copy, which needs a new MLflow run in it."""
         store = Store(self.resumption.tracking_uri)
         if not self._is_copy(store):
             return OpenedStore(store=store, experiment_id=None)
@@ -163,7 +163,7 @@ class ResumedRun:
         original, identity = self.resumption.copied_from, self.resumption.identity
         directory = self.resumption.ref.directory
         if original is not None:
-            log.warning("%s is a copy of %s: it gets an MLflow run of its own", directory, original)
+            log.warning("%s is a copy of %s: it gets a new MLflow run", directory, original)
             return True
         if identity is None or identity.writer is None:
             return False
@@ -171,18 +171,18 @@ class ResumedRun:
         if writer is None or writer in identity.writers:
             return False
         log.warning(
-            "MLflow run %s was resumed from another copy of %s: this one gets an MLflow run of its own",
+            "MLflow run %s was resumed from another copy of %s: this one gets a new MLflow run",
             identity.run_id, directory,
         )  # fmt: skip
         return True
 
     def check_data(self, data_digest: str) -> None:
-        """Raises ConfigError where the data are other data."""
+        """Raises ConfigError if the data changed since the run was started."""
         if data_digest != self.resumption.data_digest:
             raise ConfigError((f"{self.resumption.ref.name}: the data changed since the run was started",))
 
     def open_run(self, opened: OpenedStore) -> RunIdentity:
-        """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
+        """Returns the run's MLflow run, even if its store does not answer; creates a new one for a copy."""
         run_id, directory = self.resumption.run_id, self.resumption.ref.directory
         if opened.experiment_id is not None:
             tags = {**self.tags, COPIED_FROM_TAG: run_id}
@@ -208,15 +208,15 @@ class ResumedRun:
         return journal
 
     def load_state(self, directory: Path) -> FederationState:
-        """Returns the state that the checkpoint holds."""
+        """Restores the state from the checkpoint."""
         checkpoint = self.resumption.checkpoint
         log.info("resuming %s at round %d", self.resumption.ref.name, checkpoint.next_round)
         return FederationState.from_checkpoint(checkpoint, build_initial_state(self.prepared, directory))
 
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
-        """Returns the store that was loaded from, unless checkpoints are now written elsewhere.
+        """Returns the store that the checkpoint was loaded from, unless checkpoints are now written elsewhere.
 
-        That store knows what the checkpoint holds, which need not be written again.
+        That store does not write files again that the checkpoint has.
         """
         settings, location = (
             self.prepared.experiment.checkpoint,
@@ -234,7 +234,7 @@ RunStart = NewRun | ResumedRun
 def build_start(
     prepared: Prepared, resumption: Resumption | None, name: str | None, tags: Mapping[str, str]
 ) -> RunStart:
-    """Returns where a run starts from: a new run, where there is nothing to resume."""
+    """Builds the start of a run: a ResumedRun, or a NewRun if there is nothing to resume."""
     if resumption is None:
         return NewRun(prepared=prepared, name=name, tags=tags)
     return ResumedRun(prepared=prepared, resumption=resumption, name=name, tags=tags)

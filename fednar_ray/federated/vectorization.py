@@ -186,7 +186,7 @@ def _find_changed_buffers(given: Mapping[str, Tensor], trial: nn.Module, x: Tens
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts calls and floating-point operations, by whether they are convolutions, and the bytes of all results.
 
-    It also notes whether any operator draws random numbers, and whether one does so from a generator of its own.
+    It also notes whether any operator draws random numbers, and whether one does so from a generator of the model.
     """
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ def _find_reason_to_train_alone(trial: nn.Module, x: Tensor, tracks: bool, state
         with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.check_vmap(x[:2])
-    except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
+    except Exception as error:  # noqa: BLE001 - functorch may raise anything; plain autograd remains
         sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
     return gradient.given.find_change()

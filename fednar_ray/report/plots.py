@@ -30,7 +30,7 @@ def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
     image = axes.imshow(shown, aspect="auto", cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label="examples")
     of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
-    axes.set(xlabel="class", ylabel="client" + of, title="Who holds what")
+    axes.set(xlabel="class", ylabel="client" + of, title="Examples by client and class")
     figure.savefig(path, dpi=100)
     return path
 

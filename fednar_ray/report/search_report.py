@@ -73,7 +73,7 @@ def _draw_heat_maps(record: SearchRecord, directory: Path) -> Iterator[Plot]:
             continue
         path = directory / f"{_build_stem(x)}_and_{_build_stem(y)}.png"
         caption = (
-            "Means over the trials that ran all rounds, whatever their other settings; "
+            "Means over the trials that ran all rounds, regardless of their other settings; "
             "where trials are points, the star is the best."
         )
         yield Plot(title=title, caption=caption, path=draw_heat_map(record, x, y, path))

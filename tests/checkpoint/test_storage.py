@@ -148,7 +148,7 @@ def test_an_invalid_location_is_refused_with_a_valid_example(uri, message):
 
 
 def test_a_location_with_a_key_in_its_address_is_refused_without_repeating_it():
-    with pytest.raises(BadInput, match="the location of the checkpoints: the address holds a password") as refused:
+    with pytest.raises(BadInput, match="the location of the checkpoints: the address contains a password") as refused:
         open_storage("s3://me:hunter2@shelf/x?color=red")
     assert "hunter2" not in str(refused.value)
 

@@ -117,7 +117,7 @@ def test_it_is_refused_wherever_it_is_given_and_never_repeated(place: str, addre
 
 
 def test_an_address_of_a_cluster_needs_no_scheme_to_be_refused() -> None:
-    with pytest.raises(fr.BadInput, match="--address: the address holds a password"):
+    with pytest.raises(fr.BadInput, match="--address: the address contains a password"):
         fr.RaySession(f"me:{SECRET}@head:6379")
 
 
@@ -180,5 +180,5 @@ def test_a_run_that_was_recorded_with_a_password_is_not_sent_without_it(tmp_path
     (tmp_path / "run.json").write_text(f'{{"run_id": "{"a" * 32}", "tracking_uri": "{URI}"}}')
     report = sync(tmp_path)
     assert report.problem is not None
-    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
+    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address contains a password")
     assert SECRET not in report.problem

@@ -344,7 +344,7 @@ def test_where_it_trains_may_differ_and_nothing_else(data):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--resume", "nosuch"], "nosuch: no such comparison; comparisons here: none are kept in this directory"),
+        (["--resume", "nosuch"], "nosuch: no such comparison; comparisons here: none"),
         (["--resume", "small-1", "x.yaml"], "it takes no FILE and no key=value"),
     ],
 )

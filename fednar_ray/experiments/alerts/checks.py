@@ -118,7 +118,7 @@ def _explain_stall(history: RunHistory, what: str) -> Finding:
     if history.decay_share >= 1:
         return Finding(what, "weight decay is stronger than the gradient", _suggest_less_decay(history))
     if len(moved) and moved.max() > FAR:
-        cause = "steps are too long: a round moves the parameters by as much as they are long"
+        cause = "steps are too long: a round changes the parameters by as much as their norm"
         return Finding(
             what, cause, _format_change("algorithm.local_lr", rate, rate / 10) + "; shorter steps take more rounds"
         )

@@ -121,7 +121,7 @@ def _find_renamed_keys(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _parse_settings(fields: Mapping[str, Any], path: Path, renamed: Sequence[str]) -> Document:
-    """Parses the settings of a record. Raises BadInput where they, or its runs, are of another version."""
+    """Parses the settings of a record. Raises BadInput if they, or its runs, are from another version."""
     problems, document = list(renamed), None
     try:
         document = parse_document(yaml_text.write(fields), str(path))
@@ -155,7 +155,7 @@ def find(name: str) -> ComparisonRecord:
     known = list(_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
     if not found:
-        names = ", ".join(path.name for path in known[:10]) or "none are kept in this directory"
+        names = ", ".join(path.name for path in known[:10]) or "none"
         raise BadInput(f"{name}: no such comparison; comparisons here: {names}")
     return ComparisonRecord.load(found[0])
 
