@@ -55,10 +55,10 @@ class LocalStorage:
         """Returns the content of a file. Raises FileNotFoundError if there is none."""
         return (self._directory / name).read_bytes()
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         """Returns the sorted names of the files that start with ``prefix``."""
         names = (
-            os.path.normpath(f"{folder}/{name}") for folder, name in self._files() if not TEMPORARY.fullmatch(name)
+            os.path.normpath(f"{folder}/{name}") for folder, name in self._list_files() if not TEMPORARY.fullmatch(name)
         )
         return sorted(name for name in names if name.startswith(prefix))
 
@@ -66,7 +66,7 @@ class LocalStorage:
         """Removes a file, if it exists."""
         (self._directory / name).unlink(missing_ok=True)
 
-    def _files(self) -> Iterator[tuple[str, str]]:
+    def _list_files(self) -> Iterator[tuple[str, str]]:
         """Yields each file, temporary or not, as its folder relative to the directory and its name in that folder."""
         for folder, _, names in os.walk(self._directory, onerror=_raise_unless_absent):
             relative = os.path.relpath(folder, self._directory)
@@ -76,7 +76,7 @@ class LocalStorage:
         """Removes the temporary files of earlier writers. Only the first call does anything."""
         with self._sweeping:  # held to the end, so that no temporary file is this writer's
             if not self._swept:
-                for folder, name in self._files():
+                for folder, name in self._list_files():
                     if TEMPORARY.fullmatch(name):
                         (self._directory / folder / name).unlink(missing_ok=True)
             self._swept = True

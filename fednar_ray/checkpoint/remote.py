@@ -39,20 +39,20 @@ class RemoteStorage:
 
     def write(self, name: str, data: bytes) -> None:
         """Creates or replaces a file, and repeats failed attempts."""
-        self._retry(lambda: self._put(self._path(name), data))
+        self._retry(lambda: self._put(self._build_path(name), data))
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError if there is none."""
-        return self._retry(lambda: self._get(self._path(name)))
+        return self._retry(lambda: self._get(self._build_path(name)))
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         """Returns the sorted names of the files that start with ``prefix``."""
         return [name for name in self._retry(self._list) if name.startswith(prefix)]
 
     def delete(self, name: str) -> None:
         """Removes a file, if it exists."""
         with suppress(FileNotFoundError):
-            self._retry(lambda: self._filesystem.delete_file(self._path(name)))
+            self._retry(lambda: self._filesystem.delete_file(self._build_path(name)))
 
     def check(self) -> None:
         """Raises StorageUnavailable if the location does not answer, or its bucket does not exist."""
@@ -70,7 +70,7 @@ class RemoteStorage:
         if missing:
             raise StorageUnavailable(f"{self.location}: the bucket {bucket} does not exist; create it, or use another")
 
-    def _path(self, name: str) -> str:
+    def _build_path(self, name: str) -> str:
         return posixpath.join(self._directory, name)
 
     def _put(self, path: str, data: bytes) -> None:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.checkpoint.arrays import Array, RowVector, encode, encode_row
-from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifest, OtherFormat, Row, Segment, spans
+from fednar_ray.checkpoint.manifest import (
+    MANIFEST,
+    OWN,
+    Damaged,
+    File,
+    Manifest,
+    OtherFormat,
+    Row,
+    Segment,
+    cut_history,
+)
 from fednar_ray.checkpoint.parallel import for_each
 from fednar_ray.checkpoint.reading import Checkpoint, read_checkpoint, read_manifest
 from fednar_ray.checkpoint.storage import Storage
@@ -70,7 +80,7 @@ class CheckpointStore:
         except OSError as error:
             with suppress(OSError):
                 self._known.clear()  # the manifest may have been written nevertheless
-                names = self._storage.names()
+                names = self._storage.list_names()
                 self._delete_unneeded(names, self._read_manifests(names).values())
             raise CheckpointError(self._describe_failure(snapshot.next_round, error)) from error
         finally:
@@ -92,7 +102,7 @@ class CheckpointStore:
         """
         location = self._storage.location
         try:
-            names = _list_manifest_names(self._storage.names("round-"))
+            names = _list_manifest_names(self._storage.list_names("round-"))
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {location} cannot be listed: {error}") from error
         problems: list[str] = []
@@ -130,7 +140,7 @@ class CheckpointStore:
     def _write_history(self, lines: tuple[str, ...], base: Manifest | None) -> list[Segment]:
         written = {(s.start, s.stop): s for s in base.history} if base is not None else {}
         segments = []
-        for start, stop in spans(len(lines)):
+        for start, stop in cut_history(len(lines)):
             segment = written.get((start, stop))
             if segment is None or lines[start:stop] != self._history[start:stop]:
                 data = "".join(f"{line}\n" for line in lines[start:stop]).encode()
@@ -167,7 +177,7 @@ class CheckpointStore:
         return f"{what}; the checkpoint of round {self._newest.next_round} before it is intact"
 
     def _delete_old(self, newest_round: int) -> None:
-        names = self._storage.names()
+        names = self._storage.list_names()
         manifests = self._read_manifests(names)
         included = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
         self._known = {name: manifests[name] for name in included[-self.keep :]}
@@ -178,7 +188,7 @@ class CheckpointStore:
 
     def _delete_unneeded(self, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
         """Deletes the files among ``names`` that none of ``manifests`` needs."""
-        needed = {file.name for manifest in manifests for file in manifest.files()}
+        needed = {file.name for manifest in manifests for file in manifest.list_files()}
         for_each(self._storage.delete, [name for name in names if OWN.fullmatch(name) and name not in needed])
 
     def _read_manifests(self, names: Iterable[str]) -> dict[str, Manifest]:

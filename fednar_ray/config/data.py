@@ -256,11 +256,11 @@ AnyData = (
 """One row per source."""
 
 
-def _source_of_entry_point(given: dict[str, Any]) -> dict[str, Any]:
+def _set_entry_point_source(given: dict[str, Any]) -> dict[str, Any]:
     return {"source": "entry_point", **given} if "entry_point" in given else given
 
 
-DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_source_of_entry_point)
+DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_set_entry_point_source)
 SOURCE_SETTINGS = DATA_VARIANTS.build_table()
 """Each source with the settings that it reads and their defaults; None if there is no default."""
 DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]

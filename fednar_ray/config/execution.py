@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size, check_number
 
 
-def _silo_name(name: str) -> str:
+def _check_silo_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError("the name of a silo may contain only letters, digits, - and _")
     return name
@@ -52,9 +52,9 @@ class ExecutionSettings(Settings):
     """Place actors on as few nodes as possible (pack), on as many as possible (spread), or as Ray does (default)."""
     autoscale: bool = False
     """Start with the actors that fit, and add the others when nodes join. Otherwise all must fit from the start."""
-    silos: Annotated[Mapping[Annotated[str, AfterValidator(_silo_name)], SiloSettings], Field(min_length=1)] | None = (
-        None
-    )
+    silos: (
+        Annotated[Mapping[Annotated[str, AfterValidator(_check_silo_name)], SiloSettings], Field(min_length=1)] | None
+    ) = None
     """For ``data.source: folder``: the clients by name, each with its node and its file there. They are numbered in the
     order of their names."""
     vectorize: Literal["auto"] | Count = "auto"

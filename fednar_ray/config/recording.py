@@ -8,7 +8,7 @@ from fednar_ray.config.base import Count, Settings
 from fednar_ray.core.store_uris import find_name_problem
 
 
-def _experiment_name(value: str) -> str:
+def _check_experiment_name(value: str) -> str:
     problem = find_name_problem(value)
     if problem is not None:
         raise ValueError(f"{problem}; name an MLflow experiment, such as digits or team/digits")
@@ -31,7 +31,7 @@ class TrackingSettings(Settings):
 
     uri: str | None = None
     """The address of the tracking store. null: ``MLFLOW_TRACKING_URI``, or ./mlflow.db if that is not set."""
-    experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
+    experiment: Annotated[str, AfterValidator(_check_experiment_name)] | None = None
     """The MLflow experiment. null: the experiment's name."""
     system_metrics: bool | None = None
     """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as

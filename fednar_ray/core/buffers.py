@@ -102,10 +102,13 @@ def have_same_bits(first: Tensor, second: Tensor) -> bool:
         return False
     if first.is_meta or second.is_meta:
         return first.is_meta == second.is_meta
-    return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(_parts(first), _parts(second), strict=True))
+    return all(
+        torch.equal(_view_as_bytes(a), _view_as_bytes(b))
+        for a, b in zip(_list_parts(first), _list_parts(second), strict=True)
+    )
 
 
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+def _list_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Returns the dense tensors that hold everything that ``tensor`` stores."""
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
@@ -116,5 +119,5 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor.int_repr(), tensor.dequantize()) if tensor.is_quantized else (tensor,)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def _view_as_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)

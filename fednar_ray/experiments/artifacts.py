@@ -25,7 +25,7 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
     """Logs the experiment, the data, and where clients are trained."""
     federation = prepared.federation
     tracker.log_params(flatten_settings(prepared.experiment))
-    tracker.log_tags(plan.tags())
+    tracker.log_tags(plan.build_tags())
     examples = federation.shards.examples
     tracker.log_data(
         DataSummary(

@@ -106,7 +106,7 @@ def _validate(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
         facts = schema.model_validate(dict(checkpoint.facts))
     except ValidationError as error:
         raise build_contents_error(checkpoint, "; ".join(describe(error, "facts."))) from None
-    problem = next(_problems(checkpoint, facts), None)
+    problem = next(_find_problems(checkpoint, facts), None)
     if problem is not None:
         raise build_contents_error(checkpoint, problem)
     problems = _find_experiment_problems(facts.experiment)
@@ -124,7 +124,7 @@ def _find_experiment_problems(experiment: object) -> list[str]:
     return []
 
 
-def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
+def _find_problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
     """Finds what is missing, unknown, or has another form, arrays first."""
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}

@@ -40,7 +40,7 @@ class ExecutionPlan:
     group_size: int  # C, how many clients are trained as one matrix
     actors: ActorPlan | None  # None: the driver itself trains
 
-    def tags(self) -> dict[str, str]:
+    def build_tags(self) -> dict[str, str]:
         """Returns the plan as tags of the MLflow run."""
         return {
             PLACEMENT_TAG: self.placement,
@@ -135,7 +135,7 @@ class SerialTrainer:
     def __init__(self, prepared: Prepared) -> None:
         self._first = prepared
         self._shards, self._splits = prepared.federation.loaded()
-        self._trainer = GroupTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
+        self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, CPU_DEVICE)
 
     def build_pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
         """Builds the pool of one run. The previous run must have ended.
@@ -145,7 +145,7 @@ class SerialTrainer:
             warm_up: The clients that the pool trains when it warms up.
         """
         if prepared is not self._first:
-            self._trainer.adopt(prepared.training_plan())
+            self._trainer.adopt(prepared.build_training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
@@ -172,7 +172,7 @@ def open_pool(
     if plan.actors is None:
         yield (trainer or SerialTrainer(prepared)).build_pool(prepared, warm_up)
         return
-    training = prepared.training_plan()
+    training = prepared.build_training_plan()
     if plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, plan.actors, settings, training, federation)
     else:

@@ -59,7 +59,7 @@ class Prepared:
             return max(len(ids) for ids in settings.participation)
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
-    def training_plan(self) -> TrainingPlan:
+    def build_training_plan(self) -> TrainingPlan:
         """Builds what every trainer of this run needs."""
         clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(

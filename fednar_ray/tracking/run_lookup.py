@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednar_ray.checkpoint.locations import build_storage_location, open_storage
-from fednar_ray.checkpoint.manifest import round_of_manifest
+from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
@@ -153,7 +153,7 @@ def list_runs_of(experiment: Experiment) -> Iterator[RunRef]:
     if storage is None:
         return
     try:
-        names = {path.partition("/")[0] for path in open_storage(storage).names(f"{experiment.name}-")}
+        names = {path.partition("/")[0] for path in open_storage(storage).list_names(f"{experiment.name}-")}
     except OSError as error:
         raise StorageUnavailable(f"{storage} cannot be listed: {error}") from error
     for name in sorted(name for name in names - seen if _parse_experiment_name(name) == experiment.name):
@@ -202,8 +202,8 @@ def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
 def _find_newest_checkpoint(ref: RunRef) -> int | None:
     """Returns the round of the newest checkpoint; None if there is none, or the storage cannot be listed."""
     try:
-        names = open_storage(ref.storage).names("round-")
+        names = open_storage(ref.storage).list_names("round-")
     except (BadInput, OSError) as error:
         log.warning("the checkpoints of %s cannot be listed: %s", ref.name, error)
         return None
-    return max((index for name in names if (index := round_of_manifest(name)) is not None), default=None)
+    return max((index for name in names if (index := parse_manifest_name(name)) is not None), default=None)

@@ -118,7 +118,7 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 def group_seconds(prepared: Prepared, width: int) -> float:
     """Return the minimum seconds of one local step of a client group."""
-    trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
+    trainer = GroupTrainer(prepared.build_training_plan(), prepared.federation.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(width)), states=None)
     seconds = []
     for index in range(6):

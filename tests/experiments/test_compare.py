@@ -272,7 +272,7 @@ def trajectories(name: str) -> dict[str, list[Any]]:
     """By label, the rounds of each of a comparison's runs, without durations."""
     record, found = find(name), {}
     for run in record.runs:
-        directory = record.directory_of(run)
+        directory = record.find_directory(run)
         assert directory is not None
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
@@ -414,19 +414,19 @@ def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
 
 def test_a_run_that_another_process_trains_is_left_to_it(data):
     name = interrupted(document(data), 3)
-    directory = find(name).directory_of(find(name).runs[0])
+    directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     with lock_run_directory(directory):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
-    assert find(name).directory_of(find(name).runs[0]) == directory
+    assert find(name).find_directory(find(name).runs[0]) == directory
     assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
 def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
     name = interrupted(document(data), ROUNDS + 1)
-    directory = find(name).directory_of(find(name).runs[0])
+    directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")

@@ -43,7 +43,7 @@ class PlannedRun:
         """The name of the run in MLflow and in progress messages."""
         return f"{self.regularizer} λ={self.weight_decay:g} seed={self.seed}"
 
-    def experiment(self, base: Experiment) -> Experiment:
+    def build_experiment(self, base: Experiment) -> Experiment:
         """Returns the experiment of this run, given the one that is compared."""
         changes = {"name": self.regularizer, "weight_decay": self.weight_decay}
         regularizer = base.regularizer.model_copy(update=changes)
@@ -74,14 +74,14 @@ class ComparisonRecord:
         """``<experiment>-<id>``, by which it is resumed."""
         return self.directory.name
 
-    def directory_of(self, run: PlannedRun) -> Path | None:
+    def find_directory(self, run: PlannedRun) -> Path | None:
         """Returns the directory of a run; None if the run has not started."""
         return None if run.directory is None else self.directory.parent / run.directory
 
     @property
     def finished_runs(self) -> int:
         """The number of finished runs."""
-        return sum(d is not None and RunDirectory(d).finished for d in map(self.directory_of, self.runs))
+        return sum(d is not None and RunDirectory(d).finished for d in map(self.find_directory, self.runs))
 
     @property
     def finished(self) -> bool:
@@ -95,7 +95,7 @@ class ComparisonRecord:
 
     def save(self) -> None:
         """Writes the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
-        fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
+        fields = {**_dump_sections(self.document), "runs": [asdict(run) for run in self.runs]}
         replace_file(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
@@ -133,14 +133,14 @@ def _parse_settings(fields: Mapping[str, Any], path: Path, renamed: Sequence[str
     return document
 
 
-def _sections(document: Document) -> dict[str, Any]:
+def _dump_sections(document: Document) -> dict[str, Any]:
     compare = document.compare.model_dump(mode="json", exclude_unset=True)
     return {"experiment": dict(document.raw), "compare": compare}
 
 
 def list_comparisons() -> Iterator[ComparisonRecord]:
     """Lists the comparisons in ``runs/``, newest first. Logs a warning for a record that cannot be read."""
-    for directory in _directories():
+    for directory in _list_directories():
         try:
             yield ComparisonRecord.load(directory)
         except BadInput as error:
@@ -152,7 +152,7 @@ def find(name: str) -> ComparisonRecord:
     directory = Path(name).absolute()
     if RunDirectory(directory).comparison_yaml.is_file():
         return ComparisonRecord.load(directory)
-    known = list(_directories())
+    known = list(_list_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
     if not found:
         names = ", ".join(path.name for path in known[:10]) or "none"
@@ -182,7 +182,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     return None
 
 
-def _directories() -> Iterator[Path]:
+def _list_directories() -> Iterator[Path]:
     """Returns the directories of comparisons, newest first."""
     records = sorted(
         Path(RUNS).absolute().glob(str(RunDirectory(Path("*")).comparison_yaml)),

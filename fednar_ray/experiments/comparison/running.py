@@ -110,7 +110,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     """Checks the experiment and the target before anything is trained, and then starts Ray."""
     if not to_train:
         return
-    prepared = prepare(to_train[0].experiment(document.experiment), session=session)
+    prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
     accuracy = get_measure_for_task(prepared.federation.task) == ACCURACY
     key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
     if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
@@ -122,7 +122,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     """Returns whether all rounds of a run are recorded, and its last records are complete."""
-    directory = record.directory_of(run)
+    directory = record.find_directory(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
     return len(load_records(directory)) >= record.document.experiment.federation.rounds
@@ -171,7 +171,7 @@ class _Runs:
 
     def _find_resumption(self, run: PlannedRun) -> Resumption | None:
         """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
-        directory = self._record.directory_of(run)
+        directory = self._record.find_directory(run)
         if directory is None or _is_finished(self._record, run):
             return None
         try:
@@ -185,7 +185,7 @@ class _Runs:
 
     def _end_abandoned(self) -> None:
         """Ends the MLflow runs that a killed process left and that are not resumed."""
-        directories = [self._record.directory_of(run) for run in self._record.runs]
+        directories = [self._record.find_directory(run) for run in self._record.runs]
         kept = {_read_run_id(directory) for directory in directories if directory is not None}
         parent = find_mlflow_run(self._store, self._run_id)
         for child in () if parent is None else list_children(self._store, parent):
@@ -199,7 +199,7 @@ class _Runs:
         if base.execution.vectorize == "auto" and group_size is not None:
             execution = base.execution.model_copy(update={"vectorize": group_size})
             base = base.model_copy(update={"execution": execution})
-        return run.experiment(base)
+        return run.build_experiment(base)
 
     def _train_or_load(
         self, index: int, run: PlannedRun, resumption: Resumption | None
@@ -226,7 +226,7 @@ class _Runs:
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
-        directory, experiment = self._record.directory_of(run), self._build_experiment(run)
+        directory, experiment = self._record.find_directory(run), self._build_experiment(run)
         assert directory is not None
         history = load_records(directory)[: experiment.federation.rounds]
         chance = compute_chance_level(load_experiment_data(experiment, self._session))
