@@ -109,7 +109,7 @@ def _describe_misfit(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
     largest_bundle = max((bundle for bundle in bundles if bundle), key=_get_size)
     largest_node = {name: max(node.get(name, 0.0) for node in nodes) for name in largest_bundle}
     return (
-        f"a trial needs {_describe(bundles)} at once which does not fit: the cluster has {_describe(nodes)}, "
+        f"a trial needs {_describe(bundles)} at once, which does not fit: the cluster has {_describe(nodes)}, "
         f"its largest node {_describe([largest_node])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
     )
 

@@ -230,7 +230,7 @@ def test_a_search_that_can_never_fit_is_refused_before_it_starts(
     for execution, text in (
         (
             {"placement": "serial", "cpus_per_actor": 64},
-            "a trial needs 64 CPUs at once and never fits: the cluster has",
+            "a trial needs 64 CPUs at once, which does not fit: the cluster has",
         ),
         ({"placement": "pooled", "actors": 9, "gpus_per_actor": 0}, "9 actors of 1 CPU"),
     ):
