@@ -105,7 +105,7 @@ HOSTILE = {
     "a long key given twice": (f"? {'x' * 100_000}\n: 1\n? {'x' * 100_000}\n: 2", "is given twice"),
     "equal keys": ("1: a\n1.0: b", "1.0 is given twice"),
     "NUL": ("a: \0", "special characters are not allowed"),
-    "too much": ("#" * 2_000_001, "it has more than 2000000 characters"),
+    "too much": ("#" * 2_000_001, "it has more than the maximum of 2000000 characters"),
 }
 
 
