@@ -1,4 +1,7 @@
-"""What a federated optimizer changes on the client: its gradient, what it remembers, and what it shares.
+"""Client corrections: the client's half of a federated optimizer.
+
+A correction changes the gradients of local steps. It may keep a state for each client, and share vectors with them.
+
 
 Every function works over the last axis, so it serves one client or a client group [C, d].
 """
@@ -16,7 +19,7 @@ from fednar_ray.core.flat_params import FloatVector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRound:
-    """What a client correction sees of its round.
+    """The round, as a client correction sees it.
 
     Attributes:
         global_params: x_round, the parameters at the start of the round, [d].
@@ -69,7 +72,7 @@ class ClientCorrection(NamedTuple):
 
 
 def plain() -> ClientCorrection:
-    """Leaves the gradient as it is (FedAvg).
+    """Leaves the gradient unchanged (FedAvg).
 
     Source: McMahan et al., AISTATS 2017.
     """

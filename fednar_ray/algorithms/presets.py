@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fednar_ray.algorithms import server_optimizers
-from fednar_ray.algorithms.checked_rules import checked_rule
+from fednar_ray.algorithms.checked_optimizers import add_checks
 from fednar_ray.algorithms.client_corrections import ClientCorrection, control_variate, dynamic, plain, proximal
 from fednar_ray.algorithms.server_optimizers import (
     ServerOptimizer,
@@ -84,7 +84,7 @@ def build_algorithm(settings: AnyAlgorithm) -> Algorithm:
         lambda text: ConfigError((text,)),
     )
     _check_shared_names(algorithm, settings.function)
-    return algorithm._replace(server=checked_rule(algorithm.server, settings.function))
+    return algorithm._replace(server=add_checks(algorithm.server, settings.function))
 
 
 def _check_shared_names(algorithm: Algorithm, function: str) -> None:

@@ -87,7 +87,7 @@ def co_clip(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scal
         grad: Loss gradients g, one row per client, [C, d].
         params: Current parameters x, [C, d].
         weight_decay: λ_t, one value or one per client, [C, 1].
-        clip_bound: A_t, likewise.
+        clip_bound: A_t, one value or one per client, [C, 1].
 
     Returns:
         The direction s·v, the scale s, the effective weight decay s·λ_t, and the norm ‖v‖₂ before clipping.

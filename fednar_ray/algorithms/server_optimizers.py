@@ -114,18 +114,18 @@ SecondMoment = Callable[[FloatVector, FloatVector, FloatVector], FloatVector]
 
 
 def adam_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
-    """v ← β₂·v + (1 − β₂)·Δ²."""
+    """Updates the second moment as Adam does: v ← β₂·v + (1 − β₂)·Δ²."""
     return v + rate * (squared - v)
 
 
 def yogi_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
-    """v ← v − (1 − β₂)·Δ²·sign(v − Δ²)."""
+    """Updates the second moment as Yogi does: v ← v − (1 − β₂)·Δ²·sign(v − Δ²)."""
     moved: FloatVector = v - rate * squared * np.sign(v - squared)
     return moved
 
 
 def adagrad_moment(v: FloatVector, squared: FloatVector, rate: FloatVector) -> FloatVector:
-    """v ← v + Δ²."""
+    """Updates the second moment as Adagrad does: v ← v + Δ²."""
     return v + squared
 
 
@@ -139,7 +139,7 @@ def adaptive(server_lr: float, beta1: float, beta2: float, epsilon: float, momen
         beta1: β₁.
         beta2: β₂.
         epsilon: ε_0. The steps use the round's ε_t.
-        moment: How v is updated; it tells the three optimizers apart.
+        moment: Updates v: ``adam_moment``, ``yogi_moment`` or ``adagrad_moment``.
 
     Source: Reddi et al., ICLR 2021, Algorithm 2.
     """
@@ -182,7 +182,9 @@ def _average_of_last_two(state: ServerState) -> FloatVector:
     return state.parameters if previous is None else (state.parameters + previous) / _f32(2)
 
 
-def _extrapolation(mean_squared_norm: ServerScalar, direction: FloatVector, agg: RoundAggregate) -> ServerScalar:
+def _compute_extrapolation(
+    mean_squared_norm: ServerScalar, direction: FloatVector, agg: RoundAggregate
+) -> ServerScalar:
     """Computes max(1, ½·mean_squared_norm / (‖direction‖² + |S|·ε_t)); 1 if nothing moved."""
     denominator = np.sum(np.square(direction, dtype=np.float64), axis=-1, keepdims=True) + agg.clients * agg.epsilon
     ratio = np.divide(0.5 * mean_squared_norm, denominator, out=np.ones_like(denominator), where=denominator > 0)
@@ -204,7 +206,7 @@ def extrapolated() -> ServerOptimizer:
     """
 
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
-        server_lr = _extrapolation(agg.mean_squared_norm, agg.delta, agg)
+        server_lr = _compute_extrapolation(agg.mean_squared_norm, agg.delta, agg)
         moved = _move(state, server_lr, agg.delta)
         return ServerState(parameters=moved, vectors=_keep_previous(state), server_lr=server_lr)
 
@@ -223,7 +225,7 @@ def extrapolated_momentum(beta: float) -> ServerOptimizer:
     def step(state: ServerState, agg: RoundAggregate) -> ServerState:
         r = agg.mean_squared_norm + 0.5 * beta * state.scalars["r"]
         m = agg.delta + _f32(beta) * state.vectors["m"]
-        server_lr = _extrapolation(r, m, agg)
+        server_lr = _compute_extrapolation(r, m, agg)
         vectors = {"m": m, **_keep_previous(state)}
         moved = _move(state, server_lr, m)
         return ServerState(parameters=moved, vectors=vectors, scalars={"r": r}, server_lr=server_lr)

@@ -1,4 +1,4 @@
-"""A storage in a local directory."""
+"""Stores checkpoint files in a local directory."""
 
 import os
 import re
@@ -25,17 +25,17 @@ class LocalStorage:
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
         if self._directory.exists() and not self._directory.is_dir():
-            raise StorageUnavailable(f"{self._directory} is a file; name a directory, or a path that is free")
+            raise StorageUnavailable(f"{self._directory} is a file; set checkpoint.storage to a directory")
         self._swept = False
         self._sweeping = threading.Lock()
 
     @property
     def location(self) -> str:
-        """The absolute path."""
+        """The absolute path of the directory, for messages."""
         return str(self._directory)
 
     def write(self, name: str, data: bytes) -> None:
-        """See ``Storage``."""
+        """Creates or replaces a file."""
         self._remove_temporary_files()
         path = self._directory / name
         _create_directory(path.parent)
@@ -52,21 +52,21 @@ class LocalStorage:
         _sync_directory(path.parent)
 
     def read(self, name: str) -> bytes:
-        """See ``Storage``."""
+        """Returns the content of a file. Raises FileNotFoundError if there is none."""
         return (self._directory / name).read_bytes()
 
-    def names(self, prefix: str = "") -> list[str]:
-        """See ``Storage``."""
+    def list_names(self, prefix: str = "") -> list[str]:
+        """Returns the sorted names of the files that start with ``prefix``."""
         names = (
-            os.path.normpath(f"{folder}/{name}") for folder, name in self._files() if not TEMPORARY.fullmatch(name)
+            os.path.normpath(f"{folder}/{name}") for folder, name in self._list_files() if not TEMPORARY.fullmatch(name)
         )
         return sorted(name for name in names if name.startswith(prefix))
 
     def delete(self, name: str) -> None:
-        """See ``Storage``."""
+        """Removes a file, if it exists."""
         (self._directory / name).unlink(missing_ok=True)
 
-    def _files(self) -> Iterator[tuple[str, str]]:
+    def _list_files(self) -> Iterator[tuple[str, str]]:
         """Yields each file, temporary or not, as its folder relative to the directory and its name in that folder."""
         for folder, _, names in os.walk(self._directory, onerror=_raise_unless_absent):
             relative = os.path.relpath(folder, self._directory)
@@ -76,7 +76,7 @@ class LocalStorage:
         """Removes the temporary files of earlier writers. Only the first call does anything."""
         with self._sweeping:  # held to the end, so that no temporary file is this writer's
             if not self._swept:
-                for folder, name in self._files():
+                for folder, name in self._list_files():
                     if TEMPORARY.fullmatch(name):
                         (self._directory / folder / name).unlink(missing_ok=True)
             self._swept = True

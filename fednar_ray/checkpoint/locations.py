@@ -23,11 +23,11 @@ def open_storage(location: str) -> Storage:
     return LocalStorage(Path(location))
 
 
-def storage_location_below(location: str, name: str) -> str:
+def build_storage_location(location: str, name: str) -> str:
     """Returns the location of ``name`` below a path or a URI; the query of a URI stays at its end.
 
     Example:
-        >>> storage_location_below("s3://bucket/runs?region=eu", "digits-7f3a09c1")
+        >>> build_storage_location("s3://bucket/runs?region=eu", "digits-7f3a09c1")
         's3://bucket/runs/digits-7f3a09c1?region=eu'
     """
     if "://" not in location:

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: JSON with a checksum that names every file of the checkpoint, with size and SHA-256.
 
-The name of a file contains the start of its own SHA-256. So one name never has two contents, and a newer checkpoint
-never overwrites a file that an older one needs. A checkpoint exists exactly if its manifest exists.
+The name of a file contains the start of its own SHA-256. Files with the same name therefore have the same content, and
+a newer checkpoint never overwrites a file that an older one needs. A checkpoint exists exactly if its manifest exists.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ class Manifest(Part):
         """The name of the manifest's own file."""
         return f"round-{self.next_round:08d}.json"
 
-    def files(self) -> Iterator[File]:
+    def list_files(self) -> Iterator[File]:
         """Yields every file of the checkpoint, except the manifest."""
         yield self.arrays
         yield from (segment.file for segment in self.history)
@@ -93,7 +93,7 @@ class Manifest(Part):
 
     def encode(self) -> bytes:
         """Returns the content of the file. Floats survive exactly, NaN and ±Infinity included."""
-        return _sealed(json.dumps(self.model_dump()).encode()[1:])
+        return _seal(json.dumps(self.model_dump()).encode()[1:])
 
     @classmethod
     def decode(cls, name: str, data: bytes) -> Self:
@@ -103,7 +103,7 @@ class Manifest(Part):
             Damaged: The file is not a manifest, or is the manifest of another round.
             OtherFormat: Another version wrote it.
         """
-        if data != _sealed(data[len(_sealed(b"")) :]):
+        if data != _seal(data[len(_seal(b"")) :]):
             raise Damaged(f"{name} does not hold what was written: its checksum differs")
         try:
             content = json.loads(data)
@@ -121,17 +121,17 @@ class Manifest(Part):
         return manifest
 
 
-def round_of_manifest(name: str) -> int | None:
+def parse_manifest_name(name: str) -> int | None:
     """Returns the round in the name of a manifest; None if the name is not a manifest's."""
     return int(name[len("round-") : -len(".json")]) if MANIFEST.fullmatch(name) else None
 
 
-def _sealed(body: bytes) -> bytes:
+def _seal(body: bytes) -> bytes:
     """Returns JSON that starts with the SHA-256 of the rest; ``body`` is a JSON object without its first brace."""
     return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
 
 
-def spans(lines: int) -> Iterator[tuple[int, int]]:
+def cut_history(lines: int) -> Iterator[tuple[int, int]]:
     """Cuts a history by the decimal digits of its length: 1230 lines are 1000, 2 of 100 and 3 of 10.
 
     There are at most nine spans per digit. While a history grows, each line is written at most once per digit, so the

@@ -32,13 +32,13 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
 def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
     """Reads the checkpoint of a manifest. Rows are verified but not kept in memory. Raises Damaged."""
     arrays = decode(manifest.arrays, _read(storage, manifest.arrays.name))
-    history = tuple(line for segment in manifest.history for line in _lines(storage, segment))
-    for_each(lambda row: _row(storage, row), manifest.rows)
+    history = tuple(line for segment in manifest.history for line in _read_lines(storage, segment))
+    for_each(lambda row: _read_row(storage, row), manifest.rows)
     rows = {row.client_id: row for row in manifest.rows}
 
     def read_row(client_id: int) -> RowVector:
         try:
-            return _row(storage, rows[client_id])
+            return _read_row(storage, rows[client_id])
         except Damaged as damage:
             raise CheckpointError(
                 f"the checkpoint in {storage.location} was damaged after it was loaded: {damage}"
@@ -55,7 +55,7 @@ def read_checkpoint(storage: Storage, manifest: Manifest) -> Checkpoint:
     )
 
 
-def _lines(storage: Storage, segment: Segment) -> list[str]:
+def _read_lines(storage: Storage, segment: Segment) -> list[str]:
     name = segment.file.name
     try:
         lines = segment.file.verify(_read(storage, name)).decode().split("\n")[:-1]
@@ -66,7 +66,7 @@ def _lines(storage: Storage, segment: Segment) -> list[str]:
     return lines
 
 
-def _row(storage: Storage, row: Row) -> RowVector:
+def _read_row(storage: Storage, row: Row) -> RowVector:
     return decode_row(row.file, _read(storage, row.file.name))
 
 

@@ -1,4 +1,4 @@
-"""A storage behind a URI: file systems of pyarrow, and those of fsspec through pyarrow."""
+"""Stores checkpoint files behind a URI, with a file system of pyarrow or fsspec."""
 
 import errno
 import posixpath
@@ -38,28 +38,28 @@ class RemoteStorage:
         self._pauses = tuple(pauses)
 
     def write(self, name: str, data: bytes) -> None:
-        """See ``Storage``."""
-        self._retry(lambda: self._put(self._path(name), data))
+        """Creates or replaces a file, and repeats failed attempts."""
+        self._retry(lambda: self._put(self._build_path(name), data))
 
     def read(self, name: str) -> bytes:
-        """See ``Storage``."""
-        return self._retry(lambda: self._get(self._path(name)))
+        """Returns the content of a file. Raises FileNotFoundError if there is none."""
+        return self._retry(lambda: self._get(self._build_path(name)))
 
-    def names(self, prefix: str = "") -> list[str]:
-        """See ``Storage``."""
+    def list_names(self, prefix: str = "") -> list[str]:
+        """Returns the sorted names of the files that start with ``prefix``."""
         return [name for name in self._retry(self._list) if name.startswith(prefix)]
 
     def delete(self, name: str) -> None:
-        """See ``Storage``."""
+        """Removes a file, if it exists."""
         with suppress(FileNotFoundError):
-            self._retry(lambda: self._filesystem.delete_file(self._path(name)))
+            self._retry(lambda: self._filesystem.delete_file(self._build_path(name)))
 
     def check(self) -> None:
         """Raises StorageUnavailable if the location does not answer, or its bucket does not exist."""
         bucket = self._directory.split("/")[0]
         bucketed = self._filesystem.type_name in BUCKETED
         if bucketed and not bucket:
-            raise StorageUnavailable(f"{self.location} names no bucket; write it as scheme://bucket/directory")
+            raise StorageUnavailable(f"{self.location} has no bucket; write it as scheme://bucket/directory")
         try:
             missing = bucketed and self._filesystem.get_file_info(bucket).type == fs.FileType.NotFound
             self._list()
@@ -68,9 +68,9 @@ class RemoteStorage:
                 f"{self.location} does not answer: {first_line(error)}; check the address and the credentials"
             ) from error
         if missing:
-            raise StorageUnavailable(f"{self.location}: the bucket {bucket} does not exist; create it, or name another")
+            raise StorageUnavailable(f"{self.location}: the bucket {bucket} does not exist; create it, or use another")
 
-    def _path(self, name: str) -> str:
+    def _build_path(self, name: str) -> str:
         return posixpath.join(self._directory, name)
 
     def _put(self, path: str, data: bytes) -> None:
@@ -105,14 +105,14 @@ class RemoteStorage:
             return operation()
         except OSError:
             raise
-        except Exception as error:  # file systems of fsspec raise exceptions of their own
+        except Exception as error:  # file systems of fsspec raise other exceptions, too
             raise OSError(first_line(error)) from error
 
 
 def open_remote(uri: str) -> Storage:
     """Opens the storage behind a URI. Raises StorageUnavailable as ``open_storage`` does."""
     try:
-        filesystem, directory = _filesystem(uri)
+        filesystem, directory = _find_filesystem(uri)
     except Exception as error:
         raise StorageUnavailable(
             f"{uri}: {first_line(error)}; give a path, or a URI like s3://bucket/directory of a kind that pyarrow "
@@ -125,7 +125,7 @@ def open_remote(uri: str) -> Storage:
     return storage
 
 
-def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+def _find_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, directory = fs.FileSystem.from_uri(uri)
     except ArrowInvalid as error:

@@ -19,7 +19,7 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError if there is none."""
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         """Returns the names that start with ``prefix``, at any depth, sorted; none if the location does not exist."""
 
     def delete(self, name: str) -> None:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.checkpoint.arrays import Array, RowVector, encode, encode_row
-from fednar_ray.checkpoint.manifest import MANIFEST, OWN, Damaged, File, Manifest, OtherFormat, Row, Segment, spans
+from fednar_ray.checkpoint.manifest import (
+    MANIFEST,
+    OWN,
+    Damaged,
+    File,
+    Manifest,
+    OtherFormat,
+    Row,
+    Segment,
+    cut_history,
+)
 from fednar_ray.checkpoint.parallel import for_each
 from fednar_ray.checkpoint.reading import Checkpoint, read_checkpoint, read_manifest
 from fednar_ray.checkpoint.storage import Storage
@@ -24,7 +34,7 @@ log = logging.getLogger("fednar_ray")
 
 
 def _release_nothing() -> None:
-    """The ``release`` of a snapshot that holds nothing."""
+    """Does nothing: such a snapshot holds no resources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +59,7 @@ class CheckpointStore:
     """
 
     def __init__(self, storage: Storage, keep: int) -> None:
-        self.keep = keep  # a resumed run may change it
+        self.keep = keep  # may differ from the run that is resumed
         self._storage = storage
         self._known: dict[str, Manifest] = {}  # manifests in the storage, by name
         self._damaged: set[str] = set()  # names of manifests whose checkpoints ``load`` found damaged
@@ -70,16 +80,16 @@ class CheckpointStore:
         except OSError as error:
             with suppress(OSError):
                 self._known.clear()  # the manifest may have been written nevertheless
-                names = self._storage.names()
-                self._delete_unneeded(names, self._manifests(names).values())
-            raise CheckpointError(self._failure(snapshot.next_round, error)) from error
+                names = self._storage.list_names()
+                self._delete_unneeded(names, self._read_manifests(names).values())
+            raise CheckpointError(self._describe_failure(snapshot.next_round, error)) from error
         finally:
             snapshot.release()
         self._newest, self._history = manifest, snapshot.history
         self._known[manifest.name] = manifest
         self._damaged.discard(manifest.name)
         try:
-            self._prune(manifest.next_round)
+            self._delete_old(manifest.next_round)
         except OSError as error:
             log.warning("superseded checkpoints in %s could not be deleted: %s", self._storage.location, error)
 
@@ -92,7 +102,7 @@ class CheckpointStore:
         """
         location = self._storage.location
         try:
-            names = _manifest_names(self._storage.names("round-"))
+            names = _list_manifest_names(self._storage.list_names("round-"))
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {location} cannot be listed: {error}") from error
         problems: list[str] = []
@@ -116,7 +126,7 @@ class CheckpointStore:
     def _write(self, snapshot: Snapshot) -> Manifest:
         base = self._newest
         if base is not None and base.next_round > snapshot.next_round:
-            base = None  # it belongs to another course of the run
+            base = None  # it is from rounds that are trained again
         manifest = Manifest(
             next_round=snapshot.next_round,
             arrays=self._put(f"round-{snapshot.next_round:08d}", "safetensors", encode(snapshot.arrays)),
@@ -130,7 +140,7 @@ class CheckpointStore:
     def _write_history(self, lines: tuple[str, ...], base: Manifest | None) -> list[Segment]:
         written = {(s.start, s.stop): s for s in base.history} if base is not None else {}
         segments = []
-        for start, stop in spans(len(lines)):
+        for start, stop in cut_history(len(lines)):
             segment = written.get((start, stop))
             if segment is None or lines[start:stop] != self._history[start:stop]:
                 data = "".join(f"{line}\n" for line in lines[start:stop]).encode()
@@ -160,37 +170,37 @@ class CheckpointStore:
         self._storage.write(file.name, data)
         return file
 
-    def _failure(self, next_round: int, error: OSError) -> str:
+    def _describe_failure(self, next_round: int, error: OSError) -> str:
         what = f"the checkpoint of round {next_round} could not be written to {self._storage.location}: {error}"
         if self._newest is None:
             return what
         return f"{what}; the checkpoint of round {self._newest.next_round} before it is intact"
 
-    def _prune(self, newest_round: int) -> None:
-        names = self._storage.names()
-        manifests = self._manifests(names)
+    def _delete_old(self, newest_round: int) -> None:
+        names = self._storage.list_names()
+        manifests = self._read_manifests(names)
         included = [name for name, m in manifests.items() if m.next_round <= newest_round and name not in self._damaged]
         self._known = {name: manifests[name] for name in included[-self.keep :]}
-        for name in _manifest_names(names):
+        for name in _list_manifest_names(names):
             if name not in self._known:
                 self._storage.delete(name)
         self._delete_unneeded(names, self._known.values())
 
     def _delete_unneeded(self, names: Iterable[str], manifests: Iterable[Manifest]) -> None:
         """Deletes the files among ``names`` that none of ``manifests`` needs."""
-        needed = {file.name for manifest in manifests for file in manifest.files()}
+        needed = {file.name for manifest in manifests for file in manifest.list_files()}
         for_each(self._storage.delete, [name for name in names if OWN.fullmatch(name) and name not in needed])
 
-    def _manifests(self, names: Iterable[str]) -> dict[str, Manifest]:
+    def _read_manifests(self, names: Iterable[str]) -> dict[str, Manifest]:
         """Returns the manifests among ``names`` that can be read, oldest first."""
         manifests = {}
-        for name in _manifest_names(names):
+        for name in _list_manifest_names(names):
             with suppress(Damaged, OtherFormat):
                 known = self._known.get(name)
                 manifests[name] = known if known is not None else Manifest.decode(name, self._storage.read(name))
         return manifests
 
 
-def _manifest_names(names: Iterable[str]) -> list[str]:
+def _list_manifest_names(names: Iterable[str]) -> list[str]:
     """Returns the names of manifests among ``names``, oldest first."""
     return sorted((name for name in names if MANIFEST.fullmatch(name)), key=lambda name: (len(name), name))

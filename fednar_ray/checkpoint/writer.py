@@ -59,14 +59,14 @@ class BackgroundWriter:
             raise error
 
     def _work(self) -> None:
-        while (snapshot := self._next()) is not None:
+        while (snapshot := self._wait_for_next()) is not None:
             try:
                 self._store.save(snapshot)
             except Exception as error:  # noqa: BLE001 - raised by the next call in the training thread
                 with self._changed:
                     self._error = error
 
-    def _next(self) -> Snapshot | None:
+    def _wait_for_next(self) -> Snapshot | None:
         """Waits for the next snapshot and returns it; None once the writer is closed and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not None or self._closed)

@@ -89,7 +89,7 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
     by_decay = None if result.by_decay is None else str(result.by_decay)
     return {
         "name": result.name,
-        "rows": [row.cells() for row in result.rows],
+        "rows": [row.format_cells() for row in result.rows],
         "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
         "chart": str(result.chart),
         f"{result.rows[0].measure.name}_by_decay": by_decay,
@@ -100,7 +100,7 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
 def _print_result(console: "Console", result: "Comparison") -> None:
     from rich.table import Table
 
-    rows = [row.cells() for row in result.rows]
+    rows = [row.format_cells() for row in result.rows]
     table = Table(title=_build_title(result))
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "regularizer" else "right")

@@ -1,4 +1,4 @@
-"""Checks what this installation has, what would fit on it, and what is wrong with it."""
+"""Checks the installation: its packages, its resources, and how many actors would fit."""
 
 import platform
 import shutil
@@ -86,7 +86,7 @@ def _check_ray(address: str | None) -> Iterator[Finding]:
         with RaySession(address) as session:
             where = "a local Ray starts" if session.local else "connected"
             session.connect()
-            cluster = session.resources()
+            cluster = session.get_resources()
     except BadInput as error:
         yield Finding("ray", "wrong", str(error))
         return

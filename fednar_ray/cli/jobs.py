@@ -53,7 +53,7 @@ def logs(job_id: str, address: str | None, follow: bool) -> None:
     cluster = Jobs(address)
     if follow:
         sys.exit(follow_job(job_id, cluster))
-    click.echo(cluster.logs(job_id), nl=False)
+    click.echo(cluster.read_logs(job_id), nl=False)
 
 
 @click.command()

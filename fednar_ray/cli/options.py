@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import click
 
 from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
-from fednar_ray.config import Document, embedded, load_document
+from fednar_ray.config import Document, load_document, load_embedded
 from fednar_ray.core.credentials import check_address
-from fednar_ray.core.errors import BadInput, shown_text
+from fednar_ray.core.errors import BadInput, format_text
 
 COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
 """The commands that train, each with the embedded file that it takes without FILE."""
@@ -34,8 +34,8 @@ def check_resumed_name(ctx: click.Context, param: click.Parameter, value: str | 
     if value is None or not (is_override or value.endswith((".yaml", ".yml"))):
         return value
     raise click.BadParameter(
-        f"{shown_text(value)} is {'an override' if is_override else 'a FILE'}, not a name; write it before --resume: "
-        f"{ctx.command_path} {shown_text(value)} --resume"
+        f"{format_text(value)} is {'an override' if is_override else 'a FILE'}, not a name; write it before --resume: "
+        f"{ctx.command_path} {format_text(value)} --resume"
     )
 
 
@@ -43,7 +43,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits arguments into files and overrides. Raises BadInput for more than one FILE."""
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
-        raise BadInput(f"only one FILE can be given, not {shown_text(' '.join(files))}; write overrides as key=value")
+        raise BadInput(f"only one FILE can be given, not {format_text(' '.join(files))}; write overrides as key=value")
     return files, [word for word in words if "=" in word]
 
 
@@ -57,7 +57,7 @@ def read_document(words: Sequence[str], command: str) -> Document:
     to_search = command == "tune"
     if files:
         return load_document(files[0], overrides, to_search=to_search)
-    return embedded(COMMANDS[command], overrides, to_search=to_search)
+    return load_embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
 def read_document_to_train(words: Sequence[str], command: str) -> Document:
@@ -65,7 +65,7 @@ def read_document_to_train(words: Sequence[str], command: str) -> Document:
 
     Raises:
         ConfigError: The file or an override is wrong.
-        BadInput: The tracking store's address holds a password, or this is a Ray job whose results would be lost.
+        BadInput: The tracking store's address contains a password, or this is a Ray job whose results would be lost.
     """
     document = read_document(words, command)
     if document.experiment.tracking.uri is None:

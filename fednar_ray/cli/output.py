@@ -1,4 +1,4 @@
-"""What commands print: progress, tables, and where the files are."""
+"""Prints the progress and the results of commands."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_COLUMNS = 150
-PLAIN_LINES = 10  # of progress, where the output is no terminal
+PLAIN_LINES = 10  # of progress, if the output is not a terminal
 
 Step = TypeVar("Step")
 Value = TypeVar("Value")

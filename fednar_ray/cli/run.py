@@ -100,14 +100,14 @@ def _find_experiment(
         if may_change:
             raise BadInput("--may-change can only be given with --resume")
         return read_document_to_train(arguments, "run").experiment, None
-    from fednar_ray.config import with_overrides
+    from fednar_ray.config import apply_overrides
     from fednar_ray.experiments.resume import load_started_experiment, resume_from
 
     files, overrides = split_arguments(arguments)
     if resume == NEWEST or files:
         experiment = read_document_to_train(arguments, "run").experiment
     else:
-        experiment = with_overrides(load_started_experiment(resume), overrides)
+        experiment = apply_overrides(load_started_experiment(resume), overrides)
     resumption = resume_from(None if resume == NEWEST else resume, experiment, may_change)
     if resumption is None:
         click.echo(f"no run of {experiment.name!r} to resume; starting a new one", err=True)
@@ -117,10 +117,10 @@ def _find_experiment(
 
 def _summarize(result: "Result") -> dict[str, Any]:
     """Returns the fields of ``fednar run --json``."""
-    from fednar_ray.tracking.journal import for_json
+    from fednar_ray.tracking.journal import replace_non_finite
 
     return {
-        "metrics": for_json(result.metrics),
+        "metrics": replace_non_finite(result.metrics),
         "rounds": len(result.history),
         "run_id": result.run_id,
         "parameters_sha256": result.parameters_sha256,

@@ -131,24 +131,24 @@ def _read_document(name: str, words: Sequence[str], resume: str | None, director
 def _find_root(files: Sequence[str]) -> Path:
     """Returns the directory that is sent with the job: the working directory, or that of a FILE outside of it."""
     here = Path.cwd()
-    if not files or _absolute(files[0]).is_relative_to(here):
+    if not files or _make_absolute(files[0]).is_relative_to(here):
         return here
-    return _absolute(files[0]).parent
+    return _make_absolute(files[0]).parent
 
 
-def _absolute(path: str) -> Path:
+def _make_absolute(path: str) -> Path:
     return Path(os.path.abspath(path))
 
 
 def _list_needed(root: Path, files: Sequence[str], document: Document | None, directory: str | None) -> list[Path]:
     """Lists the files without which the job fails: the FILE, and what it names by relative paths."""
-    needed = [_absolute(file).relative_to(root) for file in files]
+    needed = [_make_absolute(file).relative_to(root) for file in files]
     if document is None or directory is not None:
         return needed
     for key in PACKAGED_KEYS:
         path = document.relative.get(key)
         if path is not None:
-            file = _absolute(path)
+            file = _make_absolute(path)
             if not file.is_relative_to(root) or not file.is_file():
                 raise BadInput(f"{key}: {path}: no such file below {root}, the directory that is sent with the job")
             needed.append(file.relative_to(root))
@@ -157,7 +157,7 @@ def _list_needed(root: Path, files: Sequence[str], document: Document | None, di
 
 def _build_command(name: str, rest: Sequence[str], files: Sequence[str], root: Path, directory: str | None) -> str:
     """Builds the command for the cluster's shell, with paths of the job's working directory."""
-    moved = {file: str(_absolute(file).relative_to(root)) for file in files}
+    moved = {file: str(_make_absolute(file).relative_to(root)) for file in files}
     if directory is None:
         return shlex.join(["fednar", name, *(moved.get(word, word) for word in rest)])
     words = [f'"$package"/{shlex.quote(moved[word])}' if word in moved else shlex.quote(word) for word in rest]

@@ -35,11 +35,11 @@ def tune(
     quiet_libraries()
     from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress
-    from fednar_ray.tuning.creation import search_name
+    from fednar_ray.tuning.creation import get_search_name
     from fednar_ray.tuning.search import resume_search, start_search
     from fednar_ray.tuning.trial_table import find_tracking_uri
 
-    name = resume or ("" if document is None else search_name(document))
+    name = resume or ("" if document is None else get_search_name(document))
     uri = find_tracking_uri(name) if document is None else document.experiment.tracking.uri
     if document is not None or uri is not None:  # otherwise there is no such search, which resume_search says
         check_registration(register, uri)

@@ -16,7 +16,7 @@ from fednar_ray.core.errors import BadInput
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
 def ui(uri: str | None, host: str, port: int) -> None:
     """Serve MLflow's UI on a tracking store until Ctrl-C."""
-    from fednar_ray.core.store_uris import within_its_folder
+    from fednar_ray.core.store_uris import split_off_folder
     from fednar_ray.tracking.mlflow import Store
 
     quiet_libraries()
@@ -26,7 +26,7 @@ def ui(uri: str | None, host: str, port: int) -> None:
     click.echo(f"MLflow's UI on {store.uri}: http://{host}:{port}  (end it with Ctrl-C)")
     sys.stdout.flush()
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    address, folder = within_its_folder(store.uri)
+    address, folder = split_off_folder(store.uri)
     if folder is not None:
         os.chdir(folder)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--workers", "1"]

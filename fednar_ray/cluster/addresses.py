@@ -1,4 +1,4 @@
-"""Where the results of a job go: its working directory is temporary, so what is written there is lost with the job."""
+"""Checks where the results of a job are written. Its working directory is temporary, and removed with the job."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def check_before_submitting(document: Document, command: str, environment: Mappi
         environment: The environment variables that the job will have.
 
     Raises:
-        ConfigError: With every problem at once.
+        ConfigError: Results would be lost, or data is missing. It lists every problem.
     """
     _raise_if_any([*find_lost_results(document, command, environment), *_find_missing_data(document)])
 

@@ -67,7 +67,7 @@ class Jobs:
         _check_installed()
         _check_answers(self.address)
         os.environ[ADDRESS_VARIABLE] = self.address  # Ray prefers its variables to what it is given
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             self._client = _build_client(self.address)
 
     def submit(self, command: str, *, job_id: str, directory: Path, variables: Mapping[str, str]) -> None:
@@ -76,7 +76,7 @@ class Jobs:
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             try:
-                with _translated_errors(self.address):
+                with _translate_errors(self.address):
                     self._client.submit_job(entrypoint=command, submission_id=job_id, runtime_env=environment)
                 return
             except RayUnavailable as error:
@@ -84,9 +84,9 @@ class Jobs:
                     raise
                 time.sleep(POLL_SECONDS)
 
-    def logs(self, job_id: str) -> str:
+    def read_logs(self, job_id: str) -> str:
         """Returns what a job has printed so far. Raises BadInput if there is no such job."""
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> int:
@@ -105,14 +105,14 @@ class Jobs:
         """
         reader, last_answer = _Reader(self._client, job_id, write), time.monotonic()
         broken: tuple[type[Exception], ...] = (OSError, RuntimeError, RayUnavailable, *_list_connection_errors())
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             self._client.get_job_info(job_id)
         while True:
             try:
                 asyncio.run(reader.read())
                 job = self._get_summary(job_id)
                 if job.status not in ("pending", "running"):
-                    return _exit_code(job)
+                    return _get_exit_code(job)
                 last_answer = time.monotonic()
             except broken as error:
                 if time.monotonic() - last_answer > PATIENCE_SECONDS:
@@ -128,7 +128,7 @@ class Jobs:
         Raises:
             BadInput: There is no such job.
         """
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             self._client.stop_job(job_id)
         while (job := self._get_summary(job_id)).status in ("pending", "running"):
             time.sleep(POLL_SECONDS)
@@ -136,12 +136,12 @@ class Jobs:
 
     def list_jobs(self) -> list[JobSummary]:
         """Returns the jobs that were submitted, the newest first."""
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             known = [_summarize(details) for details in self._client.list_jobs() if details.type.value == SUBMISSION]
         return sorted(known, key=lambda job: job.started or 0, reverse=True)
 
     def _get_summary(self, job_id: str) -> JobSummary:
-        with _translated_errors(self.address):
+        with _translate_errors(self.address):
             return _summarize(self._client.get_job_info(job_id))
 
 
@@ -220,7 +220,7 @@ def _list_connection_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _translated_errors(address: str) -> Iterator[None]:
+def _translate_errors(address: str) -> Iterator[None]:
     """Turns what Ray's client raises into RayUnavailable, or into BadInput if there is no such job."""
     from ray.exceptions import AuthenticationError
 
@@ -248,7 +248,7 @@ def _summarize(details: Any) -> JobSummary:
     )
 
 
-def _exit_code(job: JobSummary) -> int:
+def _get_exit_code(job: JobSummary) -> int:
     """Returns the exit code as a shell would, or 1 if the command never ran."""
     if job.status == "stopped":
         return STOPPED_EXIT_CODE

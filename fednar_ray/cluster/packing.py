@@ -1,4 +1,4 @@
-"""The files that are sent with a job: those of a directory without results, stores, data sets and environments."""
+"""Collects the files that are sent with a job: those of a directory, without results, stores, data and environments."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ class Package:
         return f"{len(self.files)} files ({self.size_bytes / 1e6:.1f} MB) of {self.root}"
 
     def copy_to(self, directory: Path) -> None:
-        """Copies the files, as they are now, to the same relative paths below another directory."""
+        """Copies the files to the same relative paths below another directory."""
         for file in self.files:
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.root / file, directory / file)

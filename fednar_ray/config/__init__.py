@@ -7,15 +7,15 @@ from fednar_ray.config.execution import ExecutionSettings, SiloSettings
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.loading import (
     Document,
-    digest,
-    dotted,
+    apply_overrides,
+    build_variant,
+    compute_digest,
     dump,
-    embedded,
+    flatten_settings,
     is_relative,
     load,
     load_document,
-    varied,
-    with_overrides,
+    load_embedded,
 )
 from fednar_ray.config.model import MODEL_SETTINGS, AnyModel, read_model
 from fednar_ray.config.recording import CheckpointSettings
@@ -44,16 +44,16 @@ __all__ = [
     "ScreeningSettings",
     "SearchSettings",
     "SiloSettings",
-    "digest",
-    "dotted",
+    "apply_overrides",
+    "build_variant",
+    "compute_digest",
     "dump",
-    "embedded",
+    "flatten_settings",
     "is_relative",
     "load",
     "load_document",
+    "load_embedded",
     "read_algorithm",
     "read_data",
     "read_model",
-    "varied",
-    "with_overrides",
 ]

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator, mode
 
 from fednar_ray.config.base import Argument, FunctionPath, NonNegative, Positive, Rate, Settings, Share
 from fednar_ray.config.variants import Variants
-from fednar_ray.core.schedules import annealed
+from fednar_ray.core.schedules import anneal
 
 RegularizerName = Literal["fednar", "decoupled", "coupled", "none"]
 
@@ -28,14 +28,14 @@ class RegularizerSettings(Settings):
 class AlgorithmSettings(Settings):
     """The settings that every algorithm reads.
 
-    An algorithm is a preset by ``name``, or one of your own by the path of a ``function`` that returns it.
+    An algorithm is a preset, given by ``name``, or your own, given by the path of a ``function`` that returns it.
     """
 
     local_lr: Positive = 0.1  # η_0
     local_lr_anneal: Rate = 1.0  # γ_η
 
-    def epsilon_at(self, round_index: int) -> float:
-        """ε_t; 0 for algorithms without one."""
+    def compute_epsilon(self, round_index: int) -> float:
+        """Computes the server optimizer's ε_t of a round; 0 for algorithms without an ε."""
         return 0.0
 
 
@@ -51,9 +51,9 @@ class EpsilonSettings(AlgorithmSettings):
     epsilon: NonNegative = 0.001  # ε_0
     epsilon_anneal: Rate = 1.0  # γ_ε
 
-    def epsilon_at(self, round_index: int) -> float:
-        """ε_t."""
-        return annealed(self.epsilon, self.epsilon_anneal, round_index)
+    def compute_epsilon(self, round_index: int) -> float:
+        """Computes the server optimizer's ε_t of a round."""
+        return anneal(self.epsilon, self.epsilon_anneal, round_index)
 
 
 class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
@@ -63,7 +63,7 @@ class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
     epsilon: NonNegative = 0.01  # ε_0
 
     @model_validator(mode="after")
-    def _no_division_by_zero(self) -> Self:
+    def _check_epsilon(self) -> Self:
         if self.epsilon == 0:
             name = getattr(self, "name", "the preset")
             raise ValueError(f"{name} divides by epsilon where an update is zero: it must be above 0")
@@ -110,7 +110,7 @@ class FedAdamSettings(MomentsSettings):
 
 
 class FedAdamLi2023Settings(AdaptiveSettings):
-    """FedAdam as the code of Li et al., NeurIPS 2023, has it."""
+    """FedAdam as implemented in the code of Li et al., NeurIPS 2023."""
 
     name: Literal["fedadam_li2023"] = "fedadam_li2023"
 
@@ -161,7 +161,7 @@ class FedAvgMExpSettings(EpsilonSettings):
 
 
 class OwnAlgorithmSettings(AlgorithmSettings):
-    """An algorithm of one's own."""
+    """A user's own algorithm."""
 
     name: None = None
     function: FunctionPath
@@ -171,9 +171,9 @@ class OwnAlgorithmSettings(AlgorithmSettings):
     epsilon: NonNegative | None = None  # ε_0
     epsilon_anneal: Rate | None = None  # γ_ε
 
-    def epsilon_at(self, round_index: int) -> float:
-        """ε_t; 0 where none is set."""
-        return annealed(self.epsilon or 0.0, self.epsilon_anneal or 1.0, round_index)
+    def compute_epsilon(self, round_index: int) -> float:
+        """Computes the server optimizer's ε_t of a round; 0 if the settings give none."""
+        return anneal(self.epsilon or 0.0, self.epsilon_anneal or 1.0, round_index)
 
 
 NamedAlgorithm = (
@@ -195,8 +195,8 @@ NamedAlgorithm = (
 AnyAlgorithm = NamedAlgorithm | OwnAlgorithmSettings
 
 
-def _without_neutral_server_lr(given: dict[str, Any]) -> dict[str, Any]:
-    """A ``server_lr`` of 1 changes nothing, so presets that set their own step accept it."""
+def _drop_neutral_server_lr(given: dict[str, Any]) -> dict[str, Any]:
+    """Drops a ``server_lr`` of 1, which changes nothing, so that presets without this setting accept it."""
     kind = ALGORITHM_VARIANTS.by_name.get(str(given.get("name", "fedavg")))
     reads = kind is not None and "server_lr" in kind.model_fields and "function" not in given
     if given.get("server_lr") == 1 and not reads:
@@ -210,9 +210,9 @@ ALGORITHM_VARIANTS = Variants(
     key="name",
     default="fedavg",
     stand_ins=("function",),
-    prepare=_without_neutral_server_lr,
+    prepare=_drop_neutral_server_lr,
 )
-PRESET_SETTINGS = ALGORITHM_VARIANTS.table()
+PRESET_SETTINGS = ALGORITHM_VARIANTS.build_table()
 """Each preset with the settings that it reads and their defaults."""
 AlgorithmSection = Annotated[
     Annotated[Annotated[NamedAlgorithm, Field(discriminator="name")], Tag("name")]

@@ -5,28 +5,28 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def number(value: Any) -> Any:
+def check_number(value: Any) -> Any:
     """Refuses true and false, which Python counts as numbers."""
     if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
+        raise ValueError("should be a number, not true or false")
     return value
 
 
-def _argument(value: Any) -> Any:
+def _check_argument(value: Any) -> Any:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, bool | int | float | str) for part in parts):
         raise ValueError("should be a number, text, true, false, or a list of these")
     return tuple(value) if isinstance(value, list) else value
 
 
-Count = Annotated[int, BeforeValidator(number), Field(ge=1, le=2**31 - 1)]
-Size = Annotated[int, BeforeValidator(number), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(number), Field(gt=0)]
-NonNegative = Annotated[float, BeforeValidator(number), Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(number), Field(gt=0, le=1)]
-Share = Annotated[float, BeforeValidator(number), Field(ge=0, lt=1)]
+Count = Annotated[int, BeforeValidator(check_number), Field(ge=1, le=2**31 - 1)]
+Size = Annotated[int, BeforeValidator(check_number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(check_number), Field(gt=0)]
+NonNegative = Annotated[float, BeforeValidator(check_number), Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(check_number), Field(gt=0, le=1)]
+Share = Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=1)]
 FunctionPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")]
-Argument = Annotated[Any, BeforeValidator(_argument)]
+Argument = Annotated[Any, BeforeValidator(_check_argument)]
 
 
 class Settings(BaseModel):

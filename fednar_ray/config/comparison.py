@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from fednar_ray.config.algorithm import RegularizerName
-from fednar_ray.config.base import Count, NonNegative, Positive, Settings, number
+from fednar_ray.config.base import Count, NonNegative, Positive, Settings, check_number
 
 
 class CompareSettings(Settings):
@@ -14,9 +14,9 @@ class CompareSettings(Settings):
     regularizers: Annotated[tuple[RegularizerName, ...], Field(min_length=1)] = ("decoupled", "fednar")
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
     """The weight decays that are compared. null: only the experiment's own."""
-    seeds: Annotated[int, BeforeValidator(number), Field(ge=1, le=1000)] = 3
+    seeds: Annotated[int, BeforeValidator(check_number), Field(ge=1, le=1000)] = 3
     """The number of seeds, counted up from the experiment's seed."""
-    target_accuracy: Annotated[float, BeforeValidator(number), Field(gt=0, le=1)] = 0.8
+    target_accuracy: Annotated[float, BeforeValidator(check_number), Field(gt=0, le=1)] = 0.8
     """For classification: the table shows the number of rounds until a run reached this test accuracy."""
     target_rmse: Positive | None = None
     """For regression: the same for this test RMSE, in the unit of the label. null: no target."""

@@ -1,4 +1,4 @@
-"""What must hold across the sections of an experiment."""
+"""Finds contradictions between the sections of an experiment."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -10,11 +10,19 @@ from pydantic_core import InitErrorDetails, ValidationError
 from fednar_ray.config.data import DataSettings, FolderSettings
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import FederationSettings
-from fednar_ray.config.problems import problem
+from fednar_ray.config.problems import build_problem
 
 
-def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
-    """The sections of ``model`` in ``values`` that are valid by themselves, with defaults for those not given."""
+def validate_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
+    """Validates each section by itself.
+
+    Args:
+        model: The class whose fields are the sections.
+        values: The sections before validation.
+
+    Returns:
+        The valid sections by name, with defaults for those that are not given. Invalid ones are left out.
+    """
     valid: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         given = values.get(name) if isinstance(values, Mapping) else None
@@ -22,82 +30,88 @@ def valid_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
             valid[name] = field.default
             continue
         try:
-            valid[name] = section_adapter(model, name).validate_python(given)
+            valid[name] = build_section_adapter(model, name).validate_python(given)
         except ValidationError:
             continue
     return valid
 
 
 @cache
-def section_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    """Validates one section of ``model`` by itself."""
+def build_section_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    """Builds the adapter that validates the section ``name`` of ``model`` by itself."""
     return TypeAdapter(get_type_hints(model, include_extras=True)[name])
 
 
-def across_sections(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    """Finds contradictions between sections, as far as these are valid by themselves."""
+def find_contradictions(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Finds contradictions between the sections that are valid by themselves."""
     data, federation = sections.get("data"), sections.get("federation")
     execution, model = sections.get("execution"), sections.get("model")
     if data is not None and data.partition.kind != "natural" and data.partition.clients is None:
-        yield problem(("data", "partition", "clients"), None, "say how many clients, or use kind: natural")
+        yield build_problem(("data", "partition", "clients"), None, "set the number of clients, or use kind: natural")
     if data is not None and data.partition.kind == "natural" and not data.has_groups:
-        yield problem(("data", "partition", "kind"), "natural", f"{data.source} names no groups; use iid, dirichlet, …")
+        yield build_problem(
+            ("data", "partition", "kind"), "natural", f"{data.source} has no groups; use iid, dirichlet, …"
+        )
     if federation is not None:
-        yield from _within_federation(federation, data.partition.clients if data is not None else None)
+        yield from _check_federation(federation, data.partition.clients if data is not None else None)
     if execution is not None and execution.placement == "dedicated" and execution.vectorize not in ("auto", 1):
-        width = execution.vectorize
-        yield problem(("execution", "vectorize"), width, "dedicated trains one client per actor; use 1 or auto")
+        size = execution.vectorize
+        yield build_problem(("execution", "vectorize"), size, "dedicated trains one client per actor; use 1 or auto")
     if execution is not None:
-        yield from _of_execution(execution, data)
+        yield from _check_execution(execution, data)
     if data is not None and "model" in sections and model is None:
-        yield problem(("model",), None, "a data section needs a model section")
+        yield build_problem(("model",), None, "a data section needs a model section")
 
 
-def _of_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:
-    """Finds contradictions in where clients train, by itself and with where the data are."""
+def _check_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:
+    """Finds contradictions within ``execution``, and between it and the data."""
     place, silos, placement = "execution", execution.silos, execution.placement
     if silos is not None:
         named = ", ".join(silos)
         if not isinstance(data, FolderSettings):
-            yield problem((place, "silos"), named, "each reads its own file, as data.source: folder describes it")
+            yield build_problem(
+                (place, "silos"), named, "needs data.source: folder, since each silo reads its own file"
+            )
         elif data.directory is not None:
-            yield problem(
+            yield build_problem(
                 ("data", "directory"), data.directory, "execution.silos says where the files are; set only one"
             )
         if placement == "pooled":
             text = "moves examples between nodes; with execution.silos use dedicated, or serial to read all files here"
-            yield problem((place, "placement"), placement, text)
+            yield build_problem((place, "placement"), placement, text)
         if placement != "dedicated" and execution.vectorize not in ("auto", 1):
             text = "a silo trains its one client; use 1 or auto"
-            yield problem((place, "vectorize"), execution.vectorize, text)
+            yield build_problem((place, "vectorize"), execution.vectorize, text)
         if execution.strategy != "default":
-            yield problem(
+            yield build_problem(
                 (place, "strategy"),
                 execution.strategy,
                 "execution.silos places the actors; set only one",
             )
     elif isinstance(data, FolderSettings) and data.directory is None:
-        yield problem(("data", "directory"), None, "folder needs the directory of its files, or execution.silos")
+        yield build_problem(("data", "directory"), None, "folder needs the directory of its files, or execution.silos")
     if placement == "serial" and (execution.autoscale or execution.strategy != "default"):
         key = "autoscale" if execution.autoscale else "strategy"
-        yield problem((place, key), getattr(execution, key), "serial starts no actors; it belongs to the others")
+        yield build_problem((place, key), getattr(execution, key), "serial starts no actors; use another placement")
     if execution.autoscale and execution.actors == "auto" and silos is None and placement in ("auto", "pooled"):
-        yield problem((place, "actors"), "auto", "with execution.autoscale, set the largest number of actors")
+        yield build_problem((place, "actors"), "auto", "with execution.autoscale, set the largest number of actors")
 
 
-def _within_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
+def _check_federation(federation: FederationSettings, clients: int | None) -> Iterator[InitErrorDetails]:
     place, sampled, schedule = "federation", federation.clients_per_round, federation.participation
     if (federation.local_steps is None) == (federation.local_epochs is None):
-        yield problem((place, "local_steps"), federation.local_steps, "set either local_steps or local_epochs")
+        yield build_problem((place, "local_steps"), federation.local_steps, "set either local_steps or local_epochs")
     if clients is not None and sampled is not None and sampled > clients:
         text = f"is more than data.partition.clients ({clients}); use 1 to {clients}"
-        yield problem((place, "clients_per_round"), sampled, text)
+        yield build_problem((place, "clients_per_round"), sampled, text)
     if schedule is None:
         return
     if len(schedule) < federation.rounds:
-        yield problem((place, "participation"), len(schedule), f"lists fewer rounds than rounds ({federation.rounds})")
+        yield build_problem(
+            (place, "participation"), len(schedule), f"lists fewer rounds than rounds ({federation.rounds})"
+        )
     for index, ids in enumerate(schedule):
         if not ids or len(set(ids)) < len(ids):
-            yield problem((place, "participation", index), list(ids), "name at least one client, and none twice")
+            yield build_problem((place, "participation", index), list(ids), "list at least one client, and none twice")
         if clients is not None and any(client >= clients for client in ids):
-            yield problem((place, "participation", index), list(ids), f"client ids run from 0 to {clients - 1}")
+            yield build_problem((place, "participation", index), list(ids), f"client ids run from 0 to {clients - 1}")

@@ -25,7 +25,7 @@ class PartitionSettings(Settings):
     shards_per_client: Count = 2
     """For ``shards``: the number of shards, cut from the examples sorted by label, that each client gets."""
     min_examples: Size = 1
-    """The least number of examples of a client. 0 allows clients without examples, which are never sampled."""
+    """Minimum number of examples per client. 0 allows clients without examples, which are never sampled."""
 
 
 class NormalizationSettings(Settings):
@@ -55,7 +55,7 @@ class DataSettings(Settings):
     validation: Share = 0.0
     """The share of the training examples held out for validation, before partitioning."""
     seed: Size | None = None
-    """Decides which examples are held out and which client holds which. null: the experiment's seed."""
+    """The seed that decides which examples are held out and which client gets which. null: the experiment's seed."""
     partition: PartitionSettings = PartitionSettings(clients=20)
 
     @property
@@ -80,7 +80,7 @@ class GroupedSettings(DataSettings):
 
     @property
     def has_groups(self) -> bool:
-        """True: they have."""
+        """True: these sources always have groups."""
         return True
 
     @field_validator("partition", mode="before")
@@ -102,7 +102,7 @@ class TorchvisionSettings(ImageSettings):
     directory: str
     """The directory of torchvision's files."""
     download: bool = False
-    """Whether files that ``directory`` lacks may be downloaded into it."""
+    """Whether files that are missing in ``directory`` may be downloaded into it."""
 
 
 class FashionMnistSettings(ImageSettings):
@@ -112,11 +112,11 @@ class FashionMnistSettings(ImageSettings):
     directory: str | None = None
     """The directory of torchvision's files. null: that of Debian's package dataset-fashion-mnist."""
     download: bool = False
-    """Whether files that ``directory`` lacks may be downloaded into it."""
+    """Whether files that are missing in ``directory`` may be downloaded into it."""
 
 
 class ArraySettings(Settings):
-    """What the arrays of an .npz file are called."""
+    """The names of the arrays in an .npz file."""
 
     train_x: str = "train_x"
     train_y: str = "train_y"
@@ -125,12 +125,12 @@ class ArraySettings(Settings):
     groups: str | None = None
     """An array with the natural client of each training example, for ``partition.kind: natural``."""
     channels: Literal["first", "last"] | None = None
-    """Where uint8 images have their channels: [N, channels, height, width] or [N, height, width, channels]. null: the
-    shape tells, and a shape that can be read either way is refused."""
+    """Where uint8 images have their channels: [N, channels, height, width] or [N, height, width, channels]. null:
+    this follows from the shape, and an ambiguous shape is an error."""
 
 
 class NpzSettings(ImageSettings):
-    """Arrays of one's own in an .npz file."""
+    """The user's own arrays in an .npz file."""
 
     source: Literal["npz"] = "npz"
     path: str
@@ -146,7 +146,7 @@ class NpzSettings(ImageSettings):
 
 
 class ShakespeareSettings(GroupedSettings):
-    """The next character in Shakespeare's plays; a speaking role is a client."""
+    """Prediction of the next character in Shakespeare's plays. Each speaking role is a client."""
 
     source: Literal["shakespeare"] = "shakespeare"
     path: str
@@ -181,7 +181,7 @@ class ColumnSettings(DataSettings):
 
 
 class FolderSettings(GroupedSettings, ColumnSettings):
-    """Tables of one's own, one file per client."""
+    """The user's own tables, one file per client."""
 
     source: Literal["folder"] = "folder"
     directory: str | None = None
@@ -193,8 +193,8 @@ class FolderSettings(GroupedSettings, ColumnSettings):
     test_share: Share = 0.2
     """The share of each client's examples held out as the test set."""
     missing: Literal["refuse", "drop", "mean"] = "refuse"
-    """What becomes of missing inputs: an error (refuse), the row is left out (drop), or the mean of the input over all
-    clients' training examples takes their place (mean)."""
+    """How missing inputs are handled: as an error (refuse), by leaving out the row (drop), or by the mean of the input
+    over all clients' training examples (mean)."""
     standardize: bool = True
     """Scale each input to mean 0 and standard deviation 1 over the training examples of all clients."""
 
@@ -220,7 +220,7 @@ class HuggingFaceSettings(ImageSettings, ColumnSettings):
     groups: str | None = None
     """The column whose values are the natural clients, for ``partition.kind: natural``."""
     test_share: Share = 0.2
-    """The share held out as the test set where the data set has no split ``test``."""
+    """The share held out as the test set, if the data set has no split ``test``."""
 
     @property
     def has_groups(self) -> bool:
@@ -229,7 +229,7 @@ class HuggingFaceSettings(ImageSettings, ColumnSettings):
 
 
 class EntryPointSettings(ImageSettings):
-    """A function of one's own that returns a Source."""
+    """A user's own function that returns a Source."""
 
     source: Literal["entry_point"] = "entry_point"
     entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
@@ -239,7 +239,7 @@ class EntryPointSettings(ImageSettings):
 
     @property
     def has_groups(self) -> bool:
-        """True: only its Source says whether it has."""
+        """True: it is known only once the function has returned its Source."""
         return True
 
 
@@ -256,13 +256,13 @@ AnyData = (
 """One row per source."""
 
 
-def _source_of_entry_point(given: dict[str, Any]) -> dict[str, Any]:
+def _set_entry_point_source(given: dict[str, Any]) -> dict[str, Any]:
     return {"source": "entry_point", **given} if "entry_point" in given else given
 
 
-DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_source_of_entry_point)
-SOURCE_SETTINGS = DATA_VARIANTS.table()
-"""Each source with the settings that it reads and their defaults; None where there is no default."""
+DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_set_entry_point_source)
+SOURCE_SETTINGS = DATA_VARIANTS.build_table()
+"""Each source with the settings that it reads and their defaults; None if there is no default."""
 DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]
 
 _ADAPTER: TypeAdapter[AnyData] = TypeAdapter(DataSection)

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size, number
+from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size, check_number
 
 
-def _silo_name(name: str) -> str:
+def _check_silo_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError("the name of a silo may contain only letters, digits, - and _")
     return name
@@ -18,15 +18,15 @@ def _silo_name(name: str) -> str:
 class SiloSettings(Settings):
     """A client that trains on the node that has its data."""
 
-    resources: Mapping[str, Annotated[float, BeforeValidator(number), Field(ge=1e-4)]] = {}
+    resources: Mapping[str, Annotated[float, BeforeValidator(check_number), Field(ge=1e-4)]] = {}
     """Custom resources of that node, and the amount of each that the client's actor takes. {}: any node."""
     data: str
     """The absolute path, on that node, of the client's file or of a directory with only that file."""
 
     @model_validator(mode="after")
-    def _readable_from_anywhere(self) -> Self:
+    def _check_data_and_resources(self) -> Self:
         if not self.data.startswith("/"):
-            raise ValueError(f"data {self.data}: give an absolute path; it is read on the silo's node")
+            raise ValueError(f"data {self.data}: should be an absolute path on the silo's node")
         taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys())
         if taken:
             raise ValueError(
@@ -40,11 +40,11 @@ class ExecutionSettings(Settings):
 
     placement: Literal["auto", "serial", "pooled", "dedicated"] = "auto"
     """serial: in this process. pooled: Ray actors that train any client. dedicated: one Ray actor per client, which
-    keeps its examples. auto: chosen by what fits and is fastest."""
+    keeps its examples. auto: the fastest that fits."""
     actors: Literal["auto"] | Count = "auto"
     """Number of actors. auto: as many as the cluster holds and the clients keep busy."""
-    cpus_per_actor: Annotated[float, BeforeValidator(number), Field(ge=1e-4)] = 1.0
-    """CPUs that Ray reserves for each actor; the least that Ray can tell apart is 0.0001."""
+    cpus_per_actor: Annotated[float, BeforeValidator(check_number), Field(ge=1e-4)] = 1.0
+    """CPUs that Ray reserves for each actor; the smallest amount is 0.0001."""
     gpus_per_actor: Literal["auto"] | NonNegative = "auto"
     """GPUs that Ray reserves for each actor. auto: an equal share of the GPUs; with ``actors: auto``, as many actors
     per GPU as its memory holds, at most 4."""
@@ -52,9 +52,9 @@ class ExecutionSettings(Settings):
     """Place actors on as few nodes as possible (pack), on as many as possible (spread), or as Ray does (default)."""
     autoscale: bool = False
     """Start with the actors that fit, and add the others when nodes join. Otherwise all must fit from the start."""
-    silos: Annotated[Mapping[Annotated[str, AfterValidator(_silo_name)], SiloSettings], Field(min_length=1)] | None = (
-        None
-    )
+    silos: (
+        Annotated[Mapping[Annotated[str, AfterValidator(_check_silo_name)], SiloSettings], Field(min_length=1)] | None
+    ) = None
     """For ``data.source: folder``: the clients by name, each with its node and its file there. They are numbered in the
     order of their names."""
     vectorize: Literal["auto"] | Count = "auto"
@@ -63,7 +63,7 @@ class ExecutionSettings(Settings):
     """How often a failed call is retried, on another actor if there is one. A lost actor or node, an exception and a
     time-out are failures."""
     min_clients: Count = 1
-    """The least number of clients of a round: it is aborted when failures leave fewer."""
+    """Minimum number of clients per round. A round is aborted when failures leave fewer."""
     client_timeout_seconds: Positive | None = None
     """Seconds after which a call, which trains one client group, is given up with its actor. null: no limit."""
     capacity_timeout_seconds: Positive = 300.0
@@ -73,7 +73,7 @@ class ExecutionSettings(Settings):
     the memory that is free."""
 
     @model_validator(mode="after")
-    def _gpus_that_ray_can_share(self) -> Self:
+    def _check_gpu_share(self) -> Self:
         share = self.gpus_per_actor
         if isinstance(share, float) and share != 0 and (share < 1e-4 or (share > 1 and share != int(share))):
             raise ValueError(f"gpus_per_actor {share:g}: Ray gives whole GPUs, or a share from 0.0001 to 1")

@@ -1,4 +1,4 @@
-"""One experiment: the sections together, and what must hold across them."""
+"""The section ``experiment``: all settings of a run, and checks across its sections."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
@@ -20,8 +20,8 @@ from fednar_ray.config.robustness import (
     AvailabilitySettings,
     ScreeningSettings,
 )
-from fednar_ray.core.credentials import refusal, secrets_within
-from fednar_ray.core.schedules import RoundScalars, annealed
+from fednar_ray.core.credentials import describe_secret, find_secrets
+from fednar_ray.core.schedules import RoundScalars, anneal
 
 CHANGEABLE = (
     "algorithm.local_lr",
@@ -33,11 +33,18 @@ CHANGEABLE = (
     "regularizer.clip_bound",
     "regularizer.clip_bound_anneal",
 )
-"""What may change from one round to the next: the rest is built into a run."""
+"""The settings that can change from one round to the next. The others are fixed when a run starts."""
 
 
 class Experiment(Settings):
-    """One experiment, as the ``experiment`` section of a file describes it."""
+    """All settings of a run: the ``experiment`` section of a file.
+
+    Experiments are immutable. ``Experiment.model_validate({...})`` builds one from nested dictionaries, and
+    ``fednar_ray.load`` reads one from a file.
+
+    Raises:
+        ValidationError: pydantic's error, with everything that is wrong within and across the sections.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "experiment"
     seed: Size = 0
@@ -55,44 +62,46 @@ class Experiment(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
     changes: Mapping[Size, Mapping[str, float]] | None = None
-    """Round → what takes another value from then on, by dotted key, as population-based training finds it."""
+    """Round → {dotted key: value}: settings that change from this round on, as population-based training sets them."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _all_problems_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report what is wrong across sections together with what is wrong within them.
+    def _validate_all(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Reports what is wrong across sections together with what is wrong within them.
 
-        An address that carries a secret is refused before all else, so that no other report can repeat it. A key that
-        has another name than in earlier versions is refused too, with its name now.
+        An address that contains a secret is refused first, so that no other report can repeat it. A key by its name in
+        an earlier version is refused as well, with its current name.
         """
-        secrets = [problems.problem(place, "…", refusal("", found)[2:]) for place, found in secrets_within(values)]
+        secrets = [
+            problems.build_problem(place, "…", describe_secret("", found)[2:]) for place, found in find_secrets(values)
+        ]
         if secrets:
             raise ValidationError.from_exception_data(cls.__name__, secrets[: problems.LIMIT_PROBLEMS])
-        values, old = renamed.under_new_names(values)
+        values, old = renamed.rename_keys(values)
         try:
             experiment = handler(values)
         except ValidationError as error:
-            details = [*old, *problems.as_details(error.errors(include_url=False), cls)]
-            across = contradictions.across_sections(contradictions.valid_sections(cls, values))
+            details = [*old, *problems.convert_errors(error.errors(include_url=False), cls)]
+            across = contradictions.find_contradictions(contradictions.validate_sections(cls, values))
             raise ValidationError.from_exception_data(cls.__name__, [*details, *across]) from None
-        details = [*old, *contradictions.across_sections(dict(experiment)), *experiment._change_problems()]
+        details = [*old, *contradictions.find_contradictions(dict(experiment)), *experiment._find_change_problems()]
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return experiment
 
-    def scalars(self, round_index: int) -> RoundScalars:
-        """η_t, λ_t, A_t and ε_t."""
-        now = self.in_force(round_index)
+    def compute_scalars(self, round_index: int) -> RoundScalars:
+        """Computes η_t, λ_t, A_t and ε_t of round t."""
+        now = self.apply_changes(round_index)
         algorithm, regularizer = now.algorithm, now.regularizer
         return RoundScalars(
-            local_lr=annealed(algorithm.local_lr, algorithm.local_lr_anneal, round_index),
-            weight_decay=annealed(regularizer.weight_decay, regularizer.weight_decay_anneal, round_index),
-            clip_bound=annealed(regularizer.clip_bound, regularizer.clip_bound_anneal, round_index),
-            epsilon=algorithm.epsilon_at(round_index),
+            local_lr=anneal(algorithm.local_lr, algorithm.local_lr_anneal, round_index),
+            weight_decay=anneal(regularizer.weight_decay, regularizer.weight_decay_anneal, round_index),
+            clip_bound=anneal(regularizer.clip_bound, regularizer.clip_bound_anneal, round_index),
+            epsilon=algorithm.compute_epsilon(round_index),
         )
 
-    def in_force(self, round_index: int) -> "Experiment":
-        """With what has changed by that round."""
+    def apply_changes(self, round_index: int) -> "Experiment":
+        """Returns the experiment with the values of ``changes`` that apply in a round."""
         now = self
         for since in sorted(self.changes or ()):
             if since <= round_index:
@@ -102,21 +111,25 @@ class Experiment(Settings):
                     now = now.model_copy(update={section: changed})
         return now
 
-    def _change_problems(self) -> Iterator[InitErrorDetails]:
+    def _find_change_problems(self) -> Iterator[InitErrorDetails]:
         for since, values in (self.changes or {}).items():
             for key, value in values.items():
                 place = ("changes", since, key)
                 if since >= self.federation.rounds:
-                    yield problems.problem(place, value, f"federation.rounds is {self.federation.rounds}")
+                    yield problems.build_problem(place, value, f"federation.rounds is {self.federation.rounds}")
                 elif key not in CHANGEABLE:
-                    yield problems.problem(place, value, f"cannot change within a run; {', '.join(CHANGEABLE)} can")
+                    yield problems.build_problem(
+                        place, value, f"cannot change within a run; {', '.join(CHANGEABLE)} can"
+                    )
                 else:
-                    yield from self._value_problems(place, value)
+                    yield from self._find_value_problems(place, value)
 
-    def _value_problems(self, place: tuple[str | int, ...], value: float) -> Iterator[InitErrorDetails]:
+    def _find_value_problems(self, place: tuple[str | int, ...], value: float) -> Iterator[InitErrorDetails]:
         section, name = str(place[-1]).split(".")
         settings = getattr(self, section)
         try:
-            contradictions.section_adapter(type(self), section).validate_python({**settings.model_dump(), name: value})
+            contradictions.build_section_adapter(type(self), section).validate_python(
+                {**settings.model_dump(), name: value}
+            )
         except ValidationError as error:
-            yield problems.problem(place, value, error.errors()[0]["msg"].removeprefix("Value error, "))
+            yield problems.build_problem(place, value, error.errors()[0]["msg"].removeprefix("Value error, "))

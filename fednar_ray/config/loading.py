@@ -1,7 +1,7 @@
-"""Experiment files: YAML with dotted overrides, read into validated settings.
+"""Reads experiment files: YAML with overrides by dotted key, as validated settings.
 
-A file has an ``experiment`` section, and may have ``compare`` (read by ``fednar compare``) and ``search``
-(read by ``fednar tune``).
+A file has an ``experiment`` section, and may have the sections ``compare``, which ``fednar compare`` reads, and
+``search``, which ``fednar tune`` reads.
 """
 
 import dataclasses
@@ -19,71 +19,119 @@ from fednar_ray.config.base import Settings
 from fednar_ray.config.comparison import CompareSettings
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
-from fednar_ray.core.credentials import refusal, secret_in, secrets_within
-from fednar_ray.core.errors import ConfigError, shown, shown_text
-from fednar_ray.core.store_uris import absolute_uri
+from fednar_ray.core.credentials import describe_secret, find_secret, find_secrets
+from fednar_ray.core.errors import ConfigError, format_text, format_value
+from fednar_ray.core.store_uris import make_uri_absolute
 
 SECTIONS = ("experiment", "compare", "search")
 PATHS = (
     "tracking.uri", "availability.trace", "checkpoint.storage", "model.weights", "data.directory", "data.path",
 )  # fmt: skip
+"""The keys of an experiment whose values are paths or store addresses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """A file, read and validated."""
+    """The validated contents of an experiment file."""
 
     experiment: Experiment
     compare: CompareSettings
     search: SearchSettings | None
-    raw: Mapping[str, Any]  # the experiment section as it was written, with the overrides
-    relative: Mapping[str, str]  # by key, the paths that were written relative to the working directory
+    raw: Mapping[str, Any]  # the experiment section before validation, with the overrides and absolute paths
+    relative: Mapping[str, str]  # dotted key → the path, if the file gives a relative one
 
-    def varied(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment with other values by dotted key; defaults follow them. Raises ConfigError."""
-        return varied(self.raw, values)
+    def build_variant(self, values: Mapping[str, Any]) -> Experiment:
+        """Builds the experiment with other values.
+
+        Args:
+            values: Dotted key → value, as in ``{"algorithm.name": "fedadam"}``. Keys that the file leaves out get the
+                defaults that belong to these values.
+
+        Raises:
+            ConfigError: The values are invalid. It lists every problem.
+        """
+        return build_variant(self.raw, values)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of a file, with ``key.path=value`` overrides. Raises ConfigError with every problem at once."""
+    """Loads the experiment of a YAML or JSON file.
+
+    Args:
+        path: The file.
+        overrides: ``key=value`` texts, as on the command line: ``federation.rounds=5``. Values are YAML.
+
+    Returns:
+        The experiment. Relative paths in it are made absolute.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is invalid. It lists every problem.
+
+    Example:
+        >>> experiment = fr.load("digits.yaml", ["federation.rounds=5", "regularizer.name=fednar"])
+    """
     return load_document(path, overrides).experiment
 
 
 def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
-    """Read a file with all its sections. Raises ConfigError with every problem at once.
+    """Loads all sections of a YAML or JSON file.
 
-    ``to_search``: its search section is there, and goes with the experiment.
+    Args:
+        path: The file.
+        overrides: ``key=value`` texts. A key without a section name belongs to ``experiment``.
+        to_search: Whether the file must have a ``search`` section that is valid for the experiment.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is invalid. It lists every problem.
     """
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # one too many is refused; there may be no end to it
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or bytes that are no UTF-8
+            text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # a longer file is refused, not read to its end
+    except (OSError, ValueError) as error:  # ValueError: the path contains NUL, or the bytes are not UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError((f"{shown_text(path)}: cannot be read: {reason}",)) from None
+        raise ConfigError((f"{format_text(path)}: cannot be read: {reason}",)) from None
     return parse_document(text, str(path), overrides, to_search=to_search)
 
 
-def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with ``key.path=value`` overrides. Raises ConfigError with every problem at once."""
+def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """Returns an experiment with ``key=value`` overrides. Raises ConfigError, which lists every problem."""
     return parse_document(dump(experiment), "experiment", overrides).experiment if overrides else experiment
 
 
-def embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
-    """A file that ships inside the package: ``digits`` or ``compare``."""
+def load_embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
+    """Loads a file that ships with the package.
+
+    Args:
+        name: The name of the file without its suffix: ``digits``, ``compare`` or ``silos``.
+        overrides: ``key=value`` texts.
+        to_search: Whether the file must have a ``search`` section.
+
+    Raises:
+        ConfigError: An override is invalid, or the file has no ``search`` section. It lists every problem.
+    """
     text = (resources.files("fednar_ray.config") / "defaults" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_document(text, f"{name}.yaml (embedded)", overrides, to_search=to_search)
 
 
 def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
-    """Parse a file's text, as ``load_document``; ``origin`` names it in errors."""
+    """Parses the text of an experiment file.
+
+    Args:
+        text: YAML or JSON.
+        origin: The name of the text in errors.
+        overrides: ``key=value`` texts.
+        to_search: Whether the text must have a ``search`` section that is valid for the experiment.
+
+    Raises:
+        ConfigError: The text or a setting is invalid. It lists every problem.
+    """
     raw = _parse_yaml(text, origin)
     wrong: list[str] = []
     for override in overrides:
         wrong.extend(_apply(raw, override))
     _check_secrets(raw)
     unknown = [key for key in raw if key not in SECTIONS][: problems.LIMIT_PROBLEMS]
-    wrong += [f"{shown_text(key)}: unknown section{problems.nearest(str(key), SECTIONS)}" for key in unknown]
+    wrong += [f"{format_text(key)}: unknown section{problems.suggest(str(key), SECTIONS)}" for key in unknown]
     if "experiment" not in raw:
         wrong.append(f"{origin}: has no experiment section")
     experiment, compare, search = ({} if raw.get(name) is None else raw[name] for name in SECTIONS)
@@ -95,55 +143,64 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
     try:
         comparison = CompareSettings.model_validate(compare)
     except ValidationError as error:
-        wrong.extend(_described(error, "compare", CompareSettings))
+        wrong.extend(_describe(error, "compare", CompareSettings))
     searched = None
     if "search" in raw:
-        searched, problems_of_search = _search(search, experiment, validated if to_search else None)
+        searched, problems_of_search = _validate_search(search, experiment, validated if to_search else None)
         wrong.extend(problems_of_search)
     if to_search and "search" not in raw:
-        hint = "so there is nothing to tune; see tune_configs/digits.yaml"
-        wrong.append(f"search: {origin} has no such section, {hint}")
+        wrong.append(f"search: missing in {origin}; add a search section, as in tune_configs/digits.yaml")
     if wrong:
         raise ConfigError(tuple(wrong))
     assert validated is not None
     assert comparison is not None
-    absolute = _with_absolute_paths(validated)
-    return Document(absolute, comparison, searched, _located(experiment, absolute), _relative_paths(validated))
+    absolute = _make_paths_absolute(validated)
+    return Document(
+        absolute, comparison, searched, _insert_paths(experiment, absolute), _find_relative_paths(validated)
+    )
 
 
-def _described(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
-    details = problems.as_details(error.errors(include_url=False), model)
+def _describe(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
+    details = problems.convert_errors(error.errors(include_url=False), model)
     return problems.describe(ValidationError.from_exception_data(section, details), f"{section}.")
 
 
-def _search(
+def _validate_search(
     given: Any, raw: Mapping[str, Any], experiment: Experiment | None
 ) -> tuple[SearchSettings | None, Sequence[str]]:
-    """The search section, and what is wrong with it, by itself and with the experiment where there is a valid one."""
+    """Returns the search section, and its problems: by itself, and with the experiment unless that is None."""
     try:
         search = SearchSettings.model_validate(given)
     except ValidationError as error:
-        return None, _described(error, "search", SearchSettings)
+        return None, _describe(error, "search", SearchSettings)
     if experiment is None:
         return search, ()
-    return search, tuple(search.problems(experiment, lambda values: varied(raw, values)))
+    return search, tuple(search.find_problems(experiment, lambda values: build_variant(raw, values)))
 
 
-def varied(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
-    """An experiment section with other values by dotted key. Raises ConfigError with every problem at once."""
+def build_variant(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Experiment:
+    """Builds an experiment from its section with other values by dotted key.
+
+    Args:
+        raw: The section before validation.
+        values: Dotted key → value.
+
+    Raises:
+        ConfigError: The values are invalid. It lists every problem.
+    """
     section = _copy(raw)
     wrong = [problem for key, value in values.items() for problem in _set(section, key.split("."), value)]
     if wrong:
         raise ConfigError(tuple(wrong))
     try:
-        return _with_absolute_paths(Experiment.model_validate(section))
+        return _make_paths_absolute(Experiment.model_validate(section))
     except ValidationError as error:
         raise ConfigError(problems.describe(error, root="experiment")) from None
 
 
-def _located(raw: Mapping[str, Any], absolute: Experiment) -> dict[str, Any]:
-    """The section as written, with the absolute paths."""
-    section, paths = _copy(raw), dotted(absolute)
+def _insert_paths(raw: Mapping[str, Any], absolute: Experiment) -> dict[str, Any]:
+    """Returns a copy of the section with the absolute paths of ``absolute``."""
+    section, paths = _copy(raw), flatten_settings(absolute)
     for key in PATHS:
         if key in paths:
             _set(section, key.split("."), paths[key])
@@ -151,7 +208,7 @@ def _located(raw: Mapping[str, Any], absolute: Experiment) -> dict[str, Any]:
 
 
 def _copy(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings are new, values shared."""
+    """Copies the nested mappings, and shares their values."""
     return {key: _copy(value) if isinstance(value, dict) else value for key, value in section.items()}
 
 
@@ -162,90 +219,92 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
         place = f"{origin}, {error.place}" if error.place else origin
         raise ConfigError((f"{place}: invalid YAML: {error.reason}",)) from None
     if not isinstance(raw, dict):
-        raise ConfigError((f"{origin}: a mapping with an experiment section is needed",))
+        raise ConfigError((f"{origin}: should be a mapping with an experiment section",))
     return raw
 
 
 def _check_secrets(raw: Mapping[str, Any]) -> None:
-    """Raises ConfigError, which repeats no value, where an address carries a password or another secret."""
-    found = [(".".join(map(shown_text, place)), what) for place, what in secrets_within(raw)][: problems.LIMIT_PROBLEMS]
+    """Raises ConfigError if a value contains a password or another secret. The error does not repeat the value."""
+    found = [(".".join(map(format_text, place)), what) for place, what in find_secrets(raw)][: problems.LIMIT_PROBLEMS]
     if found:
-        raise ConfigError(tuple(refusal(place.removeprefix("experiment."), what) for place, what in found))
+        raise ConfigError(tuple(describe_secret(place.removeprefix("experiment."), what) for place, what in found))
 
 
 def _apply(raw: dict[str, Any], override: str) -> list[str]:
-    """Set one ``key.path=value`` in place; what is wrong with it comes back. Raises ConfigError for a secret."""
+    """Sets one ``key=value`` in ``raw``, and returns what is wrong with it. Raises ConfigError for a secret."""
     path, equals, text = override.partition("=")
-    found = secret_in(override)
+    found = find_secret(override)
     if found is not None:
-        raise ConfigError((refusal("an override" if secret_in(path) or "://" in path else shown_text(path), found),))
+        raise ConfigError(
+            (describe_secret("an override" if find_secret(path) or "://" in path else format_text(path), found),)
+        )
     keys = path.strip().split(".")
     if not equals or not all(keys) or len(keys) > yaml_text.LIMIT_DEPTH:
-        return [f"{shown_text(override)}: an override reads key.path=value"]
+        return [f"{format_text(override)}: should be key=value, such as federation.rounds=5"]
     try:
         value = yaml_text.parse(text)
     except yaml_text.NotYaml as error:
-        return [f"{shown_text(path)}: {shown(text)}: the value is not YAML: {error.reason}"]
+        return [f"{format_text(path)}: {format_value(text)}: the value is not YAML: {error.reason}"]
     if keys[0] not in SECTIONS:
         keys = ["experiment", *keys]
     if keys[0] == "search" and keys[1:2] in (["space"], ["baseline"]) and len(keys) > 2:
-        keys = [*keys[:2], ".".join(keys[2:])]  # a searched key has dots of its own
+        keys = [*keys[:2], ".".join(keys[2:])]  # a searched key is one key, although it contains dots
     return _set(raw, keys, value)
 
 
 def _set(target: Any, keys: Sequence[str], value: Any) -> list[str]:
-    """Set one value in place; what is wrong with it comes back."""
+    """Sets one value in ``target``, and returns what is wrong with its place."""
     for key in keys[:-1]:
         target[key] = {} if target.get(key) is None else target[key]
         target = target[key]
         if not isinstance(target, dict):
             place = ".".join(keys).removeprefix("experiment.")
-            return [f"{shown_text(place)}: {shown_text(key)} holds a value, not a section"]
+            return [f"{format_text(place)}: {format_text(key)} holds a value, not a section"]
     target[keys[-1]] = value
     return []
 
 
-def _with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Relative paths become absolute when they are read: jobs and trials change directory."""
+def _make_paths_absolute(experiment: Experiment) -> Experiment:
+    """Makes relative paths absolute, since jobs and trials run in other working directories."""
     for key in PATHS:
         section, name = key.split(".")
         settings = getattr(experiment, section)
         place = getattr(settings, name, None)
         if place:
-            changed = settings.model_copy(update={name: _absolute(place)})
+            changed = settings.model_copy(update={name: _make_absolute(place)})
             experiment = experiment.model_copy(update={section: changed})
     return experiment
 
 
-def _relative_paths(experiment: Experiment) -> dict[str, str]:
-    places = dotted(experiment)
+def _find_relative_paths(experiment: Experiment) -> dict[str, str]:
+    places = flatten_settings(experiment)
     return {key: places[key] for key in PATHS if places.get(key) and is_relative(places[key])}
 
 
 def is_relative(place: str) -> bool:
-    """Does a path, or the address of a store, depend on the working directory?"""
-    return _absolute(place) != place and not os.path.isabs(place)
+    """Returns whether a path or the address of a store depends on the working directory."""
+    return _make_absolute(place) != place and not os.path.isabs(place)
 
 
-def _absolute(place: str) -> str:
-    """A path, or the address of a local store, as an absolute one; other addresses as they are."""
+def _make_absolute(place: str) -> str:
+    """Makes a path or the address of a local store absolute, and returns other addresses unchanged."""
     if place.startswith(("sqlite:", "sqlite+", "file:")):
-        return absolute_uri(place)
+        return make_uri_absolute(place)
     return place if "://" in place or place.startswith("databricks") else os.path.abspath(place)
 
 
 def dump(experiment: Experiment) -> str:
-    """The experiment as a file that reads back to the same settings."""
+    """Returns the experiment as the YAML text of a file, which ``load`` reads back as the same settings."""
     return yaml_text.write({"experiment": experiment.model_dump(mode="json", exclude_none=True)})
 
 
-def digest(experiment: Experiment) -> str:
-    """SHA-256 of all settings, as hexadecimal digits."""
+def compute_digest(experiment: Experiment) -> str:
+    """Computes the SHA-256 of all settings, as hexadecimal digits."""
     return hashlib.sha256(dump(experiment).encode()).hexdigest()
 
 
-def dotted(experiment: Experiment) -> dict[str, Any]:
-    """Settings by dotted key; those that are not set are left out."""
+def flatten_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns dotted key → value for all settings but those that are None."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: object) -> None:

@@ -30,7 +30,7 @@ class HiddenSettings(ModelSettings):
 
 
 class MlpSettings(HiddenSettings):
-    """Inputs, one hidden layer, outputs; or a small convolutional network before them."""
+    """A network with one hidden layer (mlp), or a small convolutional network (cnn)."""
 
     name: Literal["mlp", "cnn"] = "mlp"
 
@@ -62,7 +62,7 @@ class ResnetSettings(ModelSettings):
 
     name: Literal["resnet18_gn"] = "resnet18_gn"
     pooling: Literal["authors", "whole"] = "authors"
-    """Average the upper left 3x3 of the last feature map, as FedNAR's authors do, or the whole of it."""
+    """Average the upper left 3x3 of the last feature map, as FedNAR's authors do, or all of it."""
 
 
 class LanguageModelSettings(ModelSettings):
@@ -73,7 +73,7 @@ class LanguageModelSettings(ModelSettings):
 
 
 class CharTransformerSettings(LanguageModelSettings):
-    """A transformer's encoder over characters."""
+    """A transformer encoder over characters."""
 
     name: Literal["char_transformer"] = "char_transformer"
     hidden: Count = 512
@@ -105,7 +105,7 @@ class TorchvisionModelSettings(ModelSettings):
 
 
 class OwnModelSettings(ModelSettings):
-    """A model of one's own."""
+    """A user's own model."""
 
     name: None = None
     function: FunctionPath
@@ -127,7 +127,7 @@ NamedModel = (
 AnyModel = NamedModel | TorchvisionModelSettings | OwnModelSettings
 
 MODEL_VARIANTS = Variants(AnyModel, ModelSettings, key="name", default="mlp", stand_ins=("torchvision", "function"))
-MODEL_SETTINGS = MODEL_VARIANTS.table()
+MODEL_SETTINGS = MODEL_VARIANTS.build_table()
 """Each model with the settings that it reads and their defaults."""
 ModelSection = Annotated[
     Annotated[Annotated[NamedModel, Field(discriminator="name")], Tag("name")]

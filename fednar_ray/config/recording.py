@@ -1,15 +1,15 @@
-"""The sections ``checkpoint`` and ``tracking``: what a run keeps, and where MLflow records it."""
+"""The sections ``checkpoint`` and ``tracking``: when checkpoints are written, and where MLflow records the run."""
 
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 from fednar_ray.config.base import Count, Settings
-from fednar_ray.core.store_uris import experiment_name_problem
+from fednar_ray.core.store_uris import find_name_problem
 
 
-def _experiment_name(value: str) -> str:
-    problem = experiment_name_problem(value)
+def _check_experiment_name(value: str) -> str:
+    problem = find_name_problem(value)
     if problem is not None:
         raise ValueError(f"{problem}; name an MLflow experiment, such as digits or team/digits")
     return value
@@ -30,9 +30,9 @@ class TrackingSettings(Settings):
     """Where MLflow records the run."""
 
     uri: str | None = None
-    """The address of the tracking store. null: MLflow's own, which is ``MLFLOW_TRACKING_URI``, else ./mlflow.db."""
-    experiment: Annotated[str, AfterValidator(_experiment_name)] | None = None
+    """The address of the tracking store. null: ``MLFLOW_TRACKING_URI``, or ./mlflow.db if that is not set."""
+    experiment: Annotated[str, AfterValidator(_check_experiment_name)] | None = None
     """The MLflow experiment. null: the experiment's name."""
     system_metrics: bool | None = None
     """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
-    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says; no where it is not set."""
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, and not if that is not set."""

@@ -4,22 +4,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fednar_ray.config.base import NonNegative, Positive, Settings, Share, number
+from fednar_ray.config.base import NonNegative, Positive, Settings, Share, check_number
 
 
 class OnOffSettings(Settings):
     """Clients alternate between being present and absent. The length of each spell is geometric."""
 
-    on_rounds: Annotated[float, BeforeValidator(number), Field(ge=1)]
+    on_rounds: Annotated[float, BeforeValidator(check_number), Field(ge=1)]
     """Mean length of a spell of presence, in rounds."""
-    off_rounds: Annotated[float, BeforeValidator(number), Field(ge=1)]
+    off_rounds: Annotated[float, BeforeValidator(check_number), Field(ge=1)]
     """Mean length of a spell of absence, in rounds."""
 
 
 class SpeedSettings(Settings):
     """How fast clients train, on a virtual clock: log-normal around ``steps_per_second``."""
 
-    steps_per_second: Annotated[float, BeforeValidator(number), Field(ge=1e-6)] = 1.0
+    steps_per_second: Annotated[float, BeforeValidator(check_number), Field(ge=1e-6)] = 1.0
     """Local steps per virtual second of the median client."""
     spread: Annotated[NonNegative, Field(le=10)] = 0.0
     """Standard deviation of the logarithm of the clients' speeds."""
@@ -38,11 +38,11 @@ class AvailabilitySettings(Settings):
     speed: SpeedSettings | None = None
     deadline_seconds: Positive | None = None
     """Virtual seconds after which a round ends. Clients that are not done by then are late and excluded. null: none."""
-    over_sampling: Annotated[float, BeforeValidator(number), Field(ge=1)] = 1.0
+    over_sampling: Annotated[float, BeforeValidator(check_number), Field(ge=1)] = 1.0
     """Sample this many times ``clients_per_round`` clients, and use the first ``clients_per_round`` that return."""
 
     @model_validator(mode="after")
-    def _a_deadline_needs_a_clock(self) -> Self:
+    def _check_deadline(self) -> Self:
         if self.deadline_seconds is not None and self.speed is None:
             raise ValueError("deadline_seconds needs availability.speed, which gives clients their speeds")
         return self
@@ -55,13 +55,13 @@ class AttackSettings(Settings):
     """The share of the clients that send NaN."""
     scaled: Share = 0.0
     """The share of the clients that multiply their update by ``factor``."""
-    factor: Annotated[float, BeforeValidator(number)] = 100.0
+    factor: Annotated[float, BeforeValidator(check_number)] = 100.0
     """What the clients of ``scaled`` multiply their update by."""
 
     @model_validator(mode="after")
-    def _shares_of_one_whole(self) -> Self:
+    def _check_shares(self) -> Self:
         if self.nan + self.scaled > 1:
-            raise ValueError(f"nan {self.nan:g} and scaled {self.scaled:g} are more than all clients")
+            raise ValueError(f"nan {self.nan:g} and scaled {self.scaled:g} are together more than 1")
         return self
 
 
@@ -70,16 +70,16 @@ class ScreeningSettings(Settings):
 
     max_deviation: Positive | None = None
     """Exclude updates whose norm is above the round's median by more than this many robust standard deviations. One is
-    1.4826 median absolute deviations, or a tenth of the median where that is more. null: exclude none by norm."""
+    1.4826 median absolute deviations, or a tenth of the median if that is more. null: exclude none by norm."""
 
 
 class AggregationSettings(Settings):
     """How a round's updates are aggregated. All rules but ``mean`` bound the influence of a single client."""
 
     name: Literal["mean", "median", "trimmed_mean", "krum", "norm_bound"] = "mean"
-    trim: Annotated[float, BeforeValidator(number), Field(ge=0, lt=0.5)] = 0.1
+    trim: Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=0.5)] = 0.1
     """For ``trimmed_mean``: the share of the clients that is cut at each end of every coordinate."""
-    byzantine: Annotated[float, BeforeValidator(number), Field(ge=0, lt=0.5)] = 0.2
+    byzantine: Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=0.5)] = 0.2
     """For ``krum``: the share of the clients that may be Byzantine. The others are averaged (Multi-Krum)."""
     bound: Positive | None = None
     """For ``norm_bound``: the largest norm of an update; larger updates are scaled down. null: the round's median."""

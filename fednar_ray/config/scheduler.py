@@ -9,11 +9,11 @@ from fednar_ray.config.variants import Variants
 
 
 class SchedulerSettings(Settings):
-    """The settings that every scheduler reads: none beside its name. ``scheduler: asha`` is short for its name."""
+    """The settings that every scheduler reads: only its name. ``scheduler: asha`` is a short form."""
 
     @property
     def decision_rounds(self) -> int | None:
-        """Rounds from one decision of the scheduler to the next; None where the settings do not say."""
+        """Rounds from one decision of the scheduler to the next; None if the settings do not determine them."""
         return None
 
 
@@ -66,11 +66,11 @@ class PbtSettings(SchedulerSettings):
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """The share of the trials, the worst, that continue from the federation of one of the best share."""
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """The probability that a perturbed value is drawn anew from the space, instead of multiplied by 1.2 or 0.8."""
+    """The probability that a perturbed value is drawn from the space again, instead of multiplied by 1.2 or 0.8."""
 
     @property
     def decision_rounds(self) -> int | None:
-        """The rounds between exchanges."""
+        """The rounds from one exchange between trials to the next."""
         return self.perturb_rounds
 
 
@@ -78,7 +78,7 @@ AnyScheduler = NoSchedulerSettings | AshaSettings | HyperbandSettings | MedianSe
 """One row per scheduler."""
 
 SCHEDULER_VARIANTS = Variants(AnyScheduler, SchedulerSettings, key="name", default="none", short=True)
-SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.table()
+SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.build_table()
 """Each scheduler with the settings that it reads and their defaults."""
 SchedulerSection = Annotated[
     Annotated[AnyScheduler, Field(discriminator="name")], WrapValidator(SCHEDULER_VARIANTS.validate)

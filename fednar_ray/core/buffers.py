@@ -27,7 +27,7 @@ def find_changed_buffers(before: Mapping[str, Tensor], module: nn.Module) -> tup
     if before.keys() != after.keys():
         names = ", ".join(sorted(before.keys() ^ after.keys()))
         raise ModelError(f"the forward pass adds or removes buffers ({names}); register every buffer in __init__")
-    changed = tuple(name for name, buffer in after.items() if not same_bits(before[name], buffer))
+    changed = tuple(name for name, buffer in after.items() if not have_same_bits(before[name], buffer))
     for name in changed:
         _check_can_be_averaged(name, before[name], after[name])
     return changed
@@ -77,7 +77,7 @@ def check_unchanged(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     if not given:
         return
     now = dict(module.named_buffers())
-    changed = [name for name, buffer in given.items() if name not in now or not same_bits(buffer, now[name])]
+    changed = [name for name, buffer in given.items() if name not in now or not have_same_bits(buffer, now[name])]
     if changed:
         raise BuffersChanged(tuple(changed))
 
@@ -86,12 +86,12 @@ def restore_buffers(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Restores the value of every buffer named in ``given``. A buffer with the same bits stays the same tensor."""
     now = dict(module.named_buffers())
     for name, buffer in given.items():
-        if name not in now or not same_bits(buffer, now[name]):
+        if name not in now or not have_same_bits(buffer, now[name]):
             owner, _, own_name = name.rpartition(".")
             setattr(module.get_submodule(owner), own_name, buffer.clone())
 
 
-def same_bits(first: Tensor, second: Tensor) -> bool:
+def have_same_bits(first: Tensor, second: Tensor) -> bool:
     """Returns whether two tensors have the same type, shape and bits. NaN equals NaN of the same bits.
 
     Tensors on the meta device have no bits, so type and shape decide.
@@ -102,10 +102,13 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
         return False
     if first.is_meta or second.is_meta:
         return first.is_meta == second.is_meta
-    return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(_parts(first), _parts(second), strict=True))
+    return all(
+        torch.equal(_view_as_bytes(a), _view_as_bytes(b))
+        for a, b in zip(_list_parts(first), _list_parts(second), strict=True)
+    )
 
 
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+def _list_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Returns the dense tensors that hold everything that ``tensor`` stores."""
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
@@ -116,5 +119,5 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     return (tensor.int_repr(), tensor.dequantize()) if tensor.is_quantized else (tensor,)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def _view_as_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)

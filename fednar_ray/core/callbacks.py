@@ -1,4 +1,4 @@
-"""Callbacks: what watches a run, from before its first round until after its last one."""
+"""Callbacks, which observe a run from before its first round until after its last one."""
 
 from contextlib import ExitStack
 from types import TracebackType
@@ -8,11 +8,11 @@ from fednar_ray.core.reports import RoundReport
 
 
 class RoundCallback:
-    """Watches a run. Each method does nothing unless a subclass overrides it.
+    """Observes a run. Each method does nothing unless a subclass overrides it.
 
     A callback owns what it opens: ``on_run_start`` opens it, and ``on_run_end`` or ``on_error`` closes it.  Exactly one
     of these two is called for every callback whose ``on_run_start`` returned.  A callback is also a context manager:
-    entering it starts it, leaving it ends it.
+    entering it starts it, and leaving it ends it.
 
     Example:
         >>> class PrintLoss(RoundCallback):
@@ -30,7 +30,7 @@ class RoundCallback:
         """Called once, after the last round of a run that trained all its rounds."""
 
     def on_error(self, error: BaseException) -> None:
-        """Called once, in place of ``on_run_end``, where an exception ended the run.
+        """Called once, instead of ``on_run_end``, if an exception ended the run.
 
         ``error`` may also be KeyboardInterrupt, SystemExit or GeneratorExit.  It propagates further in any case.
         """

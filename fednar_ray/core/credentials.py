@@ -33,7 +33,7 @@ _SECRET_NAME = re.compile(
 LIMIT_DEPTH = 60  # of nested values; deeper ones are refused elsewhere
 
 
-def secret_in(text: str) -> str | None:
+def find_secret(text: str) -> str | None:
     """Returns what kind of secret an address in ``text`` contains, without repeating it; None if it has none.
 
     A user name alone is no secret, and neither is the path of a file that holds one (``passfile``, ``sslkey``).
@@ -41,13 +41,13 @@ def secret_in(text: str) -> str | None:
     if ":/" not in text:
         return None
     words = dict.fromkeys((*text.split(), *map(unquote, text.split())))  # a parameter may hold others, encoded
-    return _in_userinfo(text) or next(filter(None, map(_in_parameters, words)), None)
+    return _find_in_userinfo(text) or next(filter(None, map(_find_in_parameters, words)), None)
 
 
-def _in_userinfo(text: str) -> str | None:
-    """user:password@host, where a user may be an e-mail address, and the colon written as %3A.
+def _find_in_userinfo(text: str) -> str | None:
+    """Finds a password in ``user:password@host``. The user may be an e-mail address, and the colon may be ``%3A``.
 
-    A password may hold what would have to be written as %2F, since databases take it so.
+    The password may contain a slash that is not percent-encoded, since databases accept it.
     """
     if "@" not in text:
         return None
@@ -59,8 +59,8 @@ def _in_userinfo(text: str) -> str | None:
     return None
 
 
-def _in_parameters(word: str) -> str | None:
-    """…?password=…&token=…, or the same behind a #."""
+def _find_in_parameters(word: str) -> str | None:
+    """Finds a secret among the parameters of an address, ``…?password=…&token=…``, or after its ``#``."""
     _, slashes, rest = word.partition(":/")
     for part in re.split(r"[?&;#]", rest)[1:] if slashes and "=" in rest else ():
         name, equals, value = part.partition("=")
@@ -74,42 +74,47 @@ def check_address(place: str, address: str | None) -> None:
     """Raises BadInput, which names ``place``, if an address contains a secret. Ray's addresses may lack a scheme."""
     if address is None:
         return
-    found = secret_in(address if re.match(r"[\w+.-]+:/", address) else f"ray://{address}")
+    found = find_secret(address if re.match(r"[\w+.-]+:/", address) else f"ray://{address}")
     if found is not None:
-        raise BadInput(refusal(place, found))
+        raise BadInput(describe_secret(place, found))
 
 
 def check_words(words: Iterable[str]) -> None:
     """Raises BadInput if a word of a command line contains a secret."""
     for word in words:
-        found = secret_in(word)
+        found = find_secret(word)
         if found is not None:
             name = re.match(r"-{0,2}[A-Za-z_][\w.-]*(?==)", word)
-            raise BadInput(refusal(name[0] if name else "the command line", found))
+            raise BadInput(describe_secret(name[0] if name else "the command line", found))
 
 
-def refusal(place: str, found: str) -> str:
-    """Returns the message about a secret that ``secret_in`` found."""
-    return f"{place}: the address holds {found}; {INSTEAD}"
+def describe_secret(place: str, found: str) -> str:
+    """Returns the message that refuses an address with a secret.
+
+    Args:
+        place: The setting or command that holds the address.
+        found: What ``find_secret`` returned.
+    """
+    return f"{place}: the address contains {found}; {INSTEAD}"
 
 
-def secrets_within(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def find_secrets(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yields (place, kind of secret) for every text in nested mappings and lists that contains a secret."""
     if isinstance(values, str):
-        found = secret_in(values)
+        found = find_secret(values)
         if found is not None:
             yield place, found
     elif len(place) < LIMIT_DEPTH:
         if isinstance(values, BaseModel):
-            yield from secrets_within(dict(values), place)
+            yield from find_secrets(dict(values), place)
         elif isinstance(values, Mapping):
             for key, value in values.items():
                 named = str(key)
-                found = secret_in(named)
+                found = find_secret(named)
                 if found is not None:
                     yield (*place, "a key"), found
                 else:
-                    yield from secrets_within(value, (*place, named))
+                    yield from find_secrets(value, (*place, named))
         elif isinstance(values, list | tuple):
             for index, value in enumerate(values):
-                yield from secrets_within(value, (*place, index))
+                yield from find_secrets(value, (*place, index))

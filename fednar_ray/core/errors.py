@@ -138,13 +138,13 @@ class _Brief(reprlib.Repr):
         return super().repr_int(x, level) if abs(x) < 10**100 else f"a number of {x.bit_length()} bits"
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Returns a value as messages show it: its ``repr``, cut if it is long."""
     text = _Brief().repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def shown_text(text: object) -> str:
+def format_text(text: object) -> str:
     """Returns a text as messages show it: unchanged, cut if it is long."""
     whole = str(text)
     return whole if len(whole) <= 500 else f"{whole[:400]}…{whole[-60:]}"

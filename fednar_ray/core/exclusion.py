@@ -1,4 +1,4 @@
-"""Why a client's update is left out of a round: a value for programs to look at, with a sentence for people."""
+"""The reasons why a client's update is excluded from a round, as recorded values and as sentences."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Turns what a user's code raises to end the process into an ordinary error."""
+"""Turns exceptions by which a user's code would end the process into ordinary errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from fednar_ray.core.errors import UserCodeExited
 
 @contextmanager
 def exits_as_errors() -> Iterator[None]:
-    """Turns ``sys.exit`` and other exceptions that are no ``Exception`` into UserCodeExited.
+    """Turns ``sys.exit`` and other exceptions that are not an ``Exception`` into UserCodeExited.
 
-    KeyboardInterrupt passes, since it is the user's Ctrl-C. So does the exit that Ray raises inside an actor that is
-    to end, which it marks with a message of its own.
+    KeyboardInterrupt passes, since it is the user's Ctrl-C. So does the exit that Ray raises inside an actor to end
+    it, which has an attribute that Ray sets.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """A module's trainable parameters as one flat float32 vector, in ``module.parameters()`` order.
 
-Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics) form a flat
-float64 vector of their own, which holds integers up to 2^53 exactly.
+Frozen parameters are in neither the vector nor any norm. Buffers that training changes (running statistics) form a
+separate float64 vector, which represents integers up to 2^53 exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def flatten_buffers(module: nn.Module, names: Sequence[str] | None = None) -> Bu
     Returns:
         The values one buffer after the other. A complex number takes two places.
     """
-    parts = [_reals(b.detach()).reshape(-1).to("cpu", torch.float64) for b in _named(module, names)]
+    parts = [_view_as_reals(b.detach()).reshape(-1).to("cpu", torch.float64) for b in _list_buffers(module, names)]
     return torch.cat(parts).numpy() if parts else np.empty(0)
 
 
@@ -94,31 +94,31 @@ def load_buffers(module: nn.Module, vector: BufferVector, names: Sequence[str] |
         vector: What ``flatten_buffers`` returns for the same ``names``, or an average of such vectors.
         names: Which buffers, in this order. None takes all of them.
     """
-    buffers = _named(module, names)
-    parts = torch.split(torch.tensor(vector), [_places(b) for b in buffers]) if buffers else ()
+    buffers = _list_buffers(module, names)
+    parts = torch.split(torch.tensor(vector), [_count_values(b) for b in buffers]) if buffers else ()
     with torch.no_grad():
         for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(_values_for(buffer, part).view_as(buffer))
+            buffer.copy_(_convert_values(buffer, part).view_as(buffer))
 
 
-def _named(module: nn.Module, names: Sequence[str] | None) -> list[Tensor]:
+def _list_buffers(module: nn.Module, names: Sequence[str] | None) -> list[Tensor]:
     if names is None:
         return list(module.buffers())
     buffers = dict(module.named_buffers()) if names else {}
     return [buffers[name] for name in names]
 
 
-def _reals(buffer: Tensor) -> Tensor:
-    """Returns complex numbers as pairs of reals, and other tensors as they are."""
+def _view_as_reals(buffer: Tensor) -> Tensor:
+    """Returns complex numbers as pairs of reals, and other tensors unchanged."""
     return torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
 
 
-def _places(buffer: Tensor) -> int:
+def _count_values(buffer: Tensor) -> int:
     """Returns how many numbers of a vector the buffer takes."""
     return buffer.numel() * (2 if buffer.is_complex() else 1)
 
 
-def _values_for(buffer: Tensor, part: Tensor) -> Tensor:
+def _convert_values(buffer: Tensor, part: Tensor) -> Tensor:
     """Returns the buffer's part of a vector as values of its kind, in float64 or complex128."""
     if buffer.is_complex():
         return torch.view_as_complex(part.view(-1, 2))

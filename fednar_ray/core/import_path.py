@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fednar_ray.core.errors import BadInput, shown
+from fednar_ray.core.errors import BadInput, format_value
 from fednar_ray.core.exits import exits_as_errors
 
 T = TypeVar("T")
@@ -43,10 +43,10 @@ def call_by_path(
             function = import_function(path)
     except Exception as error:
         raise make_error(f"{key}: cannot be imported: {error}") from error
-    return call_checked(key, function, arguments, wanted, wanted_name, make_error)
+    return call_and_check(key, function, arguments, wanted, wanted_name, make_error)
 
 
-def call_checked(
+def call_and_check(
     key: str,
     function: Callable[..., Any],
     arguments: Mapping[str, Any],
@@ -55,7 +55,7 @@ def call_checked(
     make_error: MakeError,
 ) -> T:
     """Calls a function and returns its result, which must be a ``wanted``. Raises as ``call_by_path`` does."""
-    given = ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
+    given = ", ".join(f"{name}={format_value(value)}" for name, value in arguments.items())
     try:
         with exits_as_errors():
             result = function(**arguments)

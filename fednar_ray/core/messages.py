@@ -1,4 +1,4 @@
-"""The messages between the driver and whoever trains or evaluates: frozen, and small apart from their vectors.
+"""The messages between the driver and the processes that train or evaluate. They are immutable.
 
 C is the number of clients in a group, d the number of trainable parameters, b the number of averaged buffer values,
 and n the number of evaluated examples.
@@ -79,7 +79,7 @@ class ClientMetrics:
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; in an update: times the client's factor
     train_seconds: float  # of the whole group
-    exclusions: Mapping[int, Exclusion] = field(default_factory=dict)  # by client id, where the cause is known
+    exclusions: Mapping[int, Exclusion] = field(default_factory=dict)  # by client id, if the cause is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class ScoringTask:
     split: str  # test, validation, or clients: the examples that clients hold out for themselves
     start: int
     stop: int
-    client_id: int | None = None  # whose rows they are, where only that client's actor holds them
+    client_id: int | None = None  # the client whose rows they are, if only that client's actor has them
     sums_only: bool = False  # return MetricSums instead of Scores
 
 

@@ -1,4 +1,4 @@
-"""Sums over evaluated examples, from which metrics follow. A silo sends nothing else about its held-out examples."""
+"""Sums over evaluated examples, from which metrics are computed. Silos send only these about held-out examples."""
 
 from dataclasses import dataclass
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import UninitializedBuffer
 
-from fednar_ray.core.buffers import same_bits
+from fednar_ray.core.buffers import have_same_bits
 from fednar_ray.core.errors import ModelError, first_line
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 REGISTERED = ("_parameters", "_buffers", "_modules")
 OF_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
-"""References that torch's recurrent layers keep to their own parameters, and renew in forward."""
+"""References from torch's recurrent layers to their own parameters. Forward replaces them."""
 CONTAINERS = (dict, OrderedDict, list, tuple, set)
 BY_IDENTITY = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
 
@@ -38,7 +38,7 @@ def describe_draws(before: tuple[object, object], after: tuple[object, object]) 
     """Returns which global generator ``forward`` drew from or seeded, for a message; None if it used neither.
 
     Args:
-        before: The generators' states before the forward pass, from ``global_states``.
+        before: The generators' states before the forward pass, from ``get_global_states``.
         after: Their states after it.
     """
     if before[0] != after[0]:
@@ -51,21 +51,21 @@ class GivenState:
 
     def __init__(self, module: nn.Module) -> None:
         self._owners = list(module.named_modules())
-        self._tree = _tree(module)
-        self._registered = [{key: dict(part) for key, part in _registered(m).items()} for _, m in self._owners]
+        self._tree = _list_parts(module)
+        self._registered = [{key: dict(part) for key, part in _select_registered(m).items()} for _, m in self._owners]
         self._trainable = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
-        memo = self._memo()
-        self._given = copy.deepcopy([_plain(m) for _, m in self._owners], memo)
+        memo = self._build_memo()
+        self._given = copy.deepcopy([_select_plain(m) for _, m in self._owners], memo)
         self._draws = any(isinstance(value, GENERATORS) for value in memo.values())
 
     def restore(self, address: np.random.SeedSequence) -> None:
         """Restores every attribute, and seeds the generators among the attributes at ``address``."""
-        if not self._draws and self.change() is None:
+        if not self._draws and self.find_change() is None:
             return
-        memo = self._memo()
+        memo = self._build_memo()
         fresh = copy.deepcopy(self._given, memo)
         for (_, module), plain, registered in zip(self._owners, fresh, self._registered, strict=True):
-            for key in _plain(module).keys() - plain.keys():
+            for key in _select_plain(module).keys() - plain.keys():
                 del module.__dict__[key]
             module.__dict__.update(plain)
             for key, part in registered.items():
@@ -74,43 +74,43 @@ class GivenState:
             parameter.requires_grad_(trainable)
         _reseed([value for value in memo.values() if isinstance(value, GENERATORS)], address)
 
-    def change(self) -> str | None:
+    def find_change(self) -> str | None:
         """Returns which attribute differs from the snapshot first, for a message; None if none does."""
         for (name, module), given, registered in zip(self._owners, self._given, self._registered, strict=True):
-            now = _plain(module)
+            now = _select_plain(module)
             for key in (*given, *(now.keys() - given.keys())):
-                if key not in now or key not in given or not _same(given[key], now[key], {}):
+                if key not in now or key not in given or not _is_same(given[key], now[key], {}):
                     return f"{describe_module(name, module)} changes its attribute '{key}' in forward"
-            for key, part in _registered(module).items():
+            for key, part in _select_registered(module).items():
                 if changed := sorted(part.keys() ^ registered[key].keys()):
                     return f"{describe_module(name, module)} adds or removes {', '.join(changed)} in forward"
         frozen = (name for name, parameter, trainable in self._trainable if parameter.requires_grad != trainable)
         return next((f"forward freezes or unfreezes the parameter '{name}'" for name in frozen), None)
 
-    def _memo(self) -> dict[int, Any]:
+    def _build_memo(self) -> dict[int, Any]:
         """Returns a memo for ``copy.deepcopy``, so that attributes keep referring to the parts of the model itself."""
         return {id(part): part for part in self._tree}
 
 
-def own_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model. Tensors that a forward pass left in attributes lose their graph.
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copies a model. Tensors that a forward pass left in attributes lose their autograd graph.
 
     Raises:
         ModelError: The model cannot be copied. The message names the attribute.
     """
     memo: dict[int, Any] = {}
-    for tensor in chain.from_iterable(_of_a_graph(vars(module), set()) for module in model.modules()):
-        memo[id(tensor)] = _without_graph(tensor)
+    for tensor in chain.from_iterable(_find_uncopyable_tensors(vars(module), set()) for module in model.modules()):
+        memo[id(tensor)] = _detach_from_graph(tensor)
     kept = tuple(memo.values())
     try:
-        return leaf_copy(model, memo)
+        return copy_with_leaf_parameters(model, memo)
     except Exception as error:
         assert kept is not None
-        raise ModelError(f"{_what_cannot_be_copied(model)}: {first_line(error, 200)}") from error
+        raise ModelError(f"{_explain_copy_failure(model)}: {first_line(error, 200)}") from error
 
 
-def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Returns a deep copy whose parameters are leaves and need gradients as the model's do.
+def copy_with_leaf_parameters(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Copies a model so that the parameters are leaves and require gradients as the model's do.
 
     A plain deep copy of a TorchScript module has parameters that are not leaves.
     """
@@ -123,7 +123,7 @@ def leaf_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 
 
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
-    """Seeds each generator with a stream of its own at ``address``."""
+    """Seeds each generator with a separate stream at ``address``."""
     for index, generator in enumerate(generators):
         stream = np.random.SeedSequence(address.entropy, spawn_key=(*address.spawn_key, index))
         if isinstance(generator, np.random.Generator):
@@ -136,24 +136,27 @@ def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
             generator.seed(int.from_bytes(stream.generate_state(4).tobytes(), "little"))
 
 
-def _tree(module: nn.Module) -> list[Any]:
+def _list_parts(module: nn.Module) -> list[Any]:
+    """Lists the submodules, parameters and buffers."""
     return [*module.modules(), *module.parameters(), *module.buffers()]
 
 
-def _compiled(module: nn.Module) -> bool:
+def _is_compiled(module: nn.Module) -> bool:
     """Returns whether a module's attributes belong to the compiler."""
     return isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch._dynamo")
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    if _compiled(module):
+def _select_plain(module: nn.Module) -> dict[str, Any]:
+    """Returns the attributes that are neither parameters, buffers nor submodules."""
+    if _is_compiled(module):
         return {}
     left_out = REGISTERED + (OF_WEIGHTS if isinstance(module, nn.RNNBase) else ())
     return {key: value for key, value in module.__dict__.items() if key not in left_out}
 
 
-def _registered(module: nn.Module) -> dict[str, dict[str, Any]]:
-    if _compiled(module):
+def _select_registered(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Returns the registries of parameters, buffers and submodules."""
+    if _is_compiled(module):
         return {}
     return {key: module.__dict__[key] for key in REGISTERED}
 
@@ -165,21 +168,21 @@ def _keep_only(now: dict[str, Any], given: dict[str, Any], *, replace: bool) -> 
         now[key] = given[key]
 
 
-def _of_a_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def _find_uncopyable_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """Yields the tensors that ``copy.deepcopy`` refuses: those with a history, and the buffers of lazy layers."""
     if isinstance(value, Tensor) and (_is_uninitialized_or_wrapped(value) or not value.is_leaf):
         yield value
     elif isinstance(value, dict | list | tuple) and id(value) not in seen:
         seen.add(id(value))
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _of_a_graph(part, seen)
+            yield from _find_uncopyable_tensors(part, seen)
 
 
 def _is_uninitialized_or_wrapped(tensor: Tensor) -> bool:
     return isinstance(tensor, UninitializedBuffer) or is_functorch_wrapped_tensor(tensor)
 
 
-def _without_graph(tensor: Tensor) -> Tensor:
+def _detach_from_graph(tensor: Tensor) -> Tensor:
     if is_functorch_wrapped_tensor(tensor):  # a hook recorded it while a group was traced: its numbers are gone
         return torch.empty(0)
     if isinstance(tensor, UninitializedBuffer):
@@ -187,14 +190,14 @@ def _without_graph(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def _what_cannot_be_copied(model: nn.Module) -> str:
+def _explain_copy_failure(model: nn.Module) -> str:
     for name, module in model.named_modules():
-        for key, value in _plain(module).items():
+        for key, value in _select_plain(module).items():
             try:
-                copy.deepcopy(value, {id(part): part for part in _tree(model)})
-            except Exception:  # noqa: BLE001 - whatever a user's object raises
+                copy.deepcopy(value, {id(part): part for part in _list_parts(model)})
+            except Exception:  # noqa: BLE001 - a user's object may raise anything
                 what = f"{describe_module(name, module)} has an attribute '{key}' that cannot be copied"
-                return f"{what}, and every client trains a copy of the model; create it in forward, or leave it out"
+                return f"{what}, and every client trains a copy of the model; create it in forward, or remove it"
     return f"{describe_module('', model)} cannot be copied, and every client trains a copy of it"
 
 
@@ -203,7 +206,7 @@ def _what_cannot_be_copied(model: nn.Module) -> str:
 Seen = dict[tuple[int, int], tuple[Any, Any]]
 
 
-def _same(a: Any, b: Any, seen: Seen) -> bool:
+def _is_same(a: Any, b: Any, seen: Seen) -> bool:
     """Returns whether two values have the same content. ``a`` is a deep copy of what ``b`` was."""
     if a is b:
         return True
@@ -214,50 +217,50 @@ def _same(a: Any, b: Any, seen: Seen) -> bool:
     if isinstance(a, bool | int | str | bytes | float | complex):
         return bool(a == b) or (a != a and b != b)
     if isinstance(a, Tensor):
-        return _same_tensor(a, b)
+        return _is_same_tensor(a, b)
     if isinstance(a, np.ndarray) and not a.dtype.hasobject:
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if (id(a), id(b)) in seen:
         return True
-    seen[id(a), id(b)] = a, b  # which also keeps both, and so their ids
-    return _same_parts(a, b, seen)
+    seen[id(a), id(b)] = a, b  # keeping both objects alive keeps their ids valid
+    return _has_same_parts(a, b, seen)
 
 
-def _same_tensor(a: Tensor, b: Tensor) -> bool:
+def _is_same_tensor(a: Tensor, b: Tensor) -> bool:
     try:
-        return a.device == b.device and same_bits(a, b)
+        return a.device == b.device and have_same_bits(a, b)
     except Exception:  # noqa: BLE001 - tracing and vmap leave tensors behind that cannot be read
         return False
 
 
-def _same_parts(a: Any, b: Any, seen: Seen) -> bool:
+def _has_same_parts(a: Any, b: Any, seen: Seen) -> bool:
     if isinstance(a, dict):
-        same = _same_sequence(list(a), list(b), seen) and _same_sequence(list(a.values()), list(b.values()), seen)
-        return same and (type(a) in (dict, types.MappingProxyType) or _same_attributes(a, b, seen))
+        same = _is_same_sequence(list(a), list(b), seen) and _is_same_sequence(list(a.values()), list(b.values()), seen)
+        return same and (type(a) in (dict, types.MappingProxyType) or _has_same_attributes(a, b, seen))
     if type(a) in (list, tuple):
-        return _same_sequence(a, b, seen)
+        return _is_same_sequence(a, b, seen)
     if isinstance(a, set | frozenset):
         return bool(a == b)
     if isinstance(a, types.MethodType):
-        return a.__func__ is b.__func__ and _same(a.__self__, b.__self__, seen)
+        return a.__func__ is b.__func__ and _is_same(a.__self__, b.__self__, seen)
     if isinstance(a, functools.partial):
-        return _same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords), seen)
+        return _is_same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords), seen)
     if type(a).__module__.startswith("torch.fx"):
         return True
     try:  # as copy.deepcopy takes objects apart
-        parts = _taken_apart(a), _taken_apart(b)
+        parts = _take_apart(a), _take_apart(b)
     except Exception:  # noqa: BLE001 - a lock or a file has no content to compare
         return True
-    return _same(*parts, seen)
+    return _is_same(*parts, seen)
 
 
-def _taken_apart(value: Any) -> Any:
+def _take_apart(value: Any) -> Any:
     return value.__reduce_ex__(4)
 
 
-def _same_sequence(a: Any, b: Any, seen: Seen) -> bool:
-    return len(a) == len(b) and all(_same(x, y, seen) for x, y in zip(a, b, strict=True))
+def _is_same_sequence(a: Any, b: Any, seen: Seen) -> bool:
+    return len(a) == len(b) and all(_is_same(x, y, seen) for x, y in zip(a, b, strict=True))
 
 
-def _same_attributes(a: Any, b: Any, seen: Seen) -> bool:
-    return _same(getattr(a, "__dict__", None), getattr(b, "__dict__", None), seen)
+def _has_same_attributes(a: Any, b: Any, seen: Seen) -> bool:
+    return _is_same(getattr(a, "__dict__", None), getattr(b, "__dict__", None), seen)

@@ -1,7 +1,7 @@
-"""What a run does to raw inputs before its network sees them, as a part of the model that it saves.
+"""Preprocesses raw inputs for the network, as a part of the saved model.
 
-A saved model is an ``nn.Sequential`` of two named parts: ``preprocessing``, which takes inputs as the data hold them,
-and ``model``, the trained network. Its state dict holds the numbers of both, below these two names.
+A saved model is an ``nn.Sequential`` of two named parts: ``preprocessing``, which takes raw inputs, and ``model``, the
+trained network. Its state dict contains both, with these names as prefixes.
 """
 
 from collections import OrderedDict
@@ -20,47 +20,47 @@ Floats = npt.NDArray[np.float64]
 
 
 class Preprocessing(Protocol):
-    """The numbers of a preprocessing step, which travel to whoever holds data."""
+    """The numbers of a preprocessing step. They are sent to every process that holds examples."""
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """The names of the input columns, in order; None where inputs are not rows of named columns."""
+        """The names of the input columns, in order; None if inputs are not rows with named columns."""
 
     def build_module(self) -> nn.Module:
-        """The step as a module, from raw inputs [n, …] to those of the network."""
+        """Builds the step as a module from raw inputs [n, …] to the network's inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TablePreprocessing:
     """Imputes and scales the rows of tables, column by column.
 
-    All numbers follow from counts, means and sums of squares of the clients' training examples. A column that is left
-    as it is has mean 0 and scale 1.
+    All numbers are computed from counts, means and sums of squares of the clients' training examples. A column that is
+    not scaled has mean 0 and scale 1.
     """
 
     columns: tuple[str, ...] | None
-    fill: Floats  # [f…] what stands in for a missing value; NaN: it stays missing
+    fill: Floats  # [f…] replaces missing values; NaN leaves them missing
     mean: Floats  # [f…]
     scale: Floats  # [f…]
 
     def apply(self, x: Floats) -> Floats:
-        """Rows [n, f…] in which NaN is missing, imputed and scaled."""
+        """Returns the rows [n, f…] imputed and scaled. NaN stands for a missing value."""
         scaled: Floats = (np.where(np.isnan(x), self.fill, x) - self.mean) / self.scale
         return scaled
 
     def build_module(self) -> nn.Module:
-        """The same step as a module; it ends in the bits that training and evaluation see."""
+        """Builds the step as a module. Its outputs are bit for bit the inputs of training and evaluation."""
         return TableInputs(torch.tensor(self.fill), torch.tensor(self.mean), torch.tensor(self.scale))
 
     def build_example(self) -> Floats:
-        """Two raw rows [2, f…] that are nobody's: the imputed or mean values."""
+        """Builds two raw example rows [2, f…] from the imputed or mean values, so that they reveal no one's data."""
         return np.stack([np.where(np.isnan(self.fill), self.mean, self.fill)] * 2)
 
 
 class TableInputs(nn.Module):
-    """Raw rows [n, f…] (NaN is missing) to float32: ``(x − mean) / scale``, with ``fill`` for what is missing.
+    """Turns raw rows [n, f…] into float32: ``(x − mean) / scale``, with ``fill`` for missing values (NaN).
 
-    It computes in float64, so that large numbers with small differences, such as times, keep them.
+    It computes in float64, so that small differences between large numbers, such as timestamps, are not lost.
     """
 
     fill: Tensor
@@ -73,7 +73,7 @@ class TableInputs(nn.Module):
             self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, f…] of any number type → float32."""
+        """Maps rows [n, f…] of any number type to float32 [n, f…]."""
         rows = x.to(torch.float64)
         filled = torch.where(rows.isnan(), self.fill, rows)
         return ((filled - self.mean) / self.scale).to(torch.float32)
@@ -81,23 +81,23 @@ class TableInputs(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePreprocessing:
-    """Scales uint8 images channel by channel; ``mean`` and ``std`` are of values in 0..1."""
+    """Scales uint8 images channel by channel. ``mean`` and ``std`` refer to values in 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def columns(self) -> None:
-        """Images have none."""
+        """None, since images have no columns."""
         return
 
     def build_module(self) -> nn.Module:
-        """The step as a module, in the operations of ``Transform.normalized``."""
+        """Builds the step as a module with the same operations as ``Transform.normalized``."""
         return ImageInputs(*(255 * torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std)))
 
 
 class ImageInputs(nn.Module):
-    """uint8 images [n, channels, height, width] to float32: ``(x − mean) / std``, with both on the scale 0..255."""
+    """Turns uint8 images [n, channels, height, width] into float32: ``(x − mean) / std``, both on the scale 0..255."""
 
     mean: Tensor
     std: Tensor
@@ -108,12 +108,12 @@ class ImageInputs(nn.Module):
             self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, height, width] → float32."""
+        """Maps images [n, channels, height, width] to float32 of the same shape."""
         return (x.to(torch.float32) - self.mean) / self.std
 
 
 def join_preprocessing(preprocessing: Preprocessing | None, network: nn.Module) -> nn.Module:
-    """The network behind its preprocessing, which takes raw inputs; without preprocessing, the network itself."""
+    """Puts the preprocessing in front of the network, so that it takes raw inputs. None returns the network itself."""
     return network if preprocessing is None else _join(preprocessing.build_module(), network)
 
 
@@ -122,7 +122,7 @@ def _join(module: nn.Module, network: nn.Module) -> nn.Module:
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dict of a saved model as those of its preprocessing, which may be empty, and of its network."""
+    """Splits the state dict of a saved model into those of its preprocessing, which may be empty, and its network."""
     parts: dict[str, dict[str, Any]] = {PREPROCESSING: {}, NETWORK: {}}
     for key, value in state.items():
         part, _, name = key.partition(".")
@@ -134,7 +134,12 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def join_saved_preprocessing(state: Mapping[str, Tensor], network: nn.Module) -> nn.Module:
-    """``network`` behind the preprocessing whose numbers ``state`` holds, as ``split_state`` returns them."""
+    """Puts the preprocessing of a saved model in front of ``network``.
+
+    Args:
+        state: The state dict of the preprocessing, from ``split_state``. If it is empty, the network is returned.
+        network: The network, [n, …] to [n, outputs].
+    """
     if not state:
         return network
     return _join(TableInputs(**state) if "fill" in state else ImageInputs(**state), network)

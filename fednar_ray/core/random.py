@@ -48,13 +48,13 @@ def torch_seed(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: 
     return int(word >> np.uint64(1))
 
 
-def global_states() -> tuple[Any, Any]:
+def get_global_states() -> tuple[Any, Any]:
     """Returns the states of Python's and NumPy's global generators. Two results are equal if nothing was drawn."""
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
 @contextmanager
-def global_generators(address: np.random.SeedSequence | None = None) -> Iterator[None]:
+def seed_global_generators(address: np.random.SeedSequence | None = None) -> Iterator[None]:
     """Seeds Python's and NumPy's global generators at ``address`` inside, and restores their states afterwards.
 
     Without an address they are only restored.

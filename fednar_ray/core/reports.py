@@ -1,4 +1,4 @@
-"""What a round leaves behind: the record that is kept of it, and the report that callers of the round loop receive."""
+"""The record of a round, which is stored, and its report, which callers of the round loop receive."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from fednar_ray.core.flat_params import BufferVector, FloatVector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """What is kept of a finished round: numbers, without vectors.
+    """The stored numbers of a finished round, without its vectors.
 
     Attributes:
         round_index: t, counted from 0.
@@ -28,7 +28,7 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport(RoundRecord):
-    """A round as it ends, with the model it led to. All vectors are read-only.
+    """A finished round with the resulting model. All vectors are read-only.
 
     Attributes:
         parameters: The iterate after the server step, [d], in ``model.parameters()`` order.

@@ -1,6 +1,7 @@
-"""What a round prescribes: its annealed scalars, and how many local steps a client takes.
+"""Computes the annealed scalars of a round, and the local steps of a client.
 
-Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t with a rate γ_η in (0, 1], and likewise λ_t, A_t, ε_t.
+Annealing is geometric in the round t = 0, 1, …: η_t = η_0·γ_η^t with a rate γ_η in (0, 1]. λ_t, A_t and ε_t are
+annealed in the same way.
 
 Source: Li et al., NeurIPS 2023, Algorithm 1.
 """
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 
-def annealed(initial: float, rate: float, round_index: int) -> float:
-    """Returns ``initial · rate^round_index``."""
+def anneal(initial: float, rate: float, round_index: int) -> float:
+    """Computes the annealed value of a round, ``initial · rate^round_index``."""
     return initial * rate**round_index
 
 
@@ -28,7 +29,7 @@ class RoundScalars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """How much a client trains in a round: ``local_steps``, or ``local_epochs`` over its own shard. One is None."""
+    """The training of a client in one round: either ``local_steps`` or ``local_epochs`` over its shard. One is None."""
 
     batch_size: int
     local_steps: int | None

@@ -1,4 +1,4 @@
-"""Addresses of tracking stores, as MLflow and SQLAlchemy read them: what follows the scheme is percent-encoded."""
+"""Reads and builds addresses of tracking stores as MLflow and SQLAlchemy do: the path is percent-encoded."""
 
 import hashlib
 import os
@@ -13,57 +13,57 @@ _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|databricks$")
 
 
-def absolute_uri(uri: str) -> str:
-    """Returns an address that means the same store from every working directory.
+def make_uri_absolute(uri: str) -> str:
+    """Makes an address independent of the working directory.
 
-    A SQLite file is made absolute, and no more of its path is percent-encoded than must be: SQLAlchemy decodes what it
-    is given, but MLflow also makes the folder of that name without decoding it.  A folder, given as a path or as
-    ``file:…``, becomes a ``file:///…`` URI: MLflow decodes a plain path as if it were one.  Everything else is returned
-    as it is.
+    The path of a SQLite file becomes absolute. As little of it as possible is percent-encoded: SQLAlchemy decodes it,
+    but MLflow creates the folder without decoding its name. A folder, given as a path or as ``file:…``, becomes a
+    ``file:///…`` URI, since MLflow would decode a plain path. Other addresses are returned unchanged.
     """
     sqlite = _SQLITE.match(uri)
     if sqlite is not None:
         path, question, query = uri[sqlite.end() :].partition("?")
-        return sqlite[0] + _encoded(os.path.abspath(unquote(path))) + question + query if path else uri
+        return sqlite[0] + _encode(os.path.abspath(unquote(path))) + question + query if path else uri
     if uri.startswith("file:") and not uri.startswith("file:/"):
         return Path(os.path.abspath(unquote(uri.removeprefix("file:")))).as_uri()
     return uri if _SCHEME.match(uri) else Path(os.path.abspath(uri)).as_uri()
 
 
-def _encoded(path: str) -> str:
-    """Returns a path as SQLAlchemy reads it: percent-encoded only where it would be taken for something else."""
+def _encode(path: str) -> str:
+    """Percent-encodes a path for SQLAlchemy, but only the characters that would be misread."""
     encoded = path.replace("%", "%25") if unquote(path) != path else path
     return encoded.replace("?", "%3F")
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Returns the file of an absolute SQLite address; None for every other store."""
+def find_sqlite_file(uri: str) -> Path | None:
+    """Returns the file of an absolute SQLite address; None for other stores."""
     sqlite = _SQLITE.match(uri)
     return None if sqlite is None else Path(unquote(uri[sqlite.end() :].partition("?")[0]))
 
 
-def within_its_folder(uri: str) -> tuple[str, Path | None]:
-    """Returns an address for a program that makes the folder of a SQLite file without decoding its name.
+def split_off_folder(uri: str) -> tuple[str, Path | None]:
+    """Splits an address for a program that would create the folder of a SQLite file without decoding its name.
 
-    Where the name of the folder is encoded, that is an address relative to the folder, and the folder to start the
-    program in; otherwise the address as it is, and None.
+    Returns:
+        If the name of the folder is percent-encoded, an address relative to the folder, and the folder, in which the
+        program must be started. Otherwise the address itself, and None.
     """
-    file = sqlite_file(uri)
+    file = find_sqlite_file(uri)
     if file is None or str(file.parent) in uri:
         return uri, None
-    return f"sqlite:///{_encoded(file.name)}", file.parent
+    return f"sqlite:///{_encode(file.name)}", file.parent
 
 
-def folder_misread_by_mlflow(uri: str) -> str | None:
-    """Returns the folder of a ``file:`` store that MLflow decodes twice; None for every other store."""
+def find_misread_folder(uri: str) -> str | None:
+    """Returns the folder of a ``file:`` store if MLflow would misread it by decoding it twice; otherwise None."""
     folder = unquote(uri.removeprefix("file://"))
     return folder if uri.startswith("file:/") and unquote(folder) != folder else None
 
 
-def experiment_name_problem(name: str) -> str | None:
-    """Returns what is wrong with the name of an MLflow experiment; None where nothing is.
+def find_name_problem(name: str) -> str | None:
+    """Returns what is wrong with the name of an MLflow experiment; None if it is valid.
 
-    Artifacts may lie in a folder of that name, so a name must not lead out of a folder.
+    Artifacts may be stored in a folder of that name, so the name must not lead out of its parent folder.
     """
     if not name.strip("/ "):
         return "it is empty"
@@ -76,15 +76,15 @@ def experiment_name_problem(name: str) -> str | None:
     return None
 
 
-def artifact_folder(experiment_name: str) -> str:
-    """Returns the folder below ``mlruns`` for a valid experiment name: the name itself wherever that is possible.
+def build_artifact_folder(experiment_name: str) -> str:
+    """Returns the folder below ``mlruns`` for a valid experiment name: the name itself if possible.
 
-    A leading slash is dropped, and a part that is too long for a file system is cut, with a hash of the whole.
+    A leading slash is dropped. A part that is too long for a file system is cut and gets a hash of the whole part.
     """
-    return "/".join(_fitting(part) for part in experiment_name.split("/") if part not in ("", "."))
+    return "/".join(_shorten(part) for part in experiment_name.split("/") if part not in ("", "."))
 
 
-def _fitting(part: str) -> str:
+def _shorten(part: str) -> str:
     encoded = part.encode()
     if len(encoded) <= LONGEST_PART_BYTES:
         return part

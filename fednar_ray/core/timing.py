@@ -31,7 +31,7 @@ class Phases:
         self._seconds = dict.fromkeys(PHASES[:3], 0.0)
 
     @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
+    def measure(self, phase: str) -> Iterator[None]:
         """Counts the time spent inside as part of a phase."""
         start = time.perf_counter()
         try:
@@ -39,17 +39,17 @@ class Phases:
         finally:
             self._seconds[phase] += time.perf_counter() - start
 
-    def each(self, phase: str, items: Iterator[T]) -> Iterator[T]:
+    def measure_items(self, phase: str, items: Iterator[T]) -> Iterator[T]:
         """Yields the items. Waiting for an item is part of the phase; what the caller does with it is not."""
         while True:
-            with self.timed(phase):
+            with self.measure(phase):
                 try:
                     item = next(items)
                 except StopIteration:
                     return
             yield item
 
-    def metrics(self) -> dict[str, float]:
+    def compute_metrics(self) -> dict[str, float]:
         """Returns the durations up to now, as metrics of the round."""
         whole = time.perf_counter() - self._start
         seconds = {**self._seconds, "aggregate": whole - sum(self._seconds.values()), "log": self._log_seconds}

@@ -1,4 +1,4 @@
-"""The Ray actor that trains."""
+"""The Ray actor that trains and scores clients."""
 
 import os
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from fednar_ray.federated.evaluation import Offsets, Scorer
 
 
 class TrainingActor:
-    """Trains and scores for one run at a time. It keeps nothing that must outlive it."""
+    """Trains and scores for one run at a time. It can be lost at any time."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -34,7 +34,7 @@ class TrainingActor:
         self._trainer: GroupTrainer | None = None
         self._scorer: Scorer | None = None
 
-    def info(self) -> ActorInfo:
+    def get_info(self) -> ActorInfo:
         """Returns the node, the process and the GPUs that Ray gave this actor."""
         context = ray.get_runtime_context()
         gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
@@ -48,14 +48,14 @@ class TrainingActor:
         warm_up: tuple[int, ...],
         offsets: Mapping[str, Offsets] | None = None,
     ) -> None:
-        """Takes up a run and warms up.
+        """Prepares the actor for a run, and warms up.
 
         Args:
             plan: What to train, the same in every round.
             shards: The training examples of the clients that this actor may train, or the file of its one client,
                 which is read here, on the actor's node.
             splits: The held-out examples by the name of the split; ignored if ``shards`` is a file.
-            warm_up: The clients of a group that is as large as those to come.
+            warm_up: The clients to warm up with: as many as a client group of the run has.
             offsets: Where each client's part of a split starts and ends, [N + 1] by the name of the split.
 
         Raises:
@@ -64,7 +64,7 @@ class TrainingActor:
         """
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
-        device = torch.device(choose_device(self.info().gpus, torch.cuda.device_count()))
+        device = torch.device(choose_device(self.get_info().gpus, torch.cuda.device_count()))
         self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
         self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)

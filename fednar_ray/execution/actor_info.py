@@ -1,4 +1,4 @@
-"""What is known about an actor."""
+"""Where an actor runs."""
 
 from dataclasses import dataclass
 

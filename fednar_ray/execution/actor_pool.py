@@ -1,4 +1,4 @@
-"""Client groups on Ray actors.
+"""Trains client groups on Ray actors.
 
 In a pooled placement any actor takes any client group. In a dedicated placement there is one actor per client.
 Actors are disposable: when one is lost, its calls go to others and a new actor takes its slot.
@@ -40,8 +40,8 @@ from fednar_ray.federated.client_trainer import TrainingPlan
 class ActorPool:
     """Actors that train and score for one run. They start and warm up while the driver continues.
 
-    The pool carries out what others decide: ``FailurePolicy`` about failures, ``find_next_dispatch`` about where a call
-    goes, ``TimeLimits`` about what is overdue.
+    The pool carries out decisions. ``FailurePolicy`` decides about failures, ``find_next_dispatch`` where a call goes,
+    and ``TimeLimits`` what is overdue.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class ActorPool:
         while not enough(slot.is_ready for slot in self._slots) and self._find_startable():
             self._wait()
 
-    def actor_infos(self) -> list[ActorInfo]:
+    def list_actors(self) -> list[ActorInfo]:
         """Returns where the actors live, by slot, once they are ready; those that do not start in time are left out."""
         self.wait_until_ready()
-        infos: list[ActorInfo] = ray.get([slot.actor.info.remote() for slot in self._slots if slot.is_ready])
+        infos: list[ActorInfo] = ray.get([slot.actor.get_info.remote() for slot in self._slots if slot.is_ready])
         return infos
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
@@ -156,7 +156,7 @@ class ActorPool:
             self._collect(slot, ready[0], stream, hold=hold)
 
     def _collect(self, slot: Slot, ref: Any, stream: Stream, *, hold: bool) -> None:
-        """Takes over the result of a call, or handles its failure."""
+        """Stores the result of a call, or handles its failure."""
         try:
             result = ray.get(ref)
         except RayTaskError as error:
@@ -172,7 +172,7 @@ class ActorPool:
                 self._holders[call.work.client_ids] = slot
 
     def _handle_client_error(self, slot: Slot, ref: Any, error: Exception, stream: Stream) -> None:
-        """Handles an exception of a client's training. The actor survives it, unless it lost its GPU.
+        """Handles an exception in a client's training. The actor survives it, unless it lost its GPU.
 
         Raises:
             RunFailed: The error is one that no other client or actor can avoid.
@@ -193,7 +193,7 @@ class ActorPool:
         """Replaces an actor. Its calls wait again, and each is then sent alone to an actor.
 
         The oldest call was running, so it is at fault. That is not certain if its result was lost together with the
-        actor, for then the next call may have been running: ``blame_oldest`` says that this is ruled out.
+        actor, since the next call may have been running. ``blame_oldest`` tells whether that can be ruled out.
         """
         calls = [call for _, call in slot.calls]
         self._slots.replace(slot)

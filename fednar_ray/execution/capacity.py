@@ -1,4 +1,4 @@
-"""How many actors fit, decided before any is started: pure functions of the settings and the cluster."""
+"""Plans how many actors to start. All functions depend only on the settings and the cluster's resources."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +87,7 @@ class ActorPlan:
 
 
 def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, footprint: Footprint) -> int:
-    """Returns how many actors that take so many CPUs and GPUs each fit on a cluster at the same time."""
+    """Counts the actors with ``cpus`` and ``gpus`` each that fit on a cluster at the same time."""
     by_memory = floor(cluster.memory_bytes / footprint.memory_bytes)
     by_cpu = floor(cluster.cpus / cpus + 1e-9)
     if not gpus:
@@ -127,10 +127,10 @@ def reserve(
 def choose_placement(
     settings: ExecutionSettings, group_size: int, clients: int, cluster: ClusterResources, footprint: Footprint
 ) -> str:
-    """Returns "dedicated", "pooled" or what the settings ask for.
+    """Chooses the placement: that of the settings, or for ``auto`` "dedicated" or "pooled".
 
-    ``auto`` is dedicated for silos, and where groups are single clients and all of them fit at once. Otherwise it is
-    pooled.
+    ``auto`` means dedicated for silos, and also if clients train one by one and an actor for each of them fits.
+    Otherwise it means pooled.
 
     Args:
         settings: The ``execution`` section.
@@ -164,10 +164,16 @@ def plan_dedicated(
 
 
 def plan_pooled(settings: ExecutionSettings, groups: int, cluster: ClusterResources, footprint: Footprint) -> ActorPlan:
-    """Plans ``execution.actors`` actors for a round of so many client groups.
+    """Plans ``execution.actors`` actors that train any client.
 
-    With ``auto`` and GPUs there are as many actors on each GPU as its memory holds, or one if its memory is unknown.
-    With ``auto`` and no GPUs there is one actor for each ``cpus_per_actor``. There are never more than client groups.
+    With ``auto`` and GPUs, each GPU gets as many actors as its memory holds, or one if its memory is unknown. With
+    ``auto`` and no GPUs there is one actor per ``cpus_per_actor`` CPUs. ``auto`` never plans more actors than groups.
+
+    Args:
+        settings: The ``execution`` section.
+        groups: The number of client groups of a round.
+        cluster: What the cluster has.
+        footprint: What one actor needs.
 
     Raises:
         CapacityError: The cluster cannot hold them. The message says how many would fit.

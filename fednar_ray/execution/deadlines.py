@@ -1,4 +1,4 @@
-"""How long a pool waits for results and for actors: pure decisions about the slots of a pool."""
+"""Decides how long a pool waits for results and for actors, from the state of its slots."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class TimeLimits:
         Args:
             slots: All slots of the pool.
             awaited: Those whose actors are starting and must become ready, since no other actor can do their work.
-            none_ready_since: Since when no actor has been ready; read only while that is so.
+            none_ready_since: The time since which no actor has been ready. It is ignored if one is ready.
         """
         if not any(slot.is_ready for slot in slots):
             return [Deadline(none_ready_since + self.start_seconds, NoActor())]

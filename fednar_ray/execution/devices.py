@@ -1,4 +1,4 @@
-"""What a training process runs on: its device and its memory."""
+"""Chooses the device of a training process, and sets how it keeps memory."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""Which call is sent to which actor next: pure decisions about a queue and the slots of a pool."""
+"""Decides which call is sent to which actor next, from the state of the queue and of the pool's slots."""
 
 from collections.abc import Sequence
 from typing import Any

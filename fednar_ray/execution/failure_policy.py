@@ -1,4 +1,4 @@
-"""What a pool does about a failed call: pure decisions, which the serial pool and the actor pool carry out alike."""
+"""Decides what follows a failed call. The serial pool and the actor pool carry out the decisions."""
 
 import logging
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 log = logging.getLogger("fednar_ray")
 
-LISTED_CLIENTS = 10  # a message names at most so many clients
+LISTED_CLIENTS = 10  # a message names at most this many clients
 
 
 class FailureKind(Enum):
-    """How a call failed. The value is the reason that is reported where the failure brings no message of its own."""
+    """How a call failed. The value is the reason that is reported if the failure has no message."""
 
     ACTOR_LOST = "its actor was lost"
     TIMED_OUT = "it took longer than execution.client_timeout_seconds"
@@ -118,7 +118,7 @@ class RoundFailures:
         self._remaining = clients
 
     def handle(self, failure: Failure) -> Retry | Split | Drop:
-        """Returns what the pool is to do about a failure.
+        """Decides what the pool does about a failure, and logs it.
 
         Raises:
             RoundAborted: Fewer clients than the policy requires would remain.
@@ -149,7 +149,7 @@ def describe_clients(client_ids: tuple[int, ...]) -> str:
 
 
 def classify_error(error: BaseException) -> FailureKind:
-    """Returns how a call failed whose training code raised ``error``."""
+    """Classifies the failure of a call whose training code raised ``error``."""
     if is_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
     # a CUDA error leaves the process with a context that cannot be used again

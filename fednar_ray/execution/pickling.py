@@ -48,7 +48,7 @@ def _find_unpicklable(model: nn.Module) -> str:
 def _is_picklable(value: object) -> bool:
     try:
         _pickle(value)
-    except Exception:  # noqa: BLE001 - whatever a user's object raises
+    except Exception:  # noqa: BLE001 - a user's object may raise anything
         return False
     return True
 

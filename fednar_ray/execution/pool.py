@@ -1,4 +1,4 @@
-"""What a run needs of the place where its clients train."""
+"""The interface of the pools that train and score clients."""
 
 from typing import Protocol
 
@@ -15,5 +15,5 @@ class ExecutionPool(ClientPool, Protocol):
     def wait_until_ready(self) -> None:
         """Waits until the pool has started and warmed up."""
 
-    def actor_infos(self) -> list[ActorInfo]:
+    def list_actors(self) -> list[ActorInfo]:
         """Returns where the actors live, by slot; an empty list if there are none."""

@@ -1,8 +1,8 @@
-"""Keeps what a local Ray leaves on this machine private to its user: a directory, a token, and logs of bounded size.
+"""Keeps the files of a local Ray private to its user: its directory, its token, and logs of limited size.
 
 Ray makes its session directories writable for everyone, writes a new token to ``~/.ray/auth_token`` so that everyone
-can read it, and leaves its logs behind. A Ray that we start works in a directory that only its user can enter, with a
-token that is only in the environment of its processes. The directory is removed when that Ray ends.
+can read it, and leaves its logs behind. A Ray that a session starts works in a directory that only its user can enter,
+with a token that is only in the environment of its processes. The directory is removed when that Ray ends.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ PREFIX = "fednar-"
 LOCK = "in-use"
 MAX_PATH_BYTES = 107  # of a socket
 ADDED_PATH_BYTES = len("/12345678/r/session_2026-11-27_02-55-47_463414_12345678/sockets/plasma_store.1")
-"""How much we and Ray add to the path of the directory for temporary files."""
+"""The length that this module and Ray add to the path of the directory for temporary files."""
 LOG_VARIABLES = {"RAY_ROTATION_MAX_BYTES": "10000000", "RAY_ROTATION_BACKUP_COUNT": "1"}
 """An actor prints to a file of at most this size, and one older file is kept. By default the file grows forever."""
 REMNANT_SECONDS = 3600.0  # a younger directory without a lock may be in the making, or a dying Ray recreated it
@@ -34,7 +34,7 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 class PrivateRay:
     """The directory and the environment of a local Ray, from before it starts until ``close``.
 
-    Environment variables that the user has set are left as they are.
+    Environment variables that the user has set are not changed.
 
     Raises:
         RayUnavailable: No directory for temporary files is suitable.
@@ -57,7 +57,7 @@ class PrivateRay:
         """The directory for Ray, which opens it to everyone. The directory around it stays closed."""
         return str(self._directory / "r")
 
-    def processes(self) -> list[psutil.Process]:
+    def list_processes(self) -> list[psutil.Process]:
         """Returns the processes of this Ray: their commands name the directory, or start as Ray's workers do."""
         found = []
         for process in psutil.Process().children(recursive=True):

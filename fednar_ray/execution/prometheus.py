@@ -1,4 +1,4 @@
-"""Rounds, clients and failures among Ray's own metrics, which each node offers to Prometheus."""
+"""Adds rounds, clients and failures to Ray's metrics, which each node exports to Prometheus."""
 
 import ray
 from ray.util.metrics import Counter, Gauge
@@ -27,7 +27,7 @@ class RoundMetrics(RoundCallback):
         self._seconds = Gauge("fednar_round_seconds", "Duration of the last round in seconds.", labels)
 
     def on_round_end(self, report: RoundReport) -> None:
-        """Counts the round."""
+        """Adds the round, its clients and its failures to the counters."""
         if not self._connected:
             return
         self._rounds.inc(1, self._labels)

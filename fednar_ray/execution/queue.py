@@ -1,4 +1,4 @@
-"""The calls of one round: those that wait, those that have arrived, and the result that is due. It knows no Ray."""
+"""Orders the calls of one round: those that wait, those whose results have arrived, and the result that is due."""
 
 from bisect import insort
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class Call(Generic[WorkItem]):
 
 
 class CallQueue(Generic[WorkItem]):
-    """Hands out results in the order of the work items, whatever the order of their arrival."""
+    """Returns results in the order of the work items, regardless of the order in which they arrive."""
 
     def __init__(self, items: Sequence[WorkItem], slots: Sequence[int | None]) -> None:
         self._waiting: list[Call[WorkItem]] = [
@@ -61,7 +61,7 @@ class CallQueue(Generic[WorkItem]):
         return self._waiting
 
     def pop_due(self) -> Iterator[Any]:
-        """Yields the results whose turn it is."""
+        """Yields the results that are due, in dispatch order."""
         while not self.is_finished and self._order[self._next] in self._arrived:
             self._next += 1
             yield self._arrived.pop(self._order[self._next - 1])
@@ -71,7 +71,7 @@ class CallQueue(Generic[WorkItem]):
         return call.key == self._order[self._next]
 
     def mark_sent(self, call: Call[WorkItem]) -> None:
-        """Takes a call off the waiting list."""
+        """Removes a call from the waiting list."""
         self._waiting.remove(call)
 
     def arrive(self, call: Call[WorkItem], result: Any) -> None:
@@ -79,7 +79,7 @@ class CallQueue(Generic[WorkItem]):
         self._arrived[call.key] = result
 
     def requeue(self, call: Call[WorkItem]) -> None:
-        """Lets a call that was sent wait again, in its old position."""
+        """Puts a call that was sent back into the waiting list, at its old position."""
         insort(self._waiting, call)
 
     def split(self: "CallQueue[GroupTask]", call: Call[GroupTask], attempts: int) -> None:

@@ -1,4 +1,4 @@
-"""Client groups one after another in the driver's own process: the reference that all other placements must equal."""
+"""Trains client groups one after another in the driver's process. All other placements give the same results."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -42,10 +42,10 @@ class SerialPool:
         self._trainer, self._scorer, self._policy, self._warm_up = trainer, scorer, policy, warm_up
 
     def wait_until_ready(self) -> None:
-        """Warms up, so that the first round takes as long as the others."""
+        """Warms up, so that the first round takes no longer than the others."""
         self._trainer.warm_up(self._warm_up)
 
-    def actor_infos(self) -> list[ActorInfo]:
+    def list_actors(self) -> list[ActorInfo]:
         """Returns an empty list, since there are no actors."""
         return []
 
@@ -93,7 +93,7 @@ def _run_with_retries(
                 result = train(task)
         except RunFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a client's model raises
+        except Exception as error:  # noqa: BLE001 - a client's model may raise anything
             attempts += 1
             kind, reason = classify_error(error), describe_error(error)
         else:

@@ -1,4 +1,4 @@
-"""A connection to Ray that several runs may share, and the actors that stay warm between them."""
+"""Connects to Ray for several runs, and keeps actors warm between them."""
 
 import atexit
 import logging
@@ -32,7 +32,7 @@ LOCAL_OPTIONS: Mapping[str, Any] = {
 }
 
 Shares = tuple[float, float, str]
-"""What actors must have in common to serve the same plans: CPUs, GPUs and strategy."""
+"""CPUs, GPUs and strategy of an actor. Idle actors are reused for plans with the same ones."""
 
 
 class RaySession:
@@ -46,7 +46,7 @@ class RaySession:
         address: The address of a cluster, ``host:port``, ``ray://host:port`` or ``auto``.
 
     Raises:
-        BadInput: The address holds a password.
+        BadInput: The address contains a password.
 
     Example:
         >>> with fednar_ray.RaySession() as session:
@@ -76,10 +76,10 @@ class RaySession:
         self.close()
 
     def connect(self) -> None:
-        """Starts or joins Ray, unless that has happened.
+        """Starts or joins Ray, unless it is connected already.
 
         Raises:
-            RayUnavailable: A local Ray does not start, or nobody answers at the address.
+            RayUnavailable: A local Ray does not start, or no cluster answers at the address.
         """
         if ray.is_initialized():
             return
@@ -103,7 +103,7 @@ class RaySession:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # with Ray's own handler the process would abort
 
-    def resources(self) -> ClusterResources:
+    def get_resources(self) -> ClusterResources:
         """Returns what the cluster has in total, or what this machine has if a local Ray is yet to start."""
         if self.local:
             return ClusterResources(
@@ -117,14 +117,14 @@ class RaySession:
             cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0), memory_bytes=total.get("memory", 0.0)
         )
 
-    def nodes(self) -> list[dict[str, float]]:
+    def list_nodes(self) -> list[dict[str, float]]:
         """Returns what each living node has in total: CPU, GPU, memory in bytes, and custom resources."""
         self.connect()
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [{"CPU": 0.0, "GPU": 0.0} | {name: float(amount) for name, amount in node.items()} for node in alive]
 
-    def gpu_memory_bytes(self) -> float | None:
-        """Returns the memory of the cluster's smallest GPU, or None if a node with GPUs does not tell.
+    def get_gpu_memory_bytes(self) -> float | None:
+        """Returns the memory of the cluster's smallest GPU, or None if a node with GPUs does not report it.
 
         Each node with a GPU is asked once per session.
         """
@@ -136,12 +136,12 @@ class RaySession:
     def lease(self, plan: ActorPlan) -> list[Any]:
         """Returns actors with the shares of a plan: idle ones first, then new ones. Those of silos are always new."""
         self.connect()
-        idle = [] if plan.pins else self._idle[_shares(plan)]
+        idle = [] if plan.pins else self._idle[_get_shares(plan)]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
         self.discard_idle()  # idle actors with other shares would keep CPUs from the new ones
-        return leased + self.new_actors(plan, range(len(leased), plan.count))
+        return leased + self.start_actors(plan, range(len(leased), plan.count))
 
-    def new_actors(self, plan: ActorPlan, slots: Iterable[int]) -> list[Any]:
+    def start_actors(self, plan: ActorPlan, slots: Iterable[int]) -> list[Any]:
         """Requests an actor for each of these slots of a plan. Each starts once the cluster has room for it."""
         return [
             ray.remote(max_restarts=0, **options)(TrainingActor).remote()
@@ -155,7 +155,7 @@ class RaySession:
                 ray.kill(actor)
             else:
                 actor.release.remote()
-                self._idle[_shares(plan)].append(actor)
+                self._idle[_get_shares(plan)].append(actor)
 
     def discard_idle(self) -> None:
         """Ends the actors that are kept warm, so that others get their CPUs and GPUs."""
@@ -170,7 +170,7 @@ class RaySession:
 
     def close(self) -> None:
         """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
-        processes = [] if self._private is None else self._private.processes()
+        processes = [] if self._private is None else self._private.list_processes()
         if ray.is_initialized():
             self.discard_idle()
             if self._started_here:
@@ -179,14 +179,14 @@ class RaySession:
         self._close_private(processes)
 
     def _close_private(self, processes: Sequence[psutil.Process] = ()) -> None:
-        """Removes what the local Ray of this session kept on disk, once its processes have ended."""
+        """Removes the files of this session's local Ray, once its processes have ended."""
         if self._private is not None:
             self._private.close(processes)
             self._private = None
             atexit.unregister(self.close)
 
 
-def _shares(plan: ActorPlan) -> Shares:
+def _get_shares(plan: ActorPlan) -> Shares:
     return plan.cpus, plan.gpus, plan.strategy
 
 
@@ -196,7 +196,7 @@ def _check_reachable(address: str) -> None:
     try:
         host, port = parts.hostname, parts.port or 10001
         if host is None:
-            raise ValueError("the address names no host")
+            raise ValueError("the address has no host")
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise RayUnavailable(f"no Ray answers at {address}: {error}") from error

@@ -1,4 +1,4 @@
-"""Silos: clients whose actors are pinned to the nodes that have their data."""
+"""Plans the actors of silos: clients that train on the nodes that have their data."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def plan_silos(
     """
     silos = {name: (settings.silos or {})[name] for name in names}
     candidates = {
-        name: [i for i, node in enumerate(nodes) if _suits(node, silo, settings)] for name, silo in silos.items()
+        name: [i for i, node in enumerate(nodes) if _can_hold(node, silo, settings)] for name, silo in silos.items()
     }
     pins = tuple(
         Pin(silo=name, resources=silo.resources, gpus=_choose_gpu_share(settings, name, candidates, nodes))
@@ -50,7 +50,7 @@ def plan_silos(
     return ActorPlan(count=len(pins), cpus=settings.cpus_per_actor, gpus=gpus, growing=settings.autoscale, pins=pins)
 
 
-def _suits(node: Node, silo: SiloSettings, settings: ExecutionSettings) -> bool:
+def _can_hold(node: Node, silo: SiloSettings, settings: ExecutionSettings) -> bool:
     gpus = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
     return has_room(node, {**silo.resources, "CPU": settings.cpus_per_actor, "GPU": gpus})
 

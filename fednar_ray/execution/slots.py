@@ -1,4 +1,4 @@
-"""The slots of a pool, and the actors that fill them: starting, readiness, replacement."""
+"""Keeps the slots of a pool, and starts and replaces the actors in them."""
 
 import time
 from collections import deque
@@ -16,7 +16,7 @@ from fednar_ray.execution.ray_errors import unwrap_task_error
 from fednar_ray.execution.session import RaySession
 
 CALLS_PER_ACTOR = 2  # one trains and one waits, so that an actor never idles between two client groups
-MAX_FAILED_STARTS = 3  # in a row, in one slot
+MAX_FAILED_STARTS = 3  # successive, in one slot
 
 Prepare = Callable[[int, Any], Any]
 """Takes a slot's index and its actor, and returns the reference of the call that prepares the actor for the run."""
@@ -116,7 +116,7 @@ class ActorSlots(Sequence[Slot]):
         ray.kill(slot.actor)
         if not any(other.is_ready for other in self._slots if other is not slot):
             self.none_ready_since = time.monotonic()
-        (actor,) = self._session.new_actors(self._plan, [slot.index])
+        (actor,) = self._session.start_actors(self._plan, [slot.index])
         self._slots[slot.index] = Slot(slot.index, actor, self._prepare(slot.index, actor), slot.failed_starts)
 
     def finish_start(self, slot: Slot) -> None:

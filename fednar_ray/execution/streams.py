@@ -1,4 +1,4 @@
-"""What one round asks of a pool's actors: how its work items are sent, and what follows when one of them fails."""
+"""Sends the work items of one round to a pool's actors, and handles those that fail."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Stream(Protocol):
         """Calls the actor, and returns the reference of its result."""
 
     def handle_failure(self, call: Call[Any], kind: FailureKind, reason: str) -> None:
-        """Lets a failed call wait again, splits it, or puts a lost client in the place of its result.
+        """Requeues a failed call, splits it, or replaces its result by the lost clients.
 
         Raises:
             RunFailed: The run cannot continue without the result.
@@ -40,7 +40,7 @@ class GroupStream:
         broadcast: What all groups of the round receive.
         tasks: The groups, in dispatch order.
         slots: For each task the slot that must or should take it, or None.
-        policy: What follows a failed call.
+        policy: Decides what follows a failed call.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GroupStream:
         policy: FailurePolicy,
     ) -> None:
         self.queue: CallQueue[GroupTask] = CallQueue(tasks, slots)
-        self._method, self._broadcast = method, share(broadcast)
+        self._method, self._broadcast = method, put_if_large(broadcast)
         self._failures = RoundFailures(policy, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
 
     def send(self, actor: Any, work: GroupTask) -> Any:
@@ -60,7 +60,7 @@ class GroupStream:
         return getattr(actor, self._method).remote(self._broadcast, work)
 
     def handle_failure(self, call: Call[GroupTask], kind: FailureKind, reason: str) -> None:
-        """Does what the policy decides. Raises RoundAborted if too few clients remain."""
+        """Carries out the policy's decision. Raises RoundAborted if too few clients remain."""
         failure = Failure(client_ids=call.work.client_ids, kind=kind, reason=reason, attempts=call.attempts)
         match self._failures.handle(failure):
             case Retry():
@@ -78,20 +78,20 @@ class ScoringStream:
         self, eval_params: EvalParams, tasks: Sequence[ScoringTask], slots: Sequence[int | None], policy: FailurePolicy
     ) -> None:
         self.queue: CallQueue[ScoringTask] = CallQueue(tasks, slots)
-        self._eval_params, self._round_index, self._policy = share(eval_params), eval_params.round_index, policy
+        self._eval_params, self._round_index, self._policy = put_if_large(eval_params), eval_params.round_index, policy
 
     def send(self, actor: Any, work: ScoringTask) -> Any:
         """Calls the actor, and returns the reference of its result."""
         return actor.score.remote(self._eval_params, work)
 
     def handle_failure(self, call: Call[ScoringTask], kind: FailureKind, reason: str) -> None:
-        """Lets the call wait again. Raises RunFailed after the last retry."""
+        """Requeues the call. Raises RunFailed after the last retry."""
         if call.attempts > self._policy.retries:
             raise RunFailed(f"round {self._round_index}: {call.work.split} cannot be scored: {reason}")
         log.warning("round %d, scoring %s: %s; retrying", self._round_index, call.work.split, reason)
         self.queue.requeue(call)
 
 
-def share(message: Broadcast | EvalParams) -> Any:
-    """Returns what to pass to every call of a round: a small message itself, or a reference to a large one."""
+def put_if_large(message: Broadcast | EvalParams) -> Any:
+    """Returns a small message itself, or puts a large one into the object store and returns its reference."""
     return message if message.nbytes <= WITHIN_CALL_BYTES else ray.put(message)

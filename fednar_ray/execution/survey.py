@@ -1,4 +1,4 @@
-"""Questions to the files of silos, which are answered where the files are."""
+"""Asks questions about the files of silos, on the nodes where the files are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from fednar_ray.execution.silos import plan_silos
 
 
 class LocalSurvey:
-    """Asks about files that all lie on this machine."""
+    """Asks questions about files that are on this machine."""
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
         """Returns the answers, in the order of the items.
@@ -38,7 +38,7 @@ class RemoteSurvey:
     def __init__(self, session: RaySession, settings: ExecutionSettings) -> None:
         self._session, self._time_limit = session, settings.capacity_timeout_seconds
         self._names = sorted(settings.silos or {})
-        self._plan = plan_silos(settings, self._names, session.nodes(), Footprint(model_bytes=0))
+        self._plan = plan_silos(settings, self._names, session.list_nodes(), Footprint(model_bytes=0))
 
     def __call__(self, question: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
         """Returns the answers, in the order of the items.
@@ -61,7 +61,7 @@ class RemoteSurvey:
 
 
 def _answer(question: Callable[[Any], Answer], item: Any) -> Answer:
-    """Runs on a silo's node."""
+    """Answers a question on a silo's node."""
     return question(item)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fednar_ray.config import dotted
+from fednar_ray.config import flatten_settings
 from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
@@ -24,8 +24,8 @@ log = logging.getLogger("fednar_ray")
 def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
     """Logs the experiment, the data, and where clients are trained."""
     federation = prepared.federation
-    tracker.log_params(dotted(prepared.experiment))
-    tracker.log_tags(plan.tags())
+    tracker.log_params(flatten_settings(prepared.experiment))
+    tracker.log_tags(plan.build_tags())
     examples = federation.shards.examples
     tracker.log_data(
         DataSummary(
@@ -45,7 +45,7 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
 def log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
-    """Logs the figures of all rounds, the excluded clients and the model. Raises RunFailed where the disk is full."""
+    """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
     files = RunDirectory(directory)
     _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
     _log_figure(tracker, lambda path: draw_step_norms(history, path), files.step_norms_plot)

@@ -1,4 +1,4 @@
-"""When the checkpoints of a run are written: at its start, every k rounds, and at its end, whatever ends it."""
+"""Writes the checkpoints of a run: at its start, every k rounds, and at its end, also after an error."""
 
 import logging
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ INTERRUPTED_SECONDS = 4.0  # a process that gets SIGTERM usually has ten seconds
 
 
 class CheckpointCallback(RoundCallback):
-    """Writes checkpoints in the background: a round never waits for the storage.
+    """Writes checkpoints in the background, so that rounds do not wait for the storage.
 
     A checkpoint that could not be written ends the run with CheckpointError at the next round, or at its end.
 
     Args:
         store: Where checkpoints are written.
         every: Rounds between two checkpoints; None: no checkpoint is written at all.
-        state: The state of the federation, which moves along with the rounds.
+        state: The state of the federation, which advances with each round.
         journal: The journal of the run. A checkpoint contains its lines.
-        facts: What a checkpoint says of its run besides.
+        facts: What else a checkpoint records about its run.
         written: The number of rounds in the checkpoint that the run resumes from; None for a new run.
     """
 
@@ -50,7 +50,7 @@ class CheckpointCallback(RoundCallback):
             self._offer()
 
     def on_round_end(self, report: RoundReport) -> None:
-        """Writes a checkpoint after every k-th round. The journal must hold the round already."""
+        """Writes a checkpoint after every k-th round. The journal must already have recorded the round."""
         if self._every is not None and self._state.now.next_round % self._every == 0:
             self._offer()
 
@@ -73,10 +73,10 @@ class CheckpointCallback(RoundCallback):
         if self._every is None:
             return
         done = self._state.now.next_round
-        self._writer.offer(self._state.snapshot(self._journal.lines(done), self._facts))
-        self._offered = done  # set last: where offering is interrupted, the end of the run offers it again
+        self._writer.offer(self._state.take_snapshot(self._journal.get_lines(done), self._facts))
+        self._offered = done  # set last: if this method is interrupted, the end of the run offers the state again
 
     def _offer_last(self) -> None:
-        """A round that ended and that the journal does not hold yet is left out: a resumed run trains it again."""
+        """Writes the last round, unless the journal does not have it yet. A resumed run then trains it again."""
         if self._offered != self._state.now.next_round <= self._journal.rounds:
             self._offer()

@@ -1,8 +1,7 @@
-"""Checks that a checkpoint holds what a run, or a trial, needs.
+"""Checks that a checkpoint contains what a run or a trial needs.
 
-A checkpoint with the right checksums is what somebody wrote.  One that holds something else was written by another
-version: it is refused with its file and the difference, and no older checkpoint is used in its place, because rounds
-would be lost silently.
+A checkpoint whose checksums are right is undamaged. If its contents still differ, another version has written it: it is
+refused with its file and the difference. No older checkpoint is used instead, because rounds would be lost silently.
 """
 
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fednar_ray.checkpoint.store import Checkpoint
 from fednar_ray.config import Experiment
 from fednar_ray.config.problems import describe
-from fednar_ray.core.errors import ConfigError, shown_text
+from fednar_ray.core.errors import ConfigError, format_text
 from fednar_ray.federated.server_state import (
     BUFFERS,
     PARAMETERS,
     SERVER,
     ServerSide,
+    build_contents_error,
     find_differences,
-    other_contents,
 )
 from fednar_ray.tracking.journal import parse_line
 
@@ -29,7 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 RENAMED_FACTS = {"cohort_width": "group_size"}
-"""The name of a fact in checkpoints of earlier versions → its name now."""
+"""The name of a fact in checkpoints of earlier versions → its current name."""
 
 
 class _Facts(BaseModel):
@@ -66,13 +65,13 @@ class _RunFacts(_TrialFacts):
 
 
 def read_run_experiment(checkpoint: Checkpoint) -> Experiment:
-    """Returns the experiment that a run's checkpoint records. Raises CheckpointError if it lacks what a run needs."""
-    return _checked(checkpoint, _RunFacts)
+    """Returns the experiment of a run's checkpoint. Raises CheckpointError if it lacks what a run needs."""
+    return _validate(checkpoint, _RunFacts)
 
 
 def read_trial_experiment(checkpoint: Checkpoint) -> Experiment:
-    """Returns the experiment that a trial's checkpoint records. Raises CheckpointError likewise."""
-    return _checked(checkpoint, _TrialFacts)
+    """Returns the experiment of a trial's checkpoint. Raises CheckpointError if it lacks what a trial needs."""
+    return _validate(checkpoint, _TrialFacts)
 
 
 def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
@@ -95,29 +94,29 @@ def check_fits(checkpoint: Checkpoint, start: ServerSide, name: str) -> None:
             raise ConfigError((f"{name}: {text}; resume it with the model and version that it was started with",))
     problem = next(find_differences(checkpoint, start), None)
     if problem is not None:
-        raise other_contents(checkpoint, problem)
+        raise build_contents_error(checkpoint, problem)
 
 
-def _checked(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
+def _validate(checkpoint: Checkpoint, schema: type[_TrialFacts]) -> Experiment:
     renamed = [f"facts.{old} is now facts.{new}" for old, new in RENAMED_FACTS.items() if old in checkpoint.facts]
     if renamed:
-        problems = [*renamed, *_experiment_problems(checkpoint.facts.get("experiment"))]
-        raise other_contents(checkpoint, "; ".join(problems))
+        problems = [*renamed, *_find_experiment_problems(checkpoint.facts.get("experiment"))]
+        raise build_contents_error(checkpoint, "; ".join(problems))
     try:
         facts = schema.model_validate(dict(checkpoint.facts))
     except ValidationError as error:
-        raise other_contents(checkpoint, "; ".join(describe(error, "facts."))) from None
-    problem = next(_problems(checkpoint, facts), None)
+        raise build_contents_error(checkpoint, "; ".join(describe(error, "facts."))) from None
+    problem = next(_find_problems(checkpoint, facts), None)
     if problem is not None:
-        raise other_contents(checkpoint, problem)
-    problems = _experiment_problems(facts.experiment)
+        raise build_contents_error(checkpoint, problem)
+    problems = _find_experiment_problems(facts.experiment)
     if problems:
-        raise other_contents(checkpoint, "; ".join(problems))
+        raise build_contents_error(checkpoint, "; ".join(problems))
     return Experiment.model_validate(facts.experiment)
 
 
-def _experiment_problems(experiment: object) -> list[str]:
-    """What keeps the recorded experiment from being one of this version, one line each."""
+def _find_experiment_problems(experiment: object) -> list[str]:
+    """Finds why the recorded experiment is invalid in this version, one line each."""
     try:
         Experiment.model_validate(experiment)
     except ValidationError as error:
@@ -125,7 +124,7 @@ def _experiment_problems(experiment: object) -> list[str]:
     return []
 
 
-def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
+def _find_problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
     """Finds what is missing, unknown, or has another form, arrays first."""
     arrays = checkpoint.arrays
     vectors = {name.removeprefix(SERVER) for name in arrays if name.startswith(SERVER)}
@@ -136,12 +135,12 @@ def _problems(checkpoint: Checkpoint, facts: _TrialFacts) -> Iterator[str]:
             yield f"the array {name} is missing"
     for name, array in arrays.items():
         if name not in known and name.removeprefix(SERVER) not in wanted:
-            yield f"the array {shown_text(name)} is unknown"
+            yield f"the array {format_text(name)} is unknown"
         elif name != BUFFERS and array.shape != arrays[PARAMETERS].shape:
             shapes = f"{array.shape}, and {PARAMETERS} of {arrays[PARAMETERS].shape}"
-            yield f"the array {shown_text(name)} is of shape {shapes}"
+            yield f"the array {format_text(name)} is of shape {shapes}"
         elif array.ndim != 1:
-            yield f"the array {shown_text(name)} is of shape {array.shape}, not one vector"
+            yield f"the array {format_text(name)} is of shape {array.shape}, not one vector"
     if len(checkpoint.history) != checkpoint.next_round:
         yield f"the history has {len(checkpoint.history)} rounds, not {checkpoint.next_round}"
     for index, line in enumerate(checkpoint.history):

@@ -11,7 +11,7 @@ from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import SPLITS, Evaluation
@@ -30,7 +30,7 @@ def iter_rounds(
     """Trains an experiment, and yields one report per round. Nothing is tracked or written.
 
     Args:
-        experiment: What is trained.
+        experiment: The experiment.
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
@@ -40,8 +40,8 @@ def iter_rounds(
         The report of each round, with its metrics and the parameters after it.
 
     Raises:
-        BadInput: Something that was given is wrong; raised before the first round.
-        RunFailed: A round could not be completed.
+        BadInput: An argument, the data or the model is invalid. It is raised before the first round.
+        RunFailed: A round cannot be completed.
 
     Example:
         >>> for report in fr.iter_rounds(fr.load("digits.yaml")):
@@ -49,8 +49,8 @@ def iter_rounds(
     """
     with open_session(session) as ray_session:
         prepared = prepare(experiment, federation, model, ray_session)
-        plan = resolve(prepared, ray_session)
-        with place(prepared, plan, ray_session) as pool:
+        plan = plan_execution(prepared, ray_session)
+        with open_pool(prepared, plan, ray_session) as pool:
             yield from train_rounds(prepared, plan, pool, build_initial_state(prepared))
 
 
@@ -67,7 +67,7 @@ def build_client_states(prepared: Prepared, directory: Path | None = None) -> Cl
 
 def build_initial_state(prepared: Prepared, directory: Path | None = None) -> FederationState:
     """Returns the state before round 0; ``directory`` as in ``build_client_states``."""
-    return FederationState.initial(
+    return FederationState.start(
         prepared.algorithm,
         flatten(prepared.model),
         flatten_buffers(prepared.model, prepared.traits.changed_buffers),
@@ -102,14 +102,14 @@ def train_rounds(
         availability=prepared.availability,
         sizes=federation.shards.sizes,
         workload=experiment.federation.workload,
-        group_size=execution_plan.width,
+        group_size=execution_plan.group_size,
         algorithm=prepared.algorithm,
         aggregation=experiment.aggregation,
         max_deviation=experiment.screening.max_deviation,
         min_clients=experiment.execution.min_clients,
         tracks_buffers=prepared.traits.tracks_buffers,
         evaluate_every=experiment.evaluation.every,
-        scalars=experiment.scalars,
+        scalars=experiment.compute_scalars,
     )
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)

@@ -22,10 +22,10 @@ from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
-from fednar_ray.experiments.prepare import Prepared, check_model_and_rule
+from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
-from fednar_ray.federated.vectorization import CPU, GPU, group_size
+from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
 from fednar_ray.models.tasks import TASKS
 from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
@@ -37,31 +37,38 @@ class ExecutionPlan:
     """Placement, group size and actors of a run: what the experiment's ``auto`` settings are resolved to."""
 
     placement: str  # serial, pooled or dedicated
-    width: int  # C, how many clients are trained as one matrix
+    group_size: int  # C, how many clients are trained as one matrix
     actors: ActorPlan | None  # None: the driver itself trains
 
-    def tags(self) -> dict[str, str]:
+    def build_tags(self) -> dict[str, str]:
         """Returns the plan as tags of the MLflow run."""
         return {
             PLACEMENT_TAG: self.placement,
             ACTORS_TAG: str(self.actors.count if self.actors else 0),
-            VECTORIZE_TAG: str(self.width),
+            VECTORIZE_TAG: str(self.group_size),
         }
 
 
-def resolve(prepared: Prepared, session: RaySession) -> ExecutionPlan:
+def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
     """Plans placement, group size and actors for the cluster of a session.
 
-    A local Ray is started on the way: once it is known that this machine can hold the run, and before the plan is made
-    with what Ray itself counts.
+    If the session's Ray is local, it is started here. The plan is first made with this machine's resources, so that a
+    run that does not fit is refused before Ray starts, and then again with the resources that Ray reports.
+
+    Args:
+        prepared: The run.
+        session: The Ray session that the actors will belong to. A serial run does not use it.
+
+    Returns:
+        The plan, with every ``auto`` replaced by a value.
 
     Raises:
         BadInput: The model or the algorithm does not fit the settings, or the cluster cannot hold the actors.
     """
-    check_model_and_rule(prepared)
+    check_model_and_algorithm(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
-        return ExecutionPlan(placement="serial", width=_choose_group_size(prepared, gpu=False), actors=None)
+        return ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=False), actors=None)
     if session.local:
         _plan_on_cluster(prepared, session)
         session.connect()
@@ -69,71 +76,76 @@ def resolve(prepared: Prepared, session: RaySession) -> ExecutionPlan:
 
 
 def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
-    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.resources()
+    settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.get_resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
-    width = 1 if settings.placement == "dedicated" else _choose_group_size(prepared, gpu)
-    needs = _compute_footprint(prepared, width)
+    group_size = 1 if settings.placement == "dedicated" else _resolve_group_size(prepared, gpu)
+    needs = _compute_footprint(prepared, group_size)
     if gpu and settings.gpus_per_actor == "auto" and not session.local:
-        cluster = replace(cluster, gpu_memory_bytes=session.gpu_memory_bytes())
-    placement = choose_placement(settings, width, clients, cluster, needs)
+        cluster = replace(cluster, gpu_memory_bytes=session.get_gpu_memory_bytes())
+    placement = choose_placement(settings, group_size, clients, cluster, needs)
     if isinstance(prepared.federation, FederationOfFiles) and settings.silos is not None:
-        actors = plan_silos(settings, prepared.federation.client_names, session.nodes(), needs)
+        actors = plan_silos(settings, prepared.federation.client_names, session.list_nodes(), needs)
     elif placement == "dedicated":
         actors = plan_dedicated(settings, clients, cluster, needs)
     else:
-        actors = plan_pooled(settings, _count_groups(prepared, width), cluster, needs)
-    return ExecutionPlan(placement=placement, width=width, actors=actors)
+        actors = plan_pooled(settings, _count_groups(prepared, group_size), cluster, needs)
+    return ExecutionPlan(placement=placement, group_size=group_size, actors=actors)
 
 
-def _compute_footprint(prepared: Prepared, width: int) -> Footprint:
-    """Computes what one actor needs that trains ``width`` clients as one matrix."""
+def _compute_footprint(prepared: Prepared, group_size: int) -> Footprint:
+    """Computes what one actor needs that trains ``group_size`` clients as one matrix."""
     stateful = prepared.algorithm.client.next_state is not None
     activations = prepared.traits.activation_bytes
-    takes = estimate_gpu_bytes(prepared.model_bytes, width, _largest_batch(prepared), activations, stateful=stateful)
+    takes = estimate_gpu_bytes(
+        prepared.model_bytes, group_size, _find_largest_batch(prepared), activations, stateful=stateful
+    )
     return Footprint(model_bytes=prepared.model_bytes, gpu_bytes=takes)
 
 
-def _largest_batch(prepared: Prepared) -> int:
-    """Returns B, or the number of the largest client's examples if that is smaller."""
+def _find_largest_batch(prepared: Prepared) -> int:
+    """Returns the batch size B, or the number of examples of the largest client if that is smaller."""
     return min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
 
 
-def _choose_group_size(prepared: Prepared, gpu: bool) -> int:
+def _resolve_group_size(prepared: Prepared, gpu: bool) -> int:
+    """Returns the group size that the settings give, or chooses one for ``vectorize: auto``."""
     wanted = prepared.experiment.execution.vectorize
     if prepared.traits.alone_because is not None or prepared.experiment.execution.silos is not None:
         return 1
     if wanted != "auto":
         return wanted
-    return group_size(prepared.traits, prepared.clients_per_round, _largest_batch(prepared), GPU if gpu else CPU)
+    return choose_group_size(
+        prepared.traits, prepared.clients_per_round, _find_largest_batch(prepared), GPU if gpu else CPU
+    )
 
 
-def _count_groups(prepared: Prepared, width: int) -> int:
+def _count_groups(prepared: Prepared, group_size: int) -> int:
     """Returns how many client groups a round has."""
-    return -(-prepared.clients_per_round // width)
+    return -(-prepared.clients_per_round // group_size)
 
 
 class SerialTrainer:
-    """Trains clients in the driver's own process. Runs of the same data and model may share one, one after the other.
+    """Trains clients in the driver's process. Consecutive runs with the same data and model can share one trainer.
 
     Args:
-        prepared: The first run. Later ones differ only in settings.
+        prepared: The first run. Later runs differ only in settings.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self._first = prepared
         self._shards, self._splits = prepared.federation.load()
-        self._trainer = GroupTrainer(prepared.training_plan(), self._shards, CPU_DEVICE)
+        self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, CPU_DEVICE)
 
-    def pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
-        """Returns the pool of one run. No other run may be under way.
+    def build_pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
+        """Builds the pool of one run. The previous run must have ended.
 
         Args:
             prepared: The run.
-            warm_up: The clients that the pool warms up with when it is asked to.
+            warm_up: The clients that the pool trains when it warms up.
         """
         if prepared is not self._first:
-            self._trainer.adopt(prepared.training_plan())
+            self._trainer.adopt(prepared.build_training_plan())
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
@@ -141,23 +153,26 @@ class SerialTrainer:
 
 
 @contextmanager
-def place(
+def open_pool(
     prepared: Prepared, plan: ExecutionPlan, session: RaySession, trainer: SerialTrainer | None = None
 ) -> Iterator[ExecutionPool]:
     """Opens the pool that trains the clients of a run, and closes it at the end.
 
     Args:
         prepared: The run.
-        plan: Where it trains.
-        session: The Ray session of its actors.
-        trainer: What a serial run trains with; None: a new one.
+        plan: The run's execution plan.
+        session: The Ray session that the actors belong to.
+        trainer: The trainer of a serial run. None: build a new one.
+
+    Yields:
+        The pool.
     """
     federation, settings = prepared.federation, prepared.experiment.execution
-    warm_up = _choose_warm_up_clients(prepared, plan.width)
+    warm_up = _choose_warm_up_clients(prepared, plan.group_size)
     if plan.actors is None:
-        yield (trainer or SerialTrainer(prepared)).pool(prepared, warm_up)
+        yield (trainer or SerialTrainer(prepared)).build_pool(prepared, warm_up)
         return
-    training = prepared.training_plan()
+    training = prepared.build_training_plan()
     if plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, plan.actors, settings, training, federation)
     else:
@@ -166,7 +181,7 @@ def place(
         yield pool
 
 
-def _choose_warm_up_clients(prepared: Prepared, width: int) -> tuple[int, ...]:
-    """Returns as many clients as the first client group of a round has: those with most examples."""
-    count = -(-prepared.clients_per_round // _count_groups(prepared, width))
+def _choose_warm_up_clients(prepared: Prepared, group_size: int) -> tuple[int, ...]:
+    """Returns the clients with most examples, as many as the first client group of a round has."""
+    count = -(-prepared.clients_per_round // _count_groups(prepared, group_size))
     return tuple(np.argsort(-prepared.federation.shards.sizes, kind="stable")[:count].tolist())

@@ -1,4 +1,4 @@
-"""Loads the data and the model of an experiment, and checks them against each other. Nothing is started yet."""
+"""Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from fednar_ray.config.model import LanguageModelSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
-from fednar_ray.core.module_state import own_copy
+from fednar_ray.core.module_state import copy_model
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
@@ -60,7 +60,7 @@ class Prepared:
             return max(len(ids) for ids in settings.participation)
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
-    def training_plan(self) -> TrainingPlan:
+    def build_training_plan(self) -> TrainingPlan:
         """Builds what every trainer of this run needs."""
         clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(
@@ -97,16 +97,16 @@ def prepare(
         raise ConfigError(("data: missing; set a data section, or pass federation=",))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; set a model section, or pass model=",))
-    given = None if model is None else own_copy(model)
+    given = None if model is None else copy_model(model)
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
         federation = load_experiment_data(experiment, session)
     _check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
-        given = own_copy(_built(experiment.model, federation, experiment.seed))
+        given = copy_model(_build_model(experiment.model, federation, experiment.seed))
     model = given
-    initialize_lazy_layers(model, _first_inputs(federation), experiment.seed)
+    initialize_lazy_layers(model, _get_first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
     examples, task = federation.shards.examples, TASKS[federation.task]
     with exits_as_errors():
@@ -123,17 +123,17 @@ def prepare(
         federation=federation,
         model=model,
         traits=traits,
-        availability=_availability(experiment, federation),
+        availability=_build_availability(experiment, federation),
     )
 
 
-def _first_inputs(federation: FederatedData) -> Tensor:
+def _get_first_inputs(federation: FederatedData) -> Tensor:
     """Returns two examples in the form that the model takes."""
     x = torch.from_numpy(federation.shards.examples.x[[0, -1]])
     return x if federation.transform is None else federation.transform.normalize(x)
 
 
-def check_model_and_rule(prepared: Prepared) -> None:
+def check_model_and_algorithm(prepared: Prepared) -> None:
     """Checks the model and the algorithm's functions under the settings, which may differ between trials of one model.
 
     Raises:
@@ -144,7 +144,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
     if prepared.traits.alone_because is not None or _trains_alone(experiment):
         sampled = set(range(len(sizes))) if settings.participation is None else set().union(*settings.participation)
         check_single_example_batches(
-            prepared.model, _first_inputs(federation), sizes, sorted(sampled), settings.workload
+            prepared.model, _get_first_inputs(federation), sizes, sorted(sampled), settings.workload
         )
     if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))
@@ -153,7 +153,7 @@ def check_model_and_rule(prepared: Prepared) -> None:
 
 
 def _trains_alone(experiment: Experiment) -> bool:
-    """Whether the settings require that clients train one by one."""
+    """Returns whether the settings require that clients train one by one."""
     execution = experiment.execution
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
@@ -177,7 +177,7 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _built(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
+def _build_model(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
     """Builds the model: with one output if the task needs one, else one per class or per character."""
     vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
@@ -200,13 +200,13 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
     assert same, "the data, the model or the seed differ"
     _check_sampling(experiment, prepared.federation)
-    availability = _availability(experiment, prepared.federation)
+    availability = _build_availability(experiment, prepared.federation)
     return replace(
         prepared, experiment=experiment, algorithm=build_algorithm(experiment.algorithm), availability=availability
     )
 
 
-def _availability(experiment: Experiment, federation: FederatedData) -> Availability:
+def _build_availability(experiment: Experiment, federation: FederatedData) -> Availability:
     settings = experiment.availability
     rounds, clients = experiment.federation.rounds, federation.num_clients
     trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)

@@ -1,4 +1,4 @@
-"""Finds the run that is to be resumed and its checkpoint, and checks that the experiment is still the same."""
+"""Finds the run to resume and its checkpoint, and checks that the experiment has not changed."""
 
 import logging
 import shlex
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
-from fednar_ray.config import Experiment, dotted
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, shown
+from fednar_ray.config import Experiment, flatten_settings
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, format_value
 from fednar_ray.experiments.checkpoint_contents import read_run_experiment
 from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
@@ -19,24 +19,24 @@ from fednar_ray.tracking.run_lookup import RunRef
 log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
-FREE = ("execution.", "checkpoint.")  # where a run trains and how it is stored do not change what it trains
-FIXED = ("execution.vectorize", "tracking.")  # the group size decides the bytes; the MLflow run cannot be moved
+FREE = ("execution.", "checkpoint.")  # these settings do not change the result of a run
+FIXED = ("execution.vectorize", "tracking.")  # the group size changes rounding; the MLflow run cannot be moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """A run that is to be resumed, and the checkpoint that it resumes from."""
+    """A run to resume, and the checkpoint that it resumes from."""
 
     ref: RunRef
     checkpoint: Checkpoint
-    checkpoints: CheckpointStore  # knows what the checkpoint holds, which need not be written again
+    checkpoints: CheckpointStore  # knows which files the checkpoint has, so that they are not written again
     experiment: Experiment
     run_id: str
     tracking_uri: str
     data_digest: str
-    identity: Identity | None  # what the run directory records of itself; None if it is gone or damaged
-    copied_from: Path | None  # the directory that this one is a copy of, if that one still exists
-    rewrites: bool  # rounds recorded after the checkpoint may differ now, so they are trained and recorded again
+    identity: Identity | None  # the content of run.json; None if it is missing or damaged
+    copied_from: Path | None  # the original, if the run directory is a copy of one that still exists
+    rewrites: bool  # whether rounds recorded after the checkpoint may differ now, and are recorded again
 
 
 def load_started_experiment(run: str) -> Experiment:
@@ -59,15 +59,15 @@ def _load_checkpoint(ref: RunRef, checkpoints: CheckpointStore) -> Checkpoint:
 
 
 def resume_from(run: str | None, experiment: Experiment | None, may_change: Sequence[str] = ()) -> Resumption | None:
-    """Finds a run to resume, and its newest whole checkpoint.
+    """Finds a run to resume, and its newest intact checkpoint.
 
     Args:
         run: The run's name, id or directory, or the place of its checkpoints. None: the newest run of the experiment.
-        experiment: What is to be trained. None: what the run was started with.
+        experiment: The experiment to train. None: the one that the run was started with.
         may_change: Keys or sections that may differ from those that the run was started with.
 
     Returns:
-        Where the run resumes; None where ``run`` is None and the experiment has no run with a checkpoint.
+        The run and its checkpoint; None if ``run`` is None and the experiment has no run with a checkpoint.
 
     Raises:
         ConfigError: The experiment differs from the one that the run was started with in a key that may not change.
@@ -108,8 +108,8 @@ def _build_resumption(
     may_change: Sequence[str],
 ) -> Resumption:
     recorded, facts = read_run_experiment(checkpoint), checkpoint.facts
-    before = _with_group_size(recorded, facts["group_size"])
-    experiment = before if wanted is None else _with_group_size(wanted, facts["group_size"])
+    before = _fix_group_size(recorded, facts["group_size"])
+    experiment = before if wanted is None else _fix_group_size(wanted, facts["group_size"])
     rewrites = _check_changes(before, experiment, checkpoint.next_round, may_change, ref.name)
     identity = _read_identity(ref)
     original = None if identity is None else find_original(ref.directory, identity)
@@ -131,7 +131,7 @@ def _build_resumption(
 
 def _check_storage(ref: RunRef, original: Path, experiment: Experiment) -> None:
     """Raises BadInput if a copy and its original would write their checkpoints into one place."""
-    if ref.storage == run_lookup.checkpoint_location(experiment, original):
+    if ref.storage == run_lookup.find_checkpoint_location(experiment, original):
         raise BadInput(
             f"{ref.directory} is a copy of {original}, and both keep their checkpoints in {ref.storage}; resume the "
             f"original: fednar run --resume {shlex.quote(str(original))}"
@@ -149,7 +149,7 @@ def _read_identity(ref: RunRef) -> Identity | None:
         return None
 
 
-def _with_group_size(experiment: Experiment, group_size: int) -> Experiment:
+def _fix_group_size(experiment: Experiment, group_size: int) -> Experiment:
     """Replaces ``vectorize: auto`` by the group size that was chosen when the run was started."""
     if experiment.execution.vectorize != "auto":
         return experiment
@@ -159,7 +159,7 @@ def _with_group_size(experiment: Experiment, group_size: int) -> Experiment:
 
 def _check_changes(started: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:
     """Returns whether anything differs that changes the training. Raises ConfigError for what may not differ."""
-    before, after = dotted(started), dotted(wanted)
+    before, after = flatten_settings(started), flatten_settings(wanted)
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     problems = [p for key in different if (p := _find_problem(key, before, after, done, may_change)) is not None]
     if problems:
@@ -181,4 +181,4 @@ def _find_problem(
     if allowed and not key.startswith("tracking."):
         return None
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
-    return f"{key}: {shown(after.get(key))}, and was {shown(before.get(key))}{hint}"
+    return f"{key}: {format_value(after.get(key))}, and was {format_value(before.get(key))}{hint}"

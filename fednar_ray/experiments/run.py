@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fednar_ray.config import Experiment, digest
+from fednar_ray.config import Experiment, compute_digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
-from fednar_ray.core.module_state import leaf_copy
+from fednar_ray.core.module_state import copy_with_leaf_parameters
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
@@ -29,7 +29,7 @@ from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance
 from fednar_ray.experiments.artifacts import log_inputs, log_outputs
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
-from fednar_ray.experiments.placement import ExecutionPlan, place, resolve
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
@@ -45,24 +45,24 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A finished run."""
+    """A finished run: its rounds, its model, and where it was recorded."""
 
     experiment: Experiment
     history: tuple[RoundRecord, ...]  # one record per round
     parameters: FloatVector  # [d] the final iterate
-    model: nn.Module  # takes raw inputs, as the data hold them; with the evaluated parameters (FedExP: their average)
-    run_id: str  # MLflow's
+    model: nn.Module  # takes raw inputs; has the evaluated parameters (FedExP: the average of the last two iterates)
+    run_id: str  # the id of the MLflow run
     tracking_uri: str
     directory: Path  # runs/<name>-<id>
     placement: str  # serial, pooled or dedicated
-    places: tuple[ActorInfo, ...]  # where each actor lived; dedicated: by client; empty where no round was trained
+    places: tuple[ActorInfo, ...]  # where each actor lived; for dedicated by client; empty if no round was trained
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The last round's metrics."""
+        """The metrics of the last round, by name."""
         return self.history[-1].metrics
 
     @property
@@ -84,14 +84,14 @@ def run(
     """Trains an experiment, and records it in MLflow and in ``runs/``.
 
     Args:
-        experiment: What is trained. May be left out where ``resume`` names a run: it is then resumed as it was started.
+        experiment: The experiment. It can be left out if ``resume`` names a run, which then keeps its experiment.
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
         session: A Ray session that several runs share. Without one, Ray is started or joined for this run alone.
         resume: A run to resume from its newest whole checkpoint: its name, id or directory, or the path or URI of its
             checkpoints.
-        resume_newest: Resumes the newest run of the experiment; where there is none, a new run is started.
+        resume_newest: Whether to resume the newest run of the experiment. If it has none, a new run is started.
         may_change: Keys or sections of the experiment that may differ from those that the run was started with.
             ``federation.rounds`` may always grow, and ``execution`` and ``checkpoint`` may always change.
 
@@ -99,7 +99,7 @@ def run(
         The finished run.
 
     Raises:
-        BadInput: Something that was given is wrong; nothing has been trained.
+        BadInput: An argument, the data or the model is invalid. Nothing has been trained.
         RunFailed: The run had started and could not be finished.
 
     Example:
@@ -109,7 +109,7 @@ def run(
     if resume is not None and resume_newest:
         raise ConfigError(("resume: set only one of resume= and resume_newest=",))
     if experiment is None and resume is None:
-        raise ConfigError(("experiment: missing; only a run that resume= names brings its own",))
+        raise ConfigError(("experiment: missing; pass experiment=, or resume= to continue a run",))
     resumption = None
     if resume is not None or resume_newest:
         resumption = resume_from(None if resume is None else str(resume), experiment, may_change)
@@ -156,7 +156,7 @@ def train(
         session: The Ray session that clients train in.
         tags: Tags of a new MLflow run.
         name: Name of a new MLflow run; None: the experiment's. Log lines call the run by it, too.
-        resumption: Where the run resumes; None starts a new one.
+        resumption: The run and checkpoint to resume from. None starts a new run.
         on_start: Called before the first round of a new run, with its directory and its client group size.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
     """
@@ -167,17 +167,17 @@ def train(
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
-        plan = resolve(prepared, session)
-        with place(prepared, plan, session) as pool, CallbackList() as callbacks:
+        plan = plan_execution(prepared, session)
+        with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
-            tracked = _start_callbacks(callbacks, start, start.identify(opened), plan, data_digest, on_start)
+            tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
             if ready_first:
                 pool.wait_until_ready()
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
-            result = tracked.build_result(tuple(pool.actor_infos()))
+            result = tracked.build_result(tuple(pool.list_actors()))
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
@@ -187,7 +187,7 @@ def train(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TrackedRun:
-    """A run under way, with those of its callbacks that its result is read from."""
+    """A run that is being trained, with the callbacks from which its result is built."""
 
     start: RunStart
     identity: RunIdentity
@@ -202,7 +202,7 @@ class _TrackedRun:
         prepared = self.start.prepared
         return Result(
             experiment=prepared.experiment,
-            history=self.journal.records()[: prepared.experiment.federation.rounds],
+            history=self.journal.get_records()[: prepared.experiment.federation.rounds],
             parameters=self.state.now.server.parameters,
             model=_build_model(prepared, self.state),
             run_id=self.identity.run_id,
@@ -210,7 +210,7 @@ class _TrackedRun:
             directory=self.identity.directory,
             placement=self.plan.placement,
             places=places,
-            group_size=self.plan.width,
+            group_size=self.plan.group_size,
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
         )
@@ -224,18 +224,18 @@ def _start_callbacks(
     data_digest: str,
     on_start: Callable[[Path, int], None] | None,
 ) -> _TrackedRun:
-    """Starts what watches the run: first the tracker, which takes the run directory for this process."""
+    """Starts the callbacks: first the tracker, which locks the run directory for this process."""
     prepared, directory = start.prepared, identity.directory
     callbacks.start(ResumeHint(prepared.experiment, directory))
     tracker = callbacks.start(start.build_tracker(identity))
     if on_start is not None and start.is_new:
-        on_start(directory, plan.width)
+        on_start(directory, plan.group_size)
     callbacks.start(start.build_system_metrics(identity))
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
         log_inputs(prepared, plan, tracker, directory, data_digest)
-    tracker.follow(journal)  # a resumed run may owe MLflow earlier rounds
-    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.records()))
+    tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
+    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
     state = start.load_state(directory)
     callbacks.start(
         CheckpointCallback(
@@ -256,26 +256,26 @@ def _start_callbacks(
 def _build_facts(
     experiment: Experiment, identity: RunIdentity, plan: ExecutionPlan, data_digest: str
 ) -> dict[str, Any]:
-    """Returns what a checkpoint says of its run."""
+    """Returns what a checkpoint records about its run."""
     return {
         "experiment": experiment.model_dump(mode="json", exclude_none=True),
-        "experiment_sha256": digest(experiment),
+        "experiment_sha256": compute_digest(experiment),
         "data_digest": data_digest,
         "run_id": identity.run_id,
         "tracking_uri": identity.store.uri,
         "placement": plan.placement,
-        "group_size": plan.width,
+        "group_size": plan.group_size,
     }
 
 
 class ResumeHint(RoundCallback):
-    """Adds to the error that ended a run how the run is resumed."""
+    """Adds a note to the error that ended a run: how to resume it."""
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         self._experiment, self._directory = experiment, directory
 
     def on_error(self, error: BaseException) -> None:
-        """Adds a note, where there is something to resume from."""
+        """Adds the note if the run has a checkpoint to resume from."""
         kept = self._experiment.checkpoint.every is not None and RunDirectory(self._directory).journal.exists()
         if isinstance(error, RunFailed) and kept:
             command = f"fednar run --resume {shlex.quote(self._directory.name)}"
@@ -286,9 +286,9 @@ def _load_result(start: ResumedRun) -> Result:
     """Loads the result of a finished run from its last checkpoint. Nothing is trained or sent to MLflow."""
     prepared, resumption = start.prepared, start.resumption
     checkpoint, directory = resumption.checkpoint, resumption.ref.directory
-    state = FederationState.restored(checkpoint, build_initial_state(prepared))
+    state = FederationState.from_checkpoint(checkpoint, build_initial_state(prepared))
     with lock_run_directory(directory), Journal(directory, prepared.experiment, lines=checkpoint.history) as journal:
-        history = journal.records()
+        history = journal.get_records()
     return Result(
         experiment=prepared.experiment,
         history=history,
@@ -307,7 +307,7 @@ def _load_result(start: ResumedRun) -> Result:
 
 def _build_model(prepared: Prepared, state: FederationState) -> nn.Module:
     """Returns the model with the parameters that are evaluated, behind the preprocessing of raw inputs."""
-    module = leaf_copy(prepared.model).cpu()
+    module = copy_with_leaf_parameters(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.eval_params(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
     return join_preprocessing(prepared.federation.preprocessing, module.eval())

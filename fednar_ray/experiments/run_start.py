@@ -1,6 +1,6 @@
-"""Where a run starts from: nothing, or the checkpoint of a run that was interrupted.
+"""Starts a run from the beginning, or from the checkpoint of an interrupted run.
 
-``NewRun`` and ``ResumedRun`` answer the same questions, so that what follows is the same for both.
+``NewRun`` and ``ResumedRun`` have the same methods, so that training is the same for both.
 """
 
 import logging
@@ -21,7 +21,7 @@ from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.run_lookup import checkpoint_location
+from fednar_ray.tracking.run_lookup import find_checkpoint_location
 from fednar_ray.tracking.system_metrics import SystemMetrics
 from fednar_ray.tracking.tags import COPIED_FROM_TAG
 
@@ -30,7 +30,7 @@ log = logging.getLogger("fednar_ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedStore:
-    """A tracking store, and the MLflow experiment in which a run is to be created there; None: none is created."""
+    """A tracking store, and the MLflow experiment in which a run is created. None: no run is created."""
 
     store: Store
     experiment_id: str | None
@@ -60,12 +60,12 @@ def open_store(experiment: Experiment) -> tuple[Store, str]:
 
 def _open_experiment(store: Store, experiment: Experiment) -> str:
     store.check()
-    return store.experiment_id(experiment.tracking.experiment or experiment.name)
+    return store.ensure_experiment(experiment.tracking.experiment or experiment.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRun:
-    """A run that starts before round 0, in an MLflow run and a directory of its own."""
+    """A run that starts before round 0, with a new MLflow run and a new directory."""
 
     prepared: Prepared
     name: str | None = None  # of the MLflow run; None: the experiment's
@@ -76,19 +76,19 @@ class NewRun:
     is_finished: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raises BadInput for what can be seen to be wrong before Ray starts."""
+        """Raises BadInput for problems that can be found before Ray starts."""
         Store(self.prepared.experiment.tracking.uri)  # refuses an address with a password
 
     def open_store(self) -> OpenedStore:
-        """Opens the experiment's store. Raises TrackingUnavailable where it does not answer."""
+        """Opens the experiment's store. Raises TrackingUnavailable if it does not answer."""
         store, experiment_id = open_store(self.prepared.experiment)
         return OpenedStore(store=store, experiment_id=experiment_id)
 
     def check_data(self, data_digest: str) -> None:
-        """Any data will do."""
+        """Does nothing, since a new run accepts any data."""
 
-    def identify(self, opened: OpenedStore) -> RunIdentity:
-        """Creates the MLflow run."""
+    def open_run(self, opened: OpenedStore) -> RunIdentity:
+        """Creates the MLflow run, and returns it with the directory."""
         experiment = self.prepared.experiment
         assert opened.experiment_id is not None
         run_id = opened.store.create_run(opened.experiment_id, self.name or experiment.name, self.tags)
@@ -106,7 +106,7 @@ class NewRun:
         return SystemMetrics(enabled, identity.run_id, identity.store.uri, resumed=False)
 
     def open_journal(self, directory: Path) -> Journal:
-        """Returns an empty journal."""
+        """Opens an empty journal in the run's directory."""
         return Journal(directory, self.prepared.experiment)
 
     def load_state(self, directory: Path) -> FederationState:
@@ -116,19 +116,21 @@ class NewRun:
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
         """Returns the store of the run's checkpoints, which is empty."""
         settings = self.prepared.experiment.checkpoint
-        return CheckpointStore(open_storage(checkpoint_location(self.prepared.experiment, directory)), settings.keep)
+        return CheckpointStore(
+            open_storage(find_checkpoint_location(self.prepared.experiment, directory)), settings.keep
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumedRun:
     """A run that continues from a checkpoint, in its MLflow run and its directory.
 
-    A run whose directory was copied gets an MLflow run of its own: two runs never record into one.
+    A run whose directory was copied gets a new MLflow run, so that two runs never record into one.
     """
 
     prepared: Prepared
     resumption: Resumption
-    name: str | None = None  # of the MLflow run of a copy, likewise the tags
+    name: str | None = None  # of the new MLflow run of a copy, as are the tags
     tags: Mapping[str, str] = field(default_factory=dict)
 
     is_new: ClassVar[bool] = False
@@ -145,42 +147,42 @@ class ResumedRun:
         return self.resumption.ref.files.finished and self.resumption.checkpoint.next_round >= rounds
 
     def check(self) -> None:
-        """Raises BadInput or CheckpointError for what can be seen to be wrong before Ray starts."""
+        """Raises BadInput or CheckpointError for problems that can be found before Ray starts."""
         check_fits(self.resumption.checkpoint, build_initial_state(self.prepared).now, self.resumption.ref.name)
         Store(self.resumption.tracking_uri)  # refuses an address with a password
 
     def open_store(self) -> OpenedStore:
-        """Opens the run's own store, which must answer only where a copy needs a new MLflow run in it."""
+        """Opens the run's store. It must answer only if the run is a copy, which needs a new MLflow run in it."""
         store = Store(self.resumption.tracking_uri)
         if not self._is_copy(store):
             return OpenedStore(store=store, experiment_id=None)
         return OpenedStore(store=store, experiment_id=_open_experiment(store, self.prepared.experiment))
 
     def _is_copy(self, store: Store) -> bool:
-        """Whether the run's directory was copied, so that another one continues in its MLflow run."""
+        """Returns whether the run's directory was copied, so that another one continues in its MLflow run."""
         original, identity = self.resumption.copied_from, self.resumption.identity
         directory = self.resumption.ref.directory
         if original is not None:
-            log.warning("%s is a copy of %s: it gets an MLflow run of its own", directory, original)
+            log.warning("%s is a copy of %s: it gets a new MLflow run", directory, original)
             return True
         if identity is None or identity.writer is None:
             return False
-        writer = store.last_writer(identity.run_id)
+        writer = store.find_last_writer(identity.run_id)
         if writer is None or writer in identity.writers:
             return False
         log.warning(
-            "MLflow run %s was resumed from another copy of %s: this one gets an MLflow run of its own",
+            "MLflow run %s was resumed from another copy of %s: this one gets a new MLflow run",
             identity.run_id, directory,
         )  # fmt: skip
         return True
 
     def check_data(self, data_digest: str) -> None:
-        """Raises ConfigError where the data are other data."""
+        """Raises ConfigError if the data changed since the run was started."""
         if data_digest != self.resumption.data_digest:
             raise ConfigError((f"{self.resumption.ref.name}: the data changed since the run was started",))
 
-    def identify(self, opened: OpenedStore) -> RunIdentity:
-        """Returns the run's MLflow run, whether or not its store answers; creates one for a copy."""
+    def open_run(self, opened: OpenedStore) -> RunIdentity:
+        """Returns the run's MLflow run, even if its store does not answer; creates a new one for a copy."""
         run_id, directory = self.resumption.run_id, self.resumption.ref.directory
         if opened.experiment_id is not None:
             tags = {**self.tags, COPIED_FROM_TAG: run_id}
@@ -206,19 +208,19 @@ class ResumedRun:
         return journal
 
     def load_state(self, directory: Path) -> FederationState:
-        """Returns the state that the checkpoint holds."""
+        """Restores the state from the checkpoint."""
         checkpoint = self.resumption.checkpoint
         log.info("resuming %s at round %d", self.resumption.ref.name, checkpoint.next_round)
-        return FederationState.restored(checkpoint, build_initial_state(self.prepared, directory))
+        return FederationState.from_checkpoint(checkpoint, build_initial_state(self.prepared, directory))
 
     def open_checkpoints(self, directory: Path) -> CheckpointStore:
-        """Returns the store that was loaded from, unless checkpoints are now written elsewhere.
+        """Returns the store that the checkpoint was loaded from, unless checkpoints are now written elsewhere.
 
-        That store knows what the checkpoint holds, which need not be written again.
+        That store does not write files again that the checkpoint has.
         """
         settings, location = (
             self.prepared.experiment.checkpoint,
-            checkpoint_location(self.prepared.experiment, directory),
+            find_checkpoint_location(self.prepared.experiment, directory),
         )
         if self.resumption.ref.storage != location:
             return CheckpointStore(open_storage(location), settings.keep)
@@ -232,7 +234,7 @@ RunStart = NewRun | ResumedRun
 def build_start(
     prepared: Prepared, resumption: Resumption | None, name: str | None, tags: Mapping[str, str]
 ) -> RunStart:
-    """Returns where a run starts from: a new run, where there is nothing to resume."""
+    """Builds the start of a run: a ResumedRun, or a NewRun if there is nothing to resume."""
     if resumption is None:
         return NewRun(prepared=prepared, name=name, tags=tags)
     return ResumedRun(prepared=prepared, resumption=resumption, name=name, tags=tags)

@@ -57,23 +57,23 @@ class RoundSums:
             included = update.metrics.included
             self.rows.append(update.rows if included.all() else update.rows[included])
 
-    def included(self) -> npt.NDArray[np.bool_]:
+    def find_included(self) -> npt.NDArray[np.bool_]:
         """Returns which of the clients that were added are included, in dispatch order."""
         return np.concatenate([m.included for m in self.metrics]) if self.metrics else np.zeros(0, dtype=np.bool_)
 
-    def column(self, name: str) -> npt.NDArray[np.float64]:
+    def get_column(self, name: str) -> npt.NDArray[np.float64]:
         """Returns one client metric of every included client, in dispatch order."""
-        values = np.concatenate([getattr(m, name) for m in self.metrics])[self.included()]
+        values = np.concatenate([getattr(m, name) for m in self.metrics])[self.find_included()]
         return values.astype(np.float64)
 
-    def example_weights(self) -> npt.NDArray[np.float64]:
+    def compute_example_weights(self) -> npt.NDArray[np.float64]:
         """Returns n_i / Σ n of the included clients, whether or not the algorithm weights by examples."""
-        examples = self.column("examples")
+        examples = self.get_column("examples")
         weights: npt.NDArray[np.float64] = examples / examples.sum()
         return weights
 
-    def _weights(self) -> npt.NDArray[np.float64]:
-        examples = self.column("examples")
+    def _compute_weights(self) -> npt.NDArray[np.float64]:
+        examples = self.get_column("examples")
         return examples if self.weighted else np.ones_like(examples)
 
     def aggregate(self, population: int, epsilon: float) -> RoundAggregate:
@@ -86,26 +86,26 @@ class RoundSums:
         Raises:
             RoundAborted: No client is included.
         """
-        weights = self._weights()
+        weights = self._compute_weights()
         if self.delta is None or not len(weights):
             cause = next((exclusion.reason for exclusion in self.exclusions.values()), None)
             raise RoundAborted(self.round_index, "no client returned a finite loss and update", cause)
         return RoundAggregate(
-            delta=self._mean_delta(self.delta, weights),
-            mean_squared_norm=float(weights @ self.column("delta_norms") ** 2 / weights.sum()),
+            delta=self._compute_mean_delta(self.delta, weights),
+            mean_squared_norm=float(weights @ self.get_column("delta_norms") ** 2 / weights.sum()),
             clients=len(weights),
             population=population,
             epsilon=epsilon,
         )
 
-    def _mean_delta(self, delta: FloatVector, weights: npt.NDArray[np.float64]) -> FloatVector:
+    def _compute_mean_delta(self, delta: FloatVector, weights: npt.NDArray[np.float64]) -> FloatVector:
         return (
             delta / np.float32(weights.sum()) if self.robust is None else robust_mean(self.rows, weights, self.robust)
         )
 
-    def mean_buffers(self) -> BufferVector | None:
+    def compute_mean_buffers(self) -> BufferVector | None:
         """Returns the buffers averaged over the included clients; None if the model has no running statistics."""
-        return None if self.buffers is None else self.buffers / self._weights().sum()
+        return None if self.buffers is None else self.buffers / self._compute_weights().sum()
 
 
 def _add(total: Vector | None, term: Vector) -> Vector:

@@ -80,10 +80,12 @@ class Availability:
         else:
             asked = np.array(sorted(participation), dtype=np.int64)
             wanted = len(asked)
-        drops_out = _uniforms(self._rng(Purpose.DROPOUT, round_index), asked) < self._settings.dropout
+        drops_out = _draw_uniforms(self._build_rng(Purpose.DROPOUT, round_index), asked) < self._settings.dropout
         back = asked[present[asked] & ~drops_out]
-        seconds = self._seconds(round_index, back)
-        returned, virtual_seconds = (back[:wanted], None) if seconds is None else self._first(back, seconds, wanted)
+        seconds = self._compute_seconds(round_index, back)
+        returned, virtual_seconds = (
+            (back[:wanted], None) if seconds is None else self._find_first(back, seconds, wanted)
+        )
         return Selection(
             sampled=tuple(sorted(asked.tolist())),
             returned=tuple(sorted(returned.tolist())),
@@ -92,7 +94,7 @@ class Availability:
             virtual_seconds=virtual_seconds,
         )
 
-    def _rng(self, purpose: Purpose, round_index: int) -> np.random.Generator:
+    def _build_rng(self, purpose: Purpose, round_index: int) -> np.random.Generator:
         return generator(self._seed, purpose, round_index=round_index)
 
     def _find_present(self, round_index: int) -> Flags:
@@ -103,20 +105,21 @@ class Availability:
     def _draw(self, round_index: int, present: Whole, clients_per_round: int) -> Whole:
         """Draws the clients to ask. Without speeds they return in the order of the draw, which favors nobody."""
         count = round(self._settings.over_sampling * clients_per_round, 9)  # 1.1 · 100 is 110, not 110.00000000000001
-        return self._rng(Purpose.SAMPLING, round_index).choice(
+        return self._build_rng(Purpose.SAMPLING, round_index).choice(
             present, math.ceil(min(count, len(present))), replace=False
         )
 
-    def _seconds(self, round_index: int, clients: Whole) -> Numbers | None:
+    def _compute_seconds(self, round_index: int, clients: Whole) -> Numbers | None:
         """Returns the virtual seconds that ``clients`` take for their local steps; None without speeds."""
         speed = self._settings.speed
         if speed is None:
             return None
-        own = speed.spread * _normals(self._rng(Purpose.SPEED, 0), clients)
-        jitter = speed.jitter * _normals(self._rng(Purpose.SPEED, round_index + 1), clients)  # 0 is their own
+        own = speed.spread * _draw_normals(self._build_rng(Purpose.SPEED, 0), clients)
+        # address 0 belongs to the speeds themselves
+        jitter = speed.jitter * _draw_normals(self._build_rng(Purpose.SPEED, round_index + 1), clients)
         return self._workload.steps(self._sizes[clients]) / speed.steps_per_second * np.exp(-own - jitter)
 
-    def _first(self, clients: Whole, seconds: Numbers, wanted: int) -> tuple[Whole, float]:
+    def _find_first(self, clients: Whole, seconds: Numbers, wanted: int) -> tuple[Whole, float]:
         """Returns the first ``wanted`` clients in time, ties in the order of the draw, and how long the round takes."""
         deadline = self._settings.deadline_seconds
         first = np.argsort(seconds, kind="stable")[:wanted]
@@ -148,7 +151,7 @@ class _Spells:
         return self._on
 
 
-def _uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
+def _draw_uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
     """Returns one number in [0, 1) per counter, which does not depend on the other counters.
 
     This is SplitMix64, from a start that ``rng`` draws. One generator per client takes 70 ms for 1,000 clients.
@@ -161,9 +164,9 @@ def _uniforms(rng: np.random.Generator, counters: Whole) -> Numbers:
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _normals(rng: np.random.Generator, clients: Whole) -> Numbers:
+def _draw_normals(rng: np.random.Generator, clients: Whole) -> Numbers:
     """Returns one standard normal number per client (Box and Muller, 1958)."""
-    u, v = _uniforms(rng, np.stack([2 * clients, 2 * clients + 1]))
+    u, v = _draw_uniforms(rng, np.stack([2 * clients, 2 * clients + 1]))
     normals: Numbers = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
     return normals
 
@@ -186,9 +189,9 @@ def load_trace(path: str, clients: int, rounds: int) -> Flags:
     place = f"availability.trace: {path}"
     match Path(path).suffix.lower():
         case ".csv":
-            trace = _from_csv(path, place)
+            trace = _read_csv(path, place)
         case ".npy":
-            trace = _from_npy(path, place)
+            trace = _read_npy(path, place)
         case _:
             raise DataError(f"{place}: a .csv or .npy file is needed")
     if len(trace) != clients:
@@ -198,21 +201,21 @@ def load_trace(path: str, clients: int, rounds: int) -> Flags:
     return trace
 
 
-def _from_csv(path: str, place: str) -> Flags:
+def _read_csv(path: str, place: str) -> Flags:
     try:
         text = Path(path).read_text(encoding="utf-8-sig").rstrip()
     except (OSError, ValueError) as error:
         raise DataError(f"{place}: cannot be read: {error}") from None
     if not text:
         raise DataError(f"{place}: is empty; one line of 0 and 1 per client is needed")
-    rows = [_row(line, f"{place}, line {number}") for number, line in enumerate(text.split("\n"), 1)]
+    rows = [_parse_row(line, f"{place}, line {number}") for number, line in enumerate(text.split("\n"), 1)]
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise DataError(f"{place}, line {number}: has {len(row)} values, and line 1 has {len(rows[0])}")
     return np.array(rows)
 
 
-def _row(line: str, place: str) -> Flags:
+def _parse_row(line: str, place: str) -> Flags:
     cells = [cell.strip() for cell in line.split(",")]
     for column, cell in enumerate(cells, 1):
         if cell not in ("0", "1"):
@@ -220,7 +223,7 @@ def _row(line: str, place: str) -> Flags:
     return np.array([cell == "1" for cell in cells])
 
 
-def _from_npy(path: str, place: str) -> Flags:
+def _read_npy(path: str, place: str) -> Flags:
     try:
         with open(path, "rb") as file:
             values: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)

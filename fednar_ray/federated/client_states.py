@@ -22,7 +22,7 @@ StoredRow = FloatVector | int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatesView:
-    """A snapshot of the states. It can be read until ``release``, whatever is committed in between."""
+    """A snapshot of the states. It can be read until ``release``, even if later states are committed."""
 
     versions: Mapping[int, int]  # client id → the round that last changed its row
     read: Callable[[int], FloatVector]
@@ -78,7 +78,7 @@ class ClientStates:
         self._staged = {}
 
     def discard(self) -> None:
-        """Drops the staged rows."""
+        """Discards the rows that were staged since the last ``commit``."""
         for row in self._staged.values():
             self._release(row)
         self._staged = {}
@@ -161,7 +161,7 @@ class _RowFile:
             self._pins.update(slots)
 
     def unpin(self, slots: list[int]) -> None:
-        """Reverts ``pin``."""
+        """Allows these slots to be reused once no other view pins them."""
         with self._lock:
             for slot in slots:
                 self._pins[slot] -= 1

@@ -19,7 +19,7 @@ from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
-from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
+from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import Workload
 from fednar_ray.core.transfers import StagingBuffer, on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
@@ -30,10 +30,10 @@ from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """What stays the same in every round. It is sent to each trainer once.
+    """The settings that are the same in every round. They are sent to each trainer once.
 
     Attributes:
-        model: The network as given.
+        model: The network with its initial parameters.
         correction: The client's half of the algorithm.
         regularizer: How a step is bounded and decayed.
         weighted: Whether sums weight a client by its examples n_i, or by 1.
@@ -57,7 +57,7 @@ class TrainingPlan:
 
 
 HELD_BYTES = 2**30
-"""Most bytes that a trainer holds between the two phases of a round. Groups beyond it are trained a second time."""
+"""Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""
 
 
 @dataclass(slots=True)
@@ -81,13 +81,13 @@ class _Trained:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that holding it takes."""
+        """The memory that it takes, in bytes."""
         return self.delta.nbytes + self.local_round.state.nbytes
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs torch on one thread inside, as in an actor: sums over more threads give other bits."""
+def use_one_thread() -> Iterator[None]:
+    """Lets torch use one thread, as in an actor, since sums over several threads round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,7 +112,7 @@ class GroupTrainer:
         self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
 
     def adopt(self, plan: TrainingPlan) -> None:
-        """Replaces the plan by another one for the same model and shards. What is loaded and traced is kept."""
+        """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
         self._plan = plan
         self._held.clear()
@@ -126,21 +126,21 @@ class GroupTrainer:
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
-        fork, global_ = torch.random.fork_rng(devices=self._generators()), global_generators()
-        with one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
+        fork, global_ = torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators()
+        with use_one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
             plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
-            self._gradient(len(client_ids))(plan.with_zeros(), 0)
+            self._get_gradient(len(client_ids))(plan.with_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
-        """Returns the update of one client group. What ``measure`` holds of it is not trained again."""
+        """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
         held = self._held.pop((broadcast.round_index, task.client_ids), None)
-        with one_thread(), torch.no_grad():
+        with use_one_thread(), torch.no_grad():
             return self._build_update(self._train(broadcast, task) if held is None else held, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Trains one client group and returns its metrics. The rest is held for ``train`` while there is memory."""
         self._held = {key: held for key, held in self._held.items() if key[0] == broadcast.round_index}
-        with one_thread(), torch.no_grad():
+        with use_one_thread(), torch.no_grad():
             trained = self._train(broadcast, task)
             if sum(held.nbytes for held in self._held.values()) + trained.nbytes <= HELD_BYTES:
                 key = broadcast.round_index, task.client_ids
@@ -148,7 +148,7 @@ class GroupTrainer:
                 self._held[key] = replace(trained, delta=trained.delta.clone())
         return trained.metrics
 
-    def _generators(self) -> list[torch.device]:
+    def _list_generator_devices(self) -> list[torch.device]:
         """Returns the devices, besides the CPU, whose random generators training uses."""
         return [self._device] if self._device.type == "cuda" else []
 
@@ -157,18 +157,19 @@ class GroupTrainer:
         start = time.perf_counter()
         where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
         address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
-        with torch.random.fork_rng(devices=self._generators()), global_generators(address):
+        with torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators(address):
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
                 if len(task.client_ids) == 1:
-                    self._gradient(1).given.restore(address)  # every client starts with the module's given attributes
+                    # every client starts with the module's given attributes
+                    self._get_gradient(1).given.restore(address)
                 return self._train_steps(broadcast, task, start)
             except BaseException:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out
                 raise
 
     def _train_steps(self, broadcast: Broadcast, task: GroupTask, start: float) -> _Trained:
-        gradient = self._gradient(len(task.client_ids))
+        gradient = self._get_gradient(len(task.client_ids))
         global_params = self._global_params.fill(broadcast.parameters)
         gradient.params.copy_(global_params)
         if broadcast.buffers is not None:
@@ -183,7 +184,7 @@ class GroupTrainer:
         sums = self._descend(gradient, batches, steps, local_round, broadcast)
         check_unchanged(gradient.module, self._constant_buffers)
         delta = gradient.params.sub_(global_params)  # in place: the next client group loads its own parameters
-        self._attack(task.client_ids, delta)
+        self._apply_attacks(task.client_ids, delta)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None
         norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
@@ -196,27 +197,27 @@ class GroupTrainer:
             included=included.view(-1).cpu().numpy(),
             examples=examples,
             steps=steps,
-            clipped_steps=_numbers(sums.clipped).astype(np.int64),
-            effective_weight_decay=_numbers(sums.decay) / steps,
-            step_norms=_numbers(sums.norm) / steps,
-            losses=_numbers(sums.loss) / steps,
-            delta_norms=_numbers(norms),
+            clipped_steps=_to_numpy(sums.clipped).astype(np.int64),
+            effective_weight_decay=_to_numpy(sums.decay) / steps,
+            step_norms=_to_numpy(sums.norm) / steps,
+            losses=_to_numpy(sums.loss) / steps,
+            delta_norms=_to_numpy(norms),
             train_seconds=time.perf_counter() - start,
             exclusions={} if exclusion is None else dict.fromkeys(task.client_ids, exclusion),
         )
         return _Trained(metrics, delta, buffers, local_round)
 
-    def _attack(self, client_ids: tuple[int, ...], delta: Tensor) -> None:
+    def _apply_attacks(self, client_ids: tuple[int, ...], delta: Tensor) -> None:
         for row, client_id in zip(delta, client_ids, strict=True):
             if client_id in self._plan.attack_factors:
                 row *= self._plan.attack_factors[client_id]
 
-    def _gradient(self, width: int) -> SingleGradient | GroupGradient:
-        if width not in self._gradients:
+    def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient:
+        if group_size not in self._gradients:
             single, group = SingleGradient, GroupGradient
             plan = (self._plan.model, self._layout, self._plan.task, self._device)
-            self._gradients[width] = single(*plan) if width == 1 else group(*plan, width)
-        return self._gradients[width]
+            self._gradients[group_size] = single(*plan) if group_size == 1 else group(*plan, group_size)
+        return self._gradients[group_size]
 
     def _build_local_round(self, broadcast: Broadcast, task: GroupTask, global_params: Tensor) -> LocalRound:
         return LocalRound(
@@ -253,7 +254,7 @@ class GroupTrainer:
         params, scalars = gradient.params, broadcast.scalars
         correct = self._plan.correction.correction(local_round)
         sums = _StepSums(*(params.new_zeros(len(params), 1) for _ in range(4)))
-        taken, active, rate = self._column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
+        taken, active, rate = self._to_column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
         rate.fill_(scalars.local_lr)
         for step in range(int(steps.max())):
             if step >= steps.min():  # some rows have taken all their steps
@@ -268,7 +269,7 @@ class GroupTrainer:
             sums.norm.addcmul_(direction.norm, active)
         return sums
 
-    def _column(self, values: npt.NDArray[np.int64]) -> Tensor:
+    def _to_column(self, values: npt.NDArray[np.int64]) -> Tensor:
         """Returns [C] as a float column [C, 1] on the device."""
         return on_device(values.astype(np.float32), self._device).view(-1, 1)
 
@@ -282,13 +283,13 @@ class GroupTrainer:
         mask = torch.from_numpy(metrics.included).to(self._device).view(-1, 1)
         if not metrics.included.all():
             delta = delta.where(mask, 0.0)
-        weights = self._column(metrics.examples if self._plan.weighted else np.ones_like(metrics.examples)).view(-1)
+        weights = self._to_column(metrics.examples if self._plan.weighted else np.ones_like(metrics.examples)).view(-1)
         states = self._compute_states(trained, delta, mask)
         buffers = trained.buffers
         return GroupUpdate(
             metrics=metrics,
             weighted_delta=(self._apply_factors(weights, task) @ delta).cpu().numpy(),
-            weighted_buffers=None if buffers is None else _weighted(buffers, metrics, float(weights[0])),
+            weighted_buffers=None if buffers is None else _weight_buffers(buffers, metrics, float(weights[0])),
             states=None if states is None else states.cpu().numpy(),
             shared_changes={} if states is None else self._sum_shared_changes(trained, states),
             # copied, since on the CPU the rows are a view of the memory in which the next client group trains
@@ -306,22 +307,22 @@ class GroupTrainer:
         local_round, next_state = trained.local_round, self._plan.correction.next_state
         if next_state is None:
             return None
-        states = next_state(local_round, delta, self._column(trained.metrics.steps))
+        states = next_state(local_round, delta, self._to_column(trained.metrics.steps))
         return states if mask.all() else states.where(mask, local_round.state)
 
     def _sum_shared_changes(self, trained: _Trained, states: Tensor) -> dict[str, FloatVector]:
         """Returns Σ n_i·change_i for every shared vector. An excluded client has kept its state, so its change is 0."""
-        examples = self._column(trained.metrics.examples).view(-1)
+        examples = self._to_column(trained.metrics.examples).view(-1)
         return {
             name: (examples @ vector.change(trained.local_round, states)).cpu().numpy()
             for name, vector in self._plan.correction.shared.items()
         }
 
 
-def _numbers(values: Tensor) -> npt.NDArray[np.float64]:
+def _to_numpy(values: Tensor) -> npt.NDArray[np.float64]:
     return values.view(-1).cpu().numpy().astype(np.float64)
 
 
-def _weighted(buffers: BufferVector, metrics: ClientMetrics, weight: float) -> BufferVector:
+def _weight_buffers(buffers: BufferVector, metrics: ClientMetrics, weight: float) -> BufferVector:
     """Returns the buffers' term of the weighted sum; zeros for an excluded client."""
     return buffers * weight if metrics.included[0] else np.zeros_like(buffers)

@@ -18,12 +18,12 @@ from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
 from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.core.module_state import GivenState, leaf_copy
-from fednar_ray.core.random import Purpose, global_generators, seed_sequence, torch_seed
+from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
+from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, perplexity
+from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, compute_perplexity
 
 BATCH = 512  # examples per forward pass
 TASK_BATCHES = 4  # batches per call: more work than the call costs, and enough calls to keep all actors busy
@@ -61,7 +61,7 @@ class Scorer:
     ) -> None:
         self._changed_buffers = changed_buffers
         self._task, self._offsets, self._seed = task, offsets or {}, seed
-        self._model = leaf_copy(model).to(device).eval()
+        self._model = copy_with_leaf_parameters(model).to(device).eval()
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
@@ -69,15 +69,17 @@ class Scorer:
 
     def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Returns the scores of the task's examples, or their sums if the task asks for sums only."""
-        x, y = self._rows(task)
-        parts = [self._batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
+        x, y = self._get_rows(task)
+        parts = [self._score_batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
         predictions, losses = (torch.cat(column) for column in zip(*parts, strict=True))
         is_correct = self._task.is_correct
         correct = None if is_correct is None else is_correct(predictions, y).cpu().numpy()
         scores = Scores(predictions=predictions.cpu().numpy(), correct=correct, losses=losses.cpu().numpy())
         return self._task.metric_sums(y.cpu().numpy(), scores) if task.sums_only else scores
 
-    def _batch(self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int) -> tuple[Tensor, Tensor]:
+    def _score_batch(
+        self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int
+    ) -> tuple[Tensor, Tensor]:
         """Scores the batch that starts at row ``first``, with the model as given: no batch depends on earlier ones.
 
         Random layers draw from generators whose address is the round and the batch's place in its split.
@@ -87,7 +89,7 @@ class Scorer:
         self._given.restore(seeds)
         self._load(eval_params)
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), global_generators(seeds):
+        with torch.random.fork_rng(devices=devices), seed_global_generators(seeds):
             torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
             if devices:
                 torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
@@ -95,13 +97,13 @@ class Scorer:
 
     def _load(self, eval_params: EvalParams) -> None:
         """Loads parameters and buffers, unless they are loaded and no forward pass has written to them."""
-        if self._loaded != (eval_params.round_index, *self._versions()):
+        if self._loaded != (eval_params.round_index, *self._iter_versions()):
             load_parameters(self._model, eval_params.parameters)
             restore_buffers(self._model, self._given_buffers)
             load_buffers(self._model, eval_params.buffers, self._changed_buffers)
-            self._loaded = (eval_params.round_index, *self._versions())
+            self._loaded = (eval_params.round_index, *self._iter_versions())
 
-    def _versions(self) -> Iterator[tuple[int, int]]:
+    def _iter_versions(self) -> Iterator[tuple[int, int]]:
         for tensor in chain(self._model.parameters(), self._model.buffers()):
             yield id(tensor), tensor._version
 
@@ -112,7 +114,7 @@ class Scorer:
         outputs = self._model(x if transform is None else transform.normalize(x))
         return self._task.predictions(outputs), self._task.losses(outputs, y)
 
-    def _rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
+    def _get_rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
         if task.split not in self._resident:
             split = self._splits[task.split]
             self._resident[task.split] = on_device(split.x, self._device), on_device(split.y, self._device)
@@ -151,18 +153,18 @@ class Evaluation:
     ) -> None:
         self._score, self._task = score, TASKS[federation.task]
         self._offsets, self._metrics_only = federation.shards.offsets, federation.metrics_only
-        self._next_tokens = texts and federation.task == "classification" and _tokens(federation.test)
+        self._next_tokens = texts and federation.task == "classification" and _has_tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
         own = federation.split_offsets()
         self._tasks = [
             task
             for name, split in held_out.items()
-            for task in (_of_clients(name, own[name]) if name in own else _ranges(name, len(split)))
+            for task in (_split_by_client(name, own[name]) if name in own else _split_by_range(name, len(split)))
         ]
         if federated:
             alone, block = by_client or self._metrics_only, len(federation.shards.examples)
-            self._tasks += _of_clients(CLIENTS, self._offsets) if alone else _ranges(CLIENTS, block)
+            self._tasks += _split_by_client(CLIENTS, self._offsets) if alone else _split_by_range(CLIENTS, block)
         if self._metrics_only:
             self._tasks = [replace(task, sums_only=True) for task in self._tasks]
 
@@ -179,32 +181,34 @@ class Evaluation:
         metrics: dict[str, float] = {}
         for name, parts in gathered.items():
             if name == CLIENTS:
-                metrics |= self._across_clients(parts)
+                metrics |= self._summarize_clients(parts)
             else:
                 metrics |= {f"{name}_{metric}": value for metric, value in self._split_metrics(name, parts).items()}
         return metrics
 
     def _split_metrics(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
-        metric_sums = reduce(MetricSums.__add__, parts) if self._metrics_only else self._metric_sums(split, parts)
+        metric_sums = (
+            reduce(MetricSums.__add__, parts) if self._metrics_only else self._compute_metric_sums(split, parts)
+        )
         metrics = self._task.metrics(metric_sums)
-        return metrics | {"perplexity": perplexity(metrics["loss"])} if self._next_tokens else metrics
+        return metrics | {"perplexity": compute_perplexity(metrics["loss"])} if self._next_tokens else metrics
 
-    def _metric_sums(self, split: str, parts: Sequence[Scores]) -> MetricSums:
-        return self._task.metric_sums(self._labels[split], _joined(parts))
+    def _compute_metric_sums(self, split: str, parts: Sequence[Scores]) -> MetricSums:
+        return self._task.metric_sums(self._labels[split], _join_scores(parts))
 
-    def _across_clients(self, parts: Sequence[Any]) -> dict[str, float]:
+    def _summarize_clients(self, parts: Sequence[Any]) -> dict[str, float]:
         if self._task.is_correct is None:
-            return summarize_errors(self._means(parts, "losses"))
-        return summarize_accuracies(self._means(parts, "correct"))
+            return summarize_errors(self._compute_means(parts, "losses"))
+        return summarize_accuracies(self._compute_means(parts, "correct"))
 
-    def _means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
+    def _compute_means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
         """Returns the mean of each client that has examples, in the order of clients."""
         if self._metrics_only:
             return np.array([getattr(metric_sums, name) / metric_sums.examples for metric_sums in parts])
-        return client_means(getattr(_joined(parts), name), self._offsets)
+        return compute_client_means(getattr(_join_scores(parts), name), self._offsets)
 
 
-def metric_names(federation: FederatedData, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+def list_metric_names(federation: FederatedData, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
     """Returns the names of the metrics that an ``Evaluation`` of this federation reports.
 
     Args:
@@ -218,26 +222,28 @@ def metric_names(federation: FederatedData, splits: Collection[str], *, federate
     task, names = TASKS[federation.task], []
     for split, examples in federation.splits().items():
         if split in splits and len(examples):
-            names += [f"{split}_{metric}" for metric in _metric_names(task, examples.y)]
-            names += [f"{split}_perplexity"] if federation.task == "classification" and _tokens(federation.test) else []
+            names += [f"{split}_{metric}" for metric in _list_split_metrics(task, examples.y)]
+            names += (
+                [f"{split}_perplexity"] if federation.task == "classification" and _has_tokens(federation.test) else []
+            )
     if federated:
         names += list(summarize_errors(np.ones(1)) if task.is_correct is None else summarize_accuracies(np.ones(1)))
     return tuple(names)
 
 
-def _metric_names(task: Task, y: Array) -> list[str]:
+def _list_split_metrics(task: Task, y: Array) -> list[str]:
     """Returns the names of the metrics of a split with the labels y [n]. They do not depend on the model."""
     correct = None if task.is_correct is None else np.ones(len(y), dtype=np.bool_)
     scores = Scores(predictions=y, correct=correct, losses=np.zeros(len(y), dtype=np.float32))
     return list(task.metrics(task.metric_sums(y, scores)))
 
 
-def _tokens(examples: Examples) -> bool:
+def _has_tokens(examples: Examples) -> bool:
     """Returns whether inputs are sequences of whole numbers."""
     return examples.x.ndim == 2 and np.issubdtype(examples.x.dtype, np.integer)
 
 
-def _joined(parts: Sequence[Scores]) -> Scores:
+def _join_scores(parts: Sequence[Scores]) -> Scores:
     correct = [part.correct for part in parts if part.correct is not None]
     return Scores(
         predictions=np.concatenate([part.predictions for part in parts]),
@@ -246,13 +252,13 @@ def _joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def _of_clients(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:
+def _split_by_client(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:
     """Returns one task per client's part of a split. Rows are counted from the start of the part."""
     sizes = np.diff(offsets).tolist()
     return [ScoringTask(split=split, start=0, stop=size, client_id=i) for i, size in enumerate(sizes) if size]
 
 
-def _ranges(split: str, examples: int) -> list[ScoringTask]:
+def _split_by_range(split: str, examples: int) -> list[ScoringTask]:
     length = BATCH * TASK_BATCHES
     starts = range(0, examples, length)
     return [ScoringTask(split=split, start=start, stop=min(start + length, examples)) for start in starts]
@@ -261,16 +267,19 @@ def _ranges(split: str, examples: int) -> list[ScoringTask]:
 def summarize_accuracies(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
     """Returns the mean of the clients' accuracies, and the mean of the worst tenth (at least one client)."""
     ordered = np.sort(accuracies)
-    return {"client_accuracy_mean": float(ordered.mean()), "client_accuracy_worst_decile": _of_first_tenth(ordered)}
+    return {
+        "client_accuracy_mean": float(ordered.mean()),
+        "client_accuracy_worst_decile": _average_first_tenth(ordered),
+    }
 
 
 def summarize_errors(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
     """Returns the same of the clients' root mean squared errors, of which the highest are the worst."""
     errors = np.sort(np.sqrt(mean_squares))[::-1]
-    return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _of_first_tenth(errors)}
+    return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _average_first_tenth(errors)}
 
 
-def client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
+def compute_client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
     """Computes the mean of each client that has examples, in the order of clients.
 
     Args:
@@ -283,5 +292,5 @@ def client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
     return sums / sizes[sizes > 0]
 
 
-def _of_first_tenth(ordered: npt.NDArray[np.float64]) -> float:
+def _average_first_tenth(ordered: npt.NDArray[np.float64]) -> float:
     return float(ordered[: max(1, len(ordered) // 10)].mean())

@@ -1,4 +1,4 @@
-"""Forward passes on two examples before training starts, to see what a model changes, draws from and depends on."""
+"""Runs forward passes on two examples before training, to find out what a model changes, draws and depends on."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fednar_ray.core.buffers import same_bits
+from fednar_ray.core.buffers import have_same_bits
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.module_state import GivenState, describe_draws, describe_module, own_copy
-from fednar_ray.core.random import global_generators, global_states
+from fednar_ray.core.module_state import GivenState, copy_model, describe_draws, describe_module
+from fednar_ray.core.random import get_global_states, seed_global_generators
 from fednar_ray.federated.outside_influence import has_outside_influence
-from fednar_ray.federated.outside_state import changed_places, outside_change, outside_state
+from fednar_ray.federated.outside_state import find_changed_places, find_outside_change, read_outside_state
 
 TRIAL_SEED = 0x0FED9A3
 """The seed of torch in every trial. A model is unlikely to set this one itself."""
@@ -47,9 +47,9 @@ class TrialForward:
     python_state: str | None
 
 
-def fresh(model: nn.Module) -> nn.Module:
+def copy_for_trial(model: nn.Module) -> nn.Module:
     """Returns a copy of the model on the CPU, in training mode."""
-    return own_copy(model).cpu().train()
+    return copy_model(model).cpu().train()
 
 
 def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] | None = None) -> TrialForward:
@@ -66,23 +66,23 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
     Raises:
         ModelError: The module fails, or its outputs depend on state outside of the module that it changes.
     """
-    given, outside = GivenState(module), outside_state(module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators():
+    given, outside = GivenState(module), read_outside_state(module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), seed_global_generators():
         torch.default_generator.manual_seed(TRIAL_SEED)
-        before, of_torch = global_states(), torch.get_rng_state()
+        before, of_torch = get_global_states(), torch.get_rng_state()
         try:
             with exits_as_errors(), counter or nullcontext():
                 outputs = module(x)
         except Exception as error:
             text = f"the model fails on a batch of shape {list(x.shape)}: {first_line(error)}"
-            raise ModelError(text + _hint_of_types(x)) from error
-        found = given.change() or describe_draws(before, global_states())
+            raise ModelError(text + _hint_at_types(x)) from error
+        found = given.find_change() or describe_draws(before, get_global_states())
         if found is None and torch.initial_seed() != TRIAL_SEED:
             found = "forward seeds torch's random numbers"
         moved = not torch.equal(of_torch, torch.get_rng_state())
-    after = outside_state(module)
-    if (elsewhere := outside_change(outside, after)) is not None:
-        places = changed_places(module, outside, after)
+    after = read_outside_state(module)
+    if (elsewhere := find_outside_change(outside, after)) is not None:
+        places = find_changed_places(module, outside, after)
         if has_outside_influence(places, lambda: _repeat(module, x)):
             raise ModelError(f"forward changes {elsewhere}, {OUTSIDE}")
     return TrialForward(module=module, outputs=outputs, moved_torch=moved, python_state=found)
@@ -90,14 +90,14 @@ def forward(module: nn.Module, x: Tensor, counter: AbstractContextManager[Any] |
 
 def _repeat(module: nn.Module, x: Tensor) -> Tensor:
     """Returns the outputs of a copy of ``module``. Its random draws are the same each time."""
-    copy = own_copy(module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), global_generators(), exits_as_errors():
+    copy = copy_model(module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), seed_global_generators(), exits_as_errors():
         torch.default_generator.manual_seed(TRIAL_SEED)
         outputs: Tensor = copy(x)
     return outputs
 
 
-def _hint_of_types(x: Tensor) -> str:
+def _hint_at_types(x: Tensor) -> str:
     if x.is_floating_point():
         return ""
     kind = str(x.dtype).removeprefix("torch.")
@@ -136,7 +136,7 @@ def _check_parts(ran: nn.Module, given: nn.Module) -> None:
                 "final shape in __init__"
             )
     for (name, parameter), (_, other) in zip(ran.named_parameters(), given.named_parameters(), strict=False):
-        if not parameter.requires_grad and not same_bits(parameter, other):
+        if not parameter.requires_grad and not have_same_bits(parameter, other):
             raise ModelError(
                 f"forward changes the frozen parameter '{name}', which no client sends; keep it in a buffer "
                 "(register_buffer), which is averaged over clients"
@@ -146,6 +146,6 @@ def _check_parts(ran: nn.Module, given: nn.Module) -> None:
 def describe_changed_parameter(ran: nn.Module, given: nn.Module) -> str | None:
     """Returns which trainable parameter forward itself writes to, for a message; None if there is none."""
     for (name, parameter), (_, other) in zip(ran.named_parameters(), given.named_parameters(), strict=False):
-        if not same_bits(parameter, other):
+        if not have_same_bits(parameter, other):
             return f"forward changes the parameter '{name}'"
     return None

@@ -13,8 +13,8 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.module_state import GivenState, describe_draws, leaf_copy
-from fednar_ray.core.random import global_states
+from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters, describe_draws
+from fednar_ray.core.random import get_global_states
 from fednar_ray.data.batches import Batch, BatchPlan
 from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
@@ -37,7 +37,7 @@ class SingleGradient:
 
     def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
         self._mean_loss = task.mean_loss
-        self.module = leaf_copy(module).to(device).train()
+        self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
         self._grad = torch.zeros_like(self.params)
@@ -59,23 +59,23 @@ class GroupGradient:
     """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
 
     def __init__(
-        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, width: int
+        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, group_size: int
     ) -> None:
-        self.module = leaf_copy(module).to(device).train()
+        self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
-        self.params = torch.zeros(width, layout.dimension, device=device)
-        self._vmapped = vmap(grad_and_value(_row_loss(self.module, layout, task)), randomness="different")
+        self.params = torch.zeros(group_size, layout.dimension, device=device)
+        self._vmapped = vmap(grad_and_value(_build_row_loss(self.module, layout, task)), randomness="different")
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Returns the gradients [C, d] and losses [C]. Batches are padded to the largest; padding has weight 0."""
         batch = plan.batch(step)
         program = self._find_program(batch)
-        with self._unchanged() if program is self._vmapped else nullcontext():
+        with self._check_unchanged() if program is self._vmapped else nullcontext():
             grad, loss = program(self.params, batch.x, batch.y, batch.weights)
         return grad, loss
 
-    def try_out(self, x: Tensor) -> None:
+    def check_vmap(self, x: Tensor) -> None:
         """Computes one gradient with one example per row, which raises if ``vmap`` cannot batch the module."""
         rows = len(self.params)
         labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
@@ -92,11 +92,13 @@ class GroupGradient:
         """
         batch = plan.batch(step)
         program = self._find_program(batch)
-        with self._unchanged():
+        with self._check_unchanged():
             wanted, got = (self._compute_repeatably(function, batch) for function in (self._vmapped, program))
-        off = _relative_distance(got, wanted)
+        off = _compute_distance(got, wanted)
         if off > ROUNDING:
-            self._fail(f"the traced gradient differs from that of a fresh forward by {off:.2g} of its length")
+            self._raise_inconsistent(
+                f"the traced gradient differs from that of a fresh forward by {off:.2g} of its length"
+            )
 
     def _compute_repeatably(self, function: Callable[..., Any], batch: Batch) -> Tensor:
         """Returns the gradients, and restores the states of torch's generators."""
@@ -111,7 +113,7 @@ class GroupGradient:
         memory depends on the placement, and that error is raised.
         """
         if batch.y.shape not in self._traced:
-            with torch.random.fork_rng(), self._unchanged():
+            with torch.random.fork_rng(), self._check_unchanged():
                 self._traced[batch.y.shape] = self._trace(self.params, batch.x, batch.y, batch.weights)
         return self._traced[batch.y.shape]
 
@@ -124,22 +126,22 @@ class GroupGradient:
             return self._vmapped
 
     @contextmanager
-    def _unchanged(self) -> Iterator[None]:
+    def _check_unchanged(self) -> Iterator[None]:
         """Raises InconsistentModel if the module's forward changes Python state or draws from Python's generators."""
-        before = global_states()
+        before = get_global_states()
         yield
-        problem = self.given.change() or describe_draws(before, global_states())
+        problem = self.given.find_change() or describe_draws(before, get_global_states())
         if problem is not None:
-            self._fail(problem)
+            self._raise_inconsistent(problem)
 
-    def _fail(self, problem: str) -> None:
+    def _raise_inconsistent(self, problem: str) -> None:
         raise InconsistentModel(
             f"{type(self.module).__name__}: {problem}, which the trial before the first round did not show and a group "
             "of clients cannot follow; train clients one by one: execution.vectorize=1"
         )
 
 
-def _relative_distance(got: Tensor, wanted: Tensor) -> float:
+def _compute_distance(got: Tensor, wanted: Tensor) -> float:
     """Returns the largest ‖got − wanted‖ of the finite rows, relative to the largest ‖wanted‖. Both are [C, d]."""
     finite = torch.isfinite(wanted).all(dim=1) & torch.isfinite(got).all(dim=1)
     if not finite.any():
@@ -148,7 +150,7 @@ def _relative_distance(got: Tensor, wanted: Tensor) -> float:
     return float(off / length.clamp(min=1e-6))
 
 
-def _row_loss(module: nn.Module, layout: ParameterLayout, task: Task) -> Callable[..., Tensor]:
+def _build_row_loss(module: nn.Module, layout: ParameterLayout, task: Task) -> Callable[..., Tensor]:
     def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return task.weighted_loss(functional_call(module, layout.unflatten(vector), (x,)), y, weights)
 

@@ -1,7 +1,7 @@
-"""Whether a model's outputs depend on values outside of the module that its forward pass changes.
+"""Checks whether a model's outputs depend on values outside of the module that its forward pass changes.
 
 A count of calls, a stopwatch or recorded activations change in every pass and do no harm. But state that the outputs
-depend on cannot be given to each client as it was at the start.
+depend on cannot be reset for each client.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,13 @@ def has_outside_influence(places: Sequence[Place], outputs: Callable[[], Tensor]
     Returns:
         True if the outputs change, the pass fails, or a value is of a kind that cannot be shifted.
     """
-    if not all(_can_be_shift(place.get()) for place in places):
+    if not all(_can_shift(place.get()) for place in places):
         return True
-    with _restored(places) as given:
+    with _restore_afterwards(places) as given:
         try:
             wanted = outputs()
-            return not all(_equal(wanted, _run_shifted(places, given, shift, outputs)) for shift in SHIFTS)
-        except Exception:  # noqa: BLE001 - whatever a user's model raises on values that it does not expect
+            return not all(_is_close(wanted, _run_shifted(places, given, shift, outputs)) for shift in SHIFTS)
+        except Exception:  # noqa: BLE001 - a user's model may raise anything on unexpected values
             return True
 
 
@@ -45,7 +45,7 @@ def _run_shifted(places: Sequence[Place], given: Sequence[Any], shift: int, outp
 
 
 @contextmanager
-def _restored(places: Sequence[Place]) -> Iterator[list[Any]]:
+def _restore_afterwards(places: Sequence[Place]) -> Iterator[list[Any]]:
     given = [place.get() for place in places]
     try:
         yield given
@@ -54,7 +54,7 @@ def _restored(places: Sequence[Place]) -> Iterator[list[Any]]:
             place.set(value)
 
 
-def _can_be_shift(value: Any) -> bool:
+def _can_shift(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.layout is torch.strided and not value.is_quantized
     return isinstance(value, bool | int | float) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
@@ -70,5 +70,5 @@ def _shift(value: Any, shift: int) -> Any:
     return value + shift
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-7, equal_nan=True)

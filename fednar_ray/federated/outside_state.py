@@ -1,9 +1,8 @@
-"""State that a model's code keeps outside of the module: globals, class attributes, variables of enclosing functions.
+"""Finds state that a model's code keeps outside of the module: in globals, class attributes and closures.
 
-All clients of a process share such state, and different processes do not, so it cannot be given to each client as it
-was at the start. Values that only grow (a cache, a record of calls) or that are set once, from None or False, are not
-taken for state. Neither are values on which the outputs do not depend, such as a count of calls: see
-``outside_influence``.
+All clients of a process share such state, and different processes do not, so clients cannot start from its initial
+value. Values that only grow (a cache, a record of calls), or that are set once, from None or False, are not counted as
+state. Neither are values that do not influence the outputs, such as a count of calls: see ``outside_influence``.
 """
 
 import functools
@@ -41,7 +40,7 @@ class Place:
         return self.owner[self.key] if isinstance(self.owner, dict | list | deque) else getattr(self.owner, self.key)
 
     def set(self, value: Any) -> None:
-        """Replaces the value."""
+        """Replaces the value at this place."""
         if isinstance(self.owner, types.CellType):
             self.owner.cell_contents = value
         elif isinstance(self.owner, dict | list | deque):
@@ -60,70 +59,72 @@ def find_outside_places(module: nn.Module) -> dict[str, Place]:
     seen: set[Any] = set()
     for part in module.modules():
         for cls in type(part).__mro__:
-            _of_class(cls, found, seen)
-        for value in (*vars(part).values(), *_hooks(part)):
-            _of_function(value, found, seen)
+            _follow_class(cls, found, seen)
+        for value in (*vars(part).values(), *_iter_hooks(part)):
+            _follow_function(value, found, seen)
     return found
 
 
-def outside_state(module: nn.Module) -> dict[str, Any]:
+def read_outside_state(module: nn.Module) -> dict[str, Any]:
     """Returns the contents of all ``find_outside_places``, by name."""
-    return {name: _content(place.get()) for name, place in find_outside_places(module).items()}
+    return {name: _get_content(place.get()) for name, place in find_outside_places(module).items()}
 
 
-def changed_places(module: nn.Module, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Place]:
+def find_changed_places(module: nn.Module, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Place]:
     """Returns where the single values are kept that changed in a way other than growing."""
     places = find_outside_places(module)
     both = [name for name in before if name in after and name in places]
-    return [leaf for name in both for leaf in _leaves(places[name], before[name], after[name])]
+    return [leaf for name in both for leaf in _find_leaves(places[name], before[name], after[name])]
 
 
-def outside_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def find_outside_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """Returns the name of the first value that changed in a way other than growing; None if there is none."""
-    return next((name for name in before if name in after and not _continues(before[name], after[name])), None)
+    return next((name for name in before if name in after and not _is_continued(before[name], after[name])), None)
 
 
-def _hooks(part: nn.Module) -> Iterator[Any]:
+def _iter_hooks(part: nn.Module) -> Iterator[Any]:
     for hooks in (part._forward_hooks, part._forward_pre_hooks):
         yield from hooks.values()
 
 
-def _of_a_user(module_name: str | None) -> bool:
+def _is_user_code(module_name: str | None) -> bool:
     return (module_name or "builtins").partition(".")[0] not in LIBRARIES
 
 
-def _of_class(cls: type, found: dict[str, Place], seen: set[Any]) -> None:
-    if cls in seen or not _of_a_user(cls.__module__):
+def _follow_class(cls: type, found: dict[str, Place], seen: set[Any]) -> None:
+    if cls in seen or not _is_user_code(cls.__module__):
         return
     seen.add(cls)
     for name, value in vars(cls).items():
         if isinstance(value, property):
-            _of_function(value.fget, found, seen)
+            _follow_function(value.fget, found, seen)
         elif isinstance(value, types.FunctionType | staticmethod | classmethod):
-            _of_function(getattr(value, "__func__", value), found, seen)
+            _follow_function(getattr(value, "__func__", value), found, seen)
         elif not name.startswith("__"):
             found[f"the class attribute '{cls.__name__}.{name}'"] = Place(cls, name)
 
 
-def _of_function(function: Any, found: dict[str, Place], seen: set[Any]) -> None:
+def _follow_function(function: Any, found: dict[str, Place], seen: set[Any]) -> None:
     """Follows a function's own variables, its globals, and the functions and classes among them."""
     if isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "__func__", function)
-    if not isinstance(function, types.FunctionType) or function in seen or not _of_a_user(function.__module__):
+    if not isinstance(function, types.FunctionType) or function in seen or not _is_user_code(function.__module__):
         return
     seen.add(function)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         if name != "__class__" and _is_bound(cell):
-            _refers_to(f"the variable '{name}' around {function.__name__}()", Place(cell, None), found, seen)
-    names = _names(function.__code__)
+            _follow_reference(f"the variable '{name}' around {function.__name__}()", Place(cell, None), found, seen)
+    names = _collect_names(function.__code__)
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
-        if isinstance(value, types.ModuleType) and _of_a_user(value.__name__):
+        if isinstance(value, types.ModuleType) and _is_user_code(value.__name__):
             for inner in names & vars(value).keys():
-                _refers_to(f"the global '{value.__name__}.{inner}'", Place(vars(value), inner), found, seen)
+                _follow_reference(f"the global '{value.__name__}.{inner}'", Place(vars(value), inner), found, seen)
         else:
-            _refers_to(f"the global '{function.__module__}.{name}'", Place(function.__globals__, name), found, seen)
+            _follow_reference(
+                f"the global '{function.__module__}.{name}'", Place(function.__globals__, name), found, seen
+            )
 
 
 def _is_bound(cell: types.CellType) -> bool:
@@ -133,40 +134,40 @@ def _is_bound(cell: types.CellType) -> bool:
         return False
 
 
-def _refers_to(name: str, place: Place, found: dict[str, Place], seen: set[Any]) -> None:
+def _follow_reference(name: str, place: Place, found: dict[str, Place], seen: set[Any]) -> None:
     value = place.get()
     if isinstance(value, type):
-        _of_class(value, found, seen)
+        _follow_class(value, found, seen)
     elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-        _of_function(value, found, seen)
+        _follow_function(value, found, seen)
     elif not isinstance(value, types.ModuleType):
         found[name] = place
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = (_names(value) for value in code.co_consts if isinstance(value, types.CodeType))
+def _collect_names(code: types.CodeType) -> set[str]:
+    inner = (_collect_names(value) for value in code.co_consts if isinstance(value, types.CodeType))
     return set(code.co_names).union(*inner)
 
 
 # ——— content ———
 
 
-def _content(value: Any, depth: int = 0) -> Any:
+def _get_content(value: Any, depth: int = 0) -> Any:
     """Returns a value's content in a comparable form; OPAQUE if it is large, deeply nested, or a library's."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return type(value), repr(value)
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        return _numbers(value)
+        return _get_array_content(value)
     if isinstance(value, np.random.Generator | np.random.RandomState | torch.Generator):
         return type(value), pickle.dumps(value)
     if type(value) is random.Random:
         return value.getstate()
     if isinstance(value, itertools.count):
         return repr(value)
-    return _parts(value, depth + 1) if depth < DEEPEST else OPAQUE
+    return _get_parts_content(value, depth + 1) if depth < DEEPEST else OPAQUE
 
 
-def _numbers(value: Any) -> Any:
+def _get_array_content(value: Any) -> Any:
     if isinstance(value, Tensor):
         if is_functorch_wrapped_tensor(value):  # a hook recorded it while a group was traced
             return OPAQUE
@@ -177,21 +178,21 @@ def _numbers(value: Any) -> Any:
     return OPAQUE if array.size > MOST_ELEMENTS or array.dtype.hasobject else (array.shape, array.tobytes())
 
 
-def _parts(value: Any, depth: int) -> Any:
+def _get_parts_content(value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple | deque) and len(value) <= MOST_ELEMENTS:
-        return [_content(part, depth) for part in value]
+        return [_get_content(part, depth) for part in value]
     if isinstance(value, set | frozenset):
         return {*value}
     if isinstance(value, dict):
-        return {key: _content(part, depth) for key, part in value.items()}
-    if _of_a_user(type(value).__module__) and hasattr(value, "__dict__"):
-        return {key: _content(part, depth) for key, part in vars(value).items()}
+        return {key: _get_content(part, depth) for key, part in value.items()}
+    if _is_user_code(type(value).__module__) and hasattr(value, "__dict__"):
+        return {key: _get_content(part, depth) for key, part in vars(value).items()}
     return OPAQUE
 
 
-def _leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
+def _find_leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
     """Yields the places of the single values in which two contents differ. ``after`` is the content of ``place``."""
-    if _continues(before, after):
+    if _is_continued(before, after):
         return
     value, alike = place.get(), type(before) is type(after)
     if alike and isinstance(before, list) and isinstance(value, list | deque) and len(before) <= len(after):
@@ -203,17 +204,17 @@ def _leaves(place: Place, before: Any, after: Any) -> Iterator[Place]:
         parts = []
         yield place
     for part in parts:
-        yield from _leaves(*part)
+        yield from _find_leaves(*part)
 
 
-def _continues(before: Any, after: Any) -> bool:
+def _is_continued(before: Any, after: Any) -> bool:
     """Returns whether a content is unchanged, has only grown, or was set for the first time."""
-    if before in (_content(None), _content(False)) or before is OPAQUE or after is OPAQUE:
+    if before in (_get_content(None), _get_content(False)) or before is OPAQUE or after is OPAQUE:
         return True
     if type(before) is not type(after):
         return False
     if isinstance(before, list):
-        return len(before) <= len(after) and all(map(_continues, before, after))
+        return len(before) <= len(after) and all(map(_is_continued, before, after))
     if isinstance(before, dict):
-        return all(key in after and _continues(part, after[key]) for key, part in before.items())
+        return all(key in after and _is_continued(part, after[key]) for key, part in before.items())
     return bool(before <= after if isinstance(before, set) else before == after)

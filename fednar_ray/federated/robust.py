@@ -26,7 +26,7 @@ def coordinate_median(rows: Rows) -> FloatVector:
 
     Source: Yin et al., ICML 2018.
     """
-    return _mean_between(rows, cut=(_count(rows) - 1) // 2)
+    return _compute_mean_between(rows, cut=(_count(rows) - 1) // 2)
 
 
 def trimmed_mean(rows: Rows, trim: float) -> FloatVector:
@@ -38,7 +38,7 @@ def trimmed_mean(rows: Rows, trim: float) -> FloatVector:
 
     Source: Yin et al., ICML 2018.
     """
-    return _mean_between(rows, cut=_share(trim, _count(rows)))
+    return _compute_mean_between(rows, cut=_count_share(trim, _count(rows)))
 
 
 def krum_selection(rows: Rows, byzantine: float) -> npt.NDArray[np.bool_]:
@@ -58,11 +58,11 @@ def krum_selection(rows: Rows, byzantine: float) -> npt.NDArray[np.bool_]:
     Source: Blanchard et al., NeurIPS 2017.
     """
     count = _count(rows)
-    bad = _share(byzantine, count)
+    bad = _count_share(byzantine, count)
     neighbors = count - bad - 2
     if bad == 0 or neighbors < 1:
         return np.ones(count, dtype=np.bool_)
-    nearest = np.sort(_squared_distances(rows), axis=1)[:, 1 : 1 + neighbors]  # first of all, itself
+    nearest = np.sort(_compute_squared_distances(rows), axis=1)[:, 1 : 1 + neighbors]  # first of all, itself
     kept = np.zeros(count, dtype=np.bool_)
     kept[np.argsort(nearest.sum(axis=1), kind="stable")[: count - bad]] = True
     return kept
@@ -84,7 +84,9 @@ def norm_clip_factors(norms: npt.NDArray[np.float64], bound: float | None) -> np
 RULES: Mapping[str, Callable[[Rows, Weights, AggregationSettings], FloatVector]] = {
     "median": lambda rows, weights, settings: coordinate_median(rows),
     "trimmed_mean": lambda rows, weights, settings: trimmed_mean(rows, settings.trim),
-    "krum": lambda rows, weights, settings: _weighted_mean(rows, weights * krum_selection(rows, settings.byzantine)),
+    "krum": lambda rows, weights, settings: _compute_weighted_mean(
+        rows, weights * krum_selection(rows, settings.byzantine)
+    ),
 }
 """The aggregations that need every row, by name. All others need only sums."""
 
@@ -101,16 +103,16 @@ def robust_mean(rows: Rows, weights: Weights, settings: AggregationSettings) -> 
 
 
 def _count(rows: Rows) -> int:
-    """Returns S."""
+    """Counts the rows, S."""
     return sum(len(block) for block in rows)
 
 
-def _share(share: float, count: int) -> int:
+def _count_share(share: float, count: int) -> int:
     """Returns ⌊share·count⌋, less than half. 0.29 of 100 is 29, although floating point falls just short of it."""
     return min(floor(share * count + 1e-9), (count - 1) // 2)
 
 
-def _columns(rows: Rows) -> Iterator[tuple[slice, FloatVector]]:
+def _iter_columns(rows: Rows) -> Iterator[tuple[slice, FloatVector]]:
     """Yields some columns of all rows at a time, [S, w]. The width w follows from S alone."""
     width = max(1, NUMBERS_AT_ONCE // _count(rows))
     for start in range(0, rows[0].shape[1], width):
@@ -118,30 +120,30 @@ def _columns(rows: Rows) -> Iterator[tuple[slice, FloatVector]]:
         yield part, np.concatenate([block[:, part] for block in rows])
 
 
-def _mean_between(rows: Rows, cut: int) -> FloatVector:
+def _compute_mean_between(rows: Rows, cut: int) -> FloatVector:
     """Computes the mean of each coordinate, [d], without ``cut`` values at each end, in any order of the clients."""
     result = np.empty(rows[0].shape[1], dtype=np.float32)
     kept = slice(cut, _count(rows) - cut)
-    for part, columns in _columns(rows):
+    for part, columns in _iter_columns(rows):
         columns.sort(axis=0)  # the whole column, so that the sum does not depend on the clients' order
         result[part] = columns[kept].mean(axis=0, dtype=np.float64)
     return result
 
 
-def _weighted_mean(rows: Rows, weights: Weights) -> FloatVector:
+def _compute_weighted_mean(rows: Rows, weights: Weights) -> FloatVector:
     """Computes Σ weight_i·Δ_i / Σ weight_i, [d]."""
     result = np.empty(rows[0].shape[1], dtype=np.float32)
-    for part, columns in _columns(rows):
+    for part, columns in _iter_columns(rows):
         result[part] = np.einsum("i,ij->j", weights, columns) / weights.sum()  # in order, unlike a BLAS with threads
     return result
 
 
-def _squared_distances(rows: Rows) -> npt.NDArray[np.float64]:
+def _compute_squared_distances(rows: Rows) -> npt.NDArray[np.float64]:
     """Computes ‖Δ_i − Δ_j‖², [S, S].
 
     A Gram matrix is faster, but its rounding errors make equal rows differ, and ties would be decided by noise.
     """
     from scipy.spatial.distance import pdist, squareform  # takes a third of a second to import
 
-    distances = sum(pdist(columns.astype(np.float64), "sqeuclidean") for _, columns in _columns(rows))
+    distances = sum(pdist(columns.astype(np.float64), "sqeuclidean") for _, columns in _iter_columns(rows))
     return cast(npt.NDArray[np.float64], squareform(distances))

@@ -31,7 +31,7 @@ from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_sampling import Availability, Selection
-from fednar_ray.federated.client_trainer import one_thread
+from fednar_ray.federated.client_trainer import use_one_thread
 from fednar_ray.federated.robust import RULES, norm_clip_factors
 from fednar_ray.federated.screening import NOT_FINITE, screen
 from fednar_ray.federated.server_state import FederationState, ServerSide
@@ -40,7 +40,7 @@ from fednar_ray.federated.vectorization import form_groups
 log = logging.getLogger("fednar_ray")
 
 MOST_NORMS = 200
-"""Maximum number of clients whose step norm is stored per round: the norms travel with every checkpoint."""
+"""Maximum number of clients whose step norm is stored per round. Every checkpoint contains these norms."""
 
 Evaluate = Callable[[EvalParams], Mapping[str, float]]
 
@@ -48,8 +48,8 @@ Evaluate = Callable[[EvalParams], Mapping[str, float]]
 class ClientPool(Protocol):
     """Trains client groups and evaluates examples, in this process or on actors.
 
-    Results come in the order of the tasks, whatever the order of their arrival. If a group fails, the results of its
-    halves take its place, or the clients that were lost.
+    Results are in the order of the tasks. If a group fails, they contain the results of its halves instead, or the
+    clients that were lost.
     """
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
@@ -120,9 +120,9 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
     """Trains from the state's next round to the last one.
 
     Args:
-        plan: What to do.
-        pool: Who trains and evaluates.
-        state: Where to start. It advances at the end of every round.
+        plan: The settings of the rounds.
+        pool: Trains and evaluates clients.
+        state: The state to start from. It advances at the end of every round.
         evaluate: Computes the metrics of the parameters to evaluate.
 
     Yields:
@@ -134,10 +134,10 @@ def run_rounds(plan: RoundPlan, pool: ClientPool, state: FederationState, evalua
     log_seconds = 0.0
     while state.now.next_round < plan.rounds:
         phases = Phases(log_seconds)
-        with one_thread():
+        with use_one_thread():
             report, then = _run_round(plan, pool, state, evaluate, phases)
         state.advance(then)
-        report = replace(report, metrics={**report.metrics, **phases.metrics()})
+        report = replace(report, metrics={**report.metrics, **phases.compute_metrics()})
         end = time.perf_counter()
         yield report
         log_seconds = time.perf_counter() - end
@@ -155,13 +155,13 @@ def _run_round(
         _check_enough(plan, index, selection, sums)
         aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
         then = _step_server(plan, now, sums, aggregate)
-        metrics = _training_metrics(then, sums, aggregate)
+        metrics = _compute_training_metrics(then, sums, aggregate)
     else:
-        then, metrics = replace(now, next_round=index + 1), {}  # no client returned: the model stays as it is
-    metrics |= _metrics(plan, now, scalars, selection, sums)
+        then, metrics = replace(now, next_round=index + 1), {}  # no client returned, so the model does not change
+    metrics |= _compute_metrics(plan, now, scalars, selection, sums)
     eval_params = plan.algorithm.server.eval_params(then.server)
     if plan.is_evaluated(index):
-        with phases.timed("evaluate"):
+        with phases.measure("evaluate"):
             metrics |= evaluate(EvalParams(round_index=index, parameters=eval_params, buffers=then.buffers))
     for vector in (then.server.parameters, eval_params, then.buffers):
         vector.flags.writeable = False
@@ -170,7 +170,7 @@ def _run_round(
         metrics=metrics,
         client_ids=selection.returned,
         exclusions=sums.exclusions,
-        step_norms=_step_norms_by_client(sums),
+        step_norms=_compute_step_norms(sums),
         parameters=then.server.parameters,
         eval_params=eval_params,
         buffers=then.buffers,
@@ -189,7 +189,7 @@ def _train(
     """Returns the sums over the included clients, and stages their new states."""
     now, robust = state.now, plan.aggregation if plan.needs_rows else None
     sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
-    state.clients.discard()  # what an abandoned round may have staged
+    state.clients.discard()  # rows that an aborted round may have staged
     if not client_ids:
         return sums
     broadcast = Broadcast(
@@ -203,13 +203,13 @@ def _train(
     tasks = [_build_task(plan, state, group) for group in form_groups(client_ids, steps, plan.group_size)]
     tasks[0] = replace(tasks[0], verify=_is_verified(now.next_round))
     if plan.two_phase:
-        with phases.timed("broadcast"):
+        with phases.measure("broadcast"):
             measured = pool.measure(broadcast, tasks)
-        tasks = _screen(plan, state, sums, phases.each("train", measured))
-    with phases.timed("broadcast"):
+        tasks = _screen(plan, state, sums, phases.measure_items("train", measured))
+    with phases.measure("broadcast"):
         updates = pool.train(broadcast, tasks)
-    for update in phases.each("train", updates):
-        _receive(state, sums, update)
+    for update in phases.measure_items("train", updates):
+        _add_or_exclude(state, sums, update)
     return sums
 
 
@@ -263,7 +263,7 @@ def _compute_factors(
     return factors
 
 
-def _receive(state: FederationState, sums: RoundSums, update: GroupUpdate | ClientsLost) -> None:
+def _add_or_exclude(state: FederationState, sums: RoundSums, update: GroupUpdate | ClientsLost) -> None:
     if isinstance(update, ClientsLost):
         _exclude(sums, update.client_ids, Exclusion(ExclusionReason.FAILED, update.reason))
     elif (problem := _find_wrong_shape(update, state.now)) is not None:
@@ -301,7 +301,7 @@ def _add(state: FederationState, sums: RoundSums, update: GroupUpdate) -> None:
 
 def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: RoundSums) -> None:
     """Raises RoundAborted if exclusions leave fewer than ``min_clients`` of the clients that returned."""
-    count = int(sums.included().sum())
+    count = int(sums.find_included().sum())
     if count < min(plan.min_clients, len(selection.returned)):
         client_id, exclusion = next(iter(sums.exclusions.items()))
         text = f"{count} of {len(selection.returned)} client updates usable, at least {plan.min_clients} required"
@@ -309,7 +309,7 @@ def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: Round
 
 
 def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
-    buffers, examples = sums.mean_buffers(), int(plan.sizes.sum())
+    buffers, examples = sums.compute_mean_buffers(), int(plan.sizes.sum())
     shared = {
         name: vector.update(now.shared[name], sums.shared_changes[name], examples)
         for name, vector in plan.algorithm.client.shared.items()
@@ -322,28 +322,28 @@ def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: R
     )
 
 
-def _training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
+def _compute_training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
     """Returns the metrics that only a round with an update has."""
-    weights = sums.example_weights()
+    weights = sums.compute_example_weights()
     return {
-        "train_loss": float(weights @ sums.column("losses")),
-        "clip_fraction": float(sums.column("clipped_steps").sum() / sums.column("steps").sum()),
-        "effective_weight_decay": float(weights @ sums.column("effective_weight_decay")),
-        **_step_norm_metrics(sums),
+        "train_loss": float(weights @ sums.get_column("losses")),
+        "clip_fraction": float(sums.get_column("clipped_steps").sum() / sums.get_column("steps").sum()),
+        "effective_weight_decay": float(weights @ sums.get_column("effective_weight_decay")),
+        **_compute_step_norm_metrics(sums),
         "update_norm": float(np.linalg.norm(aggregate.delta)),
         "parameter_norm": float(np.linalg.norm(then.server.parameters)),
         "server_lr": float(np.mean(then.server.server_lr if then.server.server_lr is not None else np.nan)),
     }
 
 
-def _step_norm_metrics(sums: RoundSums) -> dict[str, float]:
+def _compute_step_norm_metrics(sums: RoundSums) -> dict[str, float]:
     """Returns the mean ‖v‖ over all steps, and the first and ninth decile of the clients' means."""
-    steps, norms = sums.column("steps"), sums.column("step_norms")
+    steps, norms = sums.get_column("steps"), sums.get_column("step_norms")
     low, high = np.quantile(norms, (0.1, 0.9))
     return {"step_norm": float(steps @ norms / steps.sum()), "step_norm_p10": float(low), "step_norm_p90": float(high)}
 
 
-def _step_norms_by_client(sums: RoundSums) -> dict[int, float]:
+def _compute_step_norms(sums: RoundSums) -> dict[int, float]:
     """Returns the mean ‖v‖ of each included client; of more than ``MOST_NORMS``, those with the lowest ids."""
     norms = {
         client_id: norm
@@ -356,11 +356,11 @@ def _step_norms_by_client(sums: RoundSums) -> dict[int, float]:
     return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
 
 
-def _metrics(
+def _compute_metrics(
     plan: RoundPlan, now: ServerSide, scalars: RoundScalars, selection: Selection, sums: RoundSums
 ) -> dict[str, float]:
     """Returns the metrics that every round has."""
-    sent, trained = _bytes_per_client(plan, now), int(sums.included().sum())
+    sent, trained = _count_bytes_per_client(plan, now), int(sums.find_included().sum())
     clock = {} if selection.virtual_seconds is None else {"virtual_seconds": selection.virtual_seconds}
     return {
         "local_lr": scalars.local_lr,
@@ -378,7 +378,7 @@ def _metrics(
     }
 
 
-def _bytes_per_client(plan: RoundPlan, now: ServerSide) -> int:
+def _count_bytes_per_client(plan: RoundPlan, now: ServerSide) -> int:
     """Returns the bytes that a client of a real federation receives, and sends: model, buffers and shared vectors."""
     model = now.server.parameters.nbytes + (4 * len(now.buffers) if plan.tracks_buffers else 0)
     return model + sum(vector.nbytes for vector in now.shared.values())

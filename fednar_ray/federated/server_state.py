@@ -36,7 +36,7 @@ class ServerSide:
 
 
 class FederationState:
-    """The server's side and the clients' states. Both advance together, at the end of a round."""
+    """The state of the server and of all clients. Both advance together, at the end of a round."""
 
     def __init__(self, now: ServerSide, clients: ClientStates) -> None:
         self._now, self.clients = now, clients
@@ -50,7 +50,7 @@ class FederationState:
         return self._now
 
     @classmethod
-    def initial(
+    def start(
         cls, algorithm: Algorithm, parameters: FloatVector, buffers: BufferVector, clients: ClientStates
     ) -> "FederationState":
         """Returns the state before round 0.
@@ -66,7 +66,7 @@ class FederationState:
         return cls(ServerSide(next_round=0, server=server, buffers=buffers, shared=shared), clients)
 
     def advance(self, then: ServerSide) -> None:
-        """Ends a round: ``then`` and what the round's clients staged become current."""
+        """Ends a round: makes ``then`` and the staged client states current."""
         self._then = then
         self._complete(then)
 
@@ -74,12 +74,12 @@ class FederationState:
         self.clients.commit(self._now.next_round)
         self._now, self._then = then, None
 
-    def snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
-        """Returns what a checkpoint stores.
+    def take_snapshot(self, history: Sequence[str], facts: Mapping[str, Any]) -> Snapshot:
+        """Takes a snapshot of the state for a checkpoint.
 
         Args:
             history: One recorded line per finished round.
-            facts: What else the checkpoint says about its run.
+            facts: What else the checkpoint records about its run.
         """
         now, view = self.now, self.clients.view()
         server = {f"{SERVER}{name}": vector for name, vector in now.server.vectors.items()}
@@ -103,7 +103,7 @@ class FederationState:
         )
 
     @classmethod
-    def restored(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
+    def from_checkpoint(cls, checkpoint: Checkpoint, start: "FederationState") -> "FederationState":
         """Returns the state that a checkpoint stores.
 
         Args:
@@ -124,7 +124,7 @@ class FederationState:
         for client_id, version in checkpoint.rows.items():
             row = checkpoint.read_row(client_id)
             if row.shape != state.parameters.shape:
-                raise other_contents(checkpoint, f"the row of client {client_id} has {len(row)} values")
+                raise build_contents_error(checkpoint, f"the row of client {client_id} has {len(row)} values")
             clients.restore(client_id, row, version)
         shared = {name: arrays[name] for name in start.now.shared}
         now = ServerSide(next_round=checkpoint.next_round, server=state, buffers=arrays[BUFFERS], shared=shared)
@@ -132,7 +132,7 @@ class FederationState:
 
 
 def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]:
-    """Yields what a checkpoint lacks or has in another form. Later rounds may have added server vectors and scalars."""
+    """Yields what is missing in a checkpoint or has another form. Later rounds may have added vectors and scalars."""
     wanted: dict[str, FloatVector | BufferVector] = {PARAMETERS: start.server.parameters, BUFFERS: start.buffers}
     wanted |= {f"{SERVER}{name}": vector for name, vector in start.server.vectors.items()}
     wanted |= start.shared
@@ -150,8 +150,8 @@ def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]
             yield f"facts.server.scalars.{name} is missing"
 
 
-def other_contents(checkpoint: Checkpoint, problem: str) -> CheckpointError:
-    """Returns the error for a checkpoint that is undamaged, but does not hold what it should."""
+def build_contents_error(checkpoint: Checkpoint, problem: str) -> CheckpointError:
+    """Builds the error for a checkpoint that is undamaged, but has the wrong contents."""
     return CheckpointError(
         f"{checkpoint.name}: {problem}; it is not damaged, but was written by another version, or edited: resume with "
         "the version that wrote it, or start a new run"

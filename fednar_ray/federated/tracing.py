@@ -58,9 +58,9 @@ def _find_unchanged_source(node: fx.Node) -> fx.Node | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
-    if node.target in RESHAPES and _geometry(node) == _geometry(source):
+    if node.target in RESHAPES and _get_geometry(node) == _get_geometry(source):
         return source
-    if node.target is aten.mul.Scalar and node.args[1] == 1 and _geometry(node) == _geometry(source):
+    if node.target is aten.mul.Scalar and node.args[1] == 1 and _get_geometry(node) == _get_geometry(source):
         return source
     if node.target is aten.transpose.int and source.target is aten.transpose.int and node.args[1:] == source.args[1:]:
         before = source.args[0]
@@ -68,7 +68,7 @@ def _find_unchanged_source(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _geometry(node: fx.Node) -> tuple[Any, ...]:
+def _get_geometry(node: fx.Node) -> tuple[Any, ...]:
     value: Tensor = node.meta["val"]
     return value.dtype, value.shape, value.stride()
 

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import flop_registry
 from fednar_ray.core.buffers import copy_buffers, find_changed_buffers
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.flat_params import ParameterLayout, trainable
-from fednar_ray.core.random import global_generators
+from fednar_ray.core.random import seed_global_generators
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
-from fednar_ray.federated.forward_trial import check_repeatable, describe_changed_parameter, forward, fresh
+from fednar_ray.federated.forward_trial import check_repeatable, copy_for_trial, describe_changed_parameter, forward
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
@@ -139,7 +139,7 @@ def probe(
     Raises:
         ModelError: The model fails, cannot be trained reproducibly, or its output does not fit the labels.
     """
-    trial, again = fresh(model), fresh(model)
+    trial, again = copy_for_trial(model), copy_for_trial(model)
     given_buffers = copy_buffers(again)
     other = _find_different_example(examples)
     x = torch.from_numpy(examples.x[[0, other, 0]])
@@ -157,7 +157,7 @@ def probe(
     state = first.python_state or second.python_state or written or seeded
     return ModelTraits(
         changed_buffers=changed,
-        alone_because=_alone_because(trial, x, bool(changed), state, task),
+        alone_because=_find_reason_to_train_alone(trial, x, bool(changed), state, task),
         parameters=ParameterLayout.of(model).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -186,7 +186,7 @@ def _find_changed_buffers(given: Mapping[str, Tensor], trial: nn.Module, x: Tens
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts calls and floating-point operations, by whether they are convolutions, and the bytes of all results.
 
-    It also notes whether any operator draws random numbers, and whether one does so from a generator of its own.
+    It also notes whether any operator draws random numbers, and whether one does so from a generator of the model.
     """
 
     def __init__(self) -> None:
@@ -227,30 +227,30 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _alone_because(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
+def _find_reason_to_train_alone(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
     """Returns why clients must train one by one. ``state`` is what forward changes or draws, which tracing freezes."""
     if tracks or state is not None:
         return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
-    if _examples_mix(trial, x):
+    if _mixes_examples(trial, x):
         return "examples of a batch influence each other"
     try:
         gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
-        with warnings.catch_warnings(), global_generators():
+        with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
-            gradient.try_out(x[:2])
-    except Exception as error:  # noqa: BLE001 - whatever functorch raises, plain autograd remains
+            gradient.check_vmap(x[:2])
+    except Exception as error:  # noqa: BLE001 - functorch may raise anything; plain autograd remains
         sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"
-    return gradient.given.change()
+    return gradient.given.find_change()
 
 
-def _examples_mix(trial: nn.Module, x: Tensor) -> bool:
+def _mixes_examples(trial: nn.Module, x: Tensor) -> bool:
     """Returns whether an example's output depends on the other example of its batch, with equal random draws."""
     first = [forward(trial, pair).outputs[0] for pair in (x[[0, 1]], x[[0, 2]])]
     return not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
+def choose_group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:
     """Chooses the group size for ``vectorize: auto``.
 
     Among the sizes whose predicted rounds are no longer than those of size 1, for any of 1 to 4 actors, it is the size
@@ -264,36 +264,36 @@ def group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, cos
     """
     if traits.alone_because is not None:
         return 1
-    alone = _round_costs(traits, clients_per_round, batch_size, costs, 1)
+    alone = _estimate_round_seconds(traits, clients_per_round, batch_size, costs, 1)
     best, least = 1, 1.0
-    for width in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
-        ratios = _round_costs(traits, clients_per_round, batch_size, costs, width) / alone
+    for group_size in range(2, min(clients_per_round, MAX_GROUP_SIZE) + 1):
+        ratios = _estimate_round_seconds(traits, clients_per_round, batch_size, costs, group_size) / alone
         if ratios.max() <= 1 and ratios.mean() < least:
-            best, least = width, float(ratios.mean())
+            best, least = group_size, float(ratios.mean())
     return best
 
 
-def _round_costs(
-    traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, width: int
+def _estimate_round_seconds(
+    traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts, group_size: int
 ) -> npt.NDArray[np.float64]:
     """Returns the seconds that one step of every client of a round takes, for each number of ``ACTORS``."""
-    groups = ceil(clients_per_round / width)
-    group = _step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
+    groups = ceil(clients_per_round / group_size)
+    group = _estimate_step_seconds(traits, batch_size, costs, ceil(clients_per_round / groups))
     return np.array([ceil(groups / actors) * group for actors in ACTORS])
 
 
-def _step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, width: int) -> float:
-    wide = width > 1
+def _estimate_step_seconds(traits: ModelTraits, batch_size: int, costs: StepCosts, group_size: int) -> float:
+    wide = group_size > 1
     dispatch = traits.matmuls * costs.matmul[wide] + traits.convolutions * costs.convolution[wide]
     # forward and backward cost three times the forward
     arithmetic = traits.matmul_flops * costs.flop
     arithmetic += traits.convolution_flops * (costs.convolution_flop if wide else costs.flop)
     client = 3 * batch_size * arithmetic + traits.parameters * costs.parameter[wide]
-    return costs.step + dispatch + width * client
+    return costs.step + dispatch + group_size * client
 
 
-def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: int) -> list[tuple[int, ...]]:
-    """Forms client groups of at most ``width`` clients, as equal in size as possible.
+def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], group_size: int) -> list[tuple[int, ...]]:
+    """Forms client groups of at most ``group_size`` clients, as equal in size as possible.
 
     Clients are in dispatch order: most steps first, ties by id. Neighbors in this order take similar numbers of steps,
     so few steps of a group are masked.
@@ -301,9 +301,9 @@ def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], width: 
     Args:
         client_ids: The clients of the round.
         steps: K_i of each of them, in the same order.
-        width: C.
+        group_size: C.
     """
     ids = np.asarray(client_ids)
     ordered = ids[np.lexsort((ids, -steps))]
-    parts = np.array_split(ordered, ceil(len(ordered) / width))
+    parts = np.array_split(ordered, ceil(len(ordered) / group_size))
     return [tuple(part.tolist()) for part in parts]

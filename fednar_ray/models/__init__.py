@@ -1,4 +1,4 @@
-"""Models by name, sized to the data; by torchvision's name; or from a function that a dotted path names."""
+"""Builds models: built-in ones that are sized to the data, torchvision's, and those of a user's own function."""
 
 from fednar_ray.models.building import build_model
 

@@ -1,4 +1,4 @@
-"""Models from elsewhere: torchvision's by name, and those that a function returns."""
+"""Builds models from elsewhere: torchvision's by name, and those that a user's function returns."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,13 +7,17 @@ from typing import Any
 from torch import nn
 
 from fednar_ray.core.errors import ModelError
-from fednar_ray.core.import_path import call_by_path, call_checked
+from fednar_ray.core.import_path import call_and_check, call_by_path
 
 MODULE = "a torch.nn.Module"
 
 
-def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Returns the module that ``package.module.function`` returns, called with ``arguments``.
+def build_from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Builds a model by calling a user's function.
+
+    Args:
+        path: ``package.module.function``, importable. It returns a torch.nn.Module.
+        arguments: Keyword arguments of the function.
 
     Raises:
         ModelError: The function cannot be imported, fails, or returns something else.
@@ -21,8 +25,12 @@ def from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     return call_by_path("model.function", path, arguments, nn.Module, MODULE, ModelError)
 
 
-def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Returns a model of torchvision with random weights.
+def build_from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Builds one of torchvision's models with random weights.
+
+    Args:
+        name: torchvision's name of the model.
+        arguments: Keyword arguments of the model.
 
     Raises:
         ModelError: torchvision is not installed, does not know the name, or the model does not take the arguments.
@@ -40,4 +48,4 @@ def from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     def build(**given: Any) -> nn.Module:
         return get_model(name, weights=None, **given)  # type: ignore[no-any-return]
 
-    return call_checked(place, build, arguments, nn.Module, MODULE, ModelError)
+    return call_and_check(place, build, arguments, nn.Module, MODULE, ModelError)

@@ -64,11 +64,11 @@ def _is_equal(predictions: Tensor, y: Tensor) -> Tensor:
 
 
 def _classification_sums(y: Numbers, scores: Scores) -> MetricSums:
-    return _sums(scores, by_class(y, scores.predictions))
+    return _sums(scores, count_by_class(y, scores.predictions))
 
 
 def _classification_metrics(metric_sums: MetricSums) -> dict[str, float]:
-    return _accuracy_and_loss(metric_sums) | {"macro_f1": macro_f1(metric_sums.classes)}
+    return _accuracy_and_loss(metric_sums) | {"macro_f1": compute_macro_f1(metric_sums.classes)}
 
 
 def _sums(scores: Scores, classes: Numbers) -> MetricSums:
@@ -172,28 +172,28 @@ REGRESSION = Task(
     metrics=_regression_metrics,
 )
 TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
-"""By a federation's ``task``. Losses are cross-entropies in nats, or squared errors."""
+"""The tasks by name. Losses are cross-entropies in nats, or squared errors."""
 
 
 # ——— metrics ———
 
 
-def perplexity(loss: float) -> float:
-    """Computes e^loss for the cross-entropy of next tokens, in nats; it may be infinite.
+def compute_perplexity(loss: float) -> float:
+    """Computes e^loss for the cross-entropy of next tokens, in nats. It may be infinite.
 
-    The model is as uncertain as if it chose among so many equally likely tokens.
+    A perplexity of p means that the model is as uncertain as if it chose among p equally likely tokens.
     """
     with np.errstate(over="ignore"):
         return float(np.exp(loss))
 
 
-def by_class(y: Numbers, predictions: Numbers) -> Numbers:
+def count_by_class(y: Numbers, predictions: Numbers) -> Numbers:
     """Counts the labels, the predictions and the correct predictions of each class, [3, classes]."""
     classes = 1 + max(int(y.max()), int(predictions.max()))
     return np.stack([np.bincount(of, minlength=classes) for of in (y, predictions, y[predictions == y])])
 
 
-def macro_f1(classes: Numbers) -> float:
+def compute_macro_f1(classes: Numbers) -> float:
     """Computes the mean of 2·TP/(2·TP + FP + FN) over the classes that occur as a label or a prediction.
 
     Args:

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fednar_ray.core.errors import ModelError, first_line, shown
+from fednar_ray.core.errors import ModelError, first_line, format_value
 from fednar_ray.core.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
 NOT_TENSORS_ALONE = (
-    "it is damaged, or it holds Python code or objects other than tensors, which are never run or made here; save the "
-    "weights alone, with torch.save(model.state_dict(), path) or as .safetensors"
+    "it is damaged, or contains Python code or objects other than tensors, which are not loaded for safety; save only "
+    "the weights, with torch.save(model.state_dict(), path) or as .safetensors"
 )
 
 
@@ -26,8 +26,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: The model, which is changed in place.
-        path: A .safetensors file, or what ``torch.save`` wrote, of which only tensors are read. Of a run's ``model.pt``
-            only the network's part is used; the preprocessing follows from the data at hand.
+        path: A .safetensors file, or a file that ``torch.save`` wrote. Only tensors are read. Of a run's ``model.pt``
+            only the network is used; the preprocessing is computed from the current data.
 
     Raises:
         ModelError: The file cannot be read, or its names and shapes are not exactly the model's.
@@ -62,7 +62,7 @@ def load_model(path: str | Path, network: nn.Module) -> nn.Module:
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, place: str) -> None:
-    problems = list(_mismatches(model.state_dict(), state))
+    problems = list(_find_mismatches(model.state_dict(), state))
     if problems:
         raise ModelError(f"{place}: {path}: does not fit the model: " + "; ".join(problems))
     model.load_state_dict(state)
@@ -76,12 +76,12 @@ def _read(path: Path, place: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
     except Exception as error:
-        # an archive of TorchScript, or of a kind that no longer is written; or bytes of anything else
+        # a TorchScript archive, an outdated format, or bytes of something else
         if "weights_only" in str(error) or not isinstance(error, OSError | RuntimeError | SafetensorError):
             raise ModelError(f"{place}: {path}: cannot be read: {NOT_TENSORS_ALONE}") from None
         raise ModelError(f"{place}: {path}: cannot be read: {first_line(error)}") from error
     if not _is_state_dict(state):
-        raise ModelError(f"{place}: {path}: is no state dict (names with tensors){_explain_nesting(state)}")
+        raise ModelError(f"{place}: {path}: is not a state dict (names with tensors){_explain_nesting(state)}")
     return dict(state)
 
 
@@ -92,13 +92,13 @@ def _is_state_dict(state: Any) -> bool:
 
 
 def _explain_nesting(state: Any) -> str:
-    """Returns a hint where the weights may be in a training checkpoint, which holds more than weights."""
+    """Returns a hint where the weights are, if the file is a training checkpoint that contains more than weights."""
     entries = state.items() if isinstance(state, Mapping) else ()
     found = next((name for name, value in entries if _is_state_dict(value) and value), None)
-    return "" if found is None else f"; its entry {shown(found)} is one: save that alone"
+    return "" if found is None else f"; its entry {format_value(found)} is one: save only that"
 
 
-def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+def _find_mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     shapes = [
@@ -107,9 +107,9 @@ def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[st
         if name in state and not is_lazy(own[name]) and state[name].shape != own[name].shape
     ]
     kinds = [
-        f"{name} is {_kind(state[name])}"
+        f"{name} is {_name_kind(state[name])}"
         for name in own
-        if name in state and not is_lazy(own[name]) and _kind(state[name]) != _kind(own[name])
+        if name in state and not is_lazy(own[name]) and _name_kind(state[name]) != _name_kind(own[name])
     ]
     for what, names in (
         ("missing", missing), ("not in the model", unknown), ("of another shape", shapes), ("of another kind", kinds),
@@ -118,7 +118,7 @@ def _mismatches(own: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[st
             yield f"{what}: {', '.join(names[:SHOWN])}" + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
 
 
-def _kind(tensor: Tensor) -> str:
+def _name_kind(tensor: Tensor) -> str:
     """Returns the kind of a tensor. PyTorch cannot copy between kinds without loss."""
     if tensor.layout != torch.strided:
         return "sparse"

@@ -38,13 +38,13 @@ COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
 DECADE = 10.0
 
 
-def label(key: str) -> str:
+def build_label(key: str) -> str:
     """Returns the label of a key on a plot: words and symbol."""
     words, symbol = NAMES.get(key, (key, ""))
     return f"{words} ${symbol}$" if symbol else words
 
 
-def html_label(key: str) -> str:
+def build_html_label(key: str) -> str:
     """Returns the label of a key in HTML: words and symbol."""
     words, symbol = NAMES.get(key, (key, ""))
     letter, _, index = symbol.partition("_")
@@ -52,7 +52,7 @@ def html_label(key: str) -> str:
     return f"{escape(words)} <i>{letter}</i>{below}" if symbol else escape(words)
 
 
-def text(value: Any) -> str:
+def format_searched_value(value: Any) -> str:
     """Formats a searched value as in a YAML file, but with four digits."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -61,25 +61,25 @@ def text(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def drawn_text(value: Any) -> str:
+def format_for_plot(value: Any) -> str:
     """Formats a value for a plot, where an unescaped dollar sign would start a formula."""
-    return text(value).replace("$", r"\$")
+    return format_searched_value(value).replace("$", r"\$")
 
 
-def figure_text(value: float | None) -> str:
+def format_metric(value: float | None) -> str:
     """Formats the value of a metric: three decimals, or three digits if it is 10 or more."""
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
-def metric_label(record: SearchRecord) -> str:
+def name_metric(record: SearchRecord) -> str:
     """Returns the name of the metric in words."""
     return record.metric.replace("_", " ")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a searched value is a number."""
+    """Returns whether a searched value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -90,29 +90,29 @@ class AxisScale:
     key: str
     log: bool
     categories: tuple[str, ...]  # empty for a numeric axis
-    low: float  # the ends, as ``measure`` returns them
+    low: float  # the ends, as ``compute_coordinate`` returns them
     high: float
 
-    def measure(self, value: Any) -> float:
+    def compute_coordinate(self, value: Any) -> float:
         """Returns the coordinate of a value: itself, its logarithm to base 10, or the index of its category."""
         if self.categories:
-            return float(self.categories.index(text(value)))
+            return float(self.categories.index(format_searched_value(value)))
         return log10(value) if self.log else float(value)
 
-    def position(self, value: Any) -> float:
+    def compute_position(self, value: Any) -> float:
         """Returns the position of a value on the axis, from 0 to 1."""
-        return self.share(self.measure(value))
+        return self.compute_share(self.compute_coordinate(value))
 
-    def share(self, measure: float) -> float:
+    def compute_share(self, measure: float) -> float:
         """Returns the position of a coordinate on the axis, from 0 to 1; 0.5 if the axis has no length."""
         return (measure - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
-    def ticks(self) -> list[tuple[float, str]]:
+    def list_ticks(self) -> list[tuple[float, str]]:
         """Returns the coordinates of the ticks, with their labels."""
         if self.categories:
-            return [(float(place), drawn_text(name)) for place, name in enumerate(self.categories)]
+            return [(float(place), format_for_plot(name)) for place, name in enumerate(self.categories)]
         if self.high == self.low:
-            return [(self.low, text(10**self.low if self.log else self.low))]
+            return [(self.low, format_searched_value(10**self.low if self.log else self.low))]
         places = _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
         return [(place, f"{(10**place if self.log else place):.4g}") for place in places]
 
@@ -130,12 +130,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return within if len(within) > 1 else [low, high]
 
 
-def axis_scale(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> AxisScale:
+def build_axis_scale(record: SearchRecord, key: str, trials: Sequence[TrialRecord]) -> AxisScale:
     """Builds the axis of a key from the values of some trials."""
     values = [trial.values[key] for trial in trials]
     kind, listed = next(iter(record.space[key].items()))
     if not all(map(is_number, values)):
-        known = [text(value) for value in (*(listed if kind in ("choice", "grid") else ()), *values)]
+        known = [format_searched_value(value) for value in (*(listed if kind in ("choice", "grid") else ()), *values)]
         categories = tuple(dict.fromkeys(known))
         return AxisScale(key=key, log=False, categories=categories, low=0.0, high=float(len(categories) - 1))
     log = min(values) > 0 and (kind == "loguniform" or max(values) > DECADE * min(values))
@@ -152,14 +152,14 @@ class ColorScale:
     extend: str  # the end of the color bar that has values beyond it
 
 
-def color_scale(record: SearchRecord, values: Sequence[float]) -> ColorScale:
+def build_color_scale(record: SearchRecord, values: Sequence[float]) -> ColorScale:
     """Builds a color scale of which the better half of the values takes at least a quarter.
 
     Otherwise a few trials that learned nothing would leave a single color to all others.
     """
-    best, worst = sorted((min(values), max(values)), key=record.cost)
+    best, worst = sorted((min(values), max(values)), key=record.compute_cost)
     limit = best - 4 * (best - float(np.median(values)))
-    bounded = min(worst, limit, key=record.cost) if limit != best else worst
+    bounded = min(worst, limit, key=record.compute_cost) if limit != best else worst
     low, high = sorted((best, bounded))
     if low == high:
         low, high = low - 0.01, high + 0.01

@@ -18,13 +18,13 @@ from fednar_ray.report.axes import (
     WEIGHT_DECAY,
     AxisScale,
     ColorScale,
-    axis_scale,
-    color_scale,
-    drawn_text,
-    figure_text,
-    label,
-    metric_label,
-    text,
+    build_axis_scale,
+    build_color_scale,
+    build_label,
+    format_for_plot,
+    format_metric,
+    format_searched_value,
+    name_metric,
 )
 from fednar_ray.report.sensitivity import group_by_regularizer
 from fednar_ray.tracking.searches import SearchRecord, TrialRecord
@@ -36,7 +36,7 @@ LISTS = ("grid", "choice")
 MOST_BINS = 8
 
 
-def pairs(record: SearchRecord) -> list[tuple[str, str]]:
+def list_pairs(record: SearchRecord) -> list[tuple[str, str]]:
     """Returns the pairs of searched keys to draw: A with each annealing rate, and with the weight decay."""
     if CLIP_BOUND not in record.space:
         return []
@@ -56,15 +56,15 @@ def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     colors = (_draw_cells if listed else _draw_points)(panels, record, x, y)
     for axes, name in zip(panels, groups, strict=True):
-        axes.set(xlabel=label(x), title=drawn_text(name) if len(groups) > 1 else "")
-    panels[0].set_ylabel(label(y))
+        axes.set(xlabel=build_label(x), title=format_for_plot(name) if len(groups) > 1 else "")
+    panels[0].set_ylabel(build_label(y))
     bar = figure.colorbar(ScalarMappable(colors.norm, colors.map), ax=list(panels), extend=colors.extend)
-    bar.set_label(metric_label(record))
+    bar.set_label(name_metric(record))
     figure.savefig(path, dpi=110)
     return path
 
 
-def cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> Means:
+def compute_cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> Means:
     """Averages the trials of each cell, over all their other keys. Returns [len(ys), len(xs)]."""
     totals, counts = np.zeros((len(ys), len(xs))), np.zeros((len(ys), len(xs)))
     for trial in trials:
@@ -74,7 +74,9 @@ def cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any],
     return _divide(totals, counts)
 
 
-def binned_means(places: Means, values: npt.NDArray[np.float64], edges: Sequence[npt.NDArray[np.float64]]) -> Means:
+def compute_binned_means(
+    places: Means, values: npt.NDArray[np.float64], edges: Sequence[npt.NDArray[np.float64]]
+) -> Means:
     """Averages ``values`` [n] at ``places`` [n, 2] (x, y) in each bin between the edges of x and those of y."""
     counts = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]])[0]
     totals = np.histogram2d(places[:, 1], places[:, 0], bins=[edges[1], edges[0]], weights=values)[0]
@@ -88,29 +90,29 @@ def _divide(totals: Means, counts: Means) -> Means:
 def _draw_cells(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> ColorScale:
     xs, ys = (sorted({trial.values[key] for trial in record.finished}) for key in (x, y))
     groups = group_by_regularizer(record, record.finished).values()
-    grids = [cell_means(trials, x, y, xs, ys) for trials in groups]
+    grids = [compute_cell_means(trials, x, y, xs, ys) for trials in groups]
     shown = np.stack(grids)
-    colors = color_scale(record, shown[~np.isnan(shown)].tolist())
+    colors = build_color_scale(record, shown[~np.isnan(shown)].tolist())
     for axes, means in zip(panels, grids, strict=True):
         axes.imshow(means, origin="lower", aspect="auto", cmap=colors.map, norm=colors.norm)
-        axes.set_xticks(range(len(xs)), [text(value) for value in xs])
-        axes.set_yticks(range(len(ys)), [text(value) for value in ys])
+        axes.set_xticks(range(len(xs)), [format_searched_value(value) for value in xs])
+        axes.set_yticks(range(len(ys)), [format_searched_value(value) for value in ys])
         for row, column in np.argwhere(~np.isnan(means)):
-            written = axes.text(column, row, figure_text(means[row, column]), ha="center", va="center", color="white")
+            written = axes.text(column, row, format_metric(means[row, column]), ha="center", va="center", color="white")
             written.set(fontsize=9, path_effects=[withStroke(linewidth=2, foreground="#00000099")])
     return colors
 
 
 def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -> ColorScale:
     finished = record.finished
-    scales = [axis_scale(record, key, finished) for key in (x, y)]
+    scales = [build_axis_scale(record, key, finished) for key in (x, y)]
     bins = min(MOST_BINS, max(1, isqrt(len(finished) // 2)))
-    edges = [_edges(scale, bins) for scale in scales]
-    colors = color_scale(record, [trial.final for trial in finished])
+    edges = [_compute_edges(scale, bins) for scale in scales]
+    colors = build_color_scale(record, [trial.final for trial in finished])
     for axes, trials in zip(panels, group_by_regularizer(record, finished).values(), strict=True):
-        places = np.array([[scale.measure(trial.values[scale.key]) for scale in scales] for trial in trials])
+        places = np.array([[scale.compute_coordinate(trial.values[scale.key]) for scale in scales] for trial in trials])
         values = np.array([trial.final for trial in trials])
-        means = binned_means(places, values, edges)
+        means = compute_binned_means(places, values, edges)
         axes.pcolormesh(*edges, means, cmap=colors.map, norm=colors.norm, alpha=0.55)
         axes.scatter(
             places[:, 0],
@@ -123,15 +125,15 @@ def _draw_points(panels: Sequence[Axes], record: SearchRecord, x: str, y: str) -
             zorder=2,
         )
         if record.best_trial in trials:
-            at = [scale.measure(record.best_trial.values[scale.key]) for scale in scales]
+            at = [scale.compute_coordinate(record.best_trial.values[scale.key]) for scale in scales]
             axes.scatter(at[0], at[1], marker="*", s=260, color="#d1495b", edgecolors="white", zorder=3)
         for axis, scale in zip((axes.xaxis, axes.yaxis), scales, strict=True):
-            axis.set_ticks([measure for measure, _ in scale.ticks()], [name for _, name in scale.ticks()])
+            axis.set_ticks([measure for measure, _ in scale.list_ticks()], [name for _, name in scale.list_ticks()])
         axes.set(xlim=(edges[0][0], edges[0][-1]), ylim=(edges[1][0], edges[1][-1]))
     return colors
 
 
-def _edges(scale: AxisScale, bins: int) -> npt.NDArray[np.float64]:
+def _compute_edges(scale: AxisScale, bins: int) -> npt.NDArray[np.float64]:
     """Returns the edges of bins, a little wider than the values so that no point lies on the frame."""
     margin = 0.04 * (scale.high - scale.low) or 0.5
     return np.linspace(scale.low - margin, scale.high + margin, bins + 1)

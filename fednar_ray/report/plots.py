@@ -30,7 +30,7 @@ def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
     image = axes.imshow(shown, aspect="auto", cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label="examples")
     of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
-    axes.set(xlabel="class", ylabel="client" + of, title="Who holds what")
+    axes.set(xlabel="class", ylabel="client" + of, title="Examples by client and class")
     figure.savefig(path, dpi=100)
     return path
 
@@ -68,7 +68,7 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
         for name, style in zip(names, LINES, strict=False):
             points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
             if points:
-                label, marker = name.replace("_", " "), _marker(len(points))
+                label, marker = name.replace("_", " "), _choose_marker(len(points))
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, linestyle=style)
         axes.set(title=title, xlabel="round")
         widen(axes)
@@ -85,10 +85,10 @@ def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
     The first panel shows the mean over steps, and the 10th and 90th percentile over clients. The second panel shows
     means and ranges by client, largest first, for the clients in the records; it is left out if there are none.
     """
-    by_client = _norms_by_client(history[-max(1, len(history) // 4) :])
+    by_client = _group_norms_by_client(history[-max(1, len(history) // 4) :])
     figure = Figure(figsize=(10, 4) if by_client else (6, 4), layout="constrained")
     panels = figure.subplots(1, 2 if by_client else 1, sharey=True, squeeze=False)[0]
-    _norms_over_rounds(panels[0], history)
+    _draw_norms_over_rounds(panels[0], history)
     if by_client:
         values = sorted(by_client.values(), key=np.mean, reverse=True)
         x, means = np.arange(len(values)), np.array([np.mean(each) for each in values])
@@ -109,21 +109,21 @@ def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
     return path
 
 
-def _norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:
+def _draw_norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:
     names = ("step_norm", "step_norm_p10", "step_norm_p90", "clip_bound")
     rounds = [record.round_index for record in history if "step_norm" in record.metrics]
     mean, low, high, bound = (
         np.array([r.metrics.get(name, np.nan) for r in history if "step_norm" in r.metrics]) for name in names
     )
     axes.fill_between(rounds, low, high, color=BOUNDED, alpha=0.2, linewidth=0, label="eight tenths of the clients")
-    axes.plot(rounds, mean, color=BOUNDED, label="mean over steps", marker=_marker(len(rounds)))
-    axes.plot(rounds, bound, color=BOUND, linestyle="--", label="bound A", marker=_marker(len(rounds)))
+    axes.plot(rounds, mean, color=BOUNDED, label="mean over steps", marker=_choose_marker(len(rounds)))
+    axes.plot(rounds, bound, color=BOUND, linestyle="--", label="bound A", marker=_choose_marker(len(rounds)))
     axes.set(xlabel="round", ylabel="‖v‖", title="‖v‖ over rounds")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
 
-def _norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
+def _group_norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
     norms: dict[int, list[float]] = {}
     for record in history:
         for client_id, norm in record.step_norms.items():
@@ -140,7 +140,7 @@ def widen(axes: Axes) -> None:
         axes.set_ylim(middle - 0.55 * least, middle + 0.55 * least)
 
 
-def _marker(points: int) -> str | None:
+def _choose_marker(points: int) -> str | None:
     """Returns the marker of a line: a dot if it has a single point, which would be invisible otherwise."""
     return "o" if points == 1 else None
 
@@ -161,8 +161,8 @@ def draw_comparison(
     grid = figure.subplots(2, len(values), sharex=True, squeeze=False)
     accuracy = measure.endswith("accuracy")
     for column, weight_decay in enumerate(values):
-        _bands(grid[0, column], values[weight_decay])
-        _bands(grid[1, column], decay[weight_decay])
+        _draw_bands(grid[0, column], values[weight_decay])
+        _draw_bands(grid[1, column], decay[weight_decay])
         grid[0, column].set(title=f"weight decay {weight_decay:g}", ylabel=measure)
         grid[0, column].set_ylim(bottom=0, top=1 if accuracy else None)
         grid[1, column].set(xlabel="round", ylabel="effective weight decay")
@@ -172,11 +172,11 @@ def draw_comparison(
     return path
 
 
-def _bands(axes: "object", curves: Curves) -> None:
+def _draw_bands(axes: "object", curves: Curves) -> None:
     for name, runs in curves.items():
         rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
         runs = runs[:, rounds]
-        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": _marker(len(rounds))}
+        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": _choose_marker(len(rounds))}
         axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
         axes.fill_between(  # type: ignore[attr-defined]
             rounds, runs.min(axis=0), runs.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0
@@ -202,7 +202,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
         spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
         style: Any = {"color": COLORS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
         axes.errorbar(decays, means, yerr=spreads, label=name, **style)
-    _decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
+    _format_decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
     axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
     widen(axes)
     axes.grid(alpha=0.3)
@@ -211,7 +211,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
     return path
 
 
-def _decay_axis(axes: Axes, decays: Sequence[float]) -> None:
+def _format_decay_axis(axes: Axes, decays: Sequence[float]) -> None:
     """Makes the axis logarithmic, with zero at its left end, and ticks at the decays if they are few."""
     positive = [decay for decay in decays if decay > 0]
     if not positive:

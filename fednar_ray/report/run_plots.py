@@ -43,12 +43,12 @@ COMPARED_METRICS = (ACCURACY.metric, RMSE.metric, DECAY)
 """The metrics that the plots of a comparison show."""
 
 
-def measure_for_task(task: str) -> Measure:
+def get_measure_for_task(task: str) -> Measure:
     """Returns the measure for a task, by the name of the task."""
     return RMSE if task == "regression" else ACCURACY
 
 
-def measure_in(records: Iterable[RoundRecord]) -> Measure:
+def find_measure(records: Iterable[RoundRecord]) -> Measure:
     """Returns the measure that recorded rounds contain."""
     return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
 
@@ -71,20 +71,20 @@ def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, 
         directory: The directory to write into.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    measure = measure_in(record for seeds in runs.values() for records in seeds for record in records)
-    curves, decay = (_by_decay(runs, name) for name in (measure.metric, DECAY))
+    measure = find_measure(record for seeds in runs.values() for records in seeds for record in records)
+    curves, decay = (_group_by_decay(runs, name) for name in (measure.metric, DECAY))
     label = f"test {measure.name}"
     drawn = [draw_comparison(curves, decay, RunDirectory(directory).comparison_plot, measure=label)]
     if len(curves) > 1:
         finals: dict[str, dict[float, list[float]]] = {}
         for variant, seeds in runs.items():
-            of_seeds = [final_value(records, final_rounds, measure) for records in seeds]
+            of_seeds = [compute_final_value(records, final_rounds, measure) for records in seeds]
             finals.setdefault(variant.regularizer, {})[variant.weight_decay] = of_seeds
         drawn.append(draw_by_decay(finals, directory / f"{measure.name}_by_decay.png", measure=label))
     return tuple(drawn)
 
 
-def curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
+def get_curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
     """Returns a metric by round, [rounds]; NaN in rounds without it, such as those that were not evaluated."""
     values = np.full(records[-1].round_index + 1 if records else 0, np.nan)
     for record in records:
@@ -92,7 +92,7 @@ def curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
     return values
 
 
-def final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> float:
+def compute_final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> float:
     """Averages the measure over the last ``rounds`` rounds, as far as they were evaluated.
 
     Returns:
@@ -103,11 +103,11 @@ def final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> f
     return float(np.mean(values)) if values else np.nan
 
 
-def _by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[float, Curves]:
+def _group_by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[float, Curves]:
     curves: dict[float, dict[str, npt.NDArray[np.float64]]] = {}
     for variant, seeds in runs.items():
         curves.setdefault(variant.weight_decay, {})[variant.regularizer] = _stack(
-            [curve(records, metric) for records in seeds]
+            [get_curve(records, metric) for records in seeds]
         )
     return dict(curves)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from fednar_ray.report.axes import figure_text, html_label, metric_label, text
+from fednar_ray.report.axes import build_html_label, format_metric, format_searched_value, name_metric
 from fednar_ray.report.search_results import SearchFacts, rank_trials
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.searches import SearchRecord
@@ -52,7 +52,7 @@ Cell = str | Number
 """HTML that is aligned to the left, or a Number."""
 
 
-def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, plots: Sequence[Plot]) -> str:
+def build_page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, plots: Sequence[Plot]) -> str:
     """Returns the HTML of the whole page."""
     title = f"Search {escape(record.name)}"
     return "\n".join(
@@ -62,56 +62,56 @@ def page(record: SearchRecord, facts: SearchFacts, falls: Sensitivity, plots: Se
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{STYLE}</style></head><body>",
             f"<h1>{title}</h1>",
-            *(f'<p class="lead">{escape(sentence)}</p>' for sentence in claim(record, falls)),
-            _facts(record, facts),
+            *(f'<p class="lead">{escape(sentence)}</p>' for sentence in describe_sensitivity(record, falls)),
+            _render_facts(record, facts),
             "<h2>Best values</h2>",
-            _best_values(record, facts),
+            _render_best_values(record, facts),
             *map(_render_plot, plots[:1]),
             "<h2>Sensitivity</h2>",
-            *_sensitivity(record, falls),
+            *_render_sensitivity(record, falls),
             *map(_render_plot, plots[1:]),
             "<h2>All trials</h2>",
-            _results(record),
+            _render_results(record),
             "</body></html>\n",
         ]
     )
 
 
-def claim(record: SearchRecord, falls: Sensitivity) -> list[str]:
+def describe_sensitivity(record: SearchRecord, falls: Sensitivity) -> list[str]:
     """Returns the sensitivity as sentences, one per factor."""
     sentences = []
     for factor in FACTORS:
-        losses = [(name, falls.mean(name, factor)) for name in falls.regularizers]
-        known = [f"{name} {amount(record, loss)}" for name, loss in losses if loss is not None]
+        losses = [(name, falls.average(name, factor)) for name in falls.regularizers]
+        known = [f"{name} {format_degradation(record, loss)}" for name, loss in losses if loss is not None]
         if known:
-            what = f"{'points of ' if _in_points(record) else ''}{metric_label(record)}"
+            what = f"{'points of ' if _is_in_points(record) else ''}{name_metric(record)}"
             sentences.append(f"With one setting off by {factor} times, the loss in {what}: {', '.join(known)}.")
     return sentences
 
 
-def amount(record: SearchRecord, fall: float | None) -> str:
+def format_degradation(record: SearchRecord, fall: float | None) -> str:
     """Formats a degradation of the metric; that of an accuracy is given in points (hundredths)."""
     if fall is None:
         return "–"
-    return f"{100 * fall:.1f}" if _in_points(record) else figure_text(fall)
+    return f"{100 * fall:.1f}" if _is_in_points(record) else format_metric(fall)
 
 
-def _in_points(record: SearchRecord) -> bool:
+def _is_in_points(record: SearchRecord) -> bool:
     return "accuracy" in record.metric
 
 
-def _facts(record: SearchRecord, facts: SearchFacts) -> str:
+def _render_facts(record: SearchRecord, facts: SearchFacts) -> str:
     trials = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count) or "none"
     seeds = f", {record.seeds} seeds each" if record.seeds > 1 else ""
     shown = {
-        "metric": f"{metric_label(record)}, {'highest' if record.mode == 'max' else 'lowest'} is best",
+        "metric": f"{name_metric(record)}, {'highest' if record.mode == 'max' else 'lowest'} is best",
         "algorithm, scheduler": f"{record.algorithm}, {record.scheduler}",
         "trials": trials + seeds,
         "best trial": facts.best_trial or "–",
-        f"best {metric_label(record)}": figure_text(facts.best_value),
-        f"baseline {metric_label(record)}": figure_text(facts.baseline_value),
-        "test accuracy of the best": figure_text(facts.best_test_accuracy),
-        "test accuracy of the baseline": figure_text(facts.baseline_test_accuracy),
+        f"best {name_metric(record)}": format_metric(facts.best_value),
+        f"baseline {name_metric(record)}": format_metric(facts.baseline_value),
+        "test accuracy of the best": format_metric(facts.best_test_accuracy),
+        "test accuracy of the baseline": format_metric(facts.baseline_test_accuracy),
         "rounds trained": f"{facts.rounds_trained:,}",
         "rounds saved by early stopping": f"{facts.rounds_saved:,}",
     }
@@ -119,30 +119,30 @@ def _facts(record: SearchRecord, facts: SearchFacts) -> str:
     return f'<dl class="facts">{"".join(boxes)}</dl>'
 
 
-def _best_values(record: SearchRecord, facts: SearchFacts) -> str:
+def _render_best_values(record: SearchRecord, facts: SearchFacts) -> str:
     if facts.best_trial is None:
         return '<p class="note">No trial ran all rounds, so none is the best.</p>'
     baseline = record.baseline.settings if record.baseline else {}
     rows: list[list[Cell]] = [
         [
-            html_label(key),
+            build_html_label(key),
             f"<code>{escape(key)}</code>",
-            Number(escape(text(value))),
-            Number(escape(text(baseline[key])) if key in baseline else "–"),
+            Number(escape(format_searched_value(value))),
+            Number(escape(format_searched_value(baseline[key])) if key in baseline else "–"),
         ]
         for key, value in facts.best_values.items()
     ]
-    return _table(["setting", "key", "best", "baseline"], rows)
+    return _render_table(["setting", "key", "best", "baseline"], rows)
 
 
-def _sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
+def _render_sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
     if not falls.known:
         yield (
             '<p class="note">No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: '
             "a grid over A, λ and η has such trials.</p>"
         )
         return
-    unit = "points" if _in_points(record) else metric_label(record)
+    unit = "points" if _is_in_points(record) else name_metric(record)
     yield (
         f'<p class="note">How much worse ({unit}) a regularizer does when one setting of its best trial is off, '
         "in the worse direction, or in the only one that the trials reach; of an annealing rate γ it is 1 − γ that is "
@@ -151,10 +151,10 @@ def _sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
     rows: list[list[Cell]] = [
         [
             escape(fall.regularizer),
-            html_label(fall.key),
+            build_html_label(fall.key),
             Number(f"{fall.factor} times"),
-            Number(_change(fall)),
-            Number(_loss(record, fall)),
+            Number(_format_change(fall)),
+            Number(_format_loss(record, fall)),
         ]
         for fall in falls.falls
     ]
@@ -164,23 +164,25 @@ def _sensitivity(record: SearchRecord, falls: Sensitivity) -> Iterable[str]:
             "<b>mean of the settings</b>",
             Number(f"{factor} times"),
             "",
-            Number(f"<b>{amount(record, falls.mean(name, factor))}</b>"),
+            Number(f"<b>{format_degradation(record, falls.average(name, factor))}</b>"),
         ]
         for name in falls.regularizers
         for factor in FACTORS
     ]
-    yield _table(["regularizer", "setting", "off by", "from → to", f"loss ({escape(unit)})"], [*means, *rows])
+    yield _render_table(["regularizer", "setting", "off by", "from → to", f"loss ({escape(unit)})"], [*means, *rows])
 
 
-def _change(fall: Degradation) -> str:
-    return escape(f"{text(fall.right)} → {'–' if fall.wrong is None else text(fall.wrong)}")
+def _format_change(fall: Degradation) -> str:
+    return escape(
+        f"{format_searched_value(fall.right)} → {'–' if fall.wrong is None else format_searched_value(fall.wrong)}"
+    )
 
 
-def _loss(record: SearchRecord, fall: Degradation) -> str:
-    return amount(record, fall.fall) + (f" ({fall.failed} failed)" if fall.failed else "")
+def _format_loss(record: SearchRecord, fall: Degradation) -> str:
+    return format_degradation(record, fall.fall) + (f" ({fall.failed} failed)" if fall.failed else "")
 
 
-def _results(record: SearchRecord) -> str:
+def _render_results(record: SearchRecord) -> str:
     if not record.trials:
         return '<p class="note">No trial has started.</p>'
     rows: list[list[Cell]] = [
@@ -188,23 +190,23 @@ def _results(record: SearchRecord) -> str:
             escape(trial.name),
             escape(trial.status),
             Number(str(trial.rounds)),
-            Number(figure_text(trial.value)),
-            *(Number(escape(text(trial.values[key]))) for key in record.space),
+            Number(format_metric(trial.value)),
+            *(Number(escape(format_searched_value(trial.values[key]))) for key in record.space),
         ]
         for trial in rank_trials(record)
     ]
-    header = ["trial", "status", "rounds", escape(metric_label(record)), *map(html_label, record.space)]
-    return _table(header, rows)
+    header = ["trial", "status", "rounds", escape(name_metric(record)), *map(build_html_label, record.space)]
+    return _render_table(header, rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+def _render_table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """Returns an HTML table; the cells are HTML."""
     head = "".join(f"<th>{name}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_render_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(cell: Cell) -> str:
+def _render_cell(cell: Cell) -> str:
     return f'<td class="number">{cell.html}</td>' if isinstance(cell, Number) else f"<td>{cell}</td>"
 
 

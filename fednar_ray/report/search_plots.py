@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from fednar_ray.report.axes import (
     AxisScale,
-    axis_scale,
-    color_scale,
-    figure_text,
-    label,
-    metric_label,
+    build_axis_scale,
+    build_color_scale,
+    build_label,
+    format_metric,
+    name_metric,
 )
 from fednar_ray.report.plots import widen
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord
@@ -30,30 +30,35 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     """
     finished, best = record.finished, record.best_trial
     shown = [trial for trial in record.trials if trial.value is not None]
-    scales = [axis_scale(record, key, shown) for key in record.space]
+    scales = [build_axis_scale(record, key, shown) for key in record.space]
     ends = sorted((min(trial.final for trial in shown), max(trial.final for trial in shown)))
     result = AxisScale(key=record.metric, log=False, categories=(), low=ends[0], high=ends[1])
-    colors = color_scale(record, [trial.final for trial in finished])
+    colors = build_color_scale(record, [trial.final for trial in finished])
     figure = Figure(figsize=(max(6.5, 1.55 * len(scales) + 3.2), 4.8), layout="constrained")
     axes = figure.subplots()
 
     def line(trial: TrialRecord) -> list[float]:
-        return [*(scale.position(trial.values[scale.key]) for scale in scales), result.position(trial.final)]
+        return [
+            *(scale.compute_position(trial.values[scale.key]) for scale in scales),
+            result.compute_position(trial.final),
+        ]
 
     stopped = [trial for trial in shown if trial not in finished]
     for number, trial in enumerate(stopped):
         name = f"{len(stopped)} trials that did not run all rounds" if not number else None
         axes.plot(line(trial), color=OTHERS, linewidth=0.7, alpha=0.5, label=name)
     palette = colormaps[colors.map]
-    for trial in sorted(finished, key=lambda trial: -record.cost(trial.final)):
+    for trial in sorted(finished, key=lambda trial: -record.compute_cost(trial.final)):
         axes.plot(line(trial), color=palette(colors.norm(trial.final)), linewidth=1.3, alpha=0.8)
     if best is not None:
         axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")
-    names = [label(scale.key).replace(" ", "\n", 1) for scale in scales] + [metric_label(record).replace(" ", "\n", 1)]
+    names = [build_label(scale.key).replace(" ", "\n", 1) for scale in scales] + [
+        name_metric(record).replace(" ", "\n", 1)
+    ]
     _draw_axes(axes, [*scales, result], names)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
     figure.colorbar(
-        ScalarMappable(colors.norm, palette), ax=axes, label=metric_label(record), extend=colors.extend, pad=0.02
+        ScalarMappable(colors.norm, palette), ax=axes, label=name_metric(record), extend=colors.extend, pad=0.02
     )
     figure.savefig(path, dpi=110)
     return path
@@ -70,8 +75,8 @@ def _draw_axes(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
     behind = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     for place, scale in enumerate(scales):
         axes.plot([place, place], [-0.03, 1.03], color="#333333", linewidth=1, zorder=3)
-        for measure, name in scale.ticks():
-            height = scale.share(measure)
+        for measure, name in scale.list_ticks():
+            height = scale.compute_share(measure)
             axes.plot([place, place + 0.03], [height, height], color="#333333", linewidth=1, zorder=3)
             axes.text(place + 0.05, height, name, fontsize=8.5, va="center", bbox=behind, zorder=4)
 
@@ -83,7 +88,7 @@ def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
     places = np.arange(len(shares))[::-1]
     bars = axes.barh(places, list(shares.values()), color=BASELINE, height=0.62)
     axes.bar_label(bars, [f"{100 * share:.0f} %" for share in shares.values()], padding=4)
-    axes.set_yticks(places, [label(key) for key in shares])
+    axes.set_yticks(places, [build_label(key) for key in shares])
     axes.set(xlim=(0, 1.12 * max(shares.values())), xlabel="share of the variance between trials that it explains")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -97,16 +102,16 @@ def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
     axes = figure.subplots()
     for number, trial in enumerate(record.trials):
         name = f"{len(record.trials)} trials" if not number else None
-        axes.plot(*_points(trial.history), color=OTHERS, linewidth=0.8, alpha=0.45, label=name)
+        axes.plot(*_split_history(trial.history), color=OTHERS, linewidth=0.8, alpha=0.45, label=name)
         if len(trial.history) == 1:
-            axes.plot(*_points(trial.history), color=OTHERS, marker=".")
+            axes.plot(*_split_history(trial.history), color=OTHERS, marker=".")
     if record.baseline is not None:
         _draw_curve(axes, record, record.baseline, "baseline", BASELINE)
     if record.best is not None:
         _draw_curve(axes, record, record.best, "best", BEST)
     elif record.best_trial is not None:
-        axes.plot(*_points(record.best_trial.history), color=BEST, linewidth=2.2, label=record.best_trial.name)
-    axes.set(xlabel="round", ylabel=metric_label(record))
+        axes.plot(*_split_history(record.best_trial.history), color=BEST, linewidth=2.2, label=record.best_trial.name)
+    axes.set(xlabel="round", ylabel=name_metric(record))
     widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
@@ -115,13 +120,13 @@ def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
 
 
 def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, color: str) -> None:
-    split = "validation" if record.metric.startswith("validation_") else metric_label(record)
+    split = "validation" if record.metric.startswith("validation_") else name_metric(record)
     for history, of, style in ((curve.history, split, "-"), (curve.test_history, "test", "--")):
         if history:
-            ending = f"{name}, {of}: {figure_text(history[-1][1])}"
+            ending = f"{name}, {of}: {format_metric(history[-1][1])}"
             marker = "o" if len(history) == 1 else None
-            axes.plot(*_points(history), style, color=color, linewidth=2.2, label=ending, marker=marker)
+            axes.plot(*_split_history(history), style, color=color, linewidth=2.2, label=ending, marker=marker)
 
 
-def _points(history: tuple[tuple[int, float], ...]) -> tuple[list[int], list[float]]:
+def _split_history(history: tuple[tuple[int, float], ...]) -> tuple[list[int], list[float]]:
     return [point[0] for point in history], [point[1] for point in history]

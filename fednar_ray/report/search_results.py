@@ -27,9 +27,9 @@ class SearchFacts:
 
 
 def summarize_search(record: SearchRecord) -> SearchFacts:
-    """Summarizes a search."""
+    """Computes the summary of a search."""
     best, baseline = record.best_trial, record.baseline
-    whole = full_rounds(record)
+    whole = count_full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status == STOPPED]
     return SearchFacts(
         statuses={status: sum(trial.status == status for trial in record.trials) for status in ORDER},
@@ -44,7 +44,7 @@ def summarize_search(record: SearchRecord) -> SearchFacts:
     )
 
 
-def full_rounds(record: SearchRecord) -> int:
+def count_full_rounds(record: SearchRecord) -> int:
     """Returns the number of rounds of a trial that is not stopped."""
     return int(record.settings.get("federation.rounds") or max((trial.rounds for trial in record.trials), default=0))
 
@@ -54,7 +54,7 @@ def rank_trials(record: SearchRecord) -> list[TrialRecord]:
 
     def place(trial: TrialRecord) -> tuple[int, bool, float]:
         status = ORDER.index(trial.status) if trial.status in ORDER else len(ORDER)
-        return status, trial.value is None, 0.0 if trial.value is None else record.cost(trial.value)
+        return status, trial.value is None, 0.0 if trial.value is None else record.compute_cost(trial.value)
 
     return sorted(record.trials, key=place)
 

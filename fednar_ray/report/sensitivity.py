@@ -44,7 +44,7 @@ class Sensitivity:
         """The regularizers that have a best trial."""
         return tuple(dict.fromkeys(fall.regularizer for fall in self.falls))
 
-    def mean(self, regularizer: str, factor: int) -> float | None:
+    def average(self, regularizer: str, factor: int) -> float | None:
         """Averages the degradations over the settings; None if none is known."""
         known = [
             fall.fall
@@ -59,7 +59,7 @@ class Sensitivity:
         return any(fall.fall is not None for fall in self.falls)
 
 
-def sensitivity(record: SearchRecord) -> Sensitivity:
+def compute_sensitivity(record: SearchRecord) -> Sensitivity:
     """Computes the degradations of each regularizer of a search, over its searched settings."""
     return Sensitivity(falls=tuple(_compute_degradations(record)))
 
@@ -78,18 +78,18 @@ def _compute_degradations(record: SearchRecord) -> Iterator[Degradation]:
     keys = [key for key in SETTINGS if key in record.space] + [key for key in record.space if key.endswith(ANNEAL)]
     everyone = group_by_regularizer(record, record.trials)
     for regularizer, finished in group_by_regularizer(record, record.finished).items():
-        best = min(finished, key=lambda trial: record.cost(trial.final))
+        best = min(finished, key=lambda trial: record.compute_cost(trial.final))
         for key in keys:
             for factor in FACTORS:
                 off = [trial for trial in finished if _is_off(trial, best, key, factor)]
-                worst = max(off, key=lambda trial: record.cost(trial.final), default=None)
+                worst = max(off, key=lambda trial: record.compute_cost(trial.final), default=None)
                 yield Degradation(
                     regularizer=regularizer,
                     key=key,
                     factor=factor,
                     right=best.values[key],
                     wrong=None if worst is None else worst.values[key],
-                    fall=None if worst is None else record.cost(worst.final) - record.cost(best.final),
+                    fall=None if worst is None else record.compute_cost(worst.final) - record.compute_cost(best.final),
                     failed=sum(
                         trial.status == FAILED and _is_off(trial, best, key, factor) for trial in everyone[regularizer]
                     ),
@@ -97,17 +97,17 @@ def _compute_degradations(record: SearchRecord) -> Iterator[Degradation]:
 
 
 def _is_off(trial: TrialRecord, best: TrialRecord, key: str, factor: int) -> bool:
-    """Whether a trial differs from the best only in ``key``, and by about ``factor`` there."""
+    """Returns whether a trial differs from the best only in ``key``, and by about ``factor`` there."""
     if any(trial.values.get(other) != value for other, value in best.values.items() if other != key):
         return False
-    size, right = (_size(key, one.values.get(key)) for one in (trial, best))
+    size, right = (_get_size(key, one.values.get(key)) for one in (trial, best))
     if size <= 0 or right <= 0:
         return False
     ratio = max(size / right, right / size)
     return factor / TOLERANCE <= ratio <= factor * TOLERANCE
 
 
-def _size(key: str, value: Any) -> float:
+def _get_size(key: str, value: Any) -> float:
     """Returns the quantity to compare: the value, or the distance from 1 of an annealing rate."""
     if not is_number(value):
         return 0.0

@@ -42,23 +42,23 @@ def read_run(client: MlflowClient, run_id: str) -> Run:
     return run
 
 
-def rounds_in(client: MlflowClient, run_id: str) -> set[int]:
+def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
     return {point.step for point in client.get_metric_history(run_id, WITNESS)}
 
 
-def first_missing(rounds: Iterable[int], there: set[int]) -> int | None:
+def find_first_missing(rounds: Iterable[int], there: set[int]) -> int | None:
     """Returns the first of ``rounds`` that is not in ``there``; None if none is missing."""
     return next((index for index in rounds if index not in there), None)
 
 
-def first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Operation | None]) -> int | None:
+def find_first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Operation | None]) -> int | None:
     """Returns the index of the first operation that MLflow does not have; None if it has all of them.
 
     An operation that is None need not arrive. Only the existence of tags, parameters and files is checked, not their
     content, which somebody may have changed since.
     """
-    files = _files(client, run, operations)
+    files = _list_files(client, run, operations)
     resumed = any(operation is not None and operation["kind"] == "resumed" for operation in operations)
     for index, operation in enumerate(operations):
         if operation is None or (resumed and operation["kind"] == "end"):
@@ -68,7 +68,7 @@ def first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[Opera
     return None
 
 
-def _files(client: MlflowClient, run: Run, operations: Iterable[Operation | None]) -> set[str] | None:
+def _list_files(client: MlflowClient, run: Run, operations: Iterable[Operation | None]) -> set[str] | None:
     """Returns the names of the run's artifacts; None if none were sent, or the tracking server does not store them."""
     sent = any(operation is not None and operation["kind"] in ("file", "table") for operation in operations)
     if not sent or not (run.info.artifact_uri or "").startswith(BY_THE_SERVER):

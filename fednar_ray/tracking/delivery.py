@@ -1,4 +1,4 @@
-"""Sends a run directory to MLflow, one call after another. Sending anything twice has no effect."""
+"""Sends a run directory to MLflow, one call after another. Repeating a call has no effect."""
 
 import json
 import logging
@@ -20,10 +20,10 @@ from fednar_ray.core.errors import BadInput, first_line
 from fednar_ray.tracking.arrival import (
     WITNESS,
     NotAnswered,
-    first_missing,
-    first_not_arrived,
+    find_first_missing,
+    find_first_not_arrived,
+    list_rounds,
     read_run,
-    rounds_in,
 )
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
@@ -45,7 +45,7 @@ class Delivery:
     """Sends the contents of an outbox and a journal to one MLflow run. Only one thread may call ``step``.
 
     Rounds are sent before operations, because the operations at the end of a run depend on them. Something that was
-    sent stays owed until MLflow has confirmed that it has it: another program may answer at its address.
+    sent stays owed until MLflow confirms that it has arrived, since another program may answer at its address.
 
     Args:
         connect: Returns the client, and may contact the store.
@@ -104,7 +104,7 @@ class Delivery:
         many = unconfirmed >= max(CONFIRM_EVERY_ROUNDS, self._outbox.sent_rounds)
         return bool(self.unsent_operations or self.unsent_rounds) or self.in_doubt or many
 
-    def bytes_of_next_step(self) -> int:
+    def count_bytes_of_next_step(self) -> int:
         """Returns the size of the files that the next ``step`` uploads."""
         if self.unsent_rounds or not self.unsent_operations:
             return 0
@@ -127,7 +127,7 @@ class Delivery:
         """
         client = self._connect()
         if self._ask:
-            with self._or_skip("which rounds it has"):
+            with self._skip_if_refused("which rounds it has"):
                 self._ask_for_rounds(client)
             self._ask = False
         if self.unsent_rounds:
@@ -138,7 +138,7 @@ class Delivery:
             self._confirm(client)
 
     @contextmanager
-    def _or_skip(self, what: str) -> Iterator[list[str]]:
+    def _skip_if_refused(self, what: str) -> Iterator[list[str]]:
         """Yields a list that holds the reason afterwards if MLflow refused the block, and is empty otherwise."""
         reasons: list[str] = []
         try:
@@ -154,7 +154,7 @@ class Delivery:
 
     def _ask_for_rounds(self, client: MlflowClient) -> None:
         read_run(client, self._run_id)
-        there = rounds_in(client, self._run_id)
+        there = list_rounds(client, self._run_id)
         self._sent_rounds = next(index for index in count() if index not in there)
         self._outbox.acknowledge(operations=0, rounds=self._sent_rounds)
 
@@ -163,12 +163,12 @@ class Delivery:
         first = stop = self._sent_rounds
         batch: list[Metric] = []
         for line in self.rounds.read(first, min(len(self.rounds), first + METRICS_PER_CALL)):
-            metrics = _metrics_of(line)
+            metrics = _parse_metrics(line)
             self.behind = bool(batch) and len(batch) + len(metrics) > METRICS_PER_CALL
             if self.behind:
                 break
             batch, stop = batch + metrics, stop + 1
-        with self._or_skip(f"rounds {first} to {stop - 1}") as reasons:
+        with self._skip_if_refused(f"rounds {first} to {stop - 1}") as reasons:
             client.log_batch(self._run_id, metrics=batch)
         if reasons:
             self._refused_rounds |= set(range(first, stop))
@@ -180,14 +180,14 @@ class Delivery:
             log.warning("%s: a line of the outbox is damaged and is not sent", self._directory)
             self._sent.append(None)
             return
-        with self._or_skip(operation["kind"]) as reasons:
+        with self._skip_if_refused(operation["kind"]) as reasons:
             self._send(client, operation)
         self._sent.append(None if reasons else operation)
 
     def _confirm(self, client: MlflowClient) -> None:
-        """Asks MLflow for what was sent. Raises NotAnswered if it lacks something, which is sent again later."""
+        """Asks MLflow for what was sent. Raises NotAnswered if something is missing, which is sent again later."""
         rounds, sent = self._sent_rounds, len(self._sent)
-        with self._or_skip("what it has"):
+        with self._skip_if_refused("what it has"):
             self.in_doubt = True
             self._check_arrival(client)
         self.in_doubt = False
@@ -201,11 +201,11 @@ class Delivery:
         run = read_run(client, self._run_id)
         sent = [index for index in range(self._outbox.sent_rounds, self._sent_rounds)
                 if index not in self._refused_rounds and self._has_witness(index)]  # fmt: skip
-        missing = first_missing(sent, rounds_in(client, self._run_id) if sent else set())
+        missing = find_first_missing(sent, list_rounds(client, self._run_id) if sent else set())
         if missing is not None:
             self._sent_rounds = missing
             raise NotAnswered(f"it took round {missing} of run {self._run_id} and does not have it")
-        index = first_not_arrived(client, run, self._sent)
+        index = find_first_not_arrived(client, run, self._sent)
         if index is not None:
             operation = self._sent[index]
             del self._sent[index:]
@@ -229,14 +229,14 @@ class Delivery:
                 metrics = [Metric(key, value, time, step) for key, value in operation["metrics"].items()]
                 client.log_batch(run_id, metrics=metrics)
             case "data":
-                client.log_inputs(run_id, [_dataset(operation)])
+                client.log_inputs(run_id, [_build_dataset(operation)])
             case "file":
-                client.log_artifact(run_id, self._path_of(operation))
+                client.log_artifact(run_id, self._find_path(operation))
             case "table":
-                client.log_artifact(run_id, self._path_of(operation))
+                client.log_artifact(run_id, self._find_path(operation))
                 _mark_table(client, run_id, operation["path"])
             case "model":
-                self._send_model(client, self._path_of(operation))
+                self._send_model(client, self._find_path(operation))
             case "resumed":
                 if END_TAG in client.get_run(run_id).data.tags:
                     client.delete_tag(run_id, END_TAG)
@@ -244,7 +244,7 @@ class Delivery:
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
 
-    def _path_of(self, operation: Operation) -> Path:
+    def _find_path(self, operation: Operation) -> Path:
         """Returns the file of an operation. Raises FileNotFoundError if it does not exist or lies outside the run."""
         try:
             path = resolve_inside(self._directory, operation["path"])
@@ -270,20 +270,20 @@ class Delivery:
             step = json.loads(last[0])["round"] if last else 0
             client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step)])
         for line in last:
-            client.log_batch(self._run_id, metrics=_metrics_of(line, model_id=model.model_id))
+            client.log_batch(self._run_id, metrics=_parse_metrics(line, model_id=model.model_id))
         _write_ids(directory, model.model_id, self._run_id, model.artifact_location)
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _metrics_of(line: str, **about: Any) -> list[Metric]:
+def _parse_metrics(line: str, **about: Any) -> list[Metric]:
     """Returns the metrics in a line of the journal, without those that are not finite."""
     fields = json.loads(line)
     finite = ((name, value) for name, value in fields["metrics"].items() if value is not None)
     return [Metric(name, value, fields["time"], fields["round"], **about) for name, value in finite]
 
 
-def _dataset(operation: Operation) -> DatasetInput:
+def _build_dataset(operation: Operation) -> DatasetInput:
     source = json.dumps({"name": operation["name"]})
     entity = Dataset(operation["name"], operation["digest"], "code", source, None, json.dumps(operation["profile"]))
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
@@ -320,7 +320,7 @@ def _description(path: Path) -> Model:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether neither another attempt nor other credentials can help against an error.
+    """Returns whether neither another attempt nor other credentials can help against an error.
 
     Over HTTP only an error in MLflow's own form is a refusal; that of a proxy is not.
     """

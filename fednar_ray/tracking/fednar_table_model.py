@@ -25,7 +25,7 @@ class TableModel:
         return pd.DataFrame(self._model.predict(rows), index=data.index)
 
     def get_raw_model(self) -> Any:
-        """The PyTorch module."""
+        """Returns the PyTorch module."""
         return self._model.get_raw_model()
 
 

@@ -28,13 +28,13 @@ class Identity:
         """The token of the last start; None if there was none."""
         return self.writers[-1] if self.writers else None
 
-    def with_new_writer(self, directory: Path) -> Self:
+    def add_writer(self, directory: Path) -> Self:
         """Returns the identity after one more start, in ``directory``."""
         writers = (*self.writers, secrets.token_hex(8))
         return replace(self, directory=str(directory.resolve()), writers=writers)
 
     def write(self, directory: Path) -> None:
-        """Writes ``run.json``. Raises RunFailed."""
+        """Writes ``run.json`` into a run directory. Raises RunFailed if it cannot be written."""
         replace_file(RunDirectory(directory).identity, json.dumps(asdict(self)))
 
 

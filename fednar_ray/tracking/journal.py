@@ -1,4 +1,4 @@
-"""The journal of a run: one line of JSON per round, beside the experiment as it was run."""
+"""Writes and reads the journal of a run: one line of JSON per round, next to the experiment of the run."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
-def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns metrics in a form that JSON can hold: None where one is not finite."""
+def replace_non_finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Replaces metrics that are not finite by None, since JSON cannot represent them."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
@@ -37,7 +37,7 @@ def parse_line(line: str) -> RoundRecord:
 
 
 def is_round(line: str, index: int) -> bool:
-    """Whether a line of a journal records round ``index``, with everything that is read from it."""
+    """Returns whether a line of a journal records round ``index``, with everything that is read from it."""
     try:
         fields, record = json.loads(line), parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
@@ -58,7 +58,7 @@ def format_line(record: RoundRecord) -> str:
         "time": int(time.time() * 1000),  # ms since the epoch; MLflow gets the same, however late
         "clients": record.client_ids,
         "exclusions": {client_id: asdict(exclusion) for client_id, exclusion in record.exclusions.items()},
-        "metrics": for_json(record.metrics),
+        "metrics": replace_non_finite(record.metrics),
         "step_norms": {client_id: float(f"{norm:.4g}") for client_id, norm in record.step_norms.items()},
     }
     return json.dumps(line)
@@ -83,7 +83,7 @@ class Journal(RoundCallback):
     Args:
         directory: The run directory, which is created if needed.
         experiment: Written to the directory, too.
-        lines: Rounds 0, 1, … from a checkpoint. Those that the file lacks are written first.
+        lines: Rounds 0, 1, … from a checkpoint. Those that the file does not have yet are written first.
     """
 
     def __init__(self, directory: Path, experiment: Experiment, *, lines: Sequence[str] = ()) -> None:
@@ -109,22 +109,22 @@ class Journal(RoundCallback):
         """Removes all but the first ``rounds``, for a resumed run whose next rounds may differ."""
         self.file.truncate(rounds)
 
-    def lines(self, rounds: int) -> tuple[str, ...]:
+    def get_lines(self, rounds: int) -> tuple[str, ...]:
         """Returns the lines of the first ``rounds``, verbatim, for a checkpoint."""
         return self.file.read(0, rounds)
 
-    def records(self) -> tuple[RoundRecord, ...]:
-        """Returns all recorded rounds."""
-        return tuple(parse_line(line) for line in self.lines(self.rounds))
+    def get_records(self) -> tuple[RoundRecord, ...]:
+        """Returns the records of all rounds in the journal."""
+        return tuple(parse_line(line) for line in self.get_lines(self.rounds))
 
     def on_round_end(self, report: RoundReport) -> None:
-        """Records the round, before anything else learns of it."""
+        """Records the round before the other callbacks see it."""
         self.log(report)
 
     def on_run_end(self) -> None:
-        """Closes the file."""
+        """Closes the journal's file."""
         self.file.close()
 
     def on_error(self, error: BaseException) -> None:
-        """Closes the file."""
+        """Closes the journal's file."""
         self.file.close()

@@ -18,7 +18,7 @@ LineCheck = Callable[[str, int], bool]
 
 
 def is_json(line: str, index: int) -> bool:
-    """Whether a line is JSON of any kind."""
+    """Returns whether a line is JSON of any kind."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -35,7 +35,7 @@ class JsonLines:
     Args:
         path: The file. It is created if it does not exist, unless ``append`` is False.
         is_valid: The check that a line must pass.
-        append: False opens the file for reading only, and leaves it as it is, even if it is damaged.
+        append: False opens the file for reading only, and does not repair it if it is damaged.
 
     Raises:
         RunFailed: The file cannot be opened, or is a link. Appending and reading raise it as well.
@@ -46,7 +46,7 @@ class JsonLines:
         with raise_as_run_failed(path):
             self._file = FileIO(path, "a" if append else "r", opener=open_without_links)
             content = path.read_bytes()
-            self._ends = _line_ends(content, is_valid)  # byte positions
+            self._ends = _find_line_ends(content, is_valid)  # byte positions
             if append and len(content) > self._size:
                 log.warning("%s: the last %d bytes are not a valid line; cut off", path, len(content) - self._size)
                 self._file.truncate(self._size)
@@ -101,10 +101,10 @@ class JsonLines:
 def read_lines(path: Path, is_valid: LineCheck = is_json) -> tuple[str, ...]:
     """Returns the valid lines of a file, which another process may be writing; none if there is no file."""
     content = path.read_bytes() if path.is_file() else b""
-    return tuple(line.decode() for line in content[: max(_line_ends(content, is_valid), default=0)].splitlines())
+    return tuple(line.decode() for line in content[: max(_find_line_ends(content, is_valid), default=0)].splitlines())
 
 
-def _line_ends(content: bytes, is_valid: LineCheck) -> list[int]:
+def _find_line_ends(content: bytes, is_valid: LineCheck) -> list[int]:
     """Returns the byte position where each line ends, up to the first line that is not valid."""
     ends: list[int] = []
     end = 0

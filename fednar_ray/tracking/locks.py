@@ -114,7 +114,7 @@ def _open_locked(path: Path, lock: Callable[[FileIO], None]) -> FileIO:
 
 
 def _is_still_at(path: Path, file: FileIO) -> bool:
-    """Whether an open file still has its name."""
+    """Returns whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:

@@ -32,11 +32,11 @@ from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.store_uris import (
-    absolute_uri,
-    artifact_folder,
-    experiment_name_problem,
-    folder_misread_by_mlflow,
-    sqlite_file,
+    build_artifact_folder,
+    find_misread_folder,
+    find_name_problem,
+    find_sqlite_file,
+    make_uri_absolute,
 )
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, describe_failure
@@ -63,8 +63,8 @@ log = logging.getLogger("fednar_ray")
 
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 HTTP_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own takes four minutes; trying again is the sender's job
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds, of silence
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's default takes four minutes; the sender repeats requests
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without an answer
 }
 LONGEST_MODEL_NAME = 256  # the width of MLflow's column
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
@@ -94,19 +94,19 @@ class Store:
 
     def __init__(self, uri: str | None) -> None:
         check_address(TRACKING_VARIABLE if uri is None else "the tracking store", uri or mlflow.get_tracking_uri())
-        self.uri = absolute_uri(uri or mlflow.get_tracking_uri())
+        self.uri = make_uri_absolute(uri or mlflow.get_tracking_uri())
         for name, value in HTTP_SETTINGS.items():
             os.environ.setdefault(name, value)
 
     @cached_property
     def client(self) -> MlflowClient:
         """MLflow's client. Only one process at a time opens and migrates a database."""
-        with _opened_alone(self.uri), _without_stray_folders(self.uri):
+        with _lock_database(self.uri), _remove_stray_folders(self.uri):
             return MlflowClient(self.uri)
 
     def check(self) -> None:
         """Raises TrackingUnavailable if the store cannot be read, or is a folder whose name MLflow would misread."""
-        folder = folder_misread_by_mlflow(self.uri)
+        folder = find_misread_folder(self.uri)
         if folder is not None:
             raise TrackingUnavailable(f"MLflow misreads the percent sign in {folder}; use a SQLite file in its place")
         with raise_as_unavailable(self.uri):
@@ -114,7 +114,7 @@ class Store:
                 self._ask_for_the_default_experiment()
 
     def _ask_for_the_default_experiment(self) -> None:
-        """Checks that MLflow answers, since anything may answer with nothing: it knows experiment 0, or says so."""
+        """Checks that MLflow answers, by its default experiment. Another server may answer with an empty list, too."""
         try:
             known = self.client.get_experiment("0").experiment_id
         except RestException:
@@ -122,7 +122,7 @@ class Store:
         if known != "0":
             raise NotAnswered(f"asked for experiment 0, it answered with {known!r}")
 
-    def experiment_id(self, name: str) -> str:
+    def ensure_experiment(self, name: str) -> str:
         """Returns the id of an MLflow experiment, which is created if it is new.
 
         Artifacts of an experiment in a SQLite file are stored beside that file.
@@ -131,7 +131,7 @@ class Store:
             BadInput: The name would place artifacts outside the artifact folder.
             TrackingUnavailable: The store does not answer.
         """
-        problem = experiment_name_problem(name)
+        problem = find_name_problem(name)
         if problem is not None:
             raise BadInput(f"{name!r} cannot be the name of an MLflow experiment: {problem}")
         with raise_as_unavailable(self.uri):
@@ -139,22 +139,22 @@ class Store:
             if found is not None:
                 if found.name != name:
                     raise NotAnswered(f"asked for experiment {name!r}, it answered with {found.name!r}")
-                return _checked_id("experiment", found.experiment_id)
-            file = sqlite_file(self.uri)
-            location = None if file is None else (file.parent / "mlruns" / artifact_folder(name)).as_uri()
-            return _checked_id("experiment", self.client.create_experiment(name, artifact_location=location))
+                return _check_id("experiment", found.experiment_id)
+            file = find_sqlite_file(self.uri)
+            location = None if file is None else (file.parent / "mlruns" / build_artifact_folder(name)).as_uri()
+            return _check_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """Creates a run, tagged with the versions of the software too, and returns its id."""
         with raise_as_unavailable(self.uri):
-            run = self.client.create_run(experiment_id, run_name=name, tags={**_version_tags(), **tags})
+            run = self.client.create_run(experiment_id, run_name=name, tags={**_build_version_tags(), **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
-            run_id = _checked_id("run", run.info.run_id)
+            run_id = _check_id("run", run.info.run_id)
         confirm(self.uri)
         return run_id
 
-    def last_writer(self, run_id: str) -> str | None:
+    def find_last_writer(self, run_id: str) -> str | None:
         """Returns the token of the process that wrote to a run last; None if it is not known."""
         with suppress(Exception):  # a run is resumed whether or not its store answers
             writer: str | None = self.client.get_run(run_id).data.tags.get(WRITER_TAG)
@@ -215,15 +215,15 @@ class Store:
             self.client.log_artifacts(run_id, str(directory), name)
 
 
-def _checked_id(of: str, answered: object) -> str:
+def _check_id(of: str, answered: object) -> str:
     if not (isinstance(answered, str) and RUN_ID.fullmatch(answered)):
         raise NotAnswered(f"asked for the id of a new {of}, it answered with {answered!r}")
     return answered
 
 
 @contextmanager
-def _opened_alone(uri: str) -> Iterator[None]:
-    """Lets one process at a time open a database: two that start MLflow's migrations at once end in an error."""
+def _lock_database(uri: str) -> Iterator[None]:
+    """Lets only one process at a time open a database, since simultaneous migrations by MLflow fail."""
     name = f"fednar-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
     with ExitStack() as stack:
         with suppress(OSError):  # another user's file, or a file system without locks
@@ -232,9 +232,9 @@ def _opened_alone(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_stray_folders(uri: str) -> Iterator[None]:
+def _remove_stray_folders(uri: str) -> Iterator[None]:
     """Removes the folder that MLflow creates for a SQLite file because it does not decode percent-encoded paths."""
-    file = sqlite_file(uri)
+    file = find_sqlite_file(uri)
     folder = Path(uri.partition(":///")[2].partition("?")[0]).parent
     made = [] if file is None or file.parent == folder else [p for p in (folder, *folder.parents) if not p.exists()]
     try:
@@ -247,7 +247,7 @@ def _without_stray_folders(uri: str) -> Iterator[None]:
 
 @contextmanager
 def raise_as_unavailable(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises, also SQLAlchemy's and requests' errors, into TrackingUnavailable."""
+    """Turns every exception of a store, including those of SQLAlchemy and requests, into TrackingUnavailable."""
     try:
         yield
     except Exception as error:
@@ -258,13 +258,13 @@ class RunTracker(RoundCallback):
     """One MLflow run, which is ended as FINISHED, FAILED or KILLED.
 
     Everything that is logged is written to ``directory`` before it is sent.  What MLflow has not received by the end
-    can be sent with ``fednar sync``.  Logging raises RunFailed where the disk of the directory is full, and never
+    can be sent with ``fednar sync``.  Logging raises RunFailed if the disk of the directory is full, and never
     because of MLflow.
 
     Args:
         store: The tracking store of the run.
         run_id: MLflow's id of the run, which exists.
-        directory: The run directory. Starting raises BadInput where another process writes it.
+        directory: The run directory. Starting raises BadInput if another process writes it.
         resumed: The run was recorded in this MLflow run before. Its outbox is continued, and no round that MLflow has
             is sent again.
         copied: The run was recorded before as another MLflow run. Everything recorded so far is sent to this one too.
@@ -280,17 +280,17 @@ class RunTracker(RoundCallback):
 
     @property
     def uri(self) -> str:
-        """The tracking store."""
+        """The address of the tracking store."""
         return self._store.uri
 
     def on_run_start(self) -> None:
-        """Takes the directory for this process, and starts to send what is logged."""
+        """Locks the directory for this process, and starts to send what is logged."""
         make_directory(self._directory)
         with ExitStack() as stack:
             stack.enter_context(lock_run_directory(self._directory))
             if self._copied:
                 Outbox.reset_sent(self._directory)
-            identity = self._identity().with_new_writer(self._directory)
+            identity = self._read_identity().add_writer(self._directory)
             identity.write(self._directory)
             self._outbox = stack.enter_context(closing(Outbox(self._directory)))
             if self._resumed or self._copied:
@@ -302,7 +302,7 @@ class RunTracker(RoundCallback):
             self._sender = Sender(self._delivery, self.uri)
             self._held = stack.pop_all()
 
-    def _identity(self) -> Identity:
+    def _read_identity(self) -> Identity:
         """Returns the identity that the directory records, if it is of the same run; else a new one."""
         new = Identity(run_id=self.run_id, tracking_uri=self.uri)
         try:
@@ -319,11 +319,11 @@ class RunTracker(RoundCallback):
             self._sender.wake()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Logs flattened parameters."""
+        """Logs parameters of the run, as text."""
         self._queue("params", params={key: str(value) for key, value in params.items()})
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags."""
+        """Sets tags of the MLflow run."""
         self._queue("tags", tags=dict(tags))
 
     def log_data(self, data: DataSummary) -> None:
@@ -344,7 +344,7 @@ class RunTracker(RoundCallback):
     def log_table(self, rows: Sequence[Mapping[str, object]], name: str) -> None:
         """Logs rows as a JSON table that the MLflow UI shows. A later table of the same name replaces it."""
         columns = list(rows[0]) if rows else []
-        data = [[_for_table(row[column]) for column in columns] for row in rows]
+        data = [[_replace_non_finite(row[column]) for column in columns] for row in rows]
         replace_file(self._directory / name, json.dumps({"columns": columns, "data": data}))
         self._queue("table", path=name)
 
@@ -355,7 +355,7 @@ class RunTracker(RoundCallback):
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs metrics of the run as a whole."""
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._queue("metrics", metrics=finite, step=step, time=_now())
+        self._queue("metrics", metrics=finite, step=step, time=_get_milliseconds())
 
     def save_model(
         self, model: torch.nn.Module, example: npt.NDArray[Any], columns: Sequence[str] | None = None
@@ -365,13 +365,13 @@ class RunTracker(RoundCallback):
         Args:
             model: Takes raw inputs.
             example: Two or more raw inputs, [n, …].
-            columns: The names of the columns of ``example`` [n, columns], where they have names.
+            columns: The names of the columns of ``example`` [n, columns]; None if they have none.
         """
         directory = RunDirectory(self._directory).model
         save_model(model, example, directory, columns)
         self._queue("model", path=directory.name)
 
-    def ends_as(self, status: str) -> None:
+    def set_end_status(self, status: str) -> None:
         """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""
         self._ends_as = status
 
@@ -380,19 +380,19 @@ class RunTracker(RoundCallback):
         self._end(self._ends_as, math.inf)
 
     def on_error(self, error: BaseException) -> None:
-        """Ends the MLflow run as KILLED where it was interrupted, else as FAILED, and tags it with the error."""
+        """Ends the MLflow run as KILLED if it was interrupted, otherwise as FAILED, and tags it with the error."""
         interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit)
         status, seconds = ("KILLED", INTERRUPTED_SECONDS) if interrupted else ("FAILED", math.inf)
         self._end(status, seconds, {END_TAG: f"{type(error).__name__}: {error}"[:500]})
 
     def _end(self, status: str, seconds: float, tags: Mapping[str, str] | None = None) -> None:
-        """Waits for MLflow at most so many seconds."""
+        """Ends the MLflow run, and waits for MLflow for at most ``seconds``."""
         with self._held:
             with suppress(RunFailed):  # a full disk: MLflow is informed all the same
                 if tags is not None:
                     self.log_tags(tags)
             with suppress(RunFailed):
-                self._queue("end", status=status, time=_now())
+                self._queue("end", status=status, time=_get_milliseconds())
             self._sender.close(seconds)
             self._warn_about_unsent()
 
@@ -405,33 +405,33 @@ class RunTracker(RoundCallback):
             )  # fmt: skip
 
 
-def _now() -> int:
-    """Milliseconds since the epoch."""
+def _get_milliseconds() -> int:
+    """Returns the time in milliseconds since the epoch."""
     return int(time.time() * 1000)
 
 
-def _for_table(value: object) -> object:
+def _replace_non_finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _version_tags() -> dict[str, str]:
+def _build_version_tags() -> dict[str, str]:
     tags = {
-        FEDNAR_VERSION_TAG: _version("fednar-ray"),
-        RAY_VERSION_TAG: _version("ray"),
+        FEDNAR_VERSION_TAG: _get_version("fednar-ray"),
+        RAY_VERSION_TAG: _get_version("ray"),
         TORCH_VERSION_TAG: torch.__version__,
     }
-    commit = _git_commit()
+    commit = _find_git_commit()
     return {**tags, GIT_COMMIT_TAG: commit} if commit else tags
 
 
-def _version(package: str) -> str:
+def _get_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
 
 
-def _git_commit() -> str | None:
+def _find_git_commit() -> str | None:
     """Returns the commit of the working directory; None if it is not a git checkout."""
     command = ["git", "rev-parse", "HEAD"]
     try:

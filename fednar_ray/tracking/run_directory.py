@@ -1,4 +1,4 @@
-"""The files of a run, a comparison and a search on disk: the one place that knows their names."""
+"""The names of all files of a run, a comparison and a search."""
 
 import os
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class RunDirectory:
 
     @property
     def curves_plot(self) -> Path:
-        """Metrics over rounds."""
+        """The plot of metrics over rounds."""
         return self.path / "curves.png"
 
     @property
@@ -146,7 +146,7 @@ class SearchDirectory:
 
     @property
     def tune(self) -> Path:
-        """Ray Tune's own directory."""
+        """The directory in which Ray Tune keeps its state."""
         return self.path / "tune"
 
     @property

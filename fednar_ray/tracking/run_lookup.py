@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fednar_ray.checkpoint.locations import open_storage, storage_location_below
-from fednar_ray.checkpoint.manifest import round_of_manifest
+from fednar_ray.checkpoint.locations import build_storage_location, open_storage
+from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
@@ -36,7 +36,7 @@ class RunRef:
         return CheckpointStore(open_storage(self.storage), 1)
 
 
-def checkpoint_location(experiment: Experiment, directory: Path) -> str:
+def find_checkpoint_location(experiment: Experiment, directory: Path) -> str:
     """Returns the path or URI of a run's checkpoints.
 
     That is a folder of the run's name below ``checkpoint.storage``, or the run directory if the setting is null.
@@ -44,7 +44,7 @@ def checkpoint_location(experiment: Experiment, directory: Path) -> str:
     storage = experiment.checkpoint.storage
     if storage is None:
         return str(RunDirectory(directory).checkpoints)
-    return storage_location_below(storage, directory.name)
+    return build_storage_location(storage, directory.name)
 
 
 def load_run(directory: Path) -> RunRef:
@@ -60,7 +60,7 @@ def load_run(directory: Path) -> RunRef:
         hint = f"; its checkpoints are in {files.checkpoints}, which --resume accepts as well"
         found = hint if os.path.isdir(files.checkpoints) else ""
         raise BadInput(f"{directory} is not a run directory, or is damaged: {error}{found}") from None
-    return RunRef(name=directory.name, directory=directory, storage=checkpoint_location(experiment, directory))
+    return RunRef(name=directory.name, directory=directory, storage=find_checkpoint_location(experiment, directory))
 
 
 def list_runs(prefix: str = "") -> Iterator[RunRef]:
@@ -68,14 +68,14 @@ def list_runs(prefix: str = "") -> Iterator[RunRef]:
 
     A damaged run is left out, and a warning names it.
     """
-    for directory in sorted(_run_directories(prefix), key=_creation_time, reverse=True):
+    for directory in sorted(_list_run_directories(prefix), key=_get_creation_time, reverse=True):
         try:
             yield load_run(directory)
         except BadInput as problem:
             log.warning("left out: %s", problem)
 
 
-def _run_directories(prefix: str = "") -> Iterator[Path]:
+def _list_run_directories(prefix: str = "") -> Iterator[Path]:
     """Yields what looks like a run in ``runs/``: a directory with one of a run's files, or a broken link."""
     try:
         paths = sorted(Path(RUNS).absolute().glob(f"{prefix}*"))
@@ -87,14 +87,14 @@ def _run_directories(prefix: str = "") -> Iterator[Path]:
 
 
 def _any_exists(*paths: Path) -> bool:
-    """Whether one of the paths exists. A directory that may not be read counts as having them."""
+    """Returns whether one of the paths exists. A directory that may not be read counts as having them."""
     try:
         return any(path.is_symlink() or path.exists() for path in paths)
     except OSError:
         return True
 
 
-def _creation_time(directory: Path) -> int:
+def _get_creation_time(directory: Path) -> int:
     """Returns when the experiment was written, in nanoseconds; 0 if that is unknown."""
     try:
         return RunDirectory(directory).experiment_yaml.stat().st_ctime_ns
@@ -109,7 +109,7 @@ def find_run(run: str) -> RunRef:
         BadInput: There is no such run, or it is damaged. Other damaged runs do not matter.
     """
     if "://" in run:
-        return _run_at_storage(run, run.partition("?")[0].rstrip("/").rpartition("/")[2])
+        return _build_run_at_storage(run, run.partition("?")[0].rstrip("/").rpartition("/")[2])
     path = Path(run).absolute()
     directory = path.parent if path == RunDirectory(path.parent).checkpoints else path
     if _any_exists(RunDirectory(directory).experiment_yaml) and (path == directory or _is_loadable(directory)):
@@ -117,12 +117,12 @@ def find_run(run: str) -> RunRef:
     if _any_exists(*RunDirectory(path).marks) and path == directory:
         return load_run(directory)
     if any(path.glob("round-*.json")):
-        return _run_at_storage(str(path), directory.name)
-    found = [each for each in _run_directories() if run == each.name or each.name.rpartition("-")[2] == run[:8]]
+        return _build_run_at_storage(str(path), directory.name)
+    found = [each for each in _list_run_directories() if run == each.name or each.name.rpartition("-")[2] == run[:8]]
     if not found:
-        names = ", ".join(ref.name for ref in list(list_runs())[:10]) or "there are none in this directory"
+        names = ", ".join(ref.name for ref in list(list_runs())[:10]) or "none"
         raise BadInput(f"{run}: no such run, run directory or location of checkpoints; runs here: {names}")
-    return load_run(max(found, key=_creation_time))
+    return load_run(max(found, key=_get_creation_time))
 
 
 def _is_loadable(directory: Path) -> bool:
@@ -133,7 +133,7 @@ def _is_loadable(directory: Path) -> bool:
     return True
 
 
-def _run_at_storage(location: str, name: str) -> RunRef:
+def _build_run_at_storage(location: str, name: str) -> RunRef:
     """Returns the run whose checkpoints are at ``location``; its directory may be missing or damaged."""
     return RunRef(name=name, directory=Path(RUNS).absolute() / name, storage=location)
 
@@ -146,21 +146,21 @@ def list_runs_of(experiment: Experiment) -> Iterator[RunRef]:
     """
     seen = set()
     for ref in list_runs(f"{experiment.name}-"):
-        if _experiment_name(ref.name) == experiment.name:
+        if _parse_experiment_name(ref.name) == experiment.name:
             seen.add(ref.name)
             yield ref
     storage = experiment.checkpoint.storage
     if storage is None:
         return
     try:
-        names = {path.partition("/")[0] for path in open_storage(storage).names(f"{experiment.name}-")}
+        names = {path.partition("/")[0] for path in open_storage(storage).list_names(f"{experiment.name}-")}
     except OSError as error:
         raise StorageUnavailable(f"{storage} cannot be listed: {error}") from error
-    for name in sorted(name for name in names - seen if _experiment_name(name) == experiment.name):
-        yield _run_at_storage(storage_location_below(storage, name), name)
+    for name in sorted(name for name in names - seen if _parse_experiment_name(name) == experiment.name):
+        yield _build_run_at_storage(build_storage_location(storage, name), name)
 
 
-def _experiment_name(run: str) -> str:
+def _parse_experiment_name(run: str) -> str:
     """Returns the experiment in <experiment>-<id>: ``digits-big-7f3a09c1`` is not a run of ``digits``."""
     return run.rpartition("-")[0]
 
@@ -185,7 +185,7 @@ def summarize(ref: RunRef) -> RunSummary:
         run=ref.name,
         rounds=len(records),
         of=load(ref.files.experiment_yaml).federation.rounds,
-        resumes_from_round=_newest_checkpoint(ref),
+        resumes_from_round=_find_newest_checkpoint(ref),
         finished=ref.files.finished,
         test_accuracy=accuracies[-1] if accuracies else None,
     )
@@ -199,11 +199,11 @@ def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
         return ()
 
 
-def _newest_checkpoint(ref: RunRef) -> int | None:
+def _find_newest_checkpoint(ref: RunRef) -> int | None:
     """Returns the round of the newest checkpoint; None if there is none, or the storage cannot be listed."""
     try:
-        names = open_storage(ref.storage).names("round-")
+        names = open_storage(ref.storage).list_names("round-")
     except (BadInput, OSError) as error:
         log.warning("the checkpoints of %s cannot be listed: %s", ref.name, error)
         return None
-    return max((index for name in names if (index := round_of_manifest(name)) is not None), default=None)
+    return max((index for name in names if (index := parse_manifest_name(name)) is not None), default=None)

@@ -87,9 +87,9 @@ class SearchRecord:
     @property
     def best_trial(self) -> TrialRecord | None:
         """The best of the finished trials, the first one among equals; None if none is finished."""
-        return min(self.finished, key=lambda trial: self.cost(trial.final), default=None)
+        return min(self.finished, key=lambda trial: self.compute_cost(trial.final), default=None)
 
-    def cost(self, value: float) -> float:
+    def compute_cost(self, value: float) -> float:
         """Returns the metric, or its negative if higher is better, so that lower is better in every search."""
         return -value if self.mode == "max" else value
 
@@ -107,7 +107,7 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
     """
     store = Store(uri)
     with raise_as_unavailable(store.uri):
-        searches = list(_searches(store.client))
+        searches = list(_list_search_runs(store.client))
     parent = next((run for run in searches if run.data.tags.get(SEARCH_TAG) == name), None)
     if parent is None:
         known = sorted({run.data.tags.get(SEARCH_TAG, "") for run in searches} - {""})
@@ -134,7 +134,7 @@ def ensure_parent_run(store: Store, experiment_id: str, name: str, search_id: st
     return store.create_run(experiment_id, name, {KIND_TAG: "search", SEARCH_TAG: name, SEARCH_ID_TAG: search_id})
 
 
-def _searches(client: MlflowClient) -> Iterator[Run]:
+def _list_search_runs(client: MlflowClient) -> Iterator[Run]:
     """Yields the parent runs of all searches, newest first."""
     experiments = iterate_pages(lambda token: client.search_experiments(page_token=token))
     return search_runs_where(client, [each.experiment_id for each in experiments], f"tags.`{KIND_TAG}` = 'search'")

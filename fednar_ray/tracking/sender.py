@@ -1,4 +1,4 @@
-"""The thread that sends to MLflow while the run trains. Only the end of a run waits for it, for a limited time."""
+"""Sends to MLflow in a thread while the run trains. Only the end of a run waits for it, for a limited time."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ class Sender:
         threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
     def wake(self) -> None:
-        """Tells the thread that there is an operation to send."""
+        """Notifies the thread that there is an operation to send."""
         with self._changed:
             self._changed.notify_all()
 
@@ -78,15 +78,15 @@ class Sender:
         """Waits until there is something to send. Returns False once the thread is stopped."""
         with self._changed:
             while not self._stopped:
-                pause = self._pause()
+                pause = self._compute_pause()
                 if pause <= 0:
-                    upload_seconds = self._delivery.bytes_of_next_step() / UPLOAD_BYTES_PER_SECOND
+                    upload_seconds = self._delivery.count_bytes_of_next_step() / UPLOAD_BYTES_PER_SECOND
                     self._answer_due = time.monotonic() + ANSWER_SECONDS + upload_seconds
                     return True
                 self._changed.wait(pause)
             return False
 
-    def _pause(self) -> float:
+    def _compute_pause(self) -> float:
         """Returns the seconds until the next call. Rounds do not wake the thread, so that a round needs no lock."""
         if not self._delivery.owes or not (self._closing or self._delivery.due):
             return FLUSH_SECONDS
@@ -107,7 +107,7 @@ class Sender:
             log.warning("MLflow at %s answers again; what it missed is being sent", self._uri)
 
     def _on_sent_again(self) -> None:
-        """Something missing was sent again. Only its confirmation will show whether MLflow answers."""
+        """Asks at once for the confirmation of what was sent again, which shows whether MLflow answers."""
         with self._changed:
             self._answer_due, self._due = math.inf, time.monotonic()
             self._changed.notify_all()

@@ -13,7 +13,7 @@ ENDING_SECONDS = 3.0  # the longest that the end of a run waits for the monitor
 class SystemMetrics(RoundCallback):
     """Records system metrics of a run every ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` seconds (10).
 
-    MLflow's monitor stops for good once MLflow does not answer.
+    MLflow's monitor stops permanently once MLflow does not answer.
 
     Args:
         enabled: Whether anything is recorded; None: as MLflow's environment variable says.
@@ -27,18 +27,18 @@ class SystemMetrics(RoundCallback):
         self._run_id, self._uri, self._resumed = run_id, uri, resumed
 
     def on_run_start(self) -> None:
-        """Starts the monitor."""
+        """Starts to record system metrics, if they are enabled."""
         if self._enabled:
             self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=self._resumed, tracking_uri=self._uri)
             self._monitor.start()
 
     def on_run_end(self) -> None:
-        """Stops the monitor."""
+        """Stops recording system metrics."""
         if self._enabled:
             ending = Thread(target=self._monitor.finish, daemon=True)
             ending.start()
             ending.join(ENDING_SECONDS)
 
     def on_error(self, error: BaseException) -> None:
-        """Stops the monitor."""
+        """Stops recording system metrics."""
         self.on_run_end()

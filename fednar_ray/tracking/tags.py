@@ -3,7 +3,7 @@
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's: the id of the run that this one is nested in
 GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's: the commit of the working directory, if it is a git checkout
 
-KIND_TAG = "fednar.kind"  # search, comparison, trial, best or baseline; absent for a run of its own
+KIND_TAG = "fednar.kind"  # search, comparison, trial, best or baseline; absent for other runs
 SEARCH_TAG = "fednar.search"  # the name of the search that the run is, or belongs to
 SEARCH_ID_TAG = "fednar.search_id"  # of a search's parent run: an id that is known before MLflow gives the run's
 STATUS_TAG = "fednar.status"  # of a trial: finished, stopped early or failed

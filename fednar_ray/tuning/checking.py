@@ -7,7 +7,7 @@ from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import load_experiment_data, prepare
-from fednar_ray.federated.evaluation import metric_names
+from fednar_ray.federated.evaluation import list_metric_names
 
 ALWAYS_REPORTED = ("train_loss",)
 
@@ -36,7 +36,7 @@ def _vary_data(document: Document) -> Iterator[tuple[str, Experiment]]:
     for key, domain in document.search.space.items():
         if key.startswith("data.") and not key.startswith("data.partition."):
             for value in domain.extremes:
-                yield f"search.space.{key}: {value!r}: search.metric", document.varied({key: value})
+                yield f"search.space.{key}: {value!r}: search.metric", document.build_variant({key: value})
 
 
 def _find_metric_problems(
@@ -44,7 +44,7 @@ def _find_metric_problems(
 ) -> Iterator[str]:
     assert document.search is not None
     metric = document.search.metric
-    names = metric_names(federation, ("validation",), federated=experiment.evaluation.federated)
+    names = list_metric_names(federation, ("validation",), federated=experiment.evaluation.federated)
     if metric not in (*names, *ALWAYS_REPORTED):
         there = ", ".join((*names, *ALWAYS_REPORTED))
         yield f"{place}: {metric!r}: trials on these data do not report it; use one of {there}"

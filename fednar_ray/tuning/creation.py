@@ -1,4 +1,4 @@
-"""Creates a search on disk and in MLflow: as a whole, or not at all."""
+"""Creates a search on disk and in MLflow: either completely or not at all."""
 
 import shutil
 from uuid import uuid4
@@ -18,7 +18,7 @@ def create_search(document: Document, store: Store, experiment_id: str) -> Trial
     Raises:
         TrackingUnavailable: MLflow does not answer. No directory is left behind.
     """
-    name = search_name(document)
+    name = get_search_name(document)
     table = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
     table.create(_to_yaml(document))
     try:
@@ -36,7 +36,7 @@ def add_parent_run(table: TrialTable, store: Store) -> None:
         table.save()
 
 
-def search_name(document: Document) -> str:
+def get_search_name(document: Document) -> str:
     """Returns the name of a document's search: ``search.name``, or the experiment's name."""
     assert document.search is not None
     return document.search.name or document.experiment.name

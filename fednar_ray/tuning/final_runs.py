@@ -1,4 +1,4 @@
-"""Trains a search's best experiment and its baseline once more, as runs of their own that measure test metrics."""
+"""Trains a search's best experiment and its baseline again, as separate runs that measure test metrics."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
-from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
+from fednar_ray.tuning.trial_plan import TrialPlan, vary_seed
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 
 log = logging.getLogger("fednar_ray")
@@ -67,15 +67,15 @@ class FinalTraining:
         experiment = plan.build_experiment(best.initial_values)
         changes = None if best.lineage is None else best.lineage.changes
         changed = Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
-        return self._as_single_run(changed, "best", best.group_size)
+        return self._build_single_run(changed, "best", best.group_size)
 
     def train(self, best: Experiment) -> FinalRuns:
         """Trains the best experiment and the baseline."""
-        baseline = self._as_single_run(self._document.varied(self._search.baseline), "baseline", None)
+        baseline = self._build_single_run(self._document.build_variant(self._search.baseline), "baseline", None)
         return FinalRuns(self._train_seeds("best", best), self._train_seeds("baseline", baseline))
 
-    def _as_single_run(self, experiment: Experiment, role: Role, group_size: int | None) -> Experiment:
-        """Returns a trial's experiment as ``fednar run`` trains it, with the file's own placement and evaluation."""
+    def _build_single_run(self, experiment: Experiment, role: Role, group_size: int | None) -> Experiment:
+        """Builds a trial's experiment for a separate run, with the file's placement and evaluation."""
         own = self._document.experiment
         execution = own.execution.model_copy(update={"vectorize": group_size} if group_size is not None else {})
         tracking = own.tracking.model_copy(update={"experiment": own.tracking.experiment or own.name})
@@ -90,7 +90,7 @@ class FinalTraining:
 
     def _train_seeds(self, role: Role, experiment: Experiment) -> list[Result]:
         results = []
-        for index, each in enumerate(with_seeds(experiment, self._search.seeds)):
+        for index, each in enumerate(vary_seed(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}{ANOTHER_SEED}"
             tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
@@ -115,7 +115,7 @@ def average_metric(metric: str, runs: Sequence[Result]) -> float:
 
 
 def warn_if_different(runs: Sequence[Result], best: TrialEntry, metric: str) -> None:
-    """Warns if the best trial, trained once more, reached another value than before."""
+    """Warns if the best trial, trained again, reached a different value than before."""
     again = average_metric(metric, runs)
     if again != best.value:
-        log.warning("%s reached a %s of %s, but %s when it was trained once more", best.name, metric, best.value, again)
+        log.warning("%s reached a %s of %s, but %s when it was trained again", best.name, metric, best.value, again)

@@ -1,4 +1,4 @@
-"""The record of one trial while it is trained: its journal, and its run in MLflow."""
+"""Records one trial while it is trained: in its journal, and in its MLflow run."""
 
 import json
 import logging
@@ -27,15 +27,15 @@ MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}  # KILLED: stopped earl
 class OpenTrial:
     """The journal of a trial that is being trained, and its MLflow run.
 
-    The journal is written at once.  ``open_run`` and ``end_run`` belong to a thread of their own, since MLflow may be
-    slow.  Any number of ended trials may wait for that thread, so an ended trial keeps no file open.
+    The journal is written immediately. ``open_run`` and ``end_run`` are called in a separate thread, since MLflow may
+    be slow. Many ended trials may wait for that thread, so an ended trial keeps no file open.
     """
 
     def __init__(self, store: Store, table: TrialTable, entry: TrialEntry, experiment: Experiment) -> None:
         self._store, self._table, self._entry, self._experiment = store, table, entry, experiment
         self._tracker: RunTracker | None = None
         self._resources = ExitStack()
-        self._directory = table.trial_directory(entry)
+        self._directory = table.get_trial_directory(entry)
         self._journal = Journal(self._directory, experiment)
 
     def log_rounds(self, lines: Sequence[str]) -> None:
@@ -74,11 +74,11 @@ class OpenTrial:
         with self._resources:
             if self._tracker is None:
                 return
-            tags = build_tags(find_alerts(self._experiment, self._journal.records()))
+            tags = build_tags(find_alerts(self._experiment, self._journal.get_records()))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             tags |= {FAILURE_TAG: failure} if failure is not None else {}
             self._tracker.log_tags(tags)
-            self._tracker.ends_as(MLFLOW_STATUS.get(status, "KILLED"))
+            self._tracker.set_end_status(MLFLOW_STATUS.get(status, "KILLED"))
 
 
 def _find_run_id(directory: Path) -> str | None:
@@ -90,7 +90,7 @@ def _find_run_id(directory: Path) -> str | None:
 
 
 def is_unfinished_in_mlflow(directory: Path) -> bool:
-    """Returns whether MLflow lacks rounds or the end of a trial's run."""
+    """Returns whether MLflow has not received all rounds and the end of a trial's run."""
     operations = read_lines(RunDirectory(directory).outbox)
     if not operations or json.loads(operations[-1])["kind"] != "end":
         return True

@@ -29,7 +29,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         plan: What trials have in common.
         scheduler: Tune's scheduler, whose state is saved for a resumed search.
         trials: Number of trials of the whole search.
-        show: Is called with the state of the search after each event.
+        show: Called with the state of the search after each event.
         lost: Ids of trials in the table that Tune has forgotten, and may propose again under other ids.
     """
 
@@ -70,21 +70,21 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     # Tune's events
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Is called in each turn of Tune's loop."""
+        """Checks the time limit in each iteration of Tune's loop."""
         self._stop_rules.check_time()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Is called when a trial starts, or continues after a pause, a crash, or with a resumed search."""
+        """Opens the records of a trial that starts, or continues after a pause, a crash, or in a resumed search."""
         if trial.trial_id not in self._runs:
             self._open(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Is called when a trial reports.
+        """Records a report of a trial.
 
-        The table records the end of a trial here, before Tune does: a driver that is killed from here on never trains
-        the trial again.
+        The table records the end of a trial here, before Tune does. If the driver is killed afterwards, the trial is
+        not trained again.
         """
         if trial.trial_id not in self._runs:
             self._open(trial)
@@ -93,31 +93,31 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             entry.update(report, to_plain_values(trial.config))
         self._runs.log_rounds(trial.trial_id, report.lines)
         if report.done:
-            entry.status = self._final_status(entry)
+            entry.status = self._determine_status(entry)
             self._table.save()
         if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune does not restore ASHA's rungs by itself
             save_scheduler(self._scheduler, self._table.files.scheduler)
         self._show_status(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Is called when a trial has trained all its rounds, was stopped early, or reported a failure."""
+        """Records that a trial has trained all its rounds, was stopped early, or reported a failure."""
         entry = self._table.trials.get(trial.trial_id)
         if entry is None:
             return  # the trial never started
-        entry.status = self._final_status(entry)
+        entry.status = self._determine_status(entry)
         self._end(trial, entry)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Is called when a trial has crashed more often than ``search.retries`` allows."""
+        """Records that a trial has crashed more often than ``search.retries`` allows."""
         if trial.trial_id not in self._table.trials:
             self._open(trial)
         entry = self._table.trials[trial.trial_id]
-        entry.status, entry.failure = FAILED, _crash_message(trial)
+        entry.status, entry.failure = FAILED, _get_crash_message(trial)
         self._end(trial, entry)
 
     # Their effects
 
-    def _final_status(self, entry: TrialEntry) -> str:
+    def _determine_status(self, entry: TrialEntry) -> str:
         if entry.failure is not None:
             return FAILED
         return FINISHED if entry.rounds >= self._rounds else STOPPED
@@ -167,7 +167,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         )
 
 
-def _crash_message(trial: Trial) -> str:
+def _get_crash_message(trial: Trial) -> str:
     """Returns the last line of a crashed trial's error."""
     error = trial.get_pickled_error()
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]

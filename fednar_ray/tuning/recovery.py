@@ -1,4 +1,4 @@
-"""What a resumed search knows of its trials: from its own table, and from the last state that Tune saved."""
+"""Recovers the state of a search to resume from its trial table and the state that Tune saved last."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from ray.cloudpickle import load as unpickle
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.json_lines import read_lines
-from fednar_ray.tuning.trial_plan import values_key
+from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_report import TrialReport
 from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialEntry, TrialTable
 
@@ -36,7 +36,7 @@ class Recovery:
         resumes_tune: Whether Tune continues from its own state. If not, Tune proposes all trials again, and those that
             have ended return their recorded reports.
         recorded: Ended trials that Tune would train again, as in ``TrialPlan.recorded``.
-        lost: Ids in the trial table that Tune's state lacks.
+        lost: Ids in the trial table that are missing in Tune's state.
     """
 
     resumes_tune: bool
@@ -51,7 +51,7 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
     """Compares the trial table with the state that Tune left in ``tune``, which may be old, damaged or missing.
 
     Tune writes its state about once per second, and not in one step. A trial that has ended according to the table is
-    not trained again, whatever Tune's state says.
+    not trained again, even if Tune's state says otherwise.
     """
     if search.scheduler.name != "pbt":  # only the table knows the values that its trials had in each round
         _finish_complete_trials(table, search, rounds)
@@ -68,8 +68,8 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
     for trial_id, entry in table.trials.items():
         if entry.status == RUNNING or entry.value is None or known.get(trial_id) in ENDED_IN_TUNE:
             continue
-        key = trial_id if trial_id in known else values_key(entry.initial_values)
-        recorded.setdefault(key, _last_report(table, entry))
+        key = trial_id if trial_id in known else build_values_key(entry.initial_values)
+        recorded.setdefault(key, _build_last_report(table, entry))
     lost = frozenset(table.trials) - frozenset(known)
     return Recovery(resumes_tune=bool(known), recorded=recorded, lost=lost)
 
@@ -79,14 +79,14 @@ def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: i
     for entry in table.trials.values():
         if entry.status != RUNNING:
             continue
-        records = load_records(table.trial_directory(entry))
+        records = load_records(table.get_trial_directory(entry))
         value = records[-1].metrics.get(search.metric, math.nan) if len(records) == rounds else math.nan
         if math.isfinite(value):
             entry.status, entry.rounds, entry.value, entry.failure = FINISHED, rounds, value, None
     table.save()
 
 
-def _last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
+def _build_last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
     assert entry.value is not None
     return TrialReport(
         value=entry.value,

@@ -1,4 +1,4 @@
-"""Decides what a trial takes of a cluster: Ray reserves its process and its actors together."""
+"""Plans the resources of a trial. Ray reserves those of its process and its actors together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fednar_ray.config import ExecutionSettings, Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import prepare
 
 Bundle = Mapping[str, float]
@@ -33,24 +33,24 @@ class TrialResources:
 
     @property
     def factory(self) -> PlacementGroupFactory:
-        """Tune's form of the bundles, which Ray reserves all or none of."""
+        """The bundles in Tune's form. Ray reserves either all of them or none."""
         strategy = "SPREAD" if self.execution.get("strategy") == "spread" else "PACK"
         return PlacementGroupFactory([dict(bundle) for bundle in self.bundles], strategy=strategy)
 
 
 def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
-    """Decides where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
+    """Plans where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
 
-    This loads and checks data and model once, before Ray starts: what is wrong with them is wrong for all trials.
+    Data and model are loaded and checked once, before Ray starts, since all trials share them.
 
     Raises:
-        CapacityError: The cluster can never hold a trial; the message says what would fit.
+        CapacityError: The cluster has too few resources for a trial. The message says what would fit.
         BadInput: The data or the model cannot be used.
     """
     settings = experiment.execution
     if settings.silos is not None:
         raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
-    gpu = session.resources().gpus > 0 and settings.gpus_per_actor != 0
+    gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     serial = settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto")
     execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session)
     nodes = _list_nodes(session)
@@ -70,10 +70,10 @@ def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[Execution
     settings = experiment.execution
     pooled = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
     execution = settings.model_copy(update=pooled if settings.placement == "auto" else {})
-    plan = resolve(prepare(experiment.model_copy(update={"execution": execution})), session)
+    plan = plan_execution(prepare(experiment.model_copy(update={"execution": execution})), session)
     assert plan.actors is not None
     actors = plan.actors
-    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.width}
+    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}
     actor_bundle = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
     return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count)))
 
@@ -81,8 +81,8 @@ def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[Execution
 def _list_nodes(session: RaySession) -> list[dict[str, float]]:
     """Lists what each node has; for a local Ray that has not started yet, what it will have."""
     if not session.local:
-        return session.nodes()
-    machine = session.resources()
+        return session.list_nodes()
+    machine = session.get_resources()
     return [{"CPU": machine.cpus, "GPU": machine.gpus}]
 
 
@@ -94,22 +94,22 @@ def count_fitting_trials(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> 
         nodes: What each node has.
     """
     free = [dict(node) for node in nodes]
-    wanted = sorted((bundle for bundle in bundles if bundle), key=_size, reverse=True)
+    wanted = sorted((bundle for bundle in bundles if bundle), key=_get_size, reverse=True)
     trials = 0
     while all(reserve(bundle, free) for bundle in wanted):
         trials += 1
     return trials
 
 
-def _size(bundle: Bundle) -> tuple[float, float]:
+def _get_size(bundle: Bundle) -> tuple[float, float]:
     return bundle.get("GPU", 0), bundle.get("CPU", 0)
 
 
 def _describe_misfit(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
-    largest_bundle = max((bundle for bundle in bundles if bundle), key=_size)
+    largest_bundle = max((bundle for bundle in bundles if bundle), key=_get_size)
     largest_node = {name: max(node.get(name, 0.0) for node in nodes) for name in largest_bundle}
     return (
-        f"a trial needs {_describe(bundles)} at once and never fits: the cluster has {_describe(nodes)}, "
+        f"a trial needs {_describe(bundles)} at once, which does not fit: the cluster has {_describe(nodes)}, "
         f"its largest node {_describe([largest_node])}; lower execution.actors, cpus_per_actor or gpus_per_actor"
     )
 

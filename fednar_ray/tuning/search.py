@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dotted, dump
+from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_settings
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.run_start import open_store
@@ -19,7 +19,7 @@ from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
 from fednar_ray.tuning.checking import check_trials
-from fednar_ray.tuning.creation import add_parent_run, create_search, load_search_document, search_name
+from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
@@ -42,7 +42,7 @@ class SearchResult:
         best: The best trial.
         best_file: The best experiment, as a file for ``fednar run``.
         test_metric: ``test_accuracy``, or ``test_rmse`` for regression.
-        best_test: The test metric of the best experiment, trained once more; averaged over ``search.seeds`` seeds.
+        best_test: The test metric of the best experiment, trained again; averaged over ``search.seeds`` seeds.
         baseline_test: The same of the baseline.
         rounds_trained: Number of rounds that all trials trained.
         rounds_saved: Number of rounds that trials did not train because they were stopped early.
@@ -74,14 +74,14 @@ def start_search(document: Document, session: RaySession, show: Show, register: 
     Args:
         document: The experiment and the search section.
         session: The Ray session that trains the trials.
-        show: Is called with the state of the search after each event.
+        show: Called with the state of the search after each event.
         register: The name under which MLflow registers the best model; None to register none.
 
     Raises:
         BadInput: The document or its data are wrong, or another process runs the search. Nothing was started.
         RunFailed: No trial has trained all rounds.
     """
-    name = search_name(document)
+    name = get_search_name(document)
     with hold_search(name):
         check_name_is_free(name)
         assert document.search is not None
@@ -102,7 +102,7 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
     Args:
         name: The search's name.
         session: The Ray session that trains the trials.
-        show: Is called with the state of the search after each event.
+        show: Called with the state of the search after each event.
         register: The name under which MLflow registers the best model; None to register none.
 
     Raises:
@@ -168,7 +168,7 @@ class _Search:
         search = self._search.model_dump(mode="json")
         described = {f"search.{key}": value for key, value in search.items() if value not in (None, [], {})}
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
-        parent.log_params({**dotted(self._document.experiment), **described})
+        parent.log_params({**flatten_settings(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
         parent.log_file(self._table.files.search_yaml)
         self._table.described = True

@@ -28,13 +28,13 @@ class StopRules:
         return time.monotonic() - self._start
 
     def check_time(self) -> None:
-        """Checks ``search.stop.wall_seconds``."""
+        """Ends the search if ``search.stop.wall_seconds`` have passed."""
         limit = self._search.stop.wall_seconds
         if limit is not None and self.seconds >= limit:
-            self._stop(f"search.stop.wall_seconds ({limit:g}) are over")
+            self._stop(f"search.stop.wall_seconds ({limit:g}) have passed")
 
     def count_ended_trial(self, entry: TrialEntry) -> None:
-        """Checks ``search.stop.target`` and ``search.stop.patience_trials`` after a trial has ended."""
+        """Ends the search if a trial that has ended meets ``search.stop.target`` or ``search.stop.patience_trials``."""
         target, mode = self._search.stop.target, self._search.mode
         if target is not None and entry.status == FINISHED and not is_better(mode, target, entry.value):
             self._stop(f"{entry.name} reached search.stop.target ({target:g})")
@@ -51,7 +51,7 @@ class StopRules:
             replace_file(self._table.files.stop_file, rule)
 
     def clear(self) -> None:
-        """Removes the stop file."""
+        """Removes the stop file, if it exists."""
         self._table.files.stop_file.unlink(missing_ok=True)
 
 
@@ -66,9 +66,9 @@ class StopFileStopper(Stopper):  # type: ignore[misc]
         self._search = search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stops no single trial."""
+        """Returns False, since stop rules end whole searches only."""
         return False
 
     def stop_all(self) -> bool:
-        """Returns whether the search is to end."""
+        """Returns whether the search has a stop file."""
         return SearchDirectory.named(self._search).stop_file.exists()

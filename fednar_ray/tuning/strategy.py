@@ -31,7 +31,7 @@ STARTUP_TRIALS = 10  # that TPE draws at random before it fits a model
 
 
 def build_space(search: SearchSettings) -> dict[str, Any]:
-    """Builds Tune's parameter space."""
+    """Builds Tune's parameter space from ``search.space``."""
     if search.algorithm == "grid":
         return {key: tune.grid_search(list(domain.values)) for key, domain in search.space.items()}
     return {key: _build_domain(domain) for key, domain in search.space.items()}
@@ -115,7 +115,7 @@ def build_scheduler(search: SearchSettings, rounds: int) -> TrialScheduler:
 
 
 def save_scheduler(scheduler: TrialScheduler, path: Path) -> None:
-    """Writes a scheduler's state in one step: a process that is killed here leaves the previous one whole."""
+    """Writes a scheduler's state atomically, so that a killed process leaves the previous state intact."""
     new = path.with_name(f"{path.name}.new")
     scheduler.save(str(new))
     os.replace(new, path)

@@ -1,8 +1,8 @@
 """A trial: one experiment as Tune's Trainable, which trains several rounds per report.
 
 A trial that is checkpointed, paused, resumed or copied to another trial (population-based training) continues from
-its saved federation, and ends in the same bytes as one that never stopped.  A process serves one trial after the
-other: data, model and traced programs stay loaded for the next trial that has the same.
+its saved federation. Its result is bit for bit that of a trial that never stopped. A process trains one trial after
+another, and keeps data, model and traced programs loaded for the next trial that uses them.
 """
 
 import math
@@ -17,10 +17,10 @@ from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.journal import format_line
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
-from fednar_ray.tuning.trial_plan import TrialPlan, with_seeds
+from fednar_ray.tuning.trial_plan import TrialPlan, vary_seed
 from fednar_ray.tuning.trial_report import TrialReport
 
-REPORT_SECONDS = 1.0  # between reports that no scheduler waits for: each costs Tune's loop some 20 ms
+REPORT_SECONDS = 1.0  # between reports without a scheduler: each report takes Tune's loop about 20 ms
 
 
 class FederatedTrial(tune.Trainable):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def cleanup(self) -> None:
-        """Releases what the trial holds."""
+        """Releases the trial's actors, if it has any."""
         for federation in self._federations:
             federation.close()
 
@@ -52,7 +52,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
             return
         experiment = self._plan.build_experiment(values)
         self._rounds = experiment.federation.rounds
-        seeds = with_seeds(experiment, self._plan.search.seeds)
+        seeds = vary_seed(experiment, self._plan.search.seeds)
         self._federations = [TrialFederation(each, self._session) for each in seeds]
         self._reported_rounds = 0
         self._saved_at = time.monotonic()
@@ -70,8 +70,8 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
     def _train_until_report(self) -> str | None:
         """Returns why a federation failed; None if none did.
 
-        A scheduler, or ``search.report_rounds``, fixes the rounds per report. Without them, a report covers as many
-        rounds as a second holds.
+        A scheduler, or ``search.report_rounds``, fixes the rounds per report. Without them, a report covers about a
+        second of training.
         """
         search = self._plan.search
         fixed = search.scheduler.name != "none" or search.report_rounds != "auto"
@@ -83,7 +83,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
 
     def _train_some_rounds(self) -> str | None:
         """Trains the rounds of one report in each federation; returns why one failed."""
-        until = self._federations[0].rounds + self._plan.search.rounds_a_report(self._rounds)
+        until = self._federations[0].rounds + self._plan.search.choose_report_rounds(self._rounds)
         failure = None
         for federation in self._federations:
             try:
@@ -106,7 +106,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         done = failure is not None or self._rounds_done == self._rounds
         seconds, self._start_seconds = self._start_seconds + time.perf_counter() - start, 0.0
         return TrialReport(
-            value=value if failure is None else worst_value(search.mode),
+            value=value if failure is None else get_worst_value(search.mode),
             rounds=self._rounds_done,
             lines=tuple(format_line(record) for record in records),
             failure=failure,
@@ -120,20 +120,20 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes one checkpoint per seed."""
         for federation in self._federations:
-            federation.save(_seed_directory(checkpoint_dir, federation))
+            federation.save(_get_seed_directory(checkpoint_dir, federation))
         self._saved_at = time.monotonic()
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Continues from a checkpoint of this trial, or from one of another trial with this trial's settings."""
         for federation in self._federations:
-            federation.load(_seed_directory(checkpoint, federation))
+            federation.load(_get_seed_directory(checkpoint, federation))
         self._reported_rounds = 0  # the recorder ignores rounds that it already has
 
 
-def worst_value(mode: str) -> float:
+def get_worst_value(mode: str) -> float:
     """Returns the value that ranks a failed trial last."""
     return 0.0 if mode == "max" else math.inf
 
 
-def _seed_directory(checkpoint: str, federation: TrialFederation) -> Path:
+def _get_seed_directory(checkpoint: str, federation: TrialFederation) -> Path:
     return Path(checkpoint) / f"seed-{federation.experiment.seed}"

@@ -1,4 +1,4 @@
-"""One federation of a trial: a trial trains one per seed."""
+"""Trains one federation of a trial. A trial has one federation per seed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ import numpy as np
 
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
-from fednar_ray.config import Experiment, SearchSettings, dotted
+from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import SerialTrainer, place, resolve
+from fednar_ray.experiments.placement import SerialTrainer, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, adapt, prepare
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
@@ -38,9 +38,9 @@ class TrialFederation:
         prepared, trainer = _prepare_cached(data, model, experiment.seed)
         self._prepared = adapt(prepared, experiment)
         self._resources = ExitStack()
-        self._execution = resolve(self._prepared, session)
-        self._pool = self._resources.enter_context(place(self._prepared, self._execution, session, trainer))
-        self._continue_from(build_initial_state(self._prepared))
+        self._execution = plan_execution(self._prepared, session)
+        self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer))
+        self._resume(build_initial_state(self._prepared))
 
     @property
     def rounds(self) -> int:
@@ -50,9 +50,9 @@ class TrialFederation:
     @property
     def group_size(self) -> int:
         """Number of clients that are trained as one matrix."""
-        return self._execution.width
+        return self._execution.group_size
 
-    def _continue_from(self, state: FederationState) -> None:
+    def _resume(self, state: FederationState) -> None:
         self._state = state
         self._reports: Iterator[RoundReport] = train_rounds(
             self._prepared, self._execution, self._pool, state, splits=("validation",)
@@ -64,10 +64,10 @@ class TrialFederation:
             self.records.append(next(self._reports).record())
 
     def save(self, directory: Path) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint of the federation into a directory."""
         lines = [format_line(record) for record in self.records]
         facts = {"experiment": self.experiment.model_dump(mode="json", exclude_none=True)}
-        CheckpointStore(open_storage(str(directory)), 1).save(self._state.snapshot(lines, facts))
+        CheckpointStore(open_storage(str(directory)), 1).save(self._state.take_snapshot(lines, facts))
 
     def load(self, directory: Path) -> None:
         """Restores the federation of a checkpoint, and applies this trial's settings from its next round on.
@@ -81,18 +81,18 @@ class TrialFederation:
         if checkpoint is None:
             raise RunFailed(f"no checkpoint in {directory}")
         saved = read_trial_experiment(checkpoint)
-        self.experiment = with_changed_settings(saved, self.experiment, checkpoint.next_round)
+        self.experiment = change_settings(saved, self.experiment, checkpoint.next_round)
         self._prepared = adapt(self._prepared, self.experiment)
         self.records = [parse_line(line) for line in checkpoint.history]
         start = build_initial_state(self._prepared)
         check_fits(checkpoint, start.now, str(directory))
-        self._continue_from(FederationState.restored(checkpoint, start))
+        self._resume(FederationState.from_checkpoint(checkpoint, start))
 
     def find_lineage(self, search: SearchSettings) -> Lineage | None:
         """Returns where the settings come from; None if they never changed."""
         if self.experiment.changes is None:
             return None
-        initial = dotted(self.experiment)
+        initial = flatten_settings(self.experiment)
         changes = {str(first_round): dict(values) for first_round, values in self.experiment.changes.items()}
         return Lineage(initial_values={key: initial[key] for key in search.space}, changes=changes)
 
@@ -101,9 +101,9 @@ class TrialFederation:
         self._resources.close()
 
 
-def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int) -> Experiment:
+def change_settings(saved: Experiment, wanted: Experiment, next_round: int) -> Experiment:
     """Returns ``saved`` with a change from ``next_round`` on to each setting that differs in ``wanted``."""
-    before, after = dotted(saved.in_force(next_round)), dotted(wanted)
+    before, after = flatten_settings(saved.apply_changes(next_round)), flatten_settings(wanted)
     different = {key: v for key, v in after.items() if not key.startswith("changes.") and before.get(key) != v}
     if not different:
         return saved
@@ -113,7 +113,7 @@ def with_changed_settings(saved: Experiment, wanted: Experiment, next_round: int
 
 @lru_cache(maxsize=CACHED_TRAINERS)
 def _prepare_cached(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
-    """Loads data and model, given as JSON, once for all trials of a process that have the same."""
+    """Loads data and model, given as JSON, once for all trials of a process that share them."""
     sections = {"data": json.loads(data), "model": json.loads(model)}
     prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
     return prepared, SerialTrainer(prepared)

@@ -1,24 +1,24 @@
-"""What all trials of a search have in common."""
+"""Builds the experiments of trials, and keeps what all trials of a search share."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fednar_ray.config import Experiment, SearchSettings, varied
+from fednar_ray.config import Experiment, SearchSettings, build_variant
 from fednar_ray.tuning.trial_report import TrialReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
-    """The experiment that trials vary, and what is already known of trials that have ended.
+    """The experiment that trials vary, and the reports of trials that have already ended.
 
     Attributes:
         raw: The experiment section as the user wrote it.
         execution: The execution section of every trial.
         search: The search section.
         recorded: The last reports of ended trials that Tune would train again. The key is Tune's trial id or, for a
-            trial that Tune forgot and proposes again under a new id, the ``values_key`` of its values.
+            trial that Tune forgot and proposes again under a new id, the ``build_values_key`` of its values.
     """
 
     raw: Mapping[str, Any]
@@ -28,7 +28,7 @@ class TrialPlan:
 
     def find_recorded(self, trial_id: str, values: Mapping[str, Any]) -> TrialReport | None:
         """Returns the last report of a trial that ended before the search was resumed; None for other trials."""
-        return self.recorded.get(trial_id) or self.recorded.get(values_key(values))
+        return self.recorded.get(trial_id) or self.recorded.get(build_values_key(values))
 
     def build_experiment(self, values: Mapping[str, Any]) -> Experiment:
         """Builds the experiment of one trial from its values by searched key.
@@ -38,8 +38,8 @@ class TrialPlan:
         Raises:
             ConfigError: The values do not fit the experiment.
         """
-        experiment = varied({**self.raw, "execution": dict(self.execution)}, values)
-        report = self.search.rounds_a_report(experiment.federation.rounds)
+        experiment = build_variant({**self.raw, "execution": dict(self.execution)}, values)
+        report = self.search.choose_report_rounds(experiment.federation.rounds)
         every = experiment.evaluation.every
         evaluation = experiment.evaluation.model_copy(update={"every": every if report % every == 0 else report})
         return experiment.model_copy(update={"evaluation": evaluation})
@@ -50,11 +50,11 @@ def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
 
 
-def values_key(values: Mapping[str, Any]) -> str:
+def build_values_key(values: Mapping[str, Any]) -> str:
     """Returns a trial's values as text that identifies them, whether they come from Tune or from a file."""
     return json.dumps(to_plain_values(values), sort_keys=True, default=str)
 
 
-def with_seeds(experiment: Experiment, seeds: int) -> list[Experiment]:
+def vary_seed(experiment: Experiment, seeds: int) -> list[Experiment]:
     """Returns copies of the experiment whose seeds count up from its own."""
     return [experiment.model_copy(update={"seed": experiment.seed + i}) for i in range(seeds)]

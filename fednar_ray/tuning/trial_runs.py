@@ -60,7 +60,7 @@ class TrialRuns:
 
     def _end_abandoned(self) -> None:
         for trial_id, entry in self._table.trials.items():
-            if trial_id not in self._seen and is_unfinished_in_mlflow(self._table.trial_directory(entry)):
+            if trial_id not in self._seen and is_unfinished_in_mlflow(self._table.get_trial_directory(entry)):
                 self._end(self._build(entry), entry)
 
     def _build(self, entry: TrialEntry) -> OpenTrial:

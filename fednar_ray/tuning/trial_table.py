@@ -1,4 +1,4 @@
-"""The state of a search, which ``searches/<name>/search.json`` keeps so that it survives its process."""
+"""The state of a search, stored in ``searches/<name>/search.json`` so that it outlives the process."""
 
 import json
 import os
@@ -62,7 +62,7 @@ class TrialEntry:
         return self.values if self.lineage is None else self.lineage.initial_values
 
     def update(self, report: TrialReport, values: dict[str, Any]) -> None:
-        """Takes over a new report of the trial."""
+        """Updates the entry with a new report of the trial."""
         self.values, self.value, self.rounds, self.failure = values, report.value, report.rounds, report.failure
         self.seconds += report.train_seconds
         self.group_size = report.group_size
@@ -98,11 +98,11 @@ class TrialTable:
 
     @property
     def directory(self) -> Path:
-        """``searches/<name>``, absolute."""
+        """The absolute path of ``searches/<name>``."""
         return self.files.path
 
-    def trial_directory(self, entry: TrialEntry) -> Path:
-        """The directory of a trial's journal."""
+    def get_trial_directory(self, entry: TrialEntry) -> Path:
+        """Returns the directory of a trial's journal."""
         return self.files.trial(entry.name).path
 
     def create(self, search_file: str) -> None:
@@ -125,7 +125,7 @@ class TrialTable:
             raise RunFailed(f"{self.directory} cannot be created: {error.strerror}") from error
 
     def save(self) -> None:
-        """Writes the table in one step: a crash leaves the previous one whole."""
+        """Writes the table atomically, so that a crash leaves the previous one intact."""
         make_directory(self.directory)
         replace_file(self.files.trial_table, self._to_json())
 
@@ -148,7 +148,7 @@ class TrialTable:
             trials = {trial_id: TrialEntry.from_json(entry) for trial_id, entry in fields.pop("trials").items()}
             table = cls(trials=trials, **fields)
         except (FileNotFoundError, NotADirectoryError):
-            names = ", ".join(list_searches()) or "none are kept in this directory"
+            names = ", ".join(list_searches()) or "none"
             raise BadInput(f"{name}: no such search; searches here: {names}") from None
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error.strerror}") from None
@@ -230,7 +230,9 @@ def check_name_is_free(name: str) -> None:
             "or set search.name to another name"
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise BadInput(f"search.name: {directory} exists and is no search; move it, or set search.name to another name")
+        raise BadInput(
+            f"search.name: {directory} exists and is not a search; move it, or set search.name to another name"
+        )
 
 
 def find_tracking_uri(name: str) -> str | None:

@@ -61,7 +61,7 @@ def run_trials(
         plan: What trials have in common.
         resources: What each trial reserves.
         points: Values to try before all others.
-        show: Is called with the state of the search after each event.
+        show: Called with the state of the search after each event.
         rounds: Number of rounds of a trial.
         resume: Whether the search has been started before.
 
@@ -76,7 +76,7 @@ def run_trials(
         recovery = recover(table, search, rounds, table.files.tune)
     plan = replace(plan, recorded=recovery.recorded)
     recorder = Recorder(table, store, plan, scheduler, count_trials(search), show, recovery.lost)
-    with recorder, _seeded(search.seed), _environment(ENVIRONMENT), _ended_by_signals():
+    with recorder, _seed_generators(search.seed), _set_environment(ENVIRONMENT), _end_on_signals():
         _run_tune(table, plan, resources, points, scheduler, recorder, resume=recovery.resumes_tune)
     return recorder.ended_early
 
@@ -92,7 +92,7 @@ def _run_tune(
     resume: bool,
 ) -> None:
     search = plan.search
-    concurrent = _concurrent_trials(search, resources)
+    concurrent = _count_concurrent_trials(search, resources)
     tune.run(
         tune.with_parameters(FederatedTrial, plan=plan),
         name=table.files.tune.name,
@@ -114,14 +114,14 @@ def _run_tune(
     )
 
 
-def _concurrent_trials(search: SearchSettings, resources: TrialResources) -> int:
+def _count_concurrent_trials(search: SearchSettings, resources: TrialResources) -> int:
     """Returns how many trials exist at a time. All trials of a population exist at once, and take turns to train."""
     concurrent = count_trials(search) if search.scheduler.name == "pbt" else resources.concurrent
     return concurrent if search.concurrent == "auto" else min(concurrent, search.concurrent)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed_generators(seed: int) -> Iterator[None]:
     """Seeds the global random generators, which some of Tune's schedulers use, and restores their states at the end."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
@@ -134,7 +134,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def _set_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables, and restores their earlier values at the end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -149,7 +149,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _end_on_signals() -> Iterator[None]:
     """Lets Ctrl-C and SIGTERM end Tune's loop, so that Tune saves its state; then calls their earlier handlers.
 
     Tune replaces the handler of Ctrl-C, and puts it back at the first Ctrl-C. So a handler that is back after the loop

@@ -62,12 +62,12 @@ def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
     """Yield the milliseconds per client group of ten of each part of the actor's work."""
     settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
     prepared = prepare(settings, clients, w.build_model("mlp"))
-    trainer = GroupTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
+    trainer = GroupTrainer(prepared.build_training_plan(), clients.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(GROUP)), states=None)
     parameters = flatten(prepared.model)
 
     def train(index: int) -> float:
-        scalars, start = settings.scalars(index), time.perf_counter()
+        scalars, start = settings.compute_scalars(index), time.perf_counter()
         trainer.train(
             Broadcast(round_index=index, scalars=scalars, parameters=parameters, shared={}, buffers=None), task
         )

@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 import fednar_ray as fr
-from fednar_ray.config import embedded
+from fednar_ray.config import load_embedded
 from fednar_ray.tuning.search import start_search
 
 TRIALS = 32
@@ -56,7 +56,7 @@ def main() -> None:
         empty = empty_seconds(Path(folder))
         seconds: list[float] = []
         start = time.perf_counter()
-        document = embedded("digits", OVERRIDES, to_search=True)
+        document = load_embedded("digits", OVERRIDES, to_search=True)
         with fr.RaySession() as session:
             result = start_search(document, session, lambda status: seconds.append(time.perf_counter() - start))
             cores = ray.cluster_resources()["CPU"]

@@ -17,10 +17,10 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.core.messages import Broadcast, GroupTask
 from fednar_ray.execution.devices import keep_freed_memory
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.client_trainer import GroupTrainer
-from fednar_ray.federated.vectorization import CPU, _step_seconds
+from fednar_ray.federated.vectorization import CPU, _estimate_step_seconds
 
 CLIENTS, SAMPLED, STEPS = 40, 20, 10
 ROUNDS, TIMES = 6, 3
@@ -105,7 +105,7 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
         for name, (build, shape) in MODELS.items():
             for batch in batches:
                 clients, model = federation(shape, batch), build()
-                width = resolve(prepare(experiment(batch, "auto", 1), clients, model), session).width
+                width = plan_execution(prepare(experiment(batch, "auto", 1), clients, model), session).group_size
                 ratios = {}
                 for actors in (1, 2, 3, 4) if width > 1 else ():
                     pairs = [
@@ -118,13 +118,13 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 def group_seconds(prepared: Prepared, width: int) -> float:
     """Return the minimum seconds of one local step of a client group."""
-    trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
+    trainer = GroupTrainer(prepared.build_training_plan(), prepared.federation.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(width)), states=None)
     seconds = []
     for index in range(6):
         broadcast = Broadcast(
             round_index=index,
-            scalars=prepared.experiment.scalars(index),
+            scalars=prepared.experiment.compute_scalars(index),
             parameters=flatten(prepared.model),
             shared={},
             buffers=None,
@@ -142,7 +142,7 @@ def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
         for batch in batches:
             prepared = prepare(experiment(batch, "auto", 1), federation(shape, batch), build())
             measured = {width: round(1e3 * group_seconds(prepared, width), 3) for width in WIDTHS}
-            predicted = {w: round(1e3 * _step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
+            predicted = {w: round(1e3 * _estimate_step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
             yield {"model": name, "batch": batch, "measured_ms": measured, "predicted_ms": predicted}
 
 

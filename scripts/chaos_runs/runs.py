@@ -152,7 +152,7 @@ class Run:
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
         manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
-        belong = {name for m in manifests for name in (m.name, *(file.name for file in m.files()))}
+        belong = {name for m in manifests for name in (m.name, *(file.name for file in m.list_files()))}
         newest = max((m.next_round for m in manifests), default=0)
         return DiskState(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
 

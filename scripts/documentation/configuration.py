@@ -89,7 +89,7 @@ def kinds(variants: Variants, prefix: str) -> Iterator[str]:
     for kind, own in names.items():
         named = [f"`{variants.key}: {name}`" for name in own if name not in variants.stand_ins]
         yield f"{' or '.join(named or [f'`{own[0]}`'])}: {text(inspect.getdoc(kind) or '')}\n"
-        yield from table(kind, list(variants.settings_of(own[0])), prefix)
+        yield from table(kind, list(variants.list_settings(own[0])), prefix)
 
 
 def held_section(annotation: Any) -> tuple[type[Settings], str] | None:

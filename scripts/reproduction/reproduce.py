@@ -24,7 +24,7 @@ from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_ove
 import fednar_ray as fr
 from fednar_ray.core.errors import FednarError
 from fednar_ray.report.plots import COLORS, STYLES, draw_by_decay
-from fednar_ray.report.run_plots import final_value
+from fednar_ray.report.run_plots import compute_final_value
 from fednar_ray.tracking.file_writes import replace_file
 
 FINAL_ROUNDS = 10
@@ -149,7 +149,7 @@ def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
     final, best, curves = [], [], []
     for run in runs:
         curve = [(r.round_index, 100 * r.metrics["test_accuracy"]) for r in run.history if "test_accuracy" in r.metrics]
-        final.append(100 * final_value(run.history, FINAL_ROUNDS))
+        final.append(100 * compute_final_value(run.history, FINAL_ROUNDS))
         best.append(max(accuracy for _, accuracy in curve))
         curves.append(tuple(curve))
 

@@ -161,7 +161,7 @@ def test_settings_that_contradict_are_refused(algorithm: dict[str, Any], message
 
 def test_an_annealed_epsilon_reaches_its_server_rule() -> None:
     given = experiment({"function": "a.b", "epsilon": 0.5, "epsilon_anneal": 0.1})
-    assert given.scalars(1).epsilon == pytest.approx(0.05)
+    assert given.compute_scalars(1).epsilon == pytest.approx(0.05)
 
 
 # ——— server optimizers that do not fit ———

@@ -53,18 +53,18 @@ def location(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 @every_kind
 def test_files_are_written_replaced_listed_and_deleted(location):
     storage = open_storage(location)
-    assert storage.names() == []
+    assert storage.list_names() == []
     contents = {"b": b"\0\xff\n", "a": b"", "rows/10": os.urandom(100_000), "rows/9": b"nine"}
     for name, content in contents.items():
         storage.write(name, b"something longer than what replaces it" * 10)
         storage.write(name, content)
-    assert storage.names() == ["a", "b", "rows/10", "rows/9"]
-    assert storage.names("rows/1") == ["rows/10"]
+    assert storage.list_names() == ["a", "b", "rows/10", "rows/9"]
+    assert storage.list_names("rows/1") == ["rows/10"]
     assert {name: storage.read(name) for name in contents} == contents
     storage.delete("rows/9")
     storage.delete("rows/9")
     storage.delete("never/there")
-    assert open_storage(location).names() == ["a", "b", "rows/10"]
+    assert open_storage(location).list_names() == ["a", "b", "rows/10"]
     for missing in ("rows/9", "never/there"):
         with pytest.raises(FileNotFoundError):
             storage.read(missing)
@@ -78,12 +78,12 @@ def test_a_checkpoint_is_read_back_unchanged_from_every_kind_of_storage(location
     store.save(second)
     assert_same(CheckpointStore(open_storage(location), keep=1).load(), second)
     # manifest, arrays, three rows, and two segments of ten lines: nothing of the first is left over
-    assert len(open_storage(location).names()) == 1 + 1 + 3 + 2
+    assert len(open_storage(location).list_names()) == 1 + 1 + 3 + 2
 
 
 def test_opening_and_reading_create_nothing(tmp_path):
     storage = open_storage(str(tmp_path / "new"))
-    assert (storage.names(), storage.location) == ([], str(tmp_path / "new"))
+    assert (storage.list_names(), storage.location) == ([], str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
@@ -116,7 +116,7 @@ def test_files_of_a_killed_writer_are_not_listed_and_are_removed_by_the_next_wri
     for path in (*left, mine):
         path.write_bytes(b"torn")
     reader = open_storage(str(tmp_path))
-    assert reader.names() == [".notes.tmp"]
+    assert reader.list_names() == [".notes.tmp"]
     assert all(path.exists() for path in left)  # a reader leaves alone what a live writer may be about to rename
     open_storage(str(tmp_path)).write("a", b"")
     assert not any(path.exists() for path in left)
@@ -127,7 +127,7 @@ def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_pat
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(OSError, match="symbolic links"):
-        open_storage(str(loop)).names()
+        open_storage(str(loop)).list_names()
     with pytest.raises(CheckpointError, match=r"loop cannot be listed: .*symbolic links"):
         CheckpointStore(open_storage(str(loop)), keep=1).load()
 
@@ -137,7 +137,7 @@ def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_pat
     [
         ("nope://somewhere/else", "nope://somewhere/else: Protocol not known: nope; give a path, or a URI like s3://"),
         ("s3://shelf/x?color=red", "Unexpected query parameter in S3 URI: 'color'; give"),
-        ("s3://", "s3:// names no bucket; write it as scheme://bucket/directory"),
+        ("s3://", "s3:// has no bucket; write it as scheme://bucket/directory"),
         ("s3://[shelf", "Cannot parse URI"),
         ("://", "Cannot parse URI"),
     ],
@@ -148,7 +148,7 @@ def test_an_invalid_location_is_refused_with_a_valid_example(uri, message):
 
 
 def test_a_location_with_a_key_in_its_address_is_refused_without_repeating_it():
-    with pytest.raises(BadInput, match="the location of the checkpoints: the address holds a password") as refused:
+    with pytest.raises(BadInput, match="the location of the checkpoints: the address contains a password") as refused:
         open_storage("s3://me:hunter2@shelf/x?color=red")
     assert "hunter2" not in str(refused.value)
 
@@ -160,7 +160,7 @@ def test_a_missing_bucket_is_refused(s3):
 
 def test_a_file_is_refused_as_a_directory(tmp_path):
     (tmp_path / "taken").touch()
-    with pytest.raises(StorageUnavailable, match="taken is a file; name a directory"):
+    with pytest.raises(StorageUnavailable, match="taken is a file; set checkpoint"):
         open_storage(str(tmp_path / "taken"))
 
 
@@ -207,7 +207,7 @@ def test_a_transient_failure_of_a_remote_storage_is_repeated(fault):
     storage, _ = faulty(fault, fault)
     assert storage.read("a") == b"old"
     storage, _ = faulty(fault, fault)
-    assert storage.names() == ["a"]
+    assert storage.list_names() == ["a"]
 
 
 @pytest.mark.parametrize("fault", [OSError("connection reset"), OwnKindError("503 slow down")])

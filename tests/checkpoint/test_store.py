@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fednar_ray.checkpoint import BackgroundWriter, Checkpoint, CheckpointStore, Snapshot, Storage, open_storage
-from fednar_ray.checkpoint.manifest import spans
+from fednar_ray.checkpoint.manifest import cut_history
 from fednar_ray.core.errors import CheckpointError
 
 drawn = settings(max_examples=60, deadline=None)
@@ -102,7 +102,7 @@ class Shelf:
             raise FileNotFoundError(name)
         return self.files[name]
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self.files if name.startswith(prefix))
 
     def delete(self, name: str) -> None:
@@ -110,7 +110,7 @@ class Shelf:
 
 
 def manifests(storage: Storage) -> dict[str, dict[str, Any]]:
-    return {n: json.loads(storage.read(n)) for n in storage.names("round-") if n.endswith(".json")}
+    return {n: json.loads(storage.read(n)) for n in storage.list_names("round-") if n.endswith(".json")}
 
 
 def entries_in(value: Any) -> Iterator[dict[str, Any]]:
@@ -133,7 +133,7 @@ def assert_nothing_more_than_named(storage: Storage, rounds: Sequence[int]) -> N
     """The checkpoints of ``rounds``, whole, and no other file."""
     kept = [f"round-{i:08d}.json" for i in rounds]
     assert sorted(manifests(storage)) == kept
-    assert set(storage.names()) == set().union(*(files_of(storage, name) for name in kept))
+    assert set(storage.list_names()) == set().union(*(files_of(storage, name) for name in kept))
 
 
 def assert_whole(storage: Storage) -> None:
@@ -220,7 +220,7 @@ def test_only_changed_rows_are_written(tmp_path, resumed):
 
 @given(lines=st.integers(0, 10**6))
 def test_a_history_is_cut_into_few_spans_without_gaps(lines):
-    cut = list(spans(lines))
+    cut = list(cut_history(lines))
     assert [start for start, _ in cut] == [0, *(stop for _, stop in cut)][: len(cut)]
     assert sum(stop - start for start, stop in cut) == lines
     assert len(cut) <= 9 * len(str(lines))
@@ -242,7 +242,7 @@ def test_the_cost_of_a_history_does_not_grow_with_the_square_of_the_rounds():
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_files_of_kept_checkpoints_remain(keep):
     storage = Shelf({"notes.txt": b"mine", "rows/mine": b"", "round-7.json": b"", "other/round-00000001.json": b""})
-    mine = set(storage.names())
+    mine = set(storage.list_names())
     store = CheckpointStore(storage, keep)
     versions: dict[int, int] = {}
     for next_round in range(1, 8):
@@ -324,9 +324,9 @@ class MortalShelf(Shelf):
         self._live(0)
         return super().read(name)
 
-    def names(self, prefix: str = "") -> list[str]:
+    def list_names(self, prefix: str = "") -> list[str]:
         self._live(0)
-        return super().names(prefix)
+        return super().list_names(prefix)
 
     def delete(self, name: str) -> None:
         with self._lock:
@@ -517,7 +517,7 @@ def test_a_failed_write_raises_checkpoint_error_and_keeps_earlier_checkpoints(ca
         loaded = CheckpointStore(storage, keep=1).load()
         new = late and same_json(loaded.facts, NEXT[case].facts)
         assert_same(loaded, NEXT[case] if new else TEN)
-        assert set(storage.names()) == set().union(*(files_of(storage, name) for name in manifests(storage)))
+        assert set(storage.list_names()) == set().union(*(files_of(storage, name) for name in manifests(storage)))
         store.save(NEXT[case])
         assert_nothing_more_than_named(storage, [NEXT[case].next_round])
     assert failing >= 4
@@ -796,7 +796,7 @@ def test_a_full_disk_raises_and_keeps_earlier_checkpoints(small_disk):
     storage = open_storage(str(small_disk))
     store = CheckpointStore(storage, keep=1)
     store.save(TEN)
-    before = {name: storage.read(name) for name in storage.names()}
+    before = {name: storage.read(name) for name in storage.list_names()}
     for free_bytes in range(
         0, 256 * 1024, 4096
     ):  # a page more each time, so that every file in turn is the one too many
@@ -811,7 +811,7 @@ def test_a_full_disk_raises_and_keeps_earlier_checkpoints(small_disk):
         )
         assert message.endswith("; the checkpoint of round 10 before it is intact")
         ballast.unlink()
-        assert {name: storage.read(name) for name in storage.names()} == before
+        assert {name: storage.read(name) for name in storage.list_names()} == before
         assert sum(path.is_file() for path in small_disk.rglob("*")) == len(before)
         assert_same(CheckpointStore(storage, keep=1).load(), TEN)
     assert free_bytes > 4 * 4096

@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.recording import TrackingSettings
-from fednar_ray.core.credentials import secret_in
+from fednar_ray.core.credentials import find_secret
 from fednar_ray.tracking.mlflow import Store
 
 SECRET = "hunter2hunter2"  # noqa: S105 - it lets nobody in
@@ -66,21 +66,21 @@ WITHOUT = (
 
 @pytest.mark.parametrize("address", WITH_SECRET)
 def test_a_secret_is_seen_in_an_address(address: str) -> None:
-    assert secret_in(address.format(SECRET))
-    assert secret_in(f"see {address.format(SECRET)} for more")
-    assert SECRET not in str(secret_in(address.format(SECRET)))
+    assert find_secret(address.format(SECRET))
+    assert find_secret(f"see {address.format(SECRET)} for more")
+    assert SECRET not in str(find_secret(address.format(SECRET)))
 
 
 @pytest.mark.parametrize("address", WITHOUT)
 def test_a_name_a_port_and_the_path_of_a_file_are_no_secrets(address: str) -> None:
-    assert secret_in(address) is None
+    assert find_secret(address) is None
 
 
 @pytest.mark.parametrize("piece", ["x", ":/", "a://b:c", "a://b:c?d=", "a:/:", "://:", "&a", "a://?token", "@:/"])
 def test_a_long_text_is_looked_through_in_little_time(piece: str) -> None:
     text = piece * (200_000 // len(piece))
-    assert secret_in(text) is None
-    assert secret_in(f"{text} http://me:{SECRET}@mlflow")
+    assert find_secret(text) is None
+    assert find_secret(f"{text} http://me:{SECRET}@mlflow")
 
 
 PLACES: dict[str, Callable[[str], object]] = {
@@ -117,7 +117,7 @@ def test_it_is_refused_wherever_it_is_given_and_never_repeated(place: str, addre
 
 
 def test_an_address_of_a_cluster_needs_no_scheme_to_be_refused() -> None:
-    with pytest.raises(fr.BadInput, match="--address: the address holds a password"):
+    with pytest.raises(fr.BadInput, match="--address: the address contains a password"):
         fr.RaySession(f"me:{SECRET}@head:6379")
 
 
@@ -180,5 +180,5 @@ def test_a_run_that_was_recorded_with_a_password_is_not_sent_without_it(tmp_path
     (tmp_path / "run.json").write_text(f'{{"run_id": "{"a" * 32}", "tracking_uri": "{URI}"}}')
     report = sync(tmp_path)
     assert report.problem is not None
-    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address holds a password")
+    assert report.problem.startswith(f"{tmp_path / 'run.json'}: the address contains a password")
     assert SECRET not in report.problem

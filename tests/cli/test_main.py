@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.config import embedded
+from fednar_ray.config import load_embedded
 from tests.support.servers import PATIENCE_SECONDS, awaited
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -72,7 +72,7 @@ def test_run_prints_one_json_object(tmp_path: Path) -> None:
     assert summary["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert store(tmp_path).get_run(summary["run_id"]).info.status == "FINISHED"
     assert len(summary["parameters_sha256"]) == 64
-    *_, last = fr.iter_rounds(embedded("digits", SERIAL).experiment)
+    *_, last = fr.iter_rounds(load_embedded("digits", SERIAL).experiment)
     assert summary["metrics"]["test_accuracy"] == last.metrics["test_accuracy"]
 
 
@@ -121,7 +121,7 @@ BAD_CONFIG = {
     "an unknown option": (["run", "--jsn"], "No such option"),
     "an unknown command": (["rnu"], "No such command"),
     "no evaluation at all": (["run", "evaluation.every=0"], "evaluation.every: 0 should be greater than or equal to 1"),
-    "true for a count": (["run", "evaluation.every=true"], "evaluation.every: True: a number is needed, not true or"),
+    "true for a count": (["run", "evaluation.every=true"], "evaluation.every: True should be a number, not true or"),
     "a word for a count": (["run", "evaluation.every=x"], "evaluation.every: 'x' should be a valid integer"),
     "a word for a switch": (["run", "evaluation.federated=x"], "evaluation.federated: 'x' should be a valid boolean"),
     "a port that is none": (["ui", "--port", "99999"], "99999 is not in the range"),
@@ -353,7 +353,7 @@ def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert store(tmp_path).get_run(summary["run_id"]).data.tags["fednar.actors"] == "2"
-    serial = embedded("digits", [*SERIAL, "execution.vectorize=2"]).experiment
+    serial = load_embedded("digits", [*SERIAL, "execution.vectorize=2"]).experiment
     *_, last = fr.iter_rounds(serial)
     assert summary["metrics"]["test_loss"] == last.metrics["test_loss"]
 

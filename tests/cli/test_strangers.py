@@ -11,7 +11,7 @@ import pytest
 
 from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
-from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
+from fednar_ray.tracking.addresses import check_confirmed, confirm, get_addresses_file
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
@@ -52,7 +52,7 @@ def artifacts(store: Store, run_id: str) -> set[str]:
 
 
 def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run_id = store.create_run(store.experiment_id("x"), "x", {})
+    run_id = store.create_run(store.ensure_experiment("x"), "x", {})
     (tmp_path / "here" / "secret.txt").write_text("secret")
     (tmp_path / "here" / "secrets").mkdir()
     (tmp_path / "here" / "secrets" / "key").write_text("secret")
@@ -85,7 +85,7 @@ def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pyt
     assert report.problem is None
     assert report.operations == 1
     assert artifacts(store, run_id) == {"fine.txt"}
-    assert store.client.search_logged_models([store.experiment_id("x")]) == []
+    assert store.client.search_logged_models([store.ensure_experiment("x")]) == []
     told = [record.getMessage() for record in caplog.records if "refuses a part" in record.getMessage()]
     for name in [*names[:-1], "../../secret.txt"]:
         assert any(repr(name) in line for line in told), name
@@ -110,7 +110,7 @@ def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) 
 
 
 def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Path) -> None:
-    run_id = store.create_run(store.experiment_id("x"), "x", {})
+    run_id = store.create_run(store.ensure_experiment("x"), "x", {})
     mine = tmp_path / "mine.txt"
     for name in ("outbox.jsonl", "metrics.jsonl", "outbox.sent.new", "lock"):
         mine.write_text("my notes")
@@ -154,7 +154,7 @@ def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
     uri = listening.uri
     runs = tmp_path / "here" / "runs"
     run = strangers_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
-    own = store.create_run(store.experiment_id("x"), "x", {})  # from here on the store is this user's
+    own = store.create_run(store.ensure_experiment("x"), "x", {})  # from here on the store is this user's
     strangers_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
     assert typed(monkeypatch, "sync") == 0  # of all runs, those that can be sent are
     out = capsys.readouterr().out
@@ -181,12 +181,12 @@ def test_an_address_is_confirmed_by_settings_or_by_a_run_of_ones_own(
     for other in ("http://a:1@b:1", "http://a:2", "https://a:1", "http://a:1/x", "http://a", "sqlite:////x/m.db"):
         with pytest.raises(BadInput, match=f"confirm it with --uri {re.escape(other.replace('a:1@', ''))}"):
             check_confirmed(other, tmp_path)
-    store.create_run(store.experiment_id("x"), "x", {})
+    store.create_run(store.ensure_experiment("x"), "x", {})
     check_confirmed(store.uri, tmp_path)
     confirm("http://me:secret@c:1")
     check_confirmed("http://c:1", tmp_path)
-    assert "secret" not in addresses_file().read_text()
-    assert addresses_file().parent.stat().st_mode & 0o077 == 0
+    assert "secret" not in get_addresses_file().read_text()
+    assert get_addresses_file().parent.stat().st_mode & 0o077 == 0
 
 
 def test_an_unwritable_state_directory_confirms_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import fednar_ray as fr
-from fednar_ray.config import PRESET_SETTINGS, Document, Domain, dump, embedded, load_document
+from fednar_ray.config import PRESET_SETTINGS, Document, Domain, dump, load_document, load_embedded
 from fednar_ray.config.loading import parse_document
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +86,8 @@ def test_an_unknown_section_suggests_the_nearest() -> None:
         (["data.source=minst"], ["data.source: 'minst' should be 'digits', 'cifar10'"]),
         (["data.validation=1"], ["data.validation: 1 should be less than 1"]),
         (["data.partition.alpha=0"], ["data.partition.alpha: 0 should be greater than 0"]),
-        (["data.partition.clients=null"], ["data.partition.clients: None: say how many clients"]),
-        (["data.partition.kind=natural"], ["data.partition.kind: 'natural': digits names no groups"]),
+        (["data.partition.clients=null"], ["data.partition.clients: None: set the number of clients"]),
+        (["data.partition.kind=natural"], ["data.partition.kind: 'natural': digits has no groups"]),
         (["model=null"], ["model: None: a data section needs a model section"]),
         (["federation.rounds=0"], ["federation.rounds: 0 should be greater than or equal to 1"]),
         (["federation.rounds=2.5"], ["federation.rounds: 2.5 should be a valid integer"]),
@@ -186,11 +186,11 @@ def test_local_steps_or_local_epochs(steps: int | None, epochs: int | None, good
     ("schedule", "lines"),
     [
         ("[[0]]", ["federation.participation: 1 lists fewer rounds than rounds (2)"]),
-        ("[[0], []]", ["federation.participation.1: []: name at least one client, and none twice"]),
-        ("[[1, 1], [0]]", ["federation.participation.0: [1, 1]: name at least one client, and none twice"]),
+        ("[[0], []]", ["federation.participation.1: []: list at least one client, and none twice"]),
+        ("[[1, 1], [0]]", ["federation.participation.0: [1, 1]: list at least one client, and none twice"]),
         ("[[0], [3, 4]]", ["federation.participation.1: [3, 4]: client ids run from 0 to 3"]),
         ("[[0], [-1]]", ["federation.participation.1.0: -1 should be greater than or equal to 0"]),
-        ("[[0], [true]]", ["federation.participation.1.0: True: a number is needed, not true or false"]),
+        ("[[0], [true]]", ["federation.participation.1.0: True should be a number, not true or false"]),
         ("[[4, 4]]", ["federation.participation:", "federation.participation.0:", "federation.participation.0:"]),
     ],
 )
@@ -252,9 +252,9 @@ def test_the_file_must_be_there_and_be_text(tmp_path: Path) -> None:
         ("experiment: {seed: 0x_}", "f.yaml"),  # hexadecimal without digits
         (f"experiment: {{seed: {'9' * 5000}}}", "f.yaml"),  # more digits than Python converts
         (f"experiment: {'[' * 3000}{']' * 3000}", "f.yaml"),  # deeper than Python's stack
-        ("", "f.yaml: a mapping with an experiment section is needed"),
-        ("[1]", "f.yaml: a mapping with an experiment section is needed"),
-        ("just words", "f.yaml: a mapping with an experiment section is needed"),
+        ("", "f.yaml: should be a mapping with an experiment section"),
+        ("[1]", "f.yaml: should be a mapping with an experiment section"),
+        ("just words", "f.yaml: should be a mapping with an experiment section"),
         ("experiment: [1]", "experiment: [1] "),
         ("experiment: false", "experiment: False "),
         ("experiment: {}\ncompare: 5", "compare: 5 "),
@@ -310,7 +310,7 @@ def test_later_overrides_win_and_sections_are_made() -> None:
 
 @pytest.mark.parametrize("override", ["a", "=1", "a.=1", ".a=1", "a..b=1", ""])
 def test_an_override_reads_key_path_value(override: str) -> None:
-    assert problems(override) == (f"{override}: an override reads key.path=value",)
+    assert problems(override) == (f"{override}: should be key=value, such as federation.rounds=5",)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_the_tune_configs_are_the_embedded_files() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "compare", "silos"])
 def test_embedded_and_loaded_files_agree(name: str) -> None:
-    assert load_document(ROOT / "tune_configs" / f"{name}.yaml", ["seed=3"]) == embedded(name, ["seed=3"])
+    assert load_document(ROOT / "tune_configs" / f"{name}.yaml", ["seed=3"]) == load_embedded(name, ["seed=3"])
 
 
 WRITTEN_OUT = """
@@ -360,11 +360,11 @@ experiment:
 
 
 def test_the_default_with_every_key_written_out_is_the_embedded_default() -> None:
-    assert parse_document(WRITTEN_OUT, "f.yaml").experiment == embedded("digits").experiment
+    assert parse_document(WRITTEN_OUT, "f.yaml").experiment == load_embedded("digits").experiment
 
 
 def test_an_experiment_is_immutable() -> None:
-    experiment = embedded("digits").experiment
+    experiment = load_embedded("digits").experiment
     for settings_, key in (
         (experiment, "seed"),
         (experiment.data, "validation"),
@@ -436,7 +436,7 @@ def test_dump_reads_back_to_an_equal_experiment(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "compare", "silos"])
 def test_the_embedded_experiments_read_back(name: str, tmp_path: Path) -> None:
-    experiment = embedded(name, ["tracking.uri=sqlite:///m.db"]).experiment
+    experiment = load_embedded(name, ["tracking.uri=sqlite:///m.db"]).experiment
     (tmp_path / "dumped.yaml").write_text(dump(experiment), encoding="utf-8")
     assert fr.load(tmp_path / "dumped.yaml") == experiment
 

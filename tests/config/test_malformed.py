@@ -315,12 +315,12 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
     ),
     "Latin-1": (TEXT.replace("small", "klein-é").encode("latin-1"), [], "f.yaml: cannot be read: it is not UTF-8 text"),
     "UTF-16": (TEXT.encode("utf-16"), [], "error: f.yaml: cannot be read: it is not UTF-8 text"),
-    "an empty file": (b"", [], "error: f.yaml: a mapping with an experiment section is needed"),
-    "a list": (b"- experiment", [], "error: f.yaml: a mapping with an experiment section is needed"),
+    "an empty file": (b"", [], "error: f.yaml: should be a mapping with an experiment section"),
+    "a list": (b"- experiment", [], "error: f.yaml: should be a mapping with an experiment section"),
     "a page of the web": (
         b"<!DOCTYPE html>\n<html></html>\n",
         [],
-        "error: f.yaml: a mapping with an experiment section",
+        "error: f.yaml: should be a mapping with an experiment section",
     ),
     "a section that is a word": (
         edited("model:\n    name: mlp\n    hidden: 4\n    dropout: 0.0", "model: mlp"),

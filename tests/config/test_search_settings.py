@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import fednar_ray as fr
-from fednar_ray.config import Document, Domain, embedded
+from fednar_ray.config import Document, Domain, load_embedded
 from fednar_ray.config.loading import parse_document
 from fednar_ray.tuning.resources import count_fitting_trials
 from fednar_ray.tuning.strategy import count_trials, list_grid_points
@@ -52,21 +52,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "step too long": ({"space": {A: {"quniform": [1, 2, 5]}}}, "the step 5 is not within the range from 1 to 2"),
     "fractions": ({"space": {A: {"randint": [1.5, 2]}}}, "randint takes [low, high), whole numbers"),
     "no choice": ({"space": {A: {"choice": []}}}, "choice is empty"),
-    "same choice twice": ({"space": {A: {"choice": [1, 1]}}}, "choice names a value twice"),
+    "same choice twice": ({"space": {A: {"choice": [1, 1]}}}, "choice lists a value twice"),
     "unknown domain": ({"space": {A: {"gauss": [1, 2]}}}, "unknown domain; known here: uniform"),
     "near domain": ({"space": {A: {"logunifrom": [1, 2]}}}, "unknown domain; did you mean loguniform?"),
-    "bare value": ({"space": {A: 3}}, "a domain is one of uniform"),
+    "bare value": ({"space": {A: 3}}, "should be one of uniform"),
     "where it trains": (
         {"space": {"execution.actors": {"choice": [1, 2]}}},
         "search.space.execution.actors: execution does not change what is trained",
     ),
     "how long": ({"space": {"federation.rounds": {"choice": [5, 10]}}}, "trials of different lengths cannot be"),
-    "grid elsewhere": ({"space": {A: {"grid": [1, 2]}}}, "a grid belongs to search.algorithm: grid; optuna takes"),
-    "grid of a range": ({"space": ONE, "algorithm": "grid"}, "algorithm grid goes through grid and choice; uniform"),
-    "test accuracy": ({"space": ONE, "metric": "test_accuracy"}, "test figures guide no search"),
+    "grid elsewhere": ({"space": {A: {"grid": [1, 2]}}}, "grid needs search.algorithm: grid; with optuna, use choice"),
+    "grid of a range": (
+        {"space": ONE, "algorithm": "grid"},
+        "search.algorithm: grid takes grid and choice, not uniform",
+    ),
+    "test accuracy": ({"space": ONE, "metric": "test_accuracy"}, "a test metric cannot guide a search"),
     "unknown metric": (
         {"space": ONE, "metric": "validation_acuracy"},
-        "search.metric: 'validation_acuracy': no round reports it; did you mean validation_accuracy?",
+        "search.metric: 'validation_acuracy': unknown metric; did you mean validation_accuracy?",
     ),
     "federated metric": ({"space": ONE, "metric": "client_accuracy_mean"}, "set evaluation.federated=true"),
     "federated error": ({"space": ONE, "metric": "client_rmse_mean", "mode": "min"}, "set evaluation.federated=true"),
@@ -76,23 +79,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nothing held out in a trial": (
         {"space": {"data.validation": {"choice": [0, 0.2]}}},
-        "search.space.data.validation: 0: such a trial does not report validation_accuracy; leave it out",
+        "search.space.data.validation: 0: a trial with it does not report validation_accuracy; remove it",
     ),
     "nothing held out at a range's end": (
         {"space": {"data.validation": {"uniform": [0, 0.2]}}},
-        "search.space.data.validation: 0: such a trial does not report validation_accuracy",
+        "search.space.data.validation: 0: a trial with it does not report validation_accuracy",
     ),
     "not evaluated in a trial": (
         {
             "space": {"evaluation.federated": {"choice": [True, False]}},
             "metric": "client_accuracy_mean",
         },
-        "search.space.evaluation.federated: False: such a trial does not report client_accuracy_mean",
+        "search.space.evaluation.federated: False: a trial with it does not report client_accuracy_mean",
     ),
     "wrong mode": ({"space": ONE, "mode": "min"}, "search.mode: 'min': validation_accuracy is better higher"),
     "too much grace": (
         {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 6}},
-        "search.scheduler.grace_rounds: 6 leaves nothing to stop in federation.rounds (6)",
+        "search.scheduler.grace_rounds: 6 should be less than federation.rounds (6)",
     ),
     "unread": (
         {"space": ONE, "scheduler": {"name": "median", "reduction": 3}},
@@ -102,10 +105,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 3}, "report_rounds": 2},
         "search.report_rounds: 2 does not divide search.scheduler.grace_rounds (3)",
     ),
-    "pbt by optuna": ({"space": ONE, "scheduler": {"name": "pbt", "perturb_rounds": 2}}, "pbt draws its own values"),
+    "pbt by optuna": (
+        {"space": ONE, "scheduler": {"name": "pbt", "perturb_rounds": 2}},
+        "pbt changes the values of its trials",
+    ),
     "small population": (
         {"space": ONE, "scheduler": {"name": "pbt", "perturb_rounds": 2}, "algorithm": "random", "trials": 3},
-        "search.trials: 3 is no population; pbt needs 4",
+        "search.trials: 3 is too few for pbt; use at least 4",
     ),
     "pbt of a preset": (
         {
@@ -143,7 +149,7 @@ def test_validation_needs_held_out_examples() -> None:
     )
 
 
-def test_everything_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     space = {A: {"uniform": [-1, 2]}, "model.hiden": {"choice": [4, 8]}}
     problems = refused({"space": space, "metric": "test_loss", "mode": "max", "scheduler": "asha"}, "compare.seeds=0")
     for place in ("compare.seeds", f"search.space.{A}", "search.space.model.hiden", "search.metric", "search.mode"):
@@ -159,22 +165,22 @@ def test_overrides_reach_keys_with_dots() -> None:
 
 
 def test_a_file_without_a_search_has_none_and_cannot_be_tuned() -> None:
-    assert embedded("silos").search is None
-    with pytest.raises(fr.ConfigError, match="has no such section, so there is nothing to tune"):
-        embedded("silos", to_search=True)
+    assert load_embedded("silos").search is None
+    with pytest.raises(fr.ConfigError, match=r"search: missing in silos\.yaml"):
+        load_embedded("silos", to_search=True)
 
 
-def test_a_run_does_not_ask_whether_the_search_goes_with_it() -> None:
-    """Three rounds leave the file's ASHA nothing to stop; that is the tuner's concern alone."""
-    assert embedded("digits", ["federation.rounds=3"]).experiment.federation.rounds == 3
-    with pytest.raises(fr.ConfigError, match="leaves nothing to stop"):
-        embedded("digits", ["federation.rounds=3"], to_search=True)
+def test_a_run_does_not_check_the_search_against_the_experiment() -> None:
+    """Three rounds are too few for the grace period of the file's ASHA, but only a search needs it."""
+    assert load_embedded("digits", ["federation.rounds=3"]).experiment.federation.rounds == 3
+    with pytest.raises(fr.ConfigError, match="should be less than federation"):
+        load_embedded("digits", ["federation.rounds=3"], to_search=True)
 
 
 def test_another_preset_gets_its_own_defaults() -> None:
     given = document({"space": {"algorithm.name": {"choice": ["fedprox", "fedadam"]}}}, algorithm={"name": "fedprox"})
-    assert given.varied({"algorithm.name": "fedadam"}).algorithm.server_lr == 0.1
-    assert given.varied({}).algorithm.mu == 0.001
+    assert given.build_variant({"algorithm.name": "fedadam"}).algorithm.server_lr == 0.1
+    assert given.build_variant({}).algorithm.mu == 0.001
 
 
 def test_a_grid_has_every_point_in_order() -> None:
@@ -191,8 +197,8 @@ def test_settings_change_in_mid_run_where_they_may() -> None:
         {**experiment.model_dump(), "changes": {2: {A: 4.0}, 4: {"regularizer.clip_bound_anneal": 1.0}}}
     )
     # 8·½^t before round 2, 4·½^t before round 4, then 4
-    assert [changed.scalars(t).clip_bound for t in range(6)] == [8.0, 4.0, 1.0, 0.5, 4.0, 4.0]
-    assert experiment.scalars(5).clip_bound == 0.25
+    assert [changed.compute_scalars(t).clip_bound for t in range(6)] == [8.0, 4.0, 1.0, 0.5, 4.0, 4.0]
+    assert experiment.compute_scalars(5).clip_bound == 0.25
 
 
 @pytest.mark.parametrize(

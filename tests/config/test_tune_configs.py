@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.config import embedded, load_document
+from fednar_ray.config import load_document, load_embedded
 from fednar_ray.config.algorithm import PRESET_SETTINGS
 from fednar_ray.tuning.strategy import count_trials
 
@@ -30,7 +30,7 @@ def test_a_search_file_goes_with_its_experiment(name: str) -> None:
 
 
 def test_what_is_tuned_without_a_file_is_the_digits_file() -> None:
-    there, inside = load_document(FOLDER / "digits.yaml", to_search=True), embedded("digits", to_search=True)
+    there, inside = load_document(FOLDER / "digits.yaml", to_search=True), load_embedded("digits", to_search=True)
     assert (there.experiment, there.search) == (inside.experiment, inside.search)
 
 

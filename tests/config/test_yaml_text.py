@@ -13,7 +13,7 @@ import fednar_ray as fr
 from fednar_ray.config import dump, yaml_text
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.yaml_text import NotYaml, parse, write
-from fednar_ray.core.errors import shown
+from fednar_ray.core.errors import format_value
 from fednar_ray.tracking.searches import parse_value
 
 NUMBERS = (
@@ -91,7 +91,7 @@ HOSTILE = {
     "aliases in mappings": (bomb("{a: %s, b: %s, c: %s, d: %s, e: %s, f: %s, g: %s, h: %s, i: %s}"), "aliases expand"),
     "merges": (bomb("{<<: [%s, %s, %s, %s, %s, %s, %s, %s, %s]}"), "aliases expand to more than"),
     "aliases of a long text": ("a: &a " + "x" * 50_000 + "\nb: [*a, *a, *a]", "aliases expand to more than"),
-    "an alias of itself": ("a: &a [*a]", "an alias stands within what it stands for"),
+    "an alias of itself": ("a: &a [*a]", "an alias refers to a value that contains it"),
     "an alias of nothing": ("a: *" + "x" * 100_000, "found undefined alias"),
     "deep lists": ("a: " + "[" * 100_000, "more than 50 levels"),
     "deep mappings": ("a: " + "{a: " * 10_000, "more than 50 levels"),
@@ -105,7 +105,7 @@ HOSTILE = {
     "a long key given twice": (f"? {'x' * 100_000}\n: 1\n? {'x' * 100_000}\n: 2", "is given twice"),
     "equal keys": ("1: a\n1.0: b", "1.0 is given twice"),
     "NUL": ("a: \0", "special characters are not allowed"),
-    "too much": ("#" * 2_000_001, "it has more than 2000000 characters"),
+    "too much": ("#" * 2_000_001, "it has more than the maximum of 2000000 characters"),
 }
 
 
@@ -160,12 +160,12 @@ def test_a_value_is_shown_in_part() -> None:
     for _ in range(30):
         deep = [deep] * 30
     for value in (deep, 10**10_000, -(10**10_000), "x" * 10**6, list(range(10**5)), {i: i for i in range(10**5)}):
-        assert len(shown(value)) <= 401
-    assert shown([1, 2.5, "a", None, (True,)]) == "[1, 2.5, 'a', None, (True,)]"
+        assert len(format_value(value)) <= 401
+    assert format_value([1, 2.5, "a", None, (True,)]) == "[1, 2.5, 'a', None, (True,)]"
 
 
 def test_a_key_of_an_override_is_not_deeper_than_a_file() -> None:
-    with pytest.raises(fr.ConfigError, match="an override reads key"):
+    with pytest.raises(fr.ConfigError, match="should be key=value"):
         parse_document("experiment: {}", "f.yaml", ["model.arguments." + "a." * 5000 + "b=1"])
     assert yaml_text.LIMIT_DEPTH == 50
 

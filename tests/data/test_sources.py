@@ -34,7 +34,7 @@ from fednar_ray.data.sources.huggingface import _build_examples
 from fednar_ray.data.sources.images import read_cifar, read_idx_files
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.shakespeare import ALPHABET, parse_plays
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 
 RNG = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def problem(text: str, *overrides: str) -> str:
         ("{source: digits, path: a}", "data: digits does not read path: it belongs to npz, shakespeare"),
         ("{source: npz, path: a, crop: true}", "data: npz does not read crop: it belongs to shakespeare"),
         ("{source: folder, directory: a, partition: {kind: iid, clients: 3}}", "data: the clients of folder are its"),
-        ("{source: npz, path: a, partition: {kind: natural}}", "data.partition.kind: 'natural': npz names no groups"),
+        ("{source: npz, path: a, partition: {kind: natural}}", "data.partition.kind: 'natural': npz has no groups"),
         ("{source: npz, path: a, augmentation: {kind: always}}", "data.augmentation.kind: 'always' should be"),
         ("{entry_point: module.function}", "data.entry_point: 'module.function'"),
         ("{source: npz, path: a, arrays: {train: x}}", "data.arrays.train: 'x': unknown key; did you mean train_y?"),
@@ -993,9 +993,9 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
     cut_short(tmp_path / "b.parquet")
     with (
         pytest.raises(DataError, match=r"b\.parquet: cannot be read"),
-        place(prepared, resolve(prepared, session), session) as pool,
+        open_pool(prepared, plan_execution(prepared, session), session) as pool,
     ):
-        pool.actor_infos()
+        pool.list_actors()
 
 
 @pytest.mark.parametrize("kind", ["per_batch", "per_example"])

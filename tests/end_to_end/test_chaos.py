@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 import fednar_ray as fr
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
 from tests.support.cluster_nodes import run_in_own_process
@@ -77,16 +77,16 @@ def lose_a_node(folder: Path) -> None:
     model = TakesItsNodeDown(lost.all_processes["raylet"][0].process.pid, armed)
     settings = experiment({"placement": "pooled", "actors": 2, "cpus_per_actor": 1})
     session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), model)
-    resolved = resolve(prepared, session)
-    with place(prepared, resolved, session) as pool:
-        places = [pool.actor_infos()]
+    resolved = plan_execution(prepared, session)
+    with open_pool(prepared, resolved, session) as pool:
+        places = [pool.list_actors()]
         for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
             if report.round_index == 1:
                 armed.touch()
             if report.round_index == 2:
                 cluster.add_node(num_cpus=1, node_ip_address=THIRD)
-                places.append(pool.actor_infos())
+                places.append(pool.list_actors())
     nodes = {node["NodeID"]: (node["NodeManagerAddress"], node["Alive"]) for node in ray.nodes()}
     ray.shutdown()
     cluster.shutdown()

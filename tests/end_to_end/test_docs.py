@@ -18,7 +18,7 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
-from fednar_ray.config import dotted, embedded, load_document
+from fednar_ray.config import flatten_settings, load_document, load_embedded
 from fednar_ray.config.loading import SECTIONS, parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
     if "experiment" in given:
         parse_document(block.text, block.place, to_search="search" in given)
         return
-    sections = embedded("digits").raw
+    sections = load_embedded("digits").raw
     search = {"search": given.pop("search")} if "search" in given else {}
     parse_document(yaml.safe_dump({"experiment": {**sections, **given}, **search}), block.place)
 
@@ -170,7 +170,7 @@ def check_fednar(place: str, page: Path, words: list[str]) -> None:
     elif files and not files[0].endswith("best.yaml"):
         load_document(ROOT / files[0], overrides, to_search=to_search)
     else:
-        embedded("compare" if path[-1] == "compare" else "digits", overrides, to_search=to_search)
+        load_embedded("compare" if path[-1] == "compare" else "digits", overrides, to_search=to_search)
 
 
 # ——— outputs ———
@@ -247,7 +247,7 @@ def test_the_tutorial_names_every_extra() -> None:
 
 def test_the_configuration_page_has_every_key() -> None:
     page = configuration_page()
-    for key in dotted(embedded("digits").experiment):
+    for key in flatten_settings(load_embedded("digits").experiment):
         assert f"`{key}`" in page
 
 
@@ -264,7 +264,7 @@ def test_every_public_name_is_in_the_python_reference() -> None:
 def test_every_metric_of_a_round_is_explained(directory: Path) -> None:
     explained = set(re.findall(r"`([a-z0-9_/]+)`", (DOCS / "figures.md").read_text()))
     overrides = (*SHORT, "evaluation.federated=true", "availability.speed={}")
-    (*_, report) = fr.iter_rounds(embedded("digits", overrides).experiment)
+    (*_, report) = fr.iter_rounds(load_embedded("digits", overrides).experiment)
     assert set(report.metrics) <= explained
 
 

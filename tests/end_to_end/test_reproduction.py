@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.config import dotted
+from fednar_ray.config import flatten_settings
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "tune_configs" / "paper"
@@ -47,7 +47,7 @@ SHAKESPEARE_RATES = {"fedavg": 0.1, "fedprox": 0.1, "scaffold": 0.1, "fedexp": 0
 
 
 def assert_has(experiment: fr.Experiment, wanted: Mapping[str, Any]) -> None:
-    settings = dotted(experiment)
+    settings = flatten_settings(experiment)
     for key, value in wanted.items():
         assert settings[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), key
 

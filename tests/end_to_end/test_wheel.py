@@ -71,8 +71,8 @@ def test_every_file_of_the_package_is_in_it(wheel: Path) -> None:
 def test_its_commands_find_their_default_files(python: Path, tmp_path: Path) -> None:
     code = """
 import fednar_ray
-from fednar_ray.config import embedded
-assert embedded("digits", to_search=True).search.space and embedded("compare").compare.weight_decays
+from fednar_ray.config import load_embedded
+assert load_embedded("digits", to_search=True).search.space and load_embedded("compare").compare.weight_decays
 print(fednar_ray.__file__)
 """
     assert run(python, "-c", code, directory=tmp_path).startswith(str(python.parents[1]))

@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import BuffersChanged
 from fednar_ray.core.messages import Broadcast, ClientsLost
 from fednar_ray.execution.actor_pool import ActorPool
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.support.faulty_models import (
     BAD,
@@ -130,14 +130,14 @@ def build_two_actors(
     prepared = prepare(experiment({**POOLED, "vectorize": 2, **execution}), federation(), model)
     broadcast = Broadcast(
         round_index=0,
-        scalars=prepared.experiment.scalars(0),
+        scalars=prepared.experiment.compute_scalars(0),
         parameters=np.full(prepared.model_bytes // 4, 0.1, dtype=np.float32),
         shared={},
         buffers=None,
     )
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
-        pool.actor_infos()
+        pool.list_actors()
         yield pool, broadcast
 
 
@@ -146,7 +146,7 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
     with build_two_actors(session, Trap("", None)) as (pool, broadcast):
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
         norms = [f.delta_norms.tolist() for f in pool.measure(broadcast, groups)]
-        os.kill(pool.actor_infos()[0].process_id, signal.SIGKILL)
+        os.kill(pool.list_actors()[0].process_id, signal.SIGKILL)
         counted = [replace(task, factors=(1.0, 1.0), return_rows=True) for task in groups]
         updates = list(pool.train(broadcast, counted))
     assert [u.weighted_delta.tobytes() for u in updates] == whole

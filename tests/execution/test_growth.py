@@ -49,7 +49,7 @@ def grow_and_shrink() -> None:
     from ray.cluster_utils import Cluster
 
     from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-    from fednar_ray.experiments.placement import place, resolve
+    from fednar_ray.experiments.placement import open_pool, plan_execution
     from fednar_ray.experiments.prepare import prepare
 
     head = {"num_cpus": 1, "node_ip_address": HEAD, "include_dashboard": False}
@@ -67,12 +67,12 @@ def grow_and_shrink() -> None:
     awaited(lambda: ray.available_resources().get("CPU") == 1)
     settings = experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
     session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), SlowModel(0.01))
-    resolved = resolve(prepared, session)
+    resolved = plan_execution(prepared, session)
     counts, added, left = [], None, 0
-    with place(prepared, resolved, session) as pool:
+    with open_pool(prepared, resolved, session) as pool:
         for report in train_rounds(prepared, resolved, pool, build_initial_state(prepared)):
             assert not report.exclusions
-            counts.append(len(pool.actor_infos()))
+            counts.append(len(pool.list_actors()))
             if added is None:
                 added = cluster.add_node(num_cpus=2, node_ip_address=OTHER)
             elif counts[-1] == 3 and not left:

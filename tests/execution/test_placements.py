@@ -10,7 +10,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import CapacityError, DeviceError
 from fednar_ray.data.examples import Shards
 from fednar_ray.execution.actor_pool import ActorPool
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import small_federation
 
@@ -82,9 +82,9 @@ def test_another_seed_gives_other_bytes() -> None:
 
 def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
     prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
-        assert len({p.process_id for p in pool.actor_infos()}) == 3
+        assert len({p.process_id for p in pool.list_actors()}) == 3
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size

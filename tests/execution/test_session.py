@@ -19,11 +19,11 @@ def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     import ray
 
     plan = plan_pooled(
-        ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.resources(), Footprint(model_bytes=0)
+        ExecutionSettings(actors=4, cpus_per_actor=0.5), 4, session.get_resources(), Footprint(model_bytes=0)
     )
     assert plan == ActorPlan(count=4, cpus=0.5, gpus=0.5)
     actors = session.lease(plan)
-    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.info.remote()).gpus)
+    gpus = sorted(gpu for actor in actors for gpu in ray.get(actor.get_info.remote()).gpus)
     assert gpus == ["0", "0", "1", "1"]
     session.give_back(plan, actors)
 
@@ -33,7 +33,7 @@ def test_closing_a_session_ends_its_actors_but_not_a_ray_it_did_not_start(local_
 
     with fr.RaySession() as own:
         actors = own.lease(ActorPlan(count=2, cpus=0.5, gpus=0))
-        processes = [psutil.Process(place.process_id) for place in ray.get([a.info.remote() for a in actors])]
+        processes = [psutil.Process(place.process_id) for place in ray.get([a.get_info.remote() for a in actors])]
         own.give_back(ActorPlan(count=2, cpus=0.5, gpus=0), actors)
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive

@@ -20,7 +20,7 @@ from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.capacity import Footprint
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
@@ -89,10 +89,10 @@ def train_on_two_nodes(folder: Path) -> None:
     files = {name: next((folder / name).iterdir()) for name in SIZES}
     chosen, session = experiment(describe_silos(files, pinned=True)), fr.RaySession()
     prepared = prepare(chosen, session=session)
-    resolved = resolve(prepared, session)
-    with place(prepared, resolved, session) as pool:
+    resolved = plan_execution(prepared, session)
+    with open_pool(prepared, resolved, session) as pool:
         hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        found = [hosts[where.node_id] for where in pool.actor_infos()]
+        found = [hosts[where.node_id] for where in pool.list_actors()]
         *_, last = train_rounds(prepared, resolved, pool, build_initial_state(prepared))
     refusals = [
         find_refusal(
@@ -173,9 +173,9 @@ def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: f
     more_rounds = {"federation": chosen.federation.model_copy(update={"rounds": 10})}
     rarely_evaluated = {"evaluation": chosen.evaluation.model_copy(update={"every": 10})}
     prepared = prepare(chosen.model_copy(update=more_rounds | rarely_evaluated), session=session)
-    resolved = resolve(prepared, session)
-    with place(prepared, resolved, session) as pool:
-        assert len(pool.actor_infos()) == 2
+    resolved = plan_execution(prepared, session)
+    with open_pool(prepared, resolved, session) as pool:
+        assert len(pool.list_actors()) == 2
         rounds = train_rounds(prepared, resolved, pool, build_initial_state(prepared), splits=())
         assert next(rounds).exclusions == {}
         (first, second), slots = pool._plan.pins, pool._slots
@@ -278,10 +278,10 @@ def test_a_silo_without_a_choice_is_placed_before_one_that_fits_anywhere() -> No
             "execution.strategy: 'pack': execution.silos places the actors; set only one",
         ),
         ({"data": {"directory": "/d"}}, "data.directory: '/d': execution.silos says where the files are; set only"),
-        ({"data": {"source": "digits"}}, "execution.silos: 'a': each reads its own file, as data.source: folder"),
+        ({"data": {"source": "digits"}}, "execution.silos: 'a': needs data.source: folder"),
         ({"silos": None}, "data.directory: None: folder needs the directory of its files, or execution.silos"),
         ({"silos": {"a b": {"data": "/d"}}}, "the name of a silo may contain only letters, digits, - and _"),
-        ({"silos": {"a": {"data": "d"}}}, "give an absolute path; it is read on the silo's node"),
+        ({"silos": {"a": {"data": "d"}}}, "should be an absolute path on the silo's node"),
         ({"silos": {"a": {"data": "/d", "resource": {}}}}, "unknown key; did you mean resources?"),
         ({"silos": {"a": {"data": "/d", "resources": {"GPU": 1}}}}, "see cpus_per_actor, gpus_per_actor"),
         ({"silos": {"a": {"data": "/d", "resources": {"x": 0}}}}, "execution.silos.a.resources.x: 0 should be"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import fednar_ray as fr
-from fednar_ray.config import embedded
+from fednar_ray.config import load_embedded
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
@@ -32,7 +32,7 @@ def experiment(**sections: Any) -> fr.Experiment:
 
 def of_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
     serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
-    settings = embedded(file, [*serial, *overrides]).experiment
+    settings = load_embedded(file, [*serial, *overrides]).experiment
     return find_alerts(
         settings, [report.record() for report in fr.iter_rounds(settings)], ChanceLevel("accuracy", 0.103)
     )
@@ -102,7 +102,7 @@ def advised(alerts: Iterable[Alert]) -> list[str]:
 
 def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
     """Mean test accuracy of the last rounds, and the run's alerts."""
-    settings = embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
+    settings = load_embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
     records = [report.record() for report in fr.iter_rounds(settings)]
     final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
     return final, find_alerts(settings, records, ChanceLevel("accuracy", 0.103))
@@ -267,11 +267,11 @@ def test_each_kind_once_and_none_that_follows_from_another():
 
 def test_a_round_that_is_aborted():
     watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
-    (alert,) = watch.see_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
+    (alert,) = watch.check_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
     assert alert.name == "diverges"
     assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
-    assert watch.see_abort(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
-    (alert,) = watch.see_abort(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
+    assert watch.check_abort(RoundAborted(0, "again", ExclusionReason.NOT_FINITE)) == ()
+    (alert,) = watch.check_abort(RoundAborted(3, "2 of 10 are left: none is finite", ExclusionReason.FAILED))
     assert (alert.name, alert.round_index) == ("loses_clients", 3)
 
 
@@ -294,10 +294,10 @@ def test_chance(federation):
     assert compute_chance_level(federation) == ChanceLevel(
         "accuracy", max((federation.test.y == label).mean() for label in range(3))
     )
-    assert CHANCE.progress({"test_accuracy": 0.55}) == pytest.approx(0.5)
-    assert ChanceLevel("rmse", 2.0).progress({"test_rmse": 0.5}) == pytest.approx(0.75)
-    assert CHANCE.progress({"test_accuracy": 0.1, "validation_accuracy": 1.0}) == 1
-    assert math.isnan(CHANCE.progress({"train_loss": 1.0}))
+    assert CHANCE.compute_progress({"test_accuracy": 0.55}) == pytest.approx(0.5)
+    assert ChanceLevel("rmse", 2.0).compute_progress({"test_rmse": 0.5}) == pytest.approx(0.75)
+    assert CHANCE.compute_progress({"test_accuracy": 0.1, "validation_accuracy": 1.0}) == 1
+    assert math.isnan(CHANCE.compute_progress({"train_loss": 1.0}))
 
 
 # as a run goes

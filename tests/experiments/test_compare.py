@@ -28,7 +28,7 @@ from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
 from fednar_ray.experiments.comparison.table import Outcome, build_rows
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
@@ -206,7 +206,7 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
 
 def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
-    return [row.cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
+    return [row.format_cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():
@@ -238,7 +238,7 @@ def test_rounds_to_which_nobody_came_have_no_clipped_steps():
 
 def test_a_serial_run_is_warm_before_its_first_round(data):
     prepared = prepare(load_document(write(data)).experiment)
-    with fr.RaySession() as session, place(prepared, resolve(prepared, session), session) as pool:
+    with fr.RaySession() as session, open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert not pool._trainer._gradients
         pool.wait_until_ready()
         assert len(pool._trainer._gradients) == 1
@@ -247,7 +247,7 @@ def test_a_serial_run_is_warm_before_its_first_round(data):
 def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, session):
     overrides = ["execution.placement=pooled", "execution.actors=2", "execution.gpus_per_actor=0"]
     prepared = prepare(load_document(write(data), overrides).experiment)
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         pool.wait_until_ready()
         assert [slot.starting for slot in pool._slots] == [None, None]
 
@@ -272,7 +272,7 @@ def trajectories(name: str) -> dict[str, list[Any]]:
     """By label, the rounds of each of a comparison's runs, without durations."""
     record, found = find(name), {}
     for run in record.runs:
-        directory = record.directory_of(run)
+        directory = record.find_directory(run)
         assert directory is not None
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
@@ -344,7 +344,7 @@ def test_where_it_trains_may_differ_and_nothing_else(data):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--resume", "nosuch"], "nosuch: no such comparison; comparisons here: none are kept in this directory"),
+        (["--resume", "nosuch"], "nosuch: no such comparison; comparisons here: none"),
         (["--resume", "small-1", "x.yaml"], "it takes no FILE and no key=value"),
     ],
 )
@@ -414,19 +414,19 @@ def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
 
 def test_a_run_that_another_process_trains_is_left_to_it(data):
     name = interrupted(document(data), 3)
-    directory = find(name).directory_of(find(name).runs[0])
+    directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     with lock_run_directory(directory):
         error = fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
-    assert find(name).directory_of(find(name).runs[0]) == directory
+    assert find(name).find_directory(find(name).runs[0]) == directory
     assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
 def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
     name = interrupted(document(data), ROUNDS + 1)
-    directory = find(name).directory_of(find(name).runs[0])
+    directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")

@@ -487,7 +487,7 @@ def test_a_named_run_brings_its_own_experiment(uri: str) -> None:
 
 
 def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
-    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: there are none in this directory"):
+    with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: none"):
         fr.run(settings(uri), **given(), resume="nonsense")
     directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):

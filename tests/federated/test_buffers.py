@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
-from fednar_ray.core.buffers import find_changed_buffers, same_bits
+from fednar_ray.core.buffers import find_changed_buffers, have_same_bits
 from fednar_ray.core.errors import BuffersChanged, ModelError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
@@ -97,9 +97,9 @@ def test_constant_buffers_stay_as_given_beside_running_statistics(uri: str) -> N
     assert result.metrics["clients_failed"] == 0
     saved = torch.load(result.directory / "model.pt", weights_only=True)
     for name, buffer in model.head.named_buffers(prefix="head"):
-        assert same_bits(result.model.get_buffer(name), buffer), name
-        assert same_bits(saved[name], buffer), name
-    assert not same_bits(result.model.get_buffer("body.1.running_mean"), model.get_buffer("body.1.running_mean"))
+        assert have_same_bits(result.model.get_buffer(name), buffer), name
+        assert have_same_bits(saved[name], buffer), name
+    assert not have_same_bits(result.model.get_buffer("body.1.running_mean"), model.get_buffer("body.1.running_mean"))
 
 
 @pytest.fixture
@@ -259,10 +259,10 @@ def test_named_buffers_alone_are_flattened_and_loaded() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_bits_are_compared() -> None:
     nan = torch.tensor([float("nan"), 1.0])
-    assert same_bits(nan, nan.clone())
-    assert not same_bits(torch.tensor(0.0), torch.tensor(-0.0))
-    assert not same_bits(torch.tensor([1]), torch.tensor([1.0]))
-    assert not same_bits(torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse())
-    assert not same_bits(torch.eye(2).to_sparse_csr(), torch.eye(2))
-    assert same_bits(torch.eye(2).to_sparse_csr(), torch.eye(2).to_sparse_csr())
+    assert have_same_bits(nan, nan.clone())
+    assert not have_same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    assert not have_same_bits(torch.tensor([1]), torch.tensor([1.0]))
+    assert not have_same_bits(torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse())
+    assert not have_same_bits(torch.eye(2).to_sparse_csr(), torch.eye(2))
+    assert have_same_bits(torch.eye(2).to_sparse_csr(), torch.eye(2).to_sparse_csr())
     assert find_changed_buffers({}, nn.Linear(1, 1)) == ()

@@ -339,7 +339,7 @@ def parts(snapshot: Snapshot) -> tuple[int, bytes, dict[int, tuple[int, bytes]]]
 def mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
     """A federation after round 0, with the rows of round 1 staged: two replace older ones, one is a client's first."""
     algorithm = build_algorithm(read_algorithm({"name": "scaffold"}))
-    state = FederationState.initial(algorithm, row_of(0), np.zeros(0), ClientStates(D, budget, directory))
+    state = FederationState.start(algorithm, row_of(0), np.zeros(0), ClientStates(D, budget, directory))
     for client_id in range(3):
         state.clients.stage(client_id, row_of(10 + client_id))
     state.advance(
@@ -377,9 +377,9 @@ class InterruptAtLine:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_an_interruption_anywhere_leaves_the_state_before_the_round_or_after_it(budget: str, tmp_path: Path) -> None:
     state, then = mid_run(BUDGETS[budget], tmp_path)
-    before = parts(state.snapshot([], {}))
+    before = parts(state.take_snapshot([], {}))
     state.advance(then)
-    after = parts(state.snapshot([], {}))
+    after = parts(state.take_snapshot([], {}))
     assert before[0] < after[0]
     found = []
     for line in range(1000):
@@ -389,7 +389,7 @@ def test_an_interruption_anywhere_leaves_the_state_before_the_round_or_after_it(
         try:
             state.advance(then)
         except KeyboardInterrupt:
-            found.append(parts(state.snapshot([], {})))
+            found.append(parts(state.take_snapshot([], {})))
         else:
             break
         finally:

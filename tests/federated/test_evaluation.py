@@ -16,7 +16,7 @@ from fednar_ray.core.messages import EvalParams, ScoringTask
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.execution.actor_pool import ActorPool
-from fednar_ray.experiments.placement import place, resolve
+from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.federated.evaluation import (
     BATCH,
@@ -25,7 +25,7 @@ from fednar_ray.federated.evaluation import (
     TASK_BATCHES,
     Evaluation,
     Scorer,
-    client_means,
+    compute_client_means,
     summarize_accuracies,
 )
 
@@ -184,7 +184,7 @@ def test_any_number_of_examples_is_scored_once(rows: int) -> None:
 def means(clients: list[list[bool]]) -> np.ndarray:
     """Of clients' answers, which lie in one block."""
     right = np.array([answer for predictions in clients for answer in predictions], dtype=bool)
-    return client_means(right, np.cumsum([0, *(len(predictions) for predictions in clients)]))
+    return compute_client_means(right, np.cumsum([0, *(len(predictions) for predictions in clients)]))
 
 
 def predictions(right: int, of: int) -> list[bool]:
@@ -248,7 +248,7 @@ def test_scores_come_in_the_order_of_their_tasks_though_the_first_takes_longest(
     long, short = ScoringTask(split="test", start=0, stop=len(federation.test)), range(1, 16)
     tasks = [long, *(ScoringTask(split=CLIENTS, start=i, stop=2 * i) for i in short)]  # i rows: any swap is seen
     eval_params = EvalParams(round_index=0, parameters=flatten(model), buffers=flatten_buffers(model))
-    with place(prepared, resolve(prepared, session), session) as pool:
+    with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
         scores = list(pool.score(eval_params, tasks))
     splits = {**federation.splits(), CLIENTS: federation.shards.examples}

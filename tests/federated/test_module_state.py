@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
 from fednar_ray.core.errors import InconsistentModel, ModelError
-from fednar_ray.core.module_state import GivenState, own_copy
+from fednar_ray.core.module_state import GivenState, copy_model
 from fednar_ray.core.random import Purpose, generator, seed_sequence
 from fednar_ray.data.batches import plan_client_batches
 from fednar_ray.data.examples import Examples
@@ -261,7 +261,7 @@ def test_each_client_of_each_round_starts_with_the_attributes_as_given(kind: typ
     wanted, before = by_hand(model, rounds=2), GivenState(model)
     np.testing.assert_allclose(final(model).parameters, wanted, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(final(model, width=1).parameters, wanted, rtol=1e-4, atol=1e-6)
-    assert before.change() is None  # the caller's module is as it was
+    assert before.find_change() is None  # the caller's module is as it was
 
 
 @pytest.mark.parametrize("kind", COUNTERS, ids=lambda kind: kind.__name__)
@@ -541,15 +541,15 @@ def test_attributes_that_refer_to_parts_of_the_model_or_to_themselves_are_no_cha
     loop: list[Any] = [float("nan"), torch.eye(3).to_sparse(), np.array([None, 1], dtype=object)]
     loop.append(loop)
     model.parts = [model, model[0], model[0].weight, loop, logging.getLogger("x"), lambda x: x]
-    copied = own_copy(model)
+    copied = copy_model(model)
     assert copied.parts[:3] == [copied, copied[0], copied[0].weight]
     given = GivenState(copied)
     given.restore(ADDRESS)
-    assert given.change() is None
+    assert given.find_change() is None
     copied.parts[3][0] = 1.0
-    assert given.change() == "the model (Sequential) changes its attribute 'parts' in forward"
+    assert given.find_change() == "the model (Sequential) changes its attribute 'parts' in forward"
     given.restore(ADDRESS)
-    assert given.change() is None
+    assert given.find_change() is None
     assert copied.parts[:3] == [copied, copied[0], copied[0].weight]
 
 
@@ -850,6 +850,6 @@ def test_a_module_that_was_run_before_is_copied_without_its_graph() -> None:
 
     model = Keeps()
     model(torch.ones(2, 2))
-    copied = own_copy(model)
+    copied = copy_model(model)
     torch.testing.assert_close(copied.kept["outputs"][0], model.kept["outputs"][0].detach())
     assert np.isfinite(final(model).parameters).all()

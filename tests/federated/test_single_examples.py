@@ -50,7 +50,7 @@ REFUSED = {  # sizes, settings, who, what to set
     ),
     "enough steps": ((17, 32), {"local_steps": 2, "batch_size": 16}, r"client 0 \(17", "to 15 or 17,"),
     "batches of one": ((5, 6), {"local_epochs": 1, "batch_size": 1}, r"client 0 \(5 examples\), 1 \(6", "to 3,"),
-    "a client of one": ((1, 6), EPOCHS, r"client 0 \(1 examples\)", "No batch size helps.*leave such clients out"),
+    "a client of one": ((1, 6), EPOCHS, r"client 0 \(1 examples\)", "No batch size helps.*leave out such clients"),
     "many": ((9,) * 8, {"local_epochs": 1, "batch_size": 4}, r"4 \(9 examples\) and 3 more", "batch_size to 3 or 5,"),
 }  # fmt: skip
 
@@ -102,15 +102,15 @@ def test_a_model_that_takes_one_example_trains_on_the_short_last_batch() -> None
 
 
 def test_the_same_model_under_other_settings_is_looked_at_anew() -> None:
-    from fednar_ray.experiments.placement import resolve
+    from fednar_ray.experiments.placement import plan_execution
     from fednar_ray.experiments.prepare import adapt, prepare
 
     federation = small_federation((17, 32))
     prepared = prepare(experiment({"local_epochs": 1, "batch_size": 15}), federation, normed())
     with fr.RaySession() as session:
-        assert resolve(prepared, session).width == 1
+        assert plan_execution(prepared, session).group_size == 1
         with pytest.raises(ModelError, match="one example"):
-            resolve(adapt(prepared, experiment(EPOCHS)), session)
+            plan_execution(adapt(prepared, experiment(EPOCHS)), session)
 
 
 def test_the_trial_leaves_the_model_as_it_was() -> None:

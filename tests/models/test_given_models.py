@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.config import AnyModel, read_model
 from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import flatten
-from fednar_ray.core.module_state import own_copy
+from fednar_ray.core.module_state import copy_model
 from fednar_ray.models import build_model
 from tests.conftest import small_federation
 
@@ -141,7 +141,7 @@ def test_lazy_layers_train_as_others_from_the_same_start() -> None:
     start = prepare(experiment, small_federation((8, 24)), model).model
     assert [type(layer).__name__ for layer in start] == ["Linear", "ReLU", "Linear"]
     assert start.training
-    np.testing.assert_allclose(reports(model)[0].parameters, by_hand(own_copy(start)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(reports(model)[0].parameters, by_hand(copy_model(start)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

@@ -26,8 +26,8 @@ from fednar_ray.federated.vectorization import (
     MAX_GROUP_SIZE,
     ModelTraits,
     StepCosts,
+    choose_group_size,
     form_groups,
-    group_size,
     probe,
 )
 from fednar_ray.models import build_model
@@ -90,7 +90,7 @@ def test_the_published_models_have_their_published_sizes(name, shape, outputs, d
         ({"name": "char_lstm"}, (1, 8, 8), r"char_lstm takes sequences \[positions\] of tokens, not \[1, 8, 8\]"),
         ({"name": "lenet"}, (1, 28, 15), "lenet takes images from 16x16, not 28x15"),
         ({"name": "cnn_femnist"}, (1, 3, 28), "cnn_femnist takes images from 4x4, not 3x28"),
-        ({"name": "resnet18_gn"}, (3, 64, 32), "last map is 8x4, and authors averages 3x3 of 3x3 to 5x5; use whole"),
+        ({"name": "resnet18_gn"}, (3, 64, 32), "last feature map is 8x4, and authors needs 3x3 to 5x5; use whole"),
     ],
     ids=str,
 )
@@ -369,7 +369,7 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     for path in (broken, empty, code, tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: "):
             build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
-    with pytest.raises(ModelError, match=f"^model.weights: {other}: is no state dict"):
+    with pytest.raises(ModelError, match=f"^model.weights: {other}: is not a state dict"):
         build_model(model_settings(weights=str(other)), (2,), 3, seed=0)
     assert capsys.readouterr().out == ""
 
@@ -398,7 +398,7 @@ def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says
 def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
-    with pytest.raises(ModelError, match=r"is no state dict .*; its entry 'state_dict' is one: save that alone"):
+    with pytest.raises(ModelError, match=r"is not a state dict .*; its entry 'state_dict' is one: save only that"):
         build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
 
 
@@ -415,8 +415,8 @@ def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_pa
             build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
         text = "".join(traceback.format_exception(refused.value))
         assert "weights_only" not in text
-        assert "save the weights alone, with torch.save(model.state_dict(), path)" in text
-    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is no state dict"):
+        assert "save only the weights, with torch.save(model.state_dict(), path)" in text
+    with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is not a state dict"):
         build_model(model_settings(weights=str(numbered)), (2,), 3, seed=0)
 
 
@@ -642,14 +642,14 @@ def test_a_transformer_may_train_in_groups_where_its_arithmetic_is_small():
     # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 a head twice; the head
     flops = 128 * 128 + 80 * 128 * 256 + 2 * 4 * 80 * 32 + 128 * 128 + 2 * 128 * 8 + 128 * 80
     assert (small.matmuls, small.matmul_flops) == (8, 2 * flops)
-    assert group_size(of_characters("char_transformer"), 20, 100, CPU) == 1  # 179 million flops an example
+    assert choose_group_size(of_characters("char_transformer"), 20, 100, CPU) == 1  # 179 million flops an example
 
 
 def test_an_lstm_trains_one_by_one_since_vmap_would_only_loop():
     traits = of_characters("char_lstm", hidden=4)
     assert "vmap cannot batch it" in traits.alone_because
     assert "batching rule" in traits.alone_because
-    assert group_size(traits, 20, 16, CPU) == 1
+    assert choose_group_size(traits, 20, 16, CPU) == 1
 
 
 @pytest.mark.parametrize("task", [BINARY, REGRESSION], ids=["binary", "regression"])
@@ -677,20 +677,20 @@ def costs(**figures: object) -> StepCosts:
 @pytest.mark.parametrize(("clients", "width"), [(1, 1), (2, 1), (4, 1), (5, 5), (20, 20)])
 def test_what_a_group_pays_twice_is_worth_it_once_four_actors_would_take_two_turns(clients, width):
     # A step costs 1 alone and 2 in a group of any width: with 4 actors, width 1 takes ceil(S/4), one client group 2.
-    assert group_size(traits(matmuls=1), clients, 16, costs(matmul=(1, 2))) == width
+    assert choose_group_size(traits(matmuls=1), clients, 16, costs(matmul=(1, 2))) == width
 
 
 def test_no_width_is_predicted_to_be_slower_than_one_client_at_a_time():
     arithmetic = costs(matmul=(1, 2), flop=1e-3)
-    widths = [group_size(traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
+    widths = [choose_group_size(traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 1
     assert widths[-1] == 1  # 3·30 of arithmetic a client: sharing the dispatch gains less than an idle actor loses
 
 
 def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest():
-    assert group_size(traits(matmuls=1), 10_000, 16, CPU) == MAX_GROUP_SIZE
-    assert group_size(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
+    assert choose_group_size(traits(matmuls=1), 10_000, 16, CPU) == MAX_GROUP_SIZE
+    assert choose_group_size(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
 
 
 @drawn

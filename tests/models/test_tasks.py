@@ -15,7 +15,16 @@ import fednar_ray as fr
 from fednar_ray.core.messages import Scores
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.models.tasks import BINARY, CLASSIFICATION, REGRESSION, TASKS, Task, by_class, macro_f1, perplexity
+from fednar_ray.models.tasks import (
+    BINARY,
+    CLASSIFICATION,
+    REGRESSION,
+    TASKS,
+    Task,
+    compute_macro_f1,
+    compute_perplexity,
+    count_by_class,
+)
 
 drawn = settings(max_examples=200, deadline=None)
 SIZES = (9, 20, 0, 14)
@@ -228,7 +237,7 @@ def test_macro_f1_by_hand() -> None:
     # Class 0: TP 2, FP 1, FN 1 → 4/6.  Class 1: TP 1, FP 1, FN 1 → 2/4.  Class 2 is neither label nor answer.
     # Class 3: never answered → 0.  Class 4: never a label → 0.
     y, predictions = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 0, 4])
-    assert macro_f1(by_class(y, predictions)) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
+    assert compute_macro_f1(count_by_class(y, predictions)) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
 
 
 labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)
@@ -239,7 +248,7 @@ labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     y, predictions = np.array(pairs).T
     expected = f1_score(y, predictions, average="macro", zero_division=0)
-    assert macro_f1(by_class(y, predictions.astype(np.int32))) == pytest.approx(expected, abs=1e-12)
+    assert compute_macro_f1(count_by_class(y, predictions.astype(np.int32))) == pytest.approx(expected, abs=1e-12)
 
 
 def scored(y: np.ndarray, predictions: np.ndarray) -> Scores:
@@ -294,11 +303,11 @@ def test_the_auc_of_two_sites_is_that_of_the_pairs_within_them() -> None:
 
 
 def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_divergence_none() -> None:
-    assert perplexity(float(np.log(80))) == pytest.approx(80)
+    assert compute_perplexity(float(np.log(80))) == pytest.approx(80)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert perplexity(1e4) == np.inf
-        assert np.isnan(perplexity(float("nan")))
+        assert compute_perplexity(1e4) == np.inf
+        assert np.isnan(compute_perplexity(float("nan")))
 
 
 def test_tasks_survive_the_journey_to_an_actor() -> None:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.run_plots import Variant, draw_variants, final_value
+from fednar_ray.report.run_plots import Variant, compute_final_value, draw_variants
 from tests.support.stores import create_store
 
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
@@ -111,8 +111,8 @@ def test_a_comparison_of_one_weight_decay_has_no_plot_over_decays(tmp_path):
 def test_an_unfinished_comparison_is_drawn_as_far_as_it_got(tmp_path):
     runs = {Variant(0.01, "fednar"): [rounds_of(3, 0.5), rounds_of(5, 0.7)], Variant(0.1, "fednar"): [rounds_of(1, 0)]}
     assert len(draw_variants(runs, 2, tmp_path)) == 2
-    assert final_value(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
-    assert math.isnan(final_value([], 2))
+    assert compute_final_value(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
+    assert math.isnan(compute_final_value([], 2))
 
 
 @pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])

@@ -17,12 +17,12 @@ from mlflow.entities import Metric, Param
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report import write_report
-from fednar_ray.report.axes import axis_scale, color_scale
-from fednar_ray.report.heat_maps import binned_means, cell_means, pairs
-from fednar_ray.report.importance import compute_importances, why_no_importances
-from fednar_ray.report.search_page import claim
+from fednar_ray.report.axes import build_axis_scale, build_color_scale
+from fednar_ray.report.heat_maps import compute_binned_means, compute_cell_means, list_pairs
+from fednar_ray.report.importance import compute_importances, explain_missing_importances
+from fednar_ray.report.search_page import describe_sensitivity
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
-from fednar_ray.report.sensitivity import sensitivity
+from fednar_ray.report.sensitivity import compute_sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
 from tests.support.stores import create_store
 
@@ -76,7 +76,7 @@ def grid(accuracy: dict[tuple[float, float], float]) -> SearchRecord:
 
 
 def falls_of(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
-    return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in sensitivity(record).falls}
+    return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in compute_sensitivity(record).falls}
 
 
 def test_degradation_is_the_worse_of_both_directions():
@@ -93,8 +93,8 @@ def test_trials_that_differ_in_two_keys_are_ignored():
     falls = falls_of(record)
     assert falls["fednar", A, 10] == pytest.approx(0.05)
     assert falls["fednar", DECAY, 10] == pytest.approx(0.3)
-    assert sensitivity(record).mean("fednar", 10) == pytest.approx((0.05 + 0.3) / 2)
-    assert sensitivity(record).mean("fednar", 3) is None
+    assert compute_sensitivity(record).average("fednar", 10) == pytest.approx((0.05 + 0.3) / 2)
+    assert compute_sensitivity(record).average("fednar", 3) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_each_regularizer_is_compared_with_its_own_best_trial():
     falls = falls_of(record)
     assert falls["fednar", A, 10] == pytest.approx(0.021)
     assert falls["decoupled", A, 10] == pytest.approx(0.203)  # its best has A = 0.1; 10 is off by 100
-    assert claim(record, sensitivity(record)) == [
+    assert describe_sensitivity(record, compute_sensitivity(record)) == [
         "With one setting off by 10 times, the loss in points of validation accuracy: decoupled 20.3, fednar 2.1."
     ]
 
@@ -146,7 +146,7 @@ def test_a_metric_to_be_minimized_degrades_upwards():
     record = grid({(1.0, 0.01): 0.2, (10.0, 0.01): 0.7})
     losses = search(list(record.trials), GRID, mode="min", metric="validation_loss")
     assert falls_of(losses)["fednar", A, 10] == pytest.approx(0.5)
-    assert "loss in validation loss: fednar 0.500" in claim(losses, sensitivity(losses))[0]
+    assert "loss in validation loss: fednar 0.500" in describe_sensitivity(losses, compute_sensitivity(losses))[0]
 
 
 def test_only_finished_trials_are_included_and_failures_are_counted():
@@ -161,7 +161,7 @@ def test_only_finished_trials_are_included_and_failures_are_counted():
     )
     assert record.best_trial == record.trials[0]
     assert set(falls_of(record).values()) == {None}
-    assert {fall.factor: fall.failed for fall in sensitivity(record).falls} == {3: 0, 10: 1}
+    assert {fall.factor: fall.failed for fall in compute_sensitivity(record).falls} == {3: 0, 10: 1}
 
 
 # Heat maps, scales, importances
@@ -170,22 +170,22 @@ def test_only_finished_trials_are_included_and_failures_are_counted():
 def test_a_cell_is_the_mean_over_all_other_keys():
     points = [(0.1, 0.01, 0.4), (0.1, 0.01, 0.6), (1.0, 0.01, 0.7), (1.0, 0.1, 0.9)]
     trials = [trial(i, {A: a, DECAY: decay}, value) for i, (a, decay, value) in enumerate(points)]
-    means = cell_means(trials, A, DECAY, [0.1, 1.0], [0.01, 0.1])
+    means = compute_cell_means(trials, A, DECAY, [0.1, 1.0], [0.01, 0.1])
     np.testing.assert_allclose(means, [[0.5, 0.7], [np.nan, 0.9]])
 
 
 def test_a_bin_is_the_mean_of_the_points_inside():
     places = np.array([[0.1, 0.1], [0.2, 0.4], [0.9, 0.1], [0.6, 0.9]])  # x, y
     edges = [np.array([0, 0.5, 1.0])] * 2
-    means = binned_means(places, np.array([1.0, 3.0, 5.0, 7.0]), edges)
+    means = compute_binned_means(places, np.array([1.0, 3.0, 5.0, 7.0]), edges)
     np.testing.assert_allclose(means, [[2, 5], [np.nan, 7]])
 
 
 def test_heat_maps_pair_the_clip_bound_with_searched_annealing_rates_and_weight_decay():
     space = {key: {"uniform": [0.1, 0.9]} for key in (DECAY_ANNEAL, A, LR, DECAY)}
-    assert pairs(search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
+    assert list_pairs(search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
     del space[A]
-    assert pairs(search([], space)) == []
+    assert list_pairs(search([], space)) == []
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_heat_maps_pair_the_clip_bound_with_searched_annealing_rates_and_weight_
 )
 def test_an_axis_is_logarithmic_if_the_search_is_or_if_it_spans_more_than_a_decade(kind, values, log):
     record = search([trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
-    scale = axis_scale(record, A, record.trials)
+    scale = build_axis_scale(record, A, record.trials)
     assert scale.log is log
-    assert [scale.position(value) for value in (values[0], values[-1])] == [0, 1]
+    assert [scale.compute_position(value) for value in (values[0], values[-1])] == [0, 1]
     middle = math.sqrt(values[0] * values[-1]) if log else (values[0] + values[-1]) / 2
-    assert scale.position(middle) == pytest.approx(0.5)
-    assert all(0 <= scale.share(place) <= 1 + 1e-6 for place, _ in scale.ticks())
-    assert len(scale.ticks()) > 1
+    assert scale.compute_position(middle) == pytest.approx(0.5)
+    assert all(0 <= scale.compute_share(place) <= 1 + 1e-6 for place, _ in scale.list_ticks())
+    assert len(scale.list_ticks()) > 1
 
 
 def test_words_and_null_are_categories_in_the_order_of_the_space():
@@ -215,16 +215,16 @@ def test_words_and_null_are_categories_in_the_order_of_the_space():
     record = search(
         [trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
     )
-    scale = axis_scale(record, NAME, record.trials)
+    scale = build_axis_scale(record, NAME, record.trials)
     assert scale.categories == ("null", "true", "fednar")
-    assert [scale.position(value) for value in values] == [1, 0, 0.5]
+    assert [scale.compute_position(value) for value in values] == [1, 0, 0.5]
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_few_very_bad_trials_do_not_use_up_the_color_scale(mode):
     sign = 1 if mode == "max" else -1
     values = [sign * value for value in (0.95, 0.94, 0.93, 0.92, 0.90, 0.1)]
-    colors = color_scale(search([], GRID, mode=mode), values)
+    colors = build_color_scale(search([], GRID, mode=mode), values)
     good, fair = (colors.norm(sign * value) for value in (0.95, 0.925))
     assert abs(good - fair) == pytest.approx(0.25)
     assert colors.extend == ("min" if mode == "max" else "max")
@@ -262,12 +262,12 @@ def test_a_category_can_be_what_matters():
 def test_meaningless_importances_are_refused_with_the_reason():
     space = {A: {"uniform": [1, 20]}}
     few = [trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
-    assert "there are 3" in (why_no_importances(search(few, space)) or "")
+    assert "there are 3" in (explain_missing_importances(search(few, space)) or "")
     alike = [trial(i, {A: 1.0 + i}, 0.5) for i in range(6)]
-    assert "same value" in (why_no_importances(search(alike, space)) or "")
+    assert "same value" in (explain_missing_importances(search(alike, space)) or "")
     still = [trial(i, {A: 1.0}, 0.1 * i) for i in range(6)]
-    assert "two values" in (why_no_importances(search(still, space)) or "")
-    assert why_no_importances(search([*few, trial(3, {A: 9.0}, 0.9)], space)) is None
+    assert "two values" in (explain_missing_importances(search(still, space)) or "")
+    assert explain_missing_importances(search([*few, trial(3, {A: 9.0}, 0.9)], space)) is None
 
 
 # The table and the facts
@@ -369,7 +369,7 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     assert len(outside.addresses) == len(pictures) == outside.tags.count("img")
     assert all(address.startswith("data:image/png;base64,") for address in outside.addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert len(pictures) >= 2 + len(pairs(record))
+    assert len(pictures) >= 2 + len(list_pairs(record))
     for path in pictures:
         height, width, _ = imread(path).shape
         assert 500 <= width <= 2200

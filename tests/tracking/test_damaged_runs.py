@@ -263,7 +263,7 @@ def test_sync_does_not_truncate_a_damaged_journal(finished: Path, tmp_path: Path
     assert sync(run).problem is None
     assert (run / "metrics.jsonl").read_text() == damaged
     with Journal(run, fr.load(run / "experiment.yaml"), lines=[first, second]) as journal:
-        assert journal.lines(journal.rounds) == (first, second)
+        assert journal.get_lines(journal.rounds) == (first, second)
 
 
 def test_sync_warns_about_a_damaged_line_of_the_outbox_and_sends_the_others(

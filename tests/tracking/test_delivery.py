@@ -336,7 +336,9 @@ def sent_rounds(directory: Path) -> int:
 def new_run(database: Store, uri: str | None = None) -> str:
     """By hand; with ``uri`` one whose artifacts go through that server."""
     store = database if uri is None else Store(uri)
-    return store.create_run(store.experiment_id("by hand" if uri is None else "by hand, by a server"), "by hand", {})
+    return store.create_run(
+        store.ensure_experiment("by hand" if uri is None else "by hand, by a server"), "by hand", {}
+    )
 
 
 def record(index: int, loss: float = 0.5) -> RoundRecord:
@@ -531,7 +533,11 @@ def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_facto
     with Journal(directory, EXPERIMENT) as journal:
         for record in history:
             journal.log(record)
-        back = [journal.records(), load_records(directory), [parse_line(line) for line in journal.lines(len(history))]]
+        back = [
+            journal.get_records(),
+            load_records(directory),
+            [parse_line(line) for line in journal.get_lines(len(history))],
+        ]
     for read in back:
         np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
 
@@ -539,7 +545,7 @@ def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_facto
 def test_infinite_values_become_null_in_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path, EXPERIMENT) as journal:
         journal.log(record(0, loss=float("-inf")))
-        assert np.isnan(journal.records()[0].metrics["train_loss"])
+        assert np.isnan(journal.get_records()[0].metrics["train_loss"])
 
 
 @pytest.mark.parametrize("cut", [1, 40, 10**6])
@@ -550,7 +556,7 @@ def test_a_journal_cut_anywhere_keeps_its_complete_lines(
     with Journal(tmp_path, EXPERIMENT) as journal:
         for index in range(3):
             journal.log(record(index))
-        lines = journal.lines(3)
+        lines = journal.get_lines(3)
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     kept = 2 if cut < len(lines[2]) else 0
@@ -560,19 +566,19 @@ def test_a_journal_cut_anywhere_keeps_its_complete_lines(
         assert told(caplog, "are not a valid line") == (kept > 0)
         for index in range(3):
             journal.log(record(index))
-        assert journal.lines(kept) == lines[:kept]
-        assert journal.records() == tuple(record(index) for index in range(3))
+        assert journal.get_lines(kept) == lines[:kept]
+        assert journal.get_records() == tuple(record(index) for index in range(3))
 
 
 def test_a_line_that_is_damaged_ends_the_journal_and_a_checkpoint_mends_it(tmp_path: Path) -> None:
     with Journal(tmp_path, EXPERIMENT) as journal:
         for index in range(4):
             journal.log(record(index))
-        lines = journal.lines(4)
+        lines = journal.get_lines(4)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"round": 1', b'"round": \x00', 1))
     with Journal(tmp_path, EXPERIMENT, lines=lines[:3]) as journal:
-        assert journal.lines(journal.rounds) == lines[:3]
+        assert journal.get_lines(journal.rounds) == lines[:3]
 
 
 def test_a_journal_forgets_what_is_trained_differently(tmp_path: Path) -> None:
@@ -580,10 +586,10 @@ def test_a_journal_forgets_what_is_trained_differently(tmp_path: Path) -> None:
         for index in range(4):
             journal.log(record(index))
         journal.log(record(1, loss=9.0))  # recorded already: as it was
-        assert journal.records()[1] == record(1)
+        assert journal.get_records()[1] == record(1)
         journal.truncate(1)
         journal.log(record(1, loss=9.0))
-        assert journal.records() == (record(0), record(1, loss=9.0))
+        assert journal.get_records() == (record(0), record(1, loss=9.0))
         with pytest.raises(AssertionError, match="round 5 after 2 rounds"):
             journal.log(record(5))
 
@@ -610,7 +616,7 @@ def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> Non
             journal.log(record(1))
         assert load_records(tmp_path) == (record(0),)
         journal.log(record(1))
-        assert journal.records() == (record(0), record(1))
+        assert journal.get_records() == (record(0), record(1))
 
 
 def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for_nothing(tmp_path: Path) -> None:

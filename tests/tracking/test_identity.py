@@ -91,7 +91,7 @@ def test_a_copy_beside_its_original_becomes_a_separate_run(
     order = [directory, copy] if first == "original" else [copy, directory]
     results = {place: fr.run(resume=str(place)) for place in order}
     assert_each_has_all_rounds_once(tmp_path, results[directory], results[copy])
-    assert f"{copy} is a copy of {directory}: it gets an MLflow run of its own" in caplog.text
+    assert f"{copy} is a copy of {directory}: it gets a new MLflow run" in caplog.text
     again = fr.run(resume=str(copy))  # it stays its own
     assert again.run_id == results[copy].run_id
 
@@ -173,7 +173,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
 def test_find_original_recognizes_copies(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
-    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").with_new_writer(original)
+    identity = Identity(run_id="a" * 32, tracking_uri="sqlite:////m.db").add_writer(original)
     identity.write(original)
     shutil.copytree(original, copy)
     assert find_original(original, read_identity(original)) is None

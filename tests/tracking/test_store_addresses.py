@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 import fednar_ray as fr
 from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
-from fednar_ray.core.store_uris import absolute_uri, artifact_folder, sqlite_file, within_its_folder
+from fednar_ray.core.store_uris import build_artifact_folder, find_sqlite_file, make_uri_absolute, split_off_folder
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_table import TrialTable
@@ -96,20 +96,20 @@ def test_a_relative_address_is_resolved_as_the_operating_system_does(
     monkeypatch.chdir(tmp_path / name)
     for relative in ("m.db", "./m.db", "below/../m.db", "below/m.db"):
         for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
-            uri = absolute_uri(scheme + relative)
+            uri = make_uri_absolute(scheme + relative)
             assert make_url(uri).database == os.path.abspath(relative)  # as SQLAlchemy reads it
-            assert sqlite_file(uri) == Path(os.path.abspath(relative))
-            assert absolute_uri(uri) == uri
-    assert absolute_uri("sqlite:///m.db?timeout=5").endswith("/m.db?timeout=5")
+            assert find_sqlite_file(uri) == Path(os.path.abspath(relative))
+            assert make_uri_absolute(uri) == uri
+    assert make_uri_absolute("sqlite:///m.db?timeout=5").endswith("/m.db?timeout=5")
     for folder in ("mlruns", "file:mlruns", "file:./mlruns"):
-        assert absolute_uri(folder) == (tmp_path / name / "mlruns").as_uri()
+        assert make_uri_absolute(folder) == (tmp_path / name / "mlruns").as_uri()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_server_creates_no_folder_besides_that_of_its_store(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, folder = within_its_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)
+    uri, folder = split_off_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)
     (tmp_path / name).mkdir()
     monkeypatch.chdir(folder or tmp_path)
     assert os.path.abspath(str(make_url(uri).database)) == str(tmp_path / name / "m.db")
@@ -121,7 +121,7 @@ def test_a_server_creates_no_folder_besides_that_of_its_store(
     "uri", ["http://127.0.0.1:5000", "postgresql://u@h/db", "databricks", "databricks://profile", "sqlite:////x/m.db"]
 )
 def test_other_addresses_are_unchanged(uri: str) -> None:
-    assert absolute_uri(uri) == uri
+    assert make_uri_absolute(uri) == uri
 
 
 OUTSIDE = {
@@ -144,7 +144,7 @@ def test_an_experiment_name_that_leads_out_of_its_folder_is_refused(case: str, t
         parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
     (tmp_path / "inner").mkdir()
     with pytest.raises(BadInput, match="cannot be the name of an MLflow experiment"):
-        Store(f"sqlite:///{tmp_path}/inner/m.db").experiment_id(name.encode().decode("unicode_escape"))
+        Store(f"sqlite:///{tmp_path}/inner/m.db").ensure_experiment(name.encode().decode("unicode_escape"))
     assert list(tmp_path.rglob("*")) == [tmp_path / "inner"]
 
 
@@ -162,9 +162,9 @@ def test_an_experiment_name_that_leads_out_of_its_folder_is_refused(case: str, t
 )
 def test_artifacts_of_every_other_experiment_are_below_mlruns(name: str, folder: str, tmp_path: Path) -> None:
     assert parse_document("experiment: {name: a}", "a.yaml", [f'tracking.experiment="{name}"'])
-    assert artifact_folder(name) == folder
+    assert build_artifact_folder(name) == folder
     store = Store(f"sqlite:///{tmp_path}/m.db")
-    run_id = store.create_run(store.experiment_id(name), "a run", {})
+    run_id = store.create_run(store.ensure_experiment(name), "a run", {})
     (tmp_path / "file.txt").write_text("x")
     store.client.log_artifact(run_id, tmp_path / "file.txt")
     assert (tmp_path / "mlruns" / folder / run_id / "artifacts" / "file.txt").read_text() == "x"
@@ -172,7 +172,7 @@ def test_artifacts_of_every_other_experiment_are_below_mlruns(name: str, folder:
 
 def test_a_name_too_long_for_a_file_system_is_shortened(tmp_path: Path) -> None:
     names = ["ü" * 500, "ü" * 499 + "x"]
-    folders = [artifact_folder(name) for name in names]
+    folders = [build_artifact_folder(name) for name in names]
     assert len({*folders}) == 2
     for folder in folders:
         (tmp_path / folder).mkdir()

@@ -306,7 +306,7 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
 def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
-        "store = Store(sys.argv[1]); store.check(); print(store.experiment_id(sys.argv[2]))"
+        "store = Store(sys.argv[1]); store.check(); print(store.ensure_experiment(sys.argv[2]))"
     )
     uri = create_store(tmp_path / "m.db")
     read, write = os.pipe()

@@ -161,7 +161,7 @@ def test_a_trial_has_every_round_once_and_no_test_metric(grid: Searched) -> None
 def test_a_trial_is_the_run_of_its_values(grid: Searched) -> None:
     """Each trial equals the same experiment as ``iter_rounds`` trains it by itself."""
     for entry in grid.result.trials:
-        experiment = document("sqlite:////nowhere.db", GRID).varied({**entry.values})
+        experiment = document("sqlite:////nowhere.db", GRID).build_variant({**entry.values})
         *_, last = fr.iter_rounds(experiment)
         assert last.metrics["validation_loss"] == entry.value, entry.name
 
@@ -230,7 +230,7 @@ def test_a_search_that_can_never_fit_is_refused_before_it_starts(
     for execution, text in (
         (
             {"placement": "serial", "cpus_per_actor": 64},
-            "a trial needs 64 CPUs at once and never fits: the cluster has",
+            "a trial needs 64 CPUs at once, which does not fit: the cluster has",
         ),
         ({"placement": "pooled", "actors": 9, "gpus_per_actor": 0}, "9 actors of 1 CPU"),
     ):
@@ -278,7 +278,9 @@ def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_se
     second = start_search(document(uri, {**search, "name": "second"}), session, silent)
     assert outcomes(first) == outcomes(second)
     entry = first.trials[0]
-    single = [list(fr.iter_rounds(document(uri, search).varied({**entry.values, "seed": seed}))) for seed in (0, 1)]
+    single = [
+        list(fr.iter_rounds(document(uri, search).build_variant({**entry.values, "seed": seed}))) for seed in (0, 1)
+    ]
     accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
     assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
     losses = [record.metrics["train_loss"] for record in load_records(first.directory / "trials" / entry.name)]
@@ -312,7 +314,7 @@ def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, s
         ]
     winner = next(entry for entry in result.trials if entry.lineage is not None)
     assert winner.lineage is not None
-    experiment = document(uri, search).varied({**winner.lineage.initial_values})
+    experiment = document(uri, search).build_variant({**winner.lineage.initial_values})
     changes = winner.lineage.changes
     changed = fr.Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
     *_, report = fr.iter_rounds(changed)

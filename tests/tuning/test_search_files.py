@@ -82,7 +82,7 @@ def silent(status: Any) -> None:
 
 def test_a_search_that_another_process_runs_is_refused_before_anything_changes(store: Store, tmp_path: Path) -> None:
     """Each of the ways in, while the lock is held: Ray would be started and MLflow opened only after it."""
-    create_search(document(store), store, store.experiment_id("small"))
+    create_search(document(store), store, store.ensure_experiment("small"))
     (tmp_path / "f.yaml").write_text(file_of(store, trials=99))
     client = MlflowClient(store.uri)
     with hold_search("small"):
@@ -184,7 +184,7 @@ def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every write: what is left can be started as if there were nothing, or resumed; MLflow has one parent run."""
-    experiment_id = store.experiment_id("small")
+    experiment_id = store.ensure_experiment("small")
     made, number, outcomes = False, 0, set()
     while not made:
         number += 1
@@ -223,7 +223,7 @@ def test_a_search_is_not_left_behind_where_mlflow_refuses_its_run(
 
     monkeypatch.setattr(Store, "create_run", unavailable)
     with pytest.raises(TrackingUnavailable):
-        create_search(document(store), store, store.experiment_id("small"))
+        create_search(document(store), store, store.ensure_experiment("small"))
     assert not SearchDirectory.named("small").path.exists()
 
 
@@ -232,10 +232,10 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     SearchDirectory.named("empty").path.mkdir(parents=True)
     check_name_is_free("empty")
     (SearchDirectory.named("other").path / "notes").mkdir(parents=True)
-    with pytest.raises(fr.BadInput, match=r"searches/other exists and is no search"):
+    with pytest.raises(fr.BadInput, match=r"searches/other exists and is not a search"):
         check_name_is_free("other")
     SearchDirectory.named("file").path.write_text("")
-    with pytest.raises(fr.BadInput, match=r"searches/file exists and is no search"):
+    with pytest.raises(fr.BadInput, match=r"searches/file exists and is not a search"):
         check_name_is_free("file")
 
 
@@ -324,4 +324,4 @@ def test_two_commands_at_once_leave_one_search(store: Store, tmp_path: Path) -> 
     search = load_document(kept, to_search=True).search
     assert search is not None
     assert search.trials == (2, 1)[winner]
-    assert len(store.client.search_runs([store.experiment_id("small")], "tags.`fednar.kind` = 'search'")) <= 1
+    assert len(store.client.search_runs([store.ensure_experiment("small")], "tags.`fednar.kind` = 'search'")) <= 1

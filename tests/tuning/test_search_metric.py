@@ -11,7 +11,7 @@ import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
 from fednar_ray.experiments.prepare import load_experiment_data
-from fednar_ray.federated.evaluation import metric_names
+from fednar_ray.federated.evaluation import list_metric_names
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.search import start_search
 
@@ -108,7 +108,7 @@ def test_the_names_are_those_that_rounds_report(task: str) -> None:
     *_, last = fr.iter_rounds(experiment)
     evaluated = {name for name in last.metrics if name.startswith(("validation_", "test_", "client_"))}
     evaluated.remove("client_seconds")  # how long clients took
-    names = metric_names(load_experiment_data(experiment), ("validation", "test"), federated=True)
+    names = list_metric_names(load_experiment_data(experiment), ("validation", "test"), federated=True)
     assert set(names) == evaluated
     assert len(names) == len(evaluated)
 
@@ -116,9 +116,11 @@ def test_the_names_are_those_that_rounds_report(task: str) -> None:
 def test_a_perplexity_takes_tokens() -> None:
     tokens = np.arange(40).reshape(10, 4)
     pair = (tokens, np.arange(10))
-    assert "validation_perplexity" in metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
+    assert "validation_perplexity" in list_metric_names(
+        fr.Federation([pair], pair, pair), ["validation"], federated=False
+    )
     pair = (tokens.astype(np.float32), np.arange(10))
-    names = metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
+    names = list_metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
     assert names == ("validation_accuracy", "validation_loss", "validation_macro_f1")
 
 

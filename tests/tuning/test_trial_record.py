@@ -30,7 +30,7 @@ from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.stop_rules import StopFileStopper, StopRules
 from fednar_ray.tuning.strategy import build_scheduler, rename_in_rungs, restore_scheduler, save_scheduler
 from fednar_ray.tuning.trial import FederatedTrial
-from fednar_ray.tuning.trial_plan import TrialPlan, values_key
+from fednar_ray.tuning.trial_plan import TrialPlan, build_values_key
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 from tests.support.stores import create_store
@@ -70,7 +70,7 @@ def plan_of(document: Document) -> TrialPlan:
 
 
 def new_table(store: Store) -> TrialTable:
-    experiment_id = store.experiment_id("small")
+    experiment_id = store.ensure_experiment("small")
     run_id = store.create_run(experiment_id, "small", {})
     return TrialTable(name="small", run_id=run_id, tracking_uri=store.uri, experiment_id=experiment_id)
 
@@ -152,7 +152,7 @@ def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
         done=True,
         should_checkpoint=False,
     )
-    plan = replace(plan_of(document()), recorded={values_key({RATE: 0.05}): recorded})
+    plan = replace(plan_of(document()), recorded={build_values_key({RATE: 0.05}): recorded})
     again, other = opened({RATE: 0.05}, plan), opened({RATE: 0.06}, plan)
     result = again.step()
     assert (result["validation_accuracy"], result["rounds"], result["done"]) == (0.5, 2, True)
@@ -202,7 +202,7 @@ def ended(table: TrialTable, value: float) -> TrialEntry:
         ({"target": 0.8}, (0.5, 0.8), "trial-0001 reached search.stop.target (0.8)"),
         ({"patience_trials": 2}, (0.5, 0.4, 0.3), "2 trials ended without a new best"),
         ({"patience_trials": 2}, (0.5, 0.4, 0.6, 0.3), None),
-        ({"wall_seconds": 1e-9}, (), "search.stop.wall_seconds (1e-09) are over"),
+        ({"wall_seconds": 1e-9}, (), "search.stop.wall_seconds (1e-09) have passed"),
         ({"wall_seconds": 1000}, (0.5,), None),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_trial_that_tune_would_train_again_returns_its_recorded_report(behind:
     assert {key: trial.value for key, trial in recovery.recorded.items()} == {
         "2": 0.2,
         "3": 0.0,
-        values_key({RATE: 0.4}): 0.8,
+        build_values_key({RATE: 0.4}): 0.8,
     }
 
 
@@ -305,7 +305,7 @@ def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, b
     recovery = recovered(behind)
     assert not recovery.resumes_tune
     assert not (behind.directory / "tune").exists()
-    assert set(recovery.recorded) == {values_key({RATE: rate}) for rate in (0.1, 0.2, 0.3, 0.4)}
+    assert set(recovery.recorded) == {build_values_key({RATE: rate}) for rate in (0.1, 0.2, 0.3, 0.4)}
     assert recovery.lost == set(behind.trials)
 
 
@@ -330,7 +330,7 @@ def test_a_resumed_search_sends_mlflow_the_trials_that_it_lacks(store: Store) ->
         train(recorder, trials, {RATE: 0.06})
     sent, missing = table.trials.values()
     for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before
-        (table.trial_directory(missing) / name).unlink()
+        (table.get_trial_directory(missing) / name).unlink()
     store.client.delete_run(str(missing.run_id))
     missing.run_id = None
     with recording(table, store):
@@ -345,7 +345,7 @@ def test_a_resumed_search_sends_mlflow_the_trials_that_it_lacks(store: Store) ->
         )
         history = store.client.get_metric_history(run.info.run_id, "train_loss")
         assert [point.step for point in history] == list(range(ROUNDS))
-    operations = (table.trial_directory(sent) / "outbox.jsonl").read_text()
+    operations = (table.get_trial_directory(sent) / "outbox.jsonl").read_text()
     assert '"resumed"' not in operations  # what MLflow had is left alone
 
 

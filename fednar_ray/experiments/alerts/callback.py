@@ -34,7 +34,7 @@ class AlertCallback(RoundCallback):
         self._last_round = -1
         for record in history:
             self._last_round = record.round_index
-            self._monitor.see(record)
+            self._monitor.check_round(record)
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -42,20 +42,20 @@ class AlertCallback(RoundCallback):
         return self._monitor.alerts
 
     def on_round_end(self, report: RoundReport) -> None:
-        """Shows what the round brings. A round that was recorded before, and is trained again, brings nothing."""
+        """Shows the round's new alerts. A round that was recorded before and is trained again has none."""
         if report.round_index > self._last_round:
-            self._show(self._monitor.see(report))
+            self._show(self._monitor.check_round(report))
 
     def on_run_end(self) -> None:
-        """Tags the MLflow run."""
-        with suppress(RunFailed):  # the disk is full: the tracker ends the run for that
+        """Sets tags of the MLflow run that list all alerts."""
+        with suppress(RunFailed):  # the disk is full, which the tracker reports
             self._tracker.log_tags(build_tags(self.alerts))
 
     def on_error(self, error: BaseException) -> None:
         """Shows why a round was aborted, and tags the MLflow run."""
         with suppress(RunFailed):
             if isinstance(error, RoundAborted):
-                self._show(self._monitor.see_abort(error))
+                self._show(self._monitor.check_abort(error))
         self.on_run_end()
 
     def _show(self, new: Sequence[Alert]) -> None:
@@ -76,7 +76,7 @@ def compute_chance_level(federation: FederatedData) -> ChanceLevel | None:
     """Computes what a model that has learned nothing reaches on the test set.
 
     Returns:
-        The level; None where there is no test set, or where its labels never leave the silos.
+        The level; None if there is no test set, or if its labels stay in the silos.
     """
     test = None if federation.metrics_only else federation.splits().get("test")
     if test is None:

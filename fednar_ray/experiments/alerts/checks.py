@@ -14,7 +14,7 @@ from fednar_ray.config.algorithm import ServerLrSettings
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, ratio
+from fednar_ray.experiments.alerts.history import FAR, LONGEST, SOON, RunHistory, divide
 
 WINDOW = 10  # rounds that the slower checks look at
 RISE = 2.0  # a loss this many times that of the first and of the best round has diverged
@@ -32,31 +32,33 @@ class Finding(NamedTuple):
     change: str
 
 
-def _diverges(history: RunHistory) -> Finding | None:
-    metrics, losses = history.recent[-1].metrics, history.last("train_loss", 3)
+def _check_divergence(history: RunHistory) -> Finding | None:
+    metrics, losses = history.recent[-1].metrics, history.get_last("train_loss", 3)
     for name in ("train_loss", "validation_loss", "test_loss"):
         if name in metrics and not math.isfinite(metrics[name]):
-            return _too_long(history, f"{name} is not finite")
-    progress = history.progress(3)
+            return _explain_long_steps(history, f"{name} is not finite")
+    progress = history.get_progress(3)
     if history.best_progress > LEARNED and len(progress) == 3 and progress.max() < UNLEARNED:
-        return _too_long(history, "the model is back at chance after it had learned")
+        return _explain_long_steps(history, "the model is back at chance after it had learned")
     limit = RISE * max(history.first.get("train_loss", math.inf), history.best_loss)
     if len(losses) == 3 and losses.min() > limit:
-        return _too_long(history, f"the training loss has risen from {history.best_loss:.3g} to {losses[-1]:.3g}")
+        return _explain_long_steps(
+            history, f"the training loss has risen from {history.best_loss:.3g} to {losses[-1]:.3g}"
+        )
     return None
 
 
-def _too_long(history: RunHistory, what: str) -> Finding:
+def _explain_long_steps(history: RunHistory, what: str) -> Finding:
     """Explains why steps, or the updates they add up to, are too long."""
-    settings, rate = history.experiment, history.typical("local_lr")
+    settings, rate = history.experiment, history.compute_median("local_lr")
     if history.unexplained:
         return Finding(
             what,
-            f"some clients send updates longer than their steps: ‖Δ‖ is {history.typical('update_norm'):.3g}",
+            f"some clients send updates longer than their steps: ‖Δ‖ is {history.compute_median('update_norm'):.3g}",
             "look at these clients; screening.max_deviation: 5 leaves out those far from the rest, and "
             "aggregation.name: norm_bound shortens their updates, honest ones too",
         )
-    if rate * history.typical("weight_decay") >= 1:
+    if rate * history.compute_median("weight_decay") >= 1:
         decay = min(settings.regularizer.weight_decay / 100, 0.01 / settings.algorithm.local_lr)
         cause = "local_lr · weight_decay is 1 or more, so that a step moves parameters across zero"
         cost = "; a step then shrinks the parameters by 1 % at most"
@@ -64,10 +66,10 @@ def _too_long(history: RunHistory, what: str) -> Finding:
             what, cause, _format_change("regularizer.weight_decay", settings.regularizer.weight_decay, decay) + cost
         )
     beginning = "" if history.first else ", or inputs are not normalized"  # nothing was ever trained
-    return Finding(what, f"steps are too long{beginning}", _shorter_steps(history))
+    return Finding(what, f"steps are too long{beginning}", _suggest_shorter_steps(history))
 
 
-def _shorter_steps(history: RunHistory) -> str:
+def _suggest_shorter_steps(history: RunHistory) -> str:
     settings = history.experiment
     rate, bound = settings.algorithm.local_lr, settings.regularizer.clip_bound
     change = _format_change("algorithm.local_lr", rate, rate / 10)
@@ -75,7 +77,7 @@ def _shorter_steps(history: RunHistory) -> str:
         change += f", or algorithm.server_lr (now {settings.algorithm.server_lr:g})"
     change += "; shorter steps take more rounds"
     healthy, name = history.healthy_bound, settings.regularizer.name
-    bites = 0 < healthy < history.typical("step_norm")
+    bites = 0 < healthy < history.compute_median("step_norm")
     if bites and (name == "coupled" or (history.clips and history.norm_in_bounds < 1 and healthy < bound)):
         switch = "regularizer.name: fednar with " if name == "coupled" else ""
         cost = "which would have clipped at most half of the steps up to the best round"
@@ -83,9 +85,9 @@ def _shorter_steps(history: RunHistory) -> str:
     return change
 
 
-def _stalls(history: RunHistory) -> Finding | None:
+def _check_stall(history: RunHistory) -> Finding | None:
     window = int(np.clip(history.experiment.federation.rounds / 5, WINDOW, LONGEST))
-    losses, progress = history.last("train_loss", window), history.progress(window)
+    losses, progress = history.get_last("train_loss", window), history.get_progress(window)
     if len(losses) < window or history.best_progress > STALLED:
         return None
     evaluated = math.isfinite(history.best_progress)
@@ -93,7 +95,7 @@ def _stalls(history: RunHistory) -> Finding | None:
         return None
     halves = np.array_split(losses, 2)
     improved = halves[1].mean() < 0.99 * halves[0].mean()
-    if improved or (len(progress) >= 4 and _rises(progress)):
+    if improved or (len(progress) >= 4 and _is_rising(progress)):
         return None
     where = (
         ""
@@ -101,43 +103,43 @@ def _stalls(history: RunHistory) -> Finding | None:
         else f"{history.chance.metric} is no better than chance ({history.chance.value:.3g}), "
     )
     what = f"{where}and the training loss has not fallen for {window} rounds".removeprefix("and ")
-    return _why_nothing_is_learned(history, what)
+    return _explain_stall(history, what)
 
 
-def _rises(values: npt.NDArray[np.float64]) -> bool:
+def _is_rising(values: npt.NDArray[np.float64]) -> bool:
     before, after = np.array_split(values, 2)
     return bool(after.mean() > before.mean() + 0.01)
 
 
-def _why_nothing_is_learned(history: RunHistory, what: str) -> Finding:
+def _explain_stall(history: RunHistory, what: str) -> Finding:
     moved, rate = history.moved, history.experiment.algorithm.local_lr
     if history.clips_nearly_everything:
-        return Finding(what, "steps are clipped to almost nothing", _larger_bound(history))
+        return Finding(what, "steps are clipped to almost nothing", _suggest_larger_bound(history))
     if history.decay_share >= 1:
-        return Finding(what, "weight decay is stronger than the gradient", _less_decay(history))
+        return Finding(what, "weight decay is stronger than the gradient", _suggest_less_decay(history))
     if len(moved) and moved.max() > FAR:
-        cause = "steps are too long: a round moves the parameters by as much as they are long"
+        cause = "steps are too long: a round changes the parameters by as much as their norm"
         return Finding(
             what, cause, _format_change("algorithm.local_lr", rate, rate / 10) + "; shorter steps take more rounds"
         )
     if len(moved) and float(np.median(moved)) < 0.01:
         cause = f"steps are too short: a round moves the parameters by {100 * float(np.median(moved)):.2g} %"
-        return Finding(what, cause, _longer_steps(history))
+        return Finding(what, cause, _suggest_longer_steps(history))
     cause = "the model, its labels or its inputs; steps have a usual length"
     return Finding(what, cause, "look at the data (fednar data inspect) and the model; try algorithm.local_lr too")
 
 
-def _longer_steps(history: RunHistory) -> str:
+def _suggest_longer_steps(history: RunHistory) -> str:
     rate, most = history.experiment.algorithm.local_lr, float(history.moved.max())
     if history.clips and history.norm_in_bounds > 1:
-        return _larger_bound(history)
-    factor = min(10.0, ratio(FAR, most))
+        return _suggest_larger_bound(history)
+    factor = min(10.0, divide(FAR, most))
     share = 100 * min(factor * most, FAR)
     longer = f"; a round would then move the parameters by {share:.2g} % of their norm at most"
     return _format_change("algorithm.local_lr", rate, rate * factor) + longer
 
 
-def _larger_bound(history: RunHistory) -> str:
+def _suggest_larger_bound(history: RunHistory) -> str:
     """Suggests a larger clip bound; names a value only if this run's norms support one and steps stay short."""
     bound, longer = history.experiment.regularizer.clip_bound, history.norm_in_bounds
     if 0 < history.mild_bound < math.inf and history.may_lengthen(longer):
@@ -152,9 +154,9 @@ def _larger_bound(history: RunHistory) -> str:
     )
 
 
-def _loses_clients(history: RunHistory) -> Finding | None:
+def _check_lost_clients(history: RunHistory) -> Finding | None:
     rounds = list(history.recent)[-WINDOW:]
-    wanted = sum(_wanted(history, record) for record in rounds)
+    wanted = sum(_count_wanted_clients(history, record) for record in rounds)
     if len(rounds) < SOON or not wanted:
         return None
     counted = {name: sum(record.metrics.get(name, 0.0) for record in rounds) for name in LOSSES}
@@ -170,7 +172,7 @@ def _loses_clients(history: RunHistory) -> Finding | None:
     return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f})", change)
 
 
-def _wanted(history: RunHistory, record: RoundRecord) -> float:
+def _count_wanted_clients(history: RunHistory, record: RoundRecord) -> float:
     """Returns how many clients a round should have; clients sampled beyond that number are spare."""
     sampled, wanted = record.metrics.get("clients_sampled", 0.0), history.experiment.federation.clients_per_round
     return sampled if wanted is None else float(wanted)
@@ -202,39 +204,39 @@ EXCLUSIONS = {
     ),
     ExclusionReason.NORM_TOO_LARGE: (
         "their updates are far longer than others'",
-        "look at these clients; screening.max_deviation: more lets them in, whatever they send",
+        "look at these clients; a larger screening.max_deviation includes them",
     ),
 }
-"""Cause and change where all excluded clients were excluded for one reason."""
+"""Cause and suggested change, if all excluded clients were excluded for the same reason."""
 
 
-def _clips_everything(history: RunHistory) -> Finding | None:
+def _check_clipping(history: RunHistory) -> Finding | None:
     settings = history.experiment.regularizer
     if not history.clips_nearly_everything:
         return None
-    left = ratio(100, history.norm_in_bounds)
-    effective = history.typical("effective_weight_decay")
+    left = divide(100, history.norm_in_bounds)
+    effective = history.compute_median("effective_weight_decay")
     decay = f"; the effective weight decay is {effective:.2g}, not {settings.weight_decay:g}"
     return Finding(
         f"every step is clipped, to {left:.2g} % of its length" + (decay if settings.name == "fednar" else ""),
-        f"the bound is {history.norm_in_bounds:.3g} times smaller than ‖v‖ = {history.typical('step_norm'):.3g}",
-        _larger_bound(history),
+        f"the bound is {history.norm_in_bounds:.3g} times smaller than ‖v‖ = {history.compute_median('step_norm'):.3g}",
+        _suggest_larger_bound(history),
     )
 
 
-def _decay_dominates(history: RunHistory) -> Finding | None:
-    shrunk = ratio(history.typical("parameter_norm"), history.first.get("parameter_norm", math.inf))
-    if len(history.last("parameter_norm", SOON)) < SOON or history.experiment.regularizer.name == "none":
+def _check_decay(history: RunHistory) -> Finding | None:
+    shrunk = divide(history.compute_median("parameter_norm"), history.first.get("parameter_norm", math.inf))
+    if len(history.get_last("parameter_norm", SOON)) < SOON or history.experiment.regularizer.name == "none":
         return None
     if history.decay_share < DOMINATES or shrunk > SHRUNK:
         return None
     what = f"parameters have shrunk to {100 * shrunk:.0f} % of what they were after the first round"
-    pull = history.typical("weight_decay") * history.typical("parameter_norm")
+    pull = history.compute_median("weight_decay") * history.compute_median("parameter_norm")
     cause = f"weight decay: it pulls with λ·‖x‖ = {pull:.2g}, {history.decay_share:.2g} times the norm of a step"
-    return Finding(what, cause, _less_decay(history))
+    return Finding(what, cause, _suggest_less_decay(history))
 
 
-def _less_decay(history: RunHistory) -> str:
+def _suggest_less_decay(history: RunHistory) -> str:
     """Suggests a tenth of the decay, and a comparison: other regularizers' norms do not show what FedNAR would do."""
     settings = history.experiment.regularizer
     tenth = _format_change("regularizer.weight_decay", settings.weight_decay, settings.weight_decay / 10)
@@ -254,22 +256,22 @@ def _format_change(key: str, now: float, then: float) -> str:
 
 
 def _format_bound(now: float, then: float) -> str:
-    """Suggests a clip bound, rounded up, so that what is said of it is true of the rounded number too."""
+    """Suggests a clip bound, rounded up, so that the message is also true of the rounded number."""
     return _format_change("regularizer.clip_bound", now, 1.05 * then)  # two digits are off by at most 5 %
 
 
 def explain_abort(history: RunHistory, error: RoundAborted) -> tuple[str, Finding]:
     """Returns the name of the alert that an aborted round gives, and its finding."""
     if error.cause in (ExclusionReason.NOT_FINITE, ExclusionReason.BUFFER_NOT_FINITE):
-        return "diverges", _too_long(history, error.reason)
+        return "diverges", _explain_long_steps(history, error.reason)
     return "loses_clients", Finding(error.reason, *FAILED_CLIENTS)
 
 
 CHECKS: Mapping[str, Callable[[RunHistory], Finding | None]] = {
-    "diverges": _diverges,
-    "stalls": _stalls,
-    "loses_clients": _loses_clients,
-    "clips_everything": _clips_everything,
-    "decay_dominates": _decay_dominates,
+    "diverges": _check_divergence,
+    "stalls": _check_stall,
+    "loses_clients": _check_lost_clients,
+    "clips_everything": _check_clipping,
+    "decay_dominates": _check_decay,
 }
 """The names of the alerts → the checks that find them."""

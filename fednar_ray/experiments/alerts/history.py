@@ -1,4 +1,4 @@
-"""What the checks know of a run: its last rounds, and what they need of all rounds before."""
+"""Keeps what the checks need to know about a run: its last rounds, and a summary of all rounds before."""
 
 import math
 from collections import deque
@@ -24,7 +24,7 @@ class ChanceLevel(NamedTuple):
     metric: str  # accuracy, or rmse
     value: float  # the share of the most frequent label; the labels' standard deviation
 
-    def progress(self, metrics: Mapping[str, float]) -> float:
+    def compute_progress(self, metrics: Mapping[str, float]) -> float:
         """Computes how far a model is from chance (0) to perfect (1).
 
         Args:
@@ -43,7 +43,7 @@ class ChanceLevel(NamedTuple):
 
 @dataclass(slots=True)
 class RunHistory:
-    """What the checks see of a run."""
+    """The rounds of a run, as the checks use them."""
 
     experiment: Experiment
     chance: ChanceLevel | None
@@ -55,7 +55,7 @@ class RunHistory:
     best_progress: float = -math.inf
 
     def add(self, record: RoundRecord) -> None:
-        """Adds the next round."""
+        """Adds the record of the next round, and updates the summary."""
         metrics = record.metrics
         self.recent.append(record)
         self.mild_bound = max(self.mild_bound, self._compute_mild_bound(metrics))
@@ -64,32 +64,34 @@ class RunHistory:
             if metrics["train_loss"] <= self.best_loss:
                 self.best_loss, self.healthy_bound = metrics["train_loss"], self.mild_bound
         if self.chance is not None:
-            self.best_progress = max(self.best_progress, np.nan_to_num(self.chance.progress(metrics), nan=-math.inf))
+            self.best_progress = max(
+                self.best_progress, np.nan_to_num(self.chance.compute_progress(metrics), nan=-math.inf)
+            )
 
     @property
     def rounds(self) -> int:
         """The number of rounds added."""
         return self.recent[-1].round_index + 1
 
-    def last(self, name: str, count: int) -> npt.NDArray[np.float64]:
+    def get_last(self, name: str, count: int) -> npt.NDArray[np.float64]:
         """Returns a metric in the last rounds that have it, [≤ count]."""
         values = [record.metrics[name] for record in self.recent if name in record.metrics]
         return np.array(values[-count:])
 
-    def progress(self, count: int) -> npt.NDArray[np.float64]:
+    def get_progress(self, count: int) -> npt.NDArray[np.float64]:
         """Returns the share of the way from chance to perfect in the last evaluations, [≤ count]."""
-        values = [] if self.chance is None else [self.chance.progress(record.metrics) for record in self.recent]
+        values = [] if self.chance is None else [self.chance.compute_progress(record.metrics) for record in self.recent]
         return np.array([value for value in values if not math.isnan(value)][-count:])
 
-    def typical(self, name: str) -> float:
+    def compute_median(self, name: str) -> float:
         """Returns the median of a metric over the last rounds; NaN if no round has it."""
-        values = self.last(name, SOON)
+        values = self.get_last(name, SOON)
         return float(np.median(values)) if len(values) else math.nan
 
     @property
     def norm_in_bounds(self) -> float:
         """‖v‖/A over the last rounds."""
-        return ratio(self.typical("step_norm"), self.typical("clip_bound"))
+        return divide(self.compute_median("step_norm"), self.compute_median("clip_bound"))
 
     def _compute_mild_bound(self, metrics: Mapping[str, float]) -> float:
         """Computes the A_0 that would have clipped at most half of a round's steps; infinite if ‖v‖ is not finite.
@@ -99,11 +101,11 @@ class RunHistory:
         if "step_norm" not in metrics:
             return 0.0
         norm = max(2 * metrics["step_norm"], metrics.get("step_norm_p90", 0.0))
-        in_bounds = ratio(norm, metrics.get("clip_bound", math.nan))
+        in_bounds = divide(norm, metrics.get("clip_bound", math.nan))
         return in_bounds * self.experiment.regularizer.clip_bound if math.isfinite(in_bounds) else math.inf
 
     def may_lengthen(self, factor: float) -> bool:
-        """Whether rounds with steps ``factor`` times longer would move the parameters by at most half their norm."""
+        """Returns whether ``factor`` times longer steps would move parameters by at most half their norm per round."""
         return len(self.moved) > 0 and bool(self.moved.max() * factor <= FAR)
 
     @property
@@ -111,37 +113,37 @@ class RunHistory:
         """λ‖x‖ relative to the norm of a step, in which ``decoupled`` has clipped the gradient."""
         if self.experiment.regularizer.name == "none":
             return 0.0
-        step = self.typical("step_norm")
+        step = self.compute_median("step_norm")
         if self.experiment.regularizer.name == "decoupled":
-            step = min(step, self.typical("clip_bound"))
-        return ratio(self.typical("weight_decay") * self.typical("parameter_norm"), step)
+            step = min(step, self.compute_median("clip_bound"))
+        return divide(self.compute_median("weight_decay") * self.compute_median("parameter_norm"), step)
 
     @property
     def clips(self) -> bool:
-        """Whether the regularizer clips."""
+        """Whether the regularizer clips steps."""
         return self.experiment.regularizer.name in ("fednar", "decoupled")
 
     @property
     def clips_nearly_everything(self) -> bool:
-        """Whether less than a twentieth is left of each step."""
-        shares = self.last("clip_fraction", SOON)
+        """Whether clipping shortens each step to less than a twentieth."""
+        shares = self.get_last("clip_fraction", SOON)
         whole = len(shares) == SOON and bool(shares.min() >= 0.99)
         return self.clips and whole and self.norm_in_bounds >= FAR_ABOVE
 
     @property
     def moved(self) -> npt.NDArray[np.float64]:
         """‖Δ‖/‖x‖ in each of the last rounds that have an update."""
-        lengths, norms = self.last("update_norm", LONGEST), self.last("parameter_norm", LONGEST)
-        return np.array([ratio(length, norm) for length, norm in zip(lengths, norms, strict=False)])
+        lengths, norms = self.get_last("update_norm", LONGEST), self.get_last("parameter_norm", LONGEST)
+        return np.array([divide(length, norm) for length, norm in zip(lengths, norms, strict=False)])
 
     @property
     def unexplained(self) -> bool:
         """Whether updates are longer than the clients' own steps can explain."""
         steps = self.experiment.federation.local_steps
-        longest = (steps or math.nan) * self.typical("local_lr") * self.typical("step_norm_p90")
-        return self.typical("update_norm") > EXPLAINED * longest
+        longest = (steps or math.nan) * self.compute_median("local_lr") * self.compute_median("step_norm_p90")
+        return self.compute_median("update_norm") > EXPLAINED * longest
 
 
-def ratio(value: float, by: float) -> float:
+def divide(value: float, by: float) -> float:
     """Returns ``value / by``; infinite if ``by`` is zero."""
     return value / by if by else math.inf

@@ -26,19 +26,19 @@ class AlertMonitor:
         self._history = RunHistory(experiment, chance)
         self.alerts: tuple[Alert, ...] = ()
 
-    def see(self, record: RoundRecord) -> tuple[Alert, ...]:
+    def check_round(self, record: RoundRecord) -> tuple[Alert, ...]:
         """Returns the new alerts after the next round."""
         self._history.add(record)
         findings = {name: check(self._history) for name, check in CHECKS.items() if not self._is_known(name)}
         return self._add(record.round_index, findings)
 
-    def see_abort(self, error: RoundAborted) -> tuple[Alert, ...]:
+    def check_abort(self, error: RoundAborted) -> tuple[Alert, ...]:
         """Returns the new alert of an aborted round, if any."""
         name, finding = explain_abort(self._history, error)
         return () if self._is_known(name) else self._add(error.round_index, {name: finding})
 
     def _is_known(self, name: str) -> bool:
-        """Whether the alert was given before, or follows from one that was."""
+        """Returns whether the alert was given before, or follows from one that was."""
         known = {alert.name for alert in self.alerts}
         return name in known or (name == "stalls" and "diverges" in known)
 
@@ -59,14 +59,14 @@ class AlertMonitor:
 def find_alerts(
     experiment: Experiment, records: Iterable[RoundRecord], chance: ChanceLevel | None = None
 ) -> tuple[Alert, ...]:
-    """Returns the alerts of a run.
+    """Finds the alerts of a run.
 
     Args:
         experiment: What was run.
         records: All its rounds, round 0 first.
-        chance: What its model reaches without learning; None: not known.
+        chance: What its model reaches without learning; None if unknown.
     """
     monitor = AlertMonitor(experiment, chance)
     for record in records:
-        monitor.see(record)
+        monitor.check_round(record)
     return monitor.alerts

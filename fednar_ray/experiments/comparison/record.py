@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config import CompareSettings, Document, Experiment, dotted, yaml_text
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings, yaml_text
 from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.experiments.resume import FIXED, FREE
@@ -43,7 +43,7 @@ class PlannedRun:
         """The name of the run in MLflow and in progress messages."""
         return f"{self.regularizer} λ={self.weight_decay:g} seed={self.seed}"
 
-    def experiment(self, base: Experiment) -> Experiment:
+    def build_experiment(self, base: Experiment) -> Experiment:
         """Returns the experiment of this run, given the one that is compared."""
         changes = {"name": self.regularizer, "weight_decay": self.weight_decay}
         regularizer = base.regularizer.model_copy(update=changes)
@@ -74,14 +74,14 @@ class ComparisonRecord:
         """``<experiment>-<id>``, by which it is resumed."""
         return self.directory.name
 
-    def directory_of(self, run: PlannedRun) -> Path | None:
+    def find_directory(self, run: PlannedRun) -> Path | None:
         """Returns the directory of a run; None if the run has not started."""
         return None if run.directory is None else self.directory.parent / run.directory
 
     @property
     def finished_runs(self) -> int:
         """The number of finished runs."""
-        return sum(d is not None and RunDirectory(d).finished for d in map(self.directory_of, self.runs))
+        return sum(d is not None and RunDirectory(d).finished for d in map(self.find_directory, self.runs))
 
     @property
     def finished(self) -> bool:
@@ -95,7 +95,7 @@ class ComparisonRecord:
 
     def save(self) -> None:
         """Writes the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
-        fields = {**_sections(self.document), "runs": [asdict(run) for run in self.runs]}
+        fields = {**_dump_sections(self.document), "runs": [asdict(run) for run in self.runs]}
         replace_file(RunDirectory(self.directory).comparison_yaml, yaml_text.write(fields))
 
     @classmethod
@@ -105,7 +105,9 @@ class ComparisonRecord:
         try:
             fields = yaml_text.parse(path.read_text(encoding="utf-8"))
             planned = fields.pop("runs")
-            renamed = [f"runs.{i}.{old} is now {new}" for i, run in enumerate(planned) for old, new in _renamed(run)]
+            renamed = [
+                f"runs.{i}.{old} is now {new}" for i, run in enumerate(planned) for old, new in _find_renamed_keys(run)
+            ]
             document = _parse_settings(fields, path, renamed)
             runs = [PlannedRun(**run) for run in planned]
         except (OSError, ValueError, yaml_text.NotYaml, AttributeError, KeyError, TypeError) as error:
@@ -113,13 +115,13 @@ class ComparisonRecord:
         return cls(directory=directory, document=document, runs=runs)
 
 
-def _renamed(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys of a planned run that an earlier version wrote under another name, with their names now."""
+def _find_renamed_keys(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Finds keys of a planned run by their names in an earlier version, and returns their current names."""
     return ((old, new) for old, new in RENAMED_KEYS.items() if old in run)
 
 
 def _parse_settings(fields: Mapping[str, Any], path: Path, renamed: Sequence[str]) -> Document:
-    """Parses the settings of a record. Raises BadInput where they, or its runs, are of another version."""
+    """Parses the settings of a record. Raises BadInput if they, or its runs, are from another version."""
     problems, document = list(renamed), None
     try:
         document = parse_document(yaml_text.write(fields), str(path))
@@ -131,14 +133,14 @@ def _parse_settings(fields: Mapping[str, Any], path: Path, renamed: Sequence[str
     return document
 
 
-def _sections(document: Document) -> dict[str, Any]:
+def _dump_sections(document: Document) -> dict[str, Any]:
     compare = document.compare.model_dump(mode="json", exclude_unset=True)
     return {"experiment": dict(document.raw), "compare": compare}
 
 
 def list_comparisons() -> Iterator[ComparisonRecord]:
     """Lists the comparisons in ``runs/``, newest first. Logs a warning for a record that cannot be read."""
-    for directory in _directories():
+    for directory in _list_directories():
         try:
             yield ComparisonRecord.load(directory)
         except BadInput as error:
@@ -150,10 +152,10 @@ def find(name: str) -> ComparisonRecord:
     directory = Path(name).absolute()
     if RunDirectory(directory).comparison_yaml.is_file():
         return ComparisonRecord.load(directory)
-    known = list(_directories())
+    known = list(_list_directories())
     found = [path for path in known if path.name == name or path.name.rpartition("-")[2] == name[:8]]
     if not found:
-        names = ", ".join(path.name for path in known[:10]) or "none are kept in this directory"
+        names = ", ".join(path.name for path in known[:10]) or "none"
         raise BadInput(f"{name}: no such comparison; comparisons here: {names}")
     return ComparisonRecord.load(found[0])
 
@@ -180,7 +182,7 @@ def find_newest(document: Document) -> ComparisonRecord | None:
     return None
 
 
-def _directories() -> Iterator[Path]:
+def _list_directories() -> Iterator[Path]:
     """Returns the directories of comparisons, newest first."""
     records = sorted(
         Path(RUNS).absolute().glob(str(RunDirectory(Path("*")).comparison_yaml)),
@@ -193,7 +195,10 @@ def _directories() -> Iterator[Path]:
 def _find_differences(started: Document, wanted: Document) -> Iterator[str]:
     """Finds what differs, one line each. Where runs train, and how checkpoints are stored, may differ."""
     before, after = (
-        {**dotted(each.experiment), **{f"compare.{key}": value for key, value in each.compare.model_dump().items()}}
+        {
+            **flatten_settings(each.experiment),
+            **{f"compare.{key}": value for key, value in each.compare.model_dump().items()},
+        }
         for each in (started, wanted)
     )
     for key in {**before, **after}:

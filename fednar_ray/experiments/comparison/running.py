@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fednar_ray.config import CompareSettings, Document, Experiment, dotted
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
@@ -14,12 +14,12 @@ from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
-from fednar_ray.experiments.placement import resolve
+from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, measure_for_task
+from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, get_measure_for_task
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
@@ -86,7 +86,7 @@ def compare(
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
             RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
-            parent.log_params({**dotted(document.experiment), **_build_params(document.compare)})
+            parent.log_params({**flatten_settings(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
         record.document = document
         record.save()
@@ -110,19 +110,19 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     """Checks the experiment and the target before anything is trained, and then starts Ray."""
     if not to_train:
         return
-    prepared = prepare(to_train[0].experiment(document.experiment), session=session)
-    accuracy = measure_for_task(prepared.federation.task) == ACCURACY
+    prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
+    accuracy = get_measure_for_task(prepared.federation.task) == ACCURACY
     key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
     if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
         task = prepared.federation.task
         value = getattr(document.compare, key)
         raise ConfigError((f"compare.{key}: {value:g} is not a target for {task}; set compare.{instead}",))
-    resolve(prepared, session)
+    plan_execution(prepared, session)
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
-    """Whether all rounds of a run are recorded, and its last records are complete."""
-    directory = record.directory_of(run)
+    """Returns whether all rounds of a run are recorded, and its last records are complete."""
+    directory = record.find_directory(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
     return len(load_records(directory)) >= record.document.experiment.federation.rounds
@@ -140,7 +140,7 @@ class _Runs:
         self._settings = record.document.compare
 
     def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
-        """Trains what is left, and then makes the table and the plots."""
+        """Trains the remaining runs, and then writes the table and the plots."""
         outcomes: dict[Variant, list[Outcome]] = {}
         resumptions = [self._find_resumption(run) for run in self._record.runs]
         self._end_abandoned()
@@ -155,7 +155,9 @@ class _Runs:
         rows = tuple(build_rows(outcomes, self._settings))
         for plot in filter(Path.exists, (chart, *further)):
             parent.log_file(plot)
-        parent.log_table([row.cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name)
+        parent.log_table(
+            [row.format_cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name
+        )
         parent.log_metrics(build_metrics(rows))
         return Comparison(
             name=self._record.name,
@@ -169,11 +171,11 @@ class _Runs:
 
     def _find_resumption(self, run: PlannedRun) -> Resumption | None:
         """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
-        directory = self._record.directory_of(run)
+        directory = self._record.find_directory(run)
         if directory is None or _is_finished(self._record, run):
             return None
         try:
-            return resume_from(str(directory), self._experiment(run))
+            return resume_from(str(directory), self._build_experiment(run))
         except (ConfigError, DirectoryLocked):  # another experiment now; or a process that is training the run
             raise
         except (BadInput, CheckpointError) as error:
@@ -183,21 +185,21 @@ class _Runs:
 
     def _end_abandoned(self) -> None:
         """Ends the MLflow runs that a killed process left and that are not resumed."""
-        directories = [self._record.directory_of(run) for run in self._record.runs]
+        directories = [self._record.find_directory(run) for run in self._record.runs]
         kept = {_read_run_id(directory) for directory in directories if directory is not None}
         parent = find_mlflow_run(self._store, self._run_id)
         for child in () if parent is None else list_children(self._store, parent):
             if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
                 self._store.abandon_run(child.info.run_id)
 
-    def _experiment(self, run: PlannedRun) -> Experiment:
-        """Returns the run's experiment, with the group size of the runs before, wherever these were trained."""
+    def _build_experiment(self, run: PlannedRun) -> Experiment:
+        """Builds the run's experiment, with the group size of the earlier runs, even if those ran on other hardware."""
         base = self._record.document.experiment
-        width = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
-        if base.execution.vectorize == "auto" and width is not None:
-            execution = base.execution.model_copy(update={"vectorize": width})
+        group_size = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
+        if base.execution.vectorize == "auto" and group_size is not None:
+            execution = base.execution.model_copy(update={"vectorize": group_size})
             base = base.model_copy(update={"execution": execution})
-        return run.experiment(base)
+        return run.build_experiment(base)
 
     def _train_or_load(
         self, index: int, run: PlannedRun, resumption: Resumption | None
@@ -206,11 +208,11 @@ class _Runs:
         if resumption is None and run.directory is not None:
             return self._load_outcome(run)
 
-        def on_start(directory: Path, width: int) -> None:
-            run.directory, run.group_size = directory.name, width
+        def on_start(directory: Path, group_size: int) -> None:
+            run.directory, run.group_size = directory.name, group_size
             self._record.save()
 
-        experiment = self._experiment(run) if resumption is None else resumption.experiment
+        experiment = self._build_experiment(run) if resumption is None else resumption.experiment
         training = train(
             prepare(experiment, session=self._session),
             self._session,
@@ -224,7 +226,7 @@ class _Runs:
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
-        directory, experiment = self._record.directory_of(run), self._experiment(run)
+        directory, experiment = self._record.find_directory(run), self._build_experiment(run)
         assert directory is not None
         history = load_records(directory)[: experiment.federation.rounds]
         chance = compute_chance_level(load_experiment_data(experiment, self._session))

@@ -10,7 +10,7 @@ from scipy import stats
 
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, curve, final_value, measure_in
+from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, compute_final_value, find_measure, get_curve
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -40,7 +40,7 @@ class Row:
     wall_seconds: float  # of all rounds, without the time before the first; mean over seeds
     alerts: tuple[str, ...]  # the names of the alerts of any seed
 
-    def cells(self) -> dict[str, str]:
+    def format_cells(self) -> dict[str, str]:
         """Formats the row as text, by column."""
         seeds = len(self.final)
         reached = "" if self.reached == seeds else f" ({self.reached}/{seeds} seeds)"
@@ -48,8 +48,8 @@ class Row:
         return {
             "weight decay": f"{self.variant.weight_decay:g}",
             "regularizer": self.variant.regularizer,
-            f"final {self.measure.name}": self._final_text(),
-            "difference": self._difference_text(),
+            f"final {self.measure.name}": self._format_final(),
+            "difference": self._format_difference(),
             "rounds to target": to_target,
             "MB to target": MISSING if self.bytes_to_target is None else f"{self.bytes_to_target / 1e6:.1f}",
             "clipped": MISSING if self.clip_fraction is None else f"{100 * self.clip_fraction:.0f} %",
@@ -57,14 +57,14 @@ class Row:
             "wall s": f"{self.wall_seconds:.1f}",
         }
 
-    def _final_text(self) -> str:
+    def _format_final(self) -> str:
         if not np.isfinite(self.final).all():
             return "not finite"
         value, spread = self._formats
         deviation = f" ± {self.final.std(ddof=1):{spread}}" if len(self.final) > 1 else ""
         return f"{self.final.mean():{value}}{deviation}"
 
-    def _difference_text(self) -> str:
+    def _format_difference(self) -> str:
         if self.difference is None:
             return MISSING
         spread = self._formats[1]
@@ -83,14 +83,16 @@ def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareS
         outcomes: Per variant, one outcome per seed, in the order of the seeds.
         settings: Which rounds are final, the target, and the regularizers, of which the first is the baseline.
     """
-    measure = measure_in(record for runs in outcomes.values() for run in runs for record in run.history)
+    measure = find_measure(record for runs in outcomes.values() for run in runs for record in run.history)
     target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
-        final, reference = (_finals(outcomes[each], settings, measure) for each in (variant, baseline))
-        difference, interval = (None, None) if variant == baseline else _difference(final, reference)
-        reached = [] if target is None else [r for run in runs if (r := _to_target(run, measure, target)) is not None]
-        clipped = [shares[~np.isnan(shares)] for run in runs for shares in [curve(run.history, "clip_fraction")]]
+        final, reference = (_compute_finals(outcomes[each], settings, measure) for each in (variant, baseline))
+        difference, interval = (None, None) if variant == baseline else _compare_if_finite(final, reference)
+        reached = (
+            [] if target is None else [r for run in runs if (r := _count_to_target(run, measure, target)) is not None]
+        )
+        clipped = [shares[~np.isnan(shares)] for run in runs for shares in [get_curve(run.history, "clip_fraction")]]
         yield Row(
             variant=variant,
             measure=measure,
@@ -100,25 +102,25 @@ def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareS
             rounds_to_target=float(np.median([rounds for rounds, _ in reached])) if reached else None,
             bytes_to_target=float(np.median([sent for _, sent in reached])) if reached else None,
             reached=len(reached),
-            clip_fraction=_mean([shares.mean() for shares in clipped if len(shares)]),
-            client_seconds=float(np.mean([curve(run.history, "client_seconds").sum() for run in runs])),
-            wall_seconds=float(np.mean([curve(run.history, "round_seconds").sum() for run in runs])),
+            clip_fraction=_average([shares.mean() for shares in clipped if len(shares)]),
+            client_seconds=float(np.mean([get_curve(run.history, "client_seconds").sum() for run in runs])),
+            wall_seconds=float(np.mean([get_curve(run.history, "round_seconds").sum() for run in runs])),
             alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
         )
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _average(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _finals(runs: Sequence[Outcome], settings: CompareSettings, measure: Measure) -> npt.NDArray[np.float64]:
-    return np.array([final_value(run.history, settings.final_rounds, measure) for run in runs])
+def _compute_finals(runs: Sequence[Outcome], settings: CompareSettings, measure: Measure) -> npt.NDArray[np.float64]:
+    return np.array([compute_final_value(run.history, settings.final_rounds, measure) for run in runs])
 
 
-def _difference(
+def _compare_if_finite(
     values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[float | None, float | None]:
-    """Like ``compute_paired_difference``, but (None, None) if a value is not finite."""
+    """Computes ``compute_paired_difference``, or returns (None, None) if a value is not finite."""
     if np.isfinite(values).all() and np.isfinite(reference).all():
         return compute_paired_difference(values, reference)
     return None, None
@@ -143,13 +145,13 @@ def compute_paired_difference(
     return float(differences.mean()), float(quantile * stats.sem(differences))
 
 
-def _to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
+def _count_to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
     """Returns the rounds, and the bytes down and up, until a run first reached ``target``; None if it did not."""
-    hits = np.flatnonzero(measure.reaches(curve(run.history, measure.metric), target))
+    hits = np.flatnonzero(measure.reaches(get_curve(run.history, measure.metric), target))
     if not len(hits):
         return None
     rounds = int(hits[0]) + 1
-    sent = sum(curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
+    sent = sum(get_curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
     return rounds, float(sent)
 
 

@@ -15,14 +15,14 @@ T = TypeVar("T")
 Refuse = Callable[[str], FednarError]
 
 
-def checked_rule(rule: ServerOptimizer, function: str) -> ServerOptimizer:
-    """Returns a server optimizer that computes the same as ``rule``, and checks every result.
+def add_checks(optimizer: ServerOptimizer, function: str) -> ServerOptimizer:
+    """Returns a server optimizer that computes the same as ``optimizer``, and checks every result.
 
-    Its ``init`` raises ConfigError, and its ``step`` and ``eval_params`` raise RunFailed, if the rule's own code fails,
+    Its ``init`` raises ConfigError, and its ``step`` and ``eval_params`` raise RunFailed, if the user's code fails,
     or returns vectors of another length or type, or values that are not finite.
 
     Args:
-        rule: The user's server optimizer.
+        optimizer: The user's server optimizer.
         function: The path of the user's function, for messages.
     """
 
@@ -33,17 +33,17 @@ def checked_rule(rule: ServerOptimizer, function: str) -> ServerOptimizer:
         return RunFailed(f"algorithm.function: {function}: {text}")
 
     def init(parameters: FloatVector) -> ServerState:
-        state = _call("init", rule.init, refuse, parameters)
+        state = _call("init", optimizer.init, refuse, parameters)
         _check_state("init", state, parameters, refuse)
         return state
 
     def step(state: ServerState, aggregate: RoundAggregate) -> ServerState:
-        after = _call("step", rule.step, fail, state, aggregate)
+        after = _call("step", optimizer.step, fail, state, aggregate)
         _check_state("step", after, state.parameters, fail)
         return after
 
     def eval_params(state: ServerState) -> FloatVector:
-        vector = _call("eval_params", rule.eval_params, fail, state)
+        vector = _call("eval_params", optimizer.eval_params, fail, state)
         _check_vector("eval_params returned", vector, state.parameters, fail)
         return vector
 
