@@ -18,7 +18,7 @@ from fednar_ray.tracking.journal import Journal, is_round, load_records
 from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
-from tests.cli.test_strangers import typed
+from tests.support.commands import run_in_process
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -188,14 +188,14 @@ def test_other_files_in_place_of_a_run_are_skipped(
     (good,) = (tmp_path / "runs").glob("good-*")
     WHOLE[kind](tmp_path / "runs" / "broken-0")
     monkeypatch.chdir(tmp_path)
-    assert typed(monkeypatch, "runs", "--json") == 0
+    assert run_in_process(monkeypatch, "runs", "--json") == 0
     listed = {row["run"]: row["rounds"] for row in json.loads(capsys.readouterr().out)}
     assert listed[good.name] == ROUNDS
     assert len(listed) == 2
-    assert typed(monkeypatch, "sync") == 0
+    assert run_in_process(monkeypatch, "sync") == 0
     assert f"{good.name}: MLflow has everything" in capsys.readouterr().out
     for words in (["sync", "broken-0"], ["run", "--resume", "broken-0"], ["sync", "runs/broken-0"]):
-        assert typed(monkeypatch, *words) in (1, 2)
+        assert run_in_process(monkeypatch, *words) in (1, 2)
         assert "broken-0" in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_experiment_is_warned_about_by_path_and_reason(
     monkeypatch.chdir(tmp_path)
     assert [kept.name.split("-")[0] for kept in list_runs()] == ["good"]
     assert f"left out: {other} is not a run directory, or is damaged: " in caplog.text
-    assert typed(monkeypatch, "run", "--resume", other.name) == 2
+    assert run_in_process(monkeypatch, "run", "--resume", other.name) == 2
     assert "which --resume accepts as well" in capsys.readouterr().err
     kept = find_run(f"runs/{other.name}/checkpoints")
     assert (kept.name, kept.directory) == (other.name, other)

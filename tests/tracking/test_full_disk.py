@@ -15,7 +15,7 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.run_lookup import find_run
-from tests.cli.test_strangers import typed
+from tests.support.commands import run_in_process
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -100,7 +100,7 @@ def test_commands_report_that_the_working_directory_does_not_exist(
 ) -> None:
     here.rmdir()
     for words in (["runs"], ["sync"], ["run", *SMALL], ["run", "--resume"], ["doctor"]):
-        assert typed(monkeypatch, *words) in (1, 2)
+        assert run_in_process(monkeypatch, *words) in (1, 2)
         assert "the working directory" in capsys.readouterr().err, words
 
 
@@ -108,17 +108,17 @@ def test_a_failed_command_says_how_to_resume(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second run of a directory finds its model's place taken."""
-    assert typed(monkeypatch, "run", *SMALL) == 0
+    assert run_in_process(monkeypatch, "run", *SMALL) == 0
     (directory,) = Path("runs").absolute().iterdir()
     (directory / "model.pt").unlink()
     (directory / "model.pt").mkdir()
     capsys.readouterr()
-    assert typed(monkeypatch, "run", "--resume", directory.name, "federation.rounds=4") == 1
+    assert run_in_process(monkeypatch, "run", "--resume", directory.name, "federation.rounds=4") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"failed: {directory}/model.pt cannot be written: ")
     assert last.endswith(f"resume with: fednar run --resume {directory.name}")
     (directory / "model.pt").rmdir()
-    assert typed(monkeypatch, "run", "--resume", directory.name) == 0
+    assert run_in_process(monkeypatch, "run", "--resume", directory.name) == 0
     assert find_run(directory.name).files.finished
 
 
@@ -127,6 +127,6 @@ def test_report_fails_if_its_plots_cannot_be_written(
 ) -> None:
     full = here / "full.png"
     full.symlink_to("/dev/full")
-    assert typed(monkeypatch, "data", "inspect", *SMALL, "--figure", str(full)) == 1
+    assert run_in_process(monkeypatch, "data", "inspect", *SMALL, "--figure", str(full)) == 1
     assert capsys.readouterr().err.strip().endswith("cannot be written: No space left on device")
     assert os.path.exists("/dev/full")

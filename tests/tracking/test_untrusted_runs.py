@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import addresses_file, check_confirmed, confirm
 from fednar_ray.tracking.file_writes import replace_file
@@ -18,6 +17,7 @@ from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.sync import sync
+from tests.support.commands import run_in_process
 from tests.support.servers import Proxy
 
 pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
@@ -133,17 +133,6 @@ def listening() -> Iterator[Proxy]:
         yield proxy
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of a command."""
-    monkeypatch.setattr("sys.argv", ["fednar", *words])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
     listening: Proxy,
     store: Store,
@@ -156,16 +145,16 @@ def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
     run = strangers_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
     own = store.create_run(store.experiment_id("x"), "x", {})  # from here on the store is this user's
     strangers_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
-    assert typed(monkeypatch, "sync") == 0  # of all runs, those that can be sent are
+    assert run_in_process(monkeypatch, "sync") == 0  # of all runs, those that can be sent are
     out = capsys.readouterr().out
     assert "own-0: sent 0 rounds and 1 other things" in out
     assert f"stranger-0: not sent: {run} names the tracking store {uri}" in out
     assert f"--uri {uri}" in out
-    assert typed(monkeypatch, "sync", "stranger-0") == 2
+    assert run_in_process(monkeypatch, "sync", "stranger-0") == 2
     assert f"confirm it with --uri {uri}" in capsys.readouterr().err
-    assert typed(monkeypatch, "report", "stranger-0") == 2
+    assert run_in_process(monkeypatch, "report", "stranger-0") == 2
     assert not listening.calls
-    assert typed(monkeypatch, "sync", "stranger-0", "--uri", uri) == 2  # confirmed; and it is no MLflow
+    assert run_in_process(monkeypatch, "sync", "stranger-0", "--uri", uri) == 2  # confirmed; and it is no MLflow
     assert "answers, but not as an MLflow server" in capsys.readouterr().err
     assert listening.calls
 
