@@ -1,4 +1,4 @@
-"""``fednar compare``, as a user types it."""
+"""``fednar compare`` in its own process and an empty directory, as a user types it."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ import pytest
 
 from tests.support.commands import SERIAL, load_journal, open_store, run_fednar
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
 
 @pytest.mark.usefixtures("processes")
-def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> None:
-    seldom = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
-    compared = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
+def test_compare_uses_the_metrics_of_evaluated_rounds_only(tmp_path: Path) -> None:
+    evaluation = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
+    comparison = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
     target = "compare.target_accuracy=0.001"
-    done = run_fednar("compare", "--json", *SERIAL, *seldom, *compared, target, cwd=tmp_path)
+    done = run_fednar("compare", "--json", *SERIAL, *evaluation, *comparison, target, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout.lower()
     result, client = json.loads(done.stdout), open_store(tmp_path)
@@ -29,7 +29,7 @@ def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> 
         history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "test_accuracy")}
         assert sorted(history) == [1, 3, 4]
         assert row["final accuracy"] == f"{(history[3] + history[4]) / 2:.3f}"
-        assert row["rounds to target"] == "2"  # nobody looked after the first
+        assert row["rounds to target"] == "2"  # the first round was not evaluated
     headline = client.get_run(result["run_id"]).data.metrics
     assert set(headline) == {
         "final_accuracy/decoupled_0.03", "final_accuracy/fednar_0.03", "difference/fednar_0.03",
@@ -37,7 +37,7 @@ def test_compare_takes_its_metrics_from_the_evaluated_rounds(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("processes")
-def test_compare_pairs_its_runs(tmp_path: Path) -> None:
+def test_compare_trains_paired_runs(tmp_path: Path) -> None:
     settings = ["compare.seeds=2", "compare.weight_decays=[0.03]", "compare.final_rounds=2"]
     done = run_fednar("compare", "--json", *SERIAL, *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""``fednar doctor``, as a user types it."""
+"""``fednar doctor`` in its own process and an empty directory, as a user types it."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 
 from tests.support.commands import run_fednar
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
 
 @pytest.mark.usefixtures("processes")
-def test_doctor_finds_everything_in_order(local_ray: str, tmp_path: Path) -> None:
+def test_doctor_reports_no_problem_if_there_is_none(local_ray: str, tmp_path: Path) -> None:
     done = run_fednar("doctor", "--json", "--address", local_ray, cwd=tmp_path, RAY_AUTH_MODE="token")
     findings = {finding["topic"]: finding for finding in json.loads(done.stdout)}
     wrong = [finding for finding in findings.values() if finding["verdict"] == "wrong"]
@@ -25,7 +25,7 @@ def test_doctor_finds_everything_in_order(local_ray: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("processes")
-def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
+def test_doctor_lists_problems(tmp_path: Path) -> None:
     done = run_fednar("doctor", "--address", "127.0.0.1:1", "--uri", "http://127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 1
     wrong = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("wrong")]

@@ -1,4 +1,4 @@
-"""What all commands share: bad input is refused before anything is created, and help is fast."""
+"""Behavior that all commands share: bad input is refused before anything is created, and help imports no torch."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.commands import run_fednar
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -56,7 +56,7 @@ def test_bad_input_is_refused_before_anything_is_created(case: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["ui"], ["doctor"]])
-def test_help_is_there_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
+def test_help_is_printed_without_importing_torch(command: list[str], tmp_path: Path) -> None:
     done = run_fednar(*command, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: fednar")

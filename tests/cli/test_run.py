@@ -1,4 +1,4 @@
-"""``fednar run``, as a user types it."""
+"""``fednar run`` in its own process and an empty directory, as a user types it."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import fednar_ray as fr
 from fednar_ray.config import embedded
 from tests.support.commands import SERIAL, TINY, load_journal, open_store, run_fednar
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -55,7 +55,7 @@ def test_run_takes_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
                for line in lines[3:])  # fmt: skip
 
 
-BAD_PLACES = {
+BAD_ADDRESSES = {
     "no Ray": (["run", "--address", "127.0.0.1:1", *TINY], "no Ray answers at 127.0.0.1:1"),
     "no Ray to compare on": (["compare", "--address", "127.0.0.1:1", *TINY], "no Ray answers at 127.0.0.1:1"),
     "no MLflow": (["run", "tracking.uri=http://127.0.0.1:1", *SERIAL], "MLflow at http://127.0.0.1:1 does not answer"),
@@ -70,10 +70,12 @@ BAD_PLACES = {
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("case", BAD_PLACES)
-def test_unreachable_and_too_small_places_are_refused_before_training(case: str, tmp_path: Path) -> None:
-    arguments, words = BAD_PLACES[case]
-    with tempfile.TemporaryDirectory(prefix="r") as ray:  # a short path: Ray puts sockets there
+@pytest.mark.parametrize("case", BAD_ADDRESSES)
+def test_unreachable_addresses_and_clusters_that_are_too_small_are_refused_before_training(
+    case: str, tmp_path: Path
+) -> None:
+    arguments, words = BAD_ADDRESSES[case]
+    with tempfile.TemporaryDirectory(prefix="r") as ray:  # Ray puts its sockets there, so the path is short
         done = run_fednar(*arguments, cwd=tmp_path, RAY_TMPDIR=ray)
         assert list(Path(ray).iterdir()) == []  # no Ray was started
     assert (done.returncode, done.stdout) == (2, "")
@@ -85,7 +87,7 @@ def test_unreachable_and_too_small_places_are_refused_before_training(case: str,
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
+def test_a_diverging_run_reports_the_round_and_the_reason(tmp_path: Path) -> None:
     done = run_fednar("run", "--json", *SERIAL, "algorithm.local_lr=1e30", "regularizer.name=none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     reason = "0 of 3 client updates usable, at least 1 required; client 0 excluded: its loss or update is not finite"
@@ -96,9 +98,9 @@ def test_a_diverging_run_names_round_and_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path) -> None:
-    seldom = ["federation.rounds=9", "evaluation.every=4", "evaluation.federated=true"]
-    done = run_fednar("run", *SERIAL, *seldom, cwd=tmp_path)
+def test_rounds_without_an_evaluation_print_no_accuracy(tmp_path: Path) -> None:
+    evaluation = ["federation.rounds=9", "evaluation.every=4", "evaluation.federated=true"]
+    done = run_fednar("run", *SERIAL, *evaluation, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines, (directory,) = done.stdout.splitlines(), (tmp_path / "runs").iterdir()
     records = load_journal(directory)
@@ -115,7 +117,7 @@ def test_lines_of_rounds_that_are_not_evaluated_show_no_accuracy(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("processes")
-def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
+def test_run_joins_the_ray_cluster_at_an_address(local_ray: str, tmp_path: Path) -> None:
     pooled = ["execution.placement=pooled", "execution.actors=2", "execution.vectorize=2"]
     shares = ["execution.cpus_per_actor=0.1", "execution.gpus_per_actor=0"]
     arguments = ["run", "--json", "--address", local_ray, *TINY, *pooled, *shares]
@@ -130,7 +132,7 @@ def test_run_joins_a_ray_by_address(local_ray: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_gpu_that_torch_cannot_use_fails_the_run(local_ray: str, tmp_path: Path) -> None:
-    """The suite's GPUs exist for Ray alone."""
+    """Only Ray knows the suite's GPUs; they are logical."""
     pooled = ["execution.placement=pooled", "execution.cpus_per_actor=0.1"]
     done = run_fednar("run", "--address", local_ray, *TINY, *pooled, cwd=tmp_path, RAY_AUTH_MODE="token")
     assert done.returncode == 1, done.stderr

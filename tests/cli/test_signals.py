@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from tests.support.commands import FEDNAR, TINY, build_environment, load_journal, open_store
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
 @pytest.mark.usefixtures("processes", "own_ray")
 @pytest.mark.parametrize("interrupt", [os.kill, os.killpg])
 def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_path: Path) -> None:
-    """Sent to the process alone, and to its group with Ray's processes, as a terminal does."""
+    """The signal goes to the process alone, or to its group with Ray's processes as in a terminal."""
     command = [FEDNAR, "run", *TINY, "federation.rounds=100000", "execution.placement=pooled"]
     with subprocess.Popen(
         command,
@@ -32,7 +32,7 @@ def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_pa
         start_new_session=True,
     ) as process:
         try:
-            journals = awaited(lambda: [p for p in tmp_path.glob("runs/*/metrics.jsonl") if p.stat().st_size > 2000])
+            journals = wait_for(lambda: [p for p in tmp_path.glob("runs/*/metrics.jsonl") if p.stat().st_size > 2000])
             children = psutil.Process(process.pid).children(recursive=True)
             names = [" ".join(child.cmdline()) for child in children]
             assert any("TrainingActor" in name for name in names), names

@@ -1,4 +1,4 @@
-"""``fednar ui``: it serves until it is ended, and names a port that is taken."""
+"""``fednar ui`` serves until it is ended, and reports a port that is in use."""
 
 import socket
 import subprocess
@@ -10,21 +10,21 @@ import psutil
 import pytest
 
 from tests.support.commands import FEDNAR, build_environment, run_fednar
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("case", ["serves", "taken"])
-def test_ui(case: str, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+def test_ui_serves_or_reports_a_port_in_use(case: str, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
         if case == "taken":
-            taken.listen()
+            other.listen()
             done = run_fednar("ui", "--port", str(port), cwd=tmp_path)
             assert (done.returncode, done.stdout) == (2, "")
             assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port" in done.stderr
@@ -46,7 +46,7 @@ def test_ui(case: str, tmp_path: Path) -> None:
                 return False
 
         try:
-            awaited(healthy)
+            wait_for(healthy)
             children = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             process.wait(timeout=PATIENCE_SECONDS)

@@ -24,8 +24,8 @@ from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
-from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, cluster
-from tests.support.servers import PATIENCE_SECONDS, Server, awaited, postgresql, postgresql_programs
+from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -262,7 +262,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Yields MLflow with basic authentication on PostgreSQL (SQLite if not installed), and Ray with a token."""
-    folder, programs = tmp_path_factory.mktemp("mlflow"), postgresql_programs()
+    folder, programs = tmp_path_factory.mktemp("mlflow"), find_postgresql()
     (folder / "users.ini").write_text(AUTHENTICATION)
     password = secrets.token_urlsafe(16)
     credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
@@ -272,17 +272,17 @@ def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
     }
     with ExitStack() as stack:
-        database = stack.enter_context(postgresql(programs)) if programs else f"sqlite:///{folder}/mlflow.db"
+        database = stack.enter_context(run_postgresql(programs)) if programs else f"sqlite:///{folder}/mlflow.db"
         server = Server(database, folder, "--app-name", "basic-auth", **server_settings)
         stack.callback(server.kill)
         server.start()
-        nodes = stack.enter_context(cluster(RAY_metrics_report_interval_ms="1000", **credentials))
+        nodes = stack.enter_context(run_cluster(RAY_metrics_report_interval_ms="1000", **credentials))
         yield Stage(cluster=nodes, mlflow=server, database=database, credentials=credentials, processes=stack)
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
-    if postgresql_programs() is None:
+    if find_postgresql() is None:
         pytest.skip("no initdb (Debian: postgresql): MLflow's server keeps its runs in SQLite instead")
     assert stage.database.startswith("postgresql")
 
@@ -323,11 +323,11 @@ def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_ru
         assert job.poll() is None, job.communicate()
         return (tmp_path / name).exists()
 
-    awaited(lambda: exists("held"), "training on the second node")
-    awaited(lambda: losses(client, find_run(client, "paced")), "a round in MLflow while the run is under way")
+    wait_for(lambda: exists("held"), "training on the second node")
+    wait_for(lambda: losses(client, find_run(client, "paced")), "a round in MLflow while the run is under way")
     nodes.kill(SECOND)
     nodes.join(THIRD)
-    awaited(lambda: exists(f"on-{THIRD}"), "training on the third node")
+    wait_for(lambda: exists(f"on-{THIRD}"), "training on the third node")
     (tmp_path / "hold").unlink()
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
     nodes.kill(THIRD)
@@ -363,7 +363,7 @@ def read_prometheus(nodes: Cluster, name: str) -> float:
             lines = answer.read().decode().splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")), None)
 
-    return float(awaited(value, name))
+    return float(wait_for(value, name))
 
 
 @pytest.mark.usefixtures("processes")
@@ -374,7 +374,7 @@ def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     settings = {**experiment(tmp_path), "name": "long", "checkpoint": {"every": None}}
     project = write_project(tmp_path / "project", settings)
     job = stage.submit("experiment.yaml", "federation.rounds=1000000", "execution.placement=serial", cwd=project)
-    awaited(lambda: (find_run(client, "long") and losses(client, find_run(client, "long"))) or job.poll() is not None)
+    wait_for(lambda: (find_run(client, "long") and losses(client, find_run(client, "long"))) or job.poll() is not None)
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=PATIENCE_SECONDS)
     assert job.returncode == 130, err

@@ -13,7 +13,7 @@ from fednar_ray.data.batches import ResidentShards, client_batches
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.transforms import Augmentation, Transform, channel_statistics
 from fednar_ray.federated.evaluation import Scorer
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 CPU = torch.device("cpu")
 drawn = settings(max_examples=100, deadline=None)
@@ -59,7 +59,7 @@ some_group = st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True)
 @given(ids=some_group, batch_size=st.integers(1, 40), steps=st.lists(st.integers(1, 9), min_size=5, max_size=5))
 def test_padding_weighs_nothing_and_the_rest_weighs_one(ids, batch_size, steps):
     taken = np.array(steps)[: len(ids)]
-    plan = ResidentShards(small_federation(SIZES).shards, CPU).plan(ids, taken, batch_size, seed=0, round_index=0)
+    plan = ResidentShards(build_small_federation(SIZES).shards, CPU).plan(ids, taken, batch_size, seed=0, round_index=0)
     widest = min(batch_size, max(SIZES[i] for i in ids))
     assert plan.weights.shape[:2] == (taken.max(), len(ids))
     assert widest <= plan.weights.shape[2] <= min(batch_size, 2 * widest)
@@ -78,7 +78,7 @@ def test_padding_weighs_nothing_and_the_rest_weighs_one(ids, batch_size, steps):
 @drawn
 @given(ids=some_group, batch_size=st.integers(1, 40), round_index=st.integers(0, 5))
 def test_a_clients_batches_do_not_depend_on_its_group(ids, batch_size, round_index):
-    federation = small_federation(SIZES)
+    federation = build_small_federation(SIZES)
     shards, steps = ResidentShards(federation.shards, CPU), np.full(len(ids), 6)
     together = shards.plan(ids, steps, batch_size, seed=1, round_index=round_index)
     for row, client in enumerate(ids):
@@ -95,7 +95,7 @@ def test_a_clients_batches_do_not_depend_on_its_group(ids, batch_size, round_ind
 
 
 def test_batches_are_the_clients_own_examples_at_its_own_address():
-    federation = small_federation(SIZES)
+    federation = build_small_federation(SIZES)
     plan = ResidentShards(federation.shards, CPU).plan([1, 4], np.array([5, 5]), 8, seed=9, round_index=2)
     own = federation.shards.only(4).examples
     expected = client_batches(21, 8, 5, generator(9, Purpose.BATCHES, round_index=2, client_id=4))
@@ -106,7 +106,7 @@ def test_batches_are_the_clients_own_examples_at_its_own_address():
 
 
 def test_rounds_clients_and_seeds_have_batches_of_their_own():
-    shards = ResidentShards(small_federation((50, 50)).shards, CPU)
+    shards = ResidentShards(build_small_federation((50, 50)).shards, CPU)
     addresses = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]
     orders = set()
     for client, round_index, seed in addresses:
@@ -116,7 +116,7 @@ def test_rounds_clients_and_seeds_have_batches_of_their_own():
 
 
 def test_read_only_shards_are_used_where_they_lie():
-    shards = small_federation((4, 3)).shards
+    shards = build_small_federation((4, 3)).shards
     shards.examples.x.flags.writeable = False
     resident = ResidentShards(shards, CPU)
     plan = resident.plan([0], np.array([1]), 4, seed=0, round_index=0)

@@ -16,7 +16,7 @@ from fednar_ray.data.federation import load_federation
 from fednar_ray.data.files import load_file_federation
 from fednar_ray.data.sources import load_digits
 from fednar_ray.experiments.prepare import Prepared, prepare
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.array([0, 1, 2, 0, 1, 3])
@@ -298,7 +298,7 @@ def test_sampling_more_than_the_clients_with_examples_is_refused():
         {"federation": {"rounds": 1, "local_steps": 1, "clients_per_round": 3}, "execution": {"placement": "serial"}}
     )
     with pytest.raises(fr.ConfigError, match=r"clients_per_round: 3 is more than the clients with examples \(2\)"):
-        next(fr.iter_rounds(experiment, federation=small_federation((4, 5)), model=torch.nn.Linear(2, 3)))
+        next(fr.iter_rounds(experiment, federation=build_small_federation((4, 5)), model=torch.nn.Linear(2, 3)))
 
 
 def test_the_data_may_have_a_seed_of_their_own() -> None:

@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
 
@@ -76,7 +76,7 @@ def lose_a_node(folder: Path) -> None:
     armed = folder / "armed"
     model = TakesItsNodeDown(lost.all_processes["raylet"][0].process.pid, armed)
     settings = experiment({"placement": "pooled", "actors": 2, "cpus_per_actor": 1})
-    session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), model)
+    session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), model)
     resolved = resolve(prepared, session)
     with place(prepared, resolved, session) as pool:
         places = [pool.actor_infos()]
@@ -102,7 +102,9 @@ def test_a_run_that_loses_one_of_two_nodes_in_mid_training_ends_in_the_same_byte
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]
     model = TakesItsNodeDown(0, tmp_path / "armed")
-    *_, last = fr.iter_rounds(experiment({"placement": "serial"}), federation=small_federation(SIZES), model=model)
+    *_, last = fr.iter_rounds(
+        experiment({"placement": "serial"}), federation=build_small_federation(SIZES), model=model
+    )
     assert summary["parameters"] == last.parameters.tobytes().hex()
 
 
@@ -128,7 +130,7 @@ def test_scripts_chaos_tells_two_runs_apart_by_bytes_history_and_what_mlflow_has
         folder.mkdir()
         monkeypatch.chdir(folder)
         settings = experiment({"placement": "serial"}, model={"hidden": 4}, tracking=tracking)
-        result = fr.run(settings, federation=small_federation(SIZES))
+        result = fr.run(settings, federation=build_small_federation(SIZES))
         printed = {key: getattr(result, key) for key in ("parameters_sha256", "run_id", "tracking_uri")}
         run = evidence.Run("scaffold", (), folder, tmp_path / f"{name}.log", {})
         return run, evidence.Ended(code=0, out=json.dumps(printed), err="")

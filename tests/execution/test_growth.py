@@ -10,9 +10,9 @@ import torch
 import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.scheduling import build_actor_options
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.cluster_nodes import run_in_own_process
-from tests.support.servers import awaited
+from tests.support.servers import wait_for
 
 SIZES = (7, 30, 12, 3, 21)
 HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
@@ -58,15 +58,15 @@ def grow_and_shrink() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     started, nodes = [], []
     for strategy, free in (("spread", 3), ("pack", 2)):
-        awaited(lambda free=free: ray.available_resources().get("CPU") == free)
+        wait_for(lambda free=free: ray.available_resources().get("CPU") == free)
         started += start_two(strategy)
         nodes.append(len(set(ray.get([actor.node.remote() for actor in started[-2:]]))))
     for actor in started:
         ray.kill(actor)
     cluster.remove_node(second)
-    awaited(lambda: ray.available_resources().get("CPU") == 1)
+    wait_for(lambda: ray.available_resources().get("CPU") == 1)
     settings = experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
-    session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), SlowModel(0.01))
+    session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), SlowModel(0.01))
     resolved = resolve(prepared, session)
     counts, added, left = [], None, 0
     with place(prepared, resolved, session) as pool:
@@ -107,6 +107,8 @@ def test_a_run_uses_nodes_that_join_and_survives_their_leaving_with_the_same_byt
     assert found["counts"][-1] == 1
     rounds = len(found["counts"])
     serial = list(
-        fr.iter_rounds(experiment(rounds, placement="serial"), federation=small_federation(SIZES), model=SlowModel(0))
+        fr.iter_rounds(
+            experiment(rounds, placement="serial"), federation=build_small_federation(SIZES), model=SlowModel(0)
+        )
     )
     assert found["parameters"] == serial[-1].parameters.tobytes().hex()

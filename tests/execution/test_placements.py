@@ -12,7 +12,7 @@ from fednar_ray.data.federation import Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import place, resolve
 from fednar_ray.experiments.prepare import prepare
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 
 def dropout_model() -> torch.nn.Module:
@@ -39,7 +39,7 @@ def experiment(preset: str, execution: dict[str, Any], **federation: Any) -> fr.
 
 
 def final_bytes(settings: fr.Experiment, model: torch.nn.Module, session: fr.RaySession | None = None) -> bytes:
-    federation = small_federation((7, 30, 12, 3, 21, 9, 16))
+    federation = build_small_federation((7, 30, 12, 3, 21, 9, 16))
     *_, last = fr.iter_rounds(settings, federation=federation, model=model, session=session)
     assert np.isfinite(last.parameters).all()
     return last.parameters.tobytes() + last.buffers.tobytes()
@@ -81,7 +81,9 @@ def test_another_seed_gives_other_bytes() -> None:
 
 
 def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
-    prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
+    prepared = prepare(
+        experiment("fedavg", {"placement": "dedicated"}), build_small_federation((5, 6, 7)), dropout_model()
+    )
     with place(prepared, resolve(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
         assert len({p.process_id for p in pool.actor_infos()}) == 3
@@ -105,7 +107,7 @@ def test_more_dedicated_actors_than_fit_are_refused_before_any_starts(session: f
 
 
 def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySession) -> None:
-    whole = small_federation((5, 7))
+    whole = build_small_federation((5, 7))
     shards = Shards(whole.shards.examples, np.array([0, 5, 5, 12]))
     federation = fr.Federation.from_shards("three", shards, whole.test, None, 0)
     model, final = dropout_model(), []

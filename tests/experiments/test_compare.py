@@ -34,10 +34,10 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -463,7 +463,7 @@ def test_a_killed_comparison_is_resumed_as_typed(data, tmp_path, whole):
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
-        awaited(lambda: sum(rounds_trained(tmp_path)) >= ROUNDS + 1, pause=0.002)
+        wait_for(lambda: sum(rounds_trained(tmp_path)) >= ROUNDS + 1, pause=0.002)
         driver.send_signal(signal.SIGKILL)
     assert "RUNNING" in statuses()
     done = subprocess.run(
@@ -484,7 +484,7 @@ def test_an_interrupted_comparison_says_how_it_is_resumed(sign, code, data, tmp_
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as driver:
-        awaited(lambda: sum(rounds_trained(tmp_path)) >= 2, pause=0.01)
+        wait_for(lambda: sum(rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
         _, said = driver.communicate(timeout=PATIENCE_SECONDS)
     (path,) = Path("runs").glob("*/comparison.yaml")

@@ -16,7 +16,7 @@ import fednar_ray as fr
 from fednar_ray.config.renamed import RENAMED
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.experiments.resume import resume_from
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 ROUNDS = 3
@@ -29,7 +29,7 @@ def given() -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    return {"federation": small_federation((7, 30, 12)), "model": model}
+    return {"federation": build_small_federation((7, 30, 12)), "model": model}
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,11 @@ from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
-from tests.conftest import small_federation
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.conftest import build_small_federation
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -79,7 +79,7 @@ def network(*layers: torch.nn.Module) -> torch.nn.Module:
 
 def given(**changes: Any) -> dict[str, Any]:
     """What goes with the settings, made again, as another process would."""
-    return {"federation": small_federation(SIZES), "model": network(), **changes}
+    return {"federation": build_small_federation(SIZES), "model": network(), **changes}
 
 
 def left(
@@ -99,7 +99,7 @@ def left(
         for done in range(start + 1, rounds + 1):
             next(training)
             if checked and every is not None and done % every == 0:
-                awaited((newest() / "checkpoints" / f"round-{done:08d}.json").exists, pause=0.002)
+                wait_for((newest() / "checkpoints" / f"round-{done:08d}.json").exists, pause=0.002)
     assert not checked or checkpoints(newest())[-1].name == f"round-{rounds:08d}.json"
     return newest()
 
@@ -418,7 +418,7 @@ def test_what_may_change_changes_from_there_on(uri: str) -> None:
 
 def test_other_data_in_place_of_the_federation_is_refused(uri: str) -> None:
     directory = left(settings(uri), 3)
-    other = small_federation(SIZES, seed=1)
+    other = build_small_federation(SIZES, seed=1)
     with pytest.raises(fr.ConfigError, match=f"^{directory.name}: the data changed since the run was started$"):
         fr.run(settings(uri), **given(federation=other), resume_newest=True)
     with pytest.raises(fr.ConfigError, match="its checkpoint has 33 parameters, and this model has 63"):
@@ -618,7 +618,7 @@ def said_to(command: list[str], number: signal.Signals, done: Callable[[], int],
     """Send a command a signal once so many rounds are done: its exit code, and what it said."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            awaited(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
+            wait_for(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
             process.send_signal(number)
             output, said = process.communicate(timeout=PATIENCE_SECONDS)
         finally:

@@ -17,7 +17,7 @@ from fednar_ray.core.errors import BuffersChanged, ModelError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
 from fednar_ray.federated.vectorization import probe
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 SIZES = (8, 24)
@@ -56,12 +56,12 @@ def experiment(**sections: Any) -> fr.Experiment:
 
 
 def reports(model: nn.Module, **sections: Any) -> list[fr.RoundReport]:
-    return list(fr.iter_rounds(experiment(**sections), federation=small_federation(SIZES), model=model))
+    return list(fr.iter_rounds(experiment(**sections), federation=build_small_federation(SIZES), model=model))
 
 
 def trained_by_hand(model: nn.Module, steps: int = 2) -> list[nn.Module]:
     """Each client's model after plain SGD on its whole shard."""
-    shards, clients = small_federation(SIZES).shards, []
+    shards, clients = build_small_federation(SIZES).shards, []
     for client_id in range(len(SIZES)):
         pair, local = shards.only(client_id).examples, copy.deepcopy(model).train()
         for _ in range(steps):
@@ -93,7 +93,7 @@ def test_constant_buffers_stay_as_given_beside_running_statistics(uri: str) -> N
     for name, buffer in CONSTANT.items():
         if name != "sparse":  # the export of a graph takes none
             model.head.register_buffer(f"kept as {name}", buffer)
-    result = fr.run(experiment(tracking={"uri": uri}), federation=small_federation(SIZES), model=model)
+    result = fr.run(experiment(tracking={"uri": uri}), federation=build_small_federation(SIZES), model=model)
     assert result.metrics["clients_failed"] == 0
     saved = torch.load(result.directory / "model.pt", weights_only=True)
     for name, buffer in model.head.named_buffers(prefix="head"):
@@ -109,7 +109,7 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> None:
-    given: dict[str, Any] = {"federation": small_federation(SIZES)}
+    given: dict[str, Any] = {"federation": build_small_federation(SIZES)}
     fr.run(experiment(tracking={"uri": uri}), model=Net(torch.zeros(2), lambda m, x: mean_of(x)), **given)
     longer = experiment(tracking={"uri": uri}, federation={"rounds": 2, "local_steps": 2, "batch_size": 100})
     message = "its checkpoint has 2 values of averaged buffers, and this model has 0"
@@ -120,7 +120,7 @@ def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> No
 @pytest.mark.parametrize("name", CONSTANT)
 def test_a_constant_buffer_alone_leaves_groups_wide_and_is_not_sent(name: str) -> None:
     model = Net(CONSTANT[name])
-    traits = probe(model, small_federation(SIZES).shards.examples, classes=3)
+    traits = probe(model, build_small_federation(SIZES).shards.examples, classes=3)
     assert traits.changed_buffers == ()
     (report,) = reports(model)
     assert report.buffers.shape == (0,)
@@ -176,7 +176,7 @@ def test_a_buffer_that_follows_the_parameters_is_found_although_the_trial_takes_
     """A teacher that starts as a copy of the student."""
     model = Net(torch.zeros(3), lambda m, x: 0.9 * m.kept + 0.1 * m.head.bias.detach())
     model.get_buffer("kept").copy_(model.head.bias.detach())
-    assert probe(model, small_federation(SIZES).shards.examples, classes=3).changed_buffers == ("kept",)
+    assert probe(model, build_small_federation(SIZES).shards.examples, classes=3).changed_buffers == ("kept",)
 
 
 REFUSED = {

@@ -17,7 +17,7 @@ from fednar_ray.config.robustness import AvailabilitySettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.schedules import Workload
 from fednar_ray.federated.client_sampling import Availability, Selection, load_trace
-from tests.support.oracle import SAMPLING, rng
+from tests.support.oracle import SAMPLING, build_generator
 
 ONE_STEP = Workload(batch_size=10, local_steps=1, local_epochs=None)
 TWO_EPOCHS = Workload(batch_size=10, local_steps=None, local_epochs=2)
@@ -70,7 +70,7 @@ clocks = st.just({}) | st.fixed_dictionaries(
 def test_by_default_a_round_is_the_plain_draw_and_everyone_returns(seed, clients, round_index, data):
     count = data.draw(st.integers(1, clients))
     selection = availability(clients, seed).select(round_index, count, None)
-    expected = tuple(sorted(rng(seed, SAMPLING, round_index).choice(clients, count, replace=False)))
+    expected = tuple(sorted(build_generator(seed, SAMPLING, round_index).choice(clients, count, replace=False)))
     assert selection == Selection(sampled=expected, returned=expected, dropped_out=0, late=0, virtual_seconds=None)
 
 
@@ -78,7 +78,7 @@ def test_clients_without_examples_are_never_drawn():
     holders = [1, 2, 4, 5]
     here = availability(6, sizes=[0, 3, 9, 0, 1, 1])
     for t in range(20):
-        expected = sorted(rng(0, SAMPLING, t).choice(holders, 3, replace=False))
+        expected = sorted(build_generator(0, SAMPLING, t).choice(holders, 3, replace=False))
         assert here.select(t, 3, None).sampled == tuple(expected)
 
 
@@ -99,7 +99,7 @@ def test_over_sampling_asks_that_many_times_more_rounded_up(factor, wanted, samp
 def test_over_sampling_without_speeds_keeps_the_first_that_were_drawn():
     here = availability(50, over_sampling=1.25)
     for t in range(10):
-        order = rng(0, SAMPLING, t).choice(50, 13, replace=False)
+        order = build_generator(0, SAMPLING, t).choice(50, 13, replace=False)
         assert here.select(t, 10, None).returned == tuple(sorted(order[:10]))
 
 

@@ -26,7 +26,7 @@ from fednar_ray.core.random import Purpose, generator, seed_sequence
 from fednar_ray.data.batches import client_batches
 from fednar_ray.data.examples import Examples
 from fednar_ray.federated.vectorization import probe
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 SIZES, STEPS, BATCH, RATE = (7, 12, 3, 9), 6, 4, 0.1
@@ -221,7 +221,7 @@ def experiment(width: int | str = "auto", rounds: int = 2, **execution: Any) -> 
 
 
 def final(model: nn.Module, width: int | str = "auto", session: fr.RaySession | None = None, **settings: Any) -> Any:
-    federation = small_federation(SIZES)
+    federation = build_small_federation(SIZES)
     *_, last = fr.iter_rounds(experiment(width, **settings), federation=federation, model=model, session=session)
     return last
 
@@ -241,7 +241,7 @@ def trained_alone(model: nn.Module, x: Tensor, y: Tensor, batches: np.ndarray) -
 
 def by_hand(model: nn.Module, rounds: int, before_client: Callable[[int, int], None] = lambda *_: None) -> np.ndarray:
     """FedAvg as a loop over clients, each of which starts with the module as given."""
-    federation, server = small_federation(SIZES), copy.deepcopy(model)
+    federation, server = build_small_federation(SIZES), copy.deepcopy(model)
     for index in range(rounds):
         ends = []
         for client_id, size in enumerate(SIZES):
@@ -580,7 +580,7 @@ class Late(nn.Module):
 def test_a_traced_gradient_is_compared_with_a_fresh_one_at_fixed_rounds(
     turns: int, ends: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports = fr.iter_rounds(experiment(4, rounds=9), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(experiment(4, rounds=9), federation=build_small_federation(SIZES), model=Late())
     for _ in range(turns):
         next(reports)
     monkeypatch.setenv("LATE", "outputs")
@@ -618,7 +618,7 @@ class OnActors(Net):
     ],
 )
 def test_state_that_appears_in_a_group_ends_the_run(late: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = fr.iter_rounds(experiment(4), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(experiment(4), federation=build_small_federation(SIZES), model=Late())
     next(reports)
     monkeypatch.setenv("LATE", late)
     with pytest.raises(InconsistentModel, match=found):
@@ -626,7 +626,7 @@ def test_state_that_appears_in_a_group_ends_the_run(late: str, found: str, monke
 
 
 def test_a_buffer_that_starts_to_change_ends_a_run_that_would_not_average_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = fr.iter_rounds(experiment(1), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(experiment(1), federation=build_small_federation(SIZES), model=Late())
     next(reports)
     monkeypatch.setenv("LATE", "buffer")
     with pytest.raises(InconsistentModel, match="training changed buffer offset, which"):
@@ -639,7 +639,7 @@ def test_an_attribute_that_changes_late_is_given_back_to_clients_that_train_one_
     model, ends = Late(), []
     for late in ("attribute", ""):
         monkeypatch.setenv("LATE", "")
-        reports = fr.iter_rounds(experiment(1), federation=small_federation(SIZES), model=model)
+        reports = fr.iter_rounds(experiment(1), federation=build_small_federation(SIZES), model=model)
         next(reports)
         monkeypatch.setenv("LATE", late)
         ends.append(next(reports).parameters)
@@ -663,7 +663,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytes
     def run(rounds: int, *, resume: bool = False) -> fr.Result:
         settings = fr.Experiment.model_validate({**experiment(rounds=rounds).model_dump(exclude_unset=True), **tracked})
         model = nn.Sequential(HiddenState(), NumPyDropLayer())
-        return fr.run(settings, federation=small_federation(SIZES), model=model, resume_newest=resume)
+        return fr.run(settings, federation=build_small_federation(SIZES), model=model, resume_newest=resume)
 
     started = run(2)
     resumed = run(4, resume=True)

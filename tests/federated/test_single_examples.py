@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fednar_ray as fr
 from fednar_ray.core.errors import ModelError
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 
 def normed() -> nn.Sequential:
@@ -38,7 +38,9 @@ def experiment(federation: dict[str, Any], **execution: Any) -> fr.Experiment:
 
 
 def trained(sizes: tuple[int, ...], model: nn.Module, federation: dict[str, Any], **execution: Any) -> fr.RoundReport:
-    (report,) = fr.iter_rounds(experiment(federation, **execution), federation=small_federation(sizes), model=model)
+    (report,) = fr.iter_rounds(
+        experiment(federation, **execution), federation=build_small_federation(sizes), model=model
+    )
     return report
 
 
@@ -105,7 +107,7 @@ def test_the_same_model_under_other_settings_is_looked_at_anew() -> None:
     from fednar_ray.experiments.placement import resolve
     from fednar_ray.experiments.prepare import adapt, prepare
 
-    federation = small_federation((17, 32))
+    federation = build_small_federation((17, 32))
     prepared = prepare(experiment({"local_epochs": 1, "batch_size": 15}), federation, normed())
     with fr.RaySession() as session:
         assert resolve(prepared, session).width == 1

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 
 def experiment(width: int | str = "auto", **sections: Any) -> fr.Experiment:
@@ -29,7 +29,7 @@ def seeded(*layers: Any) -> torch.nn.Module:
 
 def test_batch_norm_trains_one_by_one_with_its_buffers_averaged(caplog: pytest.LogCaptureFixture) -> None:
     model = seeded(lambda: torch.nn.Linear(2, 4), lambda: torch.nn.BatchNorm1d(4), lambda: torch.nn.Linear(4, 3))
-    federation = small_federation((6, 18))
+    federation = build_small_federation((6, 18))
     with caplog.at_level(logging.WARNING):
         report = next(fr.iter_rounds(experiment(4), federation=federation, model=model))
     assert [r.message for r in caplog.records if "one by one" in r.message] == [
@@ -70,7 +70,7 @@ class Switch(torch.nn.Module):
 
 
 def test_a_model_that_vmap_cannot_batch_trains_alone_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    federation = small_federation((6, 18, 4))
+    federation = build_small_federation((6, 18, 4))
     with caplog.at_level(logging.WARNING):
         wanted_wide = list(fr.iter_rounds(experiment(3), federation=federation, model=Switch()))
     assert sum("torch.func.vmap cannot batch it" in r.message for r in caplog.records) == 1
@@ -96,14 +96,14 @@ def test_frozen_parameters_stay_and_are_in_neither_vector_nor_norm() -> None:
     model = seeded(lambda: torch.nn.Linear(2, 4), lambda: torch.nn.Linear(4, 3))
     model[0].weight.requires_grad_(False)
     settings = experiment(2, regularizer={"name": "fednar", "weight_decay": 0.5, "clip_bound": 0.1})
-    *_, last = fr.iter_rounds(settings, federation=small_federation((6, 8)), model=model)
+    *_, last = fr.iter_rounds(settings, federation=build_small_federation((6, 8)), model=model)
     assert len(last.parameters) == 4 + 4 * 3 + 3
     assert last.metrics["update_norm"] <= 3 * 0.1 * 0.1 * (1 + 1e-5)
 
 
 def poisoned(sizes: tuple[int, ...], bad: int) -> fr.Federation:
     """A federation in which one client's examples are huge, alike, and labeled every way: no step fits them."""
-    federation = small_federation(sizes)
+    federation = build_small_federation(sizes)
     shards = [federation.shards.only(i).examples for i in range(len(sizes))]
     clients = [(shard.x, shard.y) for shard in shards]
     clients[bad] = (np.full_like(shards[bad].x, 1e38), np.arange(sizes[bad]) % 3)
@@ -140,4 +140,8 @@ def test_the_others_aggregate_as_if_the_broken_client_had_not_been_sampled() -> 
 def test_a_round_without_a_finite_client_ends_the_run() -> None:
     settings = experiment(2, algorithm={"local_lr": 1e30})
     with pytest.raises(fr.RoundAborted, match=r"round 0 aborted: "):
-        list(fr.iter_rounds(settings, federation=small_federation((6, 8)), model=seeded(lambda: torch.nn.Linear(2, 3))))
+        list(
+            fr.iter_rounds(
+                settings, federation=build_small_federation((6, 8)), model=seeded(lambda: torch.nn.Linear(2, 3))
+            )
+        )

@@ -19,7 +19,7 @@ from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import flatten
 from fednar_ray.core.module_state import own_copy
 from fednar_ray.models import build_model
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 SERIAL = {"placement": "serial"}
 
@@ -37,14 +37,14 @@ def reports(model: nn.Module, execution: dict[str, Any] | None = None, rounds: i
             "execution": execution or SERIAL,
         }
     )
-    return list(fr.iter_rounds(experiment, federation=small_federation((8, 24)), model=model))
+    return list(fr.iter_rounds(experiment, federation=build_small_federation((8, 24)), model=model))
 
 
 def by_hand(model: nn.Module) -> np.ndarray:
     """The mean of both clients after two full-batch steps of plain SGD, in order of ``parameters()``."""
     start, results = flatten(model), []
     for client_id in range(2):
-        pair = small_federation((8, 24)).shards.only(client_id).examples
+        pair = build_small_federation((8, 24)).shards.only(client_id).examples
         nn.utils.vector_to_parameters(torch.from_numpy(start.copy()), model.parameters())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(2):
@@ -138,7 +138,7 @@ def test_lazy_layers_train_as_others_from_the_same_start() -> None:
 
     model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3))
     experiment = fr.Experiment.model_validate({"execution": SERIAL})
-    start = prepare(experiment, small_federation((8, 24)), model).model
+    start = prepare(experiment, build_small_federation((8, 24)), model).model
     assert [type(layer).__name__ for layer in start] == ["Linear", "ReLU", "Linear"]
     assert start.training
     np.testing.assert_allclose(reports(model)[0].parameters, by_hand(own_copy(start)), rtol=1e-4, atol=1e-6)

@@ -32,7 +32,7 @@ from fednar_ray.federated.vectorization import (
 )
 from fednar_ray.models import build_model
 from fednar_ray.models.tasks import BINARY, REGRESSION
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 drawn = settings(max_examples=100, deadline=None)
 
@@ -527,12 +527,12 @@ def test_a_module_that_cannot_be_trained_is_refused_before_training(case):
     module, message = UNFIT[case]
     experiment = fr.Experiment.model_validate({"execution": {"placement": "serial"}})
     with pytest.raises(ModelError, match=message):
-        next(fr.iter_rounds(experiment, federation=small_federation((4, 5)), model=module))
+        next(fr.iter_rounds(experiment, federation=build_small_federation((4, 5)), model=module))
 
 
 # ——— what a trial batch shows ———
 
-POINTS = small_federation((20,)).shards.examples
+POINTS = build_small_federation((20,)).shards.examples
 
 
 def centered(outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Commands as a user types them, and what they leave behind."""
+"""Runs ``fednar`` commands as a user types them, and reads the runs that they leave."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The file of a small search for tests, and digests of what a search leaves."""
+"""The file of a small search for tests, and digests of the files that a search leaves."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Trials in this process for tests: a plan, a table, and Tune's events in Tune's order."""
+"""Trials that tests run in their own process: a plan, a table, and Tune's events in Tune's order."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,7 +21,7 @@ from fednar_ray.tracking.sync import sync
 from tests.support.commands import run_in_process
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 

@@ -36,11 +36,11 @@ from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
-from tests.conftest import mlflow_at
-from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, awaited
+from tests.conftest import set_mlflow_store
+from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -128,7 +128,7 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
     assert [model.model_id for model in client.search_logged_models([run.info.experiment_id])
             if model.source_run_id == result.run_id] == [output.model_id]  # fmt: skip
     x = torch.zeros(3, 1, 8, 8)
-    with mlflow_at(uri):
+    with set_mlflow_store(uri):
         assert torch.equal(mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")(x), result.model(x))
 
 
@@ -139,13 +139,13 @@ def test_a_server_that_dies_during_a_run_receives_everything_when_it_returns(
     for _ in range(4):
         next(rounds)
     client = MlflowClient(server.uri)
-    awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+    wait_for(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
     server.kill()
     for _ in range(5):
         next(rounds)
-    awaited(lambda: told(caplog, AWAY))
+    wait_for(lambda: told(caplog, AWAY))
     server.start()
-    awaited(lambda: told(caplog, BACK))
+    wait_for(lambda: told(caplog, BACK))
     result = drain(rounds)
     assert_all_is_there_once(server.uri, result)
     assert (told(caplog, AWAY), told(caplog, BACK), told(caplog, "fednar sync")) == (1, 1, 0)
@@ -251,7 +251,7 @@ def test_a_nonsense_answer_during_a_run_does_not_count_as_a_confirmation(
         for _ in range(4):
             next(rounds)
         client = MlflowClient(server.uri)
-        awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+        wait_for(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
         proxy.nonsense = NONSENSE[kind]
         result = drain(rounds)
         assert told(caplog, f"fednar sync {result.directory}") == 1
@@ -322,7 +322,7 @@ def test_many_rounds_are_confirmed_from_time_to_time(server: Server, database: S
         with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
             for chunk in range(10):
                 follow(tracker, journal, range(100 * chunk, 100 * (chunk + 1)))
-                awaited(lambda: sent_rounds(directory) >= 100 if chunk else True)  # noqa: B023 - called at once
+                wait_for(lambda: sent_rounds(directory) >= 100 if chunk else True)  # noqa: B023 - called at once
         asked = sum("get-history" in call for call in proxy.calls)
     assert 2 <= asked <= 6  # at 100, 200, 400, 800 and the end at most
     assert steps(database.client, run_id) == list(range(1000))
@@ -371,7 +371,7 @@ def test_a_run_continues_if_the_server_answers_500_to_everything(
         with RunTracker(Store(uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
             log_everything(tracker, directory)
             follow(tracker, journal, range(7))
-            awaited(lambda: told(caplog, AWAY))
+            wait_for(lambda: told(caplog, AWAY))
         assert told(caplog, AWAY) == 1
         assert told(caplog, "7 rounds and 8 other records") == 1
         assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever made there
@@ -398,7 +398,7 @@ def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["d"]
     assert {file.path for file in client.list_artifacts(run_id)} == {"experiment.yaml", "dropped.json"}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dropped.json", "type": "table"}]
-    with mlflow_at(database.uri):
+    with set_mlflow_store(database.uri):
         table = client.load_table(run.info.experiment_id, "dropped.json", [run_id])
     assert table["client"].to_list() == [1, 2]
     assert table["why"].fillna("unknown").to_list() == ["late", "unknown"]
@@ -452,7 +452,7 @@ def test_a_run_resumed_without_its_directory_repeats_no_round(database: Store, t
     def interrupted() -> None:
         with RunTracker(database, run_id, first) as tracker, Journal(first, EXPERIMENT) as journal:
             follow(tracker, journal, range(7))
-            awaited(lambda: len(steps(database.client, run_id)) == 7)
+            wait_for(lambda: len(steps(database.client, run_id)) == 7)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -462,7 +462,7 @@ def test_a_run_resumed_without_its_directory_repeats_no_round(database: Store, t
     assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
     before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
     with RunTracker(database, run_id, second, resumed=True) as tracker:
-        awaited(lambda: database.client.get_run(run_id).info.status == "RUNNING")
+        wait_for(lambda: database.client.get_run(run_id).info.status == "RUNNING")
         with Journal(second, EXPERIMENT, lines=lines) as journal:
             assert journal.rounds == 4
             follow(tracker, journal, range(4, 9))

@@ -17,7 +17,7 @@ from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.run_lookup import find_run
 from tests.support.commands import run_in_process
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 

@@ -13,7 +13,7 @@ from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow import Store
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 

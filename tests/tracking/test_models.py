@@ -25,7 +25,7 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
-from tests.conftest import mlflow_at
+from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
 NAMES = ("age", "time", "dose")
@@ -176,7 +176,7 @@ def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> 
 
 
 def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:
-    with mlflow_at(create_store(trained.folder / "m.db")):
+    with set_mlflow_store(create_store(trained.folder / "m.db")):
         uri = f"runs:/{trained.result.run_id}/model"
         info = mlflow.models.get_model_info(uri)
         assert tuple(info.signature.inputs.input_names()) == NAMES

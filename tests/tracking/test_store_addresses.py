@@ -18,7 +18,7 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 

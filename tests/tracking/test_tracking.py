@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.data.sources import load_digits
-from tests.conftest import mlflow_at
+from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -99,7 +99,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 @pytest.fixture
 def fluent(recorded: Recorded) -> Iterator[None]:
     """MLflow's fluent API at the store, as in a user's notebook."""
-    with mlflow_at(recorded.results["plain"].tracking_uri):
+    with set_mlflow_store(recorded.results["plain"].tracking_uri):
         yield
 
 

@@ -1,4 +1,4 @@
-"""A working directory of its own for each search, with an MLflow store."""
+"""Fixtures that give each search test its own working directory with an MLflow store."""
 
 from pathlib import Path
 

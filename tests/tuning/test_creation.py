@@ -21,14 +21,14 @@ pytestmark = IGNORED_WARNINGS
 
 
 class Killed(BaseException):
-    """Ends the process's work at once: the product catches no such thing."""
+    """Stands for a killed process: the package does not catch it."""
 
 
 @contextmanager
-def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, calls: list[str]) -> Iterator[None]:
-    """Raises Killed instead of the ``number``-th change of a file, directory or MLflow run."""
+def kill_at_change(monkeypatch: pytest.MonkeyPatch, number: int, calls: list[str]) -> Iterator[None]:
+    """Raises ``Killed`` in place of the ``number``-th change of a file, directory or MLflow run."""
 
-    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def count_calls(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             if len(calls) == number:
@@ -39,22 +39,22 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, calls: list[str]) ->
 
     with monkeypatch.context() as patch:
         for name in ("rename", "replace", "mkdir"):
-            patch.setattr(os, name, counted(name, getattr(os, name)))
-        patch.setattr(Path, "write_text", counted("write_text", Path.write_text))
-        patch.setattr(Store, "create_run", counted("create_run", Store.create_run))
+            patch.setattr(os, name, count_calls(name, getattr(os, name)))
+        patch.setattr(Path, "write_text", count_calls("write_text", Path.write_text))
+        patch.setattr(Store, "create_run", count_calls("create_run", Store.create_run))
         yield
 
 
-def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_at_all(
+def test_a_search_whose_creation_is_killed_exists_as_a_whole_or_not_at_all(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every write: what is left can be started as if there were nothing, or resumed; MLflow has one parent run."""
+    """After a kill at any write, the search can be started again or resumed, and MLflow has one parent run."""
     experiment_id = store.experiment_id("small")
     made, number, outcomes = False, 0, set()
     while not made:
         number += 1
         calls: list[str] = []
-        with killed_at(monkeypatch, number, calls):
+        with kill_at_change(monkeypatch, number, calls):
             try:
                 create_search(build_small_search(store), store, experiment_id)
                 made = True
@@ -80,7 +80,7 @@ def test_a_search_that_is_killed_while_it_is_created_is_there_as_a_whole_or_not_
     assert number > 6
 
 
-def test_a_search_is_not_left_behind_where_mlflow_refuses_its_run(
+def test_no_search_remains_if_mlflow_refuses_its_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unavailable(*args: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the driver records of trials, on disk and in MLflow."""
+"""The driver's record of trials, on disk and in MLflow."""
 
 import os
 import sqlite3
@@ -25,7 +25,7 @@ from tests.support.trials import (
 pytestmark = IGNORED_WARNINGS
 
 
-def open_files() -> int:
+def count_open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -35,12 +35,12 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
     with record_trials(table, store) as recorder:
         train_trial(recorder, trials, {RATE: 0.05})
         with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as busy:
-            busy.execute("BEGIN EXCLUSIVE")  # MLflow waits while more trials end
+            busy.execute("BEGIN EXCLUSIVE")  # MLflow is blocked while more trials end
             counts = []
             for index in range(12):
                 train_trial(recorder, trials, {RATE: 0.01 + index / 1000})
-                counts.append(open_files())
-    assert counts[11] - counts[5] <= 3, counts  # of MLflow's own connections
+                counts.append(count_open_files())
+    assert counts[11] - counts[5] <= 3, counts  # MLflow's own connections
     client = MlflowClient(store.uri)
     assert len(table.trials) == 13
     for entry in table.trials.values():
@@ -49,7 +49,7 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == list(range(ROUNDS))
 
 
-def test_the_table_has_the_end_of_a_trial_before_tune_does(store: Store) -> None:
+def test_the_table_records_the_end_of_a_trial_before_tune_does(store: Store) -> None:
     table, values = create_table(store), {RATE: 0.05}
     trial, trained = (
         Trial("FederatedTrial", config=values, stub=True),
@@ -64,13 +64,13 @@ def test_the_table_has_the_end_of_a_trial_before_tune_does(store: Store) -> None
     assert statuses == [RUNNING, RUNNING, FINISHED]
 
 
-def test_a_resumed_search_sends_mlflow_the_trials_that_it_lacks(store: Store) -> None:
+def test_a_resumed_search_sends_missing_trials_to_mlflow(store: Store) -> None:
     table, trials = create_table(store), []
     with record_trials(table, store) as recorder:
         train_trial(recorder, trials, {RATE: 0.05})
         train_trial(recorder, trials, {RATE: 0.06})
     sent, missing = table.trials.values()
-    for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before
+    for name in ("run.json", "outbox.jsonl", "outbox.sent"):  # as if the driver had been killed before it wrote them
         (table.trial_directory(missing) / name).unlink()
     store.client.delete_run(str(missing.run_id))
     missing.run_id = None
@@ -87,4 +87,4 @@ def test_a_resumed_search_sends_mlflow_the_trials_that_it_lacks(store: Store) ->
         history = store.client.get_metric_history(run.info.run_id, "train_loss")
         assert [point.step for point in history] == list(range(ROUNDS))
     operations = (table.trial_directory(sent) / "outbox.jsonl").read_text()
-    assert '"resumed"' not in operations  # what MLflow had is left alone
+    assert '"resumed"' not in operations  # the run that MLflow already had is not changed

@@ -1,4 +1,4 @@
-"""A killed driver: no ended trial is trained twice, whatever state Tune's files are in."""
+"""After the driver is killed, no ended trial is trained again, whatever the state of Tune's files."""
 
 import json
 import os
@@ -40,15 +40,15 @@ from tests.support.trials import RATE, ROUNDS, build_trial_search, create_table,
 
 pytestmark = IGNORED_WARNINGS
 
-SEARCHER_STATE = "basic-variant-state-2026-01-02_03-04-05.json"  # a pickle, in spite of its name
+SEARCHER_STATE = "basic-variant-state-2026-01-02_03-04-05.json"  # a pickle, despite its name
 
 
-def entry_of(name: str, rate: float, status: str, value: float | None) -> TrialEntry:
+def build_entry(name: str, rate: float, status: str, value: float | None) -> TrialEntry:
     return TrialEntry(name=name, values={RATE: rate}, status=status, rounds=2, value=value)
 
 
-def tune_state(folder: Path, statuses: Mapping[str, str]) -> Path:
-    """A state as Tune writes it, as far as it is read."""
+def write_tune_state(folder: Path, statuses: Mapping[str, str]) -> Path:
+    """Writes the parts of Tune's state that recovery reads."""
     folder.mkdir(parents=True)
     trials = [[json.dumps({"trial_id": key, "status": status}), "{}"] for key, status in statuses.items()]
     path = folder / "experiment_state-2026-01-02_03-04-05.json"
@@ -58,30 +58,30 @@ def tune_state(folder: Path, statuses: Mapping[str, str]) -> Path:
 
 
 @pytest.fixture
-def behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTable:
-    """A table that is ahead of Tune: 1 has ended for both, 2 and 3 for us, Tune does not know 4 and 5."""
+def ahead_of_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTable:
+    """Returns a table ahead of Tune: 1 ended in both, 2 and 3 only in the table, and Tune does not know 4 and 5."""
     monkeypatch.chdir(tmp_path)
     table = TrialTable(name="small", run_id="r", tracking_uri="none", experiment_id="0")
     table.trials = {
-        "1": entry_of("trial-0000", 0.1, FINISHED, 0.9),
-        "2": entry_of("trial-0001", 0.2, STOPPED, 0.2),
-        "3": entry_of("trial-0002", 0.3, FAILED, 0.0),
-        "4": entry_of("trial-0003", 0.4, FINISHED, 0.8),
-        "5": entry_of("trial-0004", 0.5, RUNNING, 0.1),
+        "1": build_entry("trial-0000", 0.1, FINISHED, 0.9),
+        "2": build_entry("trial-0001", 0.2, STOPPED, 0.2),
+        "3": build_entry("trial-0002", 0.3, FAILED, 0.0),
+        "4": build_entry("trial-0003", 0.4, FINISHED, 0.8),
+        "5": build_entry("trial-0004", 0.5, RUNNING, 0.1),
     }
     return table
 
 
-def recovered(table: TrialTable, **search: Any) -> Any:
+def recover_table(table: TrialTable, **search: Any) -> Any:
     settings = build_trial_search(**search).search
     assert settings is not None
     return recover(table, settings, ROUNDS, table.directory / "tune")
 
 
-def test_a_trial_that_tune_would_train_again_returns_its_recorded_report(behind: TrialTable) -> None:
+def test_an_ended_trial_that_tune_would_train_again_returns_its_recorded_report(ahead_of_tune: TrialTable) -> None:
     statuses = {"1": "TERMINATED", "2": "RUNNING", "3": "PENDING", "6": "RUNNING"}
-    tune_state(behind.directory / "tune", statuses)
-    recovery = recovered(behind)
+    write_tune_state(ahead_of_tune.directory / "tune", statuses)
+    recovery = recover_table(ahead_of_tune)
     assert recovery.resumes_tune
     assert recovery.lost == {"4", "5"}
     assert {key: trial.value for key, trial in recovery.recorded.items()} == {
@@ -92,8 +92,8 @@ def test_a_trial_that_tune_would_train_again_returns_its_recorded_report(behind:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "no trials", "searcher cut short", "missing", "no state"])
-def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, behind: TrialTable) -> None:
-    path = tune_state(behind.directory / "tune", {"1": "TERMINATED", "2": "RUNNING"})
+def test_no_ended_trial_is_lost_if_the_state_of_tune_is_unreadable(damage: str, ahead_of_tune: TrialTable) -> None:
+    path = write_tune_state(ahead_of_tune.directory / "tune", {"1": "TERMINATED", "2": "RUNNING"})
     match damage:
         case "cut short":
             path.write_text(path.read_text()[:50])
@@ -104,25 +104,25 @@ def test_a_state_of_tune_that_cannot_be_read_costs_no_ended_trial(damage: str, b
         case "searcher cut short":
             (path.parent / SEARCHER_STATE).write_bytes((path.parent / SEARCHER_STATE).read_bytes()[:-3])
         case "missing":
-            behind.directory.joinpath("tune").rename(behind.directory / "elsewhere")
+            ahead_of_tune.directory.joinpath("tune").rename(ahead_of_tune.directory / "elsewhere")
         case "no state":
             path.unlink()
-    recovery = recovered(behind)
+    recovery = recover_table(ahead_of_tune)
     assert not recovery.resumes_tune
-    assert not (behind.directory / "tune").exists()
+    assert not (ahead_of_tune.directory / "tune").exists()
     assert set(recovery.recorded) == {values_key({RATE: rate}) for rate in (0.1, 0.2, 0.3, 0.4)}
-    assert recovery.lost == set(behind.trials)
+    assert recovery.lost == set(ahead_of_tune.trials)
 
 
-def test_a_trial_with_a_complete_journal_has_finished(store: Store) -> None:
-    """The driver was killed between the two writes."""
+def test_a_trial_with_a_complete_journal_counts_as_finished(store: Store) -> None:
+    """The driver was killed after it wrote the journal and before it wrote the table."""
     table, trials = create_table(store), []
     with record_trials(table, store) as recorder:
         train_trial(recorder, trials, {RATE: 0.05})
     (entry,) = table.trials.values()
     value, width = entry.value, entry.group_size
     entry.status, entry.value, entry.rounds = RUNNING, None, 0
-    (recorded,) = recovered(table).recorded.values()
+    (recorded,) = recover_table(table).recorded.values()
     assert (recorded.value, recorded.rounds, recorded.group_size) == (value, ROUNDS, width)
     assert len(recorded.lines) == ROUNDS
     assert TrialTable.load("small").trials[trials[0].trial_id].status == FINISHED
@@ -131,19 +131,19 @@ def test_a_trial_with_a_complete_journal_has_finished(store: Store) -> None:
 # --- real searches, whose driver is killed ---
 
 
-def _children(client: MlflowClient, result: SearchResult) -> list[Run]:
+def list_children(client: MlflowClient, result: SearchResult) -> list[Run]:
     experiment = client.get_run(result.run_id).info.experiment_id
     return list(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{result.run_id}'", max_results=100))
 
 
-def _ended_of(name: str) -> int:
+def count_finished(name: str) -> int:
     try:
         return TrialTable.load(name).count(FINISHED)
     except fr.BadInput:
         return 0
 
 
-def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 900) -> None:
+def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "it ended by itself"
@@ -151,12 +151,12 @@ def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 90
         time.sleep(0.05)
 
 
-def _journal_time(table: TrialTable, name: str) -> int:
+def read_journal_time(table: TrialTable, name: str) -> int:
     return (table.directory / "trials" / name / "metrics.jsonl").stat().st_mtime_ns
 
 
 @pytest.mark.usefixtures("processes", "searches")
-def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
+def test_no_finished_trial_is_lost_if_the_driver_is_killed(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
     """The command is killed by SIGKILL, and its search is resumed in this process."""
     search = {
         "algorithm": "random",
@@ -176,18 +176,18 @@ def test_a_killed_driver_costs_no_finished_trial(uri: str, tmp_path: Path, sessi
         start_new_session=True,
     ) as process:
         try:
-            _until(lambda: _ended_of("killed") >= 2, process)
+            wait_until(lambda: count_finished("killed") >= 2, process)
         finally:
             process.kill()
     before = TrialTable.load("killed")
     finished = {key: entry for key, entry in before.trials.items() if entry.status == FINISHED}
     assert 2 <= len(finished) < 6
-    times = {entry.name: _journal_time(before, entry.name) for entry in finished.values()}
+    times = {entry.name: read_journal_time(before, entry.name) for entry in finished.values()}
     result = resume_search("killed", session, show_nothing)
     assert list_outcomes(result) == list_outcomes(undisturbed)
-    assert {name: _journal_time(before, name) for name in times} == times  # not run again
+    assert {name: read_journal_time(before, name) for name in times} == times  # they were not trained again
     client = MlflowClient(uri)
-    trials = [run for run in _children(client, result) if run.data.tags["fednar.kind"] == "trial"]
+    trials = [run for run in list_children(client, result) if run.data.tags["fednar.kind"] == "trial"]
     assert sorted(run.info.run_name for run in trials) == [f"trial-{i:04d}" for i in range(6)]
     for run in trials:
         assert run.info.status == "FINISHED"
@@ -199,7 +199,7 @@ TRIALS = 3
 
 
 class CountedTrial(FederatedTrial):
-    """Writes down every round that is trained, whoever trains it."""
+    """Writes every trained round to a file, in whichever process it is trained."""
 
     def _train_some_rounds(self) -> str | None:
         before = self._federations[0].rounds
@@ -209,8 +209,8 @@ class CountedTrial(FederatedTrial):
         return result
 
 
-def killing_document(folder: str) -> Document:
-    """Its data are clients' files in ``folder``."""
+def build_folder_search(folder: str) -> Document:
+    """Returns a search whose data are clients' files in ``folder``."""
     experiment = {
         "name": "small",
         "data": {"source": "folder", "directory": folder, "label": "y", "validation": 0.2},
@@ -223,18 +223,18 @@ def killing_document(folder: str) -> Document:
     return parse_document(yaml.safe_dump({"experiment": experiment, "search": search}), "f.yaml", to_search=True)
 
 
-def kill_after_the_second_trial(status: SearchStatus) -> None:
+def kill_after_second_trial(status: SearchStatus) -> None:
     if status.finished == 2 and status.ended is None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def begin_and_be_killed(folder: str) -> None:
-    """In a process of its own: Tune has not even been told that the trial has ended."""
+def start_and_be_killed(folder: str) -> None:
+    """Runs a search in its own process, which is killed before Tune knows that the second trial has ended."""
     import fednar_ray.tuning.tune_run as module
 
     module.FederatedTrial = CountedTrial  # type: ignore[misc]
     with fr.RaySession() as session:
-        start_search(killing_document(folder), session, kill_after_the_second_trial)
+        start_search(build_folder_search(folder), session, kill_after_second_trial)
 
 
 @pytest.mark.usefixtures("processes", "searches")
@@ -245,7 +245,7 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     for name in ("north", "south"):
         rows = "".join(f"{i % 7},{i % 3},{i % 2}\n" for i in range(30))
         (tmp_path / f"{name}.csv").write_text("a,b,y\n" + rows)
-    code = f"from tests.tuning.test_recovery import *; begin_and_be_killed({str(tmp_path)!r})"
+    code = f"from tests.tuning.test_recovery import *; start_and_be_killed({str(tmp_path)!r})"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -256,11 +256,11 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     assert [entry.status for entry in before.trials.values()] == [FINISHED, FINISHED]
     for path in (tmp_path / "searches/small/tune").glob("*.json") if state == "cut short" else ():
         path.write_bytes(path.read_bytes()[:100])
-    resumed = recover(before, killing_document(str(tmp_path)).search, ROUNDS, before.directory / "tune").resumes_tune
+    resumed = recover(before, build_folder_search(str(tmp_path)).search, ROUNDS, before.directory / "tune").resumes_tune
     assert resumed == (state == "behind")
     monkeypatch.setattr("fednar_ray.tuning.tune_run.FederatedTrial", CountedTrial)
     result = resume_search("small", session, lambda status: None)
-    assert len(trained.read_text().split()) == TRIALS * ROUNDS  # exact, over both processes
+    assert len(trained.read_text().split()) == TRIALS * ROUNDS  # the exact number over both processes
     assert len(result.trials) == TRIALS
     kept = {entry.name: entry.value for entry in before.trials.values()}
     assert {entry.name: entry.value for entry in result.trials if entry.name in kept} == kept
@@ -270,7 +270,7 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     for entry in result.trials:
         steps = [point.step for point in store.client.get_metric_history(str(entry.run_id), "train_loss")]
         assert steps == list(range(ROUNDS))
-    if state == "behind":  # a finished search is concluded again, from what it has
+    if state == "behind":  # a finished search ends again with its recorded results
         again = resume_search("small", session, lambda status: None)
         assert (again.best_test, again.baseline_test) == (result.best_test, result.baseline_test)
         assert len(store.client.search_runs([before.experiment_id])) == len(found)

@@ -1,4 +1,4 @@
-"""What a trial reserves, and searches that can never fit."""
+"""The resources that a trial reserves, and searches that can never fit."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_search_that_can_never_fit_is_refused_before_it_starts(
 
 
 @pytest.mark.usefixtures("searches")
-def test_actors_of_a_trial_are_reserved_with_it(uri: str, session: fr.RaySession) -> None:
+def test_a_trial_reserves_its_actors(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
     actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
     pooled = start_search(build_search(uri, search, name="pooled", execution=actors), session, show_nothing)

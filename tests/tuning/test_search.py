@@ -1,4 +1,4 @@
-"""Real searches on a local Ray, read back through MLflow's client and from the files they leave."""
+"""Real searches on a local Ray, checked through MLflow's client and the files that they write."""
 
 import json
 import os
@@ -25,8 +25,8 @@ pytestmark = IGNORED_WARNINGS
 
 
 @dataclass(frozen=True)
-class Searched:
-    """A finished grid, and MLflow's view of it."""
+class FinishedSearch:
+    """A finished grid search, and its runs in MLflow."""
 
     result: SearchResult
     parent: Run
@@ -41,7 +41,7 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> Searched:
+def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.RaySession) -> FinishedSearch:
     folder, before = tmp_path_factory.mktemp("grid"), Path.cwd()
     os.chdir(folder)
     uri, shown = create_store(folder / "m.db"), []
@@ -52,11 +52,11 @@ def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.R
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'", max_results=100
     )
-    return Searched(result, parent, {run.info.run_name: run for run in found}, client, shown)
+    return FinishedSearch(result, parent, {run.info.run_name: run for run in found}, client, shown)
 
 
 @pytest.mark.usefixtures("searches")
-def test_a_search_of_a_regression_is_judged_by_its_error(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
+def test_a_search_on_a_regression_minimizes_the_error(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
     x = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
     y = x @ np.array([1.0, -2.0, 0.5, 0.0], dtype=np.float32)
     np.savez(tmp_path / "line.npz", train_x=x[:90], train_y=y[:90], test_x=x[90:], test_y=y[90:])
@@ -78,7 +78,7 @@ def test_a_search_of_a_regression_is_judged_by_its_error(uri: str, tmp_path: Pat
     assert result.report is not None
 
 
-def test_every_point_of_a_grid_is_a_nested_run_with_its_values(grid: Searched) -> None:
+def test_every_grid_point_is_a_nested_run_with_its_values(grid: FinishedSearch) -> None:
     trials = [run for name, run in grid.children.items() if name.startswith("trial-")]
     points = {(run.data.params[RATE], run.data.params["regularizer.name"]) for run in trials}
     assert points == {("0.02", "fednar"), ("0.02", "none"), ("0.3", "fednar"), ("0.3", "none")}
@@ -90,23 +90,23 @@ def test_every_point_of_a_grid_is_a_nested_run_with_its_values(grid: Searched) -
     assert grid.parent.info.status == "FINISHED"
 
 
-def test_a_trial_has_every_round_once_and_no_test_metric(grid: Searched) -> None:
+def test_a_trial_records_every_round_once_and_no_test_metric(grid: FinishedSearch) -> None:
     run_id = grid.children["trial-0002"].info.run_id
     for name in ("train_loss", "validation_accuracy", "validation_loss", "clip_fraction", "clients_trained"):
         assert [m.step for m in grid.client.get_metric_history(run_id, name)] == list(range(SEARCH_ROUNDS)), name
     assert not [name for name in grid.children["trial-0002"].data.metrics if name.startswith("test")]
 
 
-def test_a_trial_is_the_run_of_its_values(grid: Searched) -> None:
-    """Each trial equals the same experiment as ``iter_rounds`` trains it by itself."""
+def test_a_trial_equals_a_run_with_its_values(grid: FinishedSearch) -> None:
+    """Each trial has the same metric as the experiment that ``iter_rounds`` trains alone."""
     for entry in grid.result.trials:
         experiment = build_search("sqlite:////nowhere.db", GRID).varied({**entry.values})
         *_, last = fr.iter_rounds(experiment)
         assert last.metrics["validation_loss"] == entry.value, entry.name
 
 
-def test_the_best_has_the_lowest_last_loss_and_its_file_runs_to_the_same_bytes(
-    grid: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_best_trial_has_the_lowest_final_loss_and_its_file_repeats_the_result(
+    grid: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = grid.result.best
     assert best.value == min(entry.value for entry in grid.result.trials if entry.value is not None)
@@ -121,7 +121,7 @@ def test_the_best_has_the_lowest_last_loss_and_its_file_runs_to_the_same_bytes(
     assert again.metrics["test_accuracy"] == recorded_run.data.metrics["test_accuracy"]
 
 
-def test_the_parent_carries_the_best_and_what_was_searched(grid: Searched, tmp_path: Path) -> None:
+def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: FinishedSearch, tmp_path: Path) -> None:
     best, parent = grid.result.best, grid.parent
     assert parent.data.metrics["best/validation_loss"] == best.value
     assert parent.data.metrics["best/test_accuracy"] == grid.result.best_test
@@ -137,18 +137,18 @@ def test_the_parent_carries_the_best_and_what_was_searched(grid: Searched, tmp_p
     assert "report/index.html" in pages
 
 
-def test_the_baseline_is_the_experiment_with_decoupled_decay(grid: Searched) -> None:
+def test_the_baseline_uses_decoupled_decay(grid: FinishedSearch) -> None:
     (baseline,) = [run for run in grid.children.values() if run.data.tags["fednar.kind"] == "baseline"]
     assert baseline.data.params["regularizer.name"] == "decoupled"
     assert baseline.data.params[RATE] == "0.1"
 
 
-def test_the_best_model_is_registered(grid: Searched) -> None:
+def test_the_best_model_is_registered(grid: FinishedSearch) -> None:
     (version,) = grid.client.search_model_versions("name = 'digit-reader'")
     assert version.run_id == grid.parent.data.tags["fednar.best_run_id"]
 
 
-def test_the_status_shows_the_end_of_each_trial(grid: Searched) -> None:
+def test_the_status_shows_the_end_of_each_trial(grid: FinishedSearch) -> None:
     ended = [status.ended.name for status in grid.shown if status.ended is not None]
     assert sorted(ended) == [f"trial-{i:04d}" for i in range(4)]
     last = grid.shown[-1]
@@ -164,7 +164,7 @@ def test_a_name_in_use_is_refused(uri: str, session: fr.RaySession) -> None:
 
 
 @pytest.mark.usefixtures("searches")
-def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.RaySession) -> None:
+def test_a_diverging_trial_fails_alone_and_records_why(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.1, 1e30]}}}
     result = start_search(build_search(uri, search, regularizer={"name": "none"}), session, show_nothing)
     good, bad = result.trials
@@ -175,14 +175,14 @@ def test_a_trial_that_diverges_fails_alone_and_says_why(uri: str, session: fr.Ra
 
 
 @pytest.mark.usefixtures("searches")
-def test_where_no_trial_runs_all_rounds_there_is_no_best(uri: str, session: fr.RaySession) -> None:
+def test_a_search_without_a_finished_trial_has_no_best(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [1e30]}}}
     with pytest.raises(fr.RunFailed, match=r"no trial of small trained all 6 rounds.*trial-0000 failed"):
         start_search(build_search(uri, search, regularizer={"name": "none"}), session, show_nothing)
 
 
 @pytest.mark.usefixtures("processes")
-def test_ctrl_c_says_how_to_resume_the_search(tmp_path: Path) -> None:
+def test_ctrl_c_prints_how_to_resume_the_search(tmp_path: Path) -> None:
     uri = create_store(tmp_path / "m.db")
     search = {"algorithm": "random", "trials": 500, "space": {RATE: {"uniform": [0.01, 0.2]}}}
     (tmp_path / "search.yaml").write_text(dump_search(uri, {**search, "name": "long"}))

@@ -1,4 +1,4 @@
-"""One process at a time runs a search."""
+"""Only one process at a time runs a search."""
 
 import fcntl
 import os
@@ -21,25 +21,25 @@ from fednar_ray.tuning.search_lock import hold_search
 from tests.support.commands import FEDNAR
 from tests.support.search_files import build_small_search, dump_small_search, hash_files
 from tests.support.searches import IGNORED_WARNINGS, show_nothing
-from tests.support.servers import awaited
+from tests.support.servers import wait_for
 
 pytestmark = IGNORED_WARNINGS
 
 
 def test_a_search_that_another_process_runs_is_refused_before_anything_changes(store: Store, tmp_path: Path) -> None:
-    """Each of the ways in, while the lock is held: Ray would be started and MLflow opened only after it."""
+    """While the lock is held, every command that opens the search is refused before Ray or MLflow is touched."""
     create_search(build_small_search(store), store, store.experiment_id("small"))
     (tmp_path / "f.yaml").write_text(dump_small_search(store, trials=99))
     client = MlflowClient(store.uri)
     with hold_search("small"):
         before, runs = hash_files(tmp_path), len(client.search_runs(["0", "1"]))
-        says = rf"the search 'small' is being run by process {os.getpid()} on "
-        with pytest.raises(fr.BadInput, match=says):
+        message = rf"the search 'small' is being run by process {os.getpid()} on "
+        with pytest.raises(fr.BadInput, match=message):
             start_search(load_document("f.yaml", to_search=True), fr.RaySession(), show_nothing)
-        with pytest.raises(fr.BadInput, match=says):
+        with pytest.raises(fr.BadInput, match=message):
             resume_search("small", fr.RaySession(), show_nothing)
         for command in (("tune", "f.yaml"), ("tune", "--resume", "small"), ("report", "small")):
-            with pytest.raises(fr.BadInput, match=says):
+            with pytest.raises(fr.BadInput, match=message):
                 cli.main(command, standalone_mode=False)
         assert hash_files(tmp_path) == before
         assert len(client.search_runs(["0", "1"])) == runs
@@ -54,7 +54,7 @@ def test_searches_of_other_names_can_run_at_the_same_time(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_released_when_its_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "from fednar_ray.tuning.search_lock import hold_search as h\nwith h('small'): print(1, flush=True); input()"
     with subprocess.Popen(
@@ -71,19 +71,21 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path, monkeypa
     assert not Path("searches").exists()
 
 
-def test_whoever_waited_for_a_removed_lock_takes_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The holder removes the lock file as it leaves; a process that had opened it must not lock what has no name."""
+def test_a_process_that_waited_for_a_removed_lock_takes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder removes the lock file on exit; a process that opened it earlier must not lock the removed file."""
     monkeypatch.chdir(tmp_path)
     held = hold_search("small")
     held.__enter__()
     flock, left = fcntl.flock, []
 
-    def leave_first(file: Any, how: int) -> None:
+    def release_first(file: Any, how: int) -> None:
         if not left:
             left.append(held.__exit__(None, None, None))
         flock(file, how)
 
-    monkeypatch.setattr(fcntl, "flock", leave_first)
+    monkeypatch.setattr(fcntl, "flock", release_first)
     with hold_search("small"), pytest.raises(fr.BadInput, match="is being run by"), hold_search("small"):
         pass
     assert left
@@ -99,7 +101,7 @@ def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("processes", "own_ray")
-def test_two_commands_at_once_leave_one_search(store: Store, tmp_path: Path) -> None:
+def test_two_commands_at_once_create_one_search(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(dump_small_search(store, trials=2))
     (tmp_path / "b.yaml").write_text(dump_small_search(store, trials=1))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -112,8 +114,8 @@ def test_two_commands_at_once_leave_one_search(store: Store, tmp_path: Path) -> 
     ]  # fmt: skip
     kept = tmp_path / "searches/small/search.yaml"
     try:
-        awaited(lambda: any(process.poll() is not None for process in processes), "the end of one of the two")
-        awaited(kept.exists, "the search of the other")
+        wait_for(lambda: any(process.poll() is not None for process in processes), "the end of one of the two")
+        wait_for(kept.exists, "the search of the other")
     finally:
         codes = [process.poll() for process in processes]
         for process in processes:

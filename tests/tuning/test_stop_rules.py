@@ -31,7 +31,7 @@ def test_stop_rules_end_the_search(uri: str, session: fr.RaySession) -> None:
     assert len(impatient.trials) < 50
 
 
-def ended(table: TrialTable, value: float) -> TrialEntry:
+def add_finished_trial(table: TrialTable, value: float) -> TrialEntry:
     entry = TrialEntry(name=f"trial-{len(table.trials):04d}", values={}, status=FINISHED, rounds=ROUNDS, value=value)
     table.trials[entry.name] = entry
     return entry
@@ -47,7 +47,7 @@ def ended(table: TrialTable, value: float) -> TrialEntry:
         ({"wall_seconds": 1000}, (0.5,), None),
     ],
 )
-def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
+def test_the_first_rule_that_is_met_also_stops_a_pickled_stopper(
     stop: dict[str, float], values: tuple[float, ...], met: str | None, store: Store
 ) -> None:
     """Tune restores a pickled stopper when a search is resumed."""
@@ -59,7 +59,7 @@ def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
     rules.check_time()
     for value in values:
         assert not stopper.stop_all()
-        rules.count_ended_trial(ended(table, value))
+        rules.count_ended_trial(add_finished_trial(table, value))
         rules.check_time()
     assert (rules.met, stopper.stop_all()) == (met, met is not None)
     rules.clear()
@@ -67,7 +67,7 @@ def test_the_first_stop_rule_that_is_met_stops_also_a_pickled_stopper(
     assert not stopper("a", {})
 
 
-def test_a_stop_file_that_a_killed_process_left_does_not_end_a_resumed_search(store: Store) -> None:
+def test_a_stop_file_of_a_killed_process_does_not_end_a_resumed_search(store: Store) -> None:
     table = create_table(store)
     table.save()
     table.files.stop_file.write_text("1 trials ended without a new best")

@@ -26,7 +26,7 @@ pytestmark = IGNORED_WARNINGS
 
 
 @pytest.mark.usefixtures("searches")
-def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, session: fr.RaySession) -> None:
+def test_asha_saves_rounds_and_sequential_trials_repeat_exactly(uri: str, session: fr.RaySession) -> None:
     first = start_search(build_search(uri, {**OPTUNA, "name": "first"}), session, show_nothing)
     stopped = [entry for entry in first.trials if entry.status == STOPPED]
     assert stopped
@@ -42,14 +42,12 @@ def test_asha_saves_rounds_and_one_trial_at_a_time_repeats_exactly(uri: str, ses
     other = start_search(build_search(uri, {**OPTUNA, "name": "third", "seed": 1, "trials": 2}), session, show_nothing)
     assert not {e.values[RATE] for e in other.trials} & {e.values[RATE] for e in first.trials}
     warm = {**OPTUNA, "name": "warm", "trials": 2, "warm_start": {"search": "first", "points": 2}, "scheduler": "none"}
-    warmed = start_search(build_search(uri, warm), session, show_nothing)
-    assert {e.values[RATE] for e in warmed.trials} == {e.values[RATE] for e in first.trials[:2]}
+    warm_started = start_search(build_search(uri, warm), session, show_nothing)
+    assert {e.values[RATE] for e in warm_started.trials} == {e.values[RATE] for e in first.trials[:2]}
 
 
 @pytest.mark.usefixtures("searches")
-def test_random_trials_repeat_with_several_at_a_time_and_report_the_mean_over_seeds(
-    uri: str, session: fr.RaySession
-) -> None:
+def test_concurrent_random_trials_repeat_and_report_the_mean_over_seeds(uri: str, session: fr.RaySession) -> None:
     search = {**OPTUNA, "algorithm": "random", "concurrent": 2, "trials": 3, "scheduler": "none", "seeds": 2}
     first = start_search(build_search(uri, {**search, "name": "first"}), session, show_nothing)
     second = start_search(build_search(uri, {**search, "name": "second"}), session, show_nothing)
@@ -74,10 +72,10 @@ def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, s
         "space": {RATE: {"loguniform": [0.001, 0.5]}},
     }
     result = start_search(build_search(uri, search), session, show_nothing)
-    handed = [entry for entry in result.trials if entry.lineage is not None]
-    assert handed
+    copied = [entry for entry in result.trials if entry.lineage is not None]
+    assert copied
     rates = {entry.values[RATE] for entry in result.trials}
-    for entry in handed:
+    for entry in copied:
         assert entry.lineage is not None
         assert set(entry.lineage.changes) <= {"2", "4"}
         *_, last = entry.lineage.changes.items()
@@ -109,7 +107,7 @@ def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) 
     assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
 
 
-def test_rungs_are_kept_whole_and_move_to_a_trial_s_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rungs_are_saved_and_follow_a_trial_to_its_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     search = build_trial_search(scheduler={"name": "asha", "grace_rounds": 1, "reduction": 2}).search
     assert search is not None
     scheduler, trials = build_scheduler(search, 8), [Trial("FederatedTrial", trial_id=key, stub=True) for key in "abc"]

@@ -1,4 +1,4 @@
-"""A trial in its process: it resumes from its checkpoint, and a recorded one trains nothing."""
+"""A trial in its process: it resumes from its checkpoint, and does not train if its result is recorded."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.support.trials import build_plan, open_trial
 pytestmark = IGNORED_WARNINGS
 
 
-def _title(process: psutil.Process) -> str:
+def read_title(process: psutil.Process) -> str:
     try:
         return process.name()
     except psutil.Error:
@@ -34,7 +34,7 @@ def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, s
 
     def kill_one(status: SearchStatus) -> None:
         if not killed and any(entry.rounds >= 2 for entry in status.running):
-            trials = [p for p in psutil.process_iter() if _title(p).startswith("ray::FederatedTrial")]
+            trials = [p for p in psutil.process_iter() if read_title(p).startswith("ray::FederatedTrial")]
             killed.append(trials[0].pid)
             os.kill(trials[0].pid, signal.SIGKILL)
 
@@ -65,7 +65,7 @@ def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
     assert result["lines"] == ("{}",)
     assert not again._federations
     assert other.step()["rounds"] == 1
-    assert again.reset_config({RATE: 0.07})  # the process takes up another trial
+    assert again.reset_config({RATE: 0.07})  # the process is reused for another trial
     assert again.step()["rounds"] == 1
     assert again.reset_config({RATE: 0.05})
     assert again.step() == result

@@ -1,4 +1,4 @@
-"""A trial's report on its way through Tune and into the table."""
+"""A trial's report is passed through Tune and stored in the table without loss."""
 
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
@@ -9,7 +9,7 @@ from tests.support.trials import RATE, create_table
 pytestmark = IGNORED_WARNINGS
 
 
-def test_a_report_survives_tune_s_dictionary_and_the_table_s_file(store: Store) -> None:
+def test_a_report_survives_the_conversion_to_tune_and_the_table_file(store: Store) -> None:
     lineage = Lineage(initial_values={RATE: 0.1}, changes={"2": {RATE: 0.05}})
     report = TrialReport(
         value=0.5,

@@ -1,4 +1,4 @@
-"""The record of a search: its name, damage, and files of an earlier version."""
+"""The record of a search: names, damaged files, and files of an earlier version."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.support.searches import IGNORED_WARNINGS, show_nothing
 pytestmark = IGNORED_WARNINGS
 
 
-def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_use_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     SearchDirectory.named("empty").path.mkdir(parents=True)
     check_name_is_free("empty")
@@ -35,7 +35,9 @@ def test_names_that_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"trials": 3}', '{"trials": {}, "color": 1}'])
-def test_a_damaged_record_of_a_search_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_damaged_record_of_a_search(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     SearchDirectory.named("small").path.mkdir(parents=True)
     (SearchDirectory.named("small").path / "search.json").write_text(text)
@@ -49,14 +51,14 @@ def test_a_search_under_another_name_is_refused(store: Store, move: Callable[...
     move(SearchDirectory.named("small").path, SearchDirectory.named("other").path)
     before = hash_files(Path("searches"))
     there = SearchDirectory.named("small").path
-    says = f"other holds the search 'small', which cannot be resumed as 'other'; rename it to {there}"
-    with fr.RaySession() as session, pytest.raises(fr.BadInput, match=says):
+    message = f"other holds the search 'small', which cannot be resumed as 'other'; rename it to {there}"
+    with fr.RaySession() as session, pytest.raises(fr.BadInput, match=message):
         resume_search("other", session, show_nothing)
     assert hash_files(Path("searches")) == before
 
 
-def test_a_search_without_its_search_file_is_refused_with_what_to_do(store: Store) -> None:
-    """What an earlier version left, when it was killed between the two files."""
+def test_a_search_without_its_search_file_is_refused_with_a_remedy(store: Store) -> None:
+    """An earlier version left this state if it was killed between the writes of its two files."""
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(dump_small_search(store, trials=3))
     SearchDirectory.named("small").search_yaml.unlink()
     with pytest.raises(fr.BadInput, match=r"search\.yaml is missing.*cannot be resumed; move .* start it again"):
@@ -70,10 +72,10 @@ def test_a_search_without_its_search_file_is_refused_with_what_to_do(store: Stor
         ({"trials": {"a": {"name": "trial-0000", "cohort_width": 4, "begun": None}}}, "cohort_width, begun"),
     ],
 )
-def test_a_search_of_an_earlier_version_is_refused_with_what_to_do(
+def test_a_search_of_an_earlier_version_is_refused_with_a_remedy(
     table: dict[str, Any], names: str, store: Store
 ) -> None:
-    """The table of trials is refused; the search file then says which of its keys are called otherwise now."""
+    """The trial table is refused; loading the search file then names the keys that were renamed."""
     directory = SearchDirectory.named("small").path
     TrialTable(name="small", tracking_uri=store.uri, experiment_id="0").create(dump_small_search(store, trials=3))
     kept = json.loads((directory / "search.json").read_text())
@@ -83,8 +85,8 @@ def test_a_search_of_an_earlier_version_is_refused_with_what_to_do(
     (directory / "search.yaml").write_text(yaml.safe_dump(old))
     before = hash_files(directory)
     again = re.escape(f"fednar tune {directory / 'search.yaml'} search.name=small-2")
-    says = rf"search\.json was written by an earlier version .*\(it has {names}\).*{again}"
-    with pytest.raises(fr.BadInput, match=says):
+    message = rf"search\.json was written by an earlier version .*\(it has {names}\).*{again}"
+    with pytest.raises(fr.BadInput, match=message):
         resume_search("small", fr.RaySession(), show_nothing)
     with pytest.raises(fr.ConfigError, match=r"cohort_width.*execution\.vectorize"):
         load_document(directory / "search.yaml", ["search.name=small-2"], to_search=True)
