@@ -1,4 +1,4 @@
-"""Failures of real actors: calls are retried elsewhere with the same result, isolated or dropped, and never hang."""
+"""Failures of real actors: calls are retried on another actor with the same result, isolated or dropped, and end."""
 
 import logging
 import os
@@ -97,7 +97,7 @@ def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.Ra
     assert dedicated == run({"placement": "serial"}, Trap("", None))
 
 
-def test_buffers_that_change_unexpectedly_end_a_run_on_actors(session: fr.RaySession) -> None:
+def test_an_unexpected_change_of_a_buffer_ends_a_run_on_actors(session: fr.RaySession) -> None:
     class Late(Trap):
         def __init__(self) -> None:
             super().__init__("", None)
@@ -141,7 +141,7 @@ def build_two_actors(
         yield pool, broadcast
 
 
-def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(session: fr.RaySession) -> None:
+def test_groups_of_an_actor_that_dies_between_two_phases_are_trained_again(session: fr.RaySession) -> None:
     groups = build_tasks((0, 1), (2, 3), (5, 6))
     with build_two_actors(session, Trap("", None)) as (pool, broadcast):
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
@@ -153,7 +153,7 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
     assert [np.linalg.norm(u.rows, axis=1) for u in updates] == pytest.approx(np.array(norms), rel=1e-5)
 
 
-def test_a_loss_that_two_calls_may_have_caused_is_blamed_on_neither(session: fr.RaySession, tmp_path: Path) -> None:
+def test_the_loss_of_an_actor_with_two_calls_is_blamed_on_neither(session: fr.RaySession, tmp_path: Path) -> None:
     # four calls for two actors: one actor dies with the first call, and the third waits behind it; without retries a
     # call that is blamed is dropped
     groups = build_tasks((BAD,), (0,), (1,), (2,))

@@ -32,7 +32,7 @@ class SlowModel(torch.nn.Module):
         return self.layer(x)
 
 
-def experiment(rounds: int, **execution: Any) -> fr.Experiment:
+def build_experiment(rounds: int, **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": rounds, "local_steps": 2, "batch_size": 4},
@@ -43,8 +43,8 @@ def experiment(rounds: int, **execution: Any) -> fr.Experiment:
     )
 
 
-def grow_and_shrink() -> None:
-    """Starts with one slot of three; a node with two more joins and leaves again. Prints what happened."""
+def run_growing_cluster() -> None:
+    """Trains on a node with one of three slots, while a node with the other two joins and leaves. Prints the result."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -65,7 +65,7 @@ def grow_and_shrink() -> None:
         ray.kill(actor)
     cluster.remove_node(second)
     wait_for(lambda: ray.available_resources().get("CPU") == 1)
-    settings = experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
+    settings = build_experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
     session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), SlowModel(0.01))
     resolved = resolve(prepared, session)
     counts, added, left = [], None, 0
@@ -100,7 +100,7 @@ def start_two(strategy: str) -> list[Any]:
 @pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_run_uses_nodes_that_join_and_survives_their_leaving_with_the_same_bytes() -> None:
-    found = run_in_own_process(grow_and_shrink)
+    found = run_in_own_process(run_growing_cluster)
     assert found["nodes"] == [2, 1]  # spread, packed
     assert found["counts"][0] == 1
     assert max(found["counts"]) == 3
@@ -108,7 +108,7 @@ def test_a_run_uses_nodes_that_join_and_survives_their_leaving_with_the_same_byt
     rounds = len(found["counts"])
     serial = list(
         fr.iter_rounds(
-            experiment(rounds, placement="serial"), federation=build_small_federation(SIZES), model=SlowModel(0)
+            build_experiment(rounds, placement="serial"), federation=build_small_federation(SIZES), model=SlowModel(0)
         )
     )
     assert found["parameters"] == serial[-1].parameters.tobytes().hex()
