@@ -161,7 +161,7 @@ def find_divergence_alert(norm: float, **sections: Any) -> str:
 
 
 def test_a_diverging_run_is_advised_the_bound_of_its_best_rounds_or_none():
-    """The bound is twice the mean norm of the best rounds, rounded up, unless it clips nothing or raises the old one."""
+    """The bound is twice the mean norm of the best rounds, rounded up, unless it clips nothing or is above the old."""
     advice = "regularizer.clip_bound: 2.1 (now 10), which would have clipped at most half of the steps up to the best"
     assert advice in find_divergence_alert(9.0)
     assert f"regularizer.name: fednar with {advice}" in find_divergence_alert(9.0, regularizer={"name": "coupled"})

@@ -1,4 +1,4 @@
-"""Working directories whose names have a meaning in a URI, and experiments whose names have a meaning in a path."""
+"""Names of working directories that are special in a URI, and names of experiments that are special in a path."""
 
 import os
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_a_relative_address_is_resolved_as_the_operating_system_does(
     for relative in ("m.db", "./m.db", "below/../m.db", "below/m.db"):
         for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
             uri = absolute_uri(scheme + relative)
-            assert make_url(uri).database == os.path.abspath(relative)  # as SQLAlchemy reads it
+            assert make_url(uri).database == os.path.abspath(relative)  # as SQLAlchemy parses it
             assert sqlite_file(uri) == Path(os.path.abspath(relative))
             assert absolute_uri(uri) == uri
     assert absolute_uri("sqlite:///m.db?timeout=5").endswith("/m.db?timeout=5")
