@@ -192,9 +192,9 @@ def test_rows_with_their_own_scalars_equal_single_federations(name):
     ]
     for t, (state, eval_params) in enumerate(run(build(**columns), np.stack(starts), stacked)):
         for row in range(3):
-            alone, alone_readout = singles[row][t]
+            alone, alone_eval_params = singles[row][t]
             np.testing.assert_allclose(state.parameters[row], alone.parameters, rtol=1e-6, atol=1e-7)
-            np.testing.assert_allclose(eval_params[row], alone_readout, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(eval_params[row], alone_eval_params, rtol=1e-6, atol=1e-7)
         assert state.parameters.dtype == np.float32
 
 

@@ -453,7 +453,7 @@ def die_at_every_instant(folder: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    # in a process of its own, since forking one with threads is unsafe
+    # in its own process, since forking a process with threads is unsafe
     program = "import sys, pathlib, tests.checkpoint.test_store as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     for case in ("a later round", "the same round"):

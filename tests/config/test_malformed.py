@@ -101,13 +101,13 @@ def load_everything(content: bytes, overrides: Sequence[str] = ()) -> Prepared |
     try:
         return prepare(load_document("f.yaml", overrides).experiment)
     except fr.ConfigError as error:
-        said = error.problems
+        outcome = error.problems
     except fr.BadInput as error:
-        said = (str(error),)
-    assert said
-    for line in said:
+        outcome = (str(error),)
+    assert outcome
+    for line in outcome:
         assert re.match(r"\S.*: *\S", line, re.DOTALL), line  # place: what is wrong
-    return said
+    return outcome
 
 
 def test_the_file_that_is_mutated_is_valid(folder: Path) -> None:
@@ -143,11 +143,11 @@ def change_value(place: Sequence[str], value: Any, document: dict[str, Any] = VA
 @given(place=st.sampled_from(PLACES), value=values)
 @example(place=("experiment", "data", "partition", "min_examples"), value=2**63)  # exceeds int64
 def test_a_wrong_value_is_refused_with_its_section(folder: Path, place: tuple[str, ...], value: Any) -> None:
-    said = load_everything(yaml.safe_dump(change_value(place, value), allow_unicode=True).encode())
-    if isinstance(said, tuple):
+    outcome = load_everything(yaml.safe_dump(change_value(place, value), allow_unicode=True).encode())
+    if isinstance(outcome, tuple):
         section = place[1] if place[0] == "experiment" else place[0]
         too_small = "availability.trace: "  # follows from more clients or rounds
-        assert any(section in line or line.startswith(too_small) for line in said), said
+        assert any(section in line or line.startswith(too_small) for line in outcome), outcome
 
 
 @draw_cases(40)
@@ -157,9 +157,9 @@ def test_a_wrong_value_is_refused_with_its_section(folder: Path, place: tuple[st
 )
 def test_an_unknown_key_is_refused_by_name(folder: Path, section: tuple[str, ...], key: str) -> None:
     key = f"{key}_"  # no known key ends so
-    said = load_everything(yaml.safe_dump(change_value((*section, key), 1)).encode())
-    assert isinstance(said, tuple)
-    assert any(f"{key}: " in line and "unknown" in line for line in said), said
+    outcome = load_everything(yaml.safe_dump(change_value((*section, key), 1)).encode())
+    assert isinstance(outcome, tuple)
+    assert any(f"{key}: " in line and "unknown" in line for line in outcome), outcome
 
 
 # --- Text
@@ -211,9 +211,9 @@ def test_a_damaged_text_is_refused_with_its_place(folder: Path, data: st.DataObj
 @given(at=st.sampled_from([at for at, line in enumerate(LINES) if ":" in line]))
 def test_a_key_given_twice_is_refused_with_its_line(folder: Path, at: int) -> None:
     key = LINES[at].strip().partition(":")[0]
-    said = load_everything("\n".join([*LINES[: at + 1], *LINES[at:]]).encode())
+    outcome = load_everything("\n".join([*LINES[: at + 1], *LINES[at:]]).encode())
     column = len(LINES[at]) - len(LINES[at].lstrip()) + 1
-    assert said == (f"f.yaml, line {at + 2}, column {column}: invalid YAML: {key} is given twice",)
+    assert outcome == (f"f.yaml, line {at + 2}, column {column}: invalid YAML: {key} is given twice",)
 
 
 @draw_cases(50)
@@ -225,11 +225,11 @@ def test_a_key_given_twice_is_refused_with_its_line(folder: Path, at: int) -> No
 def test_bytes_that_are_not_text_are_refused_with_the_file(folder: Path, junk: bytes, at: int, codec: str) -> None:
     content = TEXT.encode(codec)
     content = content[:at] + junk + content[at:]
-    said = load_everything(content)
+    outcome = load_everything(content)
     try:
         content.decode()
     except UnicodeDecodeError:
-        assert said == ("f.yaml: cannot be read: it is not UTF-8 text",)
+        assert outcome == ("f.yaml: cannot be read: it is not UTF-8 text",)
 
 
 # --- Overrides
@@ -249,9 +249,9 @@ texts = (
 def test_random_overrides_are_applied_or_refused_with_their_key(
     folder: Path, keys: list[str], data: st.DataObject
 ) -> None:
-    said = load_everything(TEXT.encode(), [f"{key}={data.draw(texts)}" for key in keys])
-    if isinstance(said, tuple):
-        assert any(key.strip().split(".")[0] in line for key in keys for line in said), said
+    outcome = load_everything(TEXT.encode(), [f"{key}={data.draw(texts)}" for key in keys])
+    if isinstance(outcome, tuple):
+        assert any(key.strip().split(".")[0] in line for key in keys for line in outcome), outcome
 
 
 # --- Files of data
@@ -273,9 +273,9 @@ def test_a_damaged_trace_is_refused_with_the_file(folder: Path, data: st.DataObj
         content[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     del content[data.draw(st.none() | st.integers(0, len(content))) or len(content) :]
     Path(f"broken.{suffix}").write_bytes(content)
-    said = load_everything(TEXT.encode(), [f"availability.trace=broken.{suffix}"])
-    if isinstance(said, tuple):
-        assert said[0].startswith(f"availability.trace: {folder / 'broken'}.{suffix}")
+    outcome = load_everything(TEXT.encode(), [f"availability.trace=broken.{suffix}"])
+    if isinstance(outcome, tuple):
+        assert outcome[0].startswith(f"availability.trace: {folder / 'broken'}.{suffix}")
 
 
 def dump_csv(array: np.ndarray) -> bytes:

@@ -30,7 +30,7 @@ OLD_KEYS = {
     "data.standardise": (False, ["data.standardise is now data.standardize"]),
     "data.normalisation": ({"mean": [0.5], "std": [0.5]}, ["data.normalisation is now data.normalization"]),
 }
-"""Every renamed key with a value that is valid under its new name, and what is said of it."""
+"""Every renamed key with a value that is valid under its new name, and the expected errors."""
 
 
 def find_problems(

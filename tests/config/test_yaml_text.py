@@ -119,9 +119,9 @@ def test_hostile_files_are_refused(case: str, tmp_path: Path) -> None:
         parse(text)
     assert len(str(refused.value)) < 1000
     (tmp_path / "f.yaml").write_text(text)
-    with pytest.raises(fr.ConfigError, match=reason) as told:
+    with pytest.raises(fr.ConfigError, match=reason) as raised:
         fr.load(tmp_path / "f.yaml")
-    assert len(str(told.value)) < 2000
+    assert len(str(raised.value)) < 2000
     with pytest.raises(fr.ConfigError) as overridden:
         parse_document("experiment: {}", "f.yaml", [f"model.arguments.x={text}"])
     assert len(str(overridden.value)) < 2000

@@ -285,8 +285,8 @@ def test_a_few_distinct_labels_with_large_values_cause_a_warning(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
         fr.Federation([(X, [0, 1, 2, highest])], test=PAIR)
-    said = f"the highest label is {highest}, but only 4 classes occur, and a model gets {highest + 1} outputs"
-    assert (said in caplog.text) is warned
+    warning = f"the highest label is {highest}, but only 4 classes occur, and a model gets {highest + 1} outputs"
+    assert (warning in caplog.text) is warned
 
 
 def test_many_classes_that_occur_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -215,9 +215,11 @@ def write_silo(directory, name, rows):
     (directory / f"{name}.csv").write_text("\n".join(["x,y", *lines]) + "\n")
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.01, "0.01 of 6 examples is none"), (0.95, "0.95 of 6 examples is all")])
+@pytest.mark.parametrize(
+    ("share", "problem"), [(0.01, "0.01 of 6 examples is none"), (0.95, "0.95 of 6 examples is all")]
+)
 @pytest.mark.parametrize("silos", [False, True])
-def test_a_share_of_no_or_all_examples_of_files_is_refused_too(tmp_path, share, said, silos):
+def test_a_share_of_no_or_all_examples_of_files_is_refused_too(tmp_path, share, problem, silos):
     write_silo(tmp_path, "north", 4)
     write_silo(tmp_path, "south", 4)  # a fifth of each file, one row, is its test set
     data = {"source": "folder", "validation": share, "partition": {"kind": "natural"}, "test_share": 0.2}
@@ -228,7 +230,7 @@ def test_a_share_of_no_or_all_examples_of_files_is_refused_too(tmp_path, share, 
         "federation": {"rounds": 1, "local_steps": 1},
         "execution": {"placement": "serial", **({"silos": silos} if silos else {})},
     }
-    with pytest.raises(DataError, match=rf"^data\.validation: {said}"):
+    with pytest.raises(DataError, match=rf"^data\.validation: {problem}"):
         prepare(fr.Experiment.model_validate(raw))
 
 

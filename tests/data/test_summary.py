@@ -104,10 +104,10 @@ def test_the_command_needs_a_data_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["data", "inspect"], ["run"], ["tune"]])
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.0001, "is none; use at least"), (0.9999, "is all of them; use at most")]
+    ("share", "problem"), [(0.0001, "is none; use at least"), (0.9999, "is all of them; use at most")]
 )
 def test_every_command_refuses_a_validation_share_of_no_or_all_examples(
-    command: list[str], share: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], share: float, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(
@@ -115,6 +115,6 @@ def test_every_command_refuses_a_validation_share_of_no_or_all_examples(
         " federation: {local_steps: 1}, tracking: {uri: 'sqlite:///m.db'}, execution: {placement: serial}}\n"
         "search: {space: {algorithm.local_lr: {uniform: [0.1, 0.2]}}, trials: 2}\n"
     )
-    with pytest.raises(fr.BadInput, match=rf"data\.validation: {share:g} of 1437 examples {said}"):
+    with pytest.raises(fr.BadInput, match=rf"data\.validation: {share:g} of 1437 examples {problem}"):
         CliRunner().invoke(cli, [*command, "e.yaml"], catch_exceptions=False)
     assert not Path("searches").exists()

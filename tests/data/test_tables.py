@@ -93,8 +93,8 @@ def test_ignored_files_are_named_in_a_warning_and_by_data_inspect(
     found = load_file_federation(load_folder(silos), 0)
     assert found.num_clients == 2
     assert set(found.ignored_files) == {"README.txt", ".DS_Store", "d.xlsx", ".e.csv", "old/"}
-    (told,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
-    assert all(name in told for name in found.ignored_files)
+    (warning,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert all(name in warning for name in found.ignored_files)
     monkeypatch.chdir(tmp_path)
     data = {key: value for key, value in load_folder(silos).model_dump(exclude_none=True).items() if key != "partition"}
     Path("c.yaml").write_text(json.dumps({"experiment": {"name": "s", "data": data, "model": {"name": "logistic"}}}))
@@ -109,10 +109,10 @@ def test_ignored_files_are_named_in_a_warning_and_by_data_inspect(
 def test_two_files_of_one_client_are_refused_by_name(other: str, tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", other):
         (tmp_path / name).write_text(GOOD)
-    said = find_refusal(tmp_path)
-    assert "a.csv" in said
-    assert other in said
-    assert "a client has one file" in said
+    message = find_refusal(tmp_path)
+    assert "a.csv" in message
+    assert other in message
+    assert "a client has one file" in message
 
 
 def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_a_header_is_read_in_every_common_encoding(
     (tmp_path / "b.csv").write_text(UMLAUT, encoding="utf-8")
     found = sort_rows(tmp_path, features=["age", "größe"])
     assert order_rows(found["a"]) == order_rows(found["b"]) == EXPECTED
-    told = [record.getMessage() for record in caplog.records]
-    assert [("a.csv" in line, "not UTF-8" in line) for line in told] == (
+    messages = [record.getMessage() for record in caplog.records]
+    assert [("a.csv" in line, "not UTF-8" in line) for line in messages] == (
         [(True, True)] if encoding in ("cp1252", "latin-1") else []
     )
 
@@ -151,7 +151,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("age,dose,dose,ill\n1,2,3,0\n", "a.csv: the header names dose twice (columns 2 and 3)"),
         ("age,ill,dose,ill\n1,0,3,0\n", "a.csv: the header names ill twice (columns 2 and 4)"),
@@ -167,9 +167,9 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
         ("age,dose\n1,0\n", "a.csv: has no column ill; it has age, dose"),
     ],
 )
-def test_a_bad_header_or_row_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_header_or_row_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)
-    assert said in find_refusal(tmp_path)
+    assert message in find_refusal(tmp_path)
 
 
 def test_a_duplicate_name_of_an_unused_column_is_accepted(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def build_with_cell(column: int, text: str, line: int = 372, lines: int = 500) -
 def test_one_bad_cell_is_named_by_file_line_column_and_value(column: int, text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(build_with_cell(0, "41"))
     (tmp_path / "b.csv").write_text(build_with_cell(column, text))
-    said = find_refusal(tmp_path)
+    message = find_refusal(tmp_path)
     name, shown = ("age", "dose", "ill")[column], text.strip('"')
-    assert said.startswith(f"{tmp_path / 'b.csv'}, line 372, column {name}: {shown!r} {why}"), said
+    assert message.startswith(f"{tmp_path / 'b.csv'}, line 372, column {name}: {shown!r} {why}"), message
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "NA", "nan", "null", " N/A "])
@@ -347,8 +347,8 @@ def test_a_parquet_column_is_read_as_numbers_or_refused_by_name(kind: str, tmp_p
     column, expected = PARQUET[kind]
     parquet.write_table(pa.table({"x": column, "ill": [0, 1, 0, 1]}), tmp_path / "a.parquet")
     if isinstance(expected, str):
-        said = find_refusal(tmp_path, missing="mean")
-        assert expected in said
+        message = find_refusal(tmp_path, missing="mean")
+        assert expected in message
         return
     found = sort_rows(tmp_path, missing="mean")["a"][:, 0]
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))

@@ -344,8 +344,8 @@ def test_silos_and_a_folder_of_the_same_files_train_to_the_same_bytes(tmp_path: 
     *_, one = fr.iter_rounds(by_silo)
     *_, other = fr.iter_rounds(together)
     assert one.parameters.tobytes() == other.parameters.tobytes()
-    for figure in ("test_accuracy", "test_loss", "validation_loss", "client_accuracy_mean"):
-        assert one.metrics[figure] == pytest.approx(other.metrics[figure], rel=1e-12)
+    for metric in ("test_accuracy", "test_loss", "validation_loss", "client_accuracy_mean"):
+        assert one.metrics[metric] == pytest.approx(other.metrics[metric], rel=1e-12)
 
 
 def test_without_named_columns_all_silos_use_those_of_the_first(tmp_path: Path) -> None:

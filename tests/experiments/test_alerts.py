@@ -139,9 +139,9 @@ def test_an_advised_bound_would_have_clipped_at_most_half_of_the_steps(data, ann
         norms = np.random.default_rng(seed).lognormal(1, spread, size=(4, 6))
         rounds.append(norms)
         low, high = np.quantile(norms.mean(axis=1), (0.1, 0.9))
-        figures = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
+        metrics = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
         records.append(
-            record(t, **figures, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
+            record(t, **metrics, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
         )
     alerts = find_alerts(build_experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
     assert {alert.name for alert in alerts} == {"clips_everything", "stalls"}

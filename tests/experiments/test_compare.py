@@ -488,8 +488,8 @@ def test_an_interrupted_comparison_prints_how_to_resume_it(sign, code, data, tmp
     ) as driver:
         wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
-        _, said = driver.communicate(timeout=PATIENCE_SECONDS)
+        _, output = driver.communicate(timeout=PATIENCE_SECONDS)
     (path,) = Path("runs").glob("*/comparison.yaml")
     assert driver.returncode == code
-    assert f"resume it with: fednar compare --resume {path.parent.name}" in said
+    assert f"resume it with: fednar compare --resume {path.parent.name}" in output
     assert set(load_statuses()) == {"KILLED"}

@@ -585,8 +585,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     flip_bit(arrays)
     experiment = build_settings(uri, algorithm={"name": "scaffold"})
     result = fr.run(experiment, **build_arguments(), resume_newest=True)
-    (told,) = [message for message in caplog.messages if "cannot be used" in message]
-    assert told == (
+    (warning,) = [message for message in caplog.messages if "cannot be used" in message]
+    assert warning == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
         f"{arrays.name} does not hold what was written: its SHA-256 differs"
     )
@@ -628,12 +628,12 @@ def signal_command(command: list[str], number: signal.Signals, done: Callable[[]
         try:
             wait_for(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
             process.send_signal(number)
-            output, said = process.communicate(timeout=PATIENCE_SECONDS)
+            output, message = process.communicate(timeout=PATIENCE_SECONDS)
         finally:
             process.kill()
     assert output == ""
-    assert "Traceback" not in said
-    return process.returncode, said
+    assert "Traceback" not in message
+    return process.returncode, message
 
 
 def run_to_end(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -660,18 +660,18 @@ def hash_uninterrupted() -> str:
 @pytest.mark.usefixtures("processes")
 def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_bytes(uri: str) -> None:
     command = build_command(uri, every=7)
-    code, said = signal_command(command, signal.SIGKILL, find_newest_checkpoint, 7)
-    assert code == -signal.SIGKILL, said
-    assert "no run of 'long' to resume; starting a new one" in said
+    code, message = signal_command(command, signal.SIGKILL, find_newest_checkpoint, 7)
+    assert code == -signal.SIGKILL, message
+    assert "no run of 'long' to resume; starting a new one" in message
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
         start, done = find_newest_checkpoint(), count_recorded_rounds()
         assert 7 <= start <= done < TYPED_ROUNDS
-        code, said = signal_command(command, number, count_recorded_rounds, done + 8)
-        assert code == wanted, said
-        assert f"INFO resuming {directory.name} at round {start}" in said
-        assert said.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
+        code, message = signal_command(command, number, count_recorded_rounds, done + 8)
+        assert code == wanted, message
+        assert f"INFO resuming {directory.name} at round {start}" in message
+        assert message.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
         assert done < find_newest_checkpoint() == count_recorded_rounds() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
     start = find_newest_checkpoint()

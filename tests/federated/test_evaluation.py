@@ -223,15 +223,15 @@ def test_the_worst_decile_of_twenty_clients_is_two_clients_and_empty_clients_are
 @given(st.data())
 def test_metrics_across_clients_are_bounded_and_ordered_and_independent_of_client_order(data: st.DataObject) -> None:
     clients = data.draw(st.lists(st.lists(st.booleans(), max_size=6), min_size=1, max_size=45).filter(has_predictions))
-    figures = summarize_accuracies(compute_client_means(clients))
-    mean, worst = figures["client_accuracy_mean"], figures["client_accuracy_worst_decile"]
+    metrics = summarize_accuracies(compute_client_means(clients))
+    mean, worst = metrics["client_accuracy_mean"], metrics["client_accuracy_worst_decile"]
     assert 0 <= worst <= mean + 1e-12
     assert mean <= 1 + 1e-12
     rates = sorted(Fraction(sum(client), len(client)) for client in clients if client)
     lowest = rates[: max(1, len(rates) // 10)]
     assert mean == pytest.approx(float(sum(rates) / len(rates)), abs=1e-12)
     assert worst == pytest.approx(float(sum(lowest) / len(lowest)), abs=1e-12)
-    assert summarize_accuracies(compute_client_means(data.draw(st.permutations(clients)))) == figures
+    assert summarize_accuracies(compute_client_means(data.draw(st.permutations(clients)))) == metrics
 
 
 def has_predictions(clients: list[list[bool]]) -> bool:

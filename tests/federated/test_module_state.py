@@ -272,8 +272,8 @@ def test_every_client_starts_every_round_with_the_given_attributes(kind: type[nn
 def test_the_warning_names_module_and_attribute(kind: type[nn.Module], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train_to_end(kind(), rounds=1)
-    (said,) = (r.message for r in caplog.records if "one by one" in r.message)
-    assert COUNTERS[kind] in said
+    (warning,) = (r.message for r in caplog.records if "one by one" in r.message)
+    assert COUNTERS[kind] in warning
 
 
 @pytest.mark.parametrize(

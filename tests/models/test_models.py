@@ -666,14 +666,14 @@ def test_tasks_of_one_output_refuse_more(task):
 # ——— client groups ———
 
 
-def build_traits(alone: str | None = None, **figures: float) -> ModelTraits:
+def build_traits(alone: str | None = None, **numbers: float) -> ModelTraits:
     nothing = {"parameters": 0, "matmuls": 0, "convolutions": 0, "matmul_flops": 0.0, "convolution_flops": 0.0}
-    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
+    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **numbers})  # type: ignore[arg-type]
 
 
-def build_costs(**figures: object) -> StepCosts:
+def build_costs(**numbers: object) -> StepCosts:
     free = {"step": 0, "matmul": (0, 0), "convolution": (0, 0), "flop": 0, "convolution_flop": 0, "parameter": (0, 0)}
-    return StepCosts(**{**free, **figures})  # type: ignore[arg-type]
+    return StepCosts(**{**free, **numbers})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("clients", "width"), [(1, 1), (2, 1), (4, 1), (5, 5), (20, 20)])

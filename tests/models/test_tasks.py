@@ -281,8 +281,8 @@ def test_metric_sums_of_two_parts_add_up_to_those_of_the_whole(
     whole, *parts = (np.array(pairs).T for pairs in (one + other, one, other))
     for task in (CLASSIFICATION, REGRESSION):
         total, first, second = (task.metrics(task.metric_sums(y, score(y, a))) for y, a in (whole, *parts))
-        tallies = [task.metric_sums(y, score(y, predictions)) for y, predictions in parts]
-        assert task.metrics(tallies[0] + tallies[1]) == pytest.approx(total, abs=1e-12)
+        sums = [task.metric_sums(y, score(y, predictions)) for y, predictions in parts]
+        assert task.metrics(sums[0] + sums[1]) == pytest.approx(total, abs=1e-12)
         assert first["loss"] * len(one) + second["loss"] * len(other) == pytest.approx(total["loss"] * len(whole[0]))
 
 

@@ -1,4 +1,4 @@
-"""Figures are PNG files of a sensible size, at the edges too."""
+"""Figures are PNG files of a sensible size, also in edge cases."""
 
 import struct
 from pathlib import Path

@@ -37,9 +37,9 @@ def build_clean_environment(**more: str) -> dict[str, str]:
 
 
 def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:
-    """Calls a function of a test module in a process of its own, and returns its last line of output, read as JSON.
+    """Calls a function of a test module in its own process, and returns its last line of output, parsed as JSON.
 
-    The function may start a Ray cluster. It works in a folder of its own, so the suite's Ray continues beside it.
+    The function may start a Ray cluster. It works in its own folder, so the suite's Ray can run at the same time.
     """
     program = (
         "import importlib, pathlib, sys; "

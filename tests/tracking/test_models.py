@@ -209,10 +209,10 @@ def test_the_state_dict_contains_the_preprocessing_and_is_loaded_without_code(tr
 
 def test_a_run_can_start_from_the_network_of_another_runs_model(trained: Trained) -> None:
     weights = str(trained.result.directory / "model.pt")
-    begun = build_experiment(
+    started = build_experiment(
         trained.folder, data=build_table_data(trained.folder), model={"name": "mlp", "hidden": 8, "weights": weights}
     )
-    own, given = prepare(begun).model.state_dict(), trained.result.model.model.state_dict()
+    own, given = prepare(started).model.state_dict(), trained.result.model.model.state_dict()
     assert all(torch.equal(own[name], given[name]) for name in given)
 
 
@@ -223,16 +223,16 @@ def test_a_finished_and_a_resumed_run_have_the_same_model(
     x = torch.from_numpy(trained.x)
     finished = fr.run(trained.experiment, resume=str(trained.result.directory))
     data, federation = build_table_data(trained.folder), trained.experiment.federation
-    begun = fr.run(
+    started = fr.run(
         build_experiment(tmp_path, data=data, federation=federation.model_copy(update={"rounds": 2}).model_dump())
     )
     resumed = fr.run(
-        build_experiment(tmp_path, data=data, federation=federation.model_dump()), resume=str(begun.directory)
+        build_experiment(tmp_path, data=data, federation=federation.model_dump()), resume=str(started.directory)
     )
     with torch.no_grad():
         assert torch.equal(finished.model(x), trained.result.model(x))
         assert torch.equal(resumed.model(x), trained.result.model(x))
-        assert not torch.equal(begun.model(x), trained.result.model(x))
+        assert not torch.equal(started.model(x), trained.result.model(x))
         assert torch.equal(mlflow.pytorch.load_model(str(resumed.directory / "model"))(x), resumed.model(x))
 
 
