@@ -39,7 +39,7 @@ class Empty(tune.Trainable):  # type: ignore[misc]
         """There is nothing to load."""
 
 
-def empty_seconds(folder: Path) -> float:
+def measure_empty_seconds(folder: Path) -> float:
     """Measure the seconds of empty trials with bare Tune."""
     start = time.perf_counter()
     with fr.RaySession() as session:
@@ -53,7 +53,7 @@ def main() -> None:
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        empty = empty_seconds(Path(folder))
+        empty = measure_empty_seconds(Path(folder))
         seconds: list[float] = []
         start = time.perf_counter()
         document = embedded("digits", OVERRIDES, to_search=True)

@@ -27,14 +27,16 @@ ROUNDS, TIMES = 6, 3
 WIDTHS = (1, 2, 5, 10, 20)
 
 
-def mlp(inputs: int, *hidden: int) -> nn.Module:
+def build_mlp(inputs: int, *hidden: int) -> nn.Module:
     """Build fully connected layers."""
     sizes = (inputs, *hidden)
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
 
 
-def cnn(channels: int, first: int, second: int, hidden: int, side: int, kernel: int, norm: bool = False) -> nn.Module:
+def build_cnn(
+    channels: int, first: int, second: int, hidden: int, side: int, kernel: int, norm: bool = False
+) -> nn.Module:
     """Build two convolutions, each with pooling, and a hidden layer."""
 
     def stage(inputs: int, outputs: int) -> list[nn.Module]:
@@ -47,19 +49,19 @@ def cnn(channels: int, first: int, second: int, hidden: int, side: int, kernel: 
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "MLP 64-128-10": (lambda: mlp(64, 128), (64,)),
-    "MLP 64-512-10": (lambda: mlp(64, 512), (64,)),
-    "MLP 64, 8 layers of 64": (lambda: mlp(64, *[64] * 8), (64,)),
-    "MLP 784-200-200-10": (lambda: mlp(784, 200, 200), (784,)),
-    "MLP 3072-512-512-10": (lambda: mlp(3072, 512, 512), (3072,)),
-    "CNN 4, 8 (28x28)": (lambda: cnn(1, 4, 8, 32, 28, 5), (1, 28, 28)),
-    "CNN 16, 32 (28x28)": (lambda: cnn(1, 16, 32, 128, 28, 5), (1, 28, 28)),
-    "CNN 8, 16 GroupNorm (16x16)": (lambda: cnn(3, 8, 16, 64, 16, 3, norm=True), (3, 16, 16)),
-    "LeNet 32, 64, 512 (32x32)": (lambda: cnn(3, 32, 64, 512, 32, 5), (3, 32, 32)),
+    "MLP 64-128-10": (lambda: build_mlp(64, 128), (64,)),
+    "MLP 64-512-10": (lambda: build_mlp(64, 512), (64,)),
+    "MLP 64, 8 layers of 64": (lambda: build_mlp(64, *[64] * 8), (64,)),
+    "MLP 784-200-200-10": (lambda: build_mlp(784, 200, 200), (784,)),
+    "MLP 3072-512-512-10": (lambda: build_mlp(3072, 512, 512), (3072,)),
+    "CNN 4, 8 (28x28)": (lambda: build_cnn(1, 4, 8, 32, 28, 5), (1, 28, 28)),
+    "CNN 16, 32 (28x28)": (lambda: build_cnn(1, 16, 32, 128, 28, 5), (1, 28, 28)),
+    "CNN 8, 16 GroupNorm (16x16)": (lambda: build_cnn(3, 8, 16, 64, 16, 3, norm=True), (3, 16, 16)),
+    "LeNet 32, 64, 512 (32x32)": (lambda: build_cnn(3, 32, 64, 512, 32, 5), (3, 32, 32)),
 }
 
 
-def federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
+def build_federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
     """Build random clients of two batches each."""
     rng = np.random.default_rng(0)
     pairs = [
@@ -68,7 +70,7 @@ def federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
     return fr.Federation(pairs, test=pairs[0])
 
 
-def experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
+def build_experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
     """Build an experiment of plain SGD, evaluated only in the last round."""
     rounds = ROUNDS + 2
     return fr.Experiment.model_validate(
@@ -104,19 +106,22 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
         session.connect()
         for name, (build, shape) in MODELS.items():
             for batch in batches:
-                clients, model = federation(shape, batch), build()
-                width = resolve(prepare(experiment(batch, "auto", 1), clients, model), session).width
+                clients, model = build_federation(shape, batch), build()
+                width = resolve(prepare(build_experiment(batch, "auto", 1), clients, model), session).width
                 ratios = {}
                 for actors in (1, 2, 3, 4) if width > 1 else ():
                     pairs = [
-                        [measure_rounds(experiment(batch, w, actors), clients, model, session) for w in (width, 1)]
+                        [
+                            measure_rounds(build_experiment(batch, w, actors), clients, model, session)
+                            for w in (width, 1)
+                        ]
                         for _ in range(TIMES)
                     ]
                     ratios[str(actors)] = float(np.median([wide / alone for wide, alone in pairs]))
                 yield {"model": name, "batch": batch, "width": width, "ratios": ratios}
 
 
-def group_seconds(prepared: Prepared, width: int) -> float:
+def measure_group_seconds(prepared: Prepared, width: int) -> float:
     """Return the minimum seconds of one local step of a client group."""
     trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(width)), states=None)
@@ -140,8 +145,8 @@ def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
     keep_freed_memory()
     for name, (build, shape) in MODELS.items():
         for batch in batches:
-            prepared = prepare(experiment(batch, "auto", 1), federation(shape, batch), build())
-            measured = {width: round(1e3 * group_seconds(prepared, width), 3) for width in WIDTHS}
+            prepared = prepare(build_experiment(batch, "auto", 1), build_federation(shape, batch), build())
+            measured = {width: round(1e3 * measure_group_seconds(prepared, width), 3) for width in WIDTHS}
             predicted = {w: round(1e3 * _step_seconds(prepared.traits, batch, CPU, w), 3) for w in WIDTHS}
             yield {"model": name, "batch": batch, "measured_ms": measured, "predicted_ms": predicted}
 

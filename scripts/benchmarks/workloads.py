@@ -48,7 +48,7 @@ WORKLOADS = {
 }
 
 
-def arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+def parse_arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Parse the command line that all systems share."""
     parser = parser or argparse.ArgumentParser(description=description)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
@@ -64,7 +64,7 @@ class Clients:
 
     def __init__(self, workload: Workload, cifar: Path | None) -> None:
         self._workload = workload
-        x, y = _digits() if workload.model == "mlp" else _images(cifar, workload)
+        x, y = _load_digits() if workload.model == "mlp" else _load_images(cifar, workload)
         order = np.random.default_rng(0).permutation(len(y))
         if workload.distinct:
             order = order[: workload.clients * workload.distinct]
@@ -84,19 +84,19 @@ class Clients:
 
 
 @functools.cache
-def clients(name: str, cifar: str | None) -> Clients:
+def build_clients(name: str, cifar: str | None) -> Clients:
     """Return a workload's clients, made once per process."""
     return Clients(WORKLOADS[name], None if cifar is None else Path(cifar))
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     return (digits.data / 16).astype(np.float32), digits.target.astype(np.int64)
 
 
-def _images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+def _load_images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [n, 32, 32, 3] and labels."""
     if path is None:
         rng, count = np.random.default_rng(0), workload.clients * workload.rows
@@ -108,14 +108,14 @@ def _images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarr
 def build_model(name: str) -> nn.Module:
     """Build the model with the same initial parameters in every system."""
     torch.manual_seed(0)
-    return {"mlp": _mlp, "lenet": _lenet, "resnet": _resnet}[name]()
+    return {"mlp": _build_mlp, "lenet": _build_lenet, "resnet": _build_resnet}[name]()
 
 
-def _mlp() -> nn.Module:
+def _build_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def _lenet() -> nn.Module:
+def _build_lenet() -> nn.Module:
     """Two 5x5 convolutions of 32 and 64, a hidden layer of 512."""
     first = (nn.Conv2d(3, 32, 5), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2))
@@ -139,7 +139,7 @@ class _Block(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def _resnet() -> nn.Module:
+def _build_resnet() -> nn.Module:
     """ResNet-18 with GroupNorm, 11.2 million parameters."""
     stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
     blocks = [block for i, o, stride in stages for block in (_Block(i, o, stride), _Block(o, o, 1))]
@@ -147,7 +147,7 @@ def _resnet() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
+def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
     """Take K plain SGD steps in place, as a torch user writes them."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     model.train()
@@ -158,12 +158,14 @@ def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> N
         optimizer.step()
 
 
-def flat(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
+def flatten(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
     """Join parameters into one vector."""
     return np.concatenate([np.asarray(tensor, dtype=np.float32).ravel() for tensor in tensors])
 
 
-def report(marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object) -> None:
+def print_report(
+    marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object
+) -> None:
     """Print the result. ``marks``: perf_counter when training could start, and after each round."""
     rounds = np.diff(marks)
     started, now = float(os.environ.get("BENCH_STARTED", time.time())), time.time()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from playwright.sync_api import Page
-from screenshots import BROKEN_PICTURES, IMAGES, ROOT, chromium, there
+from screenshots import BROKEN_PICTURES, IMAGES, ROOT, start_chromium, wait_for_element
 
 SITE = ROOT / ".site"
 SOUGHT = "effective weight decay"
@@ -18,7 +18,7 @@ def main() -> None:
     """Check all pages, then take a screenshot of the first."""
     if not (SITE / "index.html").exists():
         sys.exit(f"{SITE} has no documentation; scripts/docs builds it")
-    with chromium() as browser:
+    with start_chromium() as browser:
         page = browser.new_context(viewport={"width": 1280, "height": 1000}, offline=True).new_page()
         asked: list[str] = []
         broken: list[str] = []
@@ -42,7 +42,7 @@ def main() -> None:
 def check_page(page: Page, path: Path) -> None:
     """Open one page and check its heading and pictures."""
     page.goto(path.as_uri())
-    there(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
+    wait_for_element(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
     if page.locator("img").evaluate_all(BROKEN_PICTURES):
         sys.exit(f"{path.relative_to(SITE)} lacks a picture")
 
@@ -54,7 +54,9 @@ def check_search(page: Page) -> None:
     box.click()
     page.wait_for_function("typeof __index !== 'undefined'")
     box.press_sequentially(SOUGHT, delay=20)
-    there(page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}")
+    wait_for_element(
+        page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}"
+    )
 
 
 if __name__ == "__main__":

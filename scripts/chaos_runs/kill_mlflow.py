@@ -11,8 +11,8 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-from evidence import differences, training_seconds
-from processes import awaited, end_all_in, kill, tree
+from evidence import find_differences, measure_training_seconds
+from processes import end_all_in, kill, list_tree, wait_for
 from runs import FEDNAR, Hung, Run
 from stage import Outcome, Stage
 
@@ -54,7 +54,7 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        awaited(self._answers, f"MLflow's server, {self._folder / 'log'}")
+        wait_for(self._answers, f"MLflow's server, {self._folder / 'log'}")
 
     def _answers(self) -> bool:
         with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310 - ours
@@ -62,8 +62,8 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """SIGKILL to the server and its workers."""
-        kill(tree(self._process.pid))
+        """Sends SIGKILL to the server and its workers."""
+        kill(list_tree(self._process.pid))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -80,10 +80,10 @@ def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
         stage.undisturbed(preset)
     with Server(stage) as server:
         for preset in presets:
-            yield _disturbed(stage, server, preset, random)
+            yield _disturb_run(stage, server, preset, random)
 
 
-def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Outcome:
+def _disturb_run(stage: Stage, server: Server, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
     with stage.run(preset, f"tracking.uri={server.uri}") as run:
@@ -98,14 +98,14 @@ def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Out
             server.wait()
             owed = "fednar sync" in ended.err
             hits = ("back too late: fednar sync sent the rest" if owed else "back in time: the run sent the rest",)
-            problems = (*(_synchronized(stage, run) if owed else ()), *differences(run, ended, undisturbed))
+            problems = (*(_synchronize(stage, run) if owed else ()), *find_differences(run, ended, undisturbed))
         except Hung as error:
             problems = (str(error),)
-    lost = training_seconds(run) - undisturbed.training_seconds
+    lost = measure_training_seconds(run) - undisturbed.training_seconds
     return Outcome(preset=preset, hits=hits, problems=problems, seconds_lost=lost)
 
 
-def _synchronized(stage: Stage, run: Run) -> tuple[str, ...]:
+def _synchronize(stage: Stage, run: Run) -> tuple[str, ...]:
     """Send what MLflow missed. Return what went wrong."""
     done = subprocess.run(
         [FEDNAR, "sync"], cwd=run.folder, env=stage.environment, capture_output=True, text=True, check=False

@@ -13,7 +13,7 @@ ACTOR = "ray::TrainingActor"
 PAUSE_SECONDS = 0.02
 
 
-def living_in(folder: Path) -> list[psutil.Process]:
+def find_processes(folder: Path) -> list[psutil.Process]:
     """Return our processes that work in ``folder``; a shell that somebody opened there is not ours."""
     return [process for process in psutil.process_iter() if _is_ours(process, folder)]
 
@@ -29,7 +29,7 @@ def _is_ours(process: psutil.Process, folder: Path) -> bool:
 
 def end_all_in(folder: Path) -> None:
     """Kill what still works in ``folder``, and what it starts in the meantime."""
-    while processes := living_in(folder):
+    while processes := find_processes(folder):
         kill(processes)
 
 
@@ -43,7 +43,7 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=5)
 
 
-def tree(pid: int) -> list[psutil.Process]:
+def list_tree(pid: int) -> list[psutil.Process]:
     """Return a process and its descendants, itself first; nothing if it has ended."""
     try:
         root = psutil.Process(pid)
@@ -52,12 +52,12 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def actors(pid: int) -> list[psutil.Process]:
+def list_actors(pid: int) -> list[psutil.Process]:
     """Return the training actors among the descendants of a process."""
-    return [process for process in tree(pid) if title(process).startswith(ACTOR)]
+    return [process for process in list_tree(pid) if read_title(process).startswith(ACTOR)]
 
 
-def title(process: psutil.Process) -> str:
+def read_title(process: psutil.Process) -> str:
     """Return the title of a process: ``ray::TrainingActor.train``, or without a method when idle."""
     try:
         return process.name()
@@ -65,7 +65,7 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def awaited(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
     """Wait until ``condition`` holds. Exits after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

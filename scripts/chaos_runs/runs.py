@@ -1,4 +1,4 @@
-"""A real run: ``fednar run`` in processes of its own, started by one command line until it ends."""
+"""A real run: ``fednar run`` in its own processes, restarted by one command line until it ends."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import PAUSE_SECONDS, actors
+from processes import PAUSE_SECONDS, list_actors
 
 from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
 from fednar_ray.tracking.json_lines import read_lines
@@ -50,7 +50,7 @@ class Ended:
 
 
 class Run:
-    """An experiment in a working directory of its own, started and started again by the same command line."""
+    """An experiment in its own working directory, started and restarted by the same command line."""
 
     def __init__(
         self, preset: str, options: Sequence[str], folder: Path, logs: Path, environment: Mapping[str, str]
@@ -132,7 +132,7 @@ class Run:
 
     def actors(self) -> list[Any]:
         """Return the actors of the Ray that its driver started."""
-        return actors(self.pid)
+        return list_actors(self.pid)
 
     @property
     def directory(self) -> Path | None:
@@ -151,13 +151,13 @@ class Run:
             return DiskState()
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
-        manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
+        manifests = [manifest for name in names if (manifest := _load_manifest(checkpoints, name)) is not None]
         belong = {name for m in manifests for name in (m.name, *(file.name for file in m.files()))}
         newest = max((m.next_round for m in manifests), default=0)
         return DiskState(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
 
 
-def _manifest(checkpoints: Path, name: str) -> Manifest | None:
+def _load_manifest(checkpoints: Path, name: str) -> Manifest | None:
     try:
         return Manifest.decode(name, (checkpoints / name).read_bytes()) if MANIFEST.fullmatch(name) else None
     except Damaged:

@@ -10,7 +10,7 @@ import griffe
 
 
 @lru_cache
-def comments(path: Path) -> dict[int, str]:
+def load_comments(path: Path) -> dict[int, str]:
     """Return the comments that stand behind code in a file, by line, without directives to tools."""
     text = path.read_text(encoding="utf-8")
     found = {}
@@ -28,6 +28,6 @@ class CommentDocstrings(griffe.Extension):
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Document one attribute."""
         if attr.docstring is None and attr.lineno is not None and isinstance(attr.filepath, Path):
-            comment = comments(attr.filepath).get(attr.lineno)
+            comment = load_comments(attr.filepath).get(attr.lineno)
             if comment:
                 attr.docstring = griffe.Docstring(comment, parent=attr)

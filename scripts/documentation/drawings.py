@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from snippets import DOCS, blocks, pages
+from snippets import DOCS, iter_blocks, list_pages
 
 MERMAID = re.compile(r"^```mermaid\n(?P<source>.+?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = """<script src="{library}"></script><pre id="out"></pre><script>
@@ -23,14 +23,14 @@ mermaid.render("drawing", {source}).then(drawn => {{ document.getElementById("ou
 </script>"""
 
 
-def picture(source: str) -> Path:
+def locate_picture(source: str) -> Path:
     """Return where the picture of a drawing lies."""
     return DOCS / "images" / f"drawing-{hashlib.sha256(source.strip().encode()).hexdigest()[:12]}.svg"
 
 
-def sources() -> list[str]:
+def list_sources() -> list[str]:
     """Return the source of every drawing in the documentation."""
-    return [block.text for page in pages() for block in blocks(page) if block.language == "mermaid"]
+    return [block.text for page in list_pages() for block in iter_blocks(page) if block.language == "mermaid"]
 
 
 def render(source: str, library: Path, chromium: str) -> str:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("library", type=Path, help="mermaid.min.js")
     library = parser.parse_args().library
     chromium = shutil.which("chromium") or sys.exit("chromium is needed: apt-get install chromium")
-    wanted = {picture(source): source for source in sources()}
+    wanted = {locate_picture(source): source for source in list_sources()}
     for path in set((DOCS / "images").glob("drawing-*.svg")) - set(wanted):
         path.unlink()
     for path, source in wanted.items():

@@ -58,7 +58,7 @@ def train_all(configurations: Iterable[Overrides]) -> Outcomes:
     wanted = list(dict.fromkeys(configurations))
     runs = [(*overrides, f"seed={seed}") for overrides in wanted for seed in SEEDS]
     outcomes, start = [], time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count(), initializer=_alone) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_set_up_process) as pool:
         for outcome in pool.map(train, runs):
             outcomes.append(outcome)
             seconds = time.monotonic() - start
@@ -72,7 +72,7 @@ def format_mean(values: npt.NDArray[np.float64]) -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
-def _alone() -> None:
+def _set_up_process() -> None:
     """Set up a process of the pool: one thread, and no message about each excluded client."""
     torch.set_num_threads(1)
     logging.getLogger("fednar_ray").setLevel(logging.ERROR)

@@ -57,7 +57,7 @@ def choose_best(outcomes: Sequence[Outcome]) -> Outcome:
     return max(outcomes, key=lambda each: each.validation)
 
 
-def mean(outcomes: Sequence[Outcome]) -> Outcome:
+def average_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
     """Average over seeds."""
     each = [statistics.fmean(values) for values in zip(*((o.validation, o.test) for o in outcomes), strict=True)]
     return Outcome(*each)
@@ -68,21 +68,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("example", "sensitivity"))
     only = parser.parse_args().only
-    won = only == "sensitivity" or example()
+    won = only == "sensitivity" or run_example()
     if only != "example":
-        sensitivity()
+        measure_sensitivity()
     sys.exit(0 if won else 1)
 
 
-def example() -> bool:
+def run_example() -> bool:
     """Search, spend as many rounds on the default settings, compare them, and return whether the search won."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
-        search = search_with(Path(folder), str(FILE), *COMMAND, *COMMON)
-        keep_pictures(search, "tuning", PICTURES)
+        search = run_search(Path(folder), str(FILE), *COMMAND, *COMMON)
+        copy_pictures(search, "tuning", PICTURES)
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
         singles = list(pool.map(train, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
-        defaults = [mean(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
+        defaults = [average_outcomes(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
         fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
         fresh_tuned = list(pool.map(train, [[*tuned, *seed] for seed in fresh]))
         fresh_default = list(pool.map(train, fresh))
@@ -90,12 +90,12 @@ def example() -> bool:
     return bool(search["test_accuracy"] > choose_best(defaults).test)
 
 
-def sensitivity() -> None:
+def measure_sensitivity() -> None:
     """Measure how far accuracy falls with FedNAR and with the baseline over a grid."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        search = search_with(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
-        keep_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
+        search = run_search(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
+        copy_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
         found = json.loads((Path(search["report"]).parent / "sensitivity.json").read_text())
     minutes = (time.monotonic() - start) / 60
     names = list(found["mean_falls"])
@@ -111,16 +111,16 @@ def sensitivity() -> None:
         "|---|---:|" + "---:|" * len(names),
     ]
     for key, factor in rows:
-        cells = " | ".join(points(falls[name, key, factor]) for name in names)
+        cells = " | ".join(format_points(falls[name, key, factor]) for name in names)
         lines.append(f"| `{key}` | {factor} times | {cells} |")
     for factor in ("3", "10"):
-        cells = " | ".join(f"**{points(found['mean_falls'][name][factor])}**" for name in names)
+        cells = " | ".join(f"**{format_points(found['mean_falls'][name][factor])}**" for name in names)
         lines.append(f"| mean | {factor} times | {cells} |")
     lines += ["", "![Validation accuracy over A and weight decay](images/sensitivity-clip-bound-and-weight-decay.png)"]
     write("sensitivity", "\n".join(lines))
 
 
-def points(fall: float | None) -> str:
+def format_points(fall: float | None) -> str:
     """Format a fall in points of accuracy."""
     return "–" if fall is None else f"{100 * fall:.1f}"
 
@@ -131,7 +131,7 @@ def write(part: str, text: str) -> None:
     write_part(PAGE, part, "scripts/tuning_example", text)
 
 
-def search_with(folder: Path, *arguments: str) -> dict[str, Any]:
+def run_search(folder: Path, *arguments: str) -> dict[str, Any]:
     """Run a search and return its summary."""
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [str(FEDNAR), "tune", *arguments, "--json"]
@@ -140,7 +140,7 @@ def search_with(folder: Path, *arguments: str) -> dict[str, Any]:
     return summary
 
 
-def keep_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
+def copy_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
     """Copy pictures of the report to docs/images."""
     for name in names:
         picture = Path(search["report"]).parent / f"{name}.png"

@@ -137,17 +137,17 @@ def test_scripts_chaos_distinguishes_runs_by_bytes_history_and_mlflow(
 
     undisturbed = evidence.Undisturbed.of(*finished("undisturbed"))
     run, ended = finished("the same again")
-    assert evidence.differences(run, ended, undisturbed) == ()
+    assert evidence.find_differences(run, ended, undisturbed) == ()
     other = replace(undisturbed, parameters_sha256="0" * 64, history=undisturbed.history[::-1])
-    assert evidence.differences(run, ended, other) == ("other final bytes", "another history")
+    assert evidence.find_differences(run, ended, other) == ("other final bytes", "another history")
 
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
     client.log_metric(run_id, "train_loss", 0.5, step=3)
     client.set_terminated(run_id, "FAILED")
-    assert evidence.differences(run, ended, undisturbed) == (
+    assert evidence.find_differences(run, ended, undisturbed) == (
         "MLflow has 7 points of train_loss, and not the 6 that were recorded",
         "MLflow calls the run FAILED",
     )
     journal = run.directory / "metrics.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
-    assert "another history" in evidence.differences(run, ended, undisturbed)
+    assert "another history" in evidence.find_differences(run, ended, undisturbed)

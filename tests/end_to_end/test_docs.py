@@ -23,13 +23,13 @@ from fednar_ray.config.loading import SECTIONS, parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
-from configuration import configuration_page  # noqa: E402
-from drawings import picture, sources  # noqa: E402
+from configuration import build_configuration_page  # noqa: E402
+from drawings import list_sources, locate_picture  # noqa: E402
 from hooks import FETCHED, PAGES  # noqa: E402
 from record import CALLED, run  # noqa: E402
-from snippets import DOCS, Block, blocks, pages  # noqa: E402
+from snippets import DOCS, Block, iter_blocks, list_pages  # noqa: E402
 
-ALL = [block for page in pages() for block in blocks(page)]
+ALL = [block for page in list_pages() for block in iter_blocks(page)]
 SHELL = ("console", "sh", "")
 INLINE = re.compile(r"`((?:fednar|scripts/)[^`]*)`")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"")
@@ -75,7 +75,7 @@ def directory(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def write_files(page: Path, directory: Path) -> None:
-    for block in blocks(page):
+    for block in iter_blocks(page):
         if block.title:
             (directory / block.title).write_text(block.text + "\n")
 
@@ -87,7 +87,7 @@ def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch
     monkeypatch.setattr(fr, "load", lambda path, overrides=(): load(path, [*overrides, *SHORT]))
     write_files(page, directory)
     names = {"__name__": "page", **(GIVEN if page.name == "README.md" else {})}
-    for block in (block for block in blocks(page) if block.language == "python"):
+    for block in (block for block in iter_blocks(page) if block.language == "python"):
         if block.text.startswith("--8<--"):
             continue  # a program of scripts/examples, which test_examples.py runs
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
@@ -122,7 +122,7 @@ def iter_commands() -> Iterator[tuple[str, Path, str]]:
         for line in block.commands:
             if block.language or line.startswith(("fednar ", "scripts/")):
                 yield block.place, block.page, line
-    for page in pages():
+    for page in list_pages():
         for found in INLINE.finditer(page.read_text()):
             yield str(page.relative_to(ROOT)), page, found[1]
 
@@ -166,7 +166,7 @@ def check_fednar(place: str, page: Path, words: list[str]) -> None:
     overrides = [word for word in given if "=" in word and not word.startswith("key=")]
     files = [word for word in given if "=" not in word and word not in PLACEHOLDERS]
     to_search = path[-1] == "tune"
-    titled = {block.title: block.text for block in blocks(page) if block.title}
+    titled = {block.title: block.text for block in iter_blocks(page) if block.title}
     if files and files[0] in titled:
         parse_document(titled[files[0]], place, overrides, to_search=to_search)
     elif files and not files[0].endswith("best.yaml"):
@@ -194,7 +194,7 @@ def test_reproducible_output_is_printed_again(block: Block, directory: Path) -> 
 
 
 def test_no_page_contains_the_name_of_a_machine() -> None:
-    for page in pages():
+    for page in list_pages():
         found = re.search(r"(?<![\w.])/(?:tmp|root|work)/|(?<![\w.])/home/(?!you/)", page.read_text())
         assert found is None, f"{page.relative_to(ROOT)}: {found}"
     assert CALLED.startswith("/home/you/")
@@ -225,7 +225,7 @@ def test_help_of_a_script_names_its_options_and_installs_nothing(script: str, tm
 
 
 def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
-    drawn = {picture(source).name for source in sources()}
+    drawn = {locate_picture(source).name for source in list_sources()}
     assert drawn
     assert drawn == {path.name for path in (DOCS / "images").glob("drawing-*.svg")}
 
@@ -233,7 +233,7 @@ def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
 # ——— pages ———
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_have_targets(page: Path) -> None:
     for match in LINK.finditer(page.read_text()):
         target = (match[1] or match[2]).partition("#")[0]
@@ -250,7 +250,7 @@ def test_the_tutorial_names_every_extra() -> None:
 
 
 def test_the_configuration_page_lists_every_key() -> None:
-    page = configuration_page()
+    page = build_configuration_page()
     for key in dotted(embedded("digits").experiment):
         assert f"`{key}`" in page
 

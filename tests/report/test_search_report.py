@@ -76,7 +76,7 @@ def build_grid(accuracy: dict[tuple[float, float], float]) -> SearchRecord:
 
 
 def compute_degradations(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
-    return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in sensitivity(record).degradations}
+    return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in sensitivity(record).falls}
 
 
 def test_degradation_is_the_worse_of_both_directions():
@@ -167,7 +167,7 @@ def test_only_finished_trials_are_included_and_failures_are_counted():
     )
     assert record.best_trial == record.trials[0]
     assert set(compute_degradations(record).values()) == {None}
-    assert {fall.factor: fall.failed for fall in sensitivity(record).degradations} == {3: 0, 10: 1}
+    assert {fall.factor: fall.failed for fall in sensitivity(record).falls} == {3: 0, 10: 1}
 
 
 # Heat maps, scales, importances
@@ -387,7 +387,7 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
     assert float(rows[0][record.metric]) == rank_trials(record)[0].value
     degradations = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
-    assert len(degradations["degradations"]) == len(report.sensitivity.degradations)
+    assert len(degradations["falls"]) == len(report.sensitivity.falls)
 
 
 @pytest.mark.parametrize(
