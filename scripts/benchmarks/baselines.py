@@ -17,7 +17,7 @@ Round = Callable[[list[torch.Tensor], list[int]], list[torch.Tensor]]
 
 
 def build_plain_round(workload: w.Workload, clients: w.Clients, model: torch.nn.Module) -> Round:
-    """Train one client after the other."""
+    """Trains one client after the other."""
     parameters = list(model.parameters())
 
     def train_round(state: list[torch.Tensor], sampled: list[int]) -> list[torch.Tensor]:
@@ -36,7 +36,7 @@ def build_plain_round(workload: w.Workload, clients: w.Clients, model: torch.nn.
 
 
 def build_vmapped_round(workload: w.Workload, clients: w.Clients, model: torch.nn.Module) -> Round:
-    """Train the sampled clients as one vmapped batch."""
+    """Trains the sampled clients as one vmapped batch."""
     rows = [clients[client] for client in range(workload.clients)]
     inputs, labels = torch.stack([x for x, _ in rows]), torch.stack([y for _, y in rows])
     names = [name for name, _ in model.named_parameters()]
@@ -59,7 +59,7 @@ def build_vmapped_round(workload: w.Workload, clients: w.Clients, model: torch.n
 
 
 def run_in_this_process(options: argparse.Namespace, build: Callable[..., Round]) -> None:
-    """Train in one process and report."""
+    """Trains in one process and reports."""
     workload, clients = w.WORKLOADS[options.workload], w.build_clients(options.workload, options.cifar)
     model, rng = w.build_model(workload.model), random.Random(0)
     state = [parameter.detach().clone() for parameter in model.parameters()]
@@ -74,7 +74,7 @@ def run_in_this_process(options: argparse.Namespace, build: Callable[..., Round]
 def train_bare(
     name: str, cifar: str | None, count: int, rounds: int, together: "mp.Barrier", queue: "mp.Queue"
 ) -> None:
-    """Train ``count`` clients per round in its own process, and put the seconds of every round into the queue."""
+    """Trains ``count`` clients per round in its own process, and puts the seconds of every round into the queue."""
     torch.set_num_threads(1)
     workload, clients = w.WORKLOADS[name], w.build_clients(name, cifar)
     model = w.build_model(workload.model)
@@ -91,7 +91,7 @@ def train_bare(
 
 
 def run_bare(options: argparse.Namespace) -> None:
-    """Train in bare processes of one thread that do nothing else, and report the slowest one's rounds."""
+    """Trains in bare processes of one thread that do nothing else, and reports the slowest one's rounds."""
     context = mp.get_context("spawn")
     together, queue = context.Barrier(options.workers), context.Queue()
     count = w.WORKLOADS[options.workload].sampled // options.workers
@@ -107,7 +107,7 @@ def run_bare(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one baseline."""
+    """Runs one baseline."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("system", choices=("plain", "vmapped", "bare"))
     options = w.parse_arguments(None, parser)

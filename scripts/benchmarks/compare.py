@@ -36,11 +36,11 @@ class Peer:
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The interpreter of the environment."""
         return ROOT / ".bench" / self.name / "bin" / "python"
 
     def install(self) -> None:
-        """Install it, unless these very requirements are installed."""
+        """Installs it, unless these very requirements are installed."""
         stamp = self.python.parents[1] / "installed"
         if stamp.exists() and stamp.read_text().split() == list(self.requirements):
             return
@@ -65,12 +65,12 @@ class System:
 
     @classmethod
     def ours(cls, label: str, *options: str) -> "System":
-        """fednar_ray with some options."""
+        """Returns fednar_ray with some options."""
         return cls(label, (str(HERE / "ours.py"), *options))
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command line; installs the peer where it is missing."""
+        """The command line. The peer is installed if it is missing."""
         if self.peer is not None:
             self.peer.install()
         return (sys.executable if self.peer is None else str(self.peer.python), *self.arguments)
@@ -157,7 +157,7 @@ HEADINGS = {
 
 
 def main() -> None:
-    """Measure and write the tables."""
+    """Measures and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone")
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one part."""
+    """Measures one part."""
     if part == "check":
         return {"distances": measure_distances()}
     if part == "start":
@@ -200,7 +200,7 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[str, Any]:
-    """Run a system and return what it reports; with ``watch`` also its peak memory."""
+    """Runs a system and returns what it reports; with ``watch`` also its peak memory."""
     environment = os.environ | {"BENCH_STARTED": str(time.time()), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(HERE)}
     with (
@@ -233,7 +233,7 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Sample until ``end`` is called."""
+        """Samples until ``end`` is called."""
         while not self._over.wait(SAMPLE_SECONDS):
             self.megabytes = max(self.megabytes, sum(self._held()) / 1e6)
 
@@ -246,13 +246,13 @@ class Peak(threading.Thread):
             return  # a process ended meanwhile
 
     def end(self) -> None:
-        """Stop sampling."""
+        """Stops sampling."""
         self._over.set()
         self.join()
 
 
 def measure_distances() -> dict[str, float]:
-    """Return the largest difference of a final parameter to the plain loop's, by system. All clients are sampled."""
+    """Returns the largest difference of a final parameter from the plain loop's, by system. All clients are sampled."""
     systems = (
         PLAIN,
         VMAPPED,
@@ -279,7 +279,7 @@ def measure_distances() -> dict[str, float]:
 
 
 def measure_first_round() -> float:
-    """Measure the seconds from the start of ``fednar run`` to the end of its first round."""
+    """Measures the seconds from the start of ``fednar run`` to the end of its first round."""
     command = [str(Path(sys.executable).parent / "fednar"), "run", "federation.rounds=10"]
     start = time.perf_counter()
     with (
@@ -297,7 +297,7 @@ def measure_first_round() -> float:
 
 
 def run_for_rows(script: str) -> list[dict[str, Any]]:
-    """Run a script and return the rows that it prints."""
+    """Runs a script and returns the rows that it prints."""
     out = subprocess.run([sys.executable, str(HERE / script)], capture_output=True, text=True, check=True).stdout
     lines = [line for line in out.splitlines() if line.startswith("ROW ")]
     print("\n".join(lines), flush=True)
@@ -305,14 +305,14 @@ def run_for_rows(script: str) -> list[dict[str, Any]]:
 
 
 def build_section(part: str, results: dict[str, Any]) -> str:
-    """Return a part as Markdown: heading, note, and its tables."""
+    """Returns a part as Markdown: heading, note, and its tables."""
     note = f"{results['date']}, {results['machine']}; `scripts/bench --only {part}`"
     heading, body = BODIES[part](results) if part in BODIES else build_system_table(part, results)
     return f"### {heading}\n\n{note}\n\n{body}"
 
 
 def build_system_table(part: str, results: dict[str, Any]) -> tuple[str, str]:
-    """W1 to W4: one row per system."""
+    """Builds the tables of W1 to W4, with one row per system."""
     table = TABLES[part]
     images = f" ({results['images']} images)" if part == "W2" else ""
     head = ["system", *(heading for column in table.columns for heading in HEADINGS[column])]
@@ -324,21 +324,21 @@ def build_system_table(part: str, results: dict[str, Any]) -> tuple[str, str]:
 
 
 def build_check_body(results: dict[str, Any]) -> tuple[str, str]:
-    """How far each system's final parameters are from the plain loop's."""
+    """Builds the table of the distances of each system's final parameters from those of the plain loop."""
     rows = [(label, f"{distance:.1e}") for label, distance in results["distances"].items()]
     head = ("system", "largest difference of a parameter to the plain loop's")
     return "The same work: final parameters when everyone is sampled", build_table(head, rows, "---:")
 
 
 def build_start_body(results: dict[str, Any]) -> tuple[str, str]:
-    """How long a user waits for the first round."""
+    """Builds the text on the time until the first round ends."""
     seconds = results["seconds"]
     text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
     return "Start: `fednar run` to the end of the first round", text
 
 
 def build_cells(column: str, part: str, results: dict[str, Any], system: System) -> list[str]:
-    """Return the cells of one system in one column."""
+    """Returns the cells of one system in one column."""
     runs = results["runs"][system.label]
     medians = [statistics.median(run["round_seconds"]) for run in runs]
     if column == "round":
@@ -363,7 +363,7 @@ def build_cells(column: str, part: str, results: dict[str, Any], system: System)
 
 
 def build_search_body(results: dict[str, Any]) -> tuple[str, str]:
-    """What a search costs beside its trials, one column per repetition."""
+    """Builds the table of a search's overhead, with one column per repetition."""
     rows = results["rows"]
     seconds = {
         "the trials' own work, divided by the cores": [row["trials"] / row["cores"] for row in rows],
@@ -379,7 +379,7 @@ def build_search_body(results: dict[str, Any]) -> tuple[str, str]:
 
 
 def build_profile_body(results: dict[str, Any]) -> tuple[str, str]:
-    """Where the time of the driver's round and of an actor's client group goes."""
+    """Builds the tables of the time of the driver's round and of an actor's client group, by operation."""
     tables = []
     for name, title in (("driver", "the driver, per round"), ("group", "an actor, per client group of 10")):
         spent = results["rows"][0][name]
@@ -389,7 +389,7 @@ def build_profile_body(results: dict[str, Any]) -> tuple[str, str]:
 
 
 def build_widths_body(results: dict[str, Any]) -> tuple[str, str]:
-    """Whether the group size that ``vectorize: auto`` takes is right."""
+    """Builds the tables that compare the group size of ``vectorize: auto`` with others."""
     rows = [
         (row["model"], str(row["batch"]), str(row["width"]),
          *(f"{row['ratios'][actors]:.2f}" if row["ratios"] else "–" for actors in "1234"))

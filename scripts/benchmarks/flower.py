@@ -18,7 +18,7 @@ MODELS: dict[str, torch.nn.Module] = {}  # one per process, reused
 
 
 def train_client(message: Any, context: Any) -> Any:
-    """Train the client that this message addresses."""
+    """Trains the client that this message addresses."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
     name, cifar = message.content["config"]["workload"], message.content["config"]["cifar"] or None
@@ -36,7 +36,7 @@ def train_client(message: Any, context: Any) -> Any:
 
 
 def build_apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any, Any]:
-    """Build the client app and the server app."""
+    """Builds the client app and the server app."""
     from flwr.app import ArrayRecord, ConfigRecord
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
@@ -72,7 +72,7 @@ def build_apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any,
 
 
 def main() -> None:
-    """Run it."""
+    """Runs the benchmark."""
     options = w.parse_arguments(__doc__)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ ROWS_OF_MANY = 10
 
 
 def build_federation(options: argparse.Namespace) -> fr.Federation:
-    """Build the workload's clients, or ``--clients`` small ones."""
+    """Builds the workload's clients, or ``--clients`` small ones."""
     if options.clients:
         rng, rows = np.random.default_rng(0), ROWS_OF_MANY
         x = rng.random((options.clients * rows, 64), dtype=np.float32)
@@ -32,7 +32,7 @@ def build_federation(options: argparse.Namespace) -> fr.Federation:
 def build_experiment(
     algorithm: str, regularizer: str, workload: w.Workload, rounds: int, **execution: str | int
 ) -> fr.Experiment:
-    """Build the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
+    """Builds the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
     return fr.Experiment.model_validate(
         {
             "federation": {
@@ -50,13 +50,13 @@ def build_experiment(
 
 
 def measure_own_megabytes() -> float:
-    """Return this process's memory without shared memory."""
+    """Returns this process's memory without shared memory."""
     memory = psutil.Process(os.getpid()).memory_info()
     return (memory.rss - memory.shared) / 1e6
 
 
 def main() -> None:
-    """Run it."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--regularizer", default="none")

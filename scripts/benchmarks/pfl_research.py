@@ -13,7 +13,7 @@ import workloads as w
 
 
 def main() -> None:
-    """Run it."""
+    """Runs the benchmark."""
     options = w.parse_arguments(__doc__)
     torch.set_num_threads(1)
     from pfl.aggregate.simulate import SimulatedBackend

@@ -38,7 +38,7 @@ OPERATORS = {
 
 
 def profile_driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Yield the milliseconds per round of each part of the driver's work."""
+    """Yields the milliseconds per round of each part of the driver's work."""
     settings = build_experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS + 2)
     rounds = fr.iter_rounds(settings, federation=clients, model=w.build_model("mlp"))
     next(rounds)  # actors have started
@@ -59,7 +59,7 @@ def profile_driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
 
 
 def profile_group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Yield the milliseconds per client group of ten of each part of the actor's work."""
+    """Yields the milliseconds per client group of ten of each part of the actor's work."""
     settings = build_experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
     prepared = prepare(settings, clients, w.build_model("mlp"))
     trainer = GroupTrainer(prepared.training_plan(), clients.shards, torch.device("cpu"))
@@ -86,7 +86,7 @@ def profile_group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Print one JSON object."""
+    """Prints one JSON object."""
     torch.set_num_threads(1)
     shards = w.build_clients("mlp", None)
     clients = fr.Federation([shards[i] for i in range(100)], test=shards[0])

@@ -28,7 +28,7 @@ WIDTHS = (1, 2, 5, 10, 20)
 
 
 def build_mlp(inputs: int, *hidden: int) -> nn.Module:
-    """Build fully connected layers."""
+    """Builds fully connected layers."""
     sizes = (inputs, *hidden)
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], 10))
@@ -37,7 +37,7 @@ def build_mlp(inputs: int, *hidden: int) -> nn.Module:
 def build_cnn(
     channels: int, first: int, second: int, hidden: int, side: int, kernel: int, norm: bool = False
 ) -> nn.Module:
-    """Build two convolutions, each with pooling, and a hidden layer."""
+    """Builds two convolutions, each with pooling, and a hidden layer."""
 
     def stage(inputs: int, outputs: int) -> list[nn.Module]:
         groups = [nn.GroupNorm(2, outputs)] if norm else []
@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def build_federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
-    """Build random clients of two batches each."""
+    """Builds random clients of two batches each."""
     rng = np.random.default_rng(0)
     pairs = [
         (rng.random((2 * batch, *shape), dtype=np.float32), rng.integers(10, size=2 * batch)) for _ in range(CLIENTS)
@@ -71,7 +71,7 @@ def build_federation(shape: tuple[int, ...], batch: int) -> fr.Federation:
 
 
 def build_experiment(batch: int, width: str | int, actors: int) -> fr.Experiment:
-    """Build an experiment of plain SGD, evaluated only in the last round."""
+    """Builds an experiment of plain SGD, evaluated only in the last round."""
     rounds = ROUNDS + 2
     return fr.Experiment.model_validate(
         {
@@ -95,13 +95,13 @@ def build_experiment(batch: int, width: str | int, actors: int) -> fr.Experiment
 
 
 def measure_rounds(settings: fr.Experiment, clients: fr.Federation, model: nn.Module, session: fr.RaySession) -> float:
-    """Return the median seconds of a round."""
+    """Returns the median seconds of a round."""
     marks = [time.perf_counter() for _ in fr.iter_rounds(settings, federation=clients, model=model, session=session)]
     return float(np.median(np.diff(marks)[:-1]))
 
 
 def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
-    """Yield one row per model and batch size: the group size taken, and round times relative to C = 1, by actors."""
+    """Yields one row per model and batch size: the group size taken, and round times relative to C = 1, by actors."""
     with fr.RaySession() as session:
         session.connect()
         for name, (build, shape) in MODELS.items():
@@ -122,7 +122,7 @@ def compare(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 
 def measure_group_seconds(prepared: Prepared, width: int) -> float:
-    """Return the minimum seconds of one local step of a client group."""
+    """Returns the minimum seconds of one local step of a client group."""
     trainer = GroupTrainer(prepared.training_plan(), prepared.federation.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(width)), states=None)
     seconds = []
@@ -141,7 +141,7 @@ def measure_group_seconds(prepared: Prepared, width: int) -> float:
 
 
 def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
-    """Yield one row per model and batch size: milliseconds of a step by group size, measured and predicted."""
+    """Yields one row per model and batch size: milliseconds of a step by group size, measured and predicted."""
     keep_freed_memory()
     for name, (build, shape) in MODELS.items():
         for batch in batches:
@@ -152,7 +152,7 @@ def measure_steps(batches: tuple[int, ...]) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    """Print one JSON object per line."""
+    """Prints one JSON object per line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])

@@ -49,7 +49,7 @@ WORKLOADS = {
 
 
 def parse_arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """Parse the command line that all systems share."""
+    """Parses the command line that all systems share."""
     parser = parser or argparse.ArgumentParser(description=description)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds, after the first")
@@ -72,7 +72,7 @@ class Clients:
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __getitem__(self, client: int) -> tuple[Tensor, Tensor]:
-        """Inputs [rows, …] float32 and labels [rows]."""
+        """Returns inputs [rows, …] float32 and labels [rows]."""
         if client not in self._made:
             part = self._parts[client]
             rows = part[np.arange(self._workload.rows) % len(part)]
@@ -85,7 +85,7 @@ class Clients:
 
 @functools.cache
 def build_clients(name: str, cifar: str | None) -> Clients:
-    """Return a workload's clients, made once per process."""
+    """Returns a workload's clients, made once per process."""
     return Clients(WORKLOADS[name], None if cifar is None else Path(cifar))
 
 
@@ -97,7 +97,7 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _load_images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [n, 32, 32, 3] and labels."""
+    """Loads images, uint8 [n, 32, 32, 3], and labels."""
     if path is None:
         rng, count = np.random.default_rng(0), workload.clients * workload.rows
         return rng.integers(256, size=(count, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=count)
@@ -106,7 +106,7 @@ def _load_images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.
 
 
 def build_model(name: str) -> nn.Module:
-    """Build the model with the same initial parameters in every system."""
+    """Builds the model with the same initial parameters in every system."""
     torch.manual_seed(0)
     return {"mlp": _build_mlp, "lenet": _build_lenet, "resnet": _build_resnet}[name]()
 
@@ -116,7 +116,7 @@ def _build_mlp() -> nn.Module:
 
 
 def _build_lenet() -> nn.Module:
-    """Two 5x5 convolutions of 32 and 64, a hidden layer of 512."""
+    """Builds two 5x5 convolutions with 32 and 64 channels, and a hidden layer of 512."""
     first = (nn.Conv2d(3, 32, 5), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(1600, 512), nn.ReLU(), nn.Linear(512, 10))
@@ -140,7 +140,7 @@ class _Block(nn.Module):
 
 
 def _build_resnet() -> nn.Module:
-    """ResNet-18 with GroupNorm, 11.2 million parameters."""
+    """Builds ResNet-18 with GroupNorm, with 11.2 million parameters."""
     stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
     blocks = [block for i, o, stride in stages for block in (_Block(i, o, stride), _Block(o, o, 1))]
     stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(2, 64), nn.ReLU())
@@ -148,7 +148,7 @@ def _build_resnet() -> nn.Module:
 
 
 def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
-    """Take K plain SGD steps in place, as a torch user writes them."""
+    """Takes K plain SGD steps in place, as a torch user writes them."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     model.train()
     for start in range(0, workload.rows, workload.batch):
@@ -159,14 +159,14 @@ def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) ->
 
 
 def flatten(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
-    """Join parameters into one vector."""
+    """Joins tensors into one vector."""
     return np.concatenate([np.asarray(tensor, dtype=np.float32).ravel() for tensor in tensors])
 
 
 def print_report(
     marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object
 ) -> None:
-    """Print the result. ``marks``: perf_counter when training could start, and after each round."""
+    """Prints the result. ``marks``: perf_counter when training could start, and after each round."""
     rounds = np.diff(marks)
     started, now = float(os.environ.get("BENCH_STARTED", time.time())), time.time()
     first_round_over = now - (time.perf_counter() - marks[1])

@@ -15,7 +15,7 @@ SOUGHT = "effective weight decay"
 
 
 def main() -> None:
-    """Check all pages, then take a screenshot of the first."""
+    """Checks all pages, then takes a screenshot of the first."""
     if not (SITE / "index.html").exists():
         sys.exit(f"{SITE} has no documentation; scripts/docs builds it")
     with start_chromium() as browser:
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def check_page(page: Page, path: Path) -> None:
-    """Open one page and check its heading and pictures."""
+    """Opens one page and checks its heading and pictures."""
     page.goto(path.as_uri())
     wait_for_element(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
     if page.locator("img").evaluate_all(BROKEN_PICTURES):
@@ -48,7 +48,7 @@ def check_page(page: Page, path: Path) -> None:
 
 
 def check_search(page: Page) -> None:
-    """Search for a page. In a site opened from files, a frame replaces the search worker."""
+    """Searches for a page. In a site opened from files, a frame replaces the search worker."""
     page.goto((SITE / "index.html").as_uri())
     box = page.locator("input.md-search__input")
     box.click()

@@ -53,7 +53,7 @@ BROKEN_PICTURES = "pictures => pictures.filter(each => !each.complete || each.na
 
 @dataclass(frozen=True)
 class Search:
-    """What MLflow's API reports about a search, which the UI must then show."""
+    """A search as MLflow's API reports it, which the UI must show too."""
 
     experiment_id: str
     run_id: str
@@ -65,7 +65,7 @@ class Search:
 
 
 def main() -> None:
-    """Check the search in a directory and take screenshots."""
+    """Checks the search in a directory and takes screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="directory with mlflow.db and searches/")
     directory = parser.parse_args().directory.resolve()
@@ -80,7 +80,7 @@ def main() -> None:
 
 @contextmanager
 def serve(store: Path) -> Iterator[str]:
-    """Run ``fednar ui`` on a store until the block ends, and give its address."""
+    """Runs ``fednar ui`` on a store until the block ends, and gives its address."""
     if not store.exists():
         sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
     with socket.socket() as free:
@@ -101,7 +101,7 @@ def serve(store: Path) -> Iterator[str]:
 
 
 def wait_for_answer(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait for the first answer. Return False if the server ends or takes too long."""
+    """Waits for the first answer. Returns False if the server ends or takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -114,7 +114,7 @@ def wait_for_answer(server: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def end_server(server: subprocess.Popen[bytes]) -> None:
-    """End a server and its workers."""
+    """Ends a server and its workers."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, how)
@@ -127,7 +127,7 @@ def end_server(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def start_chromium() -> Iterator[Browser]:
-    """Start the system's Chromium without a window."""
+    """Starts the system's Chromium without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         try:
@@ -137,7 +137,7 @@ def start_chromium() -> Iterator[Browser]:
 
 
 def newest_search(address: str) -> Search:
-    """Return what MLflow has about the search that was started last."""
+    """Returns what MLflow has about the search that was started last."""
     experiments = search_mlflow(address, "experiments", max_results=1000)
     ids = [each["experiment_id"] for each in experiments]
     newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
@@ -162,7 +162,7 @@ def newest_search(address: str) -> Search:
 
 
 def search_mlflow(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
-    """Search experiments or runs with MLflow's API."""
+    """Searches experiments or runs with MLflow's API."""
     headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
     post = urllib.request.Request(f"{address}/api/2.0/mlflow/{what}/search", body, headers)  # noqa: S310
     with urllib.request.urlopen(post, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
@@ -170,12 +170,12 @@ def search_mlflow(address: str, what: str, **request: Any) -> list[dict[str, Any
 
 
 def collect_by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
-    """Return a run's parameters or tags by name."""
+    """Returns a run's parameters or tags by name."""
     return {each["key"]: each["value"] for each in data.get(kind, [])}
 
 
 def open_page(browser: Browser, search: Search) -> Page:
-    """Open a page with the UI's settings for searches: the searched columns, and every run in the charts."""
+    """Opens a page with the UI's settings for searches: the searched columns, and every run in the charts."""
     columns = [
         "tags.`fednar.status`",
         f"metrics.`{search.metric}`",
@@ -201,7 +201,7 @@ def open_page(browser: Browser, search: Search) -> Page:
 
 
 def capture_runs(page: Page, address: str, search: Search) -> None:
-    """Show the parent, unfolded, and every child below it."""
+    """Shows the parent, unfolded, and every child below it."""
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs")
     wait_for_element(find_link(page, search.name), "the parent run in the table of runs")
     page.locator(SIDEBAR).click()
@@ -214,7 +214,7 @@ def capture_runs(page: Page, address: str, search: Search) -> None:
 
 
 def capture_charts(page: Page, address: str, search: Search) -> None:
-    """Show the children's rounds, one curve each."""
+    """Shows the children's rounds, one curve each."""
     page.set_viewport_size({"width": WIDTH, "height": 1030})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs?compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
@@ -224,7 +224,7 @@ def capture_charts(page: Page, address: str, search: Search) -> None:
 
 
 def capture_artifacts(page: Page, address: str, search: Search) -> None:
-    """Show the parent's files: the results as a table, and the report."""
+    """Shows the parent's files: the results as a table, and the report."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
     for name in ARTIFACTS:
@@ -246,7 +246,7 @@ def capture_artifacts(page: Page, address: str, search: Search) -> None:
 
 
 def capture_report(browser: Browser, report: Path, search: Search) -> None:
-    """Open the report from its file, without a network."""
+    """Opens the report from its file, without a network."""
     if not report.exists():
         sys.exit(f"{report} does not exist")
     context = browser.new_context(viewport={"width": 1100, "height": 1200}, offline=True)
@@ -260,17 +260,17 @@ def capture_report(browser: Browser, report: Path, search: Search) -> None:
 
 
 def find_link(page: Page, run: str) -> Locator:
-    """Return the link with a run's name in the table."""
+    """Returns the link with a run's name in the table."""
     return page.get_by_role("link", name=run, exact=True)
 
 
 def find_artifact(page: Page, path: str) -> Locator:
-    """Return a file in the tree of artifacts."""
+    """Returns a file in the tree of artifacts."""
     return page.locator(f"[data-testid='artifact-tree-node'][artifact-name='{Path(path).name}']")
 
 
 def wait_for_element(element: Locator, what: str) -> None:
-    """Wait for an element. Exits if it does not appear."""
+    """Waits for an element. Exits if it does not appear."""
     try:
         element.first.wait_for()
     except TimeoutError:
@@ -278,7 +278,7 @@ def wait_for_element(element: Locator, what: str) -> None:
 
 
 def wait_for_curves(page: Page, metric: str, runs: Sequence[str]) -> None:
-    """Wait until a chart has a curve for every run. Exits if it does not."""
+    """Waits until a chart has a curve for every run. Exits if it does not."""
     try:
         page.wait_for_function(f"asked => ({WITHOUT_CURVE})(asked).length === 0", arg=[metric, runs])
     except TimeoutError:
@@ -289,7 +289,7 @@ def wait_for_curves(page: Page, metric: str, runs: Sequence[str]) -> None:
 
 
 def take_screenshot(page: Page, name: str) -> None:
-    """Take a screenshot of the page once no spinner is left."""
+    """Takes a screenshot of the page once no spinner is left."""
     page.mouse.move(WIDTH / 2, 0)
     page.wait_for_function(f"{TURNING} === 0")
     file = IMAGES / f"search-{name}.png"

@@ -51,7 +51,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def main() -> None:
-    """Disturb runs and report."""
+    """Disturbs runs and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="each kind once, in short runs of one preset")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these kinds alone")
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Exit, and ignore further signals while the started processes are ended."""
+    """Exits, and ignores further signals while the started processes are ended."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
 def disturb_all(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
-    """Disturb runs of each kind; print each result when it is there, and return all."""
+    """Disturbs runs of each kind, prints each result when it is available, and returns all."""
     outcomes: dict[str, list[Outcome]] = {}
     for name in kinds:
         outcomes[name] = []
@@ -103,7 +103,7 @@ def disturb_all(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
 
 
 def build_outcome_table(outcomes: Outcomes) -> str:
-    """Build the table with one row per kind."""
+    """Builds the table with one row per kind."""
     head = (
         "what happens",
         "times",
@@ -133,7 +133,7 @@ def _build_row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def build_presets_table(outcomes: Outcomes) -> str:
-    """Build the table of how often each preset was disturbed and whether its result was the same."""
+    """Builds the table of how often each preset was disturbed and whether its result was the same."""
     rows = []
     for preset in PRESETS:
         found = {name: [o for o in kind if o.preset == preset] for name, kind in outcomes.items()}

@@ -26,7 +26,7 @@ class Undisturbed:
 
     @classmethod
     def of(cls, run: Run, ended: Ended) -> "Undisturbed":
-        """Read the results of an undisturbed run. Exits where it failed, since there is nothing to compare with."""
+        """Reads the results of an undisturbed run. Exits if it failed, because no comparison is possible."""
         problems = (ended.err[-3000:],) if ended.code else find_mlflow_differences(run, ended)
         if problems:
             raise SystemExit(f"the undisturbed run of {run.preset} failed: {'; '.join(problems)}")
@@ -38,7 +38,7 @@ class Undisturbed:
         )
 
     def seconds_from(self, checkpoint: int) -> float:
-        """Seconds from start to exit for a run that resumes at this round."""
+        """Returns the seconds from start to exit for a run that resumes at this round."""
         return self.seconds - self.round_seconds * checkpoint
 
     @property
@@ -53,18 +53,18 @@ class Undisturbed:
 
 
 def measure_training_seconds(run: Run) -> float:
-    """Seconds from the end of the first round to the end of the last."""
+    """Returns the seconds from the end of the first round to the end of the last."""
     times = [json.loads(line)["time"] for line in _load_lines(run)]
     return (times[-1] - times[0]) / 1000 if times else 0.0
 
 
 def load_history(run: Run) -> tuple[Any, ...]:
-    """Read what the journal holds of each round, without durations."""
+    """Reads what the journal holds of each round, without durations."""
     return tuple((r.round_index, r.client_ids, r.exclusions, _drop_durations(r)) for r in _load_records(run))
 
 
 def _drop_durations(record: RoundRecord) -> Mapping[str, str]:
-    """Metrics as text, in which NaN equals NaN."""
+    """Returns metrics as text, so that NaN equals NaN."""
     return {name: repr(value) for name, value in record.metrics.items() if name not in DURATIONS}
 
 
@@ -77,7 +77,7 @@ def _load_lines(run: Run) -> tuple[str, ...]:
 
 
 def find_differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:
-    """Return how a run that has ended differs from the undisturbed one; nothing if it is the same run."""
+    """Returns the differences of an ended run from the undisturbed one; empty if the two are equal."""
     if ended.code:
         return (f"exit code {ended.code}: {ended.err.strip()[-300:]}",)
     problems = []
@@ -89,7 +89,7 @@ def find_differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[
 
 
 def find_mlflow_differences(run: Run, ended: Ended) -> tuple[str, ...]:
-    """Return how MLflow differs from the journal: gaps, duplicates, other values, a run that is not finished."""
+    """Returns the differences of MLflow from the journal: gaps, duplicates, other values, an unfinished run."""
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
     wanted: dict[str, list[tuple[int, float]]] = {}
     for record in _load_records(run):

@@ -21,7 +21,7 @@ CHUNK_BYTES = 4096
 
 
 def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
-    """Fill the disk once per run. The working directory, checkpoints included, is on the small file system."""
+    """Fills the disk once per run. The working directory, checkpoints included, is on the small file system."""
     random = stage.random("disk")
     for preset in stage.presets[:times]:
         yield _disturb_run(stage, preset, random)
@@ -29,7 +29,7 @@ def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
 
 @contextmanager
 def mount_small_disk(stage: Stage) -> Iterator[Path]:
-    """Mount a tmpfs."""
+    """Mounts a tmpfs."""
     folder = stage.folder / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)], check=True)  # noqa: S607
@@ -69,7 +69,7 @@ def _disturb_run(stage: Stage, preset: str, random: Random) -> Outcome:
 
 
 def _fill_until_end(run: Run, filler: Path) -> Ended:
-    """Take all free space, also what the run frees, until the run ends."""
+    """Takes all free space, also what the run frees, until the run ends."""
     with filler.open("wb", buffering=0) as file:
 
         def fill() -> bool:
@@ -86,14 +86,14 @@ def _fill_until_end(run: Run, filler: Path) -> Ended:
 
 
 def _find_unclear_errors(ended: Ended) -> tuple[str, ...]:
-    """Return what is wrong with how the command ended."""
+    """Returns the problems of the command's exit code and output."""
     clear = ended.err.strip().splitlines()[-1].startswith("failed: ") and "No space left" in ended.err
     traceback = "Traceback" in ended.err
     return () if ended.code == 1 and clear and not traceback else (f"exit code {ended.code}: {ended.err[-500:]}",)
 
 
 def _find_damage(run: Run, full: DiskState) -> tuple[str, ...]:
-    """Return what is wrong with the newest checkpoint."""
+    """Returns the problems of the newest checkpoint."""
     assert run.directory is not None
     try:
         checkpoint = CheckpointStore(open_storage(str(run.directory / "checkpoints")), 1).load()

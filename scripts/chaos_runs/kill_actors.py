@@ -1,4 +1,4 @@
-"""Actors are killed while they start, train, score or wait. The driver lives."""
+"""Actors are killed while they start, train, score or wait. The driver keeps running."""
 
 from collections.abc import Iterator
 from random import Random
@@ -12,7 +12,7 @@ WARM_UP_SECONDS = 2.0
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill actors ``kills`` times, in runs of all presets."""
+    """Kills actors ``kills`` times, in runs of all presets."""
     random = stage.random("actor")
     return stage.spread(kills, lambda preset, count: _disturb_run(stage, preset, count, random))
 
@@ -40,7 +40,7 @@ def _disturb_run(stage: Stage, preset: str, kills: int, random: Random) -> Outco
 
 
 def _describe_activity(name: str) -> str:
-    """Read what an actor was doing from the title of its process."""
+    """Reads what an actor was doing from the title of its process."""
     return {"": "waiting", ".prepare": "starting", ".train": "training", ".score": "scoring"}.get(
         name.removeprefix(ACTOR), "starting"
     )

@@ -9,7 +9,7 @@ from stage import Outcome, Stage
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill drivers ``kills`` times, in runs of all presets. An instant that a run does not reach is drawn again.
+    """Kills drivers ``kills`` times, in runs of all presets. If a run ends before its instant, another one is drawn.
 
     The first kill of each run falls within its rounds, because a run this short mostly starts up.
     """
@@ -43,7 +43,7 @@ def _disturb_run(stage: Stage, preset: str, kills: int, random: Random) -> Outco
 
 
 def _kill_once(run: Run, undisturbed: Undisturbed, before: DiskState, random: Random, *, within_rounds: bool) -> bool:
-    """Start a run and kill it at a random instant of its rounds or of its life. Return False if it ended before."""
+    """Starts a run and kills it at a random instant of its rounds or of its life. Returns False if it ended before."""
     run.start()
     if within_rounds:
         target = random.uniform(before.rounds + 1, undisturbed.rounds)
@@ -56,7 +56,7 @@ def _kill_once(run: Run, undisturbed: Undisturbed, before: DiskState, random: Ra
 
 
 def _describe_instant(before: DiskState, after: DiskState, rounds: int) -> str:
-    """Tell from the files what the driver was doing."""
+    """Infers from the files what the driver was doing."""
     if after.rounds == rounds == after.checkpoint:
         met = "ending"
     elif (after.rounds, after.checkpoint) == (before.rounds, before.checkpoint):

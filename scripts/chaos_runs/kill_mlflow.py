@@ -16,7 +16,7 @@ from processes import end_all_in, kill, list_tree, wait_for
 from runs import FEDNAR, Hung, Run
 from stage import Outcome, Stage
 
-LONGEST_ABSENCE_SECONDS = 4.0  # its start adds some more
+LONGEST_ABSENCE_SECONDS = 4.0  # its start takes additional seconds
 
 
 class Server:
@@ -32,13 +32,13 @@ class Server:
         self._environment = stage.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Starts it, and waits until it answers."""
         self.start()
         self.wait()
         return self
 
     def start(self) -> None:
-        """Start it without waiting; it answers some seconds later."""
+        """Starts it without waiting; it answers some seconds later."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", "artifacts"]
         with (self._folder / "log").open("ab") as log:
@@ -53,7 +53,7 @@ class Server:
             )
 
     def wait(self) -> None:
-        """Wait until it answers."""
+        """Waits until it answers."""
         wait_for(self._answers, f"MLflow's server, {self._folder / 'log'}")
 
     def _answers(self) -> bool:
@@ -68,12 +68,12 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """Ends the server."""
         end_all_in(self._folder)
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill the server once per run."""
+    """Kills the server once per run."""
     random = stage.random("MLflow")
     presets = list(islice(cycle(reversed(stage.presets)), kills))
     for preset in presets:
@@ -106,7 +106,7 @@ def _disturb_run(stage: Stage, server: Server, preset: str, random: Random) -> O
 
 
 def _synchronize(stage: Stage, run: Run) -> tuple[str, ...]:
-    """Send what MLflow missed. Return what went wrong."""
+    """Sends what MLflow missed. Returns what went wrong."""
     done = subprocess.run(
         [FEDNAR, "sync"], cwd=run.folder, env=stage.environment, capture_output=True, text=True, check=False
     )

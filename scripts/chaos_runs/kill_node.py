@@ -38,7 +38,7 @@ class TwoNodes:
         self._started = 0
 
     def __enter__(self) -> Self:
-        """Start both."""
+        """Starts both nodes."""
         port = self.address.rpartition(":")[2]
         self._start("--head", f"--port={port}", f"--node-ip-address={HEAD}", "--include-dashboard=false")
         self.join()
@@ -46,22 +46,22 @@ class TwoNodes:
         return self
 
     def join(self) -> None:
-        """Start the second node or its replacement; it joins some seconds later."""
+        """Starts the second node or its replacement; it joins some seconds later."""
         self._start(f"--address={self.address}", f"--node-ip-address={OTHER}")
 
     def wait(self) -> None:
-        """Wait until the node that was started last has joined."""
+        """Waits until the node that was started last has joined."""
         wait_for(lambda: "runtime started" in self._log.read_text(), f"a Ray node, {self._log}")
 
     def kill(self) -> str:
-        """Send SIGKILL to every process of the second node. Return how many actors were on it."""
+        """Sends SIGKILL to every process of the second node. Returns how many actors were on it."""
         processes = list_tree(self._newest.pid)
         doing = sorted(read_title(p).removeprefix(ACTOR) for p in processes if read_title(p).startswith(ACTOR))
         kill(processes)
         return f"{len(doing)} actor{'s' * (len(doing) != 1)} on it"
 
     def _start(self, *options: str) -> None:
-        """Start a node with its own directory and ports that the system chooses."""
+        """Starts a node with its own directory and ports that the system chooses."""
         if self._started:
             self.wait()
         self._started += 1
@@ -78,12 +78,12 @@ class TwoNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End both nodes and what is left of killed ones."""
+        """Ends both nodes and what is left of killed ones."""
         end_all_in(self._folder)
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill the second node once per run."""
+    """Kills the second node once per run."""
     random = stage.random("node")
     presets = list(islice(cycle(stage.presets), kills))
     for preset in presets:

@@ -16,7 +16,7 @@ all other messages go to standard error. Your own functions (`algorithm.function
 
 
 def build_commands_page() -> str:
-    """Return the page in Markdown: a heading and the help of every command."""
+    """Returns the page in Markdown: a heading and the help of every command."""
     parts = [INTRODUCTION]
     for path in (["fednar"], *iter_paths(cli, ["fednar"])):
         printed = CliRunner().invoke(cli, [*path[1:], "--help"], prog_name="fednar", terminal_width=100)
@@ -26,7 +26,7 @@ def build_commands_page() -> str:
 
 
 def iter_paths(group: click.Group, prefix: list[str]) -> Iterator[list[str]]:
-    """Yield the words of every command, a group before its commands."""
+    """Yields the words of every command, a group before its commands."""
     for name, command in group.commands.items():
         yield [*prefix, name]
         if isinstance(command, click.Group):

@@ -36,7 +36,7 @@ LARGEST = 2**31 - 1  # a limit that is never reached
 
 
 def build_configuration_page() -> str:
-    """Return the page in Markdown: one table per section."""
+    """Returns the page in Markdown: one table per section."""
     parts = [
         INTRODUCTION,
         *iter_section("experiment", Experiment, ""),
@@ -46,7 +46,7 @@ def build_configuration_page() -> str:
 
 
 def iter_section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yield a section's keys, those of its kinds if it has several, and then the sections within it."""
+    """Yields a section's keys, those of its kinds if it has several, and then the sections within it."""
     variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
     model = model if variants is None else variants.base
     yield f"## {title}\n"
@@ -64,12 +64,12 @@ def iter_section(title: str, model: type[BaseModel], prefix: str) -> Iterator[st
 
 
 def find_sections(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
-    """Return the sections within a section, by key."""
+    """Returns the sections within a section, by key."""
     return {name: held for name, field in model.model_fields.items() if (held := find_held_section(field.annotation))}
 
 
 def iter_table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iterator[str]:
-    """Yield a table of keys, without those that are sections."""
+    """Yields a table of keys, without those that are sections."""
     schema, symbols, inner = model.model_json_schema(), load_symbols(model), find_sections(model)
     shown = [key for key in keys if key not in inner or inner[key][1]]
     if shown:
@@ -78,7 +78,7 @@ def iter_table(model: type[BaseModel], keys: Sequence[str], prefix: str) -> Iter
 
 
 def iter_kind_key(variants: Variants, prefix: str) -> Iterator[str]:
-    """Yield a table with the key that names the kind of a section."""
+    """Yields a table with the key that names the kind of a section."""
     names = ", ".join(format_code(name) for name in variants.by_name if name not in variants.stand_ins)
     yield "| key | values | default | |\n|---|---|---|---|"
     default = format_code(variants.default)
@@ -87,7 +87,7 @@ def iter_kind_key(variants: Variants, prefix: str) -> Iterator[str]:
 
 
 def iter_kinds(variants: Variants, prefix: str) -> Iterator[str]:
-    """Yield the keys that each kind of a section reads beyond those of all kinds."""
+    """Yields the keys that each kind of a section reads beyond those of all kinds."""
     names: dict[type[Settings], list[str]] = {}
     for name, kind in variants.by_name.items():
         names.setdefault(kind, []).append(name)
@@ -98,7 +98,7 @@ def iter_kinds(variants: Variants, prefix: str) -> Iterator[str]:
 
 
 def find_held_section(annotation: Any) -> tuple[type[Settings], str] | None:
-    """Return the section in ``SpeedSettings | None``, or below each name in ``Mapping[str, SiloSettings] | None``."""
+    """Returns the section in ``SpeedSettings | None``, or below each name in ``Mapping[str, SiloSettings] | None``."""
     if get_origin(annotation) in (Union, UnionType):
         return next((held for one in get_args(annotation) if (held := find_held_section(one))), None)
     if get_origin(annotation) is Annotated:
@@ -110,14 +110,14 @@ def find_held_section(annotation: Any) -> tuple[type[Settings], str] | None:
 
 
 def build_row(prefix: str, name: str, entry: Mapping[str, Any], symbols: Mapping[str, str]) -> str:
-    """Return the row of one key."""
+    """Returns the row of one key."""
     default = format_code(entry["default"]) if "default" in entry else "must be given"
     description = "; ".join(part for part in (symbols.get(name, ""), entry.get("description", "")) if part)
     return f"| `{prefix}{name}` | {describe_values(entry)} | {default} | {format_text(description)} |"
 
 
 def describe_values(entry: Mapping[str, Any]) -> str:
-    """Return the values that a key takes, in words."""
+    """Returns the values that a key takes, in words."""
     if "anyOf" in entry:
         parts = (describe_values(part) for part in entry["anyOf"] if part.get("type") != "null")
         return " or ".join(dict.fromkeys(parts))
@@ -132,12 +132,12 @@ def describe_values(entry: Mapping[str, Any]) -> str:
 
 
 def format_code(value: Any) -> str:
-    """Format a default."""
+    """Formats a default."""
     return f"`{format_yaml(value)}`"
 
 
 def format_yaml(value: Any) -> str:
-    """Format a value as a file would give it."""
+    """Formats a value as a file would give it."""
     if isinstance(value, Mapping):
         return (
             "{" + ", ".join(f"{key}: {format_yaml(inner)}" for key, inner in value.items() if inner is not None) + "}"
@@ -148,12 +148,12 @@ def format_yaml(value: Any) -> str:
 
 
 def format_text(description: str) -> str:
-    """Turn a docstring into Markdown for a table."""
+    """Turns a docstring into Markdown for a table."""
     return description.replace("``", "`").replace("|", "\\|").replace("\n\n", "<br>").replace("\n", " ")
 
 
 def load_symbols(model: type[BaseModel]) -> dict[str, str]:
-    """Return the comment beside each field: the paper's symbol."""
+    """Returns the comment beside each field: the paper's symbol."""
     found: dict[str, str] = {}
     for each in reversed([base for base in model.__mro__ if issubclass(base, Settings) and base is not Settings]):
         path = Path(inspect.getfile(each))

@@ -1,6 +1,6 @@
 """Renders the mermaid drawings of the documentation to SVG, so that the built site needs no network.
 
-Run by ``scripts/docs draw``, which brings mermaid itself from npm. The name of a picture holds the hash of its source:
+Run by ``scripts/docs draw``, which downloads mermaid from npm. The name of a picture holds the hash of its source:
 a drawing that was edited and not rendered again is an error when the site is built.
 """
 
@@ -24,17 +24,17 @@ mermaid.render("drawing", {source}).then(drawn => {{ document.getElementById("ou
 
 
 def locate_picture(source: str) -> Path:
-    """Return where the picture of a drawing lies."""
+    """Returns the path of the picture of a drawing."""
     return DOCS / "images" / f"drawing-{hashlib.sha256(source.strip().encode()).hexdigest()[:12]}.svg"
 
 
 def list_sources() -> list[str]:
-    """Return the source of every drawing in the documentation."""
+    """Returns the source of every drawing in the documentation."""
     return [block.text for page in list_pages() for block in iter_blocks(page) if block.language == "mermaid"]
 
 
 def render(source: str, library: Path, chromium: str) -> str:
-    """Draw one mermaid source in headless Chromium and return the SVG."""
+    """Draws one mermaid source in headless Chromium and returns the SVG."""
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory) / "page.html"
         page.write_text(PAGE.format(library=library.resolve().as_uri(), source=json.dumps(source)), encoding="utf-8")
@@ -48,7 +48,7 @@ def render(source: str, library: Path, chromium: str) -> str:
 
 
 def main() -> None:
-    """Render what has no picture yet, and delete the pictures of drawings that are gone."""
+    """Renders drawings without a picture, and deletes the pictures of removed drawings."""
     parser = argparse.ArgumentParser(prog="scripts/docs draw", description=__doc__)
     parser.add_argument("library", type=Path, help="mermaid.min.js")
     library = parser.parse_args().library

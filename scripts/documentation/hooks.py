@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: generated pages, rendered drawings, and a check that nothing is fetched."""
+"""Hooks of MkDocs that add generated pages and rendered drawings, and check that pages fetch nothing."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -29,19 +29,19 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 
 def load_top_level(name: str) -> str:
-    """Return a page from the top of the repository, with its links as they are seen from reference/."""
+    """Returns a page from the top of the repository, with its links as they are seen from reference/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages."""
+    """Adds the generated pages."""
     for path, content in PAGES.items():
         files.append(File.generated(config, path, content=content()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the rendered picture in the place of each mermaid drawing. Raises PluginError if a picture is missing."""
+    """Puts the rendered picture in the place of each mermaid drawing. Raises PluginError if a picture is missing."""
 
     def drawn(match: re.Match[str]) -> str:
         path = locate_picture(match["source"])
@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Raise PluginError where a page would fetch something from a network."""
+    """Raises PluginError if a page would fetch something from a network."""
     site = Path(config["site_dir"])
     (site / "404.html").unlink()  # it is for servers; its absolute addresses do not work in a directory of files
     for path in sorted((*site.rglob("*.html"), *site.rglob("*.css"))):

@@ -29,7 +29,7 @@ TOKEN = secrets.token_hex(32)  # for the cluster that a note starts
 
 
 def main() -> None:
-    """Record the named pages, or all; for PAGE:LINE only the block with that line."""
+    """Records the named pages, or all; for PAGE:LINE only the block with that line."""
     for argument in sys.argv[1:] or map(str, list_pages()):
         name, _, line = argument.partition(":")
         page = Path(name).resolve()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def record(page: Path, consoles: list[Block]) -> None:
-    """Run one page's commands in order, and write the page."""
+    """Runs one page's commands in order, and writes the page."""
     with tempfile.TemporaryDirectory(prefix="fednar", ignore_cleanup_errors=True) as directory:
         for block in iter_blocks(page):
             if block.title:
@@ -60,7 +60,7 @@ def record(page: Path, consoles: list[Block]) -> None:
 
 
 def run(block: Block, directory: str) -> list[str]:
-    """Run a block and return its new lines: each command with its output."""
+    """Runs a block and returns its new lines: each command with its output."""
     environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
     environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_TOKEN": TOKEN}
     shown: list[str] = []
@@ -73,7 +73,7 @@ def run(block: Block, directory: str) -> list[str]:
 
 
 def run_command(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:
-    """Run a command and return its output. Exits if it fails; tries again if a busy machine kept Ray from starting."""
+    """Runs a command and returns its output. Exits if it fails. Retries if a busy machine kept Ray from starting."""
     for attempts_left in reversed(range(ATTEMPTS)):
         done = subprocess.run(
             ["/bin/bash", "-c", command],
@@ -95,7 +95,7 @@ def run_command(command: str, directory: str, environment: Mapping[str, str], pl
 
 @contextmanager
 def run_meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """Run the command of the block's note beside it, started the given number of seconds before."""
+    """Runs the command of the block's note beside it, started the given number of seconds before."""
     if block.note is None or block.note[0] != "meanwhile":
         yield
         return

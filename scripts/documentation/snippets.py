@@ -1,4 +1,4 @@
-"""The blocks of code on a page, and what each kind is for.
+"""The blocks of code on a page, and the purpose of each kind.
 
 ```python                     runs, after the page's blocks above it
 ```python title="rules.py"    is a file that the page's other blocks and commands find
@@ -42,7 +42,7 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def covers(self, line: int) -> bool:
-        """Return whether a line of the page belongs to the block."""
+        """Returns whether a line of the page belongs to the block."""
         return self.line <= line < self.line + len(self.text.splitlines())
 
     @property
@@ -56,12 +56,12 @@ class Block:
 
 
 def list_pages() -> list[Path]:
-    """Return the pages of the documentation and those at the top of the repository."""
+    """Returns the pages of the documentation and those at the top of the repository."""
     return [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 
 
 def iter_blocks(page: Path) -> Iterator[Block]:
-    """Yield the blocks of a page, fenced or indented, from top to bottom."""
+    """Yields the blocks of a page, fenced or indented, from top to bottom."""
     lines = page.read_text(encoding="utf-8").splitlines()
     at = 0
     while at < len(lines):

@@ -1,4 +1,4 @@
-"""Runs a table of FedNAR's paper. Every cell is a tracked run that can be resumed; writes measured beside published."""
+"""Runs a table of FedNAR's paper and writes measured next to published values. Cells are runs that can be resumed."""
 
 import argparse
 import json
@@ -43,17 +43,17 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds."""
+        """The mean over the seeds."""
         return statistics.fmean(self.final)
 
     def format(self) -> str:
-        """Format mean and standard deviation."""
+        """Formats mean and standard deviation."""
         spread = f" ± {statistics.stdev(self.final):.2f}" if len(self.final) > 1 else ""
         return f"{self.mean:.2f}{spread}"
 
 
 def main() -> None:
-    """Run or resume a table."""
+    """Runs or resume a table."""
     arguments = _parse_arguments()
     logging.basicConfig(format="%(message)s")
     scale = arguments.scale or ("full" if torch.cuda.is_available() or arguments.address else None)
@@ -70,7 +70,7 @@ def main() -> None:
         overrides |= build_data_overrides(kind, str(Path(path).absolute()))
     output = Path(arguments.output or f"reproduction/{arguments.table}-{scale}").absolute()
     output.mkdir(parents=True, exist_ok=True)
-    os.chdir(output)  # runs/ and mlflow.db are kept here, so that it can be resumed
+    os.chdir(output)  # runs/ and mlflow.db are stored here, so that the table can be resumed
     try:
         cells = list(table.cells(partial(load_cell, overrides, own)))
         _run(table, cells, arguments.seeds, fr.RaySession(arguments.address), output, _format_command(arguments))
@@ -140,7 +140,7 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
 
 
 def _name_experiment(cell: Cell, offset: int) -> fr.Experiment:
-    """Give the cell's experiment a unique name, by which it is found when the table is resumed."""
+    """Gives the cell's experiment a unique name, by which it is found when the table is resumed."""
     place = re.sub(r"[^A-Za-z0-9.]+", "", f"{cell.row}.{cell.column}")
     seed = cell.experiment.seed + offset
     name = f"{cell.experiment.name}-{place}-{cell.regularizer}-{seed}"
@@ -209,7 +209,7 @@ def _format_markdown(table: Table, measured: Sequence[Measured], command: str) -
 
 
 def _write_documentation(name: str, output: Path) -> None:
-    """Write the table and the pictures into docs/reproduction.md."""
+    """Writes the table and the pictures into docs/reproduction.md."""
     pictures = []
     for picture in sorted(output.glob("*.png")):
         kept = f"reproduction-{name}-{picture.stem}.png".replace("_", "-")
@@ -224,7 +224,7 @@ def _format_published(cell: Cell) -> str:
 
 
 def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
-    """Draw test accuracy over rounds, one panel per cell of the table."""
+    """Draws test accuracy over rounds, one panel per cell of the table."""
     rows = list(dict.fromkeys(m.cell.row for m in measured))
     columns = list(dict.fromkeys(m.cell.column for m in measured))
     figure = Figure(figsize=(max(5.0, 3.4 * len(columns)), 0.6 + 2.8 * len(rows)), layout="constrained")

@@ -102,7 +102,7 @@ def _iter_small_cifar10(load: Load) -> Iterator[Cell]:
 
 
 def _build_compared(file: str) -> Callable[[Load], Iterator[Cell]]:
-    """Build cells for the weight decays in a file's ``compare`` section."""
+    """Builds cells for the weight decays in a file's ``compare`` section."""
 
     def cells(load: Load) -> Iterator[Cell]:
         document = load(file)
@@ -148,7 +148,7 @@ DATA_KEYS = {"cifar10": "CIFAR-10", "shakespeare": "Shakespeare", "heart_disease
 
 
 def build_data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
-    """Return overrides for data at ``path``, by the start of the names of the files of PAPER that read this kind."""
+    """Returns overrides for data at ``path``, by the start of the names of the files of PAPER that read this kind."""
     if kind == "cifar10" and path.endswith(".npz"):
         npz = (f"data.path={path}",)
         return {
@@ -164,6 +164,6 @@ def build_data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
 
 
 def load_cell(overrides: Mapping[str, tuple[str, ...]], own: tuple[str, ...], file: str, *more: str) -> Document:
-    """Load a file of PAPER with overrides: the place of its data, those of the cell, then those of the user."""
+    """Loads a file of PAPER with overrides: the place of its data, those of the cell, then those of the user."""
     where = [value for prefix, values in overrides.items() if file.startswith(prefix) for value in values]
     return load_document(PAPER / f"{file}.yaml", [*where, *more, *own])

@@ -24,7 +24,7 @@ class Case:
     overrides: Overrides
 
     def of(self, regularizer: str, weight_decay: float) -> Overrides:
-        """Return the overrides for a regularizer and a weight decay."""
+        """Returns the overrides for a regularizer and a weight decay."""
         settings = {"name": regularizer, "weight_decay": weight_decay, "clip_bound": CLIP_BOUND}
         return (*self.overrides, *(f"regularizer.{key}={value}" for key, value in settings.items()))
 
@@ -39,7 +39,7 @@ class Study:
 
 
 def _build_tiny(examples: int) -> Overrides:
-    """Overrides for clients with ``examples`` examples each, or one more."""
+    """Returns overrides for clients with ``examples`` or ``examples`` + 1 examples each."""
     clients = f"data.partition.clients={EXAMPLES // examples}"
     return ("data.partition.kind=iid", clients, "federation.clients_per_round=20")
 
@@ -64,14 +64,14 @@ STUDIES = (
 
 
 def iter_configurations() -> Iterator[Overrides]:
-    """Yield every configuration that the tables need."""
+    """Yields every configuration that the tables need."""
     for study in STUDIES:
         for case in study.cases:
             yield from (case.of(name, decay) for decay in DECAYS for name in (BASELINE, FEDNAR))
 
 
 def iter_tables(outcomes: Outcomes) -> Iterator[str]:
-    """Yield one table per study, under its title."""
+    """Yields one table per study, under its title."""
     for study in STUDIES:
         head = (study.head, "λ", "baseline", "FedNAR", "difference", f"rounds to {TARGET:g}", "clients per round")
         rows = [_build_row(case, decay, outcomes) for case in study.cases for decay in DECAYS]
@@ -95,7 +95,7 @@ def _build_row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
 
 
 def _format_rounds(runs: Sequence[Outcome]) -> str:
-    """Format the median of the seeds that reached the target, and how many did if not all."""
+    """Formats the median of the seeds that reached the target, and how many did if not all."""
     reached = [rounds for outcome in runs if (rounds := outcome.rounds_to(TARGET)) is not None]
     few = "" if len(reached) == len(runs) else f" ({len(reached)}/{len(runs)})"
     return f"{np.median(reached):g}{few}" if reached else "–"

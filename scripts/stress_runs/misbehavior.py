@@ -32,7 +32,7 @@ class Federation:
     promises: bool
 
     def of(self, defense: Overrides, *, misbehave: bool) -> Overrides:
-        """Return the overrides for a defense."""
+        """Returns the overrides for a defense."""
         return (f"data.partition.alpha={self.alpha}", *COMMON, *defense, *(MISBEHAVIOR if misbehave else ()))
 
 
@@ -40,14 +40,14 @@ FEDERATIONS = (Federation(alpha=1, promises=True), Federation(alpha=0.3, promise
 
 
 def iter_configurations() -> Iterator[Overrides]:
-    """Yield every configuration that the table needs."""
+    """Yields every configuration that the table needs."""
     for federation in FEDERATIONS:
         for defense in DEFENSES.values():
             yield from (federation.of(defense, misbehave=misbehave) for misbehave in (False, True))
 
 
 def build_the_table(outcomes: Outcomes) -> str:
-    """Return the table with one row per defense, under its title."""
+    """Returns the table with one row per defense, under its title."""
     title = "Misbehavior: 20 clients, all sampled; 30 % drop out of each round, 2 send NaN, 2 send a hundredfold"
     columns = ("all behave", "misbehavior", "against the clean run")
     head = ("defense", *(f"α = {federation.alpha:g}: {column}" for federation in FEDERATIONS for column in columns))
@@ -65,7 +65,7 @@ def _build_cells(federation: Federation, defense: Overrides, outcomes: Outcomes)
 
 
 def find_missed(outcomes: Outcomes) -> list[str]:
-    """Return the defenses that missed the promise."""
+    """Returns the defenses that missed the promise."""
     short = []
     for federation in (each for each in FEDERATIONS if each.promises):
         for label, defense in DEFENSES.items():
@@ -78,7 +78,7 @@ def find_missed(outcomes: Outcomes) -> list[str]:
 
 
 def _load_clean(federation: Federation, outcomes: Outcomes) -> npt.NDArray[np.float64]:
-    """Accuracies of the plain mean with all clients present and honest: [seeds]."""
+    """Returns the accuracies of the plain mean with all clients present and honest, [seeds]."""
     return _load_finals(federation.of(UNDEFENDED, misbehave=False), outcomes)
 
 

@@ -16,7 +16,7 @@ PAGE = DOCS / "reliability.md"
 
 
 def main() -> None:
-    """Train everything and report."""
+    """Trains everything and reports."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     start = time.monotonic()
     outcomes = train_all([*comparisons.iter_configurations(), *misbehavior.iter_configurations()])
