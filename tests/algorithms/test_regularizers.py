@@ -145,7 +145,7 @@ def group_by_layer(module: nn.Sequential, **scalars: tuple[float, float]) -> lis
 
 
 @pytest.mark.parametrize(("bound", "clips"), [(1.0, True), (1e4, False)])
-def test_the_optimizer_takes_fednars_step_over_all_groups(bound, clips):
+def test_the_optimizer_takes_one_fednar_step_over_all_groups(bound, clips):
     module = build_two_layers()
     optimizer = fr.FedNARSGD(group_by_layer(module, lr=(0.1, 0.02), weight_decay=(0.5, 0.0)), clip_bound=bound)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in (module[0], module[2])]
@@ -165,7 +165,7 @@ def test_the_optimizer_takes_fednars_step_over_all_groups(bound, clips):
             group["clip_bound"] *= 0.9
 
 
-def test_annealing_goes_through_param_groups():
+def test_annealing_is_set_through_param_groups():
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = fr.FedNARSGD([parameter], lr=1.0, weight_decay=0.5, clip_bound=10.0)
     for lr, decay, expected in ((1.0, 0.5, 0.5), (0.5, 0.2, 0.45)):  # x − η·λ·x, since the gradient is zero

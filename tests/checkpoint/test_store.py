@@ -578,7 +578,7 @@ def test_any_flipped_bit_or_truncation_is_detected(folder, data):
 
 
 @pytest.mark.parametrize("name", sorted(USED_BY_NEWER - USED_BY_OLDER))
-def test_damage_is_reported_with_the_file_and_what_is_wrong(name, caplog):
+def test_damage_is_reported_with_the_file_and_the_problem(name, caplog):
     CheckpointStore(Shelf({**TWO, name: TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])}), keep=2).load()
     CheckpointStore(Shelf({n: data for n, data in TWO.items() if n != name}), keep=2).load()
     found = [f"{name} does not hold what was written: ", f"{name} is missing"]
@@ -719,7 +719,7 @@ def test_a_manifest_with_an_extra_or_a_missing_key_is_damaged():
         (replace_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
     ],
 )
-def test_the_warning_says_what_is_wrong_with_a_manifest(manifest, problem, caplog):
+def test_the_warning_describes_the_problem_of_a_manifest(manifest, problem, caplog):
     assert_same(load_with(seal(manifest)), OLDER)
     assert f"cannot be used: {NEWEST}" in caplog.messages[0]
     assert problem in caplog.messages[0]

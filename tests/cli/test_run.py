@@ -34,7 +34,7 @@ def test_run_prints_one_json_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_run_takes_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
+def test_run_accepts_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
     settings = {
         "name": "mine",
         "data": {"partition": {"clients": 5}},

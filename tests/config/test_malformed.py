@@ -106,7 +106,7 @@ def load_everything(content: bytes, overrides: Sequence[str] = ()) -> Prepared |
         outcome = (str(error),)
     assert outcome
     for line in outcome:
-        assert re.match(r"\S.*: *\S", line, re.DOTALL), line  # place: what is wrong
+        assert re.match(r"\S.*: *\S", line, re.DOTALL), line  # the place, then the problem
     return outcome
 
 
@@ -156,7 +156,7 @@ def test_a_wrong_value_is_refused_with_its_section(folder: Path, place: tuple[st
     key=st.text(min_size=1, max_size=9),
 )
 def test_an_unknown_key_is_refused_by_name(folder: Path, section: tuple[str, ...], key: str) -> None:
-    key = f"{key}_"  # no known key ends so
+    key = f"{key}_"  # no known key ends with an underscore
     outcome = load_everything(yaml.safe_dump(change_value((*section, key), 1)).encode())
     assert isinstance(outcome, tuple)
     assert any(f"{key}: " in line and "unknown" in line for line in outcome), outcome

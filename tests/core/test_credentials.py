@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 WITH_SECRET = (
     "postgresql://me:{}@db/mlflow",
     "postgresql+psycopg2://me:{}%40x@db/mlflow",
-    "postgresql://me:1/{}@db/mlflow",  # SQLAlchemy takes a slash in a password
+    "postgresql://me:1/{}@db/mlflow",  # SQLAlchemy accepts a slash in a password
     "postgresql://db/mlflow?user=me&password={}",
     "postgresql://db/mlflow?pass%77ord={}",
     "postgresql://db/mlflow?sslmode=require&sslpassword={}",
@@ -39,7 +39,7 @@ WITH_SECRET = (
     "https://bucket/x?X-Amz-Signature={}",
     "ray://me:{}@head:10001",
     "http://me@example.org:{}@mlflow:5000",  # the user is an e-mail address
-    "http://me%3A{}@mlflow:5000",  # requests decodes it
+    "http://me%3A{}@mlflow:5000",  # the library requests decodes it
     "mssql+pyodbc:///?odbc_connect=Driver%3DX%3BUID%3Dme%3BPWD%3D{}",
     "https://account.blob.core.windows.net/c?sas={}",
 )

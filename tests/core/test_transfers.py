@@ -53,7 +53,7 @@ def test_the_warning_is_suppressed_only_for_that_array() -> None:
 
 def test_a_staging_buffer_reuses_its_memory() -> None:
     buffer, room = StagingBuffer(3, CPU), np.arange(8, dtype=np.float32)
-    filled = [buffer.fill(room[start : start + 3]) for start in range(5)]  # of any alignment
+    filled = [buffer.fill(room[start : start + 3]) for start in range(5)]  # for every alignment
     assert {tensor.data_ptr() for tensor in filled} == {filled[0].data_ptr()}
     np.testing.assert_array_equal(filled[-1].numpy(), [4, 5, 6])
     assert StagingBuffer(3, CPU).fill(room[:3]).data_ptr() != filled[0].data_ptr()  # each trainer has its own

@@ -73,7 +73,7 @@ def test_shards_cut_the_sorted_labels(labels, clients, seed, each):
     per_shard = len(labels) / (clients * each)
     assert (split.sizes >= each * np.floor(per_shard)).all()
     assert (split.sizes <= each * np.ceil(per_shard)).all()
-    # of n·k shards, only those over a border between two labels hold a label more than one
+    # of n·k shards, only those across a border between two labels hold more than one label
     distinct = np.count_nonzero(count_by_client(split, labels), axis=1)
     assert distinct.sum() <= clients * each + len(np.unique(labels)) - 1
 

@@ -541,7 +541,7 @@ def test_every_character_of_a_speech_is_predicted_from_the_eighty_before_it(
 ) -> None:
     path = write_roles(tmp_path / name, {"source": "me", "roles": SPEECHES} if wrapped else SPEECHES)
     found = load_source(source="shakespeare", path=str(path), min_characters=0, test_share=0.25)
-    # two spaces are one; an end of line follows each speech; € and whatever else is not in the alphabet is a space
+    # two spaces become one; a newline follows each speech; € and other characters outside the alphabet become spaces
     lines = {0: ["To be, or\n", "not\n"], 1: ["Ay!  3\n"]}
     for role, own in lines.items():
         expected = [(line[:i].rjust(80), line[i]) for line in own for i in range(len(line))]
@@ -905,7 +905,7 @@ def test_the_hub_source_without_its_package_names_the_package_to_install(monkeyp
 def test_images_from_the_hub_have_channels_last(shape: tuple[int, ...]) -> None:
     images, labels = build_images(4, *shape), [0, 1, 1, 0]
     wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
-    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
+    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with one value per row
     found = _examples(part, read_data(wanted), "train")
     expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
     np.testing.assert_array_equal(found.x, expected)
@@ -969,7 +969,7 @@ def test_the_driver_holds_no_inputs_of_a_federation_of_files(tmp_path: Path) -> 
     kept = prepare(build_silo_experiment(data, placement="dedicated")).federation
     whole = load_federation(read_data({"task": "binary", "validation": 0.2, **data}), seed=0)
     assert not kept.shards.examples.x.any()
-    assert not any(kept.shards.examples.x.strides[:1])  # one zero stands for all
+    assert not any(kept.shards.examples.x.strides[:1])  # a single zero stands for all inputs
     np.testing.assert_array_equal(kept.shards.offsets, whole.shards.offsets)
     np.testing.assert_array_equal(kept.label_counts(), whole.label_counts())
     np.testing.assert_array_equal(kept.test.y, whole.test.y)

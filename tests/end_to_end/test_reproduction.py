@@ -125,7 +125,7 @@ def test_a_table_is_trained_and_written_and_not_trained_again(hospitals: Path, t
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == results
 
 
-def test_published_values_are_shown_beside_measured_ones() -> None:
+def test_published_values_are_shown_next_to_measured_ones() -> None:
     code = (
         "import json; from functools import partial; from tables import TABLES, load_cell; "
         "print(json.dumps({'/'.join(k): [[c.row, c.column, c.regularizer, c.published] "

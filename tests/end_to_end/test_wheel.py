@@ -38,7 +38,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_pip("--python", str(interpreter), "install", "--no-deps", "--no-index", str(wheel))
     (packages,) = environment.glob("lib/python*/site-packages")
     paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-    (packages / "others.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))  # their own .pth files sleep
+    # .pth files in these paths are not processed
+    (packages / "others.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
     return interpreter
 
 

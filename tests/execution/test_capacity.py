@@ -40,7 +40,7 @@ def build_cluster(cpus: float = 64, gpus: float = 0, memory_mb: float = 64_000) 
         (build_cluster(64, 2), 1, 0.5, 0, 4),
         (build_cluster(64, 2), 1, 1 / 3, 0, 6),
         (build_cluster(64, 2), 1, 0.4, 0, 4),  # two per GPU: a fifth of each stays free
-        (build_cluster(64, 3), 1, 0.6, 0, 3),  # shares of two GPUs do not add up to one actor's
+        (build_cluster(64, 3), 1, 0.6, 0, 3),  # an actor cannot use shares of two GPUs
         (build_cluster(64, 5), 1, 2, 0, 2),
         (build_cluster(3, 8), 1, 1, 0, 3),
         (build_cluster(64, 0), 1, 1, 0, 0),
@@ -66,7 +66,7 @@ def test_fitting_actors_match_numbers_by_hand(
         ({"cpus_per_actor": 2}, build_cluster(5), 10, (2, 2, 0)),
         *(({}, build_cluster(64, gpus), 100, (gpus, 1, 1)) for gpus in range(1, 9)),
         ({}, build_cluster(64, 8), 3, (3, 1, 1)),
-        ({}, build_cluster(2, 4), 10, (2, 1, 1)),  # CPUs are scarcer
+        ({}, build_cluster(2, 4), 10, (2, 1, 1)),  # the CPUs are the limit
         ({"gpus_per_actor": 0.25}, build_cluster(64, 2), 10, (8, 1, 0.25)),
         ({"gpus_per_actor": 0}, build_cluster(4, 2), 10, (4, 1, 0)),
         ({}, build_cluster(64, 0, 1_200), 10, (2, 1, 0)),
@@ -230,7 +230,7 @@ def test_shares_that_ray_does_not_accept_are_refused(settings: dict[str, float])
     share=st.sampled_from(["auto", 0, 0.25, 0.3, 0.5, 1, 2]),
     each=st.sampled_from([0.1, 0.5, 1, 3]),
 )
-def test_a_plan_fits_the_cluster_and_so_does_the_number_that_a_refusal_offers(
+def test_a_plan_fits_the_cluster_and_so_does_the_number_in_a_refusal(
     wanted: int, cpus: float, gpus: int, memory_mb: float, model_mb: int, share: float | str, each: float
 ) -> None:
     settings = ExecutionSettings(cpus_per_actor=each, gpus_per_actor=share)

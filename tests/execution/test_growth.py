@@ -15,7 +15,7 @@ from tests.support.cluster_nodes import run_in_own_process
 from tests.support.servers import wait_for
 
 SIZES = (7, 30, 12, 3, 21)
-HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 MAX_ROUNDS = 2000  # enough for another node to join and its actors to start, which takes seconds to a minute
 
 

@@ -94,7 +94,7 @@ def test_a_dedicated_actor_holds_only_its_client(session: fr.RaySession) -> None
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size
-        assert shard.examples.x.base is None  # its own memory, not a view of everyone's
+        assert shard.examples.x.base is None  # its own memory, not a view of all shards
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine whose GPU torch can use raises nothing")

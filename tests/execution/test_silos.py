@@ -25,7 +25,7 @@ from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
 
-HEAD, NODE_A, NODE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, NODE_A, NODE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 SIZES = {"north": 40, "south": 31}
 
 
@@ -207,7 +207,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     result = fr.run(build(3, placement="serial"), resume_newest=True)
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
-    for end in (first, result):  # the model contains the scaling that was learned at the silos: it takes raw rows
+    for end in (first, result):  # the model contains the scaling that was learned at the silos: it accepts raw rows
         rows = [file.read() for file in files_of_silos(end.experiment.data, {n: str(f) for n, f in files.items()})]
         x, y = (np.concatenate([getattr(part, name) for part in rows]) for name in ("test_x", "test_y"))
         ill = end.model(torch.from_numpy(x)).detach().numpy()[:, 0] > 0

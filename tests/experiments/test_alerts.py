@@ -81,7 +81,7 @@ CHANGE = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_badly_chosen_setting_is_reported_with_what_to_change(case):
+def test_a_badly_chosen_setting_is_reported_with_a_remedy(case):
     file, overrides, names = BAD[case]
     alerts = train_digits(file, overrides, rounds=15)
     assert ",".join(alert.name for alert in alerts) == names

@@ -426,7 +426,7 @@ def test_a_run_that_another_process_trains_is_not_trained(data):
     assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
-def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
+def test_a_finished_run_with_a_damaged_identity_remains_in_the_comparison(data, whole):
     name = interrupt_comparison(build_document(data), ROUNDS + 1)
     directory = find(name).directory_of(find(name).runs[0])
     assert directory is not None

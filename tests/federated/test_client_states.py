@@ -43,7 +43,7 @@ def count_rows_on_disk(directory: Path) -> int:
     """Returns the number of rows in the unnamed file in ``directory``, which is found by its descriptor."""
     sizes = []
     for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
+        with suppress(FileNotFoundError):  # the descriptor of this listing itself
             if os.readlink(link).startswith(f"{directory}/"):
                 sizes.append(link.stat().st_size)
     assert len(sizes) <= 1
@@ -367,7 +367,7 @@ class InterruptAtLine:
     def __call__(self, frame: FrameType, event: str, _: Any) -> "InterruptAtLine | None":
         if frame.f_code.co_filename not in (client_states.__file__, federation_state.__file__):
             return None
-        # leaving a ``with`` is an event of its line too, at which Python delivers no signal: the lock would stay held
+        # leaving a ``with`` is also a line event, but Python delivers no signal there: the lock would remain held
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         if event == "line" and not line.startswith("with "):
             self.left -= 1

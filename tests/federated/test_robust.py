@@ -134,7 +134,7 @@ def test_many_columns_give_the_same_result_as_whole_arrays():
     blocks = split_into_groups(rows, 3)
     np.testing.assert_array_equal(coordinate_median(blocks), np.median(rows.astype(float), axis=0).astype(np.float32))
     np.testing.assert_allclose(trimmed_mean(blocks, 0.1), stats.trim_mean(rows.astype(float), 0.1), atol=1e-7)
-    rows[[4, 11]] *= 5  # so far from all others that they are the first of the four to go
+    rows[[4, 11]] *= 5  # so far from all others that they are excluded first
     kept = krum_selection([rows], 0.2)
     assert kept.sum() == 16
     assert not kept[[4, 11]].any()

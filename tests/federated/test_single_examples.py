@@ -45,7 +45,7 @@ def train(sizes: tuple[int, ...], model: nn.Module, federation: dict[str, Any], 
 
 
 EPOCHS = {"local_epochs": 1, "batch_size": 16}
-REFUSED = {  # sizes, settings, who, what to set
+REFUSED = {  # sizes, settings, clients, remedy
     "a last batch": ((17, 32), EPOCHS, r"client 0 \(17 examples\)\.", "batch_size to 15 or 17,"),
     "several": (
         (17, 33, 32, 49), EPOCHS, r"client 0 \(17 examples\), 1 \(33 examples\), 3 \(49 examples\)\.", "to 15 or 17,",

@@ -50,7 +50,7 @@ def test_the_clip_fraction_follows_from_the_norm(federation):
 
 
 def test_the_norm_of_a_baseline_is_of_the_gradient_alone(federation):
-    # until the first step FedNAR's v is g + λ·x, decoupled's g, as is none's
+    # before the first step, v is g + λ·x for FedNAR, and g for decoupled decay and for none
     firsts = {
         name: train(federation, {"name": name, "weight_decay": 0.5})[0].metrics["step_norm"]
         for name in ("fednar", "coupled", "decoupled", "none")

@@ -108,7 +108,7 @@ def test_a_resnet_with_global_pooling_accepts_images_of_any_size():
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "char_transformer"])
-def test_initialization_depends_on_the_seed_alone_and_does_not_change_global_generators(name):
+def test_initialization_depends_only_on_the_seed_and_changes_no_global_generator(name):
     shape = (6,) if name == "char_transformer" else (1, 8, 8)
 
     def built(seed: int) -> np.ndarray:
@@ -641,10 +641,10 @@ def inspect_named_model(name: str, **settings: object) -> ModelTraits:
 def test_a_small_transformer_may_train_in_groups():
     small = inspect_named_model("char_transformer", layers=1, hidden=8)
     assert small.alone_because is None
-    # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 a head twice; the head
+    # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 per head, twice; the head
     flops = 128 * 128 + 80 * 128 * 256 + 2 * 4 * 80 * 32 + 128 * 128 + 2 * 128 * 8 + 128 * 80
     assert (small.matmuls, small.matmul_flops) == (8, 2 * flops)
-    assert group_size(inspect_named_model("char_transformer"), 20, 100, CPU) == 1  # 179 million flops an example
+    assert group_size(inspect_named_model("char_transformer"), 20, 100, CPU) == 1  # 179 million flops per example
 
 
 def test_an_lstm_trains_one_by_one_since_vmap_would_only_loop():
@@ -687,7 +687,7 @@ def test_no_chosen_group_size_is_predicted_to_be_slower_than_single_clients():
     widths = [group_size(build_traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 1
-    assert widths[-1] == 1  # 3·30 of arithmetic a client: sharing the dispatch gains less than an idle actor loses
+    assert widths[-1] == 1  # arithmetic of 3·30 per client: sharing the dispatch gains less than an idle actor loses
 
 
 def test_the_group_size_is_one_if_the_model_requires_it_and_never_above_the_maximum():

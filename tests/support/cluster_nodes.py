@@ -19,7 +19,7 @@ from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 MAX_STARTS = 5
 SHORT_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",

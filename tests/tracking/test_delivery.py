@@ -411,7 +411,7 @@ def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
 
 def test_sending_everything_a_second_time_changes_nothing(database: Store, tmp_path: Path) -> None:
     run_id, directory = create_run(database), tmp_path / "run"
-    rounds = 700  # of two metrics each: more than MLflow takes in one call
+    rounds = 700  # two metrics per round: more than MLflow accepts in one call
     with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
         log_everything(tracker, directory)
         follow(tracker, journal, range(rounds))

@@ -82,7 +82,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
 
 
 @pytest.mark.parametrize("first", ["original", "copy"])
-def test_a_copy_beside_its_original_becomes_a_separate_run(
+def test_a_copy_next_to_its_original_becomes_a_separate_run(
     first: str, tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = leave_run(build_experiment(tmp_path))
@@ -109,7 +109,7 @@ def test_the_second_of_two_copies_without_an_original_becomes_a_separate_run(
     assert f"was resumed from another copy of {other.directory}" in caplog.text
 
 
-def test_a_copy_that_was_interrupted_again_stays_a_separate_run(tmp_path: Path, here: Path) -> None:
+def test_a_copy_that_was_interrupted_again_remains_a_separate_run(tmp_path: Path, here: Path) -> None:
     directory = leave_run(build_experiment(tmp_path))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)

@@ -106,7 +106,7 @@ def test_a_relative_address_is_resolved_as_the_operating_system_does(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_server_creates_no_folder_besides_that_of_its_store(
+def test_a_server_creates_only_the_folder_of_its_store(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, folder = within_its_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)

@@ -172,7 +172,7 @@ def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
     }
     assert expected.items() <= params.items()
     assert not [value for value in params.values() if value.startswith("{") or value == "None"]
-    assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg reads no β
+    assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg does not use β
 
 
 def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:

@@ -145,7 +145,7 @@ def test_nothing_is_sent_to_an_address_that_only_the_run_directory_names(
     uri = listening.uri
     runs = tmp_path / "here" / "runs"
     run = write_untrusted_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
-    own = store.create_run(store.experiment_id("x"), "x", {})  # from here on the store is this user's
+    own = store.create_run(store.experiment_id("x"), "x", {})  # from now on the store belongs to this user
     write_untrusted_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
     assert run_in_process(monkeypatch, "sync") == 0  # all runs that can be sent are sent
     out = capsys.readouterr().out
