@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it. --help prints the comment at the top of the script and installs nothing; otherwise
+# The other scripts source this file. --help prints the comment at the top of the script and installs nothing; otherwise
 # the environment is set up, and the script continues at the top of the repository.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 for argument in "$@"; do

@@ -1,4 +1,4 @@
-"""What the scripts that measure share: the machine's name, tables, and the part of a page that a script writes."""
+"""Helpers of the scripts that measure: the machine's name, tables, and parts of pages that a script writes."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ DOCS = ROOT / "docs"
 
 
 def describe_machine() -> str:
-    """Return processor, memory, system and Python version in one phrase."""
+    """Returns processor, memory, system and Python version in one phrase."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.split(":")[1].strip() for line in lines if "model name" in line)
     memory = psutil.virtual_memory().total / 2**30
@@ -20,13 +20,13 @@ def describe_machine() -> str:
 
 
 def build_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---") -> str:
-    """Return a Markdown table. ``align`` is the rule of all columns but the first: ``---:`` aligns to the right."""
+    """Returns a Markdown table. ``align`` is the rule of all columns but the first: ``---:`` aligns to the right."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join((lines[0], "|---" + f"|{align}" * (len(head) - 1) + "|", *lines[1:]))
 
 
 def write_part(page: Path, part: str, script: str, text: str) -> None:
-    """Replace what stands between ``<!-- PART: written by SCRIPT -->`` and ``<!-- end of PART -->`` on a page."""
+    """Replaces the text between ``<!-- PART: written by SCRIPT -->`` and ``<!-- end of PART -->`` on a page."""
     begin, end = f"<!-- {part}: written by {script} -->", f"<!-- end of {part} -->"
     before, rest = page.read_text(encoding="utf-8").split(begin)
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What tests share: small federations, one local Ray, and the markers that put a test into a lane.
+"""Fixtures that all tests share: small federations, one local Ray, and the markers that put a test into a lane.
 
 A marker follows from the fixtures that a test uses and from its folder, never from the test itself:
 
@@ -68,22 +68,22 @@ sys.addaudithook(_refuse_python_in_the_fast_lane)
 
 @pytest.fixture(scope="session")
 def processes() -> None:
-    """Says that a test starts processes."""
+    """Marks a test that starts processes."""
 
 
 @pytest.fixture(scope="session")
 def searches() -> None:
-    """Says that a test runs a search: Ray Tune trains trials on a Ray of their own."""
+    """Marks a test that runs a search, in which Ray Tune trains trials."""
 
 
 @pytest.fixture(scope="session")
 def own_ray() -> None:
-    """Says that a test starts a Ray of its own."""
+    """Marks a test that starts its own Ray."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Addresses that runs are recorded in are remembered here, and not in the home directory."""
+    """Redirects the list of confirmed tracking addresses from the home directory to a temporary one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -91,7 +91,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
-    """The suite's one Ray: four logical CPUs and two logical GPUs. Gives its address."""
+    """Starts the suite's one Ray, with four logical CPUs and two logical GPUs, and yields its address."""
     import ray
 
     context = ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
@@ -101,14 +101,14 @@ def local_ray() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def session(local_ray: str) -> Iterator[fr.RaySession]:
-    """A session on the suite's Ray, whose actors stay warm from test to test."""
+    """Yields a session on the suite's Ray, whose actors stay warm from test to test."""
     with fr.RaySession() as shared:
         yield shared
 
 
 @contextmanager
-def mlflow_at(uri: str) -> Iterator[None]:
-    """MLflow's fluent API at a store, as in a user's notebook; afterwards no store is set, also in the environment."""
+def set_mlflow_store(uri: str) -> Iterator[None]:
+    """Points MLflow's fluent API at a store, as in a notebook, and unsets the store afterwards."""
     import mlflow
 
     mlflow.set_tracking_uri(uri)
@@ -120,11 +120,11 @@ def mlflow_at(uri: str) -> Iterator[None]:
 
 @pytest.fixture
 def federation() -> fr.Federation:
-    """Five unequal clients of three-class points in the plane, learnable, with a test set."""
-    return small_federation((7, 30, 12, 1, 21))
+    """Returns five clients of different sizes with learnable points of three classes in the plane, and a test set."""
+    return build_small_federation((7, 30, 12, 1, 21))
 
 
-def small_federation(sizes: tuple[int, ...], seed: int = 0) -> fr.Federation:
+def build_small_federation(sizes: tuple[int, ...], seed: int = 0) -> fr.Federation:
     """Builds clients of the given sizes, with points of three classes in the plane, and a test set of 60."""
     rng = np.random.default_rng(seed)
     centers = np.array([[0, 2], [2, -1], [-2, -1]], dtype=np.float32)

@@ -17,7 +17,7 @@ Round = Callable[[list[torch.Tensor], list[int]], list[torch.Tensor]]
 
 
 def build_plain_round(workload: w.Workload, clients: w.Clients, model: torch.nn.Module) -> Round:
-    """Train one client after the other."""
+    """Trains one client after the other."""
     parameters = list(model.parameters())
 
     def train_round(state: list[torch.Tensor], sampled: list[int]) -> list[torch.Tensor]:
@@ -26,7 +26,7 @@ def build_plain_round(workload: w.Workload, clients: w.Clients, model: torch.nn.
             with torch.no_grad():
                 for parameter, value in zip(parameters, state, strict=True):
                     parameter.copy_(value)
-            w.local_train(model, *clients[client], workload)
+            w.train_locally(model, *clients[client], workload)
             with torch.no_grad():
                 for sums, parameter in zip(total, parameters, strict=True):
                     sums.add_(parameter, alpha=1 / workload.sampled)
@@ -36,7 +36,7 @@ def build_plain_round(workload: w.Workload, clients: w.Clients, model: torch.nn.
 
 
 def build_vmapped_round(workload: w.Workload, clients: w.Clients, model: torch.nn.Module) -> Round:
-    """Train the sampled clients as one vmapped batch."""
+    """Trains the sampled clients as one vmapped batch."""
     rows = [clients[client] for client in range(workload.clients)]
     inputs, labels = torch.stack([x for x, _ in rows]), torch.stack([y for _, y in rows])
     names = [name for name, _ in model.named_parameters()]
@@ -59,8 +59,8 @@ def build_vmapped_round(workload: w.Workload, clients: w.Clients, model: torch.n
 
 
 def run_in_this_process(options: argparse.Namespace, build: Callable[..., Round]) -> None:
-    """Train in one process and report."""
-    workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
+    """Trains in one process and reports."""
+    workload, clients = w.WORKLOADS[options.workload], w.build_clients(options.workload, options.cifar)
     model, rng = w.build_model(workload.model), random.Random(0)
     state = [parameter.detach().clone() for parameter in model.parameters()]
     train_round = build(workload, clients, model)
@@ -68,15 +68,15 @@ def run_in_this_process(options: argparse.Namespace, build: Callable[..., Round]
     for _ in range(w.WARM_UP + options.rounds):
         state = train_round(state, rng.sample(range(workload.clients), workload.sampled))
         marks.append(time.perf_counter())
-    w.report(marks, w.flat(state), options.parameters)
+    w.print_report(marks, w.flatten(state), options.parameters)
 
 
 def train_bare(
     name: str, cifar: str | None, count: int, rounds: int, together: "mp.Barrier", queue: "mp.Queue"
 ) -> None:
-    """Train ``count`` clients per round in a process of its own, and put the seconds of every round into the queue."""
+    """Trains ``count`` clients per round in its own process, and puts the seconds of every round into the queue."""
     torch.set_num_threads(1)
-    workload, clients = w.WORKLOADS[name], w.clients(name, cifar)
+    workload, clients = w.WORKLOADS[name], w.build_clients(name, cifar)
     model = w.build_model(workload.model)
     for client in range(count):
         clients[client]  # made before the clock runs
@@ -85,13 +85,13 @@ def train_bare(
     for _ in range(w.WARM_UP + rounds):
         start = time.perf_counter()
         for client in range(count):
-            w.local_train(model, *clients[client], workload)
+            w.train_locally(model, *clients[client], workload)
         seconds.append(time.perf_counter() - start)
     queue.put(seconds)
 
 
 def run_bare(options: argparse.Namespace) -> None:
-    """Train in bare processes of one thread that do nothing else, and report the slowest one's rounds."""
+    """Trains in bare processes of one thread that do nothing else, and reports the slowest one's rounds."""
     context = mp.get_context("spawn")
     together, queue = context.Barrier(options.workers), context.Queue()
     count = w.WORKLOADS[options.workload].sampled // options.workers
@@ -103,14 +103,14 @@ def run_bare(options: argparse.Namespace) -> None:
     for process in processes:
         process.join()
     end = time.perf_counter()
-    w.report((end - seconds.sum() + np.concatenate([[0], np.cumsum(seconds)])).tolist())
+    w.print_report((end - seconds.sum() + np.concatenate([[0], np.cumsum(seconds)])).tolist())
 
 
 def main() -> None:
-    """Run one baseline."""
+    """Runs one baseline."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("system", choices=("plain", "vmapped", "bare"))
-    options = w.arguments(None, parser)
+    options = w.parse_arguments(None, parser)
     torch.set_num_threads(1)
     if options.system == "bare":
         run_bare(options)

@@ -29,18 +29,18 @@ SAMPLE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Peer:
-    """An environment of its own, made when it is first needed."""
+    """A separate environment, created when it is first needed."""
 
     name: str
     requirements: tuple[str, ...]
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The interpreter of the environment."""
         return ROOT / ".bench" / self.name / "bin" / "python"
 
     def install(self) -> None:
-        """Install it, unless these very requirements are installed."""
+        """Installs it, unless these very requirements are installed."""
         stamp = self.python.parents[1] / "installed"
         if stamp.exists() and stamp.read_text().split() == list(self.requirements):
             return
@@ -65,12 +65,12 @@ class System:
 
     @classmethod
     def ours(cls, label: str, *options: str) -> "System":
-        """fednar_ray with some options."""
+        """Returns fednar_ray with some options."""
         return cls(label, (str(HERE / "ours.py"), *options))
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command line; installs the peer where it is missing."""
+        """The command line. The peer is installed if it is missing."""
         if self.peer is not None:
             self.peer.install()
         return (sys.executable if self.peer is None else str(self.peer.python), *self.arguments)
@@ -157,7 +157,7 @@ HEADINGS = {
 
 
 def main() -> None:
-    """Measure and write the tables."""
+    """Measures and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts alone")
@@ -169,21 +169,21 @@ def main() -> None:
         print(f"== {part}", flush=True)
         results[part] = {"machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), **measure(part, options)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        body = "\n\n".join(section(each, results[each]) for each in PARTS if each in results)
+        body = "\n\n".join(build_section(each, results[each]) for each in PARTS if each in results)
         write_part(PAGE, "tables", "scripts/bench", body)
     print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 
 def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one part."""
+    """Measures one part."""
     if part == "check":
-        return {"distances": distances()}
+        return {"distances": measure_distances()}
     if part == "start":
-        return {"seconds": [first_round_seconds() for _ in range(options.repetitions)]}
+        return {"seconds": [measure_first_round() for _ in range(options.repetitions)]}
     if part == "search":
-        return {"rows": [row for _ in range(options.repetitions) for row in rows_of(SCRIPTS[part])]}
+        return {"rows": [row for _ in range(options.repetitions) for row in run_for_rows(SCRIPTS[part])]}
     if part in SCRIPTS:
-        return {"rows": rows_of(SCRIPTS[part])}
+        return {"rows": run_for_rows(SCRIPTS[part])}
     table, extra = TABLES[part], ("--cifar", str(options.cifar)) if options.cifar and part == "W2" else ()
     runs: dict[str, list[dict[str, Any]]] = {system.label: [] for system in table.systems}
     for repetition in range(options.repetitions):
@@ -200,7 +200,7 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[str, Any]:
-    """Run a system and return what it reports; with ``watch`` also its peak memory."""
+    """Runs a system and returns what it reports; with ``watch`` also its peak memory."""
     environment = os.environ | {"BENCH_STARTED": str(time.time()), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(HERE)}
     with (
@@ -233,7 +233,7 @@ class Peak(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Sample until ``end`` is called."""
+        """Samples until ``end`` is called."""
         while not self._over.wait(SAMPLE_SECONDS):
             self.megabytes = max(self.megabytes, sum(self._held()) / 1e6)
 
@@ -246,13 +246,13 @@ class Peak(threading.Thread):
             return  # a process ended meanwhile
 
     def end(self) -> None:
-        """Stop sampling."""
+        """Stops sampling."""
         self._over.set()
         self.join()
 
 
-def distances() -> dict[str, float]:
-    """Return the largest difference of a final parameter to the plain loop's, by system. All clients are sampled."""
+def measure_distances() -> dict[str, float]:
+    """Returns the largest difference of a final parameter from the plain loop's, by system. All clients are sampled."""
     systems = (
         PLAIN,
         VMAPPED,
@@ -278,8 +278,8 @@ def distances() -> dict[str, float]:
     return found
 
 
-def first_round_seconds() -> float:
-    """Measure the seconds from the start of ``fednar run`` to the end of its first round."""
+def measure_first_round() -> float:
+    """Measures the seconds from the start of ``fednar run`` to the end of its first round."""
     command = [str(Path(sys.executable).parent / "fednar"), "run", "federation.rounds=10"]
     start = time.perf_counter()
     with (
@@ -296,55 +296,55 @@ def first_round_seconds() -> float:
     return seconds
 
 
-def rows_of(script: str) -> list[dict[str, Any]]:
-    """Run a script and return the rows that it prints."""
+def run_for_rows(script: str) -> list[dict[str, Any]]:
+    """Runs a script and returns the rows that it prints."""
     out = subprocess.run([sys.executable, str(HERE / script)], capture_output=True, text=True, check=True).stdout
     lines = [line for line in out.splitlines() if line.startswith("ROW ")]
     print("\n".join(lines), flush=True)
     return [json.loads(line.removeprefix("ROW ")) for line in lines]
 
 
-def section(part: str, figures: dict[str, Any]) -> str:
-    """Return a part as Markdown: heading, note, and its tables."""
-    note = f"{figures['date']}, {figures['machine']}; `scripts/bench --only {part}`"
-    heading, body = BODIES[part](figures) if part in BODIES else system_table(part, figures)
+def build_section(part: str, results: dict[str, Any]) -> str:
+    """Returns a part as Markdown: heading, note, and its tables."""
+    note = f"{results['date']}, {results['machine']}; `scripts/bench --only {part}`"
+    heading, body = BODIES[part](results) if part in BODIES else build_system_table(part, results)
     return f"### {heading}\n\n{note}\n\n{body}"
 
 
-def system_table(part: str, figures: dict[str, Any]) -> tuple[str, str]:
-    """W1 to W4: one row per system."""
+def build_system_table(part: str, results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the tables of W1 to W4, with one row per system."""
     table = TABLES[part]
-    images = f" ({figures['images']} images)" if part == "W2" else ""
+    images = f" ({results['images']} images)" if part == "W2" else ""
     head = ["system", *(heading for column in table.columns for heading in HEADINGS[column])]
     rows = [
-        [system.label, *(cell for column in table.columns for cell in cells_of(column, part, figures, system))]
+        [system.label, *(cell for column in table.columns for cell in build_cells(column, part, results, system))]
         for system in table.systems
     ]
     return f"{part}: {table.title}{images}", build_table(head, rows, "---:")
 
 
-def check_body(figures: dict[str, Any]) -> tuple[str, str]:
-    """How far each system's final parameters are from the plain loop's."""
-    rows = [(label, f"{distance:.1e}") for label, distance in figures["distances"].items()]
+def build_check_body(results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the table of the distances of each system's final parameters from those of the plain loop."""
+    rows = [(label, f"{distance:.1e}") for label, distance in results["distances"].items()]
     head = ("system", "largest difference of a parameter to the plain loop's")
     return "The same work: final parameters when everyone is sampled", build_table(head, rows, "---:")
 
 
-def start_body(figures: dict[str, Any]) -> tuple[str, str]:
-    """How long a user waits for the first round."""
-    seconds = figures["seconds"]
+def build_start_body(results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the text on the time until the first round ends."""
+    seconds = results["seconds"]
     text = f"{statistics.median(seconds):.1f} s (median; {min(seconds):.1f} to {max(seconds):.1f})"
     return "Start: `fednar run` to the end of the first round", text
 
 
-def cells_of(column: str, part: str, figures: dict[str, Any], system: System) -> list[str]:
-    """Return the cells of one system in one column."""
-    runs = figures["runs"][system.label]
+def build_cells(column: str, part: str, results: dict[str, Any], system: System) -> list[str]:
+    """Returns the cells of one system in one column."""
+    runs = results["runs"][system.label]
     medians = [statistics.median(run["round_seconds"]) for run in runs]
     if column == "round":
         return [f"{1e3 * value:.1f}" for value in (statistics.median(medians), min(medians), max(medians))]
     if column == "ratio":
-        first = [statistics.median(r["round_seconds"]) for r in figures["runs"][TABLES[part].systems[0].label]]
+        first = [statistics.median(r["round_seconds"]) for r in results["runs"][TABLES[part].systems[0].label]]
         return [f"{statistics.median(m / f for m, f in zip(medians, first, strict=True)):.2f}"]
     if column == "clients":
         return [f"{20 / statistics.median(medians):,.0f}"]
@@ -353,7 +353,7 @@ def cells_of(column: str, part: str, figures: dict[str, Any], system: System) ->
     if column == "own":
         return [f"{statistics.median(run['own_megabytes'] for run in runs):.0f}"]
     if column == "memory":
-        return [f"{figures['memory'][system.label]:.0f}"]
+        return [f"{results['memory'][system.label]:.0f}"]
     rest = [
         statistics.median(np.subtract(run["round_seconds"], run["compute_seconds"]))
         for run in runs
@@ -362,9 +362,9 @@ def cells_of(column: str, part: str, figures: dict[str, Any], system: System) ->
     return [f"{1e3 * statistics.median(rest):.0f}" if rest else "–"]
 
 
-def search_body(figures: dict[str, Any]) -> tuple[str, str]:
-    """What a search costs beside its trials, one column per repetition."""
-    rows = figures["rows"]
+def build_search_body(results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the table of a search's overhead, with one column per repetition."""
+    rows = results["rows"]
     seconds = {
         "the trials' own work, divided by the cores": [row["trials"] / row["cores"] for row in rows],
         "32 empty trials with bare Tune, from the start of Ray": [row["empty"] for row in rows],
@@ -378,30 +378,35 @@ def search_body(figures: dict[str, Any]) -> tuple[str, str]:
     return "A search of 32 trials of 20 rounds on digits", build_table(("seconds", *[""] * len(rows)), lines, "---:")
 
 
-def profile_body(figures: dict[str, Any]) -> tuple[str, str]:
-    """Where the time of the driver's round and of an actor's client group goes."""
+def build_profile_body(results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the tables of the time of the driver's round and of an actor's client group, by operation."""
     tables = []
     for name, title in (("driver", "the driver, per round"), ("group", "an actor, per client group of 10")):
-        spent = figures["rows"][0][name]
+        spent = results["rows"][0][name]
         rows = [(label, f"{ms:.2f}", f"{100 * ms / sum(spent.values()):.0f} %") for label, ms in spent.items()]
         tables.append(build_table((title, "ms", "share"), rows, "---:"))
     return "Where a round of W1 goes", "\n\n".join(tables)
 
 
-def widths_body(figures: dict[str, Any]) -> tuple[str, str]:
-    """Whether the group size that ``vectorize: auto`` takes is right."""
+def build_widths_body(results: dict[str, Any]) -> tuple[str, str]:
+    """Builds the tables that compare the group size of ``vectorize: auto`` with others."""
     rows = [
         (row["model"], str(row["batch"]), str(row["width"]),
          *(f"{row['ratios'][actors]:.2f}" if row["ratios"] else "–" for actors in "1234"))
-        for row in figures["rows"]
+        for row in results["rows"]
     ]  # fmt: skip
     head = ("model", "batch", "C", "1 actor", "2 actors", "3 actors", "4 actors")
     text = "Round time at the group size C that is taken, relative to C = 1 (20 sampled, 10 steps)."
     return "`vectorize: auto` against one by one", f"{text}\n\n{build_table(head, rows, '---:')}"
 
 
-BODIES = {"check": check_body, "start": start_body, "search": search_body, "profile": profile_body,
-          "widths": widths_body}  # fmt: skip
+BODIES = {
+    "check": build_check_body,
+    "start": build_start_body,
+    "search": build_search_body,
+    "profile": build_profile_body,
+    "widths": build_widths_body,
+}
 """The parts that are not tables of systems: a heading and a body."""
 
 

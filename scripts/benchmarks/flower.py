@@ -18,25 +18,25 @@ MODELS: dict[str, torch.nn.Module] = {}  # one per process, reused
 
 
 def train_client(message: Any, context: Any) -> Any:
-    """Train the client that this message addresses."""
+    """Trains the client that this message addresses."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
     name, cifar = message.content["config"]["workload"], message.content["config"]["cifar"] or None
-    workload, clients = w.WORKLOADS[name], w.clients(name, cifar)
+    workload, clients = w.WORKLOADS[name], w.build_clients(name, cifar)
     if name not in MODELS:
         torch.set_num_threads(1)
         MODELS[name] = w.build_model(workload.model)
     model = MODELS[name]
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    w.local_train(model, *clients[int(context.node_config["partition-id"])], workload)
+    w.train_locally(model, *clients[int(context.node_config["partition-id"])], workload)
     metrics = MetricRecord({"num-examples": workload.rows})
     return Message(
         content=RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message
     )
 
 
-def apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any, Any]:
-    """Build the client app and the server app."""
+def build_apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any, Any]:
+    """Builds the client app and the server app."""
     from flwr.app import ArrayRecord, ConfigRecord
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
@@ -72,15 +72,15 @@ def apps(options: Any, marks: list[float], final: list[Any]) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Run it."""
-    options = w.arguments(__doc__)
+    """Runs the benchmark."""
+    options = w.parse_arguments(__doc__)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     from flwr.simulation import run_simulation
 
     marks: list[float] = []
     final: list[Any] = []
-    client, server = apps(options, marks, final)
+    client, server = build_apps(options, marks, final)
     run_simulation(
         server_app=server,
         client_app=client,
@@ -90,7 +90,7 @@ def main() -> None:
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
-    w.report(marks, w.flat(final), options.parameters)
+    w.print_report(marks, w.flatten(final), options.parameters)
 
 
 if __name__ == "__main__":

@@ -15,24 +15,24 @@ MANY = w.Workload("mlp", clients=100_000, sampled=100, steps=20, batch=32)
 ROWS_OF_MANY = 10
 
 
-def federation(options: argparse.Namespace) -> fr.Federation:
-    """Build the workload's clients, or ``--clients`` small ones."""
+def build_federation(options: argparse.Namespace) -> fr.Federation:
+    """Builds the workload's clients, or ``--clients`` small ones."""
     if options.clients:
         rng, rows = np.random.default_rng(0), ROWS_OF_MANY
         x = rng.random((options.clients * rows, 64), dtype=np.float32)
         y = rng.integers(10, size=options.clients * rows)
         pairs = [(x[i : i + rows], y[i : i + rows]) for i in range(0, len(y), rows)]
         return fr.Federation(pairs, test=(x[:rows].copy(), y[:rows].copy()))  # copied, since a view would keep all of x
-    workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
+    workload, clients = w.WORKLOADS[options.workload], w.build_clients(options.workload, options.cifar)
     kept = workload.distinct or workload.rows
     shards = [tuple(part[:kept] for part in clients[i]) for i in range(workload.clients)]
     return fr.Federation(shards, test=tuple(part[:10] for part in clients[0]))
 
 
-def experiment(
+def build_experiment(
     algorithm: str, regularizer: str, workload: w.Workload, rounds: int, **execution: str | int
 ) -> fr.Experiment:
-    """Build the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
+    """Builds the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
     return fr.Experiment.model_validate(
         {
             "federation": {
@@ -49,14 +49,14 @@ def experiment(
     )
 
 
-def own_megabytes() -> float:
-    """Return this process's memory without shared memory."""
+def measure_own_megabytes() -> float:
+    """Returns this process's memory without shared memory."""
     memory = psutil.Process(os.getpid()).memory_info()
     return (memory.rss - memory.shared) / 1e6
 
 
 def main() -> None:
-    """Run it."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--regularizer", default="none")
@@ -65,22 +65,22 @@ def main() -> None:
     parser.add_argument(
         "--clients", type=int, help=f"number of clients with {ROWS_OF_MANY} random rows each, 100 sampled"
     )
-    options = w.arguments(None, parser)
+    options = w.parse_arguments(None, parser)
     workload = MANY if options.clients else w.WORKLOADS[options.workload]
-    before = own_megabytes()
-    clients, model = federation(options), w.build_model(workload.model)
+    before = measure_own_megabytes()
+    clients, model = build_federation(options), w.build_model(workload.model)
     measured = w.WARM_UP + options.rounds
     evaluated = 0 if options.parameters else 1  # an extra last round is evaluated, and not measured
     marks, client_seconds, parameters = [time.perf_counter()], [], None
     execution = {"placement": options.placement, "vectorize": options.vectorize, "actors": options.workers}
-    settings = experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
+    settings = build_experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
     for record in fr.iter_rounds(settings, federation=clients, model=model):
         marks.append(time.perf_counter())
         client_seconds.append(record.metrics["client_seconds"])
         parameters = record.parameters
     compute = (np.array(client_seconds[w.WARM_UP : measured]) / options.workers).tolist()
-    own = own_megabytes() - before
-    w.report(marks[: measured + 1], parameters, options.parameters, compute_seconds=compute, own_megabytes=own)
+    own = measure_own_megabytes() - before
+    w.print_report(marks[: measured + 1], parameters, options.parameters, compute_seconds=compute, own_megabytes=own)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import workloads as w
 
 
 def main() -> None:
-    """Run it."""
-    options = w.arguments(__doc__)
+    """Runs the benchmark."""
+    options = w.parse_arguments(__doc__)
     torch.set_num_threads(1)
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
@@ -29,7 +29,7 @@ def main() -> None:
 
     random.seed(0)
     np.random.seed(0)  # pfl samples from it
-    workload, clients = w.WORKLOADS[options.workload], w.clients(options.workload, options.cifar)
+    workload, clients = w.WORKLOADS[options.workload], w.build_clients(options.workload, options.cifar)
     net = w.build_model(workload.model)
 
     class Net(torch.nn.Module):
@@ -79,7 +79,7 @@ def main() -> None:
         send_metrics_to_platform=False,
     )
     if int(os.environ.get("RANK", "0")) == 0:
-        w.report(marks, w.flat([parameter.detach() for parameter in net.parameters()]), options.parameters)
+        w.print_report(marks, w.flatten([parameter.detach() for parameter in net.parameters()]), options.parameters)
     sampler = getattr(federated._sample_fn, "_sample_process", None)
     if sampler is not None:
         sampler.terminate()  # it outlives a plain exit

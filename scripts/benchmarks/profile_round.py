@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import workloads as w
-from ours import experiment
+from ours import build_experiment
 from torch.profiler import ProfilerActivity, profile
 
 import fednar_ray as fr
@@ -37,9 +37,9 @@ OPERATORS = {
 }
 
 
-def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Yield the milliseconds per round of each part of the driver's work."""
-    settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS + 2)
+def profile_driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
+    """Yields the milliseconds per round of each part of the driver's work."""
+    settings = build_experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS + 2)
     rounds = fr.iter_rounds(settings, federation=clients, model=w.build_model("mlp"))
     next(rounds)  # actors have started
     profiler, start = cProfile.Profile(), time.perf_counter()
@@ -58,9 +58,9 @@ def driver(clients: fr.Federation) -> Iterator[tuple[str, float]]:
     yield "the driver's own work: sampling, client groups, sums, server step, metrics", rest
 
 
-def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
-    """Yield the milliseconds per client group of ten of each part of the actor's work."""
-    settings = experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
+def profile_group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
+    """Yields the milliseconds per client group of ten of each part of the actor's work."""
+    settings = build_experiment("fedavg", "none", w.WORKLOADS["mlp"], ROUNDS)
     prepared = prepare(settings, clients, w.build_model("mlp"))
     trainer = GroupTrainer(prepared.build_training_plan(), clients.shards, torch.device("cpu"))
     task = GroupTask(client_ids=tuple(range(GROUP)), states=None)
@@ -86,11 +86,11 @@ def group(clients: fr.Federation) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Print one JSON object."""
+    """Prints one JSON object."""
     torch.set_num_threads(1)
-    shards = w.clients("mlp", None)
+    shards = w.build_clients("mlp", None)
     clients = fr.Federation([shards[i] for i in range(100)], test=shards[0])
-    print("ROW " + json.dumps({"driver": dict(driver(clients)), "group": dict(group(clients))}))
+    print("ROW " + json.dumps({"driver": dict(profile_driver(clients)), "group": dict(profile_group(clients))}))
 
 
 if __name__ == "__main__":

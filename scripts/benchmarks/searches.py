@@ -25,22 +25,22 @@ class Empty(tune.Trainable):  # type: ignore[misc]
     """A trial that does nothing."""
 
     def step(self) -> dict[str, Any]:
-        """Done at once."""
+        """Ends the trial at once."""
         return {"value": 0.0, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same process serves the next trial."""
+        """Accepts the next trial in the same process."""
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """There is nothing to save."""
+        """Saves nothing."""
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """There is nothing to load."""
+        """Loads nothing."""
 
 
-def empty_seconds(folder: Path) -> float:
-    """Measure the seconds of empty trials with bare Tune."""
+def measure_empty_seconds(folder: Path) -> float:
+    """Measures the seconds of empty trials with bare Tune."""
     start = time.perf_counter()
     with fr.RaySession() as session:
         session.connect()
@@ -49,11 +49,11 @@ def empty_seconds(folder: Path) -> float:
 
 
 def main() -> None:
-    """Measure."""
+    """Measures both and prints the row."""
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        empty = empty_seconds(Path(folder))
+        empty = measure_empty_seconds(Path(folder))
         seconds: list[float] = []
         start = time.perf_counter()
         document = load_embedded("digits", OVERRIDES, to_search=True)
@@ -63,7 +63,7 @@ def main() -> None:
             whole = time.perf_counter() - start
         row = {
             "search": seconds[-1],  # from the call, with Ray started and the store made, until the last trial ended
-            "whole": whole,  # with the best and the baseline trained once more, and the report
+            "whole": whole,  # also with the final runs of the best trial and the baseline, and the report
             "trials": sum(entry.seconds for entry in result.trials),
             "cores": cores,
             "empty": empty,

@@ -48,8 +48,8 @@ WORKLOADS = {
 }
 
 
-def arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """Parse the command line that all systems share."""
+def parse_arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Parses the command line that all systems share."""
     parser = parser or argparse.ArgumentParser(description=description)
     parser.add_argument("--workload", choices=WORKLOADS, default="mlp")
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds, after the first")
@@ -64,7 +64,7 @@ class Clients:
 
     def __init__(self, workload: Workload, cifar: Path | None) -> None:
         self._workload = workload
-        x, y = _digits() if workload.model == "mlp" else _images(cifar, workload)
+        x, y = _load_digits() if workload.model == "mlp" else _load_images(cifar, workload)
         order = np.random.default_rng(0).permutation(len(y))
         if workload.distinct:
             order = order[: workload.clients * workload.distinct]
@@ -72,7 +72,7 @@ class Clients:
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __getitem__(self, client: int) -> tuple[Tensor, Tensor]:
-        """Inputs [rows, …] float32 and labels [rows]."""
+        """Returns inputs [rows, …] float32 and labels [rows]."""
         if client not in self._made:
             part = self._parts[client]
             rows = part[np.arange(self._workload.rows) % len(part)]
@@ -84,20 +84,20 @@ class Clients:
 
 
 @functools.cache
-def clients(name: str, cifar: str | None) -> Clients:
-    """Return a workload's clients, made once per process."""
+def build_clients(name: str, cifar: str | None) -> Clients:
+    """Returns a workload's clients, made once per process."""
     return Clients(WORKLOADS[name], None if cifar is None else Path(cifar))
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     return (digits.data / 16).astype(np.float32), digits.target.astype(np.int64)
 
 
-def _images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [n, 32, 32, 3] and labels."""
+def _load_images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+    """Loads images, uint8 [n, 32, 32, 3], and labels."""
     if path is None:
         rng, count = np.random.default_rng(0), workload.clients * workload.rows
         return rng.integers(256, size=(count, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=count)
@@ -106,17 +106,17 @@ def _images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarr
 
 
 def build_model(name: str) -> nn.Module:
-    """Build the model with the same initial parameters in every system."""
+    """Builds the model with the same initial parameters in every system."""
     torch.manual_seed(0)
-    return {"mlp": _mlp, "lenet": _lenet, "resnet": _resnet}[name]()
+    return {"mlp": _build_mlp, "lenet": _build_lenet, "resnet": _build_resnet}[name]()
 
 
-def _mlp() -> nn.Module:
+def _build_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def _lenet() -> nn.Module:
-    """Two 5x5 convolutions of 32 and 64, a hidden layer of 512."""
+def _build_lenet() -> nn.Module:
+    """Builds two 5x5 convolutions with 32 and 64 channels, and a hidden layer of 512."""
     first = (nn.Conv2d(3, 32, 5), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(1600, 512), nn.ReLU(), nn.Linear(512, 10))
@@ -139,16 +139,16 @@ class _Block(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def _resnet() -> nn.Module:
-    """ResNet-18 with GroupNorm, 11.2 million parameters."""
+def _build_resnet() -> nn.Module:
+    """Builds ResNet-18 with GroupNorm, with 11.2 million parameters."""
     stages = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
     blocks = [block for i, o, stride in stages for block in (_Block(i, o, stride), _Block(o, o, 1))]
     stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(2, 64), nn.ReLU())
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
-    """Take K plain SGD steps in place, as a torch user writes them."""
+def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
+    """Takes K plain SGD steps in place, as a torch user writes them."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     model.train()
     for start in range(0, workload.rows, workload.batch):
@@ -158,13 +158,15 @@ def local_train(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> N
         optimizer.step()
 
 
-def flat(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
-    """Join parameters into one vector."""
+def flatten(tensors: list[Tensor] | list[np.ndarray]) -> np.ndarray:
+    """Joins tensors into one vector."""
     return np.concatenate([np.asarray(tensor, dtype=np.float32).ravel() for tensor in tensors])
 
 
-def report(marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object) -> None:
-    """Print the result. ``marks``: perf_counter when training could start, and after each round."""
+def print_report(
+    marks: list[float], parameters: np.ndarray | None = None, out: Path | None = None, **more: object
+) -> None:
+    """Prints the result. ``marks``: perf_counter when training could start, and after each round."""
     rounds = np.diff(marks)
     started, now = float(os.environ.get("BENCH_STARTED", time.time())), time.time()
     first_round_over = now - (time.perf_counter() - marks[1])

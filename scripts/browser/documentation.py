@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 from playwright.sync_api import Page
-from screenshots import BROKEN_PICTURES, IMAGES, ROOT, chromium, there
+from screenshots import BROKEN_PICTURES, IMAGES, ROOT, start_chromium, wait_for_element
 
 SITE = ROOT / ".site"
 SOUGHT = "effective weight decay"
 
 
 def main() -> None:
-    """Check all pages, then take a screenshot of the first."""
+    """Checks all pages, then takes a screenshot of the first."""
     if not (SITE / "index.html").exists():
         sys.exit(f"{SITE} has no documentation; scripts/docs builds it")
-    with chromium() as browser:
+    with start_chromium() as browser:
         page = browser.new_context(viewport={"width": 1280, "height": 1000}, offline=True).new_page()
         asked: list[str] = []
         broken: list[str] = []
@@ -40,21 +40,23 @@ def main() -> None:
 
 
 def check_page(page: Page, path: Path) -> None:
-    """Open one page and check its heading and pictures."""
+    """Opens one page and checks its heading and pictures."""
     page.goto(path.as_uri())
-    there(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
+    wait_for_element(page.locator("h1"), f"the heading of {path.relative_to(SITE)}")
     if page.locator("img").evaluate_all(BROKEN_PICTURES):
         sys.exit(f"{path.relative_to(SITE)} lacks a picture")
 
 
 def check_search(page: Page) -> None:
-    """Search for a page. In a site opened from files, a frame replaces the search worker."""
+    """Searches for a page. In a site opened from files, a frame replaces the search worker."""
     page.goto((SITE / "index.html").as_uri())
     box = page.locator("input.md-search__input")
     box.click()
     page.wait_for_function("typeof __index !== 'undefined'")
     box.press_sequentially(SOUGHT, delay=20)
-    there(page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}")
+    wait_for_element(
+        page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}"
+    )
 
 
 if __name__ == "__main__":

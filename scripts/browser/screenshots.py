@@ -53,7 +53,7 @@ BROKEN_PICTURES = "pictures => pictures.filter(each => !each.complete || each.na
 
 @dataclass(frozen=True)
 class Search:
-    """What MLflow's API reports about a search, which the UI must then show."""
+    """A search as MLflow's API reports it, which the UI must show too."""
 
     experiment_id: str
     run_id: str
@@ -65,22 +65,22 @@ class Search:
 
 
 def main() -> None:
-    """Check the search in a directory and take screenshots."""
+    """Checks the search in a directory and takes screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="directory with mlflow.db and searches/")
     directory = parser.parse_args().directory.resolve()
-    with served(directory / "mlflow.db") as address, chromium() as browser:
+    with serve(directory / "mlflow.db") as address, start_chromium() as browser:
         search = newest_search(address)
-        page = opened(browser, search)
-        picture_runs(page, address, search)
-        picture_charts(page, address, search)
-        picture_artifacts(page, address, search)
-        picture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
+        page = open_page(browser, search)
+        capture_runs(page, address, search)
+        capture_charts(page, address, search)
+        capture_artifacts(page, address, search)
+        capture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
 
 
 @contextmanager
-def served(store: Path) -> Iterator[str]:
-    """Run ``fednar ui`` on a store until the block ends, and give its address."""
+def serve(store: Path) -> Iterator[str]:
+    """Runs ``fednar ui`` on a store until the block ends, and gives its address."""
     if not store.exists():
         sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
     with socket.socket() as free:
@@ -89,19 +89,19 @@ def served(store: Path) -> Iterator[str]:
     command = [FEDNAR, "ui", "--uri", f"sqlite:///{store}", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
-        # a session of its own, so that its workers end with it
+        # its own session, so that its workers end with it
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            if not answers(server, f"{address}/health"):
+            if not wait_for_answer(server, f"{address}/health"):
                 log.seek(0)
                 sys.exit(f"fednar ui does not answer on {address}:\n{log.read().decode()}")
             yield address
         finally:
-            end(server)
+            end_server(server)
 
 
-def answers(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait for the first answer. Return False if the server ends or takes too long."""
+def wait_for_answer(server: subprocess.Popen[bytes], url: str) -> bool:
+    """Waits for the first answer. Returns False if the server ends or takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -113,8 +113,8 @@ def answers(server: subprocess.Popen[bytes], url: str) -> bool:
     return False
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
-    """End a server and its workers."""
+def end_server(server: subprocess.Popen[bytes]) -> None:
+    """Ends a server and its workers."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, how)
@@ -126,8 +126,8 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the system's Chromium without a window."""
+def start_chromium() -> Iterator[Browser]:
+    """Starts the system's Chromium without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         try:
@@ -137,16 +137,16 @@ def chromium() -> Iterator[Browser]:
 
 
 def newest_search(address: str) -> Search:
-    """Return what MLflow has about the search that was started last."""
-    experiments = asked(address, "experiments", max_results=1000)
+    """Returns what MLflow has about the search that was started last."""
+    experiments = search_mlflow(address, "experiments", max_results=1000)
     ids = [each["experiment_id"] for each in experiments]
     newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
-    found = asked(address, "runs", experiment_ids=ids, filter="tags.`fednar.kind` = 'search'", **newest)
+    found = search_mlflow(address, "runs", experiment_ids=ids, filter="tags.`fednar.kind` = 'search'", **newest)
     if not found:
         sys.exit("MLflow has no search: no run with the tag fednar.kind = search")
-    info, params, tags = found[0]["info"], *(by_key(found[0]["data"], kind) for kind in ("params", "tags"))
+    info, params, tags = found[0]["info"], *(collect_by_key(found[0]["data"], kind) for kind in ("params", "tags"))
     of_parent = f"tags.`mlflow.parentRunId` = '{info['run_id']}'"
-    children = asked(address, "runs", experiment_ids=ids, filter=of_parent, max_results=1000)
+    children = search_mlflow(address, "runs", experiment_ids=ids, filter=of_parent, max_results=1000)
     names = tuple(sorted(child["info"]["run_name"] for child in children))
     if missing := {"best", "baseline", tags.get("fednar.best_trial", "the best trial")} - set(names):
         sys.exit(f"the search {info['run_name']} has no child run for {', '.join(sorted(missing))}: it did not finish")
@@ -161,21 +161,21 @@ def newest_search(address: str) -> Search:
     )
 
 
-def asked(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
-    """Search experiments or runs with MLflow's API."""
+def search_mlflow(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
+    """Searches experiments or runs with MLflow's API."""
     headers, body = {"Content-Type": "application/json"}, json.dumps(request).encode()
     post = urllib.request.Request(f"{address}/api/2.0/mlflow/{what}/search", body, headers)  # noqa: S310
     with urllib.request.urlopen(post, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
         return json.load(answer).get(what, [])
 
 
-def by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
-    """Return a run's parameters or tags by name."""
+def collect_by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
+    """Returns a run's parameters or tags by name."""
     return {each["key"]: each["value"] for each in data.get(kind, [])}
 
 
-def opened(browser: Browser, search: Search) -> Page:
-    """Open a page with the UI's settings for searches: the searched columns, and every run in the charts."""
+def open_page(browser: Browser, search: Search) -> Page:
+    """Opens a page with the UI's settings for searches: the searched columns, and every run in the charts."""
     columns = [
         "tags.`fednar.status`",
         f"metrics.`{search.metric}`",
@@ -200,83 +200,85 @@ def opened(browser: Browser, search: Search) -> Page:
     return page
 
 
-def picture_runs(page: Page, address: str, search: Search) -> None:
-    """Show the parent, unfolded, and every child below it."""
+def capture_runs(page: Page, address: str, search: Search) -> None:
+    """Shows the parent, unfolded, and every child below it."""
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs")
-    there(link(page, search.name), "the parent run in the table of runs")
+    wait_for_element(find_link(page, search.name), "the parent run in the table of runs")
     page.locator(SIDEBAR).click()
-    page.get_by_role("row").filter(has=link(page, search.name)).locator(UNFOLD).click()
+    page.get_by_role("row").filter(has=find_link(page, search.name)).locator(UNFOLD).click()
     for child in search.children:
-        there(link(page, child), f"{child}, a child run, in the table of runs")
+        wait_for_element(find_link(page, child), f"{child}, a child run, in the table of runs")
     for key in (search.metric, *search.keys):
-        there(page.get_by_text(key, exact=True), f"the column {key} in the table of runs")
-    take(page, "runs")
+        wait_for_element(page.get_by_text(key, exact=True), f"the column {key} in the table of runs")
+    take_screenshot(page, "runs")
 
 
-def picture_charts(page: Page, address: str, search: Search) -> None:
-    """Show the children's rounds, one curve each."""
+def capture_charts(page: Page, address: str, search: Search) -> None:
+    """Shows the children's rounds, one curve each."""
     page.set_viewport_size({"width": WIDTH, "height": 1030})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs?compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
     for metric in (*CURVES, search.metric):
-        all_drawn(page, metric, search.children)
-    take(page, "charts")
+        wait_for_curves(page, metric, search.children)
+    take_screenshot(page, "charts")
 
 
-def picture_artifacts(page: Page, address: str, search: Search) -> None:
-    """Show the parent's files: the results as a table, and the report."""
+def capture_artifacts(page: Page, address: str, search: Search) -> None:
+    """Shows the parent's files: the results as a table, and the report."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
     for name in ARTIFACTS:
-        there(artifact(page, name), f"the artifact {name} of the parent run")
-    artifact(page, "report").click()
-    there(artifact(page, "report/index.html"), "the artifact report/index.html of the parent run")
-    artifact(page, "results.json").click()
+        wait_for_element(find_artifact(page, name), f"the artifact {name} of the parent run")
+    find_artifact(page, "report").click()
+    wait_for_element(find_artifact(page, "report/index.html"), "the artifact report/index.html of the parent run")
+    find_artifact(page, "results.json").click()
     row = page.get_by_role("row").filter(has_text=search.best)
-    there(row, f"the row of {search.best} in results.json, shown as a table")
+    wait_for_element(row, f"the row of {search.best} in results.json, shown as a table")
     filled = [text for text in row.first.get_by_role("cell").all_inner_texts() if text not in ("", "null")]
     if len(filled) < RESULTS_COLUMNS + len(search.keys):
         sys.exit(f"results.json, shown as a table, lacks searched values: the row of {search.best} is {filled}")
-    take(page, "results")
-    artifact(page, "report/index.html").click()
-    there(page.frame_locator("iframe").get_by_role("heading", name=search.name), "the report among the artifacts")
-    take(page, "artifacts")
+    take_screenshot(page, "results")
+    find_artifact(page, "report/index.html").click()
+    wait_for_element(
+        page.frame_locator("iframe").get_by_role("heading", name=search.name), "the report among the artifacts"
+    )
+    take_screenshot(page, "artifacts")
 
 
-def picture_report(browser: Browser, report: Path, search: Search) -> None:
-    """Open the report from its file, without a network."""
+def capture_report(browser: Browser, report: Path, search: Search) -> None:
+    """Opens the report from its file, without a network."""
     if not report.exists():
         sys.exit(f"{report} does not exist")
     context = browser.new_context(viewport={"width": 1100, "height": 1200}, offline=True)
     page = context.new_page()
     page.goto(report.as_uri())
-    there(page.get_by_role("heading", name=search.name), f"the search's name in {report}")
+    wait_for_element(page.get_by_role("heading", name=search.name), f"the search's name in {report}")
     pictures = page.locator("img")
     if pictures.count() == 0 or pictures.evaluate_all(BROKEN_PICTURES):
         sys.exit(f"{report} lacks pictures where there is no network")
-    take(page, "report")
+    take_screenshot(page, "report")
 
 
-def link(page: Page, run: str) -> Locator:
-    """Return the link with a run's name in the table."""
+def find_link(page: Page, run: str) -> Locator:
+    """Returns the link with a run's name in the table."""
     return page.get_by_role("link", name=run, exact=True)
 
 
-def artifact(page: Page, path: str) -> Locator:
-    """Return a file in the tree of artifacts."""
+def find_artifact(page: Page, path: str) -> Locator:
+    """Returns a file in the tree of artifacts."""
     return page.locator(f"[data-testid='artifact-tree-node'][artifact-name='{Path(path).name}']")
 
 
-def there(element: Locator, what: str) -> None:
-    """Wait for an element. Exits if it does not appear."""
+def wait_for_element(element: Locator, what: str) -> None:
+    """Waits for an element. Exits if it does not appear."""
     try:
         element.first.wait_for()
     except TimeoutError:
         sys.exit(f"not there after {PATIENCE_SECONDS:g} s: {what}")
 
 
-def all_drawn(page: Page, metric: str, runs: Sequence[str]) -> None:
-    """Wait until a chart has a curve for every run. Exits if it does not."""
+def wait_for_curves(page: Page, metric: str, runs: Sequence[str]) -> None:
+    """Waits until a chart has a curve for every run. Exits if it does not."""
     try:
         page.wait_for_function(f"asked => ({WITHOUT_CURVE})(asked).length === 0", arg=[metric, runs])
     except TimeoutError:
@@ -286,8 +288,8 @@ def all_drawn(page: Page, metric: str, runs: Sequence[str]) -> None:
         )
 
 
-def take(page: Page, name: str) -> None:
-    """Take a screenshot of the page once no spinner is left."""
+def take_screenshot(page: Page, name: str) -> None:
+    """Takes a screenshot of the page once no spinner is left."""
     page.mouse.move(WIDTH / 2, 0)
     page.wait_for_function(f"{TURNING} === 0")
     file = IMAGES / f"search-{name}.png"

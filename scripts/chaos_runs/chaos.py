@@ -51,7 +51,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def main() -> None:
-    """Disturb runs and report."""
+    """Disturbs runs and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="each kind once, in short runs of one preset")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these kinds alone")
@@ -67,12 +67,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
     try:
-        outcomes = disturbed(Stage(folder, options.seed, quick=options.quick), options.only, quick=options.quick)
+        outcomes = disturb_all(Stage(folder, options.seed, quick=options.quick), options.only, quick=options.quick)
     finally:
         end_all_in(folder)
         shutil.rmtree(folder, ignore_errors=True)
     minutes, equal = (time.monotonic() - start) / 60, not any(o.problems for kind in outcomes.values() for o in kind)
-    tables = f"{table(outcomes)}\n\n{presets_table(outcomes)}"
+    tables = f"{build_outcome_table(outcomes)}\n\n{build_presets_table(outcomes)}"
     print(f"\n{tables}\n\n{minutes:.1f} minutes; {'all equal' if equal else 'NOT ALL EQUAL'}")
     if not options.quick and options.only == list(KINDS):
         command = f"`scripts/chaos --seed {options.seed}`, {minutes:.0f} minutes"
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Exit, and ignore further signals while the started processes are ended."""
+    """Exits, and ignores further signals while the started processes are ended."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
-def disturbed(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
-    """Disturb runs of each kind; print each result when it is there, and return all."""
+def disturb_all(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
+    """Disturbs runs of each kind, prints each result when it is available, and returns all."""
     outcomes: dict[str, list[Outcome]] = {}
     for name in kinds:
         outcomes[name] = []
@@ -102,8 +102,8 @@ def disturbed(stage: Stage, kinds: Sequence[str], *, quick: bool) -> Outcomes:
     return outcomes
 
 
-def table(outcomes: Outcomes) -> str:
-    """Build the table with one row per kind."""
+def build_outcome_table(outcomes: Outcomes) -> str:
+    """Builds the table with one row per kind."""
     head = (
         "what happens",
         "times",
@@ -113,11 +113,11 @@ def table(outcomes: Outcomes) -> str:
         "seconds lost each time",
         "what it was doing",
     )
-    rows = [_row(KINDS[name], found) for name, found in outcomes.items()]
+    rows = [_build_row(KINDS[name], found) for name, found in outcomes.items()]
     return build_table(head, rows)
 
 
-def _row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+def _build_row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     hits = Counter(hit for outcome in outcomes for hit in outcome.hits)
     lost = [outcome.seconds_lost / len(outcome.hits) for outcome in outcomes if outcome.hits]
     seconds = f"{statistics.median(lost):.1f} ({min(lost):.1f} to {max(lost):.1f})" if lost else "–"
@@ -132,8 +132,8 @@ def _row(kind: Kind, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     )
 
 
-def presets_table(outcomes: Outcomes) -> str:
-    """Build the table of how often each preset was disturbed and whether its result was the same."""
+def build_presets_table(outcomes: Outcomes) -> str:
+    """Builds the table of how often each preset was disturbed and whether its result was the same."""
     rows = []
     for preset in PRESETS:
         found = {name: [o for o in kind if o.preset == preset] for name, kind in outcomes.items()}

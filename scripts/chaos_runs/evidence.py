@@ -26,19 +26,19 @@ class Undisturbed:
 
     @classmethod
     def of(cls, run: Run, ended: Ended) -> "Undisturbed":
-        """Read the results of an undisturbed run. Exits where it failed, since there is nothing to compare with."""
-        problems = (ended.err[-3000:],) if ended.code else recorded_wrong(run, ended)
+        """Reads the results of an undisturbed run. Exits if it failed, because no comparison is possible."""
+        problems = (ended.err[-3000:],) if ended.code else find_mlflow_differences(run, ended)
         if problems:
             raise SystemExit(f"the undisturbed run of {run.preset} failed: {'; '.join(problems)}")
         return cls(
             parameters_sha256=ended.result["parameters_sha256"],
-            history=history(run),
+            history=load_history(run),
             seconds=run.seconds,
-            training_seconds=training_seconds(run),
+            training_seconds=measure_training_seconds(run),
         )
 
     def seconds_from(self, checkpoint: int) -> float:
-        """Seconds from start to exit for a run that resumes at this round."""
+        """Returns the seconds from start to exit for a run that resumes at this round."""
         return self.seconds - self.round_seconds * checkpoint
 
     @property
@@ -52,47 +52,47 @@ class Undisturbed:
         return self.training_seconds / self.rounds
 
 
-def training_seconds(run: Run) -> float:
-    """Seconds from the end of the first round to the end of the last."""
-    times = [json.loads(line)["time"] for line in _lines(run)]
+def measure_training_seconds(run: Run) -> float:
+    """Returns the seconds from the end of the first round to the end of the last."""
+    times = [json.loads(line)["time"] for line in _load_lines(run)]
     return (times[-1] - times[0]) / 1000 if times else 0.0
 
 
-def history(run: Run) -> tuple[Any, ...]:
-    """Read what the journal holds of each round, without durations."""
-    return tuple((r.round_index, r.client_ids, r.exclusions, _without_durations(r)) for r in _records(run))
+def load_history(run: Run) -> tuple[Any, ...]:
+    """Reads what the journal holds of each round, without durations."""
+    return tuple((r.round_index, r.client_ids, r.exclusions, _drop_durations(r)) for r in _load_records(run))
 
 
-def _without_durations(record: RoundRecord) -> Mapping[str, str]:
-    """Metrics as text, in which NaN equals NaN."""
+def _drop_durations(record: RoundRecord) -> Mapping[str, str]:
+    """Returns metrics as text, so that NaN equals NaN."""
     return {name: repr(value) for name, value in record.metrics.items() if name not in DURATIONS}
 
 
-def _records(run: Run) -> list[RoundRecord]:
-    return [parse_line(line) for line in _lines(run)]
+def _load_records(run: Run) -> list[RoundRecord]:
+    return [parse_line(line) for line in _load_lines(run)]
 
 
-def _lines(run: Run) -> tuple[str, ...]:
+def _load_lines(run: Run) -> tuple[str, ...]:
     return () if run.directory is None else read_lines(RunDirectory(run.directory).journal)
 
 
-def differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:
-    """Return how a run that has ended differs from the undisturbed one; nothing if it is the same run."""
+def find_differences(run: Run, ended: Ended, undisturbed: Undisturbed) -> tuple[str, ...]:
+    """Returns the differences of an ended run from the undisturbed one; empty if the two are equal."""
     if ended.code:
         return (f"exit code {ended.code}: {ended.err.strip()[-300:]}",)
     problems = []
     if ended.result["parameters_sha256"] != undisturbed.parameters_sha256:
         problems.append("other final bytes")
-    if history(run) != undisturbed.history:
+    if load_history(run) != undisturbed.history:
         problems.append("another history")
-    return (*problems, *recorded_wrong(run, ended))
+    return (*problems, *find_mlflow_differences(run, ended))
 
 
-def recorded_wrong(run: Run, ended: Ended) -> tuple[str, ...]:
-    """Return how MLflow differs from the journal: gaps, duplicates, other values, a run that is not finished."""
+def find_mlflow_differences(run: Run, ended: Ended) -> tuple[str, ...]:
+    """Returns the differences of MLflow from the journal: gaps, duplicates, other values, an unfinished run."""
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
     wanted: dict[str, list[tuple[int, float]]] = {}
-    for record in _records(run):
+    for record in _load_records(run):
         for name, value in record.metrics.items():
             wanted.setdefault(name, []).append((record.round_index, value))
     problems = []

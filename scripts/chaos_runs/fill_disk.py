@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from evidence import differences
+from evidence import find_differences
 from processes import end_all_in
 from runs import DiskState, Ended, Hung, Run
 from stage import Outcome, Stage
@@ -21,15 +21,15 @@ CHUNK_BYTES = 4096
 
 
 def disturb(stage: Stage, times: int) -> Iterator[Outcome]:
-    """Fill the disk once per run. The working directory, checkpoints included, is on the small file system."""
+    """Fills the disk once per run. The working directory, checkpoints included, is on the small file system."""
     random = stage.random("disk")
     for preset in stage.presets[:times]:
-        yield _disturbed(stage, preset, random)
+        yield _disturb_run(stage, preset, random)
 
 
 @contextmanager
-def small_disk(stage: Stage) -> Iterator[Path]:
-    """Mount a tmpfs."""
+def mount_small_disk(stage: Stage) -> Iterator[Path]:
+    """Mounts a tmpfs."""
     folder = stage.folder / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)], check=True)  # noqa: S607
@@ -40,23 +40,23 @@ def small_disk(stage: Stage) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
 
 
-def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
+def _disturb_run(stage: Stage, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
     full = DiskState()
-    with small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
+    with mount_small_disk(stage) as folder, stage.run(preset, folder=folder) as run:
         run.start()
         try:
             target = random.uniform(1, 0.8 * undisturbed.rounds)
             if run.ended_before_round(target, undisturbed.round_seconds):
                 problems: tuple[str, ...] = ("it ended before the disk was full",)
             else:
-                ended = _filled_up(run, folder / "filler")
+                ended = _fill_until_end(run, folder / "filler")
                 full, hits = run.read_disk(), (ended.err.strip().splitlines()[-1].replace(f"{folder}/", ""),)
-                problems = (*_unclear(ended), *_not_whole(run, full))
+                problems = (*_find_unclear_errors(ended), *_find_damage(run, full))
                 (folder / "filler").unlink()
                 run.start()
-                problems = (*problems, *differences(run, run.finish(), undisturbed))
+                problems = (*problems, *find_differences(run, run.finish(), undisturbed))
         except Hung as error:
             problems = (str(error),)
     return Outcome(
@@ -68,8 +68,8 @@ def _disturbed(stage: Stage, preset: str, random: Random) -> Outcome:
     )
 
 
-def _filled_up(run: Run, filler: Path) -> Ended:
-    """Take all free space, also what the run frees, until the run ends."""
+def _fill_until_end(run: Run, filler: Path) -> Ended:
+    """Takes all free space, also what the run frees, until the run ends."""
     with filler.open("wb", buffering=0) as file:
 
         def fill() -> bool:
@@ -85,15 +85,15 @@ def _filled_up(run: Run, filler: Path) -> Ended:
     return run.finish()
 
 
-def _unclear(ended: Ended) -> tuple[str, ...]:
-    """Return what is wrong with how the command ended."""
+def _find_unclear_errors(ended: Ended) -> tuple[str, ...]:
+    """Returns the problems of the command's exit code and output."""
     clear = ended.err.strip().splitlines()[-1].startswith("failed: ") and "No space left" in ended.err
     traceback = "Traceback" in ended.err
     return () if ended.code == 1 and clear and not traceback else (f"exit code {ended.code}: {ended.err[-500:]}",)
 
 
-def _not_whole(run: Run, full: DiskState) -> tuple[str, ...]:
-    """Return what is wrong with the newest checkpoint."""
+def _find_damage(run: Run, full: DiskState) -> tuple[str, ...]:
+    """Returns the problems of the newest checkpoint."""
     assert run.directory is not None
     try:
         checkpoint = CheckpointStore(open_storage(str(run.directory / "checkpoints")), 1).load()

@@ -1,10 +1,10 @@
-"""Actors are killed while they start, train, score or wait. The driver lives."""
+"""Actors are killed while they start, train, score or wait. The driver keeps running."""
 
 from collections.abc import Iterator
 from random import Random
 
-from evidence import differences
-from processes import ACTOR, kill, title
+from evidence import find_differences
+from processes import ACTOR, kill, read_title
 from runs import Hung
 from stage import Outcome, Stage
 
@@ -12,12 +12,12 @@ WARM_UP_SECONDS = 2.0
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill actors ``kills`` times, in runs of all presets."""
+    """Kills actors ``kills`` times, in runs of all presets."""
     random = stage.random("actor")
-    return stage.spread(kills, lambda preset, count: _disturbed(stage, preset, count, random))
+    return stage.spread(kills, lambda preset, count: _disturb_run(stage, preset, count, random))
 
 
-def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome:
+def _disturb_run(stage: Stage, preset: str, kills: int, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     span = WARM_UP_SECONDS + undisturbed.training_seconds
     instants = sorted(random.uniform(0, span) for _ in range(kills))
@@ -30,17 +30,17 @@ def _disturbed(stage: Stage, preset: str, kills: int, random: Random) -> Outcome
                 if run.ended_before(run.actors) or run.ended_within(instant - now) or run.ended_before(run.actors):
                     break
                 victim = random.choice(run.actors())
-                hits.append(_doing(title(victim)))
+                hits.append(_describe_activity(read_title(victim)))
                 kill([victim])
                 now = instant
-            problems = differences(run, run.finish(), undisturbed)
+            problems = find_differences(run, run.finish(), undisturbed)
         except Hung as error:
             problems = (str(error),)
     return Outcome(preset=preset, hits=tuple(hits), problems=problems, seconds_lost=run.seconds - undisturbed.seconds)
 
 
-def _doing(name: str) -> str:
-    """Read what an actor was doing from the title of its process."""
+def _describe_activity(name: str) -> str:
+    """Reads what an actor was doing from the title of its process."""
     return {"": "waiting", ".prepare": "starting", ".train": "training", ".score": "scoring"}.get(
         name.removeprefix(ACTOR), "starting"
     )

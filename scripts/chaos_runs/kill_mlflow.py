@@ -11,12 +11,12 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-from evidence import differences, training_seconds
-from processes import awaited, end_all_in, kill, tree
+from evidence import find_differences, measure_training_seconds
+from processes import end_all_in, kill, list_tree, wait_for
 from runs import FEDNAR, Hung, Run
 from stage import Outcome, Stage
 
-LONGEST_ABSENCE_SECONDS = 4.0  # its start adds some more
+LONGEST_ABSENCE_SECONDS = 4.0  # its start takes additional seconds
 
 
 class Server:
@@ -32,13 +32,13 @@ class Server:
         self._environment = stage.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Starts it, and waits until it answers."""
         self.start()
         self.wait()
         return self
 
     def start(self) -> None:
-        """Start it without waiting; it answers some seconds later."""
+        """Starts it without waiting; it answers some seconds later."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", "artifacts"]
         with (self._folder / "log").open("ab") as log:
@@ -53,8 +53,8 @@ class Server:
             )
 
     def wait(self) -> None:
-        """Wait until it answers."""
-        awaited(self._answers, f"MLflow's server, {self._folder / 'log'}")
+        """Waits until it answers."""
+        wait_for(self._answers, f"MLflow's server, {self._folder / 'log'}")
 
     def _answers(self) -> bool:
         with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310 - ours
@@ -62,28 +62,28 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """SIGKILL to the server and its workers."""
-        kill(tree(self._process.pid))
+        """Sends SIGKILL to the server and its workers."""
+        kill(list_tree(self._process.pid))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """Ends the server."""
         end_all_in(self._folder)
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill the server once per run."""
+    """Kills the server once per run."""
     random = stage.random("MLflow")
     presets = list(islice(cycle(reversed(stage.presets)), kills))
     for preset in presets:
         stage.undisturbed(preset)
     with Server(stage) as server:
         for preset in presets:
-            yield _disturbed(stage, server, preset, random)
+            yield _disturb_run(stage, server, preset, random)
 
 
-def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Outcome:
+def _disturb_run(stage: Stage, server: Server, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
     with stage.run(preset, f"tracking.uri={server.uri}") as run:
@@ -98,15 +98,15 @@ def _disturbed(stage: Stage, server: Server, preset: str, random: Random) -> Out
             server.wait()
             owed = "fednar sync" in ended.err
             hits = ("back too late: fednar sync sent the rest" if owed else "back in time: the run sent the rest",)
-            problems = (*(_synchronized(stage, run) if owed else ()), *differences(run, ended, undisturbed))
+            problems = (*(_synchronize(stage, run) if owed else ()), *find_differences(run, ended, undisturbed))
         except Hung as error:
             problems = (str(error),)
-    lost = training_seconds(run) - undisturbed.training_seconds
+    lost = measure_training_seconds(run) - undisturbed.training_seconds
     return Outcome(preset=preset, hits=hits, problems=problems, seconds_lost=lost)
 
 
-def _synchronized(stage: Stage, run: Run) -> tuple[str, ...]:
-    """Send what MLflow missed. Return what went wrong."""
+def _synchronize(stage: Stage, run: Run) -> tuple[str, ...]:
+    """Sends what MLflow missed. Returns what went wrong."""
     done = subprocess.run(
         [FEDNAR, "sync"], cwd=run.folder, env=stage.environment, capture_output=True, text=True, check=False
     )

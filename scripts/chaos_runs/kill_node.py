@@ -10,8 +10,8 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-from evidence import differences, training_seconds
-from processes import ACTOR, awaited, end_all_in, kill, title, tree
+from evidence import find_differences, measure_training_seconds
+from processes import ACTOR, end_all_in, kill, list_tree, read_title, wait_for
 from runs import Hung
 from stage import Outcome, Stage
 
@@ -38,7 +38,7 @@ class TwoNodes:
         self._started = 0
 
     def __enter__(self) -> Self:
-        """Start both."""
+        """Starts both nodes."""
         port = self.address.rpartition(":")[2]
         self._start("--head", f"--port={port}", f"--node-ip-address={HEAD}", "--include-dashboard=false")
         self.join()
@@ -46,22 +46,22 @@ class TwoNodes:
         return self
 
     def join(self) -> None:
-        """Start the second node or its replacement; it joins some seconds later."""
+        """Starts the second node or its replacement; it joins some seconds later."""
         self._start(f"--address={self.address}", f"--node-ip-address={OTHER}")
 
     def wait(self) -> None:
-        """Wait until the node that was started last has joined."""
-        awaited(lambda: "runtime started" in self._log.read_text(), f"a Ray node, {self._log}")
+        """Waits until the node that was started last has joined."""
+        wait_for(lambda: "runtime started" in self._log.read_text(), f"a Ray node, {self._log}")
 
     def kill(self) -> str:
-        """Send SIGKILL to every process of the second node. Return how many actors were on it."""
-        processes = tree(self._newest.pid)
-        doing = sorted(title(p).removeprefix(ACTOR) for p in processes if title(p).startswith(ACTOR))
+        """Sends SIGKILL to every process of the second node. Returns how many actors were on it."""
+        processes = list_tree(self._newest.pid)
+        doing = sorted(read_title(p).removeprefix(ACTOR) for p in processes if read_title(p).startswith(ACTOR))
         kill(processes)
         return f"{len(doing)} actor{'s' * (len(doing) != 1)} on it"
 
     def _start(self, *options: str) -> None:
-        """Start a node with a directory of its own and ports that the system chooses."""
+        """Starts a node with its own directory and ports that the system chooses."""
         if self._started:
             self.wait()
         self._started += 1
@@ -78,22 +78,22 @@ class TwoNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End both nodes and what is left of killed ones."""
+        """Ends both nodes and what is left of killed ones."""
         end_all_in(self._folder)
 
 
 def disturb(stage: Stage, kills: int) -> Iterator[Outcome]:
-    """Kill the second node once per run."""
+    """Kills the second node once per run."""
     random = stage.random("node")
     presets = list(islice(cycle(stage.presets), kills))
     for preset in presets:
         stage.undisturbed(preset)
     with TwoNodes(stage) as nodes:
         for preset in presets:
-            yield _disturbed(stage, nodes, preset, random)
+            yield _disturb_run(stage, nodes, preset, random)
 
 
-def _disturbed(stage: Stage, nodes: TwoNodes, preset: str, random: Random) -> Outcome:
+def _disturb_run(stage: Stage, nodes: TwoNodes, preset: str, random: Random) -> Outcome:
     undisturbed = stage.undisturbed(preset)
     hits: tuple[str, ...] = ()
     with stage.run(preset, "--address", nodes.address) as run:
@@ -104,9 +104,9 @@ def _disturbed(stage: Stage, nodes: TwoNodes, preset: str, random: Random) -> Ou
                 hits = (nodes.kill(),)
                 run.ended_within(random.uniform(0, LONGEST_ABSENCE_SECONDS))
                 nodes.join()
-            problems = differences(run, run.finish(), undisturbed)
+            problems = find_differences(run, run.finish(), undisturbed)
         except Hung as error:
             problems = (str(error),)
     nodes.wait()
-    lost = training_seconds(run) - undisturbed.training_seconds
+    lost = measure_training_seconds(run) - undisturbed.training_seconds
     return Outcome(preset=preset, hits=hits, problems=problems, seconds_lost=lost)

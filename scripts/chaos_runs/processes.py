@@ -13,8 +13,8 @@ ACTOR = "ray::TrainingActor"
 PAUSE_SECONDS = 0.02
 
 
-def living_in(folder: Path) -> list[psutil.Process]:
-    """Return our processes that work in ``folder``; a shell that somebody opened there is not ours."""
+def find_processes(folder: Path) -> list[psutil.Process]:
+    """Returns our processes that work in ``folder``; a shell that somebody opened there is not ours."""
     return [process for process in psutil.process_iter() if _is_ours(process, folder)]
 
 
@@ -28,13 +28,13 @@ def _is_ours(process: psutil.Process, folder: Path) -> bool:
 
 
 def end_all_in(folder: Path) -> None:
-    """Kill what still works in ``folder``, and what it starts in the meantime."""
-    while processes := living_in(folder):
+    """Kills what still works in ``folder``, and what it starts in the meantime."""
+    while processes := find_processes(folder):
         kill(processes)
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """Send SIGKILL to each, and wait for those that are our children."""
+    """Sends SIGKILL to each, and waits for those that are our children."""
     for process in processes:
         try:
             process.kill()
@@ -43,8 +43,8 @@ def kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=5)
 
 
-def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants, itself first; nothing if it has ended."""
+def list_tree(pid: int) -> list[psutil.Process]:
+    """Returns a process and its descendants, itself first; nothing if it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -52,21 +52,21 @@ def tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def actors(pid: int) -> list[psutil.Process]:
-    """Return the training actors among the descendants of a process."""
-    return [process for process in tree(pid) if title(process).startswith(ACTOR)]
+def list_actors(pid: int) -> list[psutil.Process]:
+    """Returns the training actors among the descendants of a process."""
+    return [process for process in list_tree(pid) if read_title(process).startswith(ACTOR)]
 
 
-def title(process: psutil.Process) -> str:
-    """Return the title of a process: ``ray::TrainingActor.train``, or without a method when idle."""
+def read_title(process: psutil.Process) -> str:
+    """Returns the title of a process: ``ray::TrainingActor.train``, or without a method when idle."""
     try:
         return process.name()
     except psutil.NoSuchProcess:
         return ""
 
 
-def awaited(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
-    """Wait until ``condition`` holds. Exits after ``seconds``."""
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
+    """Waits until ``condition`` holds. Exits after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

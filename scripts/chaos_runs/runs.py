@@ -1,4 +1,4 @@
-"""A real run: ``fednar run`` in processes of its own, started by one command line until it ends."""
+"""A real run: ``fednar run`` in its own processes, restarted by one command line until it ends."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import PAUSE_SECONDS, actors
+from processes import PAUSE_SECONDS, list_actors
 
 from fednar_ray.checkpoint.manifest import MANIFEST, Damaged, Manifest
 from fednar_ray.tracking.json_lines import read_lines
@@ -27,7 +27,7 @@ class Hung(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DiskState:
-    """What a run has on disk."""
+    """The state of a run on disk."""
 
     rounds: int = 0  # recorded in the journal
     checkpoint: int = 0  # rounds in the newest checkpoint
@@ -36,7 +36,7 @@ class DiskState:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How the last process of a run ended."""
+    """The exit code and output of the last process of a run."""
 
     code: int
     out: str
@@ -50,7 +50,7 @@ class Ended:
 
 
 class Run:
-    """An experiment in a working directory of its own, started and started again by the same command line."""
+    """An experiment in its own working directory, started and restarted by the same command line."""
 
     def __init__(
         self, preset: str, options: Sequence[str], folder: Path, logs: Path, environment: Mapping[str, str]
@@ -63,7 +63,7 @@ class Run:
         self._attempt = 0
 
     def start(self) -> None:
-        """Start its command, for the first time or again."""
+        """Starts its command, for the first time or again."""
         self._attempt += 1
         with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
             self._process = subprocess.Popen(
@@ -83,7 +83,7 @@ class Run:
         return self._process.pid
 
     def ended_within(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` and return whether it ended."""
+        """Waits up to ``seconds`` and returns whether it ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -92,7 +92,7 @@ class Run:
         return True
 
     def ended_before(self, condition: Callable[[], Any]) -> bool:
-        """Wait until ``condition`` holds or it ends, and return whether it ended."""
+        """Waits until ``condition`` holds or it ends, and returns whether it ended."""
         deadline = self._since + LIMIT_SECONDS
         while not condition():
             if self.ended_within(PAUSE_SECONDS):
@@ -102,7 +102,7 @@ class Run:
         return False
 
     def ended_before_round(self, target: float, round_seconds: float) -> bool:
-        """Wait until it has recorded ``target`` rounds, the fraction of a round by the clock, or until it ends.
+        """Waits until it has recorded ``target`` rounds, the fraction of a round by the clock, or until it ends.
 
         Rounds are counted, since on a busy machine they come later than in the measured run.
         """
@@ -110,13 +110,13 @@ class Run:
         return self.ended_before(lambda: self.rounds >= whole) or self.ended_within((target - whole) * round_seconds)
 
     def kill(self) -> None:
-        """Send SIGKILL to the driver alone."""
+        """Sends SIGKILL to the driver alone."""
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait()
         self._count_seconds()
 
     def finish(self) -> Ended:
-        """Wait for its end. Raises Hung if it does not end within the limit."""
+        """Waits for its end. Raises Hung if it does not end within the limit."""
         left = self._since + LIMIT_SECONDS - time.monotonic()
         if self._process.returncode is None and not self.ended_within(max(0.0, left)):
             self.kill()
@@ -131,12 +131,12 @@ class Run:
         return self._logs.with_name(f"{self._logs.name}-{self._attempt}.{suffix}")
 
     def actors(self) -> list[Any]:
-        """Return the actors of the Ray that its driver started."""
-        return actors(self.pid)
+        """Returns the actors of the Ray that its driver started."""
+        return list_actors(self.pid)
 
     @property
     def directory(self) -> Path | None:
-        """Its run directory; the newest if a first attempt left nothing to resume."""
+        """The run directory; the newest one if a first attempt left nothing to resume."""
         found = [path for path in self.folder.glob("runs/*") if RunDirectory(path).experiment_yaml.exists()]
         return max(found, key=lambda path: RunDirectory(path).experiment_yaml.stat().st_ctime_ns, default=None)
 
@@ -146,18 +146,18 @@ class Run:
         return 0 if self.directory is None else len(read_lines(RunDirectory(self.directory).journal))
 
     def read_disk(self) -> DiskState:
-        """Read what is on disk. None of its processes may be alive."""
+        """Reads what is on disk. None of its processes may be alive."""
         if self.directory is None:
             return DiskState()
         checkpoints = self.directory / "checkpoints"
         names = {path.relative_to(checkpoints).as_posix() for path in checkpoints.rglob("*") if path.is_file()}
-        manifests = [manifest for name in names if (manifest := _manifest(checkpoints, name)) is not None]
+        manifests = [manifest for name in names if (manifest := _load_manifest(checkpoints, name)) is not None]
         belong = {name for m in manifests for name in (m.name, *(file.name for file in m.list_files()))}
         newest = max((m.next_round for m in manifests), default=0)
         return DiskState(rounds=self.rounds, checkpoint=newest, loose=frozenset(names - belong))
 
 
-def _manifest(checkpoints: Path, name: str) -> Manifest | None:
+def _load_manifest(checkpoints: Path, name: str) -> Manifest | None:
     try:
         return Manifest.decode(name, (checkpoints / name).read_bytes()) if MANIFEST.fullmatch(name) else None
     except Damaged:

@@ -1,4 +1,4 @@
-"""Where the runs take place: a temporary folder with a tracking store, and what each run starts with."""
+"""The environment of the runs: a temporary folder with a tracking store, and the settings of each run."""
 
 import os
 import random
@@ -33,7 +33,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a disturbed run."""
+    """The outcome of a disturbed run."""
 
     preset: str
     hits: tuple[str, ...]  # what the run was doing at each disturbance
@@ -63,12 +63,12 @@ class Stage:
         self.undisturbed = cache(self._undisturbed)
 
     def random(self, kind: str) -> random.Random:
-        """Return a generator for one kind of disturbance, independent of the other kinds."""
+        """Returns a generator for one kind of disturbance, independent of the other kinds."""
         return random.Random(f"{self.seed} {kind}")
 
     @contextmanager
     def run(self, preset: str, *options: str, folder: Path | None = None) -> Iterator[Run]:
-        """Give a run that is not started yet. None of its processes is left afterwards."""
+        """Yields a run that is not started yet. None of its processes is left afterwards."""
         self._made += 1
         if folder is None:
             folder = self.folder / f"run-{self._made}"
@@ -80,7 +80,7 @@ class Stage:
             end_all_in(folder)
 
     def spread(self, kills: int, disturb: Callable[[str, int], Outcome]) -> Iterator[Outcome]:
-        """Disturb runs of all presets in turn, at most ``KILLS_PER_RUN`` times each, until there were ``kills``."""
+        """Disturbs runs of all presets in turn, at most ``KILLS_PER_RUN`` times each, until there were ``kills``."""
         left = kills
         for preset in islice(cycle(self.presets), 3 * kills):
             if left:

@@ -15,19 +15,19 @@ all other messages go to standard error. Your own functions (`algorithm.function
 """
 
 
-def commands_page() -> str:
-    """Return the page in Markdown: a heading and the help of every command."""
+def build_commands_page() -> str:
+    """Returns the page in Markdown: a heading and the help of every command."""
     parts = [INTRODUCTION]
-    for path in (["fednar"], *paths(cli, ["fednar"])):
+    for path in (["fednar"], *iter_paths(cli, ["fednar"])):
         printed = CliRunner().invoke(cli, [*path[1:], "--help"], prog_name="fednar", terminal_width=100)
         parts += [f"## {' '.join(path)}\n"] if path[1:] else []
         parts.append(f"```text\n$ {' '.join(path)} --help\n{printed.output.rstrip()}\n```\n")
     return "\n".join(parts)
 
 
-def paths(group: click.Group, prefix: list[str]) -> Iterator[list[str]]:
-    """Yield the words of every command, a group before its commands."""
+def iter_paths(group: click.Group, prefix: list[str]) -> Iterator[list[str]]:
+    """Yields the words of every command, a group before its commands."""
     for name, command in group.commands.items():
         yield [*prefix, name]
         if isinstance(command, click.Group):
-            yield from paths(command, [*prefix, name])
+            yield from iter_paths(command, [*prefix, name])

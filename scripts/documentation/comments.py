@@ -10,8 +10,8 @@ import griffe
 
 
 @lru_cache
-def comments(path: Path) -> dict[int, str]:
-    """Return the comments that stand behind code in a file, by line, without directives to tools."""
+def load_comments(path: Path) -> dict[int, str]:
+    """Returns the comments that stand behind code in a file, by line, without directives to tools."""
     text = path.read_text(encoding="utf-8")
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -26,8 +26,8 @@ class CommentDocstrings(griffe.Extension):
     """Give attributes without a docstring the comment beside them."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """Document one attribute."""
+        """Documents one attribute."""
         if attr.docstring is None and attr.lineno is not None and isinstance(attr.filepath, Path):
-            comment = comments(attr.filepath).get(attr.lineno)
+            comment = load_comments(attr.filepath).get(attr.lineno)
             if comment:
                 attr.docstring = griffe.Docstring(comment, parent=attr)

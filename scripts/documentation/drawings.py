@@ -1,6 +1,6 @@
 """Renders the mermaid drawings of the documentation to SVG, so that the built site needs no network.
 
-Run by ``scripts/docs draw``, which brings mermaid itself from npm. The name of a picture holds the hash of its source:
+Run by ``scripts/docs draw``, which downloads mermaid from npm. The name of a picture holds the hash of its source:
 a drawing that was edited and not rendered again is an error when the site is built.
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from snippets import DOCS, blocks, pages
+from snippets import DOCS, iter_blocks, list_pages
 
 MERMAID = re.compile(r"^```mermaid\n(?P<source>.+?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = """<script src="{library}"></script><pre id="out"></pre><script>
@@ -23,18 +23,18 @@ mermaid.render("drawing", {source}).then(drawn => {{ document.getElementById("ou
 </script>"""
 
 
-def picture(source: str) -> Path:
-    """Return where the picture of a drawing lies."""
+def locate_picture(source: str) -> Path:
+    """Returns the path of the picture of a drawing."""
     return DOCS / "images" / f"drawing-{hashlib.sha256(source.strip().encode()).hexdigest()[:12]}.svg"
 
 
-def sources() -> list[str]:
-    """Return the source of every drawing in the documentation."""
-    return [block.text for page in pages() for block in blocks(page) if block.language == "mermaid"]
+def list_sources() -> list[str]:
+    """Returns the source of every drawing in the documentation."""
+    return [block.text for page in list_pages() for block in iter_blocks(page) if block.language == "mermaid"]
 
 
 def render(source: str, library: Path, chromium: str) -> str:
-    """Draw one mermaid source in headless Chromium and return the SVG."""
+    """Draws one mermaid source in headless Chromium and returns the SVG."""
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory) / "page.html"
         page.write_text(PAGE.format(library=library.resolve().as_uri(), source=json.dumps(source)), encoding="utf-8")
@@ -48,12 +48,12 @@ def render(source: str, library: Path, chromium: str) -> str:
 
 
 def main() -> None:
-    """Render what has no picture yet, and delete the pictures of drawings that are gone."""
+    """Renders drawings without a picture, and deletes the pictures of removed drawings."""
     parser = argparse.ArgumentParser(prog="scripts/docs draw", description=__doc__)
     parser.add_argument("library", type=Path, help="mermaid.min.js")
     library = parser.parse_args().library
     chromium = shutil.which("chromium") or sys.exit("chromium is needed: apt-get install chromium")
-    wanted = {picture(source): source for source in sources()}
+    wanted = {locate_picture(source): source for source in list_sources()}
     for path in set((DOCS / "images").glob("drawing-*.svg")) - set(wanted):
         path.unlink()
     for path, source in wanted.items():

@@ -1,13 +1,13 @@
-"""What MkDocs does not do by itself: generated pages, rendered drawings, and a check that nothing is fetched."""
+"""Hooks of MkDocs that add generated pages and rendered drawings, and check that pages fetch nothing."""
 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from commands import commands_page
-from configuration import configuration_page
-from drawings import MERMAID, picture
+from commands import build_commands_page
+from configuration import build_configuration_page
+from drawings import MERMAID, locate_picture
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -20,31 +20,31 @@ FETCHED = re.compile(
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
-    "reference/commands.md": commands_page,
-    "reference/configuration.md": configuration_page,
-    "reference/changes.md": lambda: top_level("CHANGELOG.md"),
-    "reference/contributing.md": lambda: top_level("CONTRIBUTING.md"),
+    "reference/commands.md": build_commands_page,
+    "reference/configuration.md": build_configuration_page,
+    "reference/changes.md": lambda: load_top_level("CHANGELOG.md"),
+    "reference/contributing.md": lambda: load_top_level("CONTRIBUTING.md"),
 }
 """The pages that are not files in docs/."""
 
 
-def top_level(name: str) -> str:
-    """Return a page from the top of the repository, with its links as they are seen from reference/."""
+def load_top_level(name: str) -> str:
+    """Returns a page from the top of the repository, with its links as they are seen from reference/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages."""
+    """Adds the generated pages."""
     for path, content in PAGES.items():
         files.append(File.generated(config, path, content=content()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the rendered picture in the place of each mermaid drawing. Raises PluginError where there is none."""
+    """Puts the rendered picture in the place of each mermaid drawing. Raises PluginError if a picture is missing."""
 
     def drawn(match: re.Match[str]) -> str:
-        path = picture(match["source"])
+        path = locate_picture(match["source"])
         if not path.exists():
             raise PluginError(f"{page.file.src_uri}: a drawing was edited; render it with scripts/docs draw")
         up = "../" * page.file.src_uri.count("/")
@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Raise PluginError where a page would fetch something from a network."""
+    """Raises PluginError if a page would fetch something from a network."""
     site = Path(config["site_dir"])
     (site / "404.html").unlink()  # it is for servers; its absolute addresses do not work in a directory of files
     for path in sorted((*site.rglob("*.html"), *site.rglob("*.css"))):

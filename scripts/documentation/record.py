@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from snippets import PROMPT, ROOT, Block, blocks, pages
+from snippets import PROMPT, ROOT, Block, iter_blocks, list_pages
 
 CALLED = "/home/you/fednar_ray"
 BIN = Path(sys.executable).parent
@@ -29,11 +29,11 @@ TOKEN = secrets.token_hex(32)  # for the cluster that a note starts
 
 
 def main() -> None:
-    """Record the named pages, or all; for PAGE:LINE only the block with that line."""
-    for argument in sys.argv[1:] or map(str, pages()):
+    """Records the named pages, or all; for PAGE:LINE only the block with that line."""
+    for argument in sys.argv[1:] or map(str, list_pages()):
         name, _, line = argument.partition(":")
         page = Path(name).resolve()
-        consoles = [block for block in blocks(page) if block.language == "console"]
+        consoles = [block for block in iter_blocks(page) if block.language == "console"]
         chosen = [block for block in consoles if not line or block.covers(int(line))]
         if line and not chosen:
             sys.exit(f"{argument}: no console block is there")
@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def record(page: Path, consoles: list[Block]) -> None:
-    """Run one page's commands in order, and write the page."""
+    """Runs one page's commands in order, and writes the page."""
     with tempfile.TemporaryDirectory(prefix="fednar", ignore_cleanup_errors=True) as directory:
-        for block in blocks(page):
+        for block in iter_blocks(page):
             if block.title:
                 path = Path(directory) / block.title
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,20 +60,20 @@ def record(page: Path, consoles: list[Block]) -> None:
 
 
 def run(block: Block, directory: str) -> list[str]:
-    """Run a block and return its new lines: each command with its output."""
+    """Runs a block and returns its new lines: each command with its output."""
     environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
     environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_TOKEN": TOKEN}
     shown: list[str] = []
-    with meanwhile(block, directory, environment):
+    with run_meanwhile(block, directory, environment):
         for command in block.commands:
             print(f"{block.place}: {command}", file=sys.stderr)
-            printed = output_of(command, directory, environment, block.place)
+            printed = run_command(command, directory, environment, block.place)
             shown += [PROMPT + command, *printed.rstrip().splitlines()]
     return shown
 
 
-def output_of(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:
-    """Run a command and return its output. Exits if it fails; tries again if a busy machine kept Ray from starting."""
+def run_command(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:
+    """Runs a command and returns its output. Exits if it fails. Retries if a busy machine kept Ray from starting."""
     for attempts_left in reversed(range(ATTEMPTS)):
         done = subprocess.run(
             ["/bin/bash", "-c", command],
@@ -94,8 +94,8 @@ def output_of(command: str, directory: str, environment: Mapping[str, str], plac
 
 
 @contextmanager
-def meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """Run the command of the block's note beside it, started the given number of seconds before."""
+def run_meanwhile(block: Block, directory: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Runs the command of the block's note beside it, started the given number of seconds before."""
     if block.note is None or block.note[0] != "meanwhile":
         yield
         return

@@ -1,10 +1,10 @@
-"""The blocks of code on a page, and what each kind is for.
+"""The blocks of code on a page, and the purpose of each kind.
 
 ```python                     runs, after the page's blocks above it
 ```python title="rules.py"    is a file that the page's other blocks and commands find
 ```yaml title="mine.yaml"     the same
 ```console                    commands behind a $ and their output, written by `scripts/docs record`
-```sh                         commands that are not run here: they need what this machine lacks, or do not end
+```sh                         commands that are not run here: they need other hardware or software, or do not end
 ```mermaid                    a drawing, rendered by `scripts/docs draw`
 --8<-- "scripts/examples/…"   as a block's only line: that file, shown; tests/end_to_end/test_examples.py runs it
 <!-- not run: why -->         on the line above a block: its syntax is checked, it is not run
@@ -42,7 +42,7 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def covers(self, line: int) -> bool:
-        """Return whether a line of the page belongs to the block."""
+        """Returns whether a line of the page belongs to the block."""
         return self.line <= line < self.line + len(self.text.splitlines())
 
     @property
@@ -55,13 +55,13 @@ class Block:
         return [line for line in typed if line]
 
 
-def pages() -> list[Path]:
-    """Return the pages of the documentation and those at the top of the repository."""
+def list_pages() -> list[Path]:
+    """Returns the pages of the documentation and those at the top of the repository."""
     return [*sorted(DOCS.rglob("*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    """Yield the blocks of a page, fenced or indented, from top to bottom."""
+def iter_blocks(page: Path) -> Iterator[Block]:
+    """Yields the blocks of a page, fenced or indented, from top to bottom."""
     lines = page.read_text(encoding="utf-8").splitlines()
     at = 0
     while at < len(lines):
@@ -69,7 +69,7 @@ def blocks(page: Path) -> Iterator[Block]:
         if fence:
             end = next((i for i in range(at + 1, len(lines)) if lines[i] == "```"), len(lines))
             text, found = "\n".join(lines[at + 1 : end]), fence.groupdict()
-            note, include = _note(lines, at), INCLUDED.fullmatch(text)
+            note, include = _parse_note(lines, at), INCLUDED.fullmatch(text)
             if include:
                 text, note = (ROOT / include["path"]).read_text(encoding="utf-8").rstrip(), ("not run", "an example")
             yield Block(page, at + 2, found["language"], found["title"], note, text)
@@ -77,12 +77,12 @@ def blocks(page: Path) -> Iterator[Block]:
         elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
             end = next((i for i in range(at, len(lines)) if lines[i].strip() and lines[i][0] != " "), len(lines))
             text = "\n".join(line[4:] for line in lines[at:end]).rstrip()
-            yield Block(page, at + 1, "", None, _note(lines, at), text)
+            yield Block(page, at + 1, "", None, _parse_note(lines, at), text)
             at = end
         else:
             at += 1
 
 
-def _note(lines: list[str], at: int) -> tuple[str, str] | None:
+def _parse_note(lines: list[str], at: int) -> tuple[str, str] | None:
     found = NOTE.search("\n".join(lines[:at]).rstrip())
     return (found["kind"], found["text"].replace("\\\n", "")) if found else None

@@ -12,7 +12,7 @@ from fednar_ray.algorithms.server_optimizers import RoundAggregate, ServerOptimi
 
 
 def nesterov(mu: float = 0.01, beta: float = 0.5) -> Algorithm:
-    """Build the algorithm. A configuration names this function, so searches can vary its arguments.
+    """Builds the algorithm. A configuration names this function, so searches can vary its arguments.
 
     Args:
         mu: FedProx's μ, how strongly a client is pulled to the start of the round.
@@ -31,7 +31,7 @@ def nesterov(mu: float = 0.01, beta: float = 0.5) -> Algorithm:
 
 
 def main() -> None:
-    """Train the embedded digits with it."""
+    """Trains the embedded digits with it."""
     experiment = fr.Experiment.model_validate(
         {
             "data": {"source": "digits", "partition": {"kind": "dirichlet", "clients": 20, "alpha": 0.3}},

@@ -11,14 +11,14 @@ import fednar_ray as fr
 
 
 def make_patients(rng: np.random.Generator, count: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw measurements x, [count, 4] float32, and outcomes y, [count], 0 or 1."""
+    """Draws measurements x, [count, 4] float32, and outcomes y, [count], 0 or 1."""
     y = rng.integers(2, size=count)
     x = rng.normal(loc=shift, size=(count, 4)) + 1.5 * y[:, None]
     return x.astype(np.float32), y
 
 
 def main() -> None:
-    """Train a logistic regression and print its accuracy after every round."""
+    """Trains a logistic regression and prints its accuracy after every round."""
     rng = np.random.default_rng(0)
     federation = fr.Federation(
         clients={

@@ -16,19 +16,19 @@ class ConvNet(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, channels, 3, padding=1),
-            nn.GroupNorm(2, channels),  # group norm, as averaged batch norm statistics fit no client
+            nn.GroupNorm(2, channels),  # group norm, since averaged batch norm statistics suit no client
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
         self.head = nn.Linear(channels * 16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits, [n, 10]."""
+        """Computes the logits, [n, 10]."""
         return self.head(self.features(x).flatten(1))
 
 
 def main() -> None:
-    """Train on the embedded digits, then put the final parameters back into the module."""
+    """Trains on the embedded digits, then puts the final parameters back into the module."""
     experiment = fr.Experiment.model_validate(
         {
             "data": {"source": "digits", "partition": {"kind": "dirichlet", "clients": 10, "alpha": 0.5}},

@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Train both, and say where the tracked run is."""
+    """Trains both, and prints the directory of the tracked run."""
     experiment = fr.Experiment.model_validate(SETTINGS)
     result = fr.run(experiment)  # tracked in MLflow and kept in ./runs
     print(f"fednar     test accuracy {result.metrics['test_accuracy']:.3f}  ({result.directory})")

@@ -1,4 +1,4 @@
-"""Runs a table of FedNAR's paper. Every cell is a tracked run that can be resumed; writes measured beside published."""
+"""Runs a table of FedNAR's paper and writes measured next to published values. Cells are runs that can be resumed."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pages import DOCS, write_part
-from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, data_overrides, load_cell
+from tables import DATA_KEYS, NAMES, REGULARIZERS, TABLES, Cell, Table, build_data_overrides, load_cell
 
 import fednar_ray as fr
 from fednar_ray.core.errors import FednarError
@@ -43,18 +43,18 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds."""
+        """The mean over the seeds."""
         return statistics.fmean(self.final)
 
     def format(self) -> str:
-        """Format mean and standard deviation."""
+        """Formats mean and standard deviation."""
         spread = f" ± {statistics.stdev(self.final):.2f}" if len(self.final) > 1 else ""
         return f"{self.mean:.2f}{spread}"
 
 
 def main() -> None:
-    """Run or resume a table."""
-    arguments = _arguments()
+    """Runs or resume a table."""
+    arguments = _parse_arguments()
     logging.basicConfig(format="%(message)s")
     scale = arguments.scale or ("full" if torch.cuda.is_available() or arguments.address else None)
     if scale is None:
@@ -67,22 +67,22 @@ def main() -> None:
     overrides = {}
     for text in arguments.data:
         kind, _, path = text.partition("=")
-        overrides |= data_overrides(kind, str(Path(path).absolute()))
+        overrides |= build_data_overrides(kind, str(Path(path).absolute()))
     output = Path(arguments.output or f"reproduction/{arguments.table}-{scale}").absolute()
     output.mkdir(parents=True, exist_ok=True)
-    os.chdir(output)  # runs/ and mlflow.db are kept here, so that it can be resumed
+    os.chdir(output)  # runs/ and mlflow.db are stored here, so that the table can be resumed
     try:
         cells = list(table.cells(partial(load_cell, overrides, own)))
-        _run(table, cells, arguments.seeds, fr.RaySession(arguments.address), output, _command(arguments))
+        _run(table, cells, arguments.seeds, fr.RaySession(arguments.address), output, _format_command(arguments))
         if arguments.document:
-            _document(f"{arguments.table}-{scale}", output)
+            _write_documentation(f"{arguments.table}-{scale}", output)
     except FednarError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; resume with the same command")
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/reproduce", description=__doc__)
     parser.add_argument("table", choices=NAMES)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every experiment of the table")
@@ -108,7 +108,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _command(arguments: argparse.Namespace) -> str:
+def _format_command(arguments: argparse.Namespace) -> str:
     parts = ["scripts/reproduce", arguments.table]
     parts += ["--scale", arguments.scale] if arguments.scale else []
     for text in arguments.data:
@@ -124,8 +124,10 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
     with session:
         for index, cell in enumerate(cells):
             start = time.monotonic()
-            runs = [fr.run(_named(cell, offset), session=session, resume_newest=True) for offset in range(seeds)]
-            measured.append(_measured(cell, runs))
+            runs = [
+                fr.run(_name_experiment(cell, offset), session=session, resume_newest=True) for offset in range(seeds)
+            ]
+            measured.append(_measure(cell, runs))
             _write(table, measured, output, command)
             print(
                 f"{index + 1}/{len(cells)}  {cell.row}, {cell.column}, {cell.regularizer}: {measured[-1].format()} %"
@@ -137,15 +139,15 @@ def _run(table: Table, cells: Sequence[Cell], seeds: int, session: fr.RaySession
     print(f"kept in {output}")
 
 
-def _named(cell: Cell, offset: int) -> fr.Experiment:
-    """Give the cell's experiment a unique name, by which it is found when the table is resumed."""
+def _name_experiment(cell: Cell, offset: int) -> fr.Experiment:
+    """Gives the cell's experiment a unique name, by which it is found when the table is resumed."""
     place = re.sub(r"[^A-Za-z0-9.]+", "", f"{cell.row}.{cell.column}")
     seed = cell.experiment.seed + offset
     name = f"{cell.experiment.name}-{place}-{cell.regularizer}-{seed}"
     return cell.experiment.model_copy(update={"name": name, "seed": seed})
 
 
-def _measured(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
+def _measure(cell: Cell, runs: Sequence[fr.Result]) -> Measured:
     final, best, curves = [], [], []
     for run in runs:
         curve = [(r.round_index, 100 * r.metrics["test_accuracy"]) for r in run.history if "test_accuracy" in r.metrics]
@@ -171,7 +173,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
                     by_decay = accuracies.setdefault(each.cell.regularizer, {})
                     by_decay[float(each.cell.column)] = [value / 100 for value in each.final]
             draw_by_decay(accuracies, output / f"decay_{row}.png")
-    replace_file(output / "table.md", _as_markdown(table, measured, command))
+    replace_file(output / "table.md", _format_markdown(table, measured, command))
     rows = [
         {
             "row": m.cell.row, "column": m.cell.column, "regularizer": m.cell.regularizer, "final": m.final,
@@ -183,7 +185,7 @@ def _write(table: Table, measured: Sequence[Measured], output: Path, command: st
     replace_file(output / "results.json", json.dumps({"title": table.title, "reduced": table.reduced, "cells": rows}))
 
 
-def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> str:
+def _format_markdown(table: Table, measured: Sequence[Measured], command: str) -> str:
     seeds = len(measured[0].final)
     label = f"**Reduced form**: {table.reduced}." if table.reduced else "In the authors' settings."
     lines = [
@@ -197,7 +199,7 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
     by_place = {(m.cell.row, m.cell.column, m.cell.regularizer): m for m in measured}
     for row, column in dict.fromkeys((m.cell.row, m.cell.column) for m in measured):
         pair = [by_place.get((row, column, name)) for name in REGULARIZERS]
-        cells = ["–" if m is None else m.format() + _published(m.cell) for m in pair]
+        cells = ["–" if m is None else m.format() + _format_published(m.cell) for m in pair]
         baseline, fednar = pair
         gain = f"{fednar.mean - baseline.mean:+.2f}" if baseline and fednar else "–"
         clipped = " / ".join("–" if m is None else f"{100 * m.clipped:.0f} %" for m in pair)
@@ -206,8 +208,8 @@ def _as_markdown(table: Table, measured: Sequence[Measured], command: str) -> st
     return "\n".join(lines) + "\n"
 
 
-def _document(name: str, output: Path) -> None:
-    """Write the table and the pictures into docs/reproduction.md."""
+def _write_documentation(name: str, output: Path) -> None:
+    """Writes the table and the pictures into docs/reproduction.md."""
     pictures = []
     for picture in sorted(output.glob("*.png")):
         kept = f"reproduction-{name}-{picture.stem}.png".replace("_", "-")
@@ -217,12 +219,12 @@ def _document(name: str, output: Path) -> None:
     write_part(DOCS / "reproduction.md", name, "scripts/reproduce", text)
 
 
-def _published(cell: Cell) -> str:
+def _format_published(cell: Cell) -> str:
     return f" (published {cell.published:.2f})" if cell.published is not None else ""
 
 
 def _draw_curves(measured: Sequence[Measured], path: Path, column: str) -> None:
-    """Draw test accuracy over rounds, one panel per cell of the table."""
+    """Draws test accuracy over rounds, one panel per cell of the table."""
     rows = list(dict.fromkeys(m.cell.row for m in measured))
     columns = list(dict.fromkeys(m.cell.column for m in measured))
     figure = Figure(figsize=(max(5.0, 3.4 * len(columns)), 0.6 + 2.8 * len(rows)), layout="constrained")

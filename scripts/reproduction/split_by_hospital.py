@@ -12,7 +12,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Split the file."""
+    """Splits the file."""
     source, directory = sys.argv[1], Path(sys.argv[2])
     directory.mkdir(parents=True, exist_ok=True)
     with np.load(source) as arrays:

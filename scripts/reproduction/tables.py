@@ -67,71 +67,77 @@ SHAKESPEARE: Mapping[str, Pair] = {
 }
 
 
-def _both(load: Load, file: str, row: str, column: str, published: Pair, *overrides: str) -> Iterator[Cell]:
+def _iter_both(load: Load, file: str, row: str, column: str, published: Pair, *overrides: str) -> Iterator[Cell]:
     for regularizer, reached in zip(REGULARIZERS, published, strict=True):
         document = load(file, f"regularizer.name={regularizer}", *overrides)
         yield Cell(row, column, regularizer, document.experiment, reached)
 
 
-def _cifar10(load: Load) -> Iterator[Cell]:
+def _iter_cifar10(load: Load) -> Iterator[Cell]:
     for preset in PRESETS:
         for alpha in ALPHAS:
             file = f"cifar10_alpha{alpha}_{preset}"
-            yield from _both(load, file, preset, f"α = {alpha}", CIFAR10[preset][alpha])
+            yield from _iter_both(load, file, preset, f"α = {alpha}", CIFAR10[preset][alpha])
 
 
-def _weight_decay(load: Load) -> Iterator[Cell]:
+def _iter_weight_decay(load: Load) -> Iterator[Cell]:
     for preset, by_decay in WEIGHT_DECAY.items():
         for decay, published in by_decay.items():
             file = f"cifar10_alpha0.3_{preset}"
-            yield from _both(load, file, preset, f"{decay:g}", published, f"regularizer.weight_decay={decay:g}")
+            yield from _iter_both(load, file, preset, f"{decay:g}", published, f"regularizer.weight_decay={decay:g}")
 
 
-def _shakespeare(load: Load) -> Iterator[Cell]:
+def _iter_shakespeare(load: Load) -> Iterator[Cell]:
     for preset in PRESETS:
-        yield from _both(load, f"shakespeare_{preset}", preset, "test accuracy", SHAKESPEARE[preset])
+        yield from _iter_both(load, f"shakespeare_{preset}", preset, "test accuracy", SHAKESPEARE[preset])
 
 
-def _small_cifar10(load: Load) -> Iterator[Cell]:
+def _iter_small_cifar10(load: Load) -> Iterator[Cell]:
     for preset in PRESETS:
         full = load(f"cifar10_alpha0.3_{preset}").experiment
         own = full.algorithm.model_dump(exclude_none=True)
         settings = [f"algorithm.{key}={value}" for key, value in own.items() if not key.startswith("local_lr")]
         settings.append(f"regularizer.weight_decay={full.regularizer.weight_decay:g}")
-        yield from _both(load, "small_cifar10", preset, "α = 0.3", (None, None), *settings)
+        yield from _iter_both(load, "small_cifar10", preset, "α = 0.3", (None, None), *settings)
 
 
-def _compared(file: str) -> Callable[[Load], Iterator[Cell]]:
-    """Build cells for the weight decays in a file's ``compare`` section."""
+def _build_compared(file: str) -> Callable[[Load], Iterator[Cell]]:
+    """Builds cells for the weight decays in a file's ``compare`` section."""
 
     def cells(load: Load) -> Iterator[Cell]:
         document = load(file)
         for decay in document.compare.weight_decays or ():
             override = f"regularizer.weight_decay={decay:g}"
-            yield from _both(load, file, document.experiment.algorithm.name, f"{decay:g}", (None, None), override)
+            yield from _iter_both(load, file, document.experiment.algorithm.name, f"{decay:g}", (None, None), override)
 
     return cells
 
 
 LENET = "LeNet in place of ResNet-18, 10 of 100 clients per round, 10 steps of 50, 100 rounds, η_0 = 0.1, A = 1"
 HEART = Table(
-    "Heart disease in four hospitals", "weight decay", "not of the paper", _compared("heart_disease"), by_decay=True
+    "Heart disease in four hospitals",
+    "weight decay",
+    "not of the paper",
+    _build_compared("heart_disease"),
+    by_decay=True,
 )
 TABLES: Mapping[tuple[str, str], Table] = {
-    ("cifar10", "full"): Table("CIFAR-10, ResNet-18, six backbones", "preset", None, _cifar10),
-    ("cifar10", "small"): Table("CIFAR-10, six backbones", "preset", LENET, _small_cifar10),
+    ("cifar10", "full"): Table("CIFAR-10, ResNet-18, six backbones", "preset", None, _iter_cifar10),
+    ("cifar10", "small"): Table("CIFAR-10, six backbones", "preset", LENET, _iter_small_cifar10),
     ("weight_decay", "full"): Table(
-        "CIFAR-10 over weight decays, α = 0.3", "preset", None, _weight_decay, by_decay=True
+        "CIFAR-10 over weight decays, α = 0.3", "preset", None, _iter_weight_decay, by_decay=True
     ),
     ("weight_decay", "small"): Table(
-        "CIFAR-10 over weight decays, α = 0.3", "preset", LENET, _compared("small_cifar10"), by_decay=True
+        "CIFAR-10 over weight decays, α = 0.3", "preset", LENET, _build_compared("small_cifar10"), by_decay=True
     ),
-    ("shakespeare", "full"): Table("Shakespeare, six-layer transformer, six backbones", "preset", None, _shakespeare),
+    ("shakespeare", "full"): Table(
+        "Shakespeare, six-layer transformer, six backbones", "preset", None, _iter_shakespeare
+    ),
     ("shakespeare", "small"): Table(
         "Shakespeare by role over weight decays",
         "preset",
         "a transformer of 2 layers in place of 6, 5 of 50 roles per round, 10 steps of 20, 30 rounds, A = 1",
-        _compared("small_shakespeare"),
+        _build_compared("small_shakespeare"),
         by_decay=True,
     ),
     ("heart_disease", "full"): HEART,
@@ -141,8 +147,8 @@ NAMES = tuple(dict.fromkeys(name for name, _ in TABLES))
 DATA_KEYS = {"cifar10": "CIFAR-10", "shakespeare": "Shakespeare", "heart_disease": "the hospitals' files"}
 
 
-def data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
-    """Return overrides for data at ``path``, by the start of the names of the files of PAPER that read this kind."""
+def build_data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
+    """Returns overrides for data at ``path``, by the start of the names of the files of PAPER that read this kind."""
     if kind == "cifar10" and path.endswith(".npz"):
         npz = (f"data.path={path}",)
         return {
@@ -158,6 +164,6 @@ def data_overrides(kind: str, path: str) -> dict[str, tuple[str, ...]]:
 
 
 def load_cell(overrides: Mapping[str, tuple[str, ...]], own: tuple[str, ...], file: str, *more: str) -> Document:
-    """Load a file of PAPER with overrides: the place of its data, those of the cell, then those of the user."""
+    """Loads a file of PAPER with overrides: the place of its data, those of the cell, then those of the user."""
     where = [value for prefix, values in overrides.items() if file.startswith(prefix) for value in values]
     return load_document(PAPER / f"{file}.yaml", [*where, *more, *own])

@@ -24,7 +24,7 @@ class Case:
     overrides: Overrides
 
     def of(self, regularizer: str, weight_decay: float) -> Overrides:
-        """Return the overrides for a regularizer and a weight decay."""
+        """Returns the overrides for a regularizer and a weight decay."""
         settings = {"name": regularizer, "weight_decay": weight_decay, "clip_bound": CLIP_BOUND}
         return (*self.overrides, *(f"regularizer.{key}={value}" for key, value in settings.items()))
 
@@ -38,8 +38,8 @@ class Study:
     cases: tuple[Case, ...]
 
 
-def _tiny(examples: int) -> Overrides:
-    """Overrides for clients with ``examples`` examples each, or one more."""
+def _build_tiny(examples: int) -> Overrides:
+    """Returns overrides for clients with ``examples`` or ``examples`` + 1 examples each."""
     clients = f"data.partition.clients={EXAMPLES // examples}"
     return ("data.partition.kind=iid", clients, "federation.clients_per_round=20")
 
@@ -53,7 +53,7 @@ STUDIES = (
     Study(
         f"Tiny clients: as many as {EXAMPLES} examples make, drawn at random, 20 sampled",
         "examples per client",
-        tuple(Case(str(count), _tiny(count)) for count in (5, 3, 1)),
+        tuple(Case(str(count), _build_tiny(count)) for count in (5, 3, 1)),
     ),
     Study(
         "Outages: 20 clients, 10 sampled, α = 0.3; a sampled client does not return with this probability",
@@ -63,22 +63,22 @@ STUDIES = (
 )
 
 
-def configurations() -> Iterator[Overrides]:
-    """Yield every configuration that the tables need."""
+def iter_configurations() -> Iterator[Overrides]:
+    """Yields every configuration that the tables need."""
     for study in STUDIES:
         for case in study.cases:
             yield from (case.of(name, decay) for decay in DECAYS for name in (BASELINE, FEDNAR))
 
 
-def tables(outcomes: Outcomes) -> Iterator[str]:
-    """Yield one table per study, under its title."""
+def iter_tables(outcomes: Outcomes) -> Iterator[str]:
+    """Yields one table per study, under its title."""
     for study in STUDIES:
         head = (study.head, "λ", "baseline", "FedNAR", "difference", f"rounds to {TARGET:g}", "clients per round")
-        rows = [_row(case, decay, outcomes) for case in study.cases for decay in DECAYS]
+        rows = [_build_row(case, decay, outcomes) for case in study.cases for decay in DECAYS]
         yield f"**{study.title}**\n\n{build_table(head, rows)}"
 
 
-def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
+def _build_row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
     baseline, fednar = (outcomes[case.of(name, decay)] for name in (BASELINE, FEDNAR))
     finals = [np.array([outcome.final for outcome in runs]) for runs in (baseline, fednar)]
     difference, interval = compute_paired_difference(finals[1], finals[0])
@@ -89,13 +89,13 @@ def _row(case: Case, decay: float, outcomes: Outcomes) -> tuple[str, ...]:
         f"{decay:g}",
         *map(format_mean, finals),
         f"**{text}**" if abs(difference) > interval else text,
-        f"{_rounds(baseline)}; {_rounds(fednar)}",
+        f"{_format_rounds(baseline)}; {_format_rounds(fednar)}",
         f"{np.mean([outcome.clients for outcome in (*baseline, *fednar)]):.1f}",
     )
 
 
-def _rounds(runs: Sequence[Outcome]) -> str:
-    """Format the median of the seeds that reached the target, and how many did if not all."""
+def _format_rounds(runs: Sequence[Outcome]) -> str:
+    """Formats the median of the seeds that reached the target, and how many did if not all."""
     reached = [rounds for outcome in runs if (rounds := outcome.rounds_to(TARGET)) is not None]
     few = "" if len(reached) == len(runs) else f" ({len(reached)}/{len(runs)})"
     return f"{np.median(reached):g}{few}" if reached else "–"

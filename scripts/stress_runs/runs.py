@@ -15,12 +15,12 @@ import torch
 import fednar_ray as fr
 
 FILE = Path(__file__).resolve().parents[2] / "tune_configs" / "digits.yaml"
-SEEDS = range(5)  # they vary partition, start, sampling, and who misbehaves
+SEEDS = range(5)  # they vary the partition, the initial parameters, the sampling, and the misbehaving clients
 FINAL_ROUNDS = 10
 COMMON = ("execution.placement=serial", "federation.rounds=40")
 
 Overrides = tuple[str, ...]
-"""What a configuration changes in ``FILE``."""
+"""Overrides of the settings in ``FILE``."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outcome:
         return float(np.mean(self.accuracy[-FINAL_ROUNDS:]))
 
     def rounds_to(self, target: float) -> int | None:
-        """Return the round in which the accuracy first reached ``target``, from 1; None if it did not."""
+        """Returns the round in which the accuracy first reached ``target``, from 1; None if it did not."""
         return next((t for t, accuracy in enumerate(self.accuracy, 1) if accuracy >= target), None)
 
 
@@ -45,7 +45,7 @@ Outcomes = Mapping[Overrides, Sequence[Outcome]]
 
 
 def train(overrides: Overrides) -> Outcome:
-    """Train once, in this process."""
+    """Trains once, in this process."""
     metrics = [report.metrics for report in fr.iter_rounds(fr.load(FILE, overrides=[*COMMON, *overrides]))]
     return Outcome(
         accuracy=tuple(each["test_accuracy"] for each in metrics),
@@ -54,11 +54,11 @@ def train(overrides: Overrides) -> Outcome:
 
 
 def train_all(configurations: Iterable[Overrides]) -> Outcomes:
-    """Train every configuration once with every seed; print each result when it is there."""
+    """Trains every configuration once with every seed; print each result when it is there."""
     wanted = list(dict.fromkeys(configurations))
     runs = [(*overrides, f"seed={seed}") for overrides in wanted for seed in SEEDS]
     outcomes, start = [], time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count(), initializer=_alone) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_set_up_process) as pool:
         for outcome in pool.map(train, runs):
             outcomes.append(outcome)
             seconds = time.monotonic() - start
@@ -68,11 +68,11 @@ def train_all(configurations: Iterable[Overrides]) -> Outcomes:
 
 
 def format_mean(values: npt.NDArray[np.float64]) -> str:
-    """Format the mean over seeds with the sample's standard deviation."""
+    """Formats the mean over seeds with the sample's standard deviation."""
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
-def _alone() -> None:
-    """Set up a process of the pool: one thread, and no message about each excluded client."""
+def _set_up_process() -> None:
+    """Sets up a process of the pool: one thread, and no message about each excluded client."""
     torch.set_num_threads(1)
     logging.getLogger("fednar_ray").setLevel(logging.ERROR)

@@ -16,17 +16,17 @@ PAGE = DOCS / "reliability.md"
 
 
 def main() -> None:
-    """Train everything and report."""
+    """Trains everything and reports."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     start = time.monotonic()
-    outcomes = train_all([*comparisons.configurations(), *misbehavior.configurations()])
+    outcomes = train_all([*comparisons.iter_configurations(), *misbehavior.iter_configurations()])
     minutes = (time.monotonic() - start) / 60
-    tables = "\n\n".join((*comparisons.tables(outcomes), misbehavior.build_the_table(outcomes)))
+    tables = "\n\n".join((*comparisons.iter_tables(outcomes), misbehavior.build_the_table(outcomes)))
     runs = f"{len(outcomes) * len(SEEDS)} runs in {minutes:.0f} minutes"
     text = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}; `scripts/stress`, {runs}\n\n{tables}"
     print(f"\n{text}")
     write_part(PAGE, "stress", "scripts/stress", text)
-    missed = misbehavior.missed(outcomes)
+    missed = misbehavior.find_missed(outcomes)
     print(f"\nwritten: {PAGE}; {'; '.join(missed) or 'every defense holds'}")
     sys.exit(1 if missed else 0)
 

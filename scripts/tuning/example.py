@@ -1,4 +1,4 @@
-"""What a search gains on digits: 40 trials of Optuna against as many rounds with the default settings.
+"""Measures the gain of a search on digits: 40 trials of Optuna against as many rounds with the default settings.
 
 Run by scripts/tuning_example; writes the examples of docs/tuning.md and their pictures. Exit code 1: the defaults won.
 """
@@ -28,7 +28,7 @@ PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
 FEDNAR = Path(sys.executable).with_name("fednar")
 TRIALS, SEEDS, ROUNDS = 40, 3, 30
-FRESH_SEEDS = range(100, 110)  # neither side has seen them
+FRESH_SEEDS = range(100, 110)  # neither side was trained or tuned on them
 COMMAND = (
     *("search.name=digits-40", f"search.trials={TRIALS}", f"search.seeds={SEEDS}", "search.scheduler=none"),
     *(f"federation.rounds={ROUNDS}", "data.seed=0"),
@@ -46,43 +46,43 @@ class Outcome:
 
 
 def train(overrides: Sequence[str]) -> Outcome:
-    """Train the experiment of the file with overrides."""
+    """Trains the experiment of the file with overrides."""
     settings = (*COMMON, f"federation.rounds={ROUNDS}", "execution.placement=serial", f"evaluation.every={ROUNDS}")
     *_, last = fr.iter_rounds(fr.load(FILE, overrides=[*settings, *overrides]))
     return Outcome(last.metrics["validation_accuracy"], last.metrics["test_accuracy"])
 
 
 def choose_best(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome with the best validation accuracy."""
+    """Returns the outcome with the best validation accuracy."""
     return max(outcomes, key=lambda each: each.validation)
 
 
-def mean(outcomes: Sequence[Outcome]) -> Outcome:
-    """Average over seeds."""
+def average_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
+    """Averages outcomes over seeds."""
     each = [statistics.fmean(values) for values in zip(*((o.validation, o.test) for o in outcomes), strict=True)]
     return Outcome(*each)
 
 
 def main() -> None:
-    """Write both parts, or one."""
+    """Writes both parts, or the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("example", "sensitivity"))
     only = parser.parse_args().only
-    won = only == "sensitivity" or example()
+    won = only == "sensitivity" or run_example()
     if only != "example":
-        sensitivity()
+        measure_sensitivity()
     sys.exit(0 if won else 1)
 
 
-def example() -> bool:
-    """Search, spend as many rounds on the default settings, compare them, and return whether the search won."""
+def run_example() -> bool:
+    """Searches, spends as many rounds on the default settings, compares them, and returns whether the search won."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
-        search = search_with(Path(folder), str(FILE), *COMMAND, *COMMON)
-        keep_pictures(search, "tuning", PICTURES)
+        search = run_search(Path(folder), str(FILE), *COMMAND, *COMMON)
+        copy_pictures(search, "tuning", PICTURES)
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
         singles = list(pool.map(train, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
-        defaults = [mean(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
+        defaults = [average_outcomes(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
         fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
         fresh_tuned = list(pool.map(train, [[*tuned, *seed] for seed in fresh]))
         fresh_default = list(pool.map(train, fresh))
@@ -90,12 +90,12 @@ def example() -> bool:
     return bool(search["test_accuracy"] > choose_best(defaults).test)
 
 
-def sensitivity() -> None:
-    """Measure how far accuracy falls with FedNAR and with the baseline over a grid."""
+def measure_sensitivity() -> None:
+    """Measures how far accuracy falls with FedNAR and with the baseline over a grid."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        search = search_with(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
-        keep_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
+        search = run_search(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
+        copy_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
         found = json.loads((Path(search["report"]).parent / "sensitivity.json").read_text())
     minutes = (time.monotonic() - start) / 60
     names = list(found["mean_falls"])
@@ -111,28 +111,28 @@ def sensitivity() -> None:
         "|---|---:|" + "---:|" * len(names),
     ]
     for key, factor in rows:
-        cells = " | ".join(points(falls[name, key, factor]) for name in names)
+        cells = " | ".join(format_points(falls[name, key, factor]) for name in names)
         lines.append(f"| `{key}` | {factor} times | {cells} |")
     for factor in ("3", "10"):
-        cells = " | ".join(f"**{points(found['mean_falls'][name][factor])}**" for name in names)
+        cells = " | ".join(f"**{format_points(found['mean_falls'][name][factor])}**" for name in names)
         lines.append(f"| mean | {factor} times | {cells} |")
     lines += ["", "![Validation accuracy over A and weight decay](images/sensitivity-clip-bound-and-weight-decay.png)"]
     write("sensitivity", "\n".join(lines))
 
 
-def points(fall: float | None) -> str:
-    """Format a fall in points of accuracy."""
+def format_points(fall: float | None) -> str:
+    """Formats a fall in points of accuracy."""
     return "–" if fall is None else f"{100 * fall:.1f}"
 
 
 def write(part: str, text: str) -> None:
-    """Print a part and write it to docs/tuning.md."""
+    """Prints a part and writes it to docs/tuning.md."""
     print(text)
     write_part(PAGE, part, "scripts/tuning_example", text)
 
 
-def search_with(folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a search and return its summary."""
+def run_search(folder: Path, *arguments: str) -> dict[str, Any]:
+    """Runs a search and returns its summary."""
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [str(FEDNAR), "tune", *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -140,8 +140,8 @@ def search_with(folder: Path, *arguments: str) -> dict[str, Any]:
     return summary
 
 
-def keep_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
-    """Copy pictures of the report to docs/images."""
+def copy_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
+    """Copys pictures of the report to docs/images."""
     for name in names:
         picture = Path(search["report"]).parent / f"{name}.png"
         if picture.exists():
@@ -155,7 +155,7 @@ def describe(
     fresh_default: Sequence[Outcome],
     minutes: float,
 ) -> str:
-    """Return the example in words and tables."""
+    """Returns the example in words and tables."""
     best_default = choose_best(defaults)
     median = statistics.median(each.validation for each in defaults)
     tuned, default = (np.array([each.test for each in runs]) for runs in (fresh_tuned, fresh_default))

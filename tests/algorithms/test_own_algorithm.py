@@ -1,4 +1,4 @@
-"""Algorithms that are not presets: by the path of a function, and like a preset in everything else."""
+"""Custom algorithms, given by the path of a function. In every other respect they behave like presets."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.core.errors import RunFailed
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 RULES = """
@@ -58,14 +58,14 @@ def number():
 
 @pytest.fixture
 def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a module with rules, which can be imported here."""
+    """Returns the name of an importable module with server optimizers."""
     (tmp_path / "rules_of_a_user.py").write_text(RULES)
     monkeypatch.syspath_prepend(tmp_path)
     yield "rules_of_a_user"
     sys.modules.pop("rules_of_a_user", None)
 
 
-def experiment(algorithm: dict[str, Any], **sections: Any) -> fr.Experiment:
+def build_experiment(algorithm: dict[str, Any], **sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "data": {"source": "digits", "partition": {"clients": 6}},
@@ -78,34 +78,34 @@ def experiment(algorithm: dict[str, Any], **sections: Any) -> fr.Experiment:
     )
 
 
-def parameters(one: fr.Experiment, **given: Any) -> np.ndarray:
+def build_parameters(one: fr.Experiment, **given: Any) -> np.ndarray:
     return list(fr.iter_rounds(one, **given))[-1].parameters
 
 
-def test_a_preset_written_anew_is_the_preset(rules: str) -> None:
+def test_a_reimplemented_preset_equals_the_preset(rules: str) -> None:
     own = {"function": f"{rules}.fedprox", "arguments": {"mu": 0.3}, "local_lr": 0.2}
     preset = {"name": "fedprox", "mu": 0.3, "local_lr": 0.2}
-    np.testing.assert_array_equal(parameters(experiment(own)), parameters(experiment(preset)))
+    np.testing.assert_array_equal(build_parameters(build_experiment(own)), build_parameters(build_experiment(preset)))
 
 
-def test_its_memory_is_in_the_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_state_is_saved_in_checkpoints(rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    one = experiment(
+    one = build_experiment(
         {"function": f"{rules}.half_a_step_and_a_memory"}, tracking={"uri": create_store(tmp_path / "m.db")}
     )
     fr.run(one.model_copy(update={"federation": one.federation.model_copy(update={"rounds": 2})}))
     resumed = fr.run(one, resume_newest=True)
     assert resumed.resumed_from_round == 2
-    np.testing.assert_array_equal(resumed.parameters, parameters(one))
+    np.testing.assert_array_equal(resumed.parameters, build_parameters(one))
 
 
-def test_a_vector_that_it_shares_is_sent_and_in_the_checkpoints(
+def test_a_shared_vector_is_broadcast_and_saved_in_checkpoints(
     rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    one = experiment({"function": f"{rules}.drift"}, tracking={"uri": create_store(tmp_path / "m.db")})
+    one = build_experiment({"function": f"{rules}.drift"}, tracking={"uri": create_store(tmp_path / "m.db")})
     reports = list(fr.iter_rounds(one))
-    plain = list(fr.iter_rounds(experiment({"name": "fedavg"})))
+    plain = list(fr.iter_rounds(build_experiment({"name": "fedavg"})))
     assert reports[0].parameters.tobytes() == plain[0].parameters.tobytes()  # the shared vector starts at zero
     assert reports[1].parameters.tobytes() != plain[1].parameters.tobytes()
     assert reports[0].metrics["bytes_down"] == 2 * plain[0].metrics["bytes_down"]
@@ -118,15 +118,17 @@ def test_a_vector_that_it_shares_is_sent_and_in_the_checkpoints(
 @pytest.mark.parametrize("name", ["parameters", "buffers", "server.m", ""])
 def test_a_shared_vector_with_a_name_that_checkpoints_use_is_refused(rules: str, name: str) -> None:
     with pytest.raises(fr.ConfigError, match=f"shared vector '{name}': choose another name"):
-        parameters(experiment({"function": f"{rules}.drift", "arguments": {"name": name}}))
+        build_parameters(build_experiment({"function": f"{rules}.drift", "arguments": {"name": name}}))
 
 
-def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) -> None:
-    """Actors of a Ray that knows nothing of the module: the rule itself travels."""
+def test_training_on_ray_gives_the_same_bytes(rules: str, session: fr.RaySession) -> None:
+    """The actors cannot import the module, so the algorithm itself is sent to them."""
     algorithm = {"function": f"{rules}.half_a_step_and_a_memory", "arguments": {"beta": 0.2}}
-    pooled = experiment(algorithm, execution={"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2})
-    serial = experiment(algorithm, execution={"placement": "serial", "vectorize": 2})
-    np.testing.assert_array_equal(parameters(pooled, session=session), parameters(serial))
+    pooled = build_experiment(
+        algorithm, execution={"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
+    )
+    serial = build_experiment(algorithm, execution={"placement": "serial", "vectorize": 2})
+    np.testing.assert_array_equal(build_parameters(pooled, session=session), build_parameters(serial))
 
 
 @pytest.mark.parametrize(
@@ -137,12 +139,12 @@ def test_on_ray_it_trains_to_the_same_bytes(rules: str, session: fr.RaySession) 
         ("number", {}, "returns int; a fednar_ray.algorithms.presets.Algorithm is needed"),
     ],
 )
-def test_what_is_wrong_with_it_is_said_before_anything_starts(
+def test_an_invalid_algorithm_is_refused_before_anything_starts(
     rules: str, function: str, arguments: dict[str, Any], message: str
 ) -> None:
-    given = experiment({"function": f"{rules}.{function}", "arguments": arguments})
+    given = build_experiment({"function": f"{rules}.{function}", "arguments": arguments})
     with pytest.raises(fr.ConfigError, match=rf"^algorithm.function: {rules}.{function}: {message}"):
-        next(fr.iter_rounds(given, federation=small_federation((4, 4, 4))))
+        next(fr.iter_rounds(given, federation=build_small_federation((4, 4, 4))))
 
 
 @pytest.mark.parametrize(
@@ -154,17 +156,17 @@ def test_what_is_wrong_with_it_is_said_before_anything_starts(
         ({"function": "no path"}, "pattern"),
     ],
 )
-def test_settings_that_contradict_are_refused(algorithm: dict[str, Any], message: str) -> None:
+def test_contradictory_settings_are_refused(algorithm: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        experiment(algorithm)
+        build_experiment(algorithm)
 
 
-def test_an_annealed_epsilon_reaches_its_server_rule() -> None:
-    given = experiment({"function": "a.b", "epsilon": 0.5, "epsilon_anneal": 0.1})
+def test_an_annealed_epsilon_reaches_the_server_optimizer() -> None:
+    given = build_experiment({"function": "a.b", "epsilon": 0.5, "epsilon_anneal": 0.1})
     assert given.compute_scalars(1).epsilon == pytest.approx(0.05)
 
 
-# ——— server optimizers that do not fit ———
+# ——— invalid server optimizers ———
 
 WRONG = """
 import sys
@@ -269,12 +271,12 @@ def wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("wrong_rules_of_a_user", None)
 
 
-D = 2 * 3 + 3  # of the logistic model
+D = 2 * 3 + 3  # number of parameters of the logistic model
 
 
-def first_round(function: str, **execution: Any) -> None:
-    given = experiment({"function": function}, execution={"placement": "serial", **execution})
-    next(fr.iter_rounds(given, federation=small_federation((4, 4, 4))))
+def train_first_round(function: str, **execution: Any) -> None:
+    given = build_experiment({"function": function}, execution={"placement": "serial", **execution})
+    next(fr.iter_rounds(given, federation=build_small_federation((4, 4, 4))))
 
 
 @pytest.mark.parametrize(
@@ -293,9 +295,9 @@ def first_round(function: str, **execution: Any) -> None:
         ("exits", r"step fails at .*: UserCodeExited: the code raised SystemExit\(7\)"),
     ],
 )
-def test_a_step_that_does_not_fit_ends_round_0_naming_the_function(wrong: str, function: str, message: str) -> None:
+def test_an_invalid_step_ends_round_0_and_the_error_names_the_function(wrong: str, function: str, message: str) -> None:
     with pytest.raises(RunFailed, match=rf"^algorithm.function: {wrong}.{function}: {message}"):
-        first_round(f"{wrong}.{function}")
+        train_first_round(f"{wrong}.{function}")
 
 
 @pytest.mark.parametrize(
@@ -306,10 +308,10 @@ def test_a_step_that_does_not_fit_ends_round_0_naming_the_function(wrong: str, f
         ("locked", "its client correction cannot be sent to Ray's actors: cannot pickle '_thread.lock' object"),
     ],
 )
-def test_what_is_wrong_before_any_round_is_refused_before_ray_starts(wrong: str, function: str, message: str) -> None:
+def test_an_invalid_function_is_refused_before_ray_starts(wrong: str, function: str, message: str) -> None:
     import ray
 
     started = ray.is_initialized()
     with pytest.raises(fr.ConfigError, match=rf"^algorithm.function: {wrong}.{function}: {message}"):
-        first_round(f"{wrong}.{function}", placement="pooled")
+        train_first_round(f"{wrong}.{function}", placement="pooled")
     assert ray.is_initialized() == started

@@ -1,4 +1,4 @@
-"""Every preset under every regularizer: against the independent loop, and its limits."""
+"""Every preset with every regularizer, compared with an independent loop and in limiting cases."""
 
 from typing import Any
 
@@ -29,20 +29,20 @@ SIZES = (7, 30, 12, 1, 21)
 ROUNDS = 4
 
 
-def clients() -> list[tuple[np.ndarray, np.ndarray]]:
+def build_clients() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(5)
     centres = np.array([[0, 2], [2, -1], [-2, -1]])
     labels = [rng.integers(3, size=size) for size in SIZES]
     return [((centres[y] + rng.normal(size=(len(y), 2))).astype(np.float32), y) for y in labels]
 
 
-def model() -> torch.nn.Module:
+def build_model() -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
 
 
-def settings(preset: str, regularizer: str, **changes: Any) -> dict[str, Any]:
+def build_settings(preset: str, regularizer: str, **changes: Any) -> dict[str, Any]:
     algorithm = {"name": preset, "local_lr": 0.3, "local_lr_anneal": 0.9, **SETTINGS.get(preset, {})}
     regularizers = {
         "name": regularizer,
@@ -58,7 +58,7 @@ def settings(preset: str, regularizer: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def trained(s: dict[str, Any], width: int | str = 2, **execution: Any) -> list[fr.RoundReport]:
+def train_preset(s: dict[str, Any], width: int | str = 2, **execution: Any) -> list[fr.RoundReport]:
     keys = ("batch_size", "local_steps", "local_epochs", "clients_per_round")
     federation = {"rounds": ROUNDS, **{key: s[key] for key in keys if key in s}}
     experiment = fr.Experiment.model_validate(
@@ -70,8 +70,8 @@ def trained(s: dict[str, Any], width: int | str = 2, **execution: Any) -> list[f
             "execution": {"placement": "serial", "vectorize": width, **execution},
         }
     )
-    data = clients()
-    return list(fr.iter_rounds(experiment, federation=fr.Federation(data, test=data[1]), model=model()))
+    data = build_clients()
+    return list(fr.iter_rounds(experiment, federation=fr.Federation(data, test=data[1]), model=build_model()))
 
 
 def test_the_table_and_its_settings_name_the_same_presets() -> None:
@@ -81,9 +81,9 @@ def test_the_table_and_its_settings_name_the_same_presets() -> None:
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_equals_the_independent_loop(preset: str, regularizer: str) -> None:
-    s = settings(preset, regularizer)
-    oracle, start = Oracle(s, clients(), model()), None
-    for report in trained(s):
+    s = build_settings(preset, regularizer)
+    oracle, start = Oracle(s, build_clients(), build_model()), None
+    for report in train_preset(s):
         start = oracle.x if start is None else start
         expected = oracle.round(report.round_index)
         moved = float((expected - start).norm())
@@ -92,38 +92,38 @@ def test_preset_equals_the_independent_loop(preset: str, regularizer: str) -> No
 
 @pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn"])
 def test_epochs_over_unequal_shards_equal_the_independent_loop(preset: str) -> None:
-    s = settings(preset, "fednar", local_epochs=2)
+    s = build_settings(preset, "fednar", local_epochs=2)
     del s["local_steps"]
-    oracle = Oracle(s, clients(), model())
-    for report in trained(s, width=3):
+    oracle = Oracle(s, build_clients(), build_model())
+    for report in train_preset(s, width=3):
         np.testing.assert_allclose(report.parameters, oracle.round(report.round_index).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_masked_group_equals_its_clients_one_by_one(preset: str, regularizer: str) -> None:
-    s = settings(preset, regularizer, local_epochs=1)
+def test_a_masked_group_equals_single_clients(preset: str, regularizer: str) -> None:
+    s = build_settings(preset, regularizer, local_epochs=1)
     del s["local_steps"]
-    for wide, single in zip(trained(s, width=3), trained(s, width=1), strict=True):
+    for wide, single in zip(train_preset(s, width=3), train_preset(s, width=1), strict=True):
         np.testing.assert_allclose(wide.parameters, single.parameters, rtol=2e-4, atol=2e-5)
         for name in ("clip_fraction", "effective_weight_decay", "train_loss", "test_loss"):
             assert wide.metrics[name] == pytest.approx(single.metrics[name], rel=1e-3)
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
-def test_fedprox_without_pull_is_fedavg(regularizer: str) -> None:
-    s = settings("fedprox", regularizer)
+def test_fedprox_with_mu_zero_is_fedavg(regularizer: str) -> None:
+    s = build_settings("fedprox", regularizer)
     s["algorithm"]["mu"] = 0.0
-    for prox, avg in zip(trained(s), trained(settings("fedavg", regularizer)), strict=True):
+    for prox, avg in zip(train_preset(s), train_preset(build_settings("fedavg", regularizer)), strict=True):
         np.testing.assert_array_equal(prox.parameters, avg.parameters)
 
 
 @pytest.mark.parametrize("plain", ["fedavg", "fedprox", "scaffold"])
-def test_fedexp_at_factor_one_takes_the_mean_step(plain: str) -> None:
-    exp = settings(plain + "+exp" if plain != "fedavg" else "fedexp", "fednar")
+def test_fedexp_with_factor_one_takes_the_mean_step(plain: str) -> None:
+    exp = build_settings(plain + "+exp" if plain != "fedavg" else "fedexp", "fednar")
     exp["algorithm"] |= {"epsilon": 1e9}  # the factor falls to its floor of 1
-    reports = trained(exp)
-    for extrapolated, mean in zip(reports, trained(settings(plain, "fednar")), strict=True):
+    reports = train_preset(exp)
+    for extrapolated, mean in zip(reports, train_preset(build_settings(plain, "fednar")), strict=True):
         np.testing.assert_array_equal(extrapolated.parameters, mean.parameters)
     np.testing.assert_array_equal(reports[0].eval_params, reports[0].parameters)
     np.testing.assert_allclose(reports[1].eval_params, (reports[0].parameters + reports[1].parameters) / 2, rtol=1e-6)
@@ -131,27 +131,27 @@ def test_fedexp_at_factor_one_takes_the_mean_step(plain: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_fednar_without_a_clip_is_coupled(preset: str) -> None:
-    loose = settings(preset, "fednar")
+    loose = build_settings(preset, "fednar")
     loose["regularizer"]["clip_bound"] = 1e6
-    for nar, coupled in zip(trained(loose), trained(settings(preset, "coupled")), strict=True):
+    for nar, coupled in zip(train_preset(loose), train_preset(build_settings(preset, "coupled")), strict=True):
         np.testing.assert_allclose(nar.parameters, coupled.parameters, rtol=1e-6, atol=1e-7)
         assert nar.metrics["clip_fraction"] == 0
         assert nar.metrics["effective_weight_decay"] == pytest.approx(nar.metrics["weight_decay"])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_fednar_update_is_never_longer_than_its_steps_allow(preset: str) -> None:
-    s = settings(preset, "fednar")
+def test_a_fednar_update_is_never_longer_than_its_clipped_steps(preset: str) -> None:
+    s = build_settings(preset, "fednar")
     s["regularizer"]["clip_bound"] = 0.05
-    for report in trained(s, width=3):
+    for report in train_preset(s, width=3):
         bound = s["local_steps"] * report.metrics["local_lr"] * report.metrics["clip_bound"]
         assert report.metrics["update_norm"] <= bound * (1 + 1e-5)
         assert report.metrics["effective_weight_decay"] < report.metrics["weight_decay"]
 
 
 @pytest.mark.parametrize("preset", ["fedavg", "feddyn"])
-def test_metrics_are_what_they_say(preset: str) -> None:
-    reports = trained(settings(preset, "none"))
+def test_metrics_follow_their_definitions(preset: str) -> None:
+    reports = train_preset(build_settings(preset, "none"))
     d = len(reports[0].parameters)
     for t, report in enumerate(reports):
         metrics = report.metrics

@@ -1,4 +1,4 @@
-"""Files in directories, object stores and fsspec's file systems: whole or not at all."""
+"""Files in directories, object stores and fsspec's file systems are written as a whole or not at all."""
 
 import errno
 import logging
@@ -16,7 +16,7 @@ from pyarrow import fs
 from fednar_ray.checkpoint import CheckpointStore, open_storage
 from fednar_ray.checkpoint.remote import RemoteStorage
 from fednar_ray.core.errors import BadInput, CheckpointError, StorageUnavailable
-from tests.checkpoint.test_store import assert_same, snapshot
+from tests.checkpoint.test_store import assert_same, build_snapshot
 
 KINDS = ("local", "file", "memory", "s3", "bucket")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -24,7 +24,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """A local S3 server: the query that leads a URI to it."""
+    """Starts a local S3 server and yields the query that directs a URI to it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", "someone")
@@ -39,7 +39,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def location(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Somewhere that nothing has been written to."""
+    """Returns an empty location of each kind."""
     name = uuid4().hex
     if kind in ("s3", "bucket"):
         query = request.getfixturevalue("s3")
@@ -73,11 +73,11 @@ def test_files_are_written_replaced_listed_and_deleted(location):
 @every_kind
 def test_a_checkpoint_is_read_back_unchanged_from_every_kind_of_storage(location):
     store = CheckpointStore(open_storage(location), keep=1)
-    store.save(snapshot(10, {3: 1, 4: 9}))
-    second = snapshot(20, {3: 1, 4: 15, 5: 12})
+    store.save(build_snapshot(10, {3: 1, 4: 9}))
+    second = build_snapshot(20, {3: 1, 4: 15, 5: 12})
     store.save(second)
     assert_same(CheckpointStore(open_storage(location), keep=1).load(), second)
-    # manifest, arrays, three rows, and two segments of ten lines: nothing of the first is left over
+    # manifest, arrays, three rows, and two segments of ten lines: nothing of the first remains
     assert len(open_storage(location).list_names()) == 1 + 1 + 3 + 2
 
 
@@ -87,7 +87,7 @@ def test_opening_and_reading_create_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_relative_path_stays_where_it_was_opened(tmp_path, monkeypatch):
+def test_a_relative_path_refers_to_the_directory_in_which_it_was_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     storage = open_storage("checkpoints")
     monkeypatch.chdir("/")
@@ -117,13 +117,13 @@ def test_files_of_a_killed_writer_are_not_listed_and_are_removed_by_the_next_wri
         path.write_bytes(b"torn")
     reader = open_storage(str(tmp_path))
     assert reader.list_names() == [".notes.tmp"]
-    assert all(path.exists() for path in left)  # a reader leaves alone what a live writer may be about to rename
+    assert all(path.exists() for path in left)  # a reader does not delete files that a live writer may rename
     open_storage(str(tmp_path)).write("a", b"")
     assert not any(path.exists() for path in left)
     assert mine.exists()
 
 
-def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+def test_an_unreadable_directory_is_not_treated_as_empty(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(OSError, match="symbolic links"):
@@ -165,7 +165,7 @@ def test_a_file_is_refused_as_a_directory(tmp_path):
 
 
 class FaultyFileSystem(MemoryFileSystem):
-    """fsspec's, which fails with each of ``faults`` first."""
+    """A file system of fsspec that first fails with each of ``faults``."""
 
     cachable = False
 
@@ -184,8 +184,8 @@ class FaultyFileSystem(MemoryFileSystem):
         return super().find(path, *arguments, **options)
 
 
-def faulty(*faults: Exception) -> tuple[RemoteStorage, list[Exception]]:
-    """A remote storage that holds one file, and the failures that it has still to come."""
+def build_faulty_storage(*faults: Exception) -> tuple[RemoteStorage, list[Exception]]:
+    """Returns a remote storage with one file, and the list of failures that are still to come."""
     filesystem = FaultyFileSystem([])
     storage = RemoteStorage(
         fs.PyFileSystem(fs.FSSpecHandler(filesystem)), f"/{uuid4().hex}", "memory://faulty", pauses=(0, 0)
@@ -195,31 +195,31 @@ def faulty(*faults: Exception) -> tuple[RemoteStorage, list[Exception]]:
     return storage, filesystem.faults
 
 
-class OwnKindError(Exception):
-    """As packages of fsspec raise them."""
+class CustomError(Exception):
+    """An exception class of a package for fsspec."""
 
 
-@pytest.mark.parametrize("fault", [OSError("connection reset"), TimeoutError(), OwnKindError("503 slow down")])
-def test_a_transient_failure_of_a_remote_storage_is_repeated(fault):
-    storage, _ = faulty(fault, fault)
+@pytest.mark.parametrize("fault", [OSError("connection reset"), TimeoutError(), CustomError("503 slow down")])
+def test_an_operation_is_repeated_after_a_transient_failure(fault):
+    storage, _ = build_faulty_storage(fault, fault)
     storage.write("a", b"new")
     assert storage.read("a") == b"new"
-    storage, _ = faulty(fault, fault)
+    storage, _ = build_faulty_storage(fault, fault)
     assert storage.read("a") == b"old"
-    storage, _ = faulty(fault, fault)
+    storage, _ = build_faulty_storage(fault, fault)
     assert storage.list_names() == ["a"]
 
 
-@pytest.mark.parametrize("fault", [OSError("connection reset"), OwnKindError("503 slow down")])
-def test_a_remote_storage_that_keeps_failing_fails_with_an_oserror(fault):
-    storage, _ = faulty(fault, fault, fault)
+@pytest.mark.parametrize("fault", [OSError("connection reset"), CustomError("503 slow down")])
+def test_a_remote_storage_that_keeps_failing_raises_an_oserror(fault):
+    storage, _ = build_faulty_storage(fault, fault, fault)
     with pytest.raises(OSError, match=str(fault)):
         storage.write("a", b"new")
     assert storage.read("a") == b"old"
 
 
 def test_a_storage_that_does_not_answer_is_refused_when_it_is_opened():
-    storage, _ = faulty(OwnKindError("no route to host"))
+    storage, _ = build_faulty_storage(CustomError("no route to host"))
     with pytest.raises(StorageUnavailable, match=r"memory://faulty does not answer: no route to host; check the addr"):
         storage.check()
 
@@ -227,19 +227,19 @@ def test_a_storage_that_does_not_answer_is_refused_when_it_is_opened():
 @pytest.mark.parametrize(
     "fault", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), PermissionError(errno.EACCES, "no")]
 )
-def test_an_operation_that_repeating_cannot_help_is_not_repeated(fault):
-    storage, left = faulty(fault, fault, fault)
+def test_an_operation_is_not_repeated_after_a_permanent_failure(fault):
+    storage, left = build_faulty_storage(fault, fault, fault)
     with pytest.raises(OSError, match=fault.strerror):
         storage.write("a", b"new")
     assert len(left) == 2
 
 
 def test_a_remote_checkpoint_survives_failures_in_between():
-    storage, faults = faulty()
+    storage, faults = build_faulty_storage()
     store = CheckpointStore(storage, keep=2)
-    store.save(snapshot(10, {1: 2}))
+    store.save(build_snapshot(10, {1: 2}))
     faults += [OSError("connection reset")] * 2
-    second = snapshot(20, {1: 12})
+    second = build_snapshot(20, {1: 12})
     store.save(second)
     assert_same(store.load(), second)
     assert np.array_equal(store.load().read_row(1), second.read_row(1))

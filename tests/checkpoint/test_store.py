@@ -1,4 +1,4 @@
-"""What was saved comes back exactly, or something is said: after crashes at any instant, damage, and full disks."""
+"""A checkpoint is read back exactly or an error is raised: after crashes at any instant, damage, and on full disks."""
 
 import copy
 import hashlib
@@ -30,16 +30,16 @@ from fednar_ray.core.errors import CheckpointError
 drawn = settings(max_examples=60, deadline=None)
 
 
-def row_of(client_id: int, version: int) -> np.ndarray:
+def build_row(client_id: int, version: int) -> np.ndarray:
     return np.random.default_rng([client_id, version]).normal(size=5).astype(np.float32)
 
 
-def line_of(round_index: int) -> str:
+def build_line(round_index: int) -> str:
     return json.dumps({"round": round_index, "loss": 1 / (round_index + 3), "note": "ä\u2028\n"}, ensure_ascii=False)
 
 
-def snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **changes: Any) -> Snapshot:
-    """The state after ``next_round`` rounds; ``variant`` distinguishes two states of the same round."""
+def build_snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **changes: Any) -> Snapshot:
+    """Returns the state after ``next_round`` rounds; ``variant`` distinguishes two states of the same round."""
     rng = np.random.default_rng([next_round, variant])
     values: dict[str, Any] = {
         "next_round": next_round,
@@ -49,16 +49,16 @@ def snapshot(next_round: int, rows: Mapping[int, int], variant: int = 0, **chang
             "none": np.empty(0),
         },
         "rows": dict(rows),
-        "read_row": lambda client_id: row_of(client_id, rows[client_id]),
+        "read_row": lambda client_id: build_row(client_id, rows[client_id]),
         "facts": {"run": "7f3a", "variant": variant, "server_lr": 0.1 + 0.2, "seen": [next_round, None, math.inf]},
     }
     if "history" not in changes:
-        values["history"] = tuple(line_of(i) for i in range(next_round))
+        values["history"] = tuple(build_line(i) for i in range(next_round))
     return Snapshot(**{**values, **changes})
 
 
 def assert_same(checkpoint: Checkpoint | None, saved: Snapshot) -> None:
-    """Every bit of what was saved."""
+    """Asserts that a checkpoint equals the saved snapshot bit by bit."""
     assert checkpoint is not None
     assert checkpoint.next_round == saved.next_round
     assert checkpoint.arrays.keys() == saved.arrays.keys()
@@ -69,23 +69,23 @@ def assert_same(checkpoint: Checkpoint | None, saved: Snapshot) -> None:
     for client_id in saved.rows:
         row = checkpoint.read_row(client_id)
         assert (row.dtype, row.tobytes()) == (np.float32, saved.read_row(client_id).tobytes())
-    assert same_json(checkpoint.facts, saved.facts)
+    assert is_same_json(checkpoint.facts, saved.facts)
     assert checkpoint.history == saved.history
 
 
-def same_json(left: Any, right: Any) -> bool:
-    """Equal in value and type, where NaN equals NaN and 0.0 does not equal -0.0."""
+def is_same_json(left: Any, right: Any) -> bool:
+    """Returns whether two values are equal in value and type; NaN equals NaN, and 0.0 does not equal -0.0."""
     if type(left) is not type(right):
         return False
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same_json(left[k], right[k]) for k in left)
+        return left.keys() == right.keys() and all(is_same_json(left[k], right[k]) for k in left)
     if isinstance(left, list):
-        return len(left) == len(right) and all(map(same_json, left, right))
+        return len(left) == len(right) and all(map(is_same_json, left, right))
     return repr(left) == repr(right)
 
 
 class Shelf:
-    """A storage in memory, as an object store is one: an operation happens or does not."""
+    """A storage in memory whose operations are atomic, as in an object store."""
 
     location = "the shelf"
 
@@ -109,37 +109,37 @@ class Shelf:
         self.files.pop(name, None)
 
 
-def manifests(storage: Storage) -> dict[str, dict[str, Any]]:
+def load_manifests(storage: Storage) -> dict[str, dict[str, Any]]:
     return {n: json.loads(storage.read(n)) for n in storage.list_names("round-") if n.endswith(".json")}
 
 
-def entries_in(value: Any) -> Iterator[dict[str, Any]]:
-    """Every file that a manifest names, wherever it stands."""
+def iter_entries(value: Any) -> Iterator[dict[str, Any]]:
+    """Yields every file entry of a manifest, at any depth."""
     if isinstance(value, dict):
         if "sha256" in value and "name" in value:
             yield value
         for key, inner in value.items():
-            yield from entries_in(inner) if key != "facts" else ()
+            yield from iter_entries(inner) if key != "facts" else ()
     elif isinstance(value, list):
         for inner in value:
-            yield from entries_in(inner)
+            yield from iter_entries(inner)
 
 
-def files_of(storage: Storage, manifest: str) -> set[str]:
-    return {manifest, *(file["name"] for file in entries_in(manifests(storage)[manifest]))}
+def list_files(storage: Storage, manifest: str) -> set[str]:
+    return {manifest, *(file["name"] for file in iter_entries(load_manifests(storage)[manifest]))}
 
 
 def assert_nothing_more_than_named(storage: Storage, rounds: Sequence[int]) -> None:
-    """The checkpoints of ``rounds``, whole, and no other file."""
+    """Asserts that the complete checkpoints of ``rounds`` exist, and no other file."""
     kept = [f"round-{i:08d}.json" for i in rounds]
-    assert sorted(manifests(storage)) == kept
-    assert set(storage.list_names()) == set().union(*(files_of(storage, name) for name in kept))
+    assert sorted(load_manifests(storage)) == kept
+    assert set(storage.list_names()) == set().union(*(list_files(storage, name) for name in kept))
 
 
 def assert_whole(storage: Storage) -> None:
-    """Every manifest that is there names files that are there and as it says."""
-    for name in manifests(storage):
-        for file in entries_in(manifests(storage)[name]):
+    """Asserts that the files of every manifest exist and match it."""
+    for name in load_manifests(storage):
+        for file in iter_entries(load_manifests(storage)[name]):
             assert hashlib.sha256(storage.read(file["name"])).hexdigest() == file["sha256"]
 
 
@@ -158,8 +158,8 @@ json_values = st.recursive(
 @example(facts={"sha256": "not mine", "format": 7, "a": [math.nan, -math.inf, -0.0, 2**70, 1e-320, 0.1]})
 def test_facts_are_read_back_exactly(facts):
     storage = Shelf()
-    CheckpointStore(storage, keep=1).save(snapshot(1, {}, facts=facts))
-    assert same_json(CheckpointStore(storage, keep=1).load().facts, facts)
+    CheckpointStore(storage, keep=1).save(build_snapshot(1, {}, facts=facts))
+    assert is_same_json(CheckpointStore(storage, keep=1).load().facts, facts)
 
 
 @drawn
@@ -172,7 +172,7 @@ def test_facts_are_read_back_exactly(facts):
 def test_arrays_are_read_back_bitwise_and_writable(array, turned):
     array = array.T if turned else array
     storage = Shelf()
-    CheckpointStore(storage, keep=1).save(snapshot(1, {}, arrays={"a": array}))
+    CheckpointStore(storage, keep=1).save(build_snapshot(1, {}, arrays={"a": array}))
     loaded = CheckpointStore(storage, keep=1).load().arrays["a"]
     assert (loaded.dtype, loaded.shape, loaded.tobytes()) == (array.dtype, array.shape, array.tobytes())
     assert loaded.flags.writeable
@@ -185,7 +185,7 @@ def test_loading_without_a_checkpoint_returns_none():
 
 def test_reading_an_unknown_row_raises_key_error():
     store = CheckpointStore(Shelf(), keep=1)
-    store.save(snapshot(1, {3: 0}))
+    store.save(build_snapshot(1, {3: 0}))
     with pytest.raises(KeyError):
         store.load().read_row(4)
 
@@ -193,8 +193,8 @@ def test_reading_an_unknown_row_raises_key_error():
 # --- The cost of a checkpoint, and which files remain
 
 
-def files_on_disk(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of the last write of every file."""
+def list_files_on_disk(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns the inode and the modification time of every file."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths}
 
@@ -204,14 +204,14 @@ def test_only_changed_rows_are_written(tmp_path, resumed):
     clients = 300
     store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
     first = {i: i % 7 for i in range(clients)}
-    store.save(snapshot(10, first))
-    before = files_on_disk(tmp_path)
+    store.save(build_snapshot(10, first))
+    before = list_files_on_disk(tmp_path)
     if resumed:
         store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
         store.load()
-    second = snapshot(13, {**first, **dict.fromkeys(range(100, 118), 11), clients: 12, clients + 1: 12})
+    second = build_snapshot(13, {**first, **dict.fromkeys(range(100, 118), 11), clients: 12, clients + 1: 12})
     store.save(second)
-    after = files_on_disk(tmp_path)
+    after = list_files_on_disk(tmp_path)
     touched = sorted(name.split("-")[0].split("/")[0] for name in after if before.get(name) != after[name])
     assert touched == ["history"] * 3 + ["round"] * 2 + ["rows"] * 20  # three lines, arrays, manifest
     assert before.items() <= after.items()
@@ -231,7 +231,7 @@ def test_the_cost_of_a_history_does_not_grow_with_the_square_of_the_rounds():
     store = CheckpointStore(storage, keep=1)
     lines = tuple(json.dumps({"round": i, "pad": "x" * 200}) for i in range(10_000))
     for rounds in range(10, 10_001, 10):
-        store.save(snapshot(rounds, {}, history=lines[:rounds]))
+        store.save(build_snapshot(rounds, {}, history=lines[:rounds]))
     written = sum(size for name, size in storage.written if name.startswith("history"))
     # a line is at most in a span of 10, of 100, of 1000 and of 10,000; whole each time, it would be written 500 times
     assert written < 4 * sum(len(line) + 1 for line in lines)
@@ -247,7 +247,7 @@ def test_only_files_of_kept_checkpoints_remain(keep):
     versions: dict[int, int] = {}
     for next_round in range(1, 8):
         versions |= {next_round % 3: next_round - 1, 9: 0}
-        store.save(snapshot(next_round, versions))
+        store.save(build_snapshot(next_round, versions))
         for name in mine:
             assert storage.files.pop(name) is not None
         assert_nothing_more_than_named(storage, range(max(1, next_round - keep + 1), next_round + 1))
@@ -257,30 +257,30 @@ def test_only_files_of_kept_checkpoints_remain(keep):
 def test_the_file_of_a_client_without_a_row_is_deleted():
     storage = Shelf()
     store = CheckpointStore(storage, keep=1)
-    store.save(snapshot(1, {1: 0, 2: 0}))
-    store.save(snapshot(2, {2: 0}))
+    store.save(build_snapshot(1, {1: 0, 2: 0}))
+    store.save(build_snapshot(2, {2: 0}))
     assert_nothing_more_than_named(storage, [2])
     assert store.load().rows == {2: 0}
 
 
 def test_the_next_save_deletes_leftovers_of_a_crash():
     storage = Shelf()
-    CheckpointStore(storage, keep=2).save(snapshot(1, {1: 0}))
+    CheckpointStore(storage, keep=2).save(build_snapshot(1, {1: 0}))
     storage.files |= {
         "rows/1-1-0123456789abcdef.safetensors": b"",
         "round-00000002-0123456789abcdef.safetensors": b"torn",
         "history-00000001-00000002-0123456789abcdef.jsonl": b"",
     }
-    CheckpointStore(storage, keep=2).save(snapshot(3, {1: 2}))
+    CheckpointStore(storage, keep=2).save(build_snapshot(3, {1: 2}))
     assert_nothing_more_than_named(storage, [1, 3])
 
 
 def test_saving_the_same_round_again_replaces_it():
     storage = Shelf()
     store = CheckpointStore(storage, keep=2)
-    store.save(snapshot(1, {1: 0}))
-    store.save(snapshot(2, {1: 1}))
-    again = snapshot(2, {1: 0, 2: 1}, variant=1, history=(line_of(0), '"another"'))
+    store.save(build_snapshot(1, {1: 0}))
+    store.save(build_snapshot(2, {1: 1}))
+    again = build_snapshot(2, {1: 0, 2: 1}, variant=1, history=(build_line(0), '"another"'))
     store.save(again)
     assert_nothing_more_than_named(storage, [1, 2])
     assert_same(CheckpointStore(storage, keep=2).load(), again)
@@ -289,8 +289,10 @@ def test_saving_the_same_round_again_replaces_it():
 def test_a_new_run_does_not_depend_on_older_files():
     storage = Shelf()
     other = CheckpointStore(storage, keep=2)
-    other.save(snapshot(20, {1: 0}))
-    fresh = snapshot(1, {1: 0}, read_row=lambda _: row_of(7, 7))  # the same version of the same client, of another run
+    other.save(build_snapshot(20, {1: 0}))
+    fresh = build_snapshot(
+        1, {1: 0}, read_row=lambda _: build_row(7, 7)
+    )  # the same client and version, but from another run
     for store in (CheckpointStore(Shelf(storage.files), keep=2), other):
         store.save(fresh)
         assert_same(store.load(), fresh)
@@ -300,11 +302,11 @@ def test_a_new_run_does_not_depend_on_older_files():
 
 
 class Killed(BaseException):
-    """As a SIGKILL: nothing of the process happens after it."""
+    """Stands for SIGKILL: the process does nothing after it."""
 
 
 class MortalShelf(Shelf):
-    """Dies before the change ``last + 1``; every operation after that raises too, so no cleaning up."""
+    """Fails before the change ``last + 1``; every later operation raises too, so nothing is cleaned up."""
 
     def __init__(self, files: Mapping[str, bytes], last: float) -> None:
         super().__init__(files)
@@ -334,16 +336,16 @@ class MortalShelf(Shelf):
             super().delete(name)
 
 
-TEN = snapshot(10, {1: 3, 2: 9, 3: 4})
+TEN = build_snapshot(10, {1: 3, 2: 9, 3: 4})
 NEXT = {
-    "a later round": snapshot(20, {1: 3, 2: 15, 4: 19}),
-    "the same round": snapshot(10, {1: 3, 2: 8, 5: 7}, variant=1),
-    "a longer history": snapshot(100, {1: 99}),
+    "a later round": build_snapshot(20, {1: 3, 2: 15, 4: 19}),
+    "the same round": build_snapshot(10, {1: 3, 2: 8, 5: 7}, variant=1),
+    "a longer history": build_snapshot(100, {1: 99}),
 }
 
 
-def survivors(files: Mapping[str, bytes], new: Snapshot) -> Iterator[Shelf]:
-    """The storage after a death at every instant of saving ``new``, and at last after none."""
+def iter_survivors(files: Mapping[str, bytes], new: Snapshot) -> Iterator[Shelf]:
+    """Yields the storage after a kill at every instant of saving ``new``, and finally after a complete save."""
     for last in count():
         storage = MortalShelf(files, last)
         store = CheckpointStore(storage, keep=1)
@@ -362,18 +364,18 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new_checkpoint_intact(case)
     shelf = Shelf()
     CheckpointStore(shelf, keep=1).save(TEN)
     seen = []
-    for storage in survivors(shelf.files, NEXT[case]):
+    for storage in iter_survivors(shelf.files, NEXT[case]):
         assert_whole(storage)
         store = CheckpointStore(storage, keep=1)
         loaded = store.load()
-        new = same_json(loaded.facts, NEXT[case].facts)
+        new = is_same_json(loaded.facts, NEXT[case].facts)
         assert_same(loaded, NEXT[case] if new else TEN)
         seen.append(new)
-        after = snapshot(101, {1: 3, 2: 100, 6: 7})
+        after = build_snapshot(101, {1: 3, 2: 100, 6: 7})
         store.save(after)
         assert_nothing_more_than_named(storage, [101])
         assert_same(store.load(), after)
-    assert seen == sorted(seen)  # once the new one is there, it stays
+    assert seen == sorted(seen)  # once the new checkpoint exists, it remains
     assert (seen[0], seen[-1]) == (False, True)
 
 
@@ -394,21 +396,21 @@ def test_a_run_that_crashes_repeatedly_resumes_from_its_newest_checkpoint(keep, 
         else:
             assert_same(loaded, newest)
         next_round = ahead + (newest.next_round if newest else 0)
-        new = snapshot(next_round, {**(newest.rows if newest else {}), client_id: next_round}, number)
+        new = build_snapshot(next_round, {**(newest.rows if newest else {}), client_id: next_round}, number)
         try:
             store.save(new)
             newest = new
         except Killed:
             survived = CheckpointStore(Shelf(storage.files), keep).load()
-            newest = new if survived and same_json(survived.facts, new.facts) else newest
+            newest = new if survived and is_same_json(survived.facts, new.facts) else newest
         files = storage.files
     storage = Shelf(files)
-    CheckpointStore(storage, keep=1).save(snapshot(100, {}))
+    CheckpointStore(storage, keep=1).save(build_snapshot(100, {}))
     assert_nothing_more_than_named(storage, [100])
 
 
 def die_at(instant: int) -> None:
-    """End this process before one of its calls that change the disk."""
+    """Ends this process before a given call that changes the disk."""
     passed = count(1)
     lock = threading.Lock()
 
@@ -432,7 +434,7 @@ def die_at(instant: int) -> None:
 
 
 def die_at_every_instant(folder: Path) -> None:
-    """For two cases of NEXT and each instant a directory in ``folder``, left by a process that died there."""
+    """Creates a directory in ``folder`` for two cases of NEXT and each instant, by a process that is killed then."""
     CheckpointStore(open_storage(str(folder / "start")), keep=1).save(TEN)
     for case in ("a later round", "the same round"):
         for instant in count(1):
@@ -451,7 +453,7 @@ def die_at_every_instant(folder: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
-    # in a process of its own, since forking one with threads is unsafe
+    # in its own process, since forking a process with threads is unsafe
     program = "import sys, pathlib, tests.checkpoint.test_store as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     for case in ("a later round", "the same round"):
@@ -462,21 +464,21 @@ def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp
             storage = open_storage(str(directory))
             loaded = CheckpointStore(storage, keep=1).load()
             assert_whole(storage)
-            seen.append(same_json(loaded.facts, new.facts))
+            seen.append(is_same_json(loaded.facts, new.facts))
             assert_same(loaded, new if seen[-1] else TEN)
         assert seen == sorted(seen)
         assert {*seen} == {False, True}
         for directory in directories[:: len(directories) // 3]:
             storage = open_storage(str(directory))
             store = CheckpointStore(storage, keep=1)
-            store.save(snapshot(101, {1: 3}))
-            assert_same(store.load(), snapshot(101, {1: 3}))
+            store.save(build_snapshot(101, {1: 3}))
+            assert_same(store.load(), build_snapshot(101, {1: 3}))
             assert_nothing_more_than_named(storage, [101])
             assert list(directory.rglob("*.tmp")) == []
 
 
 class FailingShelf(Shelf):
-    """Raises at one write from now on; with ``late``, the write takes place nevertheless, as if its reply were lost."""
+    """Raises at one write; with ``late``, the write takes place nevertheless, as if its reply were lost."""
 
     def __init__(self, late: bool) -> None:
         super().__init__()
@@ -490,8 +492,8 @@ class FailingShelf(Shelf):
             raise OSError("connection reset")
 
 
-def failure(store: CheckpointStore, new: Snapshot) -> str | None:
-    """What saving ``new`` fails with, as it arrives from another process; None where it succeeds."""
+def find_failure(store: CheckpointStore, new: Snapshot) -> str | None:
+    """Returns the pickled and unpickled error of saving ``new``, or None if it succeeds."""
     try:
         store.save(new)
     except CheckpointError as error:
@@ -507,7 +509,7 @@ def test_a_failed_write_raises_checkpoint_error_and_keeps_earlier_checkpoints(ca
         store = CheckpointStore(storage, keep=1)
         store.save(TEN)
         storage.writes_left = count(failing, -1)
-        message = failure(store, NEXT[case])
+        message = find_failure(store, NEXT[case])
         if message is None:
             break
         assert message == (
@@ -515,9 +517,11 @@ def test_a_failed_write_raises_checkpoint_error_and_keeps_earlier_checkpoints(ca
             "the checkpoint of round 10 before it is intact"
         )
         loaded = CheckpointStore(storage, keep=1).load()
-        new = late and same_json(loaded.facts, NEXT[case].facts)
+        new = late and is_same_json(loaded.facts, NEXT[case].facts)
         assert_same(loaded, NEXT[case] if new else TEN)
-        assert set(storage.list_names()) == set().union(*(files_of(storage, name) for name in manifests(storage)))
+        assert set(storage.list_names()) == set().union(
+            *(list_files(storage, name) for name in load_manifests(storage))
+        )
         store.save(NEXT[case])
         assert_nothing_more_than_named(storage, [NEXT[case].next_round])
     assert failing >= 4
@@ -525,12 +529,12 @@ def test_a_failed_write_raises_checkpoint_error_and_keeps_earlier_checkpoints(ca
 
 # --- Damage
 
-OLDER, NEWER = snapshot(10, {1: 3, 2: 9, 3: 4}), snapshot(22, {1: 3, 2: 21, 4: 15})
+OLDER, NEWER = build_snapshot(10, {1: 3, 2: 9, 3: 4}), build_snapshot(22, {1: 3, 2: 21, 4: 15})
 NEWEST = "round-00000022.json"
 
 
-def two_checkpoints() -> dict[str, bytes]:
-    """The files of two checkpoints that share a row and a segment of the history, and one that belongs to neither."""
+def save_two_checkpoints() -> dict[str, bytes]:
+    """Returns the files of two checkpoints with a common row and history segment, and a file of neither."""
     storage = Shelf({"notes.txt": b"mine"})
     store = CheckpointStore(storage, keep=2)
     store.save(OLDER)
@@ -538,8 +542,8 @@ def two_checkpoints() -> dict[str, bytes]:
     return storage.files
 
 
-TWO = two_checkpoints()
-USED_BY_OLDER, USED_BY_NEWER = (files_of(Shelf(TWO), name) for name in ("round-00000010.json", NEWEST))
+TWO = save_two_checkpoints()
+USED_BY_OLDER, USED_BY_NEWER = (list_files(Shelf(TWO), name) for name in ("round-00000010.json", NEWEST))
 
 
 @pytest.fixture(scope="module")
@@ -576,37 +580,37 @@ def test_any_flipped_bit_or_truncation_is_detected(folder, data):
 
 
 @pytest.mark.parametrize("name", sorted(USED_BY_NEWER - USED_BY_OLDER))
-def test_damage_is_reported_with_the_file_and_what_is_wrong(name, caplog):
+def test_damage_is_reported_with_the_file_and_the_problem(name, caplog):
     CheckpointStore(Shelf({**TWO, name: TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])}), keep=2).load()
     CheckpointStore(Shelf({n: data for n, data in TWO.items() if n != name}), keep=2).load()
     found = [f"{name} does not hold what was written: ", f"{name} is missing"]
     if name == NEWEST:
-        del found[1]  # without its manifest, a checkpoint is not there
+        del found[1]  # without its manifest, a checkpoint does not exist
     assert {(record.name, record.levelno) for record in caplog.records} == {("fednar_ray", logging.WARNING)}
     for message, start in zip(caplog.messages, found, strict=True):
         assert message.startswith(f"checkpoint {NEWEST} in the shelf cannot be used: {start}")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_checkpoint_is_not_one_of_those_kept(keep):
+def test_a_damaged_checkpoint_does_not_count_as_kept(keep):
     storage = Shelf(TWO)
     del storage.files[next(n for n in USED_BY_NEWER if n.endswith("safetensors") and n not in USED_BY_OLDER)]
     del storage.files["notes.txt"]
     store = CheckpointStore(storage, keep)
     assert_same(store.load(), OLDER)
-    store.save(snapshot(15, {1: 3}))
+    store.save(build_snapshot(15, {1: 3}))
     assert_nothing_more_than_named(storage, [10, 15][-keep:])
 
 
-def test_a_damaged_checkpoint_that_a_later_round_passes_is_deleted():
+def test_a_damaged_checkpoint_is_deleted_after_a_later_round():
     storage = Shelf(TWO)
     del storage.files[next(n for n in USED_BY_NEWER if n.endswith("safetensors") and n not in USED_BY_OLDER)]
     del storage.files["notes.txt"]
     store = CheckpointStore(storage, keep=2)
     store.load()
-    store.save(snapshot(30, {1: 3, 2: 21}))  # version 21 again, of which the file may be damaged
+    store.save(build_snapshot(30, {1: 3, 2: 21}))  # version 21 again, of which the file may be damaged
     assert_nothing_more_than_named(storage, [10, 30])
-    assert_same(store.load(), snapshot(30, {1: 3, 2: 21}))
+    assert_same(store.load(), build_snapshot(30, {1: 3, 2: 21}))
 
 
 def test_a_damaged_checkpoint_that_is_written_again_is_intact():
@@ -626,7 +630,7 @@ def test_a_row_damaged_after_loading_raises_checkpoint_error():
     checkpoint = CheckpointStore(storage, keep=2).load()
     name = next(n for n in USED_BY_NEWER if n.startswith("rows/2-21-"))
     storage.files[name] = TWO[name][:-1] + bytes([TWO[name][-1] ^ 1])
-    assert checkpoint.read_row(1).tobytes() == row_of(1, 3).tobytes()
+    assert checkpoint.read_row(1).tobytes() == build_row(1, 3).tobytes()
     with pytest.raises(
         CheckpointError, match=f"the shelf was damaged after it was loaded: {name} does not hold what was written"
     ):
@@ -648,26 +652,26 @@ def test_garbage_under_the_names_of_checkpoints_is_skipped(garbage):
         CheckpointStore(Shelf(garbage), keep=2).load()
 
 
-# --- Files edited by hand, with their checksums made right
+# --- Files edited by hand, with corrected checksums
 
 
-def sealed(manifest: Any) -> bytes:
-    """A manifest as a file: it starts with the SHA-256 of the rest."""
+def seal(manifest: Any) -> bytes:
+    """Returns a manifest as a file, which starts with the SHA-256 of the rest."""
     body = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}).encode()[1:]
     return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every value within a manifest with its path, the facts' own aside."""
+def iter_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields every value within a manifest with its path, except those inside the facts."""
     if path:
         yield path, value
     if isinstance(value, dict | list) and path != ("facts",):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(inner, (*path, key))
+            yield from iter_places(inner, (*path, key))
 
 
 MANIFEST: dict[str, Any] = json.loads(TWO[NEWEST])
-PLACES = [(path, value) for path, value in places(MANIFEST) if path != ("sha256",)]
+PLACES = [(path, value) for path, value in iter_places(MANIFEST) if path != ("sha256",)]
 WRONG: dict[type, list[Any]] = {
     int: [-1, 1.5, "1", None, True, [], {}],
     str: ["", "../../etc/passwd", "rows/1-3.safetensors", "Z" * 64, "a" * 63, 5, None, []],
@@ -676,8 +680,8 @@ WRONG: dict[type, list[Any]] = {
 }
 
 
-def set_at(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    """The manifest with another value at one place."""
+def replace_at(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """Returns the manifest with another value at one path."""
     edited = copy.deepcopy(MANIFEST)
     inner = edited
     for key in path[:-1]:
@@ -691,40 +695,40 @@ def load_with(manifest: bytes, **files: bytes) -> Checkpoint | None:
 
 
 def test_an_edited_manifest_with_a_matching_checksum_is_accepted():
-    edited = load_with(sealed({**MANIFEST, "facts": {"edited": True}}))
+    edited = load_with(seal({**MANIFEST, "facts": {"edited": True}}))
     assert (edited.next_round, edited.facts) == (22, {"edited": True})
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_manifest_of_wrong_types_is_damaged(data):
+def test_a_manifest_with_wrong_types_is_damaged(data):
     path, value = data.draw(st.sampled_from(PLACES), "place")
     wrong = data.draw(st.sampled_from(WRONG[type(value)]), "value")
-    assert_same(load_with(sealed(set_at(path, wrong))), OLDER)
+    assert_same(load_with(seal(replace_at(path, wrong))), OLDER)
 
 
 def test_a_manifest_with_an_extra_or_a_missing_key_is_damaged():
     for key in MANIFEST.keys() - {"sha256", "format"}:
-        assert_same(load_with(sealed({k: v for k, v in MANIFEST.items() if k != key})), OLDER)
-    assert_same(load_with(sealed({**MANIFEST, "color": "red"})), OLDER)
+        assert_same(load_with(seal({k: v for k, v in MANIFEST.items() if k != key})), OLDER)
+    assert_same(load_with(seal({**MANIFEST, "color": "red"})), OLDER)
 
 
 @pytest.mark.parametrize(
     ("manifest", "problem"),
     [
-        (set_at(("format",), "checkpoint"), "format: Input should be 'checkpoint 1'"),
-        (set_at(("next_round",), 23), "is the manifest of round 23"),
-        (set_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
+        (replace_at(("format",), "checkpoint"), "format: Input should be 'checkpoint 1'"),
+        (replace_at(("next_round",), 23), "is the manifest of round 23"),
+        (replace_at(("rows", 0, "version"), "3"), "rows.0.version: Input should be a valid integer"),
     ],
 )
-def test_the_warning_says_what_is_wrong_with_a_manifest(manifest, problem, caplog):
-    assert_same(load_with(sealed(manifest)), OLDER)
+def test_the_warning_describes_the_problem_of_a_manifest(manifest, problem, caplog):
+    assert_same(load_with(seal(manifest)), OLDER)
     assert f"cannot be used: {NEWEST}" in caplog.messages[0]
     assert problem in caplog.messages[0]
 
 
 def test_a_manifest_of_another_format_raises_and_no_older_checkpoint_is_used():
-    storage = Shelf({**TWO, NEWEST: sealed(set_at(("format",), "checkpoint 2"))})
+    storage = Shelf({**TWO, NEWEST: seal(replace_at(("format",), "checkpoint 2"))})
     with pytest.raises(CheckpointError, match=f"^the shelf: {NEWEST} has the format 'checkpoint 2'.*resume with"):
         CheckpointStore(storage, keep=2).load()
     assert NEWEST in storage.files
@@ -740,8 +744,8 @@ def test_other_json_with_a_matching_checksum_is_damaged(body):
     assert_same(load_with(manifest), OLDER)
 
 
-def tensors(dtype: str, shape: list[int], data: bytes, name: str = "row") -> bytes:
-    """A safetensors file, put together by hand."""
+def build_tensors(dtype: str, shape: list[int], data: bytes, name: str = "row") -> bytes:
+    """Returns a safetensors file, built by hand."""
     header = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
     return len(header).to_bytes(8, "little") + header + data
 
@@ -751,12 +755,12 @@ def tensors(dtype: str, shape: list[int], data: bytes, name: str = "row") -> byt
     [
         (("arrays",), b"", "holds no arrays"),
         (("arrays",), b"\xff" * 64, "holds no arrays"),
-        (("arrays",), tensors("F32", [3], b"1234"), "holds no arrays"),
-        (("arrays",), tensors("BF16", [2], b"1234"), "holds no arrays"),
-        (("arrays",), tensors("I32", [1], b"1234", "steps"), "steps is int32, not float32 or float64"),
-        (("rows", 0, "file"), tensors("F64", [1], b"12345678"), "holds no row of float32"),
-        (("rows", 0, "file"), tensors("F32", [1, 1], b"1234"), "holds no row of float32"),
-        (("rows", 0, "file"), tensors("F32", [1], b"1234", "column"), "holds no row of float32"),
+        (("arrays",), build_tensors("F32", [3], b"1234"), "holds no arrays"),
+        (("arrays",), build_tensors("BF16", [2], b"1234"), "holds no arrays"),
+        (("arrays",), build_tensors("I32", [1], b"1234", "steps"), "steps is int32, not float32 or float64"),
+        (("rows", 0, "file"), build_tensors("F64", [1], b"12345678"), "holds no row of float32"),
+        (("rows", 0, "file"), build_tensors("F32", [1, 1], b"1234"), "holds no row of float32"),
+        (("rows", 0, "file"), build_tensors("F32", [1], b"1234", "column"), "holds no row of float32"),
         (("history", 0, "file"), b"{}\n" * 9, "has 9 lines instead of 10"),
         (("history", 0, "file"), b"\xff\n" * 10, "is not text"),
     ],
@@ -767,8 +771,8 @@ def test_files_with_a_matching_checksum_but_wrong_content_are_damaged(place, con
         old = old[key]
     digest = hashlib.sha256(content).hexdigest()
     name = old["name"].replace(old["sha256"][:16], digest[:16])
-    manifest = set_at(place, {"name": name, "size_bytes": len(content), "sha256": digest})
-    assert_same(load_with(sealed(manifest), **{name: content}), OLDER)
+    manifest = replace_at(place, {"name": name, "size_bytes": len(content), "sha256": digest})
+    assert_same(load_with(seal(manifest), **{name: content}), OLDER)
     assert f"cannot be used: {name}" in caplog.messages[0]
     assert problem in caplog.messages[0]
 
@@ -778,7 +782,7 @@ def test_files_with_a_matching_checksum_but_wrong_content_are_damaged(place, con
 
 @pytest.fixture
 def small_disk(processes: None, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """Mounts a file system of 256 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if shutil.which("mount") is None:
@@ -799,11 +803,11 @@ def test_a_full_disk_raises_and_keeps_earlier_checkpoints(small_disk):
     before = {name: storage.read(name) for name in storage.list_names()}
     for free_bytes in range(
         0, 256 * 1024, 4096
-    ):  # a page more each time, so that every file in turn is the one too many
+    ):  # one page more each time, so that every file in turn exceeds the space
         ballast.write_bytes(b"")
         free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
         ballast.write_bytes(bytes(free - free_bytes))
-        message = failure(store, snapshot(20, {1: 3, 2: 15, 4: 19}))
+        message = find_failure(store, build_snapshot(20, {1: 3, 2: 15, 4: 19}))
         if message is None:
             break
         assert message.startswith(
@@ -835,19 +839,19 @@ def test_old_checkpoints_that_cannot_be_deleted_do_not_fail_the_save(caplog):
 
     storage = Undeletable()
     store = CheckpointStore(storage, keep=1)
-    store.save(snapshot(1, {}))
-    store.save(snapshot(2, {}))
+    store.save(build_snapshot(1, {}))
+    store.save(build_snapshot(2, {}))
     assert "superseded checkpoints in the shelf could not be deleted" in caplog.text
-    assert_same(store.load(), snapshot(2, {}))
+    assert_same(store.load(), build_snapshot(2, {}))
 
 
 # --- The background writer
 
-PATIENCE_SECONDS = 60  # for what must happen, and does at once
+PATIENCE_SECONDS = 60  # limit for what normally happens at once
 
 
 class GatedShelf(Shelf):
-    """Each round's arrays wait at a gate of their own, and some then fail."""
+    """Blocks the arrays of each round until its gate is opened; some writes then fail."""
 
     def __init__(self, *failing: int) -> None:
         super().__init__()
@@ -870,7 +874,7 @@ class GatedShelf(Shelf):
 
 
 class Writing:
-    """A writer on a gated shelf, with what has been released."""
+    """A background writer on a gated shelf."""
 
     def __init__(self, *failing: int) -> None:
         self.shelf = GatedShelf(*failing)
@@ -878,13 +882,13 @@ class Writing:
         self.released: list[int] = []
 
     def offer(self, next_round: int) -> None:
-        self.writer.offer(snapshot(next_round, {}, release=lambda: self.released.append(next_round)))
+        self.writer.offer(build_snapshot(next_round, {}, release=lambda: self.released.append(next_round)))
 
     def under_way(self, next_round: int) -> None:
         assert self.shelf.reached[next_round].wait(PATIENCE_SECONDS)
 
     def saved(self) -> list[int]:
-        return [manifest["next_round"] for manifest in manifests(self.shelf).values()]
+        return [manifest["next_round"] for manifest in load_manifests(self.shelf).values()]
 
 
 def test_offer_does_not_wait_and_a_newer_snapshot_replaces_the_waiting_one():
@@ -941,10 +945,10 @@ def test_close_waits_no_longer_than_its_timeout():
 def test_an_unexpected_error_of_a_save_is_raised():
     writing = Writing()
     writing.shelf.open_all()
-    writing.writer.offer(snapshot(1, {}, facts={"what": object()}))
+    writing.writer.offer(build_snapshot(1, {}, facts={"what": object()}))
     with pytest.raises(TypeError, match="not JSON serializable"):
         writing.writer.close()
 
 
-def test_a_writer_without_anything_to_write_closes():
+def test_an_idle_writer_closes():
     BackgroundWriter(CheckpointStore(Shelf(), keep=1)).close()

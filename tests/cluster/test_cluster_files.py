@@ -1,4 +1,4 @@
-"""Checks of the files in docs/cluster that need no cluster: schemas, commands, names that agree."""
+"""Checks of the files in docs/cluster that need no cluster: schemas, commands, and consistent names."""
 
 import re
 import shlex
@@ -73,7 +73,7 @@ def test_ray_accepts_the_launcher_file(tmp_path: Path) -> None:
     prepared = prepare_config(launcher)
     validate_config(prepared)
     for commands in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
-        assert prepared[commands] == []  # and none of the provider's defaults
+        assert prepared[commands] == []  # and no default of the provider remains
 
 
 def test_the_launcher_has_a_head_without_actors_and_starts_without_workers() -> None:
@@ -173,7 +173,7 @@ def test_the_entrypoint_of_the_ray_job_is_a_command_with_valid_settings(tmp_path
     assert command.groups() == (volume["configMap"]["name"], Path(file).name)
 
 
-def test_every_image_is_ours_or_that_of_a_back_end() -> None:
+def test_every_image_is_that_of_the_project_or_of_a_back_end() -> None:
     images = {container["image"] for _, container in list_containers()}
     assert images == {"fednar-ray", "postgres:17", "minio/minio"}
     assert all(f"-t {image}" in (FILES / "Dockerfile").read_text() for image in images if image == "fednar-ray")
@@ -202,7 +202,7 @@ def test_no_secret_has_a_usable_password() -> None:
 
 
 @pytest.mark.parametrize("name", list(SERVICES))
-def test_every_service_leads_to_a_port_of_its_pods(name: str) -> None:
+def test_every_service_targets_a_port_of_its_pods(name: str) -> None:
     service, pod = SERVICES[name]["spec"], PODS[name]
     assert service["selector"].items() <= pod["metadata"]["labels"].items()
     assert SETS[name]["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
@@ -312,7 +312,7 @@ def test_the_image_copies_files_that_exist_and_are_not_ignored() -> None:
     assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "fednar_ray"} == copied
 
 
-def test_the_command_of_the_image_is_one_of_ours() -> None:
+def test_the_command_of_the_image_exists() -> None:
     (command,) = (yaml.safe_load(words) for words in find_instructions("CMD"))
     assert command[0] in PROJECT["scripts"]
     parse_options(cli.commands[command[1]], command[2:])
@@ -322,7 +322,9 @@ def test_the_command_of_the_image_is_one_of_ours() -> None:
 @pytest.mark.parametrize(
     ("device", "index", "code"), [("cuda", "", 0), ("cpu", "URL", 0), ("cpu", "", 1), ("tpu", "", 2)]
 )
-def test_the_torch_of_the_image_is_chosen_by_device(device: str, index: str, code: int, tmp_path: Path) -> None:
+def test_the_build_of_torch_in_the_image_depends_on_the_device(
+    device: str, index: str, code: int, tmp_path: Path
+) -> None:
     (choice,) = (words for words in find_instructions("RUN") if words.startswith("case"))
     (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "pip").chmod(0o755)

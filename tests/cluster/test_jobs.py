@@ -24,8 +24,8 @@ from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
-from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, cluster
-from tests.support.servers import PATIENCE_SECONDS, Server, awaited, postgresql, postgresql_programs
+from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -72,7 +72,7 @@ def network(folder, second):
 ROUNDS = 8
 
 
-def experiment(folder: Path) -> dict[str, Any]:
+def build_experiment(folder: Path) -> dict[str, Any]:
     """Returns an experiment with two actors, which communicate with the test through files in ``folder``."""
     return {
         "name": "paced",
@@ -127,8 +127,8 @@ def test_a_package_that_is_too_large_is_refused_with_its_largest_parts(
 # ---- what is refused
 
 
-def document(folder: Path, *overrides: str) -> Document:
-    return load_document(write_project(folder, experiment(folder)) / "experiment.yaml", overrides)
+def build_document(folder: Path, *overrides: str) -> Document:
+    return load_document(write_project(folder, build_experiment(folder)) / "experiment.yaml", overrides)
 
 
 LASTING = ("tracking.uri=http://mlflow:5000", "checkpoint.storage=s3://bucket/checkpoints")
@@ -145,27 +145,27 @@ LOST = {
 def test_results_that_would_be_lost_with_the_job_are_named(
     overrides: tuple[str, ...], environment: dict[str, str], problem: str, tmp_path: Path
 ) -> None:
-    (found,) = find_lost_results(document(tmp_path, *overrides), "run", environment)
+    (found,) = find_lost_results(build_document(tmp_path, *overrides), "run", environment)
     assert problem in found
     assert "a job's working directory is temporary: write " in found
 
 
 def test_results_that_outlive_the_job_are_accepted(tmp_path: Path) -> None:
-    assert not find_lost_results(document(tmp_path, *LASTING), "run", {})
+    assert not find_lost_results(build_document(tmp_path, *LASTING), "run", {})
     variable = {"MLFLOW_TRACKING_URI": "sqlite:////shared/mlflow.db"}
-    assert not find_lost_results(document(tmp_path, "checkpoint.every=null"), "run", variable)
-    assert not find_lost_results(document(tmp_path, LASTING[0], "checkpoint.storage=/shared"), "compare", {})
-    (found,) = find_lost_results(document(tmp_path, *LASTING), "tune", {})
+    assert not find_lost_results(build_document(tmp_path, "checkpoint.every=null"), "run", variable)
+    assert not find_lost_results(build_document(tmp_path, LASTING[0], "checkpoint.storage=/shared"), "compare", {})
+    (found,) = find_lost_results(build_document(tmp_path, *LASTING), "tune", {})
     assert "./searches" in found
 
 
 def test_within_a_job_only_the_temporary_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    relative = document(tmp_path)
+    relative = build_document(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
-    check_results_outlive_job(relative, "run")  # no job
+    check_results_outlive_job(relative, "run")  # outside of a job
     monkeypatch.setenv(JOB_VARIABLE, json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}))
     with pytest.raises(ConfigError) as caught:
         check_results_outlive_job(relative, "run")
@@ -174,7 +174,7 @@ def test_within_a_job_only_the_temporary_directory_is_refused(tmp_path: Path, mo
     check_results_outlive_job(relative, "run")
 
 
-def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [str(BIN / "fednar"), *words],
         cwd=cwd,
@@ -190,8 +190,8 @@ def fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
 
 @pytest.mark.usefixtures("processes")
 def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_path: Path, processes: None) -> None:
-    write_project(tmp_path, experiment(tmp_path))
-    done = fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
+    write_project(tmp_path, build_experiment(tmp_path))
+    done = run_fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert [line.removeprefix("error: ").split(":")[0] for line in done.stderr.splitlines()[:3]] == [
         "tracking.uri", "checkpoint.storage", "data.path",
@@ -212,7 +212,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize(("words", "problem"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_refused(words: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(write_project(tmp_path, experiment(tmp_path)))
+    monkeypatch.chdir(write_project(tmp_path, build_experiment(tmp_path)))
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises((BadInput, click.UsageError)) as caught:
         cli.main(["submit", *words], standalone_mode=False)
@@ -262,7 +262,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Yields MLflow with basic authentication on PostgreSQL (SQLite if not installed), and Ray with a token."""
-    folder, programs = tmp_path_factory.mktemp("mlflow"), postgresql_programs()
+    folder, programs = tmp_path_factory.mktemp("mlflow"), find_postgresql()
     (folder / "users.ini").write_text(AUTHENTICATION)
     password = secrets.token_urlsafe(16)
     credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
@@ -272,17 +272,17 @@ def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
     }
     with ExitStack() as stack:
-        database = stack.enter_context(postgresql(programs)) if programs else f"sqlite:///{folder}/mlflow.db"
+        database = stack.enter_context(run_postgresql(programs)) if programs else f"sqlite:///{folder}/mlflow.db"
         server = Server(database, folder, "--app-name", "basic-auth", **server_settings)
         stack.callback(server.kill)
         server.start()
-        nodes = stack.enter_context(cluster(RAY_metrics_report_interval_ms="1000", **credentials))
+        nodes = stack.enter_context(run_cluster(RAY_metrics_report_interval_ms="1000", **credentials))
         yield Stage(cluster=nodes, mlflow=server, database=database, credentials=credentials, processes=stack)
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
-    if postgresql_programs() is None:
+    if find_postgresql() is None:
         pytest.skip("no initdb (Debian: postgresql): MLflow's server keeps its runs in SQLite instead")
     assert stage.database.startswith("postgresql")
 
@@ -301,16 +301,16 @@ def find_run(client: MlflowClient, name: str) -> Any:
     return next(iter(client.search_runs([found.experiment_id], max_results=1)), None) if found else None
 
 
-def losses(client: MlflowClient, run: Any) -> list[float]:
+def load_losses(client: MlflowClient, run: Any) -> list[float]:
     return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "train_loss"), key=lambda p: p.step)]
 
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
-def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_run(
+def test_a_job_that_loses_and_regains_a_node_gives_the_bytes_of_a_serial_run(
     stage: Stage, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes, project = stage.cluster, write_project(tmp_path / "project", experiment(tmp_path))
+    nodes, project = stage.cluster, write_project(tmp_path / "project", build_experiment(tmp_path))
     (project / "mlflow.db").touch()
     (tmp_path / "hold").touch()
     nodes.join(SECOND)
@@ -323,11 +323,11 @@ def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_ru
         assert job.poll() is None, job.communicate()
         return (tmp_path / name).exists()
 
-    awaited(lambda: exists("held"), "training on the second node")
-    awaited(lambda: losses(client, find_run(client, "paced")), "a round in MLflow while the run is under way")
+    wait_for(lambda: exists("held"), "training on the second node")
+    wait_for(lambda: load_losses(client, find_run(client, "paced")), "a round in MLflow while the run is under way")
     nodes.kill(SECOND)
     nodes.join(THIRD)
-    awaited(lambda: exists(f"on-{THIRD}"), "training on the third node")
+    wait_for(lambda: exists(f"on-{THIRD}"), "training on the third node")
     (tmp_path / "hold").unlink()
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
     nodes.kill(THIRD)
@@ -343,7 +343,7 @@ def test_a_job_that_loses_a_node_and_gets_another_gives_the_bytes_of_a_serial_ru
     assert summary["parameters_sha256"] == alone.parameters_sha256
     run = client.get_run(summary["run_id"])
     assert (run.info.status, summary["actors"]) == ("FINISHED", 2)
-    assert losses(client, run) == [record.metrics["train_loss"] for record in alone.history]
+    assert load_losses(client, run) == [record.metrics["train_loss"] for record in alone.history]
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")  # through the server
     kept = client.download_artifacts(run.info.run_id, "experiment.yaml", str(tmp_path))
     assert fr.load(kept).name == "paced"
@@ -363,7 +363,7 @@ def read_prometheus(nodes: Cluster, name: str) -> float:
             lines = answer.read().decode().splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")), None)
 
-    return float(awaited(value, name))
+    return float(wait_for(value, name))
 
 
 @pytest.mark.usefixtures("processes")
@@ -371,10 +371,12 @@ def read_prometheus(nodes: Cluster, name: str) -> float:
 def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
     stage: Stage, client: MlflowClient, tmp_path: Path
 ) -> None:
-    settings = {**experiment(tmp_path), "name": "long", "checkpoint": {"every": None}}
+    settings = {**build_experiment(tmp_path), "name": "long", "checkpoint": {"every": None}}
     project = write_project(tmp_path / "project", settings)
     job = stage.submit("experiment.yaml", "federation.rounds=1000000", "execution.placement=serial", cwd=project)
-    awaited(lambda: (find_run(client, "long") and losses(client, find_run(client, "long"))) or job.poll() is not None)
+    wait_for(
+        lambda: (find_run(client, "long") and load_losses(client, find_run(client, "long"))) or job.poll() is not None
+    )
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=PATIENCE_SECONDS)
     assert job.returncode == 130, err
@@ -400,8 +402,8 @@ def test_a_job_outlives_its_client_and_can_be_followed_listed_and_stopped(
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> None:
-    project = write_project(tmp_path / "project", experiment(tmp_path))
+def test_the_exit_code_of_a_job_is_that_of_its_command(stage: Stage, tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", build_experiment(tmp_path))
     data = ("data.source=npz", "data.path=/nowhere/mine.npz")
     job = stage.submit("experiment.yaml", *data, "--directory", str(tmp_path / "lasting"), cwd=project)
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
@@ -414,7 +416,7 @@ def test_the_exit_code_is_that_of_the_command(stage: Stage, tmp_path: Path) -> N
 @pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tmp_path: Path) -> None:
-    project = write_project(tmp_path / "project", experiment(tmp_path))
+    project = write_project(tmp_path / "project", build_experiment(tmp_path))
     command = ["job", "submit", "--address", stage.cluster.dashboard, "--working-dir", str(project)]
     done = subprocess.run(
         [str(BIN / "ray"), *command, "--", "fednar", "run", "experiment.yaml"],
@@ -434,7 +436,7 @@ def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tm
 @pytest.mark.usefixtures("own_ray")
 def test_without_the_token_access_is_refused(stage: Stage, tmp_path: Path) -> None:
     for token in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, {"RAY_AUTH_MODE": "disabled"}):
-        done = fednar("jobs", "--address", stage.cluster.dashboard, cwd=tmp_path, **token)
+        done = run_fednar("jobs", "--address", stage.cluster.dashboard, cwd=tmp_path, **token)
         assert done.returncode == 2
         assert "refuses access" in done.stderr
         assert "set RAY_AUTH_MODE=token" in done.stderr

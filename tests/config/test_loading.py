@@ -1,4 +1,4 @@
-"""Experiment files: everything wrong is found, and said at once with place, value and what would be right."""
+"""Experiment files: all problems are found and reported together, each with its key, its value and a remedy."""
 
 import contextlib
 import json
@@ -34,13 +34,13 @@ EXPERIMENT_KEYS = {
 }
 
 
-def parsed(experiment: Any, *overrides: str, **sections: Any) -> Document:
+def parse_experiment(experiment: Any, *overrides: str, **sections: Any) -> Document:
     return parse_document(yaml.safe_dump({"experiment": experiment, **sections}), "f.yaml", overrides)
 
 
-def problems(*overrides: str, base: Any = SMALL, **sections: Any) -> tuple[str, ...]:
+def find_problems(*overrides: str, base: Any = SMALL, **sections: Any) -> tuple[str, ...]:
     with pytest.raises(fr.ConfigError) as caught:
-        parsed(base, *overrides, **sections)
+        parse_experiment(base, *overrides, **sections)
     assert str(caught.value) == "\n".join(caught.value.problems)
     return caught.value.problems
 
@@ -62,11 +62,13 @@ def problems(*overrides: str, base: Any = SMALL, **sections: Any) -> tuple[str, 
 )
 def test_an_unknown_key_suggests_the_nearest_known_one(override: str, known: str) -> None:
     key = override.removesuffix("=1")
-    assert problems(override) == (f"{key}: 1: unknown key; did you mean {known}?",)
+    assert find_problems(override) == (f"{key}: 1: unknown key; did you mean {known}?",)
 
 
-def test_a_far_fetched_key_lists_the_known_ones() -> None:
-    assert problems("tracking.zzz=1") == ("tracking.zzz: 1: unknown key; known here: uri, experiment, system_metrics",)
+def test_a_key_without_a_similar_name_lists_the_known_ones() -> None:
+    assert find_problems("tracking.zzz=1") == (
+        "tracking.zzz: 1: unknown key; known here: uri, experiment, system_metrics",
+    )
 
 
 def test_an_unknown_section_suggests_the_nearest() -> None:
@@ -111,20 +113,20 @@ def test_an_unknown_section_suggests_the_nearest() -> None:
         (["compare.target_accuracy=1.5"], ["compare.target_accuracy: 1.5 should be less than or equal to 1"]),
     ],
 )
-def test_a_problem_names_place_value_and_what_would_be_right(overrides: list[str], lines: list[str]) -> None:
-    found = problems(*overrides)
+def test_a_problem_names_key_value_and_remedy(overrides: list[str], lines: list[str]) -> None:
+    found = find_problems(*overrides)
     assert len(found) == len(lines), found
     for problem, line in zip(found, lines, strict=True):
         assert problem.startswith(line)
 
 
-def test_everything_wrong_is_said_at_once() -> None:
-    found = problems(
+def test_all_problems_are_reported_at_once() -> None:
+    found = find_problems(
         "nonsense",
         "seed=x",
         "data.validation=2",
         "regularizer.clip_bond=1",
-        "federation.local_epochs=1",  # beside local_steps
+        "federation.local_epochs=1",  # in addition to local_steps
         "compare.seeds=0",
         tuning={},
     )
@@ -134,7 +136,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 
 
 def test_problems_across_sections_come_with_those_of_other_sections() -> None:
-    found = problems("regularizer.clip_bound=-1", "federation.clients_per_round=50", "federation.local_epochs=1")
+    found = find_problems("regularizer.clip_bound=-1", "federation.clients_per_round=50", "federation.local_epochs=1")
     assert sorted(problem.split()[0] for problem in found) == [
         "federation.clients_per_round:",
         "federation.local_steps:",
@@ -164,22 +166,22 @@ def test_problems_across_sections_come_with_those_of_other_sections() -> None:
         "compare.weight_decays",
     ],
 )
-def test_infinity_nan_and_bool_are_no_numbers(key: str, value: str) -> None:
+def test_infinity_nan_and_bool_are_refused_as_numbers(key: str, value: str) -> None:
     override = f"{key}=[{value}]" if key == "compare.weight_decays" else f"{key}={value}"
-    assert all(problem.startswith(key) for problem in problems(override))
+    assert all(problem.startswith(key) for problem in find_problems(override))
 
 
 @pytest.mark.parametrize(
     ("steps", "epochs", "good"), [(1, None, True), (None, 1, True), (1, 1, False), (None, None, False)]
 )
-def test_local_steps_or_local_epochs(steps: int | None, epochs: int | None, good: bool) -> None:
+def test_only_one_of_local_steps_and_local_epochs_may_be_set(steps: int | None, epochs: int | None, good: bool) -> None:
     overrides = [f"federation.local_steps={steps or 'null'}", f"federation.local_epochs={epochs or 'null'}"]
     if good:
-        federation = parsed(SMALL, *overrides).experiment.federation
+        federation = parse_experiment(SMALL, *overrides).experiment.federation
         assert (federation.local_steps, federation.local_epochs) == (steps, epochs)
     else:
         line = f"federation.local_steps: {steps}: set either local_steps or local_epochs"
-        assert problems(*overrides) == (line,)
+        assert find_problems(*overrides) == (line,)
 
 
 @pytest.mark.parametrize(
@@ -194,36 +196,36 @@ def test_local_steps_or_local_epochs(steps: int | None, epochs: int | None, good
         ("[[4, 4]]", ["federation.participation:", "federation.participation.0:", "federation.participation.0:"]),
     ],
 )
-def test_participation_is_checked(schedule: str, lines: list[str]) -> None:
-    found = problems(f"federation.participation={schedule}")
+def test_participation_is_validated(schedule: str, lines: list[str]) -> None:
+    found = find_problems(f"federation.participation={schedule}")
     assert len(found) == len(lines), found
     assert all(problem.startswith(line) for problem, line in zip(found, lines, strict=True)), found
 
 
-def test_a_good_schedule_is_kept() -> None:
-    federation = parsed(SMALL, "federation.participation=[[3, 0], [1], [2]]").experiment.federation
+def test_a_valid_schedule_is_kept() -> None:
+    federation = parse_experiment(SMALL, "federation.participation=[[3, 0], [1], [2]]").experiment.federation
     assert federation.participation == ((3, 0), (1,), (2,))
 
 
 @pytest.mark.parametrize("preset", PRESET_SETTINGS)
-def test_a_preset_refuses_what_it_does_not_read(preset: str) -> None:
+def test_a_preset_refuses_settings_that_it_does_not_use(preset: str) -> None:
     optional = set().union(*PRESET_SETTINGS.values())
     for key in sorted(optional - set(PRESET_SETTINGS[preset])):
-        (problem,) = problems(f"algorithm.name={preset}", f"algorithm.{key}=0.5")
+        (problem,) = find_problems(f"algorithm.name={preset}", f"algorithm.{key}=0.5")
         assert f"{preset} does not read {key}: it belongs to " in problem
         assert all(name in problem for name, read in PRESET_SETTINGS.items() if key in read)
 
 
 @pytest.mark.parametrize("preset", PRESET_SETTINGS)
-def test_a_preset_fills_its_defaults_and_takes_the_neutral_server_lr(preset: str) -> None:
+def test_a_preset_fills_its_defaults_and_accepts_the_neutral_server_lr(preset: str) -> None:
     defaults = dict(PRESET_SETTINGS[preset])
-    plain = parsed(SMALL, f"algorithm.name={preset}").experiment.algorithm
+    plain = parse_experiment(SMALL, f"algorithm.name={preset}").experiment.algorithm
     assert {key: getattr(plain, key) for key in defaults} == defaults
-    neutral = parsed(SMALL, f"algorithm.name={preset}", "algorithm.server_lr=1.0").experiment.algorithm
+    neutral = parse_experiment(SMALL, f"algorithm.name={preset}", "algorithm.server_lr=1.0").experiment.algorithm
     assert getattr(neutral, "server_lr", None) == (1.0 if "server_lr" in defaults else None)
 
 
-def test_the_file_must_be_there_and_be_text(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
     missing, latin, folder = tmp_path / "missing.yaml", tmp_path / "latin.yaml", tmp_path
     latin.write_bytes("experiment: {name: é}".encode("latin-1"))
     for path, reason in {
@@ -261,7 +263,7 @@ def test_the_file_must_be_there_and_be_text(tmp_path: Path) -> None:
         ("experiment: {}\nsearch: 5", "search: 5 "),
     ],
 )
-def test_a_file_that_is_no_experiment_is_refused_with_its_line(text: str, line: str) -> None:
+def test_a_file_that_is_not_an_experiment_is_refused_with_its_line(text: str, line: str) -> None:
     with pytest.raises(fr.ConfigError) as caught:
         parse_document(text, "f.yaml")
     assert len(caught.value.problems) == 1
@@ -294,23 +296,23 @@ def test_yaml_anchors_and_merges_work() -> None:
         ("federation.clients_per_round=", None),
     ],
 )
-def test_overrides_address_settings(override: str, value: object) -> None:
-    found: Any = parsed(SMALL, override).experiment
+def test_overrides_change_settings(override: str, value: object) -> None:
+    found: Any = parse_experiment(SMALL, override).experiment
     for key in override.partition("=")[0].strip().removeprefix("experiment.").split("."):
         found = getattr(found, key)
     assert (found.rounds if override.startswith("federation={") else found) == value
 
 
-def test_later_overrides_win_and_sections_are_made() -> None:
-    document = parsed(SMALL, "seed=1", "seed=2", "compare.seeds=9", "search.space.a.b={uniform: [0, 1]}")
+def test_later_overrides_win_and_missing_sections_are_created() -> None:
+    document = parse_experiment(SMALL, "seed=1", "seed=2", "compare.seeds=9", "search.space.a.b={uniform: [0, 1]}")
     assert (document.experiment.seed, document.compare.seeds) == (2, 9)
     assert document.search is not None
     assert document.search.space == {"a.b": Domain(kind="uniform", values=(0, 1))}
 
 
 @pytest.mark.parametrize("override", ["a", "=1", "a.=1", ".a=1", "a..b=1", ""])
-def test_an_override_reads_key_path_value(override: str) -> None:
-    assert problems(override) == (f"{override}: should be key=value, such as federation.rounds=5",)
+def test_an_override_is_a_key_path_and_a_value(override: str) -> None:
+    assert find_problems(override) == (f"{override}: should be key=value, such as federation.rounds=5",)
 
 
 @pytest.mark.parametrize(
@@ -324,12 +326,12 @@ def test_an_override_reads_key_path_value(override: str) -> None:
         ("data=1", "data: 1 "),
     ],
 )
-def test_an_override_that_cannot_be_applied_says_why(override: str, line: str) -> None:
-    (problem,) = problems(override)
+def test_an_invalid_override_is_refused_with_the_reason(override: str, line: str) -> None:
+    (problem,) = find_problems(override)
     assert problem.startswith(line)
 
 
-def test_the_tune_configs_are_the_embedded_files() -> None:
+def test_the_tune_configs_equal_the_embedded_files() -> None:
     shipped = {path.name: path.read_bytes() for path in (ROOT / "fednar_ray" / "config" / "defaults").glob("*.yaml")}
     assert set(shipped) == {"digits.yaml", "compare.yaml", "silos.yaml"}
     assert shipped == {name: (ROOT / "tune_configs" / name).read_bytes() for name in shipped}
@@ -359,7 +361,7 @@ experiment:
 """
 
 
-def test_the_default_with_every_key_written_out_is_the_embedded_default() -> None:
+def test_the_default_with_every_key_written_out_equals_the_embedded_default() -> None:
     assert parse_document(WRITTEN_OUT, "f.yaml").experiment == load_embedded("digits").experiment
 
 
@@ -391,7 +393,7 @@ def test_a_relative_tracking_uri_becomes_absolute(
     uri: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parsed(SMALL, f"tracking.uri={uri}").experiment.tracking.uri == absolute.format(cwd=tmp_path)
+    assert parse_experiment(SMALL, f"tracking.uri={uri}").experiment.tracking.uri == absolute.format(cwd=tmp_path)
 
 
 def test_errors_survive_pickling() -> None:
@@ -435,13 +437,13 @@ def test_dump_reads_back_to_an_equal_experiment(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "compare", "silos"])
-def test_the_embedded_experiments_read_back(name: str, tmp_path: Path) -> None:
+def test_the_embedded_experiments_are_dumped_and_read_back_unchanged(name: str, tmp_path: Path) -> None:
     experiment = load_embedded(name, ["tracking.uri=sqlite:///m.db"]).experiment
     (tmp_path / "dumped.yaml").write_text(dump(experiment), encoding="utf-8")
     assert fr.load(tmp_path / "dumped.yaml") == experiment
 
 
-# Anything at all in a file: keys that exist with values that are nonsense, and the other way round.
+# Arbitrary files: existing keys with nonsense values, and nonsense keys with valid values.
 known_keys = st.sampled_from(sorted({key for keys in EXPERIMENT_KEYS.values() for key in keys}))
 scalars = (
     st.none()
@@ -463,14 +465,14 @@ trees = st.recursive(
 )
 
 
-def section(keys: list[str]) -> st.SearchStrategy[Any]:
+def draw_section(keys: list[str]) -> st.SearchStrategy[Any]:
     return trees | st.dictionaries(st.sampled_from(keys) | st.text(max_size=5), trees, max_size=5)
 
 
 documents = st.dictionaries(
     st.sampled_from(["experiment", "compare", "search"]) | st.text(max_size=4),
-    st.fixed_dictionaries({}, optional={key: section(keys) for key, keys in EXPERIMENT_KEYS.items() if key})
-    | section(EXPERIMENT_KEYS["compare"])
+    st.fixed_dictionaries({}, optional={key: draw_section(keys) for key, keys in EXPERIMENT_KEYS.items() if key})
+    | draw_section(EXPERIMENT_KEYS["compare"])
     | trees,
     max_size=3,
 )
@@ -482,7 +484,7 @@ overrides_ = st.lists(
 )
 
 
-def refused_or_read(text: str, overrides: list[str]) -> None:
+def check_read_or_refused(text: str, overrides: list[str]) -> None:
     try:
         experiment, refused = parse_document(text, "f.yaml", overrides).experiment, None
     except fr.ConfigError as error:
@@ -497,24 +499,24 @@ def refused_or_read(text: str, overrides: list[str]) -> None:
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(documents, overrides_)
 def test_any_mapping_and_any_overrides_are_read_or_refused(document: dict[str, Any], overrides: list[str]) -> None:
-    refused_or_read(yaml.safe_dump(document), overrides)
+    check_read_or_refused(yaml.safe_dump(document), overrides)
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
-@given(section(EXPERIMENT_KEYS[""]), overrides_)
+@given(draw_section(EXPERIMENT_KEYS[""]), overrides_)
 def test_any_experiment_is_read_or_refused(experiment: Any, overrides: list[str]) -> None:
-    refused_or_read(json.dumps({"experiment": experiment}), overrides)
+    check_read_or_refused(json.dumps({"experiment": experiment}), overrides)
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(st.text(st.sampled_from("experimnt: seda{}[]&*!<>|-,'\"\n\t019._~#?é\x00")) | st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
-    refused_or_read(text, [])
-    refused_or_read("experiment: {federation: {rounds: 1, local_steps: 1}}", [f"seed={text}", text])
+    check_read_or_refused(text, [])
+    check_read_or_refused("experiment: {federation: {rounds: 1, local_steps: 1}}", [f"seed={text}", text])
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
-@given(section(EXPERIMENT_KEYS[""]))
+@given(draw_section(EXPERIMENT_KEYS[""]))
 def test_python_values_are_validated_or_refused(values: Any) -> None:
     with contextlib.suppress(ValidationError):
         assert isinstance(fr.Experiment.model_validate(values), fr.Experiment)

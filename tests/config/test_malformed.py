@@ -1,6 +1,6 @@
-"""Malformed input of every kind: it is valid, or it is refused with its place; nothing else ever happens.
+"""Malformed input of every kind is accepted if it is valid, or refused with its place. Nothing else happens.
 
-What is drawn is the same each time: 500 cases in this process, and 20 as typed commands.
+The random cases are the same in every run of the tests: 500 in this process, and 20 as commands.
 """
 
 import io
@@ -68,50 +68,50 @@ TRACE = np.array([[1, 0, 1], [0, 1, 1], [1, 1, 1], [1, 1, 0]])
 TRACE_CSV = "".join(",".join(map(str, row)) + "\n" for row in TRACE).encode()
 
 
-def places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every section and key of a file; a searched key, which has dots of its own, is one of them."""
+def iter_places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the path of every section and key of a file. A searched key, which contains dots, is one element."""
     if place:
         yield place
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from places(inner, (*place, key))
+            yield from iter_places(inner, (*place, key))
 
 
-PLACES = sorted(place for place in places(VALID) if place != ("experiment",))
+PLACES = sorted(place for place in iter_places(VALID) if place != ("experiment",))
 KEYS = sorted({place[-1] for place in PLACES})
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with the trace that the valid file names."""
+    """Sets up a working directory with the trace file that the valid experiment names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "trace.csv").write_bytes(TRACE_CSV)
     return tmp_path
 
 
-def cases(count: int) -> Callable[[Any], Any]:
-    """So many, always the same; the folder is written anew by each."""
+def draw_cases(count: int) -> Callable[[Any], Any]:
+    """Returns settings for ``count`` reproducible cases, each of which rewrites the folder."""
     tolerated = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=tolerated)
 
 
-def outcome(content: bytes, overrides: Sequence[str] = ()) -> Prepared | tuple[str, ...]:
-    """What a file leads to: everything that a run starts from, or what is said; any other exception fails the test."""
+def load_everything(content: bytes, overrides: Sequence[str] = ()) -> Prepared | tuple[str, ...]:
+    """Returns the prepared run of a file, or the lines of its error. Any other exception fails the test."""
     Path("f.yaml").write_bytes(content)
     try:
         return prepare(load_document("f.yaml", overrides).experiment)
     except fr.ConfigError as error:
-        said = error.problems
+        outcome = error.problems
     except fr.BadInput as error:
-        said = (str(error),)
-    assert said
-    for line in said:
-        assert re.match(r"\S.*: *\S", line, re.DOTALL), line  # place: what is wrong
-    return said
+        outcome = (str(error),)
+    assert outcome
+    for line in outcome:
+        assert re.match(r"\S.*: *\S", line, re.DOTALL), line  # the place, then the problem
+    return outcome
 
 
 def test_the_file_that_is_mutated_is_valid(folder: Path) -> None:
-    prepared = outcome(TEXT.encode())
+    prepared = load_everything(TEXT.encode())
     assert isinstance(prepared, Prepared)
     assert prepared.federation.num_clients == CLIENTS
 
@@ -132,34 +132,34 @@ values = (
 )
 
 
-def changed(place: Sequence[str], value: Any, document: dict[str, Any] = VALID) -> dict[str, Any]:
-    """The document with one value, or one more key, of its own."""
+def change_value(place: Sequence[str], value: Any, document: dict[str, Any] = VALID) -> dict[str, Any]:
+    """Returns the document with one changed value or one additional key."""
     key, *rest = place
     inner = document.get(key)
-    return {**document, key: changed(rest, value, inner if isinstance(inner, dict) else {}) if rest else value}
+    return {**document, key: change_value(rest, value, inner if isinstance(inner, dict) else {}) if rest else value}
 
 
-@cases(200)
+@draw_cases(200)
 @given(place=st.sampled_from(PLACES), value=values)
-@example(place=("experiment", "data", "partition", "min_examples"), value=2**63)  # more than NumPy counts to
+@example(place=("experiment", "data", "partition", "min_examples"), value=2**63)  # exceeds int64
 def test_a_wrong_value_is_refused_with_its_section(folder: Path, place: tuple[str, ...], value: Any) -> None:
-    said = outcome(yaml.safe_dump(changed(place, value), allow_unicode=True).encode())
-    if isinstance(said, tuple):
+    outcome = load_everything(yaml.safe_dump(change_value(place, value), allow_unicode=True).encode())
+    if isinstance(outcome, tuple):
         section = place[1] if place[0] == "experiment" else place[0]
-        too_small = "availability.trace: "  # what follows from more clients, or rounds
-        assert any(section in line or line.startswith(too_small) for line in said), said
+        too_small = "availability.trace: "  # follows from more clients or rounds
+        assert any(section in line or line.startswith(too_small) for line in outcome), outcome
 
 
-@cases(40)
+@draw_cases(40)
 @given(
     section=st.sampled_from([p[:-1] for p in PLACES if p[:2] != ("search", "space")]),
     key=st.text(min_size=1, max_size=9),
 )
 def test_an_unknown_key_is_refused_by_name(folder: Path, section: tuple[str, ...], key: str) -> None:
-    key = f"{key}_"  # no known key ends so
-    said = outcome(yaml.safe_dump(changed((*section, key), 1)).encode())
-    assert isinstance(said, tuple)
-    assert any(f"{key}: " in line and "unknown" in line for line in said), said
+    key = f"{key}_"  # no known key ends with an underscore
+    outcome = load_everything(yaml.safe_dump(change_value((*section, key), 1)).encode())
+    assert isinstance(outcome, tuple)
+    assert any(f"{key}: " in line and "unknown" in line for line in outcome), outcome
 
 
 # --- Text
@@ -185,10 +185,10 @@ SIGNS = [
 ]
 
 
-@cases(80)
+@draw_cases(80)
 @given(data=st.data())
-def test_a_broken_text_is_refused_with_its_place(folder: Path, data: st.DataObject) -> None:
-    """Lines lost, doubled, cut off or moved to another depth, and signs that mean something in YAML, anywhere."""
+def test_a_damaged_text_is_refused_with_its_place(folder: Path, data: st.DataObject) -> None:
+    """Lines are lost, doubled, cut off or indented differently, or YAML's special characters are inserted."""
     lines = list(LINES)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(lines) - 1))
@@ -204,32 +204,32 @@ def test_a_broken_text_is_refused_with_its_place(folder: Path, data: st.DataObje
             case "sign":
                 where = data.draw(st.integers(0, len(lines[at])))
                 lines[at] = lines[at][:where] + data.draw(st.sampled_from(SIGNS)) + lines[at][where:]
-    outcome("\n".join(lines).encode())
+    load_everything("\n".join(lines).encode())
 
 
-@cases(30)
+@draw_cases(30)
 @given(at=st.sampled_from([at for at, line in enumerate(LINES) if ":" in line]))
 def test_a_key_given_twice_is_refused_with_its_line(folder: Path, at: int) -> None:
     key = LINES[at].strip().partition(":")[0]
-    said = outcome("\n".join([*LINES[: at + 1], *LINES[at:]]).encode())
+    outcome = load_everything("\n".join([*LINES[: at + 1], *LINES[at:]]).encode())
     column = len(LINES[at]) - len(LINES[at].lstrip()) + 1
-    assert said == (f"f.yaml, line {at + 2}, column {column}: invalid YAML: {key} is given twice",)
+    assert outcome == (f"f.yaml, line {at + 2}, column {column}: invalid YAML: {key} is given twice",)
 
 
-@cases(50)
+@draw_cases(50)
 @given(
     junk=st.binary(min_size=1, max_size=4),
     at=st.integers(0, len(TEXT)),
     codec=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp037"]),
 )
-def test_bytes_that_are_no_text_are_refused_with_the_file(folder: Path, junk: bytes, at: int, codec: str) -> None:
+def test_bytes_that_are_not_text_are_refused_with_the_file(folder: Path, junk: bytes, at: int, codec: str) -> None:
     content = TEXT.encode(codec)
     content = content[:at] + junk + content[at:]
-    said = outcome(content)
+    outcome = load_everything(content)
     try:
         content.decode()
     except UnicodeDecodeError:
-        assert said == ("f.yaml: cannot be read: it is not UTF-8 text",)
+        assert outcome == ("f.yaml: cannot be read: it is not UTF-8 text",)
 
 
 # --- Overrides
@@ -242,74 +242,74 @@ texts = (
 )
 
 
-@cases(60)
+@draw_cases(60)
 @given(
     keys=st.lists(st.sampled_from(KNOWN) | st.from_regex(r"\A[a-z. ]{0,9}\Z"), min_size=1, max_size=3), data=st.data()
 )
 def test_random_overrides_are_applied_or_refused_with_their_key(
     folder: Path, keys: list[str], data: st.DataObject
 ) -> None:
-    said = outcome(TEXT.encode(), [f"{key}={data.draw(texts)}" for key in keys])
-    if isinstance(said, tuple):
-        assert any(key.strip().split(".")[0] in line for key in keys for line in said), said
+    outcome = load_everything(TEXT.encode(), [f"{key}={data.draw(texts)}" for key in keys])
+    if isinstance(outcome, tuple):
+        assert any(key.strip().split(".")[0] in line for key in keys for line in outcome), outcome
 
 
 # --- Files of data
 
 
-@cases(40)
+@draw_cases(40)
 @given(data=st.data())
-def test_a_broken_trace_is_refused_with_the_file(folder: Path, data: st.DataObject) -> None:
-    """Bytes changed, inserted or cut off, other shapes, types and values."""
+def test_a_damaged_trace_is_refused_with_the_file(folder: Path, data: st.DataObject) -> None:
+    """Bytes are changed, inserted or cut off, or the array has another shape, type or values."""
     suffix = data.draw(st.sampled_from(["csv", "npy"]))
     rows, columns = data.draw(
         st.sampled_from([(CLIENTS, ROUNDS), (CLIENTS, ROUNDS - 1), (CLIENTS + 1, 9), (0, 0), (9, 0)])
     )
     entries = data.draw(st.sampled_from([[0, 1], [0, 1, 2], [1, -1], [0.5], [float("nan")], ["1"], [True], [None]]))
     array = np.array([[data.draw(st.sampled_from(entries)) for _ in range(columns)] for _ in range(rows)])
-    content = bytearray(as_csv(array) if suffix == "csv" else as_npy(array))
+    content = bytearray(dump_csv(array) if suffix == "csv" else dump_npy(array))
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(content)))
         content[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     del content[data.draw(st.none() | st.integers(0, len(content))) or len(content) :]
     Path(f"broken.{suffix}").write_bytes(content)
-    said = outcome(TEXT.encode(), [f"availability.trace=broken.{suffix}"])
-    if isinstance(said, tuple):
-        assert said[0].startswith(f"availability.trace: {folder / 'broken'}.{suffix}")
+    outcome = load_everything(TEXT.encode(), [f"availability.trace=broken.{suffix}"])
+    if isinstance(outcome, tuple):
+        assert outcome[0].startswith(f"availability.trace: {folder / 'broken'}.{suffix}")
 
 
-def as_csv(array: np.ndarray) -> bytes:
+def dump_csv(array: np.ndarray) -> bytes:
     return "".join(",".join(map(str, row)) + "\n" for row in array.tolist()).encode()
 
 
-def as_npy(array: np.ndarray) -> bytes:
+def dump_npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
-# --- As typed commands
+# --- As commands
 
 MARK = "FEDNAR_TEST"
-PATIENCE_SECONDS = 600  # for a command that must end, on a machine that does much else
+PATIENCE_SECONDS = 600  # limit for a command that must end, generous because the machine may be busy
 
 
-def edited(old: str, new: str) -> bytes:
-    """The valid file with one thing put in another's place."""
+def edit_file(old: str, new: str) -> bytes:
+    """Returns the valid file with one text replaced by another."""
     assert TEXT.count(old) == 1
     return TEXT.replace(old, new).encode()
 
 
 TYPED: dict[str, tuple[bytes, list[str], str]] = {
     "a tab": (
-        edited("  seed: 0", "\tseed: 0"),
+        edit_file("  seed: 0", "\tseed: 0"),
         [],
         "error: f.yaml, line 3, column 1: invalid YAML: found character '\\t'",
     ),
-    "a bracket too few": (edited("max_deviation: 5.0", "max_deviation: [5.0"), [], "error: f.yaml, line"),
-    "a key twice": (edited("  seed: 0", "  seed: 0\n  seed: 1"), [], "invalid YAML: seed is given twice"),
+    "a bracket too few": (edit_file("max_deviation: 5.0", "max_deviation: [5.0"), [], "error: f.yaml, line"),
+    "a key twice": (edit_file("  seed: 0", "  seed: 0\n  seed: 1"), [], "invalid YAML: seed is given twice"),
     "an object of Python": (
-        edited("seed: 0", "seed: !!python/object:os.system {}"),
+        edit_file("seed: 0", "seed: !!python/object:os.system {}"),
         [],
         "could not determine a constructor",
     ),
@@ -323,7 +323,7 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
         "error: f.yaml: should be a mapping with an experiment section",
     ),
     "a section that is a word": (
-        edited("model:\n    name: mlp\n    hidden: 4\n    dropout: 0.0", "model: mlp"),
+        edit_file("model:\n    name: mlp\n    hidden: 4\n    dropout: 0.0", "model: mlp"),
         [],
         "model: 'mlp'",
     ),
@@ -333,7 +333,7 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
         "comparison: unknown section; did you mean compare?",
     ),
     "words for numbers": (
-        edited("rounds: 3", "rounds: three"),
+        edit_file("rounds: 3", "rounds: three"),
         [],
         "federation.rounds: 'three' should be a valid integer",
     ),
@@ -364,7 +364,7 @@ TYPED: dict[str, tuple[bytes, list[str], str]] = {
 def typed(
     processes: None, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]:
-    """What each command came to, and the files that are there afterwards; a few at a time."""
+    """Runs the commands, a few at a time, and returns their results and the files that exist afterwards."""
 
     def ran(case: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
         content, overrides, _ = TYPED[case]
@@ -372,7 +372,7 @@ def typed(
         (folder / "f.yaml").write_bytes(content)
         (folder / "trace.csv").write_bytes(TRACE_CSV)
         (folder / "f.csv").write_bytes(TRACE_CSV.replace(b"0,1,1", b"0,1,2"))
-        (folder / "f.npy").write_bytes(as_npy(TRACE)[:-5])
+        (folder / "f.npy").write_bytes(dump_npy(TRACE)[:-5])
         command = [str(Path(sys.executable).parent / "fednar"), "run", "f.yaml", *overrides]
         environment = {**os.environ, MARK: str(folder.parent)}
         done = subprocess.run(
@@ -385,7 +385,7 @@ def typed(
 
 
 @pytest.mark.parametrize("case", TYPED)
-def test_a_typed_command_is_refused_and_nothing_is_made(
+def test_a_command_is_refused_and_creates_nothing(
     case: str, typed: dict[str, tuple[subprocess.CompletedProcess[str], set[str]]]
 ) -> None:
     done, files = typed[case]
@@ -397,8 +397,8 @@ def test_a_typed_command_is_refused_and_nothing_is_made(
 
 
 @pytest.mark.usefixtures("typed")
-def test_the_typed_commands_leave_no_process_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Actors, and all else of Ray, would carry the environment of the command that started them."""
+def test_the_commands_leave_no_process_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Actors and all other processes of Ray would have the environment of the command that started them."""
     mark, left = str(tmp_path_factory.getbasetemp()), []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What a search section may say, and what is said to one that is wrong."""
+"""Valid search sections, and the errors for invalid ones."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fednar_ray.tuning.strategy import count_trials, list_grid_points
 A = "regularizer.clip_bound"
 
 
-def document(search: Any, *overrides: str, **experiment: Any) -> Document:
+def build_document(search: Any, *overrides: str, **experiment: Any) -> Document:
     base = {
         "name": "small",
         "data": {"source": "digits", "validation": 0.1, "partition": {"kind": "iid", "clients": 4}},
@@ -25,9 +25,9 @@ def document(search: Any, *overrides: str, **experiment: Any) -> Document:
     return parse_document(text, "f.yaml", overrides, to_search=True)
 
 
-def refused(search: Any, *overrides: str, **experiment: Any) -> tuple[str, ...]:
+def find_problems(search: Any, *overrides: str, **experiment: Any) -> tuple[str, ...]:
     with pytest.raises(fr.ConfigError) as raised:
-        document(search, *overrides, **experiment)
+        build_document(search, *overrides, **experiment)
     return raised.value.problems
 
 
@@ -136,28 +136,32 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_search_is_refused_with_what_would_be_right(case: str) -> None:
+def test_an_invalid_search_is_refused_with_a_remedy(case: str) -> None:
     search, text = WRONG[case]
-    problems = refused(search)
+    problems = find_problems(search)
     assert any(text in problem for problem in problems), problems
 
 
 def test_validation_needs_held_out_examples() -> None:
     data = {"source": "digits", "partition": {"kind": "iid", "clients": 4}}
-    assert refused({"space": ONE}, data=data) == (
+    assert find_problems({"space": ONE}, data=data) == (
         "search.metric: 'validation_accuracy': no examples are held out; set data.validation=0.1",
     )
 
 
 def test_all_problems_are_reported_at_once() -> None:
     space = {A: {"uniform": [-1, 2]}, "model.hiden": {"choice": [4, 8]}}
-    problems = refused({"space": space, "metric": "test_loss", "mode": "max", "scheduler": "asha"}, "compare.seeds=0")
+    problems = find_problems(
+        {"space": space, "metric": "test_loss", "mode": "max", "scheduler": "asha"}, "compare.seeds=0"
+    )
     for place in ("compare.seeds", f"search.space.{A}", "search.space.model.hiden", "search.metric", "search.mode"):
         assert sum(problem.startswith(place) for problem in problems) == 1, (place, problems)
 
 
-def test_overrides_reach_keys_with_dots() -> None:
-    changed = document({"space": ONE}, "search.space.algorithm.local_lr={loguniform: [0.01, 1]}", "search.trials=3")
+def test_overrides_can_address_keys_with_dots() -> None:
+    changed = build_document(
+        {"space": ONE}, "search.space.algorithm.local_lr={loguniform: [0.01, 1]}", "search.trials=3"
+    )
     assert changed.search is not None
     assert changed.search.trials == 3
     assert changed.search.space["algorithm.local_lr"] == Domain(kind="loguniform", values=(0.01, 1))
@@ -170,29 +174,35 @@ def test_a_file_without_a_search_has_none_and_cannot_be_tuned() -> None:
         load_embedded("silos", to_search=True)
 
 
-def test_a_run_does_not_check_the_search_against_the_experiment() -> None:
-    """Three rounds are too few for the grace period of the file's ASHA, but only a search needs it."""
+def test_a_run_does_not_check_the_search_section_against_the_experiment() -> None:
+    """ASHA has no round to stop at within three rounds, which matters only to a search."""
     assert load_embedded("digits", ["federation.rounds=3"]).experiment.federation.rounds == 3
     with pytest.raises(fr.ConfigError, match="should be less than federation"):
         load_embedded("digits", ["federation.rounds=3"], to_search=True)
 
 
-def test_another_preset_gets_its_own_defaults() -> None:
-    given = document({"space": {"algorithm.name": {"choice": ["fedprox", "fedadam"]}}}, algorithm={"name": "fedprox"})
+def test_a_searched_preset_gets_its_own_defaults() -> None:
+    given = build_document(
+        {"space": {"algorithm.name": {"choice": ["fedprox", "fedadam"]}}}, algorithm={"name": "fedprox"}
+    )
     assert given.build_variant({"algorithm.name": "fedadam"}).algorithm.server_lr == 0.1
     assert given.build_variant({}).algorithm.mu == 0.001
 
 
-def test_a_grid_has_every_point_in_order() -> None:
-    search = document({"space": {A: {"grid": [1, 2]}, "seed": {"grid": [0, 1, 2]}}, "algorithm": "grid", "trials": 2})
+def test_a_grid_lists_every_point_in_order() -> None:
+    search = build_document(
+        {"space": {A: {"grid": [1, 2]}, "seed": {"grid": [0, 1, 2]}}, "algorithm": "grid", "trials": 2}
+    )
     assert search.search is not None
     points = [(point[A], point["seed"]) for point in list_grid_points(search.search)]
     assert points == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert count_trials(search.search) == 12
 
 
-def test_settings_change_in_mid_run_where_they_may() -> None:
-    experiment = document({"space": ONE}, "regularizer.clip_bound=8", "regularizer.clip_bound_anneal=0.5").experiment
+def test_settings_can_change_during_a_run() -> None:
+    experiment = build_document(
+        {"space": ONE}, "regularizer.clip_bound=8", "regularizer.clip_bound_anneal=0.5"
+    ).experiment
     changed = fr.Experiment.model_validate(
         {**experiment.model_dump(), "changes": {2: {A: 4.0}, 4: {"regularizer.clip_bound_anneal": 1.0}}}
     )
@@ -209,13 +219,15 @@ def test_settings_change_in_mid_run_where_they_may() -> None:
         ({6: {A: 1.0}}, "federation.rounds is 6"),
     ],
 )
-def test_changes_that_cannot_be_are_refused(changes: Any, text: str) -> None:
-    assert text in "\n".join(refused({"space": ONE}, changes=changes))
+def test_invalid_changes_are_refused(changes: Any, text: str) -> None:
+    assert text in "\n".join(find_problems({"space": ONE}, changes=changes))
 
 
-def test_trials_are_put_where_their_bundles_fit() -> None:
+def test_trials_are_placed_where_their_bundles_fit() -> None:
     cpu, gpu = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 0.5}
     assert count_fitting_trials([cpu], [{"CPU": 2.0}]) == 2
     assert count_fitting_trials([{}, cpu, cpu], [{"CPU": 3.0}, {"CPU": 1.0}]) == 2
     assert count_fitting_trials([{}, gpu, gpu], [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]) == 1
-    assert count_fitting_trials([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0  # four CPUs, and no node with three
+    assert (
+        count_fitting_trials([{"CPU": 3.0}], [{"CPU": 2.0}, {"CPU": 2.0}]) == 0
+    )  # four CPUs in total, but no node with three

@@ -1,4 +1,4 @@
-"""The search files that the project offers: each is valid, and the large ones train a round at reduced size."""
+"""The search files of the project: each is valid, and the large ones train one round at reduced size."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_file_goes_with_its_experiment(name: str) -> None:
+def test_a_search_file_is_valid_for_its_experiment(name: str) -> None:
     search = load_document(FOLDER / f"{name}.yaml", to_search=True).search
     assert search is not None
     assert count_trials(search) == SEARCHES[name]
 
 
-def test_what_is_tuned_without_a_file_is_the_digits_file() -> None:
+def test_the_default_search_is_the_digits_file() -> None:
     there, inside = load_document(FOLDER / "digits.yaml", to_search=True), load_embedded("digits", to_search=True)
     assert (there.experiment, there.search) == (inside.experiment, inside.search)
 
@@ -39,7 +39,7 @@ SMALL = ("federation.rounds=1", "federation.clients_per_round=2", "federation.lo
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "shakespeare"])
-def test_a_large_file_trains_a_round_at_reduced_size(name: str) -> None:
+def test_a_large_file_trains_one_round_at_reduced_size(name: str) -> None:
     experiment = fr.load(FOLDER / f"{name}.yaml", overrides=SMALL).model_copy(update={"data": None})
     random = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def test_a_large_file_trains_a_round_at_reduced_size(name: str) -> None:
         return random.normal(size=(count, 3, 32, 32)).astype(np.float32), random.integers(10, size=count)
 
     test_x, test_y = examples(2)
-    test_y[0] = 79 if name == "shakespeare" else 9  # the highest label there is
+    test_y[0] = 79 if name == "shakespeare" else 9  # the highest label
     federation = fr.Federation([examples(3), examples(2)], test=(test_x, test_y))
     (report,) = fr.iter_rounds(experiment, federation=federation)
     assert len(report.parameters) == {"cifar10_resnet18": 11_173_962, "shakespeare": 1_220_432}[name]

@@ -1,4 +1,4 @@
-"""YAML as people write it: numbers are numbers, quoted text is text, and what is hostile is refused at once."""
+"""YAML as people write it: numbers are numbers, quoted text is text, and hostile files are refused quickly."""
 
 import json
 from itertools import pairwise
@@ -23,22 +23,22 @@ NUMBERS = (
 
 
 @pytest.mark.parametrize("text", NUMBERS)
-def test_a_number_is_what_float_makes_of_it(text: str) -> None:
+def test_a_number_is_parsed_as_float_parses_it(text: str) -> None:
     assert parse(text) == float(text)
     assert isinstance(parse(text), float)
     assert parse(f"[{text}, {{a: {text}}}]") == [float(text), {"a": float(text)}]
     assert parse(f"'{text}'") == text == parse(f'"{text}"')
-    assert parse_value(text) == float(text)  # as MLflow keeps it
+    assert parse_value(text) == float(text)  # as MLflow stores it
 
 
 @pytest.mark.parametrize("text", ["e5", "1e", "1e-", "e", ".", "-e", "1.2.3", "1e5x", "0x1e5g", "1 e5", ".e5", "1e5e5"])
-def test_what_is_no_number_is_text(text: str) -> None:
+def test_a_value_that_is_not_a_number_is_text(text: str) -> None:
     assert parse(text) == text
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.from_regex(r"[-+]?([0-9]{1,5}\.?[0-9]{0,5}|\.[0-9]{1,5})[eE][-+]?[0-9]{1,3}", fullmatch=True))
-def test_every_number_with_an_exponent_is_read(text: str) -> None:
+def test_every_number_with_an_exponent_is_parsed(text: str) -> None:
     assert parse(text) == float(text)
 
 
@@ -50,19 +50,19 @@ def test_every_number_with_an_exponent_is_read(text: str) -> None:
         max_leaves=12,
     )
 )
-def test_what_is_written_reads_back_the_same(value: object) -> None:
+def test_dumped_values_are_read_back_unchanged(value: object) -> None:
     assert repr(parse(write(value))) == repr(value)
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
-def test_the_numbers_of_json_are_those_of_yaml(values: list[float]) -> None:
+def test_json_and_yaml_parse_the_same_numbers(values: list[float]) -> None:
     assert parse(json.dumps({"a": values})) == {"a": values}
 
 
 NETWORK = "{function: nets.net, arguments: {p: %s, name: '1e-1'}}"
 
 
-def test_experiment_search_arguments_and_overrides_read_numbers_alike() -> None:
+def test_numbers_are_parsed_alike_in_experiments_searches_arguments_and_overrides() -> None:
     text = (
         f"experiment: {{model: {NETWORK % '1e-1'}, algorithm: {{local_lr: 1e-3, local_lr_anneal: 999e-3}}}}\n"
         "search: {space: {algorithm.local_lr: {loguniform: [1e-3, 1E-1]}, regularizer.clip_bound: {choice: [1e1, 2]}}}"
@@ -80,16 +80,19 @@ def test_experiment_search_arguments_and_overrides_read_numbers_alike() -> None:
     assert again == document.experiment
 
 
-def bomb(line: str, levels: str = "abcdefghi") -> str:
-    """Each level is made of nine aliases of the one before: 361 bytes or so for 9^9 values."""
+def build_alias_bomb(line: str, levels: str = "abcdefghi") -> str:
+    """Builds nested aliases, nine per level: about 361 bytes for 9^9 values."""
     made = [f"{name}: &{name} {line % ((f'*{before}',) * 9)}" for before, name in pairwise(levels)]
     return "\n".join(["a: &a {k: [x, x, x]}", *made])
 
 
 HOSTILE = {
-    "aliases in lists": (bomb("[%s, %s, %s, %s, %s, %s, %s, %s, %s]"), "aliases expand to more than"),
-    "aliases in mappings": (bomb("{a: %s, b: %s, c: %s, d: %s, e: %s, f: %s, g: %s, h: %s, i: %s}"), "aliases expand"),
-    "merges": (bomb("{<<: [%s, %s, %s, %s, %s, %s, %s, %s, %s]}"), "aliases expand to more than"),
+    "aliases in lists": (build_alias_bomb("[%s, %s, %s, %s, %s, %s, %s, %s, %s]"), "aliases expand to more than"),
+    "aliases in mappings": (
+        build_alias_bomb("{a: %s, b: %s, c: %s, d: %s, e: %s, f: %s, g: %s, h: %s, i: %s}"),
+        "aliases expand",
+    ),
+    "merges": (build_alias_bomb("{<<: [%s, %s, %s, %s, %s, %s, %s, %s, %s]}"), "aliases expand to more than"),
     "aliases of a long text": ("a: &a " + "x" * 50_000 + "\nb: [*a, *a, *a]", "aliases expand to more than"),
     "an alias of itself": ("a: &a [*a]", "an alias refers to a value that contains it"),
     "an alias of nothing": ("a: *" + "x" * 100_000, "found undefined alias"),
@@ -110,27 +113,27 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_is_hostile_is_refused(case: str, tmp_path: Path) -> None:
+def test_hostile_files_are_refused(case: str, tmp_path: Path) -> None:
     text, reason = HOSTILE[case]
     with pytest.raises(NotYaml, match=reason) as refused:
         parse(text)
     assert len(str(refused.value)) < 1000
     (tmp_path / "f.yaml").write_text(text)
-    with pytest.raises(fr.ConfigError, match=reason) as told:
+    with pytest.raises(fr.ConfigError, match=reason) as raised:
         fr.load(tmp_path / "f.yaml")
-    assert len(str(told.value)) < 2000
+    assert len(str(raised.value)) < 2000
     with pytest.raises(fr.ConfigError) as overridden:
         parse_document("experiment: {}", "f.yaml", [f"model.arguments.x={text}"])
     assert len(str(overridden.value)) < 2000
-    assert parse_value(text) == text  # a parameter of an MLflow server that is not ours
+    assert parse_value(text) == text  # such a parameter may come from somebody else's MLflow server
 
 
-def test_ordinary_aliases_and_merges_are_read() -> None:
+def test_ordinary_aliases_and_merges_are_accepted() -> None:
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]\nd: &d [1, 2]\ne: *d"
     assert parse(text) == yaml.safe_load(text)
 
 
-def test_a_file_without_end_is_refused() -> None:
+def test_an_endless_file_is_refused() -> None:
     with pytest.raises(fr.ConfigError, match="/dev/zero"):
         fr.load("/dev/zero")
 
@@ -155,7 +158,7 @@ def test_messages_about_large_values_are_short(case: str) -> None:
     assert max(map(len, refused.value.problems)) < 2000
 
 
-def test_a_value_is_shown_in_part() -> None:
+def test_a_long_value_is_shortened_in_messages() -> None:
     deep: object = "x" * 10_000
     for _ in range(30):
         deep = [deep] * 30
@@ -164,14 +167,14 @@ def test_a_value_is_shown_in_part() -> None:
     assert format_value([1, 2.5, "a", None, (True,)]) == "[1, 2.5, 'a', None, (True,)]"
 
 
-def test_a_key_of_an_override_is_not_deeper_than_a_file() -> None:
+def test_the_key_of_an_override_has_the_same_depth_limit_as_a_file() -> None:
     with pytest.raises(fr.ConfigError, match="should be key=value"):
         parse_document("experiment: {}", "f.yaml", ["model.arguments." + "a." * 5000 + "b=1"])
     assert yaml_text.LIMIT_DEPTH == 50
 
 
 @pytest.mark.parametrize(("text", "value"), [("010", 10), ("-007", -7), ("0_1", 1), ("0x1F", 31), ("0", 0)])
-def test_a_leading_zero_makes_no_octal_number(text: str, value: int) -> None:
+def test_a_number_with_a_leading_zero_is_not_octal(text: str, value: int) -> None:
     assert yaml_text.parse(text) == value
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of a run: the order in which they are called, and which of them learn of an error."""
+"""Callbacks of a run: the order in which they are called, and which of them receive an error."""
 
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ class Recording(RoundCallback):
 
 
 def train(*callbacks: RoundCallback, rounds: int = 0, error: type[BaseException] | None = None) -> None:
-    """A run with these callbacks, which raises ``error`` after its rounds."""
+    """Runs rounds with these callbacks, and then raises ``error`` if it is given."""
     with CallbackList() as started:
         for callback in callbacks:
             assert started.start(callback) is callback
@@ -42,7 +42,7 @@ def train(*callbacks: RoundCallback, rounds: int = 0, error: type[BaseException]
             raise error
 
 
-def test_rounds_go_forward_and_ends_go_backward() -> None:
+def test_rounds_call_forward_and_the_end_calls_backward() -> None:
     calls: list[str] = []
     train(Recording("a", calls), Recording("b", calls), rounds=2)
     assert calls == ["a.start", "b.start", "a.round 0", "b.round 0", "a.round 1", "b.round 1", "b.end", "a.end"]
@@ -64,9 +64,7 @@ def test_an_error_reaches_every_callback_that_was_started_and_propagates(error: 
         ("end", ["a.start", "b.start", "a.round 0", "b.round 0", "b.end", "a.error OSError"]),
     ],
 )
-def test_what_a_callback_raises_is_the_error_of_those_that_were_started_before(
-    fails_in: str, called: list[str]
-) -> None:
+def test_an_error_of_a_callback_is_passed_to_those_that_started_before_it(fails_in: str, called: list[str]) -> None:
     """A callback that fails to start is not ended; one that fails at its end is not ended again."""
     calls: list[str] = []
     with pytest.raises(OSError, match="b failed"):

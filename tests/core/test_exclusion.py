@@ -1,4 +1,4 @@
-"""Reasons for exclusion: recorded values that never change, and the sentences that people read."""
+"""Reasons for exclusion: their recorded values never change, and each has a message."""
 
 import pytest
 
@@ -12,6 +12,6 @@ def test_recorded_values_never_change() -> None:
 
 
 @pytest.mark.parametrize("reason", ExclusionReason)
-def test_every_reason_has_a_sentence(reason: ExclusionReason) -> None:
+def test_every_reason_has_a_message(reason: ExclusionReason) -> None:
     assert str(Exclusion(reason))
     assert str(Exclusion(reason, "because")) == f"{Exclusion(reason)}: because"

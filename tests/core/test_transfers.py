@@ -1,4 +1,4 @@
-"""Arrays reach a device without being written to; a landing is always the same memory; freed memory is kept."""
+"""Arrays are copied to a device without being written to; staging buffers are reused; freed memory is kept."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def _torch_warns_always() -> Iterator[None]:
-    """Torch warns of a read-only array once a process; here every time."""
+    """Makes torch warn about every read-only array, not only about the first one in the process."""
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     yield
@@ -45,34 +45,34 @@ def test_a_read_only_array_becomes_a_tensor_over_its_own_memory_without_a_warnin
 
 
 @pytest.mark.usefixtures("_torch_warns_always")
-def test_the_warning_is_hushed_for_that_array_alone() -> None:
+def test_the_warning_is_suppressed_only_for_that_array() -> None:
     as_tensor(read_only())
-    with pytest.raises(UserWarning, match="not writable"):  # the suite's filter, as it was before
+    with pytest.raises(UserWarning, match="not writable"):  # the suite's filter is active again
         torch.from_numpy(read_only())
 
 
-def test_a_landing_is_the_same_memory_whatever_lands() -> None:
-    landing, room = StagingBuffer(3, CPU), np.arange(8, dtype=np.float32)
-    filled = [landing.fill(room[start : start + 3]) for start in range(5)]  # of any alignment
+def test_a_staging_buffer_reuses_its_memory() -> None:
+    buffer, room = StagingBuffer(3, CPU), np.arange(8, dtype=np.float32)
+    filled = [buffer.fill(room[start : start + 3]) for start in range(5)]  # for every alignment
     assert {tensor.data_ptr() for tensor in filled} == {filled[0].data_ptr()}
     np.testing.assert_array_equal(filled[-1].numpy(), [4, 5, 6])
     assert StagingBuffer(3, CPU).fill(room[:3]).data_ptr() != filled[0].data_ptr()  # each trainer has its own
 
 
-def test_what_has_landed_outlives_a_change_of_its_source() -> None:
-    landing, source = StagingBuffer(4, CPU), np.array([1, 2, 3, 4], dtype=np.float32)
-    landed = landing.fill(source)
+def test_a_staged_copy_does_not_change_with_its_source() -> None:
+    buffer, source = StagingBuffer(4, CPU), np.array([1, 2, 3, 4], dtype=np.float32)
+    landed = buffer.fill(source)
     source[:] = -1
     np.testing.assert_array_equal(landed.numpy(), [1, 2, 3, 4])
 
 
 @pytest.mark.usefixtures("_torch_warns_always")
-def test_work_on_what_has_landed_does_not_reach_a_read_only_source() -> None:
+def test_writing_to_a_staged_copy_does_not_change_a_read_only_source() -> None:
     source = read_only()
-    landing = StagingBuffer(len(source), CPU)
-    landing.fill(source).mul_(2).add_(1)
+    buffer = StagingBuffer(len(source), CPU)
+    buffer.fill(source).mul_(2).add_(1)
     np.testing.assert_array_equal(source, np.arange(12))
-    np.testing.assert_array_equal(landing.fill(source).numpy(), np.arange(12))
+    np.testing.assert_array_equal(buffer.fill(source).numpy(), np.arange(12))
 
 
 # ——— freed memory ———
@@ -106,7 +106,7 @@ def test_a_process_that_keeps_freed_memory_asks_the_kernel_for_no_fresh_pages() 
     assert kept < default / 10
 
 
-def test_where_there_is_no_glibc_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_glibc_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """``CDLL(None)`` raises on Windows."""
     monkeypatch.setattr(devices, "sys", SimpleNamespace(platform="win32"))
     monkeypatch.setattr("fednar_ray.execution.devices.ctypes.CDLL", lambda name: pytest.fail("no such library"))

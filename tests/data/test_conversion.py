@@ -1,4 +1,4 @@
-"""Every container that people pass as examples is taken with its right values, or refused by its name."""
+"""Every container of examples is converted with the right values, or refused with the name of its type."""
 
 import logging
 from decimal import Decimal
@@ -51,7 +51,7 @@ INPUTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_inputs_keep_their_values_in_any_container(kind: str) -> None:
+def test_inputs_keep_their_values_in_every_container(kind: str) -> None:
     taken = Examples.of((INPUTS[kind], Y), "client 0")
     np.testing.assert_array_equal(taken.x, X, strict=True)
     assert taken.x.flags.c_contiguous
@@ -70,7 +70,7 @@ WHOLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_whole_numbers_stay_whole_in_the_byte_order_of_this_machine(kind: str) -> None:
+def test_integers_stay_integers_in_native_byte_order(kind: str) -> None:
     taken = Examples.of((WHOLE[kind], Y), "client 0")
     np.testing.assert_array_equal(taken.x, COUNTS, strict=True)
     assert torch.from_numpy(taken.x).dtype == torch.int64
@@ -105,13 +105,13 @@ LABELS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels_keep_their_values_in_any_container(kind: str) -> None:
+def test_labels_keep_their_values_in_every_container(kind: str) -> None:
     np.testing.assert_array_equal(Examples.of((X, LABELS[kind]), "client 0").y, Y, strict=True)
 
 
 @pytest.mark.parametrize("task", ["classification", "binary", "regression"])
 @pytest.mark.parametrize("convert", [np.array, torch.tensor, pd.Series, lambda y: pd.Series(y, dtype="boolean"), list])
-def test_bool_labels_are_zeros_and_ones(task: str, convert: Any) -> None:
+def test_bool_labels_become_zeros_and_ones(task: str, convert: Any) -> None:
     y = Examples.of((X, convert([True, False, True, True])), "client 0", task).y
     assert y.tolist() == [1, 0, 1, 1]
     assert y.dtype == (np.float32 if task == "regression" else np.int64)
@@ -125,7 +125,7 @@ class Mine(Dataset[Any]):
         return len(X)
 
 
-def masked(x: np.ndarray) -> Any:
+def mask(x: np.ndarray) -> Any:
     return np.ma.masked_where(np.arange(x.size).reshape(x.shape) == 3, x)
 
 
@@ -146,9 +146,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no labels": ((X, None), "labels are None"),
     "a generator of inputs": (((row for row in X), Y), "inputs are a generator; an array"),
     "inputs by name": (({"a": X}, Y), "inputs are a dict; an array"),
-    "masked inputs": ((masked(X), Y), r"1 inputs are masked \(missing\), the first at index \[1, 1\]; fill them"),
-    "masked labels": ((X, masked(Y)), r"1 labels are masked \(missing\), the first at index 3"),
-    "a list with a masked row": (([*X[:2], masked(X)[1], X[3]], Y), r"1 inputs in row 2 are masked.* index 1"),
+    "masked inputs": ((mask(X), Y), r"1 inputs are masked \(missing\), the first at index \[1, 1\]; fill them"),
+    "masked labels": ((X, mask(Y)), r"1 labels are masked \(missing\), the first at index 3"),
+    "a list with a masked row": (([*X[:2], mask(X)[1], X[3]], Y), r"1 inputs in row 2 are masked.* index 1"),
     "masked numbers": (([[1.0, np.ma.masked], [1.0, 2.0]], [0, 1]), "masked"),
     "csr": ((scipy.sparse.csr_matrix(X), Y), r"inputs are a csr_matrix, which is sparse; .*\.toarray\(\)"),
     "coo array": ((scipy.sparse.coo_array(X), Y), r"inputs are a coo_array, which is sparse; .*\.toarray\(\)"),
@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_array_of_numbers_is_refused_by_name(kind: str) -> None:
+def test_anything_but_an_array_of_numbers_is_refused_by_name(kind: str) -> None:
     given, message = REFUSED[kind]
     for place, federation in {
         "client 1": {"clients": [PAIR, given], "test": PAIR},
@@ -227,7 +227,7 @@ def test_clients_by_name_keep_their_names_in_the_order_given() -> None:
     np.testing.assert_array_equal(federation.shards.examples.x[:4], X)
 
 
-def test_names_change_nothing_else() -> None:
+def test_client_names_change_nothing_else() -> None:
     named, listed = (fr.Federation(clients, test=PAIR) for clients in ({"a": PAIR, "b": PAIR}, [PAIR, PAIR]))
     assert named.digest() == listed.digest()
 
@@ -262,12 +262,12 @@ def test_clients_without_names_are_numbered(clients: Any) -> None:
         ({"a": PAIR, "b": (X[:, :1], Y)}, r"client b: inputs are \(1,\) float32, but those of client a are \(2,\)"),
     ],
 )
-def test_what_is_no_collection_of_clients_is_refused(clients: Any, message: str) -> None:
+def test_anything_but_a_collection_of_clients_is_refused(clients: Any, message: str) -> None:
     with pytest.raises(DataError, match=f"^{message}"):
         fr.Federation(clients, test=PAIR)
 
 
-def test_a_task_that_there_is_not_is_refused() -> None:
+def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(DataError, match=r"^task: 'clasification' should be one of classification, binary, regression"):
         fr.Federation([PAIR], test=PAIR, task="clasification")
 
@@ -275,19 +275,21 @@ def test_a_task_that_there_is_not_is_refused() -> None:
 # ——— label codes ———
 
 
-def test_the_largest_class_is_taken() -> None:
+def test_the_largest_possible_class_is_accepted() -> None:
     assert fr.Federation([(X, [0, 1, 2, MAX_CLASSES - 1])], test=PAIR).classes == MAX_CLASSES
 
 
 @pytest.mark.parametrize(("highest", "warned"), [(80331, True), (1001, True), (999, False)])
-def test_few_classes_of_very_many_draw_a_warning(highest: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_few_distinct_labels_with_large_values_cause_a_warning(
+    highest: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
         fr.Federation([(X, [0, 1, 2, highest])], test=PAIR)
-    said = f"the highest label is {highest}, but only 4 classes occur, and a model gets {highest + 1} outputs"
-    assert (said in caplog.text) is warned
+    warning = f"the highest label is {highest}, but only 4 classes occur, and a model gets {highest + 1} outputs"
+    assert (warning in caplog.text) is warned
 
 
-def test_many_classes_that_occur_draw_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_classes_that_occur_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     y = np.arange(5000)
     with caplog.at_level(logging.WARNING, logger="fednar_ray"):
         fr.Federation([(y[:, None], y)], test=(y[:, None], y))

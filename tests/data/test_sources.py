@@ -1,4 +1,4 @@
-"""Every source on small files in its real format; what is missing, damaged, cut short, empty or mismatched is named."""
+"""Every source reads small files in its real format, and names files that are missing, damaged, cut short or empty."""
 
 import gzip
 import hashlib
@@ -40,26 +40,26 @@ from fednar_ray.experiments.prepare import prepare
 RNG = np.random.default_rng(0)
 
 
-def source(**settings: Any) -> Source:
+def load_source(**settings: Any) -> Source:
     found = read_data(settings)
     return SOURCES[found.source](found)
 
 
-def federation(**settings: Any) -> Federation:
+def build_federation(**settings: Any) -> Federation:
     return load_federation(read_data(settings), seed=0)
 
 
-def cut_short(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 # ——— the digits that ship with the package ———
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     x, y = load_digits(return_X_y=True)
     expected = train_test_split(x / 16, y, test_size=0.2, stratify=y, random_state=0)
-    found = source(source="digits")
+    found = load_source(source="digits")
     for ours, theirs in zip((found.train_x, found.test_x), expected[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs.reshape(-1, 1, 8, 8).astype(np.float32), strict=True)
     for ours, theirs in zip((found.train_y, found.test_y), expected[2:], strict=True):
@@ -69,7 +69,7 @@ def test_digits_are_those_of_scikit_learn():
 # ——— settings ———
 
 
-def problem(text: str, *overrides: str) -> str:
+def find_problem(text: str, *overrides: str) -> str:
     document = f"experiment:\n  data: {text}\n  model: {{name: mlp}}\n  federation: {{local_steps: 1}}\n"
     with pytest.raises(fr.ConfigError) as caught:
         parse_document(document, "f.yaml", overrides)
@@ -92,11 +92,11 @@ def problem(text: str, *overrides: str) -> str:
         ("{source: npz, path: a, arrays: {train: x}}", "data.arrays.train: 'x': unknown key; did you mean train_y?"),
     ],
 )
-def test_a_source_reads_its_own_settings_and_says_what_it_needs(section: str, expected: str) -> None:
-    assert problem(section).startswith(expected)
+def test_a_source_reads_its_own_settings_and_names_missing_ones(section: str, expected: str) -> None:
+    assert find_problem(section).startswith(expected)
 
 
-def test_clients_of_natural_sources_are_their_groups_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+def test_clients_of_natural_sources_are_their_groups_by_default(tmp_path: Path) -> None:
     settings = read_data({"source": "shakespeare", "path": "a", "partition": {"clients": 50}})
     assert (settings.partition.kind, settings.partition.clients) == ("natural", 50)
     settings = read_data({"source": "shakespeare", "path": "a", "partition": {"kind": "iid"}})
@@ -114,7 +114,7 @@ def test_paths_become_absolute_when_they_are_read() -> None:
 
 
 def write_cifar(directory: Path, base: type[CIFAR10]) -> tuple[type[CIFAR10], np.ndarray, np.ndarray]:
-    """Files as torchvision keeps them, and its class with the checksums of these; images [N, 3, 32, 32], labels."""
+    """Writes files in torchvision's layout; returns its class with their checksums, images [N, 3, 32, 32], labels."""
     folder = directory / base.base_folder
     folder.mkdir(parents=True)
     names = [name for name, _ in (*base.train_list, *base.test_list)]
@@ -140,7 +140,7 @@ def write_cifar(directory: Path, base: type[CIFAR10]) -> tuple[type[CIFAR10], np
 
 
 @pytest.mark.parametrize(("name", "base"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
-def test_cifar_comes_as_uint8_with_its_channels_first(name: str, base: type[CIFAR10], tmp_path: Path) -> None:
+def test_cifar_is_loaded_as_uint8_with_channels_first(name: str, base: type[CIFAR10], tmp_path: Path) -> None:
     small, images, labels = write_cifar(tmp_path, base)
     found = read_cifar(name, small, tmp_path, download=False)
     assert (found.name, found.train_x.dtype) == (name, np.uint8)
@@ -152,10 +152,10 @@ def test_cifar_comes_as_uint8_with_its_channels_first(name: str, base: type[CIFA
 
 
 @pytest.mark.parametrize("file", ["data_batch_2", "test_batch", "batches.meta"])
-def test_cifars_missing_and_damaged_files_are_named(file: str, tmp_path: Path) -> None:
+def test_missing_and_damaged_cifar_files_are_named(file: str, tmp_path: Path) -> None:
     small, *_ = write_cifar(tmp_path, CIFAR10)
     path = tmp_path / "cifar-10-batches-py" / file
-    cut_short(path)
+    truncate(path)
     with pytest.raises(DataError, match=f"{file}: is damaged"):
         read_cifar("cifar10", small, tmp_path, download=False)
     path.unlink()
@@ -163,10 +163,10 @@ def test_cifars_missing_and_damaged_files_are_named(file: str, tmp_path: Path) -
         read_cifar("cifar10", small, tmp_path, download=False)
 
 
-def test_torchvisions_own_checksums_guard_what_is_read(tmp_path: Path) -> None:
+def test_files_are_checked_with_torchvisions_checksums(tmp_path: Path) -> None:
     write_cifar(tmp_path, CIFAR10)
     with pytest.raises(DataError, match="data_batch_1: is damaged: its MD5"):
-        source(source="cifar10", directory=str(tmp_path))
+        load_source(source="cifar10", directory=str(tmp_path))
 
 
 # ——— the MNIST family ———
@@ -175,7 +175,7 @@ IDX_IMAGES = RNG.integers(256, size=(9, 28, 28), dtype=np.uint8)
 IDX_LABELS = np.arange(9, dtype=np.uint8)
 
 
-def idx(array: np.ndarray) -> bytes:
+def build_idx(array: np.ndarray) -> bytes:
     return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
 
 
@@ -189,41 +189,41 @@ def write_idx(directory: Path, *, packed: bool, labels: np.ndarray = IDX_LABELS[
     }
     for name, array in contents.items():
         if packed:
-            (directory / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+            (directory / f"{name}.gz").write_bytes(gzip.compress(build_idx(array)))
         else:
-            (directory / name).write_bytes(idx(array))
+            (directory / name).write_bytes(build_idx(array))
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     ("name", "layout"), [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("mnist", "")]
 )
-def test_idx_files_are_read_packed_or_not_in_torchvisions_layout_or_by_themselves(
+def test_idx_files_are_read_with_or_without_compression_and_torchvisions_layout(
     name: str, layout: str, packed: bool, tmp_path: Path
 ) -> None:
     write_idx(tmp_path / layout, packed=packed)
-    found = source(source=name, directory=str(tmp_path))
+    found = load_source(source=name, directory=str(tmp_path))
     np.testing.assert_array_equal(found.train_x, IDX_IMAGES[:6, None])
     np.testing.assert_array_equal(found.train_y, IDX_LABELS[:6])
     np.testing.assert_array_equal(found.test_x, IDX_IMAGES[6:, None])
     np.testing.assert_array_equal(found.test_y, IDX_LABELS[6:])
 
 
-def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_is_found_where_debian_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "DEBIAN_FASHION_MNIST", tmp_path / "fashion-mnist")
     with pytest.raises(DataError, match=r"data\.directory: missing.*dataset-fashion-mnist"):
-        source(source="fashion_mnist")
+        load_source(source="fashion_mnist")
     write_idx(tmp_path / "fashion-mnist", packed=True)
-    np.testing.assert_array_equal(source(source="fashion_mnist").test_y, IDX_LABELS[6:])
+    np.testing.assert_array_equal(load_source(source="fashion_mnist").test_y, IDX_LABELS[6:])
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("content", [cut_short, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+@pytest.mark.parametrize("content", [truncate, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
 def test_an_idx_file_that_is_cut_short_empty_or_missing_is_named(packed: bool, content: Any, tmp_path: Path) -> None:
     write_idx(tmp_path, packed=packed)
     content(tmp_path / ("t10k-images-idx3-ubyte" + (".gz" if packed else "")))
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
-        source(source="mnist", directory=str(tmp_path))
+        load_source(source="mnist", directory=str(tmp_path))
 
 
 @pytest.mark.parametrize("count", [7, 2**31 - 1, 2**32 - 1])
@@ -234,16 +234,16 @@ def test_an_idx_file_that_claims_more_than_it_holds_is_named(name: str, count: i
     data[4:8] = struct.pack(">I", count)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=f"{name}: is damaged, or is not an IDX file"):
-        source(source="mnist", directory=str(tmp_path))
+        load_source(source="mnist", directory=str(tmp_path))
 
 
-def test_images_without_as_many_labels_are_refused(tmp_path: Path) -> None:
+def test_different_numbers_of_images_and_labels_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, packed=False, labels=IDX_LABELS[:5])
     with pytest.raises(DataError, match=rf"{tmp_path} \(train files\): x \(6, 1, 28, 28\) and y \(5,\)"):
-        source(source="mnist", directory=str(tmp_path))
+        load_source(source="mnist", directory=str(tmp_path))
 
 
-def test_a_download_that_fails_is_said(tmp_path: Path) -> None:
+def test_a_failed_download_is_reported(tmp_path: Path) -> None:
     class Nowhere(FashionMNIST):
         mirrors = [(tmp_path / "nothing").as_uri() + "/"]  # noqa: RUF012
 
@@ -253,71 +253,78 @@ def test_a_download_that_fails_is_said(tmp_path: Path) -> None:
 
 # ——— .npz ———
 
-COLOUR = RNG.integers(256, size=(8, 5, 4, 3), dtype=np.uint8)
+COLOR_IMAGES = RNG.integers(256, size=(8, 5, 4, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1])
 TWO = {"clients": 2}
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> Path:
-    given = {"train_x": COLOUR[:6], "train_y": LABELS[:6], "test_x": COLOUR[6:], "test_y": LABELS[6:]} | arrays
+    given = {
+        "train_x": COLOR_IMAGES[:6],
+        "train_y": LABELS[:6],
+        "test_x": COLOR_IMAGES[6:],
+        "test_y": LABELS[6:],
+    } | arrays
     np.savez(path, **given)  # type: ignore[arg-type]
     return path
 
 
-def test_npz_images_are_turned_and_normalized_by_their_own_statistics(tmp_path: Path) -> None:
-    found = federation(source="npz", path=str(write_npz(tmp_path / "a.npz")), partition=TWO)
+def test_npz_images_are_transposed_and_normalized_by_their_own_statistics(tmp_path: Path) -> None:
+    found = build_federation(source="npz", path=str(write_npz(tmp_path / "a.npz")), partition=TWO)
     held = np.concatenate([found.shards.examples.x, found.test.x])
-    assert {image.tobytes() for image in held} == {image.transpose(2, 0, 1).tobytes() for image in COLOUR}
+    assert {image.tobytes() for image in held} == {image.transpose(2, 0, 1).tobytes() for image in COLOR_IMAGES}
     assert held.dtype == np.uint8
-    scaled = COLOUR[:6].astype(np.float64) / 255
+    scaled = COLOR_IMAGES[:6].astype(np.float64) / 255
     assert found.transform is not None
     np.testing.assert_allclose(found.transform.mean, scaled.mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(found.transform.std, scaled.std(axis=(0, 1, 2)))
 
 
-def test_npz_arrays_have_the_names_and_groups_that_the_settings_give(tmp_path: Path) -> None:
-    gray, ward = COLOUR[:6, :, :, 0], np.array(["b", "a", "b", "c", "a", "a"])
-    path = write_npz(tmp_path / "a.npz", pixels=gray, ward=ward, test_x=COLOUR[6:, :, :, 0])
+def test_npz_arrays_are_read_by_the_names_and_groups_in_the_settings(tmp_path: Path) -> None:
+    gray, ward = COLOR_IMAGES[:6, :, :, 0], np.array(["b", "a", "b", "c", "a", "a"])
+    path = write_npz(tmp_path / "a.npz", pixels=gray, ward=ward, test_x=COLOR_IMAGES[6:, :, :, 0])
     arrays = {"train_x": "pixels", "groups": "ward"}
-    found = federation(source="npz", path=str(path), arrays=arrays, partition={"kind": "natural"})
+    found = build_federation(source="npz", path=str(path), arrays=arrays, partition={"kind": "natural"})
     assert found.shards.sizes.tolist() == [3, 2, 1]
     assert found.shards.examples.x.shape == (6, 1, 5, 4)
     assert sorted(LABELS[:6][ward == "a"]) == sorted(found.shards.only(0).examples.y)
 
 
-def test_numbers_that_are_no_images_stay_as_they_are(tmp_path: Path) -> None:
+def test_arrays_that_are_not_images_are_unchanged(tmp_path: Path) -> None:
     points = RNG.normal(size=(6, 3))
     path = write_npz(tmp_path / "a.npz", train_x=points, test_x=points[:2], train_y=np.arange(6) - 2.5)
-    found = source(source="npz", path=str(path), task="regression")
+    found = load_source(source="npz", path=str(path), task="regression")
     np.testing.assert_array_equal(found.train_x, points.astype(np.float32))
     assert (found.train_y.dtype, found.task, found.transform) == (np.float32, "regression", None)
     with pytest.raises(DataError, match="normalization and augmentation need uint8 images"):
-        federation(source="npz", path=str(path), task="regression", augmentation={"kind": "per_batch"}, partition=TWO)
+        build_federation(
+            source="npz", path=str(path), task="regression", augmentation={"kind": "per_batch"}, partition=TWO
+        )
 
 
-def test_a_given_normalization_has_a_number_a_channel(tmp_path: Path) -> None:
+def test_a_given_normalization_has_one_number_per_channel(tmp_path: Path) -> None:
     path = str(write_npz(tmp_path / "a.npz"))
     own = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}
-    found = federation(source="npz", path=path, partition=TWO, normalization=own)
+    found = build_federation(source="npz", path=path, partition=TWO, normalization=own)
     assert found.transform is not None
     assert (found.transform.mean, found.transform.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     with pytest.raises(DataError, match=r"data\.normalization: the images have 3 channels"):
-        federation(source="npz", path=path, partition=TWO, normalization={"mean": [0], "std": [1]})
+        build_federation(source="npz", path=path, partition=TWO, normalization={"mean": [0], "std": [1]})
 
 
-def only_one_array(path: Path) -> None:
+def write_only_one_array(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, LABELS)
 
 
-def damaged_inside(path: Path) -> None:
+def write_damaged_inside(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[300] ^= 255  # among the pixels of the first array
     path.write_bytes(data)
 
 
-def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> None:
-    """The file with ``train_x`` of a header of its own: an array as it may lie in a file that was made to harm."""
+def write_with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> None:
+    """Writes the file with another header for ``train_x``, as a malicious file may have it."""
     arrays = dict(np.load(path))
     arrays.pop("train_x")
     np.savez(path, **arrays)
@@ -325,18 +332,18 @@ def with_header(path: Path, header: bytes, data: bytes = b"\0" * 64) -> None:
         archive.writestr("train_x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data)
 
 
-def header_of(shape: str, kind: str = "<f8") -> bytes:
+def build_header(shape: str, kind: str = "<f8") -> bytes:
     return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
 
 
 HEADERS = {
-    "rows": (header_of("(1000000000000, 4)"), r"claims \[1000000000000, 4\] of float64, 32,000,000,000,000 bytes"),
-    "rows that overflow": (header_of(f"({2**62}, 8)"), "its header claims"),
-    "fewer rows than there are": (header_of("(2, 2)"), "but the file holds 64"),
-    "one row too many": (header_of("(9, 1)"), "claims .*72 bytes, but the file holds 64"),
-    "rows below none": (header_of("(-8, -1)"), "its header claims"),
-    "objects": (header_of("(8,)", "|O"), "train_x: holds Python objects, which are never read"),
-    "no type": (header_of("(8,)", "<q9"), "train_x: is damaged"),
+    "rows": (build_header("(1000000000000, 4)"), r"claims \[1000000000000, 4\] of float64, 32,000,000,000,000 bytes"),
+    "rows that overflow": (build_header(f"({2**62}, 8)"), "its header claims"),
+    "fewer rows than there are": (build_header("(2, 2)"), "but the file holds 64"),
+    "one row too many": (build_header("(9, 1)"), "claims .*72 bytes, but the file holds 64"),
+    "rows below none": (build_header("(-8, -1)"), "its header claims"),
+    "objects": (build_header("(8,)", "|O"), "train_x: holds Python objects, which are never read"),
+    "no type": (build_header("(8,)", "<q9"), "train_x: is damaged"),
     "no dictionary": (b"[1, 2]\n", "train_x: is damaged"),
     "no Python": (b"{'descr': (((\n", "train_x: is damaged"),
     "nothing": (b"", "train_x: is damaged"),
@@ -344,17 +351,17 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_an_npz_header_that_claims_what_the_file_does_not_hold_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_npz_header_that_claims_more_than_the_file_holds_is_refused(kind: str, tmp_path: Path) -> None:
     header, message = HEADERS[kind]
     path = write_npz(tmp_path / "a.npz")
-    with_header(path, header)
+    write_with_header(path, header)
     with pytest.raises(DataError, match=rf"a\.npz: .*({message})"):
-        federation(source="npz", path=str(path), partition=TWO)
+        build_federation(source="npz", path=str(path), partition=TWO)
     (tmp_path / "wards").mkdir()
     np.savez(tmp_path / "wards" / "b.npz", x=np.zeros((4, 2)), y=np.arange(4) % 2)
     path.rename(tmp_path / "wards" / "a.npz")
     with pytest.raises(DataError, match=rf"a\.npz: .*({message}|has no array)"):
-        federation(source="folder", directory=str(tmp_path / "wards"), features=["train_x"], label="train_y")
+        build_federation(source="folder", directory=str(tmp_path / "wards"), features=["train_x"], label="train_y")
 
 
 def test_an_array_larger_than_memory_is_refused_before_it_is_read(
@@ -363,21 +370,21 @@ def test_an_array_larger_than_memory_is_refused_before_it_is_read(
     path = write_npz(tmp_path / "a.npz", train_x=np.zeros((6, 1000)), test_x=np.zeros((2, 1000)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=40_000))
     with pytest.raises(DataError, match=r"a\.npz: train_x: needs 48,000 bytes of memory, but only 40,000 are free"):
-        source(source="npz", path=str(path))
+        load_source(source="npz", path=str(path))
 
 
 @pytest.mark.parametrize(("local", "central", "value"), [(6, 8, 1), (8, 10, 97)], ids=["encrypted", "unknown packing"])
-def test_an_archive_that_cannot_be_unpacked_is_named(local: int, central: int, value: int, tmp_path: Path) -> None:
+def test_an_archive_that_cannot_be_decompressed_is_named(local: int, central: int, value: int, tmp_path: Path) -> None:
     path = write_npz(tmp_path / "a.npz")
     data = bytearray(path.read_bytes())
     for mark, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
-        data[data.find(mark) + offset] = value  # of the first array, train_x
+        data[data.find(mark) + offset] = value  # inside the first array, train_x
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.npz: train_x: is damaged, or is not an \.npz"):
-        source(source="npz", path=str(path))
+        load_source(source="npz", path=str(path))
 
 
-def test_a_damaged_header_is_never_a_traceback(tmp_path: Path) -> None:
+def test_a_damaged_header_never_causes_a_traceback(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     good = write_npz(tmp_path / "good.npz").read_bytes()
     path = tmp_path / "a.npz"
@@ -386,13 +393,13 @@ def test_a_damaged_header_is_never_a_traceback(tmp_path: Path) -> None:
         data[rng.integers(160)] = rng.integers(256)  # the archive's header and the first array's
         path.write_bytes(data)
         with suppress(DataError):
-            source(source="npz", path=str(path))
+            load_source(source="npz", path=str(path))
 
 
-# ——— where uint8 images have their channels ———
+# ——— the position of the channels of uint8 images ———
 
 
-def images_of(*shape: int) -> np.ndarray:
+def build_images(*shape: int) -> np.ndarray:
     return RNG.integers(256, size=shape, dtype=np.uint8)
 
 
@@ -406,36 +413,36 @@ def images_of(*shape: int) -> np.ndarray:
         ((28, 28, 2), None), ((8, 8, 8), None), ((8, 8, 5), None), ((5, 5, 5), None),
     ],
 )  # fmt: skip
-def test_channels_are_where_the_shape_says_or_the_settings(
+def test_channels_are_located_by_the_shape_or_the_settings(
     shape: tuple[int, ...], axis: str | None, tmp_path: Path
 ) -> None:
-    x = images_of(8, *shape)
+    x = build_images(8, *shape)
     settings = {"source": "npz", "path": str(write_npz(tmp_path / "a.npz", train_x=x[:6], test_x=x[6:]))}
     if axis is None:
         with pytest.raises(DataError, match=r"a\.npz: train_x: \[6, .*\] may be .*; set data\.arrays\.channels to"):
-            source(**settings)
+            load_source(**settings)
     else:
         expected = x if axis == "first" else x.transpose(0, 3, 1, 2)
-        np.testing.assert_array_equal(source(**settings).train_x, expected[:6])
+        np.testing.assert_array_equal(load_source(**settings).train_x, expected[:6])
     for given, expected in (("first", x), ("last", x.transpose(0, 3, 1, 2))):
-        found = source(**settings, arrays={"channels": given})
+        found = load_source(**settings, arrays={"channels": given})
         np.testing.assert_array_equal(found.train_x, expected[:6])
         np.testing.assert_array_equal(found.test_x, expected[6:])
         assert found.transform is not None
         assert len(found.transform.mean) == expected.shape[1]
 
 
-def test_test_images_have_their_channels_where_the_training_images_have_them(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "a.npz", train_x=images_of(6, 8, 8, 3), test_x=images_of(2, 3, 8, 3))
+def test_test_images_have_the_channel_position_of_training_images(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz", train_x=build_images(6, 8, 8, 3), test_x=build_images(2, 3, 8, 3))
     expected = r"test: inputs are \(3, 3, 8\) uint8, but those of the clients are \(3, 8, 8\)"
     with pytest.raises(DataError, match=expected):
-        federation(source="npz", path=str(path), partition=TWO)
+        build_federation(source="npz", path=str(path), partition=TWO)
 
 
-def test_other_arrays_of_such_shapes_are_no_images(tmp_path: Path) -> None:
+def test_other_arrays_of_such_shapes_are_not_treated_as_images(tmp_path: Path) -> None:
     x = RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)
     path = write_npz(tmp_path / "a.npz", train_x=x[:6], test_x=x[6:])
-    np.testing.assert_array_equal(source(source="npz", path=str(path)).train_x, x[:6])
+    np.testing.assert_array_equal(load_source(source="npz", path=str(path)).train_x, x[:6])
 
 
 # ——— groups ———
@@ -452,7 +459,7 @@ def test_other_arrays_of_such_shapes_are_no_images(tmp_path: Path) -> None:
         (np.array(["a", 1, "b", 2], dtype=object), "groups: hold texts and numbers"),
     ],
 )
-def test_groups_that_name_no_client_for_an_example_are_refused(
+def test_groups_without_a_client_for_an_example_are_refused(
     groups: Any, message: str, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     x, y = np.zeros((4, 2)), np.arange(4) % 2
@@ -460,51 +467,54 @@ def test_groups_that_name_no_client_for_an_example_are_refused(
     made = Source(name="mine", train_x=x, train_y=y, test_x=x, test_y=y, groups=groups)
     monkeypatch.setattr(mine, "made", lambda: made, raising=False)
     with pytest.raises(DataError, match=rf"data\.entry_point: {module}:made: {message}"):
-        source(entry_point=f"{module}:made")
+        load_source(entry_point=f"{module}:made")
 
 
 def test_groups_may_be_a_list(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     x, y = np.zeros((4, 2)), np.arange(4) % 2
     made = Source(name="mine", train_x=x, train_y=y, test_x=x, test_y=y, groups=["a", "b", "a", "a"])  # type: ignore[arg-type]
     monkeypatch.setattr(import_module(module), "made", lambda: made, raising=False)
-    found = federation(entry_point=f"{module}:made", partition={"kind": "natural"})
+    found = build_federation(entry_point=f"{module}:made", partition={"kind": "natural"})
     assert found.shards.sizes.tolist() == [3, 1]
 
 
 BAD_NPZ = {
     "missing": (lambda path: path.unlink(), "a.npz: is missing"),
     "empty": (lambda path: path.write_bytes(b""), "a.npz: is damaged"),
-    "cut short": (cut_short, "a.npz: is damaged"),
-    "damaged": (damaged_inside, "a.npz: train_x: is damaged"),
+    "cut short": (truncate, "a.npz: is damaged"),
+    "damaged": (write_damaged_inside, "a.npz: train_x: is damaged"),
     "no .npz": (lambda path: path.write_text("x,y\n1,2\n"), "a.npz: is damaged, or is not an .npz"),
-    "a single array": (only_one_array, "a.npz: is damaged, or is not an .npz"),
+    "a single array": (write_only_one_array, "a.npz: is damaged, or is not an .npz"),
     "pickles": (
         lambda path: write_npz(path, train_x=np.array([{}], dtype=object)),
         "a.npz: train_x: holds Python objects",
     ),
     "fewer labels": (lambda path: write_npz(path, train_y=LABELS[:5]), r"a.npz: train_x, train_y: x \(6, 3, 5, 4\)"),
     "another shape in the test set": (
-        lambda path: write_npz(path, test_x=COLOUR[6:].repeat(2, 1)[:, :6]),
+        lambda path: write_npz(path, test_x=COLOR_IMAGES[6:].repeat(2, 1)[:, :6]),
         r"test: inputs are \(3, 6, 4\)",
     ),
-    "no examples": (lambda path: write_npz(path, test_x=COLOUR[:0], test_y=LABELS[:0]), "test_x, test_y: has no ex"),
+    "no examples": (
+        lambda path: write_npz(path, test_x=COLOR_IMAGES[:0], test_y=LABELS[:0]),
+        "test_x, test_y: has no ex",
+    ),
     "text": (lambda path: write_npz(path, train_y=np.array(list("abcabc"))), "train_x, train_y: labels are"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD_NPZ)
-def test_a_bad_npz_file_is_named_with_what_is_wrong(bad: str, tmp_path: Path) -> None:
+def test_a_bad_npz_file_is_named_with_the_problem(bad: str, tmp_path: Path) -> None:
     spoil, message = BAD_NPZ[bad]
     path = write_npz(tmp_path / "a.npz")
     spoil(path)
     with pytest.raises(DataError, match=message):
-        federation(source="npz", path=str(path), partition=TWO)
+        build_federation(source="npz", path=str(path), partition=TWO)
 
 
-def test_an_npz_file_without_an_array_says_which_it_has(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", train_x=COLOUR, labels=LABELS)
+def test_a_missing_array_of_an_npz_file_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train_x=COLOR_IMAGES, labels=LABELS)
     with pytest.raises(DataError, match=r"a\.npz: has no array train_y, test_x, test_y; it holds train_x, labels"):
-        source(source="npz", path=str(tmp_path / "a.npz"))
+        load_source(source="npz", path=str(tmp_path / "a.npz"))
 
 
 # ——— Shakespeare ———
@@ -512,7 +522,7 @@ def test_an_npz_file_without_an_array_says_which_it_has(tmp_path: Path) -> None:
 SPEECHES = {"P/A": ["To be,  or", "not"], "P/B": ["", "Ay! €3"], "P/C": []}
 
 
-def text_of(tokens: np.ndarray) -> str:
+def decode(tokens: np.ndarray) -> str:
     return "".join(ALPHABET[token] for token in tokens)
 
 
@@ -522,61 +532,61 @@ def write_roles(path: Path, content: Any = SPEECHES) -> Path:
     return path
 
 
-def test_leafs_alphabet_has_eighty_characters_each_once() -> None:
+def test_leafs_alphabet_has_eighty_distinct_characters() -> None:
     assert len(set(ALPHABET)) == len(ALPHABET) == 80
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.json.gz"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_every_character_of_a_speech_is_told_from_the_eighty_before_it(
+def test_every_character_of_a_speech_is_predicted_from_the_eighty_before_it(
     name: str, wrapped: bool, tmp_path: Path
 ) -> None:
     path = write_roles(tmp_path / name, {"source": "me", "roles": SPEECHES} if wrapped else SPEECHES)
-    found = source(source="shakespeare", path=str(path), min_characters=0, test_share=0.25)
-    # two spaces are one; an end of line follows each speech; € and whatever else is not in the alphabet is a space
+    found = load_source(source="shakespeare", path=str(path), min_characters=0, test_share=0.25)
+    # two spaces become one; a newline follows each speech; € and other characters outside the alphabet become spaces
     lines = {0: ["To be, or\n", "not\n"], 1: ["Ay!  3\n"]}
     for role, own in lines.items():
         expected = [(line[:i].rjust(80), line[i]) for line in own for i in range(len(line))]
         train, test = found.groups == role, found.test_groups == role
         x = np.concatenate([found.train_x[train], found.test_x[test]])
         y = np.concatenate([found.train_y[train], found.test_y[test]])
-        assert [(text_of(a), ALPHABET[b]) for a, b in zip(x, y, strict=True)] == expected
+        assert [(decode(a), ALPHABET[b]) for a, b in zip(x, y, strict=True)] == expected
         assert test.sum() == round(0.25 * len(expected))
     assert (found.train_x.dtype, found.train_x.shape[1], set(found.groups)) == (np.uint8, 80, {0, 1})
 
 
-def test_roles_that_say_too_little_are_left_out(tmp_path: Path) -> None:
+def test_roles_with_too_little_text_are_omitted(tmp_path: Path) -> None:
     path = str(write_roles(tmp_path / "r.json"))
-    found = source(source="shakespeare", path=path, min_characters=8)
+    found = load_source(source="shakespeare", path=path, min_characters=8)
     assert len(found.train_y) + len(found.test_y) == len("To be, or\nnot\n")
     with pytest.raises(DataError, match=r"r\.json: none of 2 roles is long enough; the longest has 14 characters"):
-        source(source="shakespeare", path=path)
+        load_source(source="shakespeare", path=path)
 
 
-def test_the_authors_cropping_takes_stretches_of_roles_that_are_long_enough(tmp_path: Path) -> None:
+def test_the_authors_cropping_takes_segments_of_long_roles(tmp_path: Path) -> None:
     numbered = "".join(f"{i:04d} " for i in range(600))  # 3,001 examples with the end of the speech
     path = write_roles(tmp_path / "r.json", {"long": [numbered], "short": [numbered[:2499]], "longer": [numbered * 2]})
-    found = source(source="shakespeare", path=str(path), crop=True)
+    found = load_source(source="shakespeare", path=str(path), crop=True)
     assert np.bincount(found.groups).tolist() == [2000, 2000]  # 2,500 examples are not more than 2,000 and 400
     assert np.bincount(found.test_groups).tolist() == [400, 400]
     for x, y in ((found.train_x[:2000], found.train_y[:2000]), (found.test_x[:400], found.test_y[:400])):
-        assert text_of(y) in numbered + "\n"  # in a row
-        assert text_of(x[-1]) + text_of(y[-1:]) in numbered
+        assert decode(y) in numbered + "\n"  # consecutive
+        assert decode(x[-1]) + decode(y[-1:]) in numbered
     assert not np.array_equal(found.train_y[:2000], found.train_y[2000:])
 
 
-def test_clients_may_be_some_of_the_roles_with_their_own_test_examples(tmp_path: Path) -> None:
-    roles = {f"role {i}": [chr(97 + i) * 40] for i in range(10)}  # of one letter each
+def test_clients_can_be_a_subset_of_the_roles_with_their_own_test_examples(tmp_path: Path) -> None:
+    roles = {f"role {i}": [chr(97 + i) * 40] for i in range(10)}  # each consists of one letter
     path = write_roles(tmp_path / "r.json", roles)
     settings = {"source": "shakespeare", "path": str(path), "min_characters": 0, "test_share": 0.5}
-    found = federation(**settings, partition={"clients": 4})
-    train, test = (set(text_of(split.x[:, -1])) - {" "} for split in (found.shards.examples, found.test))
+    found = build_federation(**settings, partition={"clients": 4})
+    train, test = (set(decode(split.x[:, -1])) - {" "} for split in (found.shards.examples, found.test))
     assert found.num_clients == 4
     assert train == test
     assert len(train) == 4
     assert (found.left_out, len(found.test)) == (6 * 21, 4 * 20)
     with pytest.raises(DataError, match=r"data\.partition\.clients: 11 is more than the number of groups \(10\)"):
-        federation(**settings, partition={"clients": 11})
+        build_federation(**settings, partition={"clients": 11})
 
 
 HEADED = """THE TEMPEST
@@ -605,7 +615,7 @@ INDENTED = (
 )
 
 
-def test_roles_are_read_from_a_text_of_plays() -> None:
+def test_roles_are_parsed_from_the_text_of_plays() -> None:
     assert parse_plays(HEADED, Path("p.txt")) == {
         "THE TEMPEST/FIRST CITIZEN": ["Before we proceed any further.", "Resolved?"],
         "THE TEMPEST/ALL": ["Speak: speak!"],
@@ -618,7 +628,7 @@ def test_roles_are_read_from_a_text_of_plays() -> None:
     assert parse_plays("A:\nhere\n", Path("p.txt")) == {"A": ["here"]}
 
 
-def leaf_user(text: str) -> dict[str, list[str]]:
+def build_leaf_user(text: str) -> dict[str, list[str]]:
     return {"x": [text[:i].rjust(80) for i in range(len(text))], "y": list(text)}
 
 
@@ -630,16 +640,16 @@ def write_leaf(directory: Path, train: Any, test: Any) -> None:
             (directory / part / f"all_data_{i}.json").write_text(json.dumps(data))
 
 
-def test_leafs_files_keep_their_split(tmp_path: Path) -> None:
-    write_leaf(tmp_path, {"B": leaf_user("good"), "A": leaf_user("night")}, {"B": leaf_user("my")})
-    found = source(source="shakespeare", path=str(tmp_path), min_characters=0)
-    assert text_of(found.train_y) == "nightgood"
+def test_leaf_files_keep_their_split(tmp_path: Path) -> None:
+    write_leaf(tmp_path, {"B": build_leaf_user("good"), "A": build_leaf_user("night")}, {"B": build_leaf_user("my")})
+    found = load_source(source="shakespeare", path=str(tmp_path), min_characters=0)
+    assert decode(found.train_y) == "nightgood"
     assert found.groups.tolist() == [0] * 5 + [1] * 4
-    assert text_of(found.train_x[3]) == "nig".rjust(80)
-    assert (text_of(found.test_y), found.test_groups.tolist()) == ("my", [1, 1])
+    assert decode(found.train_x[3]) == "nig".rjust(80)
+    assert (decode(found.test_y), found.test_groups.tolist()) == ("my", [1, 1])
 
 
-LONG = leaf_user("x" * 30)
+LONG = build_leaf_user("x" * 30)
 BAD_LEAF = {
     "no test": ({"A": LONG}, {}, "test: holds no .json file"),
     "no user_data": ({"A": None}, {"A": LONG}, "all_data_0.json: A: x and y"),
@@ -654,17 +664,17 @@ BAD_LEAF = {
 
 
 @pytest.mark.parametrize("bad", BAD_LEAF)
-def test_leafs_files_that_do_not_fit_are_named(bad: str, tmp_path: Path) -> None:
+def test_invalid_leaf_files_are_named(bad: str, tmp_path: Path) -> None:
     train, test, message = BAD_LEAF[bad]
     write_leaf(tmp_path, train, test)
     with pytest.raises(DataError, match=message):
-        source(source="shakespeare", path=str(tmp_path), min_characters=0)
+        load_source(source="shakespeare", path=str(tmp_path), min_characters=0)
 
 
 BAD_PLAYS = {
     "missing": ("r.json", lambda path: path.unlink(), "r.json: is missing"),
-    "cut short": ("r.json", cut_short, "r.json: is damaged, or is not JSON"),
-    "cut short, packed": ("r.json.gz", cut_short, "r.json.gz: cannot be read"),
+    "cut short": ("r.json", truncate, "r.json: is damaged, or is not JSON"),
+    "cut short, packed": ("r.json.gz", truncate, "r.json.gz: cannot be read"),
     "not packed": ("r.json.gz", lambda path: path.write_text("{}"), "r.json.gz: cannot be read"),
     "empty": ("r.json", lambda path: path.write_text(""), "r.json: is damaged, or is not JSON"),
     "no roles": ("r.json", lambda path: path.write_text("{}"), "r.json: is not an object"),
@@ -675,15 +685,15 @@ BAD_PLAYS = {
 
 
 @pytest.mark.parametrize("bad", BAD_PLAYS)
-def test_a_bad_file_of_plays_is_named_with_what_is_wrong(bad: str, tmp_path: Path) -> None:
+def test_a_bad_file_of_plays_is_named_with_the_problem(bad: str, tmp_path: Path) -> None:
     name, spoil, message = BAD_PLAYS[bad]
     path = write_roles(tmp_path / name)
     spoil(path)
     with pytest.raises(DataError, match=message):
-        source(source="shakespeare", path=str(path), min_characters=0)
+        load_source(source="shakespeare", path=str(path), min_characters=0)
 
 
-# ——— a file a client ———
+# ——— one file per client ———
 
 WARDS = {
     "a.csv": {"age": [30.0, 50.0, 40.0, 20.0, 60.0], "dose": [1.0, 2.0, 3.0, 4.0, 5.0], "ill": [0, 1, 0, 1, 1]},
@@ -706,9 +716,9 @@ def write_wards(directory: Path, **changed: dict[str, Any]) -> dict[str, Any]:
     return {"source": "folder", "directory": str(directory), "features": ["dose", "age"], "label": "ill"}
 
 
-def test_each_file_is_a_client_whatever_its_format(tmp_path: Path) -> None:
+def test_each_file_is_one_client_in_every_format(tmp_path: Path) -> None:
     settings = write_wards(tmp_path)
-    found = federation(**settings, standardize=False, task="binary", test_share=0.4)
+    found = build_federation(**settings, standardize=False, task="binary", test_share=0.4)
     assert found.shards.sizes.tolist() == [3, 1, 2]
     assert (len(found.test), found.task, found.name) == (4, "binary", tmp_path.name)
     rows = {
@@ -721,13 +731,13 @@ def test_each_file_is_a_client_whatever_its_format(tmp_path: Path) -> None:
 
 def test_inputs_are_standardized_by_all_clients_training_examples(tmp_path: Path) -> None:
     settings = write_wards(tmp_path)
-    raw, scaled = (federation(**settings, standardize=on, test_share=0.4) for on in (False, True))
+    raw, scaled = (build_federation(**settings, standardize=on, test_share=0.4) for on in (False, True))
     x = raw.shards.examples.x.astype(np.float64)
     np.testing.assert_allclose(scaled.shards.examples.x, (x - x.mean(axis=0)) / x.std(axis=0), atol=1e-6)
     np.testing.assert_allclose(scaled.test.x, (raw.test.x - x.mean(axis=0)) / x.std(axis=0), atol=1e-6)
 
 
-def test_moments_of_parts_are_those_of_the_whole_without_what_is_missing() -> None:
+def test_merged_moments_of_parts_equal_those_of_the_whole_without_missing_values() -> None:
     x = RNG.normal(1e4, 1, size=(30, 3))
     x[RNG.random(x.shape) < 0.3] = np.nan
     x[:, 2] = np.nan
@@ -740,13 +750,13 @@ def test_moments_of_parts_are_those_of_the_whole_without_what_is_missing() -> No
 GAPS = {"a": {"dose": [1.0, None, 3.0, 4.0, None]}}
 
 
-def test_missing_values_are_refused_dropped_or_the_mean(tmp_path: Path) -> None:
+def test_missing_values_are_refused_or_dropped_or_replaced_by_the_mean(tmp_path: Path) -> None:
     settings = write_wards(tmp_path, **GAPS) | {"standardize": False, "test_share": 0.2}
     with pytest.raises(DataError, match=r"a\.csv: 2 values are missing, of dose; set data\.missing"):
-        federation(**settings)
-    dropped = federation(**settings, missing="drop")
+        build_federation(**settings)
+    dropped = build_federation(**settings, missing="drop")
     assert dropped.shards.sizes.sum() + len(dropped.test) == 3 + 2 + 3
-    filled, scaled = (federation(**settings | {"missing": "mean", "standardize": on}) for on in (False, True))
+    filled, scaled = (build_federation(**settings | {"missing": "mean", "standardize": on}) for on in (False, True))
     block = filled.shards.examples
     there = {(d, a) for w in WARDS.values() for d, a in zip(w["dose"], w["age"], strict=True)} - {(2, 50), (5, 60)}
     seen = [row for row in block.x.tolist() if tuple(row) in there]
@@ -757,21 +767,21 @@ def test_missing_values_are_refused_dropped_or_the_mean(tmp_path: Path) -> None:
             assert standard[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_question_mark_in_a_csv_file_is_a_missing_value(tmp_path: Path) -> None:
+def test_a_question_mark_in_a_csv_file_counts_as_a_missing_value(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,y\n1,0\n?,1\n3,0\nNA,1\n5,1\n")
-    found = federation(source="folder", directory=str(tmp_path), missing="drop", standardize=False)
+    found = build_federation(source="folder", directory=str(tmp_path), missing="drop", standardize=False)
     assert sorted([*found.shards.examples.x.flatten(), *found.test.x.flatten()]) == [1, 3, 5]
 
 
-def test_columns_are_by_default_all_but_the_label_and_of_npz_files_x(tmp_path: Path) -> None:
+def test_columns_default_to_all_but_the_label_and_to_x_for_npz_files(tmp_path: Path) -> None:
     for name in ("a.csv", "b.parquet"):
         write_ward(tmp_path / name, {"y": [0, 1], "age": [1.0, 2.0], "dose": [3.0, 4.0]})
-    found = federation(source="folder", directory=str(tmp_path), standardize=False, test_share=0.5)
+    found = build_federation(source="folder", directory=str(tmp_path), standardize=False, test_share=0.5)
     assert {tuple(row) for row in found.shards.examples.x} <= {(1, 3), (2, 4)}
     arrays = tmp_path / "arrays"
     arrays.mkdir()
     np.savez(arrays / "a.npz", x=np.ones((4, 2, 3)), y=np.arange(4) / 2)
-    whole = federation(source="folder", directory=str(arrays), task="regression", test_share=0.25)
+    whole = build_federation(source="folder", directory=str(arrays), task="regression", test_share=0.25)
     assert whole.shards.examples.x.shape == (3, 2, 3)
     assert whole.shards.examples.y.dtype == np.float32
 
@@ -780,8 +790,8 @@ BAD_FOLDERS = {
     "a csv file that is empty": (lambda d: (d / "a.csv").write_text(""), r"a\.csv: cannot be read"),
     "a csv file without rows": (lambda d: (d / "a.csv").write_text("age,dose,ill\n"), r"a\.csv: has no rows"),
     "rows of unequal length": (lambda d: (d / "a.csv").write_text("age,dose,ill\n1,2,0\n1\n"), r"a\.csv: cannot be"),
-    "a parquet file cut short": (lambda d: cut_short(d / "b.parquet"), r"b\.parquet: cannot be read"),
-    "an npz file cut short": (lambda d: cut_short(d / "c.npz"), r"c\.npz: is damaged"),
+    "a parquet file cut short": (lambda d: truncate(d / "b.parquet"), r"b\.parquet: cannot be read"),
+    "an npz file cut short": (lambda d: truncate(d / "c.npz"), r"c\.npz: is damaged"),
     "a missing column": (
         lambda d: write_ward(d / "b.parquet", {"age": [1.0], "ill": [0]}),
         r"b\.parquet: has no column dose; it has age, ill",
@@ -827,25 +837,25 @@ BAD_FOLDERS = {
 
 @pytest.mark.parametrize("bad", BAD_FOLDERS)
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_a_bad_file_of_a_client_is_named_with_what_is_wrong(bad: str, tmp_path: Path) -> None:
+def test_a_bad_file_of_a_client_is_named_with_the_problem(bad: str, tmp_path: Path) -> None:
     settings = write_wards(tmp_path)
     spoil, message = BAD_FOLDERS[bad]
     spoil(tmp_path)
     with pytest.raises(DataError, match=message):
-        federation(**settings, task="binary", standardize=False)
+        build_federation(**settings, task="binary", standardize=False)
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
     settings = {"source": "folder", "directory": str(tmp_path / "none")}
     with pytest.raises(DataError, match="is not a directory"):
-        federation(**settings)
+        build_federation(**settings)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "notes.txt").write_text("")
     with pytest.raises(DataError, match=r"holds no \.csv, \.tsv, \.parquet or \.npz file, but notes\.txt"):
-        federation(**settings)
+        build_federation(**settings)
 
 
-# ——— anything else ———
+# ——— other sources ———
 
 MODULE = """
 import numpy as np
@@ -869,9 +879,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_data_of_tests"
 
 
-def test_an_entry_point_gives_its_source(module: str) -> None:
+def test_an_entry_point_provides_its_source(module: str) -> None:
     settings = {"entry_point": f"{module}:good", "arguments": {"examples": 6}, "partition": {"kind": "natural"}}
-    found = federation(**settings)
+    found = build_federation(**settings)
     assert (found.name, found.shards.sizes.tolist(), len(found.test)) == ("mine", [3, 3], 2)
 
 
@@ -884,33 +894,33 @@ def test_an_entry_point_gives_its_source(module: str) -> None:
         ("uneven", r"training set: x \(3, 2\) and y \(1,\)"),
     ],
 )
-def test_a_bad_entry_point_is_named_with_what_is_wrong(name: str, message: str, module: str) -> None:
+def test_a_bad_entry_point_is_named_with_the_problem(name: str, message: str, module: str) -> None:
     with pytest.raises(DataError, match=rf"data\.entry_point: {module}:{name}: {message}"):
-        source(entry_point=f"{module}:{name}")
+        load_source(entry_point=f"{module}:{name}")
 
 
-def test_a_module_that_is_not_there_is_said() -> None:
+def test_a_missing_module_is_reported() -> None:
     with pytest.raises(DataError, match="no_such_module_anywhere:f: cannot be imported: No module named"):
-        source(entry_point="no_such_module_anywhere:f")
+        load_source(entry_point="no_such_module_anywhere:f")
 
 
-def test_the_hub_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_source_without_its_package_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'fednar-ray\[hub\]'"):
-        source(source="huggingface", dataset="ylecun/mnist", features=["image"])
+        load_source(source="huggingface", dataset="ylecun/mnist", features=["image"])
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (3, 3, 3), (8, 8, 2), (5, 4)])
-def test_images_of_the_hub_have_their_channels_last(shape: tuple[int, ...]) -> None:
-    images, labels = images_of(4, *shape), [0, 1, 1, 0]
+def test_images_from_the_hub_have_channels_last(shape: tuple[int, ...]) -> None:
+    images, labels = build_images(4, *shape), [0, 1, 1, 0]
     wanted = {"source": "huggingface", "dataset": "mine", "features": ["image"]}
-    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with a value for each row
+    part = {"image": list(images), "label": labels}  # as ``datasets`` gives a column: a list with one value per row
     found = _build_examples(part, read_data(wanted), "train")
     expected = images.transpose(0, 3, 1, 2) if len(shape) == 3 else images[:, None]
     np.testing.assert_array_equal(found.x, expected)
 
 
-def test_a_data_set_of_the_hubs_format_is_read_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_in_the_hubs_format_is_read_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     pytest.importorskip("datasets", reason="the optional extra hub")
@@ -918,19 +928,19 @@ def test_a_data_set_of_the_hubs_format_is_read_by_its_columns(tmp_path: Path, mo
     (tmp_path / "data").mkdir()
     parquet.write_table(pa.table(columns), tmp_path / "data" / "train.parquet")
     settings = {"source": "huggingface", "dataset": str(tmp_path / "data"), "features": ["a", "b"], "groups": "who"}
-    found = source(**settings, test_share=0.4)
+    found = load_source(**settings, test_share=0.4)
     rows = [*zip(found.train_x, found.groups, strict=True), *zip(found.test_x, found.test_groups, strict=True)]
     assert sorted((x[0], x[1], who) for x, who in rows) == list(zip(columns["a"], columns["b"], "xyxyz", strict=True))
     assert len(found.test_y) == 2
     with pytest.raises(DataError, match="train: has no column c; it has a, b, label, who"):
-        source(**settings | {"features": ["c"]})
+        load_source(**settings | {"features": ["c"]})
 
 
 # ——— runs ———
 
 
 def write_silos(directory: Path) -> dict[str, Any]:
-    """Three wards of unequal size, with a label that their inputs tell."""
+    """Writes three wards of different sizes, whose label can be predicted from the inputs."""
     rng = np.random.default_rng(5)
     for name, size in (("a.csv", 40), ("b.parquet", 23), ("c.npz", 31)):
         x = rng.normal(3, 2, size=(size, 2))
@@ -939,7 +949,7 @@ def write_silos(directory: Path) -> dict[str, Any]:
     return {"source": "folder", "directory": str(directory), "features": ["age", "dose"], "label": "ill"}
 
 
-def silo_experiment(data: dict[str, Any], **execution: Any) -> fr.Experiment:
+def build_silo_experiment(data: dict[str, Any], **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "data": {"task": "binary", "validation": 0.2, **data},
@@ -951,12 +961,10 @@ def silo_experiment(data: dict[str, Any], **execution: Any) -> fr.Experiment:
     )
 
 
-def test_dedicated_actors_read_their_own_files_and_end_in_the_same_bytes(
-    tmp_path: Path, session: fr.RaySession
-) -> None:
+def test_dedicated_actors_read_their_own_files_and_give_the_same_bytes(tmp_path: Path, session: fr.RaySession) -> None:
     data = write_silos(tmp_path)
-    *_, serial = fr.iter_rounds(silo_experiment(data, placement="serial", vectorize=1))
-    own = silo_experiment(data, placement="dedicated")
+    *_, serial = fr.iter_rounds(build_silo_experiment(data, placement="serial", vectorize=1))
+    own = build_silo_experiment(data, placement="dedicated")
     *_, dedicated = fr.iter_rounds(own, session=session)
     assert dedicated.parameters.tobytes() == serial.parameters.tobytes()
     assert dedicated.metrics.keys() == serial.metrics.keys()
@@ -965,12 +973,12 @@ def test_dedicated_actors_read_their_own_files_and_end_in_the_same_bytes(
     assert serial.metrics["test_accuracy"] > 0.6
 
 
-def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> None:
+def test_the_driver_holds_no_inputs_of_a_federation_of_files(tmp_path: Path) -> None:
     data = write_silos(tmp_path)
-    kept = prepare(silo_experiment(data, placement="dedicated")).federation
+    kept = prepare(build_silo_experiment(data, placement="dedicated")).federation
     whole = load_federation(read_data({"task": "binary", "validation": 0.2, **data}), seed=0)
     assert not kept.shards.examples.x.any()
-    assert not any(kept.shards.examples.x.strides[:1])  # one zero stands for all
+    assert not any(kept.shards.examples.x.strides[:1])  # a single zero stands for all inputs
     np.testing.assert_array_equal(kept.shards.offsets, whole.shards.offsets)
     np.testing.assert_array_equal(kept.label_counts(), whole.label_counts())
     np.testing.assert_array_equal(kept.test.y, whole.test.y)
@@ -982,15 +990,15 @@ def test_of_a_federation_of_files_the_driver_holds_no_inputs(tmp_path: Path) -> 
         np.testing.assert_array_equal(shard.examples.y, expected.examples.y)
         assert len(splits["test"]) == round(0.2 * (40, 23, 31)[client_id])
     digest = kept.digest()
-    assert digest == load_file_federation(silo_experiment(data).data, 0).digest()
+    assert digest == load_file_federation(build_silo_experiment(data).data, 0).digest()
     columns = {"age": [1.0, 2.0, 3.0], "dose": [1.0, 2.0, 3.0], "ill": [0, 1, 0]}
     write_ward(tmp_path / "b.parquet", columns)
-    assert digest != load_file_federation(silo_experiment(data).data, 0).digest()
+    assert digest != load_file_federation(build_silo_experiment(data).data, 0).digest()
 
 
-def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, session: fr.RaySession) -> None:
-    prepared = prepare(silo_experiment(write_silos(tmp_path), placement="dedicated"))
-    cut_short(tmp_path / "b.parquet")
+def test_a_file_that_is_deleted_before_its_actor_reads_it_is_named(tmp_path: Path, session: fr.RaySession) -> None:
+    prepared = prepare(build_silo_experiment(write_silos(tmp_path), placement="dedicated"))
+    truncate(tmp_path / "b.parquet")
     with (
         pytest.raises(DataError, match=r"b\.parquet: cannot be read"),
         open_pool(prepared, plan_execution(prepared, session), session) as pool,
@@ -999,7 +1007,7 @@ def test_a_file_that_is_gone_when_its_actor_reads_it_is_named(tmp_path: Path, se
 
 
 @pytest.mark.parametrize("kind", ["per_batch", "per_example"])
-def test_augmented_images_train_to_the_same_bytes_in_every_placement(
+def test_training_on_augmented_images_gives_the_same_bytes_in_every_placement(
     kind: str, tmp_path: Path, session: fr.RaySession
 ) -> None:
     rng = np.random.default_rng(0)

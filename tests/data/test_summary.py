@@ -1,4 +1,4 @@
-"""What ``fednar data inspect`` says of a federation, against figures taken by hand."""
+"""The summary of ``fednar data inspect``, compared with numbers computed by hand."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ from fednar_ray.report.plots import draw_federation
 rows_of_counts = st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6)
 
 
-def test_two_clients_of_a_class_each_lie_apart_by_hand() -> None:
+def test_the_distance_of_two_clients_with_one_class_each_matches_the_number_by_hand() -> None:
     # halves of either class: H(¾, ¼) − (0 + 1)/2 = 0.811278 − 0.5 bits, whose root is 0.557923
     assert compute_heterogeneity(np.array([[5, 0], [0, 5]])) == pytest.approx(0.557923, abs=1e-6)
 
 
-def test_clients_that_are_all_alike_lie_at_zero_and_empty_ones_do_not_count() -> None:
+def test_equal_clients_have_distance_zero_and_empty_ones_are_ignored() -> None:
     assert compute_heterogeneity(np.array([[2, 4, 6], [1, 2, 3], [0, 0, 0]])) == pytest.approx(0, abs=1e-7)
 
 
@@ -43,7 +43,7 @@ def test_the_distance_follows_from_entropies(rows: list[list[int]]) -> None:
     assert 0 <= compute_heterogeneity(counts) <= 1
 
 
-def test_figures_of_a_small_federation_by_hand() -> None:
+def test_the_summary_of_a_small_federation_matches_numbers_by_hand() -> None:
     x = np.zeros((6, 3), dtype=np.float32)
     shards = Shards(Examples(x, np.array([0, 0, 1, 2, 2, 2])), np.array([0, 1, 1, 6]))
     held_out = Examples(x[:2], np.array([0, 2]))
@@ -59,7 +59,7 @@ def test_figures_of_a_small_federation_by_hand() -> None:
     assert text["classes"] == "3, each 16.7% to 50.0% of the examples"
 
 
-def test_of_numbers_as_labels_no_classes_are_counted(tmp_path: Path) -> None:
+def test_classes_are_not_counted_for_real_valued_labels(tmp_path: Path) -> None:
     pairs = [(np.zeros((3, 2)), [0.5, -1.0, 7.25]), (np.ones((1, 2)), [3.0])]
     federation = fr.Federation(pairs, pairs[0], task="regression")
     found = summarize(federation)
@@ -69,7 +69,7 @@ def test_of_numbers_as_labels_no_classes_are_counted(tmp_path: Path) -> None:
     assert draw_federation(federation.label_counts(), tmp_path / "f.png").stat().st_size > 0
 
 
-def test_more_skew_is_more_heterogeneity() -> None:
+def test_more_skew_gives_more_heterogeneity() -> None:
     found = []
     for alpha in (100, 1, 0.1):
         partition = {"kind": "dirichlet", "clients": 10, "alpha": alpha}
@@ -79,7 +79,7 @@ def test_more_skew_is_more_heterogeneity() -> None:
     assert found[0] < 0.2 < 0.6 < found[2]
 
 
-def test_the_command_prints_the_figures_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_and_draws_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(
         "experiment: {name: mine, data: {partition: {clients: 7}}, model: {name: mlp}, federation: {local_steps: 1}}"
@@ -104,10 +104,10 @@ def test_the_command_needs_a_data_section(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["data", "inspect"], ["run"], ["tune"]])
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.0001, "is none; use at least"), (0.9999, "is all of them; use at most")]
+    ("share", "problem"), [(0.0001, "is none; use at least"), (0.9999, "is all of them; use at most")]
 )
-def test_every_command_refuses_a_validation_share_of_none_or_all(
-    command: list[str], share: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_command_refuses_a_validation_share_of_no_or_all_examples(
+    command: list[str], share: float, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(
@@ -115,6 +115,6 @@ def test_every_command_refuses_a_validation_share_of_none_or_all(
         " federation: {local_steps: 1}, tracking: {uri: 'sqlite:///m.db'}, execution: {placement: serial}}\n"
         "search: {space: {algorithm.local_lr: {uniform: [0.1, 0.2]}}, trials: 2}\n"
     )
-    with pytest.raises(fr.BadInput, match=rf"data\.validation: {share:g} of 1437 examples {said}"):
+    with pytest.raises(fr.BadInput, match=rf"data\.validation: {share:g} of 1437 examples {problem}"):
         CliRunner().invoke(cli, [*command, "e.yaml"], catch_exceptions=False)
     assert not Path("searches").exists()

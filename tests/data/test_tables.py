@@ -1,4 +1,4 @@
-"""Clients' tables as people have them: encodings, endings, types, and bad cells, named as a person finds them."""
+"""Clients' tables as they occur in practice: encodings, file endings, types, and bad cells with line and column."""
 
 import bz2
 import gzip
@@ -25,13 +25,13 @@ from fednar_ray.experiments.prepare import prepare
 GOOD = "age,dose,ill\n40,1.5,0\n50,2.5,1\n60,0.5,0\n45,2.0,1\n55,1.0,0\n"
 
 
-def folder(directory: Path, **settings: Any) -> AnyData:
+def load_folder(directory: Path, **settings: Any) -> AnyData:
     return read_data({"source": "folder", "directory": str(directory), "label": "ill", "task": "binary", **settings})
 
 
-def rows_of(directory: Path, **settings: Any) -> dict[str, np.ndarray]:
-    """Each client's rows, inputs and label, in no order."""
-    files = list_client_files(folder(directory, **settings))
+def sort_rows(directory: Path, **settings: Any) -> dict[str, np.ndarray]:
+    """Returns each client's rows, inputs and label, sorted."""
+    files = list_client_files(load_folder(directory, **settings))
     read = {file.name: file.read() for file in files}
     return {
         name: np.concatenate(
@@ -41,24 +41,24 @@ def rows_of(directory: Path, **settings: Any) -> dict[str, np.ndarray]:
     }
 
 
-def in_order(rows: np.ndarray) -> list[list[float]]:
+def order_rows(rows: np.ndarray) -> list[list[float]]:
     return sorted(rows.tolist())
 
 
 REMEDY = "write numbers as 1234.5, and leave missing cells empty, or leave the column out of data.features"
-EXPECTED = in_order(pd.read_csv(pd.io.common.StringIO(GOOD)).to_numpy(dtype=float))
+EXPECTED = order_rows(pd.read_csv(pd.io.common.StringIO(GOOD)).to_numpy(dtype=float))
 
 
-def refusal(directory: Path, **settings: Any) -> str:
+def find_refusal(directory: Path, **settings: Any) -> str:
     with pytest.raises(DataError) as error:
-        load_file_federation(folder(directory, **settings), 0)
+        load_file_federation(load_folder(directory, **settings), 0)
     return str(error.value)
 
 
 # ——— which files are read ———
 
 
-def test_files_are_read_whatever_the_case_of_their_ending_and_packed_or_not(tmp_path: Path) -> None:
+def test_files_are_read_with_endings_in_any_case_and_compressed(tmp_path: Path) -> None:
     plain = GOOD.encode()
     (tmp_path / "east.csv").write_bytes(plain)
     (tmp_path / "SOUTH.CSV").write_bytes(plain)
@@ -73,15 +73,15 @@ def test_files_are_read_whatever_the_case_of_their_ending_and_packed_or_not(tmp_
     parquet.write_table(columns, tmp_path / "west.PARQUET")
     with (tmp_path / "arrays.NPZ").open("wb") as file:
         np.savez(file, **{name: columns[name].to_numpy() for name in columns.column_names})
-    found = rows_of(tmp_path, features=["age", "dose"])
+    found = sort_rows(tmp_path, features=["age", "dose"])
     assert sorted(found) == [
         "SOUTH", "arrays", "east", "far", "mid", "more", "near", "north", "tabs", "up", "west",
     ]  # fmt: skip
     for name, rows in found.items():
-        assert in_order(rows) == EXPECTED, name
+        assert order_rows(rows) == EXPECTED, name
 
 
-def test_what_is_ignored_is_named_in_a_warning_and_by_data_inspect(
+def test_ignored_files_are_named_in_a_warning_and_by_data_inspect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silos = tmp_path / "silos"
@@ -90,13 +90,13 @@ def test_what_is_ignored_is_named_in_a_warning_and_by_data_inspect(
         (silos / name).write_text(GOOD)
     for name in ("README.txt", ".DS_Store", "d.xlsx", ".e.csv"):
         (silos / name).write_text("")
-    found = load_file_federation(folder(silos), 0)
+    found = load_file_federation(load_folder(silos), 0)
     assert found.num_clients == 2
     assert set(found.ignored_files) == {"README.txt", ".DS_Store", "d.xlsx", ".e.csv", "old/"}
-    (told,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
-    assert all(name in told for name in found.ignored_files)
+    (warning,) = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert all(name in warning for name in found.ignored_files)
     monkeypatch.chdir(tmp_path)
-    data = {key: value for key, value in folder(silos).model_dump(exclude_none=True).items() if key != "partition"}
+    data = {key: value for key, value in load_folder(silos).model_dump(exclude_none=True).items() if key != "partition"}
     Path("c.yaml").write_text(json.dumps({"experiment": {"name": "s", "data": data, "model": {"name": "logistic"}}}))
     text = CliRunner().invoke(cli, ["data", "inspect", "c.yaml"]).output
     assert "ignored files" in text
@@ -109,16 +109,16 @@ def test_what_is_ignored_is_named_in_a_warning_and_by_data_inspect(
 def test_two_files_of_one_client_are_refused_by_name(other: str, tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", other):
         (tmp_path / name).write_text(GOOD)
-    said = refusal(tmp_path)
-    assert "a.csv" in said
-    assert other in said
-    assert "a client has exactly one file" in said
+    message = find_refusal(tmp_path)
+    assert "a.csv" in message
+    assert other in message
+    assert "a client has exactly one file" in message
 
 
-def test_a_folder_that_is_called_as_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "b.parquet").mkdir()
-    assert refusal(tmp_path) == f"{tmp_path / 'b.parquet'}: is a directory; a client has exactly one file"
+    assert find_refusal(tmp_path) == f"{tmp_path / 'b.parquet'}: is a directory; a client has exactly one file"
 
 
 # ——— encodings ———
@@ -128,30 +128,30 @@ UMLAUT = GOOD.replace("dose", "größe")
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "latin-1"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_header_is_read_in_any_usual_encoding(
+def test_a_header_is_read_in_every_common_encoding(
     encoding: str, packed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = UMLAUT.encode(encoding)
     (tmp_path / f"a.csv{'.gz' * packed}").write_bytes(gzip.compress(text) if packed else text)
     (tmp_path / "b.csv").write_text(UMLAUT, encoding="utf-8")
-    found = rows_of(tmp_path, features=["age", "größe"])
-    assert in_order(found["a"]) == in_order(found["b"]) == EXPECTED
-    told = [record.getMessage() for record in caplog.records]
-    assert [("a.csv" in line, "not UTF-8" in line) for line in told] == (
+    found = sort_rows(tmp_path, features=["age", "größe"])
+    assert order_rows(found["a"]) == order_rows(found["b"]) == EXPECTED
+    messages = [record.getMessage() for record in caplog.records]
+    assert [("a.csv" in line, "not UTF-8" in line) for line in messages] == (
         [(True, True)] if encoding in ("cp1252", "latin-1") else []
     )
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(UMLAUT.encode("utf-16-le"))  # without a byte order mark
-    assert "a.csv: cannot be read: it holds bytes that are not text; save it as UTF-8" in refusal(tmp_path)
+    assert "a.csv: cannot be read: it holds bytes that are not text; save it as UTF-8" in find_refusal(tmp_path)
 
 
 # ——— headers ———
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("age,dose,dose,ill\n1,2,3,0\n", "a.csv: the header names dose twice (columns 2 and 3)"),
         ("age,ill,dose,ill\n1,0,3,0\n", "a.csv: the header names ill twice (columns 2 and 4)"),
@@ -170,40 +170,40 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ("age,dose\n1,0\n", "a.csv: has no column ill; it has age, dose"),
     ],
 )
-def test_a_bad_header_or_row_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_bad_header_or_row_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)
-    assert said in refusal(tmp_path)
+    assert message in find_refusal(tmp_path)
 
 
-def test_a_name_that_stands_twice_does_no_harm_where_it_is_not_read(tmp_path: Path) -> None:
+def test_a_duplicate_name_of_an_unused_column_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,note,note,ill\n1,x,y,0\n2,x,y,1\n")
-    assert in_order(rows_of(tmp_path, features=["age"])["a"]) == [[1, 0], [2, 1]]
+    assert order_rows(sort_rows(tmp_path, features=["age"])["a"]) == [[1, 0], [2, 1]]
 
 
-def test_columns_may_stand_in_another_order_and_be_missing_altogether_at_one_client(tmp_path: Path) -> None:
+def test_columns_may_be_in_another_order_and_entirely_missing_at_one_client(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "b.csv").write_text("ill,dose,age\n1,,60\n0,,40\n")
-    found = rows_of(tmp_path, missing="mean")
-    assert in_order(found["a"]) == EXPECTED
+    found = sort_rows(tmp_path, missing="mean")
+    assert order_rows(found["a"]) == EXPECTED
     assert sorted(found["b"][:, [0, 2]].tolist()) == [[40, 0], [60, 1]]
     assert np.isnan(found["b"][:, 1]).all()
-    filled = load_file_federation(folder(tmp_path, missing="mean"), 0)
+    filled = load_file_federation(load_folder(tmp_path, missing="mean"), 0)
     assert np.isfinite(filled.load()[0].examples.x).all()
     (tmp_path / "a.csv").write_text("age,dose,ill\n40,,0\n50,,1\n")
-    assert "no client has a value of dose; leave it out of data.features" in refusal(tmp_path, missing="mean")
+    assert "no client has a value of dose; leave it out of data.features" in find_refusal(tmp_path, missing="mean")
 
 
 @pytest.mark.parametrize("features", [["age", "age"], ["age", "ill"]])
-def test_features_that_contradict_themselves_are_refused(features: list[str], tmp_path: Path) -> None:
+def test_contradictory_features_are_refused(features: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"features names age twice|features holds ill, which is the label"):
-        folder(tmp_path, features=features)
+        load_folder(tmp_path, features=features)
 
 
 # ——— bad cells ———
 
 
-def with_cell(column: int, text: str, line: int = 372, lines: int = 500) -> str:
-    """A table in which one line, counted from the header as 1, holds something else."""
+def build_with_cell(column: int, text: str, line: int = 372, lines: int = 500) -> str:
+    """Builds a table with one replaced cell; the header is line 1."""
     rows = [["age", "dose", "ill"], *([str(40 + i % 30), f"{i / 7:.3f}", str(i % 2)] for i in range(lines))]
     rows[line - 1][column] = text
     return "\n".join(map(",".join, rows)) + "\n"
@@ -230,70 +230,70 @@ def with_cell(column: int, text: str, line: int = 372, lines: int = 500) -> str:
     ],
 )
 def test_one_bad_cell_is_named_by_file_line_column_and_value(column: int, text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(with_cell(0, "41"))
-    (tmp_path / "b.csv").write_text(with_cell(column, text))
-    said = refusal(tmp_path)
+    (tmp_path / "a.csv").write_text(build_with_cell(0, "41"))
+    (tmp_path / "b.csv").write_text(build_with_cell(column, text))
+    message = find_refusal(tmp_path)
     name, shown = ("age", "dose", "ill")[column], text.strip('"')
-    assert said.startswith(f"{tmp_path / 'b.csv'}, line 372, column {name}: {shown!r} {why}"), said
+    assert message.startswith(f"{tmp_path / 'b.csv'}, line 372, column {name}: {shown!r} {why}"), message
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "NA", "nan", "null", " N/A "])
 def test_a_missing_value_is_named_by_its_line_or_imputed(text: str, tmp_path: Path) -> None:
-    (tmp_path / "b.csv").write_text(with_cell(1, text))
-    assert "b.csv: 1 value is missing, of dose; set data.missing to mean or drop (the first: line 372)" in refusal(
+    (tmp_path / "b.csv").write_text(build_with_cell(1, text))
+    assert "b.csv: 1 value is missing, of dose; set data.missing to mean or drop (the first: line 372)" in find_refusal(
         tmp_path
     )
-    assert np.isnan(rows_of(tmp_path, missing="mean")["b"]).sum() == 1
+    assert np.isnan(sort_rows(tmp_path, missing="mean")["b"]).sum() == 1
 
 
-def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
-    """Blank lines count, and a quoted value may span lines."""
+def test_lines_are_counted_as_in_an_editor(tmp_path: Path) -> None:
+    """Blank lines are counted, and a quoted value may span several lines."""
     (tmp_path / "a.csv").write_text('\nage,note,ill\n\n1,"two\nlines",0\n\n\n2,x,1\nold,y,0\n')
-    assert "a.csv, line 9, column age: 'old' is not a number" in refusal(tmp_path, features=["age"])
+    assert "a.csv, line 9, column age: 'old' is not a number" in find_refusal(tmp_path, features=["age"])
 
 
-def test_all_columns_with_bad_cells_are_named_at_once_each_with_how_many_there_are(tmp_path: Path) -> None:
+def test_all_columns_with_bad_cells_are_named_at_once_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,dose,ill\nx,1,0\n2,?,1\ny,z,0\n")
-    assert refusal(tmp_path, missing="mean").splitlines() == [
+    assert find_refusal(tmp_path, missing="mean").splitlines() == [
         f"{tmp_path / 'a.csv'}, line 2, column age: 'x' is not a number; {REMEDY} (1 more like it in this column)",
         f"{tmp_path / 'a.csv'}, line 4, column dose: 'z' is not a number; {REMEDY}",
     ]
 
 
-def test_a_column_may_change_from_whole_numbers_after_a_megabyte(tmp_path: Path) -> None:
-    """Arrow takes a column's type from the first block; what follows need not be of it."""
+def test_a_column_may_change_from_integers_to_floats_after_a_megabyte(tmp_path: Path) -> None:
+    """Arrow infers a column's type from the first block, but later values may have another type."""
     lines = 200_000
-    (tmp_path / "a.csv").write_text(with_cell(0, "41.25", line=lines, lines=lines))
-    assert (rows_of(tmp_path)["a"][:, 0] == 41.25).sum() == 1
-    (tmp_path / "a.csv").write_text(with_cell(0, "None", line=lines, lines=lines))
-    assert f"a.csv, line {lines}, column age: 'None' is not a number" in refusal(tmp_path)
+    (tmp_path / "a.csv").write_text(build_with_cell(0, "41.25", line=lines, lines=lines))
+    assert (sort_rows(tmp_path)["a"][:, 0] == 41.25).sum() == 1
+    (tmp_path / "a.csv").write_text(build_with_cell(0, "None", line=lines, lines=lines))
+    assert f"a.csv, line {lines}, column age: 'None' is not a number" in find_refusal(tmp_path)
 
 
-def test_true_and_false_are_one_and_zero(tmp_path: Path) -> None:
+def test_true_and_false_become_one_and_zero(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,ill\n1,true\n2,false\n3,true\n")
-    assert in_order(rows_of(tmp_path)["a"]) == [[1, 1], [2, 0], [3, 1]]
+    assert order_rows(sort_rows(tmp_path)["a"]) == [[1, 1], [2, 0], [3, 1]]
 
 
-def test_the_rows_of_other_files_are_named_too(tmp_path: Path) -> None:
+def test_bad_rows_of_other_formats_are_named_too(tmp_path: Path) -> None:
     arrays = {"age": np.array([1.0, np.inf, 2.0]), "ill": np.array([0, 1, 0])}
     np.savez(tmp_path / "a.npz", **arrays)
-    assert "a.npz, row 2, column age: inf is infinite" in refusal(tmp_path, features=["age"])
+    assert "a.npz, row 2, column age: inf is infinite" in find_refusal(tmp_path, features=["age"])
     (tmp_path / "a.npz").unlink()
     parquet.write_table(pa.table(arrays), tmp_path / "a.parquet")
-    assert "a.parquet, row 2, column age: inf is infinite" in refusal(tmp_path, features=["age"])
+    assert "a.parquet, row 2, column age: inf is infinite" in find_refusal(tmp_path, features=["age"])
     np.savez(tmp_path / "a.npz", age=np.ones(3), ill=np.array([0, 7, 1]))
     (tmp_path / "a.parquet").unlink()
-    assert "a.npz, row 2, column ill: 7 is not a label" in refusal(tmp_path, features=["age"])
+    assert "a.npz, row 2, column ill: 7 is not a label" in find_refusal(tmp_path, features=["age"])
 
 
 @pytest.mark.parametrize("text", ["inf", "None", "1e999"])
-def test_data_inspect_refuses_what_run_refuses_with_the_same_words(
+def test_data_inspect_and_run_refuse_the_same_files_with_the_same_message(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("silos").mkdir()
     for name, cell in (("a", "3"), ("b", text)):
-        (tmp_path / "silos" / f"{name}.csv").write_text(with_cell(1, cell))
+        (tmp_path / "silos" / f"{name}.csv").write_text(build_with_cell(1, cell))
     data = {"source": "folder", "directory": "silos", "label": "ill", "task": "binary"}
     experiment = {"name": "s", "data": data, "model": {"name": "logistic"}, "execution": {"placement": "serial"}}
     Path("c.yaml").write_text(json.dumps({"experiment": experiment}))
@@ -305,8 +305,8 @@ def test_data_inspect_refuses_what_run_refuses_with_the_same_words(
     assert f"b.csv, line 372, column dose: {text!r}" in str(trained)
 
 
-def test_at_sites_an_error_names_the_line_and_not_the_value(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(with_cell(1, "Smith"))
+def test_at_silos_an_error_names_the_line_and_not_the_value(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(build_with_cell(1, "Smith"))
     experiment = fr.Experiment.model_validate(
         {
             "data": {"source": "folder", "label": "ill", "task": "binary"},
@@ -350,22 +350,22 @@ def test_a_parquet_column_is_read_as_numbers_or_refused_by_name(kind: str, tmp_p
     column, expected = PARQUET[kind]
     parquet.write_table(pa.table({"x": column, "ill": [0, 1, 0, 1]}), tmp_path / "a.parquet")
     if isinstance(expected, str):
-        said = refusal(tmp_path, missing="mean")
-        assert expected in said
+        message = find_refusal(tmp_path, missing="mean")
+        assert expected in message
         return
-    found = rows_of(tmp_path, missing="mean")["a"][:, 0]
+    found = sort_rows(tmp_path, missing="mean")["a"][:, 0]
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
 
 
-def test_a_name_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_column_in_parquet_is_refused(tmp_path: Path) -> None:
     table = pa.table([pa.array([1, 2]), pa.array([3, 4]), pa.array([0, 1])], names=["age", "age", "ill"])
     parquet.write_table(table, tmp_path / "a.parquet")
-    assert "a.parquet: the header names age twice (columns 1 and 2)" in refusal(tmp_path)
+    assert "a.parquet: the header names age twice (columns 1 and 2)" in find_refusal(tmp_path)
 
 
-def test_of_a_folder_the_federation_knows_its_columns(tmp_path: Path) -> None:
+def test_a_federation_of_a_folder_knows_its_columns(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
-    found = load_file_federation(folder(tmp_path), 0)
+    found = load_file_federation(load_folder(tmp_path), 0)
     assert isinstance(found, FederationOfFiles)
     assert found.preprocessing is not None
     assert found.preprocessing.columns == ("age", "dose")

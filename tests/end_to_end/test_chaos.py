@@ -1,4 +1,4 @@
-"""A node of a real two-node Ray goes down, and nothing is lost; scripts/chaos notices whatever is."""
+"""A node of a real two-node Ray goes down, and nothing is lost. scripts/chaos detects differences between runs."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ import fednar_ray as fr
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # ---- the loss of a node
 
 SIZES = (7, 30, 12, 3, 21, 9, 16)
-HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray takes an address other than 127.0.0.1 as it is given
+HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 SHORT_HEALTH_CHECKS = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 5,  # a killed node refuses each at once; a busy one is slow
@@ -36,7 +36,7 @@ SHORT_HEALTH_CHECKS = {
 
 
 class TakesItsNodeDown(torch.nn.Module):
-    """A model that kills the raylet above it, and itself, in a client's training, once ``armed`` exists."""
+    """A model that kills its raylet and itself while a client trains, once the file ``armed`` exists."""
 
     def __init__(self, raylet: int, armed: Path) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TakesItsNodeDown(torch.nn.Module):
         return self.layers(x)
 
 
-def experiment(execution: dict[str, Any], **more: Any) -> fr.Experiment:
+def build_experiment(execution: dict[str, Any], **more: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": 6, "local_epochs": 1, "batch_size": 4},
@@ -65,7 +65,7 @@ def experiment(execution: dict[str, Any], **more: Any) -> fr.Experiment:
 
 
 def lose_a_node(folder: Path) -> None:
-    """Train on two nodes; the second goes down in the third round, and another joins after it. Prints a summary."""
+    """Trains on two nodes. The second goes down in the third round, and another one joins. Prints a summary."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -75,8 +75,8 @@ def lose_a_node(folder: Path) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     armed = folder / "armed"
     model = TakesItsNodeDown(lost.all_processes["raylet"][0].process.pid, armed)
-    settings = experiment({"placement": "pooled", "actors": 2, "cpus_per_actor": 1})
-    session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), model)
+    settings = build_experiment({"placement": "pooled", "actors": 2, "cpus_per_actor": 1})
+    session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), model)
     resolved = plan_execution(prepared, session)
     with open_pool(prepared, resolved, session) as pool:
         places = [pool.list_actors()]
@@ -96,56 +96,58 @@ def lose_a_node(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_a_run_that_loses_one_of_two_nodes_in_mid_training_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_a_run_that_loses_one_of_two_nodes_during_training_gives_the_same_bytes(tmp_path: Path) -> None:
     summary = run_in_own_process(lose_a_node, tmp_path)
     assert (tmp_path / "sprung").exists()
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]
     model = TakesItsNodeDown(0, tmp_path / "armed")
-    *_, last = fr.iter_rounds(experiment({"placement": "serial"}), federation=small_federation(SIZES), model=model)
+    *_, last = fr.iter_rounds(
+        build_experiment({"placement": "serial"}), federation=build_small_federation(SIZES), model=model
+    )
     assert summary["parameters"] == last.parameters.tobytes().hex()
 
 
-# ---- what scripts/chaos would notice
+# ---- what scripts/chaos detects
 
 
 @pytest.fixture
 def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Its comparison of runs."""
+    """Returns its module that compares runs."""
     monkeypatch.syspath_prepend(ROOT / "scripts" / "chaos_runs")
     return importlib.import_module("evidence")
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning")
-def test_scripts_chaos_tells_two_runs_apart_by_bytes_history_and_what_mlflow_has(
+def test_scripts_chaos_distinguishes_runs_by_bytes_history_and_mlflow(
     evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = {"uri": create_store(tmp_path / "mlflow.db")}
 
     def finished(name: str) -> tuple[Any, Any]:
-        """A run in a working directory of its own, and how its command would have ended."""
+        """Returns a run in its own working directory, and the result of its command."""
         folder = tmp_path / name
         folder.mkdir()
         monkeypatch.chdir(folder)
-        settings = experiment({"placement": "serial"}, model={"hidden": 4}, tracking=tracking)
-        result = fr.run(settings, federation=small_federation(SIZES))
+        settings = build_experiment({"placement": "serial"}, model={"hidden": 4}, tracking=tracking)
+        result = fr.run(settings, federation=build_small_federation(SIZES))
         printed = {key: getattr(result, key) for key in ("parameters_sha256", "run_id", "tracking_uri")}
         run = evidence.Run("scaffold", (), folder, tmp_path / f"{name}.log", {})
         return run, evidence.Ended(code=0, out=json.dumps(printed), err="")
 
     undisturbed = evidence.Undisturbed.of(*finished("undisturbed"))
     run, ended = finished("the same again")
-    assert evidence.differences(run, ended, undisturbed) == ()
+    assert evidence.find_differences(run, ended, undisturbed) == ()
     other = replace(undisturbed, parameters_sha256="0" * 64, history=undisturbed.history[::-1])
-    assert evidence.differences(run, ended, other) == ("other final bytes", "another history")
+    assert evidence.find_differences(run, ended, other) == ("other final bytes", "another history")
 
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
     client.log_metric(run_id, "train_loss", 0.5, step=3)
     client.set_terminated(run_id, "FAILED")
-    assert evidence.differences(run, ended, undisturbed) == (
+    assert evidence.find_differences(run, ended, undisturbed) == (
         "MLflow has 7 points of train_loss, and not the 6 that were recorded",
         "MLflow calls the run FAILED",
     )
     journal = run.directory / "metrics.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
-    assert "another history" in evidence.differences(run, ended, undisturbed)
+    assert "another history" in evidence.find_differences(run, ended, undisturbed)

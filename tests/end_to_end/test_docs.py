@@ -1,4 +1,4 @@
-"""The documentation is true: snippets run, commands exist, links lead somewhere, outputs are real."""
+"""The documentation is correct: snippets run, commands exist, links have targets, and outputs are real."""
 
 import re
 import shlex
@@ -23,13 +23,13 @@ from fednar_ray.config.loading import SECTIONS, parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
-from configuration import configuration_page  # noqa: E402
-from drawings import picture, sources  # noqa: E402
+from configuration import build_configuration_page  # noqa: E402
+from drawings import list_sources, locate_picture  # noqa: E402
 from hooks import FETCHED, PAGES  # noqa: E402
 from record import CALLED, run  # noqa: E402
-from snippets import DOCS, Block, blocks, pages  # noqa: E402
+from snippets import DOCS, Block, iter_blocks, list_pages  # noqa: E402
 
-ALL = [block for page in pages() for block in blocks(page)]
+ALL = [block for page in list_pages() for block in iter_blocks(page)]
 SHELL = ("console", "sh", "")
 INLINE = re.compile(r"`((?:fednar|scripts/)[^`]*)`")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"")
@@ -37,11 +37,11 @@ PLACEHOLDERS = {"FILE", "NAME", "RUN", "KEY", "SEARCH"}
 SHORT = ("federation.rounds=2", "execution.placement=serial")
 
 
-def named(block: Block) -> str:
+def name_block(block: Block) -> str:
     return block.place
 
 
-def of(*languages: str) -> list[Block]:
+def select_blocks(*languages: str) -> list[Block]:
     return [block for block in ALL if block.language in languages]
 
 
@@ -56,13 +56,13 @@ GIVEN: dict[str, Any] = {  # names that the README does not define
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One tracking store for all pages: each new one costs seconds."""
+    """Returns one tracking store for all pages, because each new one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
 @pytest.fixture
 def directory(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A new working directory, from which modules can be imported."""
+    """Returns a new working directory, from which modules can be imported."""
     shutil.copytree(ROOT / "tune_configs", tmp_path / "tune_configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -75,19 +75,19 @@ def directory(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def write_files(page: Path, directory: Path) -> None:
-    for block in blocks(page):
+    for block in iter_blocks(page):
         if block.title:
             (directory / block.title).write_text(block.text + "\n")
 
 
-@pytest.mark.parametrize("page", sorted({b.page for b in of("python")}), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted({b.page for b in select_blocks("python")}), ids=lambda page: page.stem)
 def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, except that an experiment from a file trains two rounds in this process."""
+    """The code runs as written, except that an experiment from a file trains two rounds in this process."""
     load = fr.load
     monkeypatch.setattr(fr, "load", lambda path, overrides=(): load(path, [*overrides, *SHORT]))
     write_files(page, directory)
     names = {"__name__": "page", **(GIVEN if page.name == "README.md" else {})}
-    for block in (block for block in blocks(page) if block.language == "python"):
+    for block in (block for block in iter_blocks(page) if block.language == "python"):
         if block.text.startswith("--8<--"):
             continue  # a program of scripts/examples, which test_examples.py runs
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
@@ -98,7 +98,7 @@ def test_python_runs_from_top_to_bottom(page: Path, directory: Path, monkeypatch
 # ——— YAML ———
 
 
-@pytest.mark.parametrize("block", of("yaml"), ids=named)
+@pytest.mark.parametrize("block", select_blocks("yaml"), ids=name_block)
 def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
     given = yaml.safe_load(block.text)
     ours = {*SECTIONS, *fr.Experiment.model_fields}
@@ -115,20 +115,20 @@ def test_yaml_is_a_valid_experiment_or_a_section_of_one(block: Block) -> None:
 # ——— commands ———
 
 
-def commands() -> Iterator[tuple[str, Path, str]]:
-    for block in of(*SHELL):
+def iter_commands() -> Iterator[tuple[str, Path, str]]:
+    for block in select_blocks(*SHELL):
         if block.note is not None and block.note[0] == "again":
-            continue  # it is run, so it needs no check
+            continue  # these commands are run, so they need no check
         for line in block.commands:
             if block.language or line.startswith(("fednar ", "scripts/")):
                 yield block.place, block.page, line
-    for page in pages():
+    for page in list_pages():
         for found in INLINE.finditer(page.read_text()):
             yield str(page.relative_to(ROOT)), page, found[1]
 
 
-def simple(line: str) -> Iterator[list[str]]:
-    """Yield the commands of a line, without placeholders."""
+def iter_simple_commands(line: str) -> Iterator[list[str]]:
+    """Yields the commands of a line, without placeholders."""
     line = re.sub(r"\[[A-Za-z=]*(?: …)?\]|…", "", line)
     words = shlex.split(line.replace(";", " ; "), comments=True)
     command: list[str] = []
@@ -140,9 +140,11 @@ def simple(line: str) -> Iterator[list[str]]:
             command.append(word)
 
 
-@pytest.mark.parametrize(("place", "page", "line"), [*dict.fromkeys(commands())], ids=lambda value: str(value)[-60:])
-def test_a_command_exists_and_takes_what_it_is_given(place: str, page: Path, line: str) -> None:
-    for words in simple(line):
+@pytest.mark.parametrize(
+    ("place", "page", "line"), [*dict.fromkeys(iter_commands())], ids=lambda value: str(value)[-60:]
+)
+def test_a_command_exists_and_accepts_its_arguments(place: str, page: Path, line: str) -> None:
+    for words in iter_simple_commands(line):
         if words and words[0].startswith("scripts/") and "/" not in words[0].removeprefix("scripts/").rstrip("/"):
             assert (ROOT / words[0]).exists(), f"{place}: {words[0]}"
         if "fednar" in words:
@@ -164,7 +166,7 @@ def check_fednar(place: str, page: Path, words: list[str]) -> None:
     overrides = [word for word in given if "=" in word and not word.startswith("key=")]
     files = [word for word in given if "=" not in word and word not in PLACEHOLDERS]
     to_search = path[-1] == "tune"
-    titled = {block.title: block.text for block in blocks(page) if block.title}
+    titled = {block.title: block.text for block in iter_blocks(page) if block.title}
     if files and files[0] in titled:
         parse_document(titled[files[0]], place, overrides, to_search=to_search)
     elif files and not files[0].endswith("best.yaml"):
@@ -176,21 +178,23 @@ def check_fednar(place: str, page: Path, words: list[str]) -> None:
 # ——— outputs ———
 
 
-@pytest.mark.parametrize("block", of("console"), ids=named)
-def test_a_console_shows_what_its_commands_printed(block: Block) -> None:
+@pytest.mark.parametrize("block", select_blocks("console"), ids=name_block)
+def test_a_console_block_shows_the_output_of_its_commands(block: Block) -> None:
     lines = block.text.splitlines()
     assert lines[0].startswith("$ "), f"{block.place}: a console block begins with a command"
     assert len(lines) > len(block.commands), f"{block.place}: nothing was printed; run scripts/docs record {block.page}"
 
 
-@pytest.mark.parametrize("block", [b for b in of("console") if b.note and b.note[0] == "again"], ids=named)
-def test_what_is_the_same_everywhere_is_printed_again(block: Block, directory: Path) -> None:
+@pytest.mark.parametrize(
+    "block", [b for b in select_blocks("console") if b.note and b.note[0] == "again"], ids=name_block
+)
+def test_reproducible_output_is_printed_again(block: Block, directory: Path) -> None:
     write_files(block.page, directory)
     assert "\n".join(run(block, str(directory))) == block.text
 
 
-def test_no_page_names_a_machine() -> None:
-    for page in pages():
+def test_no_page_contains_the_name_of_a_machine() -> None:
+    for page in list_pages():
         found = re.search(r"(?<![\w.])/(?:tmp|root|work)/|(?<![\w.])/home/(?!you/)", page.read_text())
         assert found is None, f"{page.relative_to(ROOT)}: {found}"
     assert CALLED.startswith("/home/you/")
@@ -203,7 +207,7 @@ SCRIPTS = {"bench": "benchmarks/compare.py", "chaos": "chaos_runs/chaos.py", "ch
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_of_a_script_names_its_options_and_installs_nothing(script: str, tmp_path: Path) -> None:
-    """Run in a copy without an environment; setting one up would leave .venv."""
+    """The script runs in a copy without an environment; installing one would create .venv."""
     copy = tmp_path / "scripts"
     copy.mkdir()
     for name in (script, "launch.sh", "setup"):
@@ -221,7 +225,7 @@ def test_help_of_a_script_names_its_options_and_installs_nothing(script: str, tm
 
 
 def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
-    drawn = {picture(source).name for source in sources()}
+    drawn = {locate_picture(source).name for source in list_sources()}
     assert drawn
     assert drawn == {path.name for path in (DOCS / "images").glob("drawing-*.svg")}
 
@@ -229,8 +233,8 @@ def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
 # ——— pages ———
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_have_targets(page: Path) -> None:
     for match in LINK.finditer(page.read_text()):
         target = (match[1] or match[2]).partition("#")[0]
         if target and "://" not in target and not target.startswith("mailto:"):
@@ -245,8 +249,8 @@ def test_the_tutorial_names_every_extra() -> None:
     assert named == set(project["optional-dependencies"])
 
 
-def test_the_configuration_page_has_every_key() -> None:
-    page = configuration_page()
+def test_the_configuration_page_lists_every_key() -> None:
+    page = build_configuration_page()
     for key in flatten_settings(load_embedded("digits").experiment):
         assert f"`{key}`" in page
 
@@ -279,7 +283,7 @@ def test_every_metric_of_a_round_is_explained(directory: Path) -> None:
         ('<img src="images/comparison.png">', False),
     ],
 )
-def test_a_site_that_fetches_is_noticed(markup: str, fetches: bool) -> None:
+def test_a_site_that_fetches_from_the_network_is_detected(markup: str, fetches: bool) -> None:
     assert bool(FETCHED.search(markup)) is fetches
 
 

@@ -1,4 +1,4 @@
-"""The example programs run as they are, in this process, and reach what they promise."""
+"""The example programs run unchanged in this process, and reach the accuracy that they promise."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def test_an_example_runs_and_learns(
         assert list(tmp_path.glob("runs/quickstart-*/finished"))
 
 
-def test_examples_are_short_and_say_how_to_run_them() -> None:
+def test_examples_are_short_and_document_how_to_run_them() -> None:
     files = sorted(EXAMPLES.glob("*.py"))
     assert [file.stem for file in files] == sorted(FLOORS)
     for file in files:

@@ -54,14 +54,14 @@ def assert_has(experiment: fr.Experiment, wanted: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("alpha", ["0.3", "1", "10"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_cifar10_as_the_authors_ran_it(preset: str, alpha: str) -> None:
+def test_cifar10_has_the_authors_settings(preset: str, alpha: str) -> None:
     decay = 0.05 if preset in ("fedavg", "fedprox", "scaffold") else 0.01
     own = {"data.partition.alpha": float(alpha), "regularizer.weight_decay": decay}
     assert_has(fr.load(PAPER / f"cifar10_alpha{alpha}_{preset}.yaml"), {**COMMON, **CIFAR10, **PRESETS[preset], **own})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_shakespeare_as_the_authors_ran_it(preset: str) -> None:
+def test_shakespeare_has_the_authors_settings(preset: str) -> None:
     steps, batch = (20, 500) if preset == "fedprox" else (100, 100)
     own = {
         "federation.local_steps": steps,
@@ -73,7 +73,7 @@ def test_shakespeare_as_the_authors_ran_it(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("regularizer", ["fednar", "decoupled"])
-def test_every_backbone_trains_a_round_at_reduced_size(preset: str, regularizer: str) -> None:
+def test_every_backbone_trains_one_round_at_reduced_size(preset: str, regularizer: str) -> None:
     small = ("federation.rounds=1", "federation.clients_per_round=2", "federation.local_steps=2",
              "federation.batch_size=2", "execution.placement=serial", "data=null", "model.name=logistic",
              "model.pooling=null", f"regularizer.name={regularizer}")  # fmt: skip
@@ -97,18 +97,18 @@ def hospitals(tmp_path: Path) -> Path:
     return directory
 
 
-def reproduce(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_reproduce(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / "reproduction" / "reproduce.py", *map(str, arguments)]
     paths = os.pathsep.join((str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")))  # as scripts/launch.sh sets it
     environment = os.environ | {"PYTHONPATH": paths}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_a_table_is_run_written_and_not_run_again(hospitals: Path, tmp_path: Path) -> None:
+def test_a_table_is_trained_and_written_and_not_trained_again(hospitals: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in hospitals.iterdir()) == ["a.npz", "b.npz", "c.npz"]
     command = ("heart_disease", "--scale", "small", "--data", f"heart_disease={hospitals}", "--output", tmp_path / "o")
     settings = ("federation.rounds=3", "execution.placement=serial", "execution.cpus_per_actor=1")
-    first = reproduce(*command, *settings, cwd=tmp_path)
+    first = run_reproduce(*command, *settings, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     assert len(results["cells"]) == 2 * 3
@@ -119,13 +119,13 @@ def test_a_table_is_run_written_and_not_run_again(hospitals: Path, tmp_path: Pat
     for picture in ("curves.png", "decay_fedavg.png"):
         assert (tmp_path / "o" / picture).read_bytes().startswith(b"\x89PNG")
     runs = sorted((tmp_path / "o" / "runs").iterdir())
-    again = reproduce(*command, *settings, cwd=tmp_path)
+    again = run_reproduce(*command, *settings, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert sorted((tmp_path / "o" / "runs").iterdir()) == runs
     assert json.loads((tmp_path / "o" / "results.json").read_text()) == results
 
 
-def test_what_is_published_stands_beside_what_is_measured() -> None:
+def test_published_values_are_shown_next_to_measured_ones() -> None:
     code = (
         "import json; from functools import partial; from tables import TABLES, load_cell; "
         "print(json.dumps({'/'.join(k): [[c.row, c.column, c.regularizer, c.published] "
@@ -151,8 +151,8 @@ def test_what_is_published_stands_beside_what_is_measured() -> None:
         (("weight_decay", "--scale", "small", "federation.rounds=0"), "federation.rounds"),
     ],
 )
-def test_what_cannot_be_run_is_told(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    done = reproduce(*arguments, cwd=tmp_path)
+def test_a_table_that_cannot_be_run_is_reported(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = run_reproduce(*arguments, cwd=tmp_path)
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr

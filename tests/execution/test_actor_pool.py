@@ -1,4 +1,4 @@
-"""Failures of real actors: calls are retried elsewhere with the same result, isolated or dropped, and never hang."""
+"""Failures of real actors: calls are retried on another actor with the same result, isolated or dropped, and end."""
 
 import logging
 import os
@@ -25,15 +25,15 @@ from tests.support.faulty_models import (
     SENTINEL,
     SIZES,
     Trap,
+    build_experiment,
+    build_federation,
     build_tasks,
     check_abort_with_cause,
     check_halves_after_running_out_of_memory,
-    experiment,
-    federation,
     train,
     train_undisturbed,
     train_without_bad_client,
-    unwrap,
+    unwrap_group,
 )
 
 SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "attacks": {"scaled": 0.3, "factor": 30}}
@@ -41,7 +41,7 @@ SCREENED: dict[str, Any] = {"screening": {"max_deviation": 1.0}, "attacks": {"sc
 
 @pytest.mark.parametrize("what", ["die", "hang", "raise", "exit"])
 def test_a_failure_that_happens_once_changes_nothing(what: str, session: fr.RaySession, tmp_path: Path) -> None:
-    settings = experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
+    settings = build_experiment({**POOLED, "client_timeout_seconds": 3 if what == "hang" else None}, "scaffold")
     reports = train(settings, Trap(what, tmp_path / "sprung"), session)
     assert (tmp_path / "sprung").exists()
     assert not any(report.exclusions for report in reports)
@@ -52,7 +52,7 @@ def test_a_failure_that_happens_once_changes_nothing(what: str, session: fr.RayS
 def test_a_client_that_always_fails_is_the_only_one_dropped(
     what: str, retries: int, rounds: int, session: fr.RaySession
 ) -> None:
-    settings = experiment({**POOLED, "retries": retries}, federation={"rounds": rounds})
+    settings = build_experiment({**POOLED, "retries": retries}, federation={"rounds": rounds})
     reports = train(settings, Trap(what, None), session)
     assert [set(report.exclusions) for report in reports] == [{BAD}] * rounds
     reasons = {"die": "actor was lost", "raise": "ArithmeticError", "exit": "raised SystemExit(3)"}
@@ -67,7 +67,7 @@ def test_a_client_that_always_fails_is_found_within_its_group(
     def select(*clients: int) -> dict[str, Any]:
         return {"rounds": 1, "participation": [list(clients)]}
 
-    settings = experiment({**POOLED, "retries": 0, "vectorize": 2}, federation=select(0, 1, 2, BAD))
+    settings = build_experiment({**POOLED, "retries": 0, "vectorize": 2}, federation=select(0, 1, 2, BAD))
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         (report,) = train(settings, Trap("die", None), session)
     assert set(report.exclusions) == {BAD}
@@ -88,7 +88,7 @@ def test_a_round_with_too_few_clients_left_is_aborted_with_the_cause(session: fr
 
 def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.RaySession, tmp_path: Path) -> None:
     def run(execution: dict[str, Any], model: torch.nn.Module) -> bytes:
-        settings, whole = experiment(execution, "scaffold"), federation(SIZES[:3], bad=1)
+        settings, whole = build_experiment(execution, "scaffold"), build_federation(SIZES[:3], bad=1)
         *_, last = fr.iter_rounds(settings, federation=whole, model=model, session=session)
         return last.parameters.tobytes()
 
@@ -97,26 +97,26 @@ def test_the_replacement_of_a_dedicated_actor_gets_the_same_shard(session: fr.Ra
     assert dedicated == run({"placement": "serial"}, Trap("", None))
 
 
-def test_buffers_that_change_unexpectedly_end_a_run_on_actors(session: fr.RaySession) -> None:
+def test_an_unexpected_change_of_a_buffer_ends_a_run_on_actors(session: fr.RaySession) -> None:
     class Late(Trap):
         def __init__(self) -> None:
             super().__init__("", None)
             self.register_buffer("mask", torch.zeros(2))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if bool((unwrap(x) == SENTINEL).any()):
+            if bool((unwrap_group(x) == SENTINEL).any()):
                 self.mask += 1
             return super().forward(x)
 
     with pytest.raises(BuffersChanged, match="training changed buffer mask"):
-        train(experiment(POOLED), Late(), session)
+        train(build_experiment(POOLED), Late(), session)
 
 
 @pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn"])
 def test_two_phases_give_the_same_bytes_in_every_placement(preset: str, session: fr.RaySession) -> None:
     model = Trap("", None)
-    expected = train(experiment({"placement": "serial", "vectorize": 2}, preset, **SCREENED), model)
-    reports = train(experiment({**POOLED, "vectorize": 2}, preset, **SCREENED), model, session)
+    expected = train(build_experiment({"placement": "serial", "vectorize": 2}, preset, **SCREENED), model)
+    reports = train(build_experiment({**POOLED, "vectorize": 2}, preset, **SCREENED), model, session)
     assert any(report.exclusions for report in expected)
     assert [r.exclusions for r in reports] == [r.exclusions for r in expected]
     assert reports[-1].parameters.tobytes() == expected[-1].parameters.tobytes()
@@ -127,7 +127,7 @@ def build_two_actors(
     session: fr.RaySession, model: torch.nn.Module, **execution: Any
 ) -> Iterator[tuple[ActorPool, Broadcast]]:
     """Yields a pool that is ready, and the broadcast of a round for it."""
-    prepared = prepare(experiment({**POOLED, "vectorize": 2, **execution}), federation(), model)
+    prepared = prepare(build_experiment({**POOLED, "vectorize": 2, **execution}), build_federation(), model)
     broadcast = Broadcast(
         round_index=0,
         scalars=prepared.experiment.compute_scalars(0),
@@ -141,7 +141,7 @@ def build_two_actors(
         yield pool, broadcast
 
 
-def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(session: fr.RaySession) -> None:
+def test_groups_of_an_actor_that_dies_between_two_phases_are_trained_again(session: fr.RaySession) -> None:
     groups = build_tasks((0, 1), (2, 3), (5, 6))
     with build_two_actors(session, Trap("", None)) as (pool, broadcast):
         whole = [u.weighted_delta.tobytes() for u in pool.train(broadcast, groups)]
@@ -153,7 +153,7 @@ def test_groups_that_a_dead_actor_held_between_two_phases_are_trained_again(sess
     assert [np.linalg.norm(u.rows, axis=1) for u in updates] == pytest.approx(np.array(norms), rel=1e-5)
 
 
-def test_a_loss_that_two_calls_may_have_caused_is_blamed_on_neither(session: fr.RaySession, tmp_path: Path) -> None:
+def test_the_loss_of_an_actor_with_two_calls_is_blamed_on_neither(session: fr.RaySession, tmp_path: Path) -> None:
     # four calls for two actors: one actor dies with the first call, and the third waits behind it; without retries a
     # call that is blamed is dropped
     groups = build_tasks((BAD,), (0,), (1,), (2,))
@@ -172,7 +172,7 @@ def test_scoring_survives_the_loss_of_an_actor(session: fr.RaySession, tmp_path:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().forward(x)
 
-    reports = train(experiment(POOLED), DiesWhenScoring("", tmp_path / "sprung"), session)
+    reports = train(build_experiment(POOLED), DiesWhenScoring("", tmp_path / "sprung"), session)
     assert (tmp_path / "sprung").exists()
-    expected = train(experiment({"placement": "serial"}), Trap("", None))
+    expected = train(build_experiment({"placement": "serial"}), Trap("", None))
     assert [r.metrics["test_loss"] for r in reports] == [r.metrics["test_loss"] for r in expected]

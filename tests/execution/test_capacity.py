@@ -1,4 +1,4 @@
-"""How many actors fit: pure functions, with cases derived by hand."""
+"""The number of actors that fit: pure functions, with cases derived by hand."""
 
 import re
 from dataclasses import replace
@@ -25,52 +25,54 @@ MB = 10**6  # an actor needs 500 MB, and six times the size of its model
 SMALL = Footprint(model_bytes=0)
 
 
-def cluster(cpus: float = 64, gpus: float = 0, memory_mb: float = 64_000) -> ClusterResources:
+def build_cluster(cpus: float = 64, gpus: float = 0, memory_mb: float = 64_000) -> ClusterResources:
     return ClusterResources(cpus=cpus, gpus=gpus, memory_bytes=memory_mb * MB)
 
 
 @pytest.mark.parametrize(
     ("resources", "cpus", "gpus", "model_mb", "count"),
     [
-        (cluster(2), 1, 0, 0, 2),
-        (cluster(2), 0.5, 0, 0, 4),
-        (cluster(2), 0.75, 0, 0, 2),
-        (cluster(0.3), 0.1, 0, 0, 3),  # 0.3 / 0.1 is 2.9999999999999996
-        (cluster(64, 2), 1, 1, 0, 2),
-        (cluster(64, 2), 1, 0.5, 0, 4),
-        (cluster(64, 2), 1, 1 / 3, 0, 6),
-        (cluster(64, 2), 1, 0.4, 0, 4),  # two per GPU: a fifth of each stays free
-        (cluster(64, 3), 1, 0.6, 0, 3),  # shares of two GPUs do not add up to one actor's
-        (cluster(64, 5), 1, 2, 0, 2),
-        (cluster(3, 8), 1, 1, 0, 3),
-        (cluster(64, 0), 1, 1, 0, 0),
-        (cluster(64, 0, 1_499), 1, 0, 0, 2),
-        (cluster(64, 0, 1_500), 1, 0, 0, 3),
-        (cluster(64, 0, 2_199), 1, 0, 100, 1),  # 500 + 6·100 MB
-        (cluster(64, 0, 2_200), 1, 0, 100, 2),
-        (cluster(64, 0, 499), 1, 0, 0, 0),
+        (build_cluster(2), 1, 0, 0, 2),
+        (build_cluster(2), 0.5, 0, 0, 4),
+        (build_cluster(2), 0.75, 0, 0, 2),
+        (build_cluster(0.3), 0.1, 0, 0, 3),  # 0.3 / 0.1 is 2.9999999999999996
+        (build_cluster(64, 2), 1, 1, 0, 2),
+        (build_cluster(64, 2), 1, 0.5, 0, 4),
+        (build_cluster(64, 2), 1, 1 / 3, 0, 6),
+        (build_cluster(64, 2), 1, 0.4, 0, 4),  # two per GPU: a fifth of each stays free
+        (build_cluster(64, 3), 1, 0.6, 0, 3),  # an actor cannot use shares of two GPUs
+        (build_cluster(64, 5), 1, 2, 0, 2),
+        (build_cluster(3, 8), 1, 1, 0, 3),
+        (build_cluster(64, 0), 1, 1, 0, 0),
+        (build_cluster(64, 0, 1_499), 1, 0, 0, 2),
+        (build_cluster(64, 0, 1_500), 1, 0, 0, 3),
+        (build_cluster(64, 0, 2_199), 1, 0, 100, 1),  # 500 + 6·100 MB
+        (build_cluster(64, 0, 2_200), 1, 0, 100, 2),
+        (build_cluster(64, 0, 499), 1, 0, 0, 0),
     ],
 )
-def test_fitting_actors(resources: ClusterResources, cpus: float, gpus: float, model_mb: int, count: int) -> None:
+def test_fitting_actors_match_numbers_by_hand(
+    resources: ClusterResources, cpus: float, gpus: float, model_mb: int, count: int
+) -> None:
     assert count_fitting_actors(resources, cpus, gpus, Footprint(model_bytes=model_mb * MB)) == count
 
 
 @pytest.mark.parametrize(
     ("settings", "resources", "groups", "plan"),
     [
-        ({}, cluster(2), 10, (2, 1, 0)),
-        ({}, cluster(2), 1, (1, 1, 0)),  # no more than the client groups of a round
-        ({"cpus_per_actor": 0.5}, cluster(2), 10, (4, 0.5, 0)),
-        ({"cpus_per_actor": 2}, cluster(5), 10, (2, 2, 0)),
-        *(({}, cluster(64, gpus), 100, (gpus, 1, 1)) for gpus in range(1, 9)),
-        ({}, cluster(64, 8), 3, (3, 1, 1)),
-        ({}, cluster(2, 4), 10, (2, 1, 1)),  # CPUs are scarcer
-        ({"gpus_per_actor": 0.25}, cluster(64, 2), 10, (8, 1, 0.25)),
-        ({"gpus_per_actor": 0}, cluster(4, 2), 10, (4, 1, 0)),
-        ({}, cluster(64, 0, 1_200), 10, (2, 1, 0)),
+        ({}, build_cluster(2), 10, (2, 1, 0)),
+        ({}, build_cluster(2), 1, (1, 1, 0)),  # no more than the client groups of a round
+        ({"cpus_per_actor": 0.5}, build_cluster(2), 10, (4, 0.5, 0)),
+        ({"cpus_per_actor": 2}, build_cluster(5), 10, (2, 2, 0)),
+        *(({}, build_cluster(64, gpus), 100, (gpus, 1, 1)) for gpus in range(1, 9)),
+        ({}, build_cluster(64, 8), 3, (3, 1, 1)),
+        ({}, build_cluster(2, 4), 10, (2, 1, 1)),  # the CPUs are the limit
+        ({"gpus_per_actor": 0.25}, build_cluster(64, 2), 10, (8, 1, 0.25)),
+        ({"gpus_per_actor": 0}, build_cluster(4, 2), 10, (4, 1, 0)),
+        ({}, build_cluster(64, 0, 1_200), 10, (2, 1, 0)),
     ],
 )
-def test_pooled_auto_takes_what_fits(
+def test_pooled_auto_uses_all_actors_that_fit(
     settings: dict[str, float], resources: ClusterResources, groups: int, plan: tuple[int, float, float]
 ) -> None:
     count, cpus, gpus = plan
@@ -88,17 +90,19 @@ def test_pooled_auto_takes_what_fits(
     ],
 )  # fmt: skip
 def test_shares_of_gpus_pack(actors: int, gpus: int, share: float) -> None:
-    """No actor needs parts of two GPUs."""
+    """No actor needs fractions of two GPUs."""
     expected = ActorPlan(count=actors, cpus=1, gpus=share)
-    assert plan_pooled(ExecutionSettings(actors=actors), 1, cluster(64, gpus), SMALL) == expected
-    assert plan_dedicated(ExecutionSettings(), actors, cluster(64, gpus), SMALL) == expected
+    assert plan_pooled(ExecutionSettings(actors=actors), 1, build_cluster(64, gpus), SMALL) == expected
+    assert plan_dedicated(ExecutionSettings(), actors, build_cluster(64, gpus), SMALL) == expected
 
 
 @pytest.mark.parametrize("actors_per_gpu", [1, 2, 3, 7])
 def test_ray_can_pack_the_planned_shares(local_ray: str, actors_per_gpu: int) -> None:
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    plan = plan_pooled(ExecutionSettings(actors=2 * actors_per_gpu, cpus_per_actor=0.01), 1, cluster(64, 2), SMALL)
+    plan = plan_pooled(
+        ExecutionSettings(actors=2 * actors_per_gpu, cpus_per_actor=0.01), 1, build_cluster(64, 2), SMALL
+    )
     group = placement_group([{"GPU": plan.gpus}] * plan.count)
     try:
         assert group.wait(timeout_seconds=30)
@@ -109,18 +113,18 @@ def test_ray_can_pack_the_planned_shares(local_ray: str, actors_per_gpu: int) ->
 @pytest.mark.parametrize(
     ("settings", "width", "clients", "resources", "placement"),
     [
-        ({}, 1, 4, cluster(4), "dedicated"),
-        ({}, 1, 5, cluster(4), "pooled"),
-        ({}, 2, 4, cluster(4), "pooled"),
-        ({}, 1, 4, cluster(4, 0, 1_900), "pooled"),  # memory for three
-        ({}, 1, 4, cluster(4, 2), "dedicated"),  # half a GPU each
-        ({"gpus_per_actor": 1}, 1, 4, cluster(4, 2), "pooled"),
-        ({"cpus_per_actor": 0.25}, 1, 16, cluster(4), "dedicated"),
-        ({"placement": "dedicated"}, 1, 100, cluster(4), "dedicated"),
-        ({"placement": "pooled"}, 1, 1, cluster(4), "pooled"),
+        ({}, 1, 4, build_cluster(4), "dedicated"),
+        ({}, 1, 5, build_cluster(4), "pooled"),
+        ({}, 2, 4, build_cluster(4), "pooled"),
+        ({}, 1, 4, build_cluster(4, 0, 1_900), "pooled"),  # memory for three
+        ({}, 1, 4, build_cluster(4, 2), "dedicated"),  # half a GPU each
+        ({"gpus_per_actor": 1}, 1, 4, build_cluster(4, 2), "pooled"),
+        ({"cpus_per_actor": 0.25}, 1, 16, build_cluster(4), "dedicated"),
+        ({"placement": "dedicated"}, 1, 100, build_cluster(4), "dedicated"),
+        ({"placement": "pooled"}, 1, 1, build_cluster(4), "pooled"),
     ],
 )
-def test_auto_placement(
+def test_auto_placement_chooses_dedicated_or_pooled(
     settings: dict[str, float], width: int, clients: int, resources: ClusterResources, placement: str
 ) -> None:
     assert choose_placement(ExecutionSettings(**settings), width, clients, resources, SMALL) == placement
@@ -129,14 +133,18 @@ def test_auto_placement(
 @pytest.mark.parametrize(
     ("settings", "resources", "words"),
     [
-        ({}, cluster(2, 0, 20_000), "500 actors of 1 CPU and 0.5 GB each do not fit: the cluster has 2 CPUs, 0 GPUs"),
-        ({}, cluster(2, 0, 20_000), "and 20.0 GB; 2 would fit. execution.placement=pooled lets"),
-        ({}, cluster(1000, 0, 20_000), "; 40 would fit"),
-        ({"gpus_per_actor": 1}, cluster(1000, 8, 10**6), "500 actors of 1 CPU, 1 GPU and 0.5 GB each do not fit"),
-        ({"gpus_per_actor": 1}, cluster(1000, 8, 10**6), "; 8 would fit"),
+        (
+            {},
+            build_cluster(2, 0, 20_000),
+            "500 actors of 1 CPU and 0.5 GB each do not fit: the cluster has 2 CPUs, 0 GPUs",
+        ),
+        ({}, build_cluster(2, 0, 20_000), "and 20.0 GB; 2 would fit. execution.placement=pooled lets"),
+        ({}, build_cluster(1000, 0, 20_000), "; 40 would fit"),
+        ({"gpus_per_actor": 1}, build_cluster(1000, 8, 10**6), "500 actors of 1 CPU, 1 GPU and 0.5 GB each do not fit"),
+        ({"gpus_per_actor": 1}, build_cluster(1000, 8, 10**6), "; 8 would fit"),
     ],
 )
-def test_what_cannot_fit_is_refused_with_the_number_that_would(
+def test_too_many_actors_are_refused_with_the_number_that_fits(
     settings: dict[str, float], resources: ClusterResources, words: str
 ) -> None:
     with pytest.raises(CapacityError, match=re.escape(words)):
@@ -145,11 +153,11 @@ def test_what_cannot_fit_is_refused_with_the_number_that_would(
 
 def test_pooled_refusals_name_the_setting_to_change() -> None:
     with pytest.raises(CapacityError, match=r"3 actors .* 2 would fit\. execution\.actors=auto takes as many as fit"):
-        plan_pooled(ExecutionSettings(actors=3), 1, cluster(2), SMALL)
+        plan_pooled(ExecutionSettings(actors=3), 1, build_cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.cpus_per_actor"):
-        plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, cluster(2), SMALL)
+        plan_pooled(ExecutionSettings(cpus_per_actor=4), 1, build_cluster(2), SMALL)
     with pytest.raises(CapacityError, match=r"0 would fit\. .*execution\.gpus_per_actor"):
-        plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, cluster(2), SMALL)
+        plan_pooled(ExecutionSettings(gpus_per_actor=1), 1, build_cluster(2), SMALL)
 
 
 # ——— GPU memory ———
@@ -157,8 +165,8 @@ def test_pooled_refusals_name_the_setting_to_change() -> None:
 GB = 10**9
 
 
-def with_memory(gpus: float, gpu_memory: float, cpus: float = 64) -> ClusterResources:
-    return replace(cluster(cpus, gpus), gpu_memory_bytes=gpu_memory)
+def build_cluster_with_memory(gpus: float, gpu_memory: float, cpus: float = 64) -> ClusterResources:
+    return replace(build_cluster(cpus, gpus), gpu_memory_bytes=gpu_memory)
 
 
 LARGE = Footprint(model_bytes=0, gpu_bytes=4 * GB)
@@ -167,21 +175,26 @@ LARGE = Footprint(model_bytes=0, gpu_bytes=4 * GB)
 @pytest.mark.parametrize(
     ("settings", "groups", "resources", "plan"),
     [
-        ({}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),  # 9 of 10 GB hold two
-        ({}, 100, with_memory(2, 80 * GB), (8, 1 / 4)),  # never more than four per GPU
-        ({}, 3, with_memory(2, 80 * GB), (3, 1 / 2)),  # no more than there are client groups
-        ({}, 100, with_memory(2, 80 * GB, cpus=5), (4, 1 / 2)),  # nor more than there are CPUs
-        ({}, 100, with_memory(2, 3 * GB), (2, 1)),
-        ({"actors": 4}, 100, with_memory(2, 10 * GB), (4, 1 / 2)),
-        ({"actors": 9, "gpus_per_actor": 0.2}, 100, with_memory(2, 10 * GB), (9, 0.2)),  # the user decides
+        ({}, 100, build_cluster_with_memory(2, 10 * GB), (4, 1 / 2)),  # 9 of 10 GB hold two
+        ({}, 100, build_cluster_with_memory(2, 80 * GB), (8, 1 / 4)),  # never more than four per GPU
+        ({}, 3, build_cluster_with_memory(2, 80 * GB), (3, 1 / 2)),  # no more than there are client groups
+        ({}, 100, build_cluster_with_memory(2, 80 * GB, cpus=5), (4, 1 / 2)),  # and no more than there are CPUs
+        ({}, 100, build_cluster_with_memory(2, 3 * GB), (2, 1)),
+        ({"actors": 4}, 100, build_cluster_with_memory(2, 10 * GB), (4, 1 / 2)),
+        (
+            {"actors": 9, "gpus_per_actor": 0.2},
+            100,
+            build_cluster_with_memory(2, 10 * GB),
+            (9, 0.2),
+        ),  # the user decides
         (
             {"actors": 64, "autoscale": True},
             100,
-            with_memory(2, 10 * GB),
+            build_cluster_with_memory(2, 10 * GB),
             (64, 1 / 2),
         ),  # a share for the GPUs that may join
-        ({"actors": 64, "autoscale": True}, 100, cluster(64, 2), (64, 1)),
-        ({"actors": 64, "autoscale": True}, 100, cluster(1), (64, 0)),
+        ({"actors": 64, "autoscale": True}, 100, build_cluster(64, 2), (64, 1)),
+        ({"actors": 64, "autoscale": True}, 100, build_cluster(1), (64, 0)),
     ],
 )
 def test_gpu_shares_follow_from_memory(
@@ -192,20 +205,20 @@ def test_gpu_shares_follow_from_memory(
     assert found.growing == bool(settings.get("autoscale"))
 
 
-def test_more_actors_than_gpu_memory_holds_are_refused_with_the_number_that_would_fit() -> None:
+def test_more_actors_than_fit_into_gpu_memory_are_refused_with_the_number_that_fits() -> None:
     with pytest.raises(CapacityError, match=r"5 actors of 4\.0 GB each do not fit on 2 GPUs of 10\.0 GB; 4 would fit"):
-        plan_pooled(ExecutionSettings(actors=5), 100, with_memory(2, 10 * GB), LARGE)
+        plan_pooled(ExecutionSettings(actors=5), 100, build_cluster_with_memory(2, 10 * GB), LARGE)
     with pytest.raises(CapacityError, match=r"5 actors .* 4 would fit\. execution\.placement=pooled"):
-        plan_dedicated(ExecutionSettings(), 5, with_memory(2, 10 * GB), LARGE)
-    assert choose_placement(ExecutionSettings(), 1, 5, with_memory(2, 10 * GB), LARGE) == "pooled"
-    assert choose_placement(ExecutionSettings(), 1, 4, with_memory(2, 10 * GB), LARGE) == "dedicated"
+        plan_dedicated(ExecutionSettings(), 5, build_cluster_with_memory(2, 10 * GB), LARGE)
+    assert choose_placement(ExecutionSettings(), 1, 5, build_cluster_with_memory(2, 10 * GB), LARGE) == "pooled"
+    assert choose_placement(ExecutionSettings(), 1, 4, build_cluster_with_memory(2, 10 * GB), LARGE) == "dedicated"
 
 
 @pytest.mark.parametrize("settings", [{"gpus_per_actor": 1.5}, {"gpus_per_actor": 1e-7}, {"cpus_per_actor": 1e-7}])
 def test_shares_that_ray_does_not_accept_are_refused(settings: dict[str, float]) -> None:
     """Ray accepts shares from 0.0001 to 1 and whole GPUs. It raises a bare ValueError for others once actors start."""
     with pytest.raises((fr.BadInput, ValidationError)):
-        plan_pooled(ExecutionSettings(**settings), 1, cluster(64, 8), SMALL)
+        plan_pooled(ExecutionSettings(**settings), 1, build_cluster(64, 8), SMALL)
 
 
 @given(
@@ -217,11 +230,11 @@ def test_shares_that_ray_does_not_accept_are_refused(settings: dict[str, float])
     share=st.sampled_from(["auto", 0, 0.25, 0.3, 0.5, 1, 2]),
     each=st.sampled_from([0.1, 0.5, 1, 3]),
 )
-def test_a_plan_fits_the_cluster_and_so_does_the_number_that_a_refusal_offers(
+def test_a_plan_fits_the_cluster_and_so_does_the_number_in_a_refusal(
     wanted: int, cpus: float, gpus: int, memory_mb: float, model_mb: int, share: float | str, each: float
 ) -> None:
     settings = ExecutionSettings(cpus_per_actor=each, gpus_per_actor=share)
-    resources, needs = cluster(cpus, gpus, memory_mb), Footprint(model_bytes=model_mb * MB)
+    resources, needs = build_cluster(cpus, gpus, memory_mb), Footprint(model_bytes=model_mb * MB)
     try:
         plan = plan_dedicated(settings, wanted, resources, needs)
     except CapacityError as refusal:

@@ -1,4 +1,4 @@
-"""On which device a process trains."""
+"""The device on which a process trains."""
 
 import pytest
 

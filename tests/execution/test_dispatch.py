@@ -1,4 +1,4 @@
-"""Which call goes to which actor next: pure decisions, on slots without actors."""
+"""The assignment of calls to actors: pure decisions, tested on slots without actors."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def dispatch_all(queue: CallQueue[Any], slots: list[Slot], *, dedicated: bool = 
     return sent
 
 
-def test_calls_are_spread_over_ready_actors_two_each() -> None:
+def test_calls_are_spread_over_ready_actors_with_two_per_actor() -> None:
     assert dispatch_all(build_queue(9), build_slots(2)) == [(0, 0), (1, 1), (2, 0), (3, 1)]
     assert dispatch_all(build_queue(9), build_slots(2, starting=(0,))) == [(0, 1), (1, 1)]
     assert dispatch_all(build_queue(9), build_slots(1, starting=(0,))) == []
@@ -55,7 +55,7 @@ def test_a_dedicated_call_waits_for_its_own_slot_and_others_pass_it() -> None:
     assert find_absent_slots(queue, slots) == [slots[1]]
 
 
-def test_in_a_pool_a_preferred_slot_that_is_starting_is_passed_over() -> None:
+def test_a_preferred_slot_that_is_starting_is_skipped_in_a_pool() -> None:
     slots = build_slots(2, starting=(1,))
     (call,) = build_queue(1, [1]).waiting
     assert choose_slot(call, slots, dedicated=False) is slots[0]
@@ -70,7 +70,7 @@ def test_a_call_avoids_slots_where_it_failed_if_another_is_ready(avoid: tuple[in
     assert choose_slot(call, slots, dedicated=False) is slots[chosen]
 
 
-def test_no_call_waits_behind_one_that_must_be_alone_and_it_waits_behind_none() -> None:
+def test_a_call_that_must_run_alone_shares_its_actor_with_no_other_call() -> None:
     (slot,) = slots = build_slots(1)
     first, second = Call((0,), build_tasks((0,))[0]), Call((1,), build_tasks((1,))[0])
     slot.add("ref", first)

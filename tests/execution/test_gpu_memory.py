@@ -1,4 +1,4 @@
-"""How much of a GPU's memory an actor needs, with cases derived by hand."""
+"""The GPU memory that an actor needs, with cases derived by hand."""
 
 import pytest
 
@@ -17,7 +17,7 @@ MB, GB = 10**6, 10**9
         (0, 4, 50, 1 * MB, False, (700 + 2 * 4 * 50) * MB),  # forward and backward
     ],
 )
-def test_estimated_gpu_bytes(
+def test_estimated_gpu_bytes_match_numbers_by_hand(
     model_mb: int, group_size: int, batch: int, activation: float, stateful: bool, expected: float
 ) -> None:
     assert estimate_gpu_bytes(model_mb * MB, group_size, batch, activation, stateful=stateful) == expected
@@ -32,5 +32,5 @@ def test_estimated_gpu_bytes(
         (4 * GB, None, None),
     ],
 )
-def test_actors_per_gpu(each: float, memory: float | None, fits: int | None) -> None:
+def test_actors_per_gpu_match_numbers_by_hand(each: float, memory: float | None, fits: int | None) -> None:
     assert count_actors_per_gpu(each, memory) == fits

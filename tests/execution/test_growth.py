@@ -10,12 +10,12 @@ import torch
 import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.scheduling import build_actor_options
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.cluster_nodes import run_in_own_process
-from tests.support.servers import awaited
+from tests.support.servers import wait_for
 
 SIZES = (7, 30, 12, 3, 21)
-HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, OTHER, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 MAX_ROUNDS = 2000  # enough for another node to join and its actors to start, which takes seconds to a minute
 
 
@@ -32,7 +32,7 @@ class SlowModel(torch.nn.Module):
         return self.layer(x)
 
 
-def experiment(rounds: int, **execution: Any) -> fr.Experiment:
+def build_experiment(rounds: int, **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": rounds, "local_steps": 2, "batch_size": 4},
@@ -43,8 +43,8 @@ def experiment(rounds: int, **execution: Any) -> fr.Experiment:
     )
 
 
-def grow_and_shrink() -> None:
-    """Starts with one slot of three; a node with two more joins and leaves again. Prints what happened."""
+def run_growing_cluster() -> None:
+    """Trains on a node with one of three slots, while a node with the other two joins and leaves. Prints the result."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -58,15 +58,15 @@ def grow_and_shrink() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     started, nodes = [], []
     for strategy, free in (("spread", 3), ("pack", 2)):
-        awaited(lambda free=free: ray.available_resources().get("CPU") == free)
+        wait_for(lambda free=free: ray.available_resources().get("CPU") == free)
         started += start_two(strategy)
         nodes.append(len(set(ray.get([actor.node.remote() for actor in started[-2:]]))))
     for actor in started:
         ray.kill(actor)
     cluster.remove_node(second)
-    awaited(lambda: ray.available_resources().get("CPU") == 1)
-    settings = experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
-    session, prepared = fr.RaySession(), prepare(settings, small_federation(SIZES), SlowModel(0.01))
+    wait_for(lambda: ray.available_resources().get("CPU") == 1)
+    settings = build_experiment(MAX_ROUNDS, placement="pooled", actors=3, autoscale=True)
+    session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), SlowModel(0.01))
     resolved = plan_execution(prepared, session)
     counts, added, left = [], None, 0
     with open_pool(prepared, resolved, session) as pool:
@@ -100,13 +100,15 @@ def start_two(strategy: str) -> list[Any]:
 @pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
 def test_a_run_uses_nodes_that_join_and_survives_their_leaving_with_the_same_bytes() -> None:
-    found = run_in_own_process(grow_and_shrink)
+    found = run_in_own_process(run_growing_cluster)
     assert found["nodes"] == [2, 1]  # spread, packed
     assert found["counts"][0] == 1
     assert max(found["counts"]) == 3
     assert found["counts"][-1] == 1
     rounds = len(found["counts"])
     serial = list(
-        fr.iter_rounds(experiment(rounds, placement="serial"), federation=small_federation(SIZES), model=SlowModel(0))
+        fr.iter_rounds(
+            build_experiment(rounds, placement="serial"), federation=build_small_federation(SIZES), model=SlowModel(0)
+        )
     )
     assert found["parameters"] == serial[-1].parameters.tobytes().hex()

@@ -1,4 +1,4 @@
-"""One configuration gives the same bytes wherever it trains."""
+"""One configuration gives the same bytes in every placement."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from fednar_ray.data.examples import Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 
-def dropout_model() -> torch.nn.Module:
+def build_dropout_model() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(
         torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Dropout(0.4), torch.nn.GroupNorm(2, 8), torch.nn.Linear(8, 3)
     )
 
 
-def batch_norm_model() -> torch.nn.Module:
+def build_batch_norm_model() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
 
 
-def experiment(preset: str, execution: dict[str, Any], **federation: Any) -> fr.Experiment:
+def build_experiment(preset: str, execution: dict[str, Any], **federation: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": 4, "local_epochs": 1, "batch_size": 4, **federation},
@@ -38,78 +38,86 @@ def experiment(preset: str, execution: dict[str, Any], **federation: Any) -> fr.
     )
 
 
-def final_bytes(settings: fr.Experiment, model: torch.nn.Module, session: fr.RaySession | None = None) -> bytes:
-    federation = small_federation((7, 30, 12, 3, 21, 9, 16))
+def train_to_bytes(settings: fr.Experiment, model: torch.nn.Module, session: fr.RaySession | None = None) -> bytes:
+    federation = build_small_federation((7, 30, 12, 3, 21, 9, 16))
     *_, last = fr.iter_rounds(settings, federation=federation, model=model, session=session)
     assert np.isfinite(last.parameters).all()
     return last.parameters.tobytes() + last.buffers.tobytes()
 
 
 @pytest.mark.parametrize("preset", ["fedavg", "scaffold", "feddyn", "fedavgm+exp"])
-def test_the_same_bytes_on_any_number_of_actors(preset: str, session: fr.RaySession) -> None:
-    model = dropout_model()
+def test_training_on_any_number_of_actors_gives_the_same_bytes(preset: str, session: fr.RaySession) -> None:
+    model = build_dropout_model()
     pinned = {"vectorize": 2}
-    serial = final_bytes(experiment(preset, {"placement": "serial", **pinned}, clients_per_round=5), model)
+    serial = train_to_bytes(build_experiment(preset, {"placement": "serial", **pinned}, clients_per_round=5), model)
     for actors in (1, 2, 3):
         execution = {"placement": "pooled", "actors": actors, **pinned}
-        assert final_bytes(experiment(preset, execution, clients_per_round=5), model, session) == serial, actors
+        assert train_to_bytes(build_experiment(preset, execution, clients_per_round=5), model, session) == serial, (
+            actors
+        )
 
 
-@pytest.mark.parametrize("make_model", [dropout_model, batch_norm_model])
+@pytest.mark.parametrize("make_model", [build_dropout_model, build_batch_norm_model])
 @pytest.mark.parametrize("preset", ["fedavg", "scaffold"])
-def test_the_same_bytes_on_dedicated_actors(preset: str, make_model: Any, session: fr.RaySession) -> None:
-    model, batches = make_model(), {"batch_size": 100}  # BatchNorm takes no batch of one
-    serial = final_bytes(experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
+def test_training_on_dedicated_actors_gives_the_same_bytes(
+    preset: str, make_model: Any, session: fr.RaySession
+) -> None:
+    model, batches = make_model(), {"batch_size": 100}  # BatchNorm does not accept a batch of one
+    serial = train_to_bytes(build_experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
     for execution in ({"placement": "dedicated"}, {"placement": "pooled", "actors": 2, "vectorize": 1}):
-        assert final_bytes(experiment(preset, execution, **batches), model, session) == serial, execution
+        assert train_to_bytes(build_experiment(preset, execution, **batches), model, session) == serial, execution
 
 
 def test_a_run_neither_depends_on_global_generators_nor_changes_them() -> None:
-    settings, model = experiment("fedavg", {"placement": "serial", "vectorize": 2}), dropout_model()
-    first = final_bytes(settings, model)
+    settings, model = build_experiment("fedavg", {"placement": "serial", "vectorize": 2}), build_dropout_model()
+    first = train_to_bytes(settings, model)
     torch.manual_seed(99)
     np.random.seed(99)
     before = torch.get_rng_state()
-    assert final_bytes(settings, model) == first
+    assert train_to_bytes(settings, model) == first
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_seed_gives_other_bytes() -> None:
-    settings, model = experiment("fedavg", {"placement": "serial"}), dropout_model()
+    settings, model = build_experiment("fedavg", {"placement": "serial"}), build_dropout_model()
     other = settings.model_copy(update={"seed": 1})
-    assert final_bytes(settings, model) != final_bytes(other, model)
+    assert train_to_bytes(settings, model) != train_to_bytes(other, model)
 
 
-def test_a_dedicated_actor_holds_one_client_and_nothing_else(session: fr.RaySession) -> None:
-    prepared = prepare(experiment("fedavg", {"placement": "dedicated"}), small_federation((5, 6, 7)), dropout_model())
+def test_a_dedicated_actor_holds_only_its_client(session: fr.RaySession) -> None:
+    prepared = prepare(
+        build_experiment("fedavg", {"placement": "dedicated"}), build_small_federation((5, 6, 7)), build_dropout_model()
+    )
     with open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert isinstance(pool, ActorPool)
         assert len({p.process_id for p in pool.list_actors()}) == 3
     for client_id, size in enumerate((5, 6, 7)):
         shard = prepared.federation.shards.only(client_id)
         assert len(shard.examples) == size
-        assert shard.examples.x.base is None  # its own memory, not a view of everyone's
+        assert shard.examples.x.base is None  # its own memory, not a view of all shards
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine whose GPU torch can use raises nothing")
 def test_an_assigned_gpu_that_torch_cannot_use_is_an_error(session: fr.RaySession) -> None:
-    settings = experiment("fedavg", {"placement": "pooled", "gpus_per_actor": "auto", "actors": 2})
+    settings = build_experiment("fedavg", {"placement": "pooled", "gpus_per_actor": "auto", "actors": 2})
     with pytest.raises(DeviceError, match="sees no CUDA device"):
-        final_bytes(settings, dropout_model(), session)
+        train_to_bytes(settings, build_dropout_model(), session)
 
 
 def test_more_dedicated_actors_than_fit_are_refused_before_any_starts(session: fr.RaySession) -> None:
-    settings = experiment("fedavg", {"placement": "dedicated", "cpus_per_actor": 1})
+    settings = build_experiment("fedavg", {"placement": "dedicated", "cpus_per_actor": 1})
     with pytest.raises(CapacityError, match=r"7 actors .* 4 would fit.*pooled"):
-        final_bytes(settings, dropout_model(), session)
+        train_to_bytes(settings, build_dropout_model(), session)
 
 
 def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySession) -> None:
-    whole = small_federation((5, 7))
+    whole = build_small_federation((5, 7))
     shards = Shards(whole.shards.examples, np.array([0, 5, 5, 12]))
     federation = fr.Federation.from_shards("three", shards, whole.test, None, 0)
-    model, final = dropout_model(), []
+    model, final = build_dropout_model(), []
     for execution in ({"placement": "serial", "vectorize": 1}, {"placement": "dedicated"}):
-        *_, last = fr.iter_rounds(experiment("fedavg", execution), federation=federation, model=model, session=session)
+        *_, last = fr.iter_rounds(
+            build_experiment("fedavg", execution), federation=federation, model=model, session=session
+        )
         final.append(last.parameters.tobytes())
     assert final[0] == final[1]

@@ -1,4 +1,4 @@
-"""A local Ray leaves nothing behind, and lets nobody else in on this machine."""
+"""A local Ray leaves no files behind, and no other user of the machine can access it."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.support.servers import PATIENCE_SECONDS
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary files go, and nowhere else; its path is short enough for sockets."""
+    """Returns the only directory for temporary files; its path is short enough for sockets."""
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setattr(private_ray, "_list_temporary_directories", lambda: iter([folder]))
     for name in (private_ray.MODE, private_ray.TOKEN, private_ray.TOKEN_PATH, *private_ray.LOG_VARIABLES):
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     shutil.rmtree(folder)
 
 
-def mode(path: Path) -> int:
+def read_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
@@ -40,8 +40,8 @@ def test_the_directory_is_private_and_is_removed_with_ray(place: Path) -> None:
     private = PrivateRay()
     directory = Path(private.temp_dir).parent
     assert directory.parent == place
-    assert mode(directory) == 0o700
-    assert mode(directory / "in-use") == 0o600
+    assert read_mode(directory) == 0o700
+    assert read_mode(directory / "in-use") == 0o600
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert int(os.environ["RAY_ROTATION_MAX_BYTES"]) <= 10**7
     os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
@@ -61,7 +61,7 @@ def test_the_directory_is_private_and_is_removed_with_ray(place: Path) -> None:
         {"RAY_AUTH_TOKEN_PATH": "/a", "RAY_AUTH_MODE": "token"},
     ],
 )
-def test_variables_that_the_user_has_set_are_kept(
+def test_variables_set_by_the_user_are_kept(
     variables: dict[str, str], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {**variables, "RAY_ROTATION_MAX_BYTES": "5"}.items():
@@ -84,7 +84,7 @@ def test_each_local_ray_has_its_own_token(place: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path, processes: None) -> None:
+def test_only_the_directory_of_a_killed_process_is_removed(place: Path, processes: None) -> None:
     code = (
         "import os, signal; from pathlib import Path; from fednar_ray.execution import private_ray\n"
         f"private_ray._list_temporary_directories = lambda: iter([Path({str(place)!r})])\n"
@@ -95,7 +95,7 @@ def test_the_directory_of_a_killed_process_is_removed_and_no_other(place: Path, 
     (left,) = place.iterdir()
     others = [place / "fednar-12345678", place / "fednar-1234.lock", place / "other"]
     for other in others:
-        other.mkdir()  # the first has no lock: nobody knows whose it is
+        other.mkdir()  # the first has no lock, so its owner is unknown
     linked = place / "fednar-abcdefgh"
     linked.symlink_to(left)
     private = PrivateRay()
@@ -149,7 +149,7 @@ assert "RAY_AUTH_MODE" not in os.environ
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("own_ray")
-def test_a_local_ray_leaves_nothing_behind_and_bounds_its_logs(place: Path, tmp_path: Path) -> None:
+def test_a_local_ray_leaves_no_files_and_limits_its_logs(place: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -164,5 +164,5 @@ def test_a_local_ray_leaves_nothing_behind_and_bounds_its_logs(place: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert int(done.stdout) < 25e6  # of 50 MB
-    assert not list(home.iterdir())  # no token that others can read
+    assert not list(home.iterdir())  # no token is readable by others
     assert not list(place.iterdir())

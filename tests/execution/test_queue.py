@@ -1,4 +1,4 @@
-"""The order in which the results of a round leave a pool."""
+"""The order in which a pool returns the results of a round."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from fednar_ray.execution.queue import CallQueue
 from tests.support.faulty_models import build_tasks
 
 
-def test_results_leave_in_dispatch_order_whatever_the_order_of_arrival() -> None:
+def test_results_are_returned_in_dispatch_order() -> None:
     for order in itertools.permutations(range(3)):
         queue = CallQueue(build_tasks((1, 2), (3,), (4,)), [None] * 3)
         calls, left = list(queue.waiting), []
@@ -39,7 +39,7 @@ def test_halves_take_the_position_of_their_group() -> None:
     assert list(queue.pop_due()) == [(1,), (2,), (3,), "4"]
 
 
-def test_a_half_has_the_states_and_factors_of_its_clients() -> None:
+def test_each_half_keeps_the_states_and_factors_of_its_clients() -> None:
     rows = tuple(np.full(2, i, dtype=np.float32) for i in range(3))
     task = GroupTask(client_ids=(7, 8, 9), states=rows, factors=(0.0, 1.0, 0.5), return_rows=True)
     first, second = task.halves()

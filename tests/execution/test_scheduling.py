@@ -1,4 +1,4 @@
-"""On which nodes actors start."""
+"""The nodes on which actors start."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from fednar_ray.execution.scheduling import pack_actors
     ("free", "gpus", "count", "chosen"),
     [
         ({"a": 2, "b": 4}, 0, 3, ["b", "b", "b"]),
-        ({"a": 2, "b": 4}, 0, 2, ["a", "a"]),  # the smaller one is enough
+        ({"a": 2, "b": 4}, 0, 2, ["a", "a"]),  # the smaller node is large enough
         ({"a": 2, "b": 4}, 0, 5, ["b", "b", "b", "b", "a"]),
         ({"a": 1, "b": 1}, 0, 3, ["a", "b", None]),
         ({}, 0, 2, [None, None]),

@@ -14,10 +14,10 @@ from tests.support.faulty_models import (
     BAD,
     SENTINEL,
     Trap,
+    build_experiment,
+    build_federation,
     check_abort_with_cause,
     check_halves_after_running_out_of_memory,
-    experiment,
-    federation,
     train,
     train_undisturbed,
     train_without_bad_client,
@@ -25,7 +25,7 @@ from tests.support.faulty_models import (
 
 
 def test_a_client_that_raises_is_dropped() -> None:
-    reports = train(experiment({"placement": "serial"}), Trap("raise", None))
+    reports = train(build_experiment({"placement": "serial"}), Trap("raise", None))
     assert [dict(report.exclusions) for report in reports] == [
         {BAD: Exclusion(ExclusionReason.FAILED, "ArithmeticError: this client cannot be trained")}
     ] * 3
@@ -35,7 +35,7 @@ def test_a_client_that_raises_is_dropped() -> None:
 @pytest.mark.parametrize(("what", "reason"), [("exit", "SystemExit(3)"), ("leave", "Leaves(for good)")])
 @pytest.mark.parametrize("screening", [{}, {"max_deviation": 50}], ids=["one phase", "two phases"])
 def test_an_exit_of_one_client_fails_only_that_client(what: str, reason: str, screening: dict[str, Any]) -> None:
-    settings = experiment({"placement": "serial", "retries": 1}, screening=screening)
+    settings = build_experiment({"placement": "serial", "retries": 1}, screening=screening)
     reports = train(settings, Trap(what, None))
     expected = Exclusion(ExclusionReason.FAILED, f"UserCodeExited: the code raised {reason}")
     assert [report.exclusions for report in reports] == [{BAD: expected}] * 3
@@ -43,14 +43,14 @@ def test_an_exit_of_one_client_fails_only_that_client(what: str, reason: str, sc
 
 
 def test_an_exit_that_happens_once_changes_nothing(tmp_path: Path) -> None:
-    reports = train(experiment({"placement": "serial"}), Trap("exit", tmp_path / "sprung"))
+    reports = train(build_experiment({"placement": "serial"}), Trap("exit", tmp_path / "sprung"))
     assert (tmp_path / "sprung").exists()
     assert reports[-1].parameters.tobytes() == train_undisturbed()
 
 
 def test_a_keyboard_interrupt_ends_the_run() -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(experiment({"placement": "serial"}), Trap("interrupt", None))
+        train(build_experiment({"placement": "serial"}), Trap("interrupt", None))
 
 
 @pytest.mark.parametrize("always", [True, False])
@@ -65,7 +65,7 @@ def test_a_model_that_exits_in_the_forward_trial_is_refused(always: bool) -> Non
             return super().forward(x)
 
     with pytest.raises(BadInput, match=r"raised SystemExit\(5\)"):
-        train(experiment({"placement": "serial"}), Exits(2, 3))
+        train(build_experiment({"placement": "serial"}), Exits(2, 3))
 
 
 def test_a_function_that_exits_while_it_builds_the_model_is_refused(
@@ -73,9 +73,9 @@ def test_a_function_that_exits_while_it_builds_the_model_is_refused(
 ) -> None:
     (tmp_path / "exits_of_a_user.py").write_text("import sys\n\ndef build():\n    sys.exit('usage: …')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    settings = experiment({"placement": "serial"}, model={"function": "exits_of_a_user.build"})
+    settings = build_experiment({"placement": "serial"}, model={"function": "exits_of_a_user.build"})
     with pytest.raises(ModelError, match=r"exits_of_a_user.build: fails .*raised SystemExit\(usage: …\)"):
-        next(fr.iter_rounds(settings, federation=federation()))
+        next(fr.iter_rounds(settings, federation=build_federation()))
 
 
 @pytest.mark.parametrize("what", ["exit", "raise"])
@@ -84,7 +84,7 @@ def test_a_failure_in_scoring_ends_the_run_and_names_the_split(what: str) -> Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x if self.training else torch.full_like(x, SENTINEL))
 
-    settings = experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3})
+    settings = build_experiment({"placement": "serial"}, federation={"participation": [[0, 1]] * 3})
     with pytest.raises(RunFailed, match=r"round 0: test cannot be scored: .*(SystemExit|ArithmeticError)"):
         train(settings, FailsWhenScoring(what, None))
 

@@ -1,4 +1,4 @@
-"""A session leases actors, keeps them warm, and ends what it started."""
+"""A session leases actors, keeps them warm, and ends everything that it started."""
 
 import psutil
 import pytest
@@ -10,7 +10,7 @@ from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
 from fednar_ray.execution.session import _check_reachable
 
 
-def test_an_address_where_nobody_listens_is_refused() -> None:
+def test_an_address_without_a_server_is_refused() -> None:
     with pytest.raises(RayUnavailable, match=r"no Ray answers at 127\.0\.0\.1:1"):
         _check_reachable("127.0.0.1:1")
 

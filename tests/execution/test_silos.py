@@ -25,7 +25,7 @@ from fednar_ray.experiments.prepare import prepare
 from tests.support.cluster_nodes import run_in_own_process
 from tests.support.stores import create_store
 
-HEAD, NODE_A, NODE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, NODE_A, NODE_B = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 SIZES = {"north": 40, "south": 31}
 
 
@@ -44,7 +44,7 @@ def write_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def experiment(silos: dict[str, Any], data: dict[str, Any] | None = None, **execution: Any) -> fr.Experiment:
+def build_experiment(silos: dict[str, Any], data: dict[str, Any] | None = None, **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "data": {
@@ -87,7 +87,7 @@ def train_on_two_nodes(folder: Path) -> None:
         cluster.add_node(num_cpus=1, resources={f"silo_{name}": 1}, node_ip_address=address)
     ray.init(address=cluster.address, log_to_driver=False)
     files = {name: next((folder / name).iterdir()) for name in SIZES}
-    chosen, session = experiment(describe_silos(files, pinned=True)), fr.RaySession()
+    chosen, session = build_experiment(describe_silos(files, pinned=True)), fr.RaySession()
     prepared = prepare(chosen, session=session)
     resolved = plan_execution(prepared, session)
     with open_pool(prepared, resolved, session) as pool:
@@ -96,14 +96,15 @@ def train_on_two_nodes(folder: Path) -> None:
         *_, last = train_rounds(prepared, resolved, pool, build_initial_state(prepared))
     refusals = [
         find_refusal(
-            experiment(describe_silos({"north": folder / "both", "south": folder / "gone.csv"}, pinned=True)), session
+            build_experiment(describe_silos({"north": folder / "both", "south": folder / "gone.csv"}, pinned=True)),
+            session,
         ),
         find_refusal(
-            experiment({"north": {"data": "/x", "resources": {"silo_west": 1}}, "south": {"data": "/x"}}), session
+            build_experiment({"north": {"data": "/x", "resources": {"silo_west": 1}}, "south": {"data": "/x"}}), session
         ),
     ]
     seen = list(opened)
-    prepare(experiment(describe_silos(files), placement="serial"))
+    prepare(build_experiment(describe_silos(files), placement="serial"))
     ray.shutdown()
     cluster.shutdown()
     paths = [sorted({path for path in each if path.startswith(str(folder))}) for each in (seen, opened)]
@@ -142,14 +143,14 @@ def test_silos_give_the_bytes_and_metrics_of_the_same_files_read_serially(
     on_two_nodes: tuple[dict[str, Path], dict[str, Any]],
 ) -> None:
     files, found = on_two_nodes
-    *_, serial = fr.iter_rounds(experiment(describe_silos(files), placement="serial"))
+    *_, serial = fr.iter_rounds(build_experiment(describe_silos(files), placement="serial"))
     assert found["parameters"] == summarize(serial)["parameters"]
     assert found["metrics"] == summarize(serial)["metrics"]
     assert {"test_auc", "validation_accuracy", "client_accuracy_mean"} <= found["metrics"].keys()
 
 
 @pytest.mark.usefixtures("own_ray")
-def test_what_a_silo_lacks_is_reported_before_training(
+def test_missing_resources_of_a_silo_are_reported_before_training(
     on_two_nodes: tuple[dict[str, Path], dict[str, Any]],
 ) -> None:
     files, found = on_two_nodes
@@ -166,10 +167,10 @@ def test_what_a_silo_lacks_is_reported_before_training(
     ]
 
 
-def test_a_silo_that_is_away_for_too_long_is_excluded(tmp_path: Path, session: fr.RaySession) -> None:
+def test_a_silo_that_is_unavailable_for_too_long_is_excluded(tmp_path: Path, session: fr.RaySession) -> None:
     import ray
 
-    chosen = experiment(describe_silos(write_files(tmp_path)))
+    chosen = build_experiment(describe_silos(write_files(tmp_path)))
     more_rounds = {"federation": chosen.federation.model_copy(update={"rounds": 10})}
     rarely_evaluated = {"evaluation": chosen.evaluation.model_copy(update={"every": 10})}
     prepared = prepare(chosen.model_copy(update=more_rounds | rarely_evaluated), session=session)
@@ -195,7 +196,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     files, kept = write_files(tmp_path), {"tracking": {"uri": create_store(tmp_path / "mlflow.db")}}
 
     def build(rounds: int, **execution: Any) -> fr.Experiment:
-        section = experiment(describe_silos(files), **execution).model_dump(exclude_none=True)
+        section = build_experiment(describe_silos(files), **execution).model_dump(exclude_none=True)
         return fr.Experiment.model_validate(
             {**section, **kept, "federation": {**section["federation"], "rounds": rounds}}
         )
@@ -206,7 +207,7 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
     result = fr.run(build(3, placement="serial"), resume_newest=True)
     assert (result.resumed_from_round, result.placement) == (2, "serial")
     assert result.parameters.tobytes() == whole[-1].parameters.tobytes()
-    for end in (first, result):  # the model contains the scaling that was learned at the silos: it takes raw rows
+    for end in (first, result):  # the model contains the scaling that was learned at the silos: it accepts raw rows
         rows = [file.read() for file in list_silo_files(end.experiment.data, {n: str(f) for n, f in files.items()})]
         x, y = (np.concatenate([getattr(part, name) for part in rows]) for name in ("test_x", "test_y"))
         ill = end.model(torch.from_numpy(x)).detach().numpy()[:, 0] > 0
@@ -218,18 +219,18 @@ def test_a_run_on_silos_resumes_serially_to_the_same_bytes(
 FOOTPRINT = Footprint(model_bytes=0)  # 0.5 GB per actor
 
 
-def node(**resources: float) -> dict[str, float]:
+def build_node(**resources: float) -> dict[str, float]:
     return {"CPU": 2.0, "GPU": 0.0, "memory": 8e9, **resources}
 
 
-def settings(silos: dict[str, dict[str, float]], **more: Any) -> ExecutionSettings:
+def build_settings(silos: dict[str, dict[str, float]], **more: Any) -> ExecutionSettings:
     given = {name: {"data": "/d", "resources": resources} for name, resources in silos.items()}
     return ExecutionSettings.model_validate({"silos": given, **more})
 
 
 def test_a_silo_gets_its_resources_and_a_share_of_the_gpus_of_its_node() -> None:
-    chosen = settings({"a": {"x": 1}, "b": {"y": 0.5}, "c": {"y": 0.5}})
-    plan = plan_silos(chosen, ("a", "b", "c"), [node(x=1), node(y=1, GPU=1)], FOOTPRINT)
+    chosen = build_settings({"a": {"x": 1}, "b": {"y": 0.5}, "c": {"y": 0.5}})
+    plan = plan_silos(chosen, ("a", "b", "c"), [build_node(x=1), build_node(y=1, GPU=1)], FOOTPRINT)
     assert (plan.count, plan.cpus) == (3, 1)
     assert [(pin.silo, pin.resources, pin.gpus) for pin in plan.pins] == [
         ("a", {"x": 1}, 0), ("b", {"y": 0.5}, 0.5), ("c", {"y": 0.5}, 0.5),
@@ -242,27 +243,34 @@ def test_a_silo_gets_its_resources_and_a_share_of_the_gpus_of_its_node() -> None
         (
             {"a": {"x": 2}},
             {},
-            [node(x=1), node()],
+            [build_node(x=1), build_node()],
             "silos.a: no node has 2 x and 1 CPU\nthe nodes have 2 CPU; 2 CPU and",
         ),
-        ({"a": {"x": 1}}, {"cpus_per_actor": 4}, [node(x=1)], "silos.a: no node has 1 x and 4 CPU"),
-        ({"a": {"x": 1}}, {"gpus_per_actor": 1}, [node(x=1)], "silos.a: no node has 1 x and 1 CPU and 1 GPU"),
-        ({"a": {"x": 1}, "b": {"x": 1}}, {}, [node(x=1)], "silos.b: no room beside the other silos for its actor"),
-        ({"a": {}, "b": {"x": 1}}, {}, [node(x=1, CPU=1)], "silos.b: no room beside the other silos"),
-        ({"a": {}}, {}, [node(memory=4e8)], "silos.a: no room beside the other silos for its actor (0.5 GB)"),
+        ({"a": {"x": 1}}, {"cpus_per_actor": 4}, [build_node(x=1)], "silos.a: no node has 1 x and 4 CPU"),
+        ({"a": {"x": 1}}, {"gpus_per_actor": 1}, [build_node(x=1)], "silos.a: no node has 1 x and 1 CPU and 1 GPU"),
+        (
+            {"a": {"x": 1}, "b": {"x": 1}},
+            {},
+            [build_node(x=1)],
+            "silos.b: no room beside the other silos for its actor",
+        ),
+        ({"a": {}, "b": {"x": 1}}, {}, [build_node(x=1, CPU=1)], "silos.b: no room beside the other silos"),
+        ({"a": {}}, {}, [build_node(memory=4e8)], "silos.a: no room beside the other silos for its actor (0.5 GB)"),
     ],
 )
 def test_silos_that_fit_on_no_node_are_refused_or_wait_for_one(
     silos: dict[str, dict[str, float]], more: dict[str, Any], nodes: list[dict[str, float]], problem: str
 ) -> None:
     with pytest.raises(CapacityError, match=re.escape(problem)):
-        plan_silos(settings(silos, **more), tuple(silos), nodes, FOOTPRINT)
-    growing = plan_silos(settings(silos, autoscale=True, **more), tuple(silos), nodes, FOOTPRINT)
+        plan_silos(build_settings(silos, **more), tuple(silos), nodes, FOOTPRINT)
+    growing = plan_silos(build_settings(silos, autoscale=True, **more), tuple(silos), nodes, FOOTPRINT)
     assert (growing.count, growing.growing) == (len(silos), True)
 
 
-def test_a_silo_without_a_choice_is_placed_before_one_that_fits_anywhere() -> None:
-    plan_silos(settings({"a": {}, "b": {"x": 1}}), ("a", "b"), [node(x=1, CPU=1), node(CPU=1)], FOOTPRINT)
+def test_a_silo_that_fits_on_one_node_is_placed_before_one_that_fits_on_all() -> None:
+    plan_silos(
+        build_settings({"a": {}, "b": {"x": 1}}), ("a", "b"), [build_node(x=1, CPU=1), build_node(CPU=1)], FOOTPRINT
+    )
 
 
 # ——— settings ———
@@ -306,9 +314,9 @@ def test_contradictory_settings_are_refused_with_a_remedy(change: dict[str, Any]
 # ——— files of silos on this machine ———
 
 
-def test_the_driver_knows_metrics_of_a_silo_but_no_example(tmp_path: Path) -> None:
+def test_the_driver_receives_metrics_of_a_silo_but_no_example(tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    known = prepare(experiment(describe_silos(files), placement="serial")).federation
+    known = prepare(build_experiment(describe_silos(files), placement="serial")).federation
     assert isinstance(known, FederationOfFiles)
     assert known.client_names == ("north", "south")
     for examples in (known.shards.examples, *known.splits().values()):
@@ -326,7 +334,7 @@ def test_silos_and_a_folder_of_the_same_files_train_to_the_same_bytes(tmp_path: 
     (tmp_path / "folder").mkdir()
     for name, file in files.items():
         (tmp_path / "folder" / f"{name}{file.suffix}").write_bytes(file.read_bytes())
-    by_silo = experiment(describe_silos(files), placement="serial")
+    by_silo = build_experiment(describe_silos(files), placement="serial")
     data = {**by_silo.model_dump(exclude_none=True)["data"], "directory": str(tmp_path / "folder")}
     execution = {"placement": "serial", "vectorize": 1}
     together = fr.Experiment.model_validate(
@@ -336,8 +344,8 @@ def test_silos_and_a_folder_of_the_same_files_train_to_the_same_bytes(tmp_path: 
     *_, one = fr.iter_rounds(by_silo)
     *_, other = fr.iter_rounds(together)
     assert one.parameters.tobytes() == other.parameters.tobytes()
-    for figure in ("test_accuracy", "test_loss", "validation_loss", "client_accuracy_mean"):
-        assert one.metrics[figure] == pytest.approx(other.metrics[figure], rel=1e-12)
+    for metric in ("test_accuracy", "test_loss", "validation_loss", "client_accuracy_mean"):
+        assert one.metrics[metric] == pytest.approx(other.metrics[metric], rel=1e-12)
 
 
 def test_without_named_columns_all_silos_use_those_of_the_first(tmp_path: Path) -> None:
@@ -346,13 +354,13 @@ def test_without_named_columns_all_silos_use_those_of_the_first(tmp_path: Path) 
         (tmp_path / f"{name}.csv").write_text(f"{header}\n{rows}\n")
     silos = {name: {"data": str(tmp_path / f"{name}.csv")} for name in ("b", "a")}
     data = {"features": None, "label": "y", "standardize": False}
-    known = prepare(experiment(silos, data, placement="serial")).federation
+    known = prepare(build_experiment(silos, data, placement="serial")).federation
     assert known.shards.examples.x.shape[1:] == (2,)
 
 
 def test_a_file_that_changed_after_the_survey_is_refused(tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    known = prepare(experiment(describe_silos(files), placement="serial")).federation
+    known = prepare(build_experiment(describe_silos(files), placement="serial")).federation
     files["south"].write_bytes(files["north"].read_bytes())
     with pytest.raises(DataError, match=r"south/rows\.npz: its rows changed since the run was started"):
         known.load()
@@ -361,7 +369,7 @@ def test_a_file_that_changed_after_the_survey_is_refused(tmp_path: Path) -> None
 def test_every_silo_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     silos = {name: {"data": str(tmp_path / f"{name}.csv")} for name in ("a", "b")}
     with pytest.raises(DataError) as caught:
-        prepare(experiment(silos, placement="serial"))
+        prepare(build_experiment(silos, placement="serial"))
     assert str(caught.value).splitlines() == [
         f"execution.silos.{name}.data: {tmp_path / name}.csv: there is no such file" for name in ("a", "b")
     ]

@@ -1,4 +1,4 @@
-"""Alerts: silent on runs that learn, and on those that do not they name the cause and the setting to change."""
+"""Alerts are not raised for runs that learn. For others they name the cause and the setting to change."""
 
 import logging
 import math
@@ -25,12 +25,12 @@ from tests.support.stores import create_store
 CHANCE = ChanceLevel("accuracy", 0.1)
 
 
-def experiment(**sections: Any) -> fr.Experiment:
+def build_experiment(**sections: Any) -> fr.Experiment:
     base = {"federation": {"rounds": 50, "clients_per_round": 10, "local_steps": 20}}
     return fr.Experiment.model_validate({**base, **sections})
 
 
-def of_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
+def train_digits(file: str, overrides: list[str], rounds: int) -> tuple[Alert, ...]:
     serial = ["execution.placement=serial", f"federation.rounds={rounds}"]
     settings = load_embedded(file, [*serial, *overrides]).experiment
     return find_alerts(
@@ -54,8 +54,8 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("case", HEALTHY)
-def test_a_run_that_learns_is_left_alone(case):
-    assert of_digits(*HEALTHY[case], rounds=15) == ()
+def test_a_run_that_learns_raises_no_alert(case):
+    assert train_digits(*HEALTHY[case], rounds=15) == ()
 
 
 BAD = {
@@ -81,27 +81,27 @@ CHANGE = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_badly_chosen_setting_is_reported_with_what_to_change(case):
+def test_a_badly_chosen_setting_is_reported_with_a_remedy(case):
     file, overrides, names = BAD[case]
-    alerts = of_digits(file, overrides, rounds=15)
+    alerts = train_digits(file, overrides, rounds=15)
     assert ",".join(alert.name for alert in alerts) == names
     assert CHANGE[case] in alerts[0].message
     assert all("Likely cause: " in alert.message for alert in alerts)
 
 
-# what is advised is safe
+# the advice is safe
 
 VALUE = re.compile(r"(algorithm|regularizer)\.(\w+): (\S+) \(now ")
 
 
-def advised(alerts: Iterable[Alert]) -> list[str]:
-    """The settings that alerts give a value for, as overrides."""
+def list_advice(alerts: Iterable[Alert]) -> list[str]:
+    """Returns the settings for which alerts give a value, as overrides."""
     found = [VALUE.finditer(alert.message.partition("What to change: ")[2]) for alert in alerts]
     return [f"{section}.{name}={value}" for matches in found for section, name, value in (m.groups() for m in matches)]
 
 
-def accuracy_of(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
-    """Mean test accuracy of the last rounds, and the run's alerts."""
+def measure_accuracy(file: str, overrides: list[str]) -> tuple[float, tuple[Alert, ...]]:
+    """Returns the mean test accuracy of the last rounds, and the run's alerts."""
     settings = load_embedded(file, ["execution.placement=serial", "federation.rounds=15", *overrides]).experiment
     records = [report.record() for report in fr.iter_rounds(settings)]
     final = sum(record.metrics["test_accuracy"] for record in records[-3:]) / 3
@@ -120,64 +120,64 @@ ADVISED = {
 @pytest.mark.parametrize("case", ADVISED)
 def test_following_an_alert_does_not_lower_the_accuracy(case):
     overrides, values = ADVISED[case]
-    before, alerts = accuracy_of("digits", overrides)
+    before, alerts = measure_accuracy("digits", overrides)
     assert alerts
-    changes = advised(alerts)
+    changes = list_advice(alerts)
     assert len(changes) == values
     for change in changes:
-        after, _ = accuracy_of("digits", [*overrides, change])
+        after, _ = measure_accuracy("digits", [*overrides, change])
         assert after >= before - 0.02, change
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), anneal=st.floats(0.8, 1.0), name=st.sampled_from(["fednar", "decoupled"]))
-def test_a_bound_that_is_advised_would_have_clipped_at_most_half_of_the_steps(data, anneal, name):
-    """Norms of any spread: rows are clients, columns steps."""
+def test_an_advised_bound_would_have_clipped_at_most_half_of_the_steps(data, anneal, name):
+    """The norms have any spread; rows are clients and columns are steps."""
     bound, records, rounds = 0.001, [], []
     for t in range(12):
         seed, spread = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.floats(0, 3))
         norms = np.random.default_rng(seed).lognormal(1, spread, size=(4, 6))
         rounds.append(norms)
         low, high = np.quantile(norms.mean(axis=1), (0.1, 0.9))
-        figures = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
+        metrics = {"step_norm": norms.mean(), "step_norm_p10": low, "step_norm_p90": high}
         records.append(
-            record(t, **figures, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
+            record(t, **metrics, clip_bound=bound * anneal**t, clip_fraction=1.0, update_norm=1e-6, test_accuracy=0.1)
         )
-    alerts = find_alerts(experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
+    alerts = find_alerts(build_experiment(regularizer={"name": name, "clip_bound": bound}), records, CHANCE)
     assert {alert.name for alert in alerts} == {"clips_everything", "stalls"}
     for alert in alerts:
-        ((_, value),) = [change.split("=") for change in advised([alert])]
+        ((_, value),) = [change.split("=") for change in list_advice([alert])]
         seen = rounds[: alert.round_index + 1]
         shares = [(norms > float(value) * anneal**t).mean() for t, norms in enumerate(seen)]
         assert max(shares) <= 0.5
 
 
-def diverging(norm: float, **sections: Any) -> str:
-    """The alert of a run whose steps become longer than in its best rounds, in which ‖v‖ was 1."""
+def find_divergence_alert(norm: float, **sections: Any) -> str:
+    """Returns the alert of a run whose steps become longer than in its best rounds, in which ‖v‖ was 1."""
     risen = [record(t, train_loss=50.0, step_norm=norm, step_norm_p90=norm, clip_bound=10.0) for t in range(8, 11)]
-    (alert,) = find_alerts(experiment(**sections), [*learning(8, clip_bound=10.0), *risen], CHANCE)
+    (alert,) = find_alerts(build_experiment(**sections), [*build_learning_records(8, clip_bound=10.0), *risen], CHANCE)
     assert alert.name == "diverges"
     return alert.message
 
 
-def test_a_diverging_run_gets_the_bound_of_its_best_rounds_or_none():
-    """Twice the mean norm of its best rounds, rounded up; none that would not bite now, or that loosens the bound."""
+def test_a_diverging_run_is_advised_the_bound_of_its_best_rounds_or_none():
+    """The bound is twice the mean norm of the best rounds, rounded up, unless it clips nothing or is above the old."""
     advice = "regularizer.clip_bound: 2.1 (now 10), which would have clipped at most half of the steps up to the best"
-    assert advice in diverging(9.0)
-    assert f"regularizer.name: fednar with {advice}" in diverging(9.0, regularizer={"name": "coupled"})
+    assert advice in find_divergence_alert(9.0)
+    assert f"regularizer.name: fednar with {advice}" in find_divergence_alert(9.0, regularizer={"name": "coupled"})
     for norm, sections in [(1.5, {}), (math.nan, {}), (9.0, {"regularizer": {"name": "none"}})]:
-        message = diverging(norm, **sections)
+        message = find_divergence_alert(norm, **sections)
         assert "clip_bound:" not in message
         assert "algorithm.local_lr: 0.01 (now 0.1); shorter steps take more rounds" in message
 
 
-def test_a_decay_that_throws_parameters_across_zero_is_lowered_far_enough():
+def test_the_advised_decay_no_longer_moves_parameters_across_zero():
     rising = [record(t, train_loss=float(9**t), weight_decay=1e4) for t in range(6)]
-    (alert, *_) = find_alerts(experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
+    (alert, *_) = find_alerts(build_experiment(regularizer={"weight_decay": 1e4}), rising, CHANCE)
     assert "regularizer.weight_decay: 0.1 (now 10000); a step then shrinks the parameters by 1 %" in alert.message
 
 
-# by hand, round by round
+# records built by hand, round by round
 
 USUAL = {
     "train_loss": 1.0, "clip_fraction": 0.5, "effective_weight_decay": 0.01, "step_norm": 1.0, "step_norm_p10": 0.5,
@@ -193,52 +193,56 @@ def record(index: int, exclusions: dict[int, Exclusion] | None = None, **metrics
     )
 
 
-def names_of(records: list[RoundRecord], chance: ChanceLevel | None = CHANCE, **sections: Any) -> list[tuple[str, int]]:
-    alerts = find_alerts(experiment(**sections), records, chance)
+def list_names(
+    records: list[RoundRecord], chance: ChanceLevel | None = CHANCE, **sections: Any
+) -> list[tuple[str, int]]:
+    alerts = find_alerts(build_experiment(**sections), records, chance)
     return [(alert.name, alert.round_index) for alert in alerts]
 
 
-def learning(rounds: int, **metrics: float) -> list[RoundRecord]:
+def build_learning_records(rounds: int, **metrics: float) -> list[RoundRecord]:
     return [record(t, train_loss=2 / (t + 1), test_accuracy=1 - 0.8 / (t + 1), **metrics) for t in range(rounds)]
 
 
-def test_a_loss_that_rises_above_its_beginning():
-    assert names_of([*learning(8), *(record(t, train_loss=4.5) for t in range(8, 12))]) == [("diverges", 10)]
-    assert names_of([*learning(8), *(record(t, train_loss=3.5) for t in range(8, 12))]) == []
+def test_a_loss_above_its_initial_value_raises_an_alert():
+    assert list_names([*build_learning_records(8), *(record(t, train_loss=4.5) for t in range(8, 12))]) == [
+        ("diverges", 10)
+    ]
+    assert list_names([*build_learning_records(8), *(record(t, train_loss=3.5) for t in range(8, 12))]) == []
 
 
-def test_a_loss_that_is_not_finite():
-    assert names_of([*learning(2), record(2, test_loss=math.nan)]) == [("diverges", 2)]
+def test_a_loss_that_is_not_finite_raises_an_alert():
+    assert list_names([*build_learning_records(2), record(2, test_loss=math.nan)]) == [("diverges", 2)]
 
 
-def test_back_at_chance():
+def test_an_accuracy_that_falls_back_to_chance_raises_an_alert():
     lost = [record(t, test_accuracy=0.1) for t in range(8, 12)]
-    assert names_of([*learning(8), *lost]) == [("diverges", 10)]
-    assert names_of([*learning(8), *lost], chance=None) == []
+    assert list_names([*build_learning_records(8), *lost]) == [("diverges", 10)]
+    assert list_names([*build_learning_records(8), *lost], chance=None) == []
 
 
-def test_a_regression_that_is_no_better_than_the_mean():
+def test_a_regression_no_better_than_the_mean_raises_an_alert():
     stuck = [record(t, test_rmse=2.0) for t in range(12)]
-    assert names_of(stuck, ChanceLevel("rmse", 2.0)) == [("stalls", 9)]
-    assert names_of([record(t, test_rmse=1.0) for t in range(12)], ChanceLevel("rmse", 2.0)) == []
+    assert list_names(stuck, ChanceLevel("rmse", 2.0)) == [("stalls", 9)]
+    assert list_names([record(t, test_rmse=1.0) for t in range(12)], ChanceLevel("rmse", 2.0)) == []
 
 
 def test_without_an_evaluation_the_training_loss_decides():
     falling = [record(t, train_loss=1.0 if t else 1.2) for t in range(15)]
-    assert names_of(falling) == []
-    assert names_of([record(t) for t in range(15)]) == [("stalls", 9)]
+    assert list_names(falling) == []
+    assert list_names([record(t) for t in range(15)]) == [("stalls", 9)]
 
 
-def test_a_long_run_is_given_longer():
+def test_a_long_run_is_judged_later():
     long = {"federation": {"rounds": 200, "clients_per_round": 10, "local_steps": 20}}
-    assert names_of([record(t, test_accuracy=0.1) for t in range(60)], **long) == [("stalls", 39)]
+    assert list_names([record(t, test_accuracy=0.1) for t in range(60)], **long) == [("stalls", 39)]
 
 
-def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
+def test_late_clients_beyond_the_wanted_number_do_not_count_as_lost():
     over = [record(t, clients_sampled=30.0, clients_late=20.0) for t in range(6)]
-    assert names_of(over) == []
+    assert list_names(over) == []
     late = [record(t, clients_trained=4.0, clients_late=6.0) for t in range(6)]
-    (alert,) = find_alerts(experiment(), late)
+    (alert,) = find_alerts(build_experiment(), late)
     assert (alert.name, alert.round_index) == ("loses_clients", 4)
     assert "60 % of the clients" in alert.message
     assert "availability.deadline_seconds" in alert.message
@@ -252,21 +256,21 @@ def test_whoever_comes_late_beyond_the_wanted_is_not_lost():
         (ExclusionReason.FAILED, "execution.retries"),
     ],
 )
-def test_exclusions_are_told_apart_by_their_reason(reason, change):
+def test_exclusions_are_distinguished_by_their_reason(reason, change):
     excluded = dict.fromkeys((1, 2, 3), Exclusion(reason))
     failing = [record(t, excluded, clients_failed=3, clients_trained=7) for t in range(6)]
-    (alert,) = find_alerts(experiment(), failing)
+    (alert,) = find_alerts(build_experiment(), failing)
     assert alert.name == "loses_clients"
     assert change in alert.message
 
 
-def test_each_kind_once_and_none_that_follows_from_another():
+def test_each_kind_is_raised_once_and_none_that_follows_from_another():
     bad = [record(0), *(record(t, train_loss=50.0, test_accuracy=0.1) for t in range(1, 50))]
-    assert names_of(bad) == [("diverges", 3)]
+    assert list_names(bad) == [("diverges", 3)]
 
 
-def test_a_round_that_is_aborted():
-    watch = AlertMonitor(experiment(algorithm={"local_lr": 5.0}))
+def test_an_aborted_round_raises_an_alert():
+    watch = AlertMonitor(build_experiment(algorithm={"local_lr": 5.0}))
     (alert,) = watch.check_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))
     assert alert.name == "diverges"
     assert "algorithm.local_lr: 0.5 (now 5)" in alert.message
@@ -282,15 +286,15 @@ histories = st.lists(st.dictionaries(st.sampled_from([*USUAL, "test_accuracy", "
 @settings(max_examples=200, deadline=None)
 @given(history=histories, name=st.sampled_from(["fednar", "decoupled", "coupled", "none"]))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of infinities
-def test_no_record_makes_a_check_fail(history, name):
+def test_no_record_causes_an_error_in_a_check(history, name):
     records = [
         RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t, metrics in enumerate(history)
     ]
-    alerts = find_alerts(experiment(regularizer={"name": name}), records, CHANCE)
+    alerts = find_alerts(build_experiment(regularizer={"name": name}), records, CHANCE)
     assert len({alert.name for alert in alerts}) == len(alerts) <= len(CHECKS)
 
 
-def test_chance(federation):
+def test_the_chance_level_follows_from_the_task(federation):
     assert compute_chance_level(federation) == ChanceLevel(
         "accuracy", max((federation.test.y == label).mean() for label in range(3))
     )
@@ -300,16 +304,16 @@ def test_chance(federation):
     assert math.isnan(CHANCE.compute_progress({"train_loss": 1.0}))
 
 
-# as a run goes
+# alerts during a run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a tracking store."""
+    """Returns a working directory with a tracking store."""
     return tmp_path_factory.mktemp("watched")
 
 
-def serial(folder: Path, **sections: Any) -> fr.Experiment:
+def build_serial_experiment(folder: Path, **sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "name": "watched",
@@ -323,14 +327,14 @@ def serial(folder: Path, **sections: Any) -> fr.Experiment:
     )
 
 
-def tags(run_id: str, folder: Path) -> dict[str, str]:
+def load_tags(run_id: str, folder: Path) -> dict[str, str]:
     found = MlflowClient(create_store(folder / "m.db")).get_run(run_id).data.tags
     return {key: value for key, value in found.items() if key.startswith("fednar.alert")}
 
 
-def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation, folder, monkeypatch, caplog):
+def test_an_alert_is_logged_and_tracked_and_returned_and_kept(federation, folder, monkeypatch, caplog):
     monkeypatch.chdir(folder)
-    settings = serial(folder)
+    settings = build_serial_experiment(folder)
     with caplog.at_level(logging.WARNING, "fednar_ray"):
         result = fr.run(settings, federation=federation)
     (alert,) = result.alerts
@@ -338,30 +342,30 @@ def test_an_alert_is_in_the_log_in_mlflow_and_in_the_result_and_stays(federation
     (line,) = [message for message in caplog.messages if "clips_everything" in message]
     assert alert.message in line
     kept = {"fednar.alerts": "clips_everything", "fednar.alert.clips_everything": alert.message}
-    assert tags(result.run_id, folder) == kept
+    assert load_tags(result.run_id, folder) == kept
     longer = settings.model_copy(update={"federation": settings.federation.model_copy(update={"rounds": 8})})
     caplog.clear()
-    for _ in range(2):  # resumes, and has nothing left to do
+    for _ in range(2):  # the run is resumed, with no rounds left to train
         again = fr.run(longer, federation=federation, resume=str(result.directory))
         assert again.alerts == result.alerts
-        assert tags(result.run_id, folder) == kept
-    assert not any("clips_everything" in message for message in caplog.messages)  # it was told
+        assert load_tags(result.run_id, folder) == kept
+    assert not any("clips_everything" in message for message in caplog.messages)  # it was reported before
 
 
-def test_a_run_without_alerts_says_so(federation, folder, monkeypatch):
+def test_a_run_without_alerts_records_none(federation, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    result = fr.run(serial(folder, regularizer={"clip_bound": 1.0}), federation=federation)
+    result = fr.run(build_serial_experiment(folder, regularizer={"clip_bound": 1.0}), federation=federation)
     assert result.alerts == ()
-    assert tags(result.run_id, folder) == {"fednar.alerts": "none"}
+    assert load_tags(result.run_id, folder) == {"fednar.alerts": "none"}
 
 
-def test_a_run_that_is_aborted_says_why(federation, folder, monkeypatch):
+def test_an_aborted_run_records_why(federation, folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(RoundAborted):
         fr.run(
-            serial(folder, name="aborted", algorithm={"local_lr": 1e30}, regularizer={"name": "none"}),
+            build_serial_experiment(folder, name="aborted", algorithm={"local_lr": 1e30}, regularizer={"name": "none"}),
             federation=federation,
         )
     client = MlflowClient(create_store(folder / "m.db"))
     (run,) = client.search_runs([client.get_experiment_by_name("aborted").experiment_id])
-    assert tags(run.info.run_id, folder)["fednar.alerts"] == "diverges"
+    assert load_tags(run.info.run_id, folder)["fednar.alerts"] == "diverges"

@@ -1,4 +1,4 @@
-"""A comparison: judged by what its task is judged by, and resumed as if nothing had happened."""
+"""A comparison uses the metric of its task, and a resumed one gives the same result as an uninterrupted one."""
 
 import contextlib
 import json
@@ -34,21 +34,21 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROUNDS = 4
-RUNS = 2  # one for each regularizer
+RUNS = 2  # one run per regularizer
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clients' tables of a regression, and of a binary task."""
+    """Writes three clients' tables of a regression and of a binary task."""
     folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     slope = rng.normal(size=4)
     for task in ("regression", "binary"):
@@ -68,7 +68,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(data: Path, task: str = "regression", folder: Path | None = None, **compared: Any) -> Path:
-    """The file of a small comparison."""
+    """Writes the file of a small comparison."""
     experiment = {
         "name": "small",
         "data": {"source": "folder", "directory": str(data / task), "task": task, "test_share": 0.25},
@@ -84,19 +84,19 @@ def write(data: Path, task: str = "regression", folder: Path | None = None, **co
     return path
 
 
-def fednar(*arguments: str) -> Result:
+def run_fednar(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
-def printed(*arguments: str) -> dict[str, Any]:
-    result = fednar("compare", *arguments, "--json")
+def run_and_parse(*arguments: str) -> dict[str, Any]:
+    result = run_fednar("compare", *arguments, "--json")
     assert result.exit_code == 0, (result.output, result.exception)
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
-def children(run_id: str) -> dict[tuple[float, str, int], Any]:
-    """The runs of a comparison in MLflow, as far as nobody took their place, by decay, regularizer and seed."""
+def load_children(run_id: str) -> dict[tuple[float, str, int], Any]:
+    """Returns the runs of a comparison in MLflow that were not replaced, by decay, regularizer and seed."""
     client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
@@ -108,27 +108,27 @@ def children(run_id: str) -> dict[tuple[float, str, int], Any]:
     }
 
 
-def statuses() -> list[str]:
-    """Of all runs in MLflow, sorted."""
+def load_statuses() -> list[str]:
+    """Returns the statuses of all runs in MLflow, sorted."""
     client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     return sorted(run.info.status for run in client.search_runs(everywhere))
 
 
-def history(run: Any, metric: str) -> list[float]:
+def load_history(run: Any, metric: str) -> list[float]:
     client = MlflowClient(create_store(Path.cwd() / "mlflow.db"))
     return [m.value for m in sorted(client.get_metric_history(run.info.run_id, metric), key=lambda m: m.step)]
 
 
-# --- What it is judged by
+# --- The metric
 
 
-def test_a_regression_is_judged_by_its_rmse(data):
-    result = printed(str(write(data, target_rmse=0.7, seeds=2)))
+def test_a_regression_is_compared_by_its_rmse(data):
+    result = run_and_parse(str(write(data, target_rmse=0.7, seeds=2)))
     assert "nan" not in json.dumps(result).lower()
-    runs = children(result["run_id"])
+    runs = load_children(result["run_id"])
     finals = {
-        name: np.array([np.mean(history(runs[0.05, name, seed], "test_rmse")[-2:]) for seed in (0, 1)])
+        name: np.array([np.mean(load_history(runs[0.05, name, seed], "test_rmse")[-2:]) for seed in (0, 1)])
         for name in ("decoupled", "fednar")
     }
     first, second = result["rows"]
@@ -137,7 +137,7 @@ def test_a_regression_is_judged_by_its_rmse(data):
         final = finals[row["regularizer"]]
         assert row["final rmse"] == f"{final.mean():.4g} ± {final.std(ddof=1):.2g}"
         reached = [
-            next((t + 1 for t, value in enumerate(history(runs[0.05, row["regularizer"], seed], "test_rmse"))
+            next((t + 1 for t, value in enumerate(load_history(runs[0.05, row["regularizer"], seed], "test_rmse"))
                   if value <= 0.7), None)
             for seed in (0, 1)
         ]  # fmt: skip
@@ -153,8 +153,8 @@ def test_a_regression_is_judged_by_its_rmse(data):
     assert headline["difference/fednar_0.05"] == pytest.approx(difference.mean())
 
 
-def test_a_regression_without_a_target_shows_a_dash_and_says_that_lower_is_better(data):
-    result = fednar("compare", str(write(data)), "compare.weight_decays=[0.01, 0.1]")
+def test_a_regression_without_a_target_shows_a_dash_and_states_that_lower_is_better(data):
+    result = run_fednar("compare", str(write(data)), "compare.weight_decays=[0.01, 0.1]")
     assert result.exit_code == 0, result.output
     assert "1 seed; no target rmse; difference to decoupled; a lower rmse is better" in result.output
     assert "nan" not in result.output.lower()
@@ -163,17 +163,17 @@ def test_a_regression_without_a_target_shows_a_dash_and_says_that_lower_is_bette
     (picture,) = Path("runs").glob("*/rmse_by_decay.png")
     assert f"rmse against weight decay: {picture.absolute()}" in result.output
     (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.png")}
-    again = fednar("report", name, "--json", "--output", "elsewhere")
+    again = run_fednar("report", name, "--json", "--output", "elsewhere")
     assert [Path(path).name for path in json.loads(again.stdout)["files"]] == ["comparison.png", "rmse_by_decay.png"]
     for file in ("comparison.png", "rmse_by_decay.png"):
         assert Path("elsewhere", file).read_bytes() == (picture.parent / file).read_bytes()
 
 
-def test_a_binary_task_is_judged_by_its_accuracy(data):
-    result = printed(str(write(data, "binary")), "compare.target_accuracy=0.6")
-    runs = children(result["run_id"])
+def test_a_binary_task_is_compared_by_its_accuracy(data):
+    result = run_and_parse(str(write(data, "binary")), "compare.target_accuracy=0.6")
+    runs = load_children(result["run_id"])
     for row in result["rows"]:
-        accuracies = history(runs[0.05, row["regularizer"], 0], "test_accuracy")
+        accuracies = load_history(runs[0.05, row["regularizer"], 0], "test_accuracy")
         assert row["final accuracy"] == f"{np.mean(accuracies[-2:]):.3f}"
         assert row["rounds to target"] == str(1 + int(np.argmax(np.array(accuracies) >= 0.6)))
 
@@ -183,14 +183,14 @@ def test_a_binary_task_is_judged_by_its_accuracy(data):
     [("regression", "target_accuracy", "target_rmse"), ("binary", "target_rmse", "target_accuracy")],
 )
 def test_a_target_of_another_task_is_refused_before_anything_starts(task, target, instead, data):
-    result = fednar("compare", str(write(data, task)), f"compare.{target}=0.5")
+    result = run_fednar("compare", str(write(data, task)), f"compare.{target}=0.5")
     assert str(result.exception) == f"compare.{target}: 0.5 is not a target for {task}; set compare.{instead}"
     assert isinstance(result.exception, ConfigError)
     assert not Path("runs").exists()
 
 
-def outcome(values: list[float | None], metric: str = "test_rmse", **more: float) -> Outcome:
-    """A run by hand; None where a round was not evaluated."""
+def build_outcome(values: list[float | None], metric: str = "test_rmse", **more: float) -> Outcome:
+    """Builds a run by hand; None stands for a round that was not evaluated."""
     records = tuple(
         RoundRecord(
             round_index=t,
@@ -204,39 +204,41 @@ def outcome(values: list[float | None], metric: str = "test_rmse", **more: float
     return Outcome(records, ())
 
 
-def table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
+def build_table(fednar: list[Outcome], decoupled: list[Outcome], **settings: Any) -> list[dict[str, str]]:
     runs = {Variant(0.1, "decoupled"): decoupled, Variant(0.1, "fednar"): fednar}
     return [row.format_cells() for row in build_rows(runs, CompareSettings(seeds=len(fednar), **settings))]
 
 
 def test_a_lower_rmse_reaches_the_target():
-    rows = table([outcome([3.0, None, 1.0])], [outcome([3.0, None, 2.0])], target_rmse=2.5, final_rounds=1)
+    rows = build_table(
+        [build_outcome([3.0, None, 1.0])], [build_outcome([3.0, None, 2.0])], target_rmse=2.5, final_rounds=1
+    )
     assert [row["rounds to target"] for row in rows] == ["3", "3"]
     assert [row["MB to target"] for row in rows] == ["6.0", "6.0"]
     assert [row["final rmse"] for row in rows] == ["2", "1"]
     assert [row["difference"] for row in rows] == ["–", "-1"]
-    rows = table([outcome([3.0, 1.0])], [outcome([3.0, 2.0])], target_rmse=1.5)
+    rows = build_table([build_outcome([3.0, 1.0])], [build_outcome([3.0, 2.0])], target_rmse=1.5)
     assert [row["rounds to target"] for row in rows] == ["–", "2"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.filterwarnings("error")
-def test_what_is_not_finite_is_said_in_words(value):
-    rows = table([outcome([1.0, value])] * 2, [outcome([1.0, 2.0])] * 2)
+def test_values_that_are_not_finite_are_written_as_words(value):
+    rows = build_table([build_outcome([1.0, value])] * 2, [build_outcome([1.0, 2.0])] * 2)
     assert [row["final rmse"] for row in rows] == ["1.5 ± 0", "not finite"]
     assert [row["difference"] for row in rows] == ["–", "–"]
     assert not re.search(r"\b(nan|inf)\b", str(rows))
 
 
-def test_rounds_to_which_nobody_came_have_no_clipped_steps():
-    clipped = outcome([0.5, 0.6], "test_accuracy", clip_fraction=0.25)
-    assert [row["clipped"] for row in table([outcome([0.5], "test_accuracy")], [clipped])] == ["25 %", "–"]
+def test_rounds_without_clients_have_no_clipped_steps():
+    clipped = build_outcome([0.5, 0.6], "test_accuracy", clip_fraction=0.25)
+    assert [row["clipped"] for row in build_table([build_outcome([0.5], "test_accuracy")], [clipped])] == ["25 %", "–"]
 
 
-# --- What a row is charged with
+# --- The time that a row includes
 
 
-def test_a_serial_run_is_warm_before_its_first_round(data):
+def test_a_serial_run_warms_up_before_its_first_round(data):
     prepared = prepare(load_document(write(data)).experiment)
     with fr.RaySession() as session, open_pool(prepared, plan_execution(prepared, session), session) as pool:
         assert not pool._trainer._gradients
@@ -255,12 +257,12 @@ def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, sess
 # --- Resuming
 
 
-def document(data: Path, **compared: Any) -> Document:
+def build_document(data: Path, **compared: Any) -> Document:
     return load_document(write(data, **compared))
 
 
-def interrupted(document: Document, rounds: int) -> str:
-    """The name of a comparison that is left after so many rounds in all."""
+def interrupt_comparison(document: Document, rounds: int) -> str:
+    """Starts a comparison, stops it after a total number of rounds, and returns its name."""
     with fr.RaySession() as session, contextlib.closing(compare(document, session)) as comparing:
         for _ in range(rounds):
             next(comparing)
@@ -268,8 +270,8 @@ def interrupted(document: Document, rounds: int) -> str:
     return path.parent.name
 
 
-def trajectories(name: str) -> dict[str, list[Any]]:
-    """By label, the rounds of each of a comparison's runs, without durations."""
+def load_trajectories(name: str) -> dict[str, list[Any]]:
+    """Returns the rounds of each run of a comparison without durations, by label."""
     record, found = find(name), {}
     for run in record.runs:
         directory = record.find_directory(run)
@@ -283,62 +285,62 @@ def trajectories(name: str) -> dict[str, list[Any]]:
     return found
 
 
-def without_durations(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def drop_durations(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in ("client-s", "wall s")} for row in rows]
 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, Any]]:
-    """The table and the rounds of a comparison that nothing happened to."""
+    """Returns the table and the rounds of an uninterrupted comparison."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = printed(str(write(data, folder=folder)))
-        return without_durations(result["rows"]), trajectories(result["name"])
+        result = run_and_parse(str(write(data, folder=folder)))
+        return drop_durations(result["rows"]), load_trajectories(result["name"])
 
 
 @pytest.mark.parametrize("rounds", [1, ROUNDS, ROUNDS + 3, RUNS * ROUNDS])
-def test_a_resumed_comparison_ends_as_if_nothing_had_happened(rounds, data, whole):
-    name = interrupted(document(data), rounds)
+def test_a_resumed_comparison_equals_an_uninterrupted_one(rounds, data, whole):
+    name = interrupt_comparison(build_document(data), rounds)
     started = -(-rounds // ROUNDS)
-    assert statuses() == ["FINISHED"] * (started - 1) + ["KILLED"] * 2  # the last run, and the comparison
+    assert load_statuses() == ["FINISHED"] * (started - 1) + ["KILLED"] * 2  # the last run, and the comparison
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/model.pt")}
-    result = printed("--resume", name)
+    result = run_and_parse("--resume", name)
     assert result["name"] == name
-    assert without_durations(result["rows"]) == whole[0]
-    assert trajectories(name) == whole[1]
-    assert statuses() == ["FINISHED"] * (RUNS + 1)
-    assert len(children(result["run_id"])) == RUNS
+    assert drop_durations(result["rows"]) == whole[0]
+    assert load_trajectories(name) == whole[1]
+    assert load_statuses() == ["FINISHED"] * (RUNS + 1)
+    assert len(load_children(result["run_id"])) == RUNS
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # finished runs were only read
     assert len([*Path("runs").iterdir()]) == RUNS + 1
 
 
 def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole):
     file = str(write(data))
-    assert "no comparison of 'small' to resume; starting a new one" in fednar("compare", file, "--resume").output
+    assert "no comparison of 'small' to resume; starting a new one" in run_fednar("compare", file, "--resume").output
     (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.yaml")}
     count = len([*Path("runs").iterdir()])
     for arguments in ([file, "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
-        result = printed(*arguments)
+        result = run_and_parse(*arguments)
         assert result["name"] == name
-        assert without_durations(result["rows"]) == whole[0]
+        assert drop_durations(result["rows"]) == whole[0]
     assert len([*Path("runs").iterdir()]) == count
-    assert statuses() == ["FINISHED"] * (RUNS + 1)
+    assert load_statuses() == ["FINISHED"] * (RUNS + 1)
 
 
-def test_where_it_trains_may_differ_and_nothing_else(data):
-    name = interrupted(document(data), 1)
+def test_only_the_placement_may_change_on_resumption(data):
+    name = interrupt_comparison(build_document(data), 1)
     file = str(Path("small.yaml"))
     for change, says in [
         ("compare.seeds=3", "compare.seeds: 3, and was 1"),
         ("federation.rounds=5", "federation.rounds: 5, and was 4"),
         ("regularizer.clip_bound=1", "regularizer.clip_bound: 1.0, and was 0.5"),
     ]:
-        error = fednar("compare", file, change, "--resume").exception
+        error = run_fednar("compare", file, change, "--resume").exception
         assert isinstance(error, ConfigError)
         assert says in str(error)
         assert f"fednar compare --resume {name}" in str(error)
-    assert printed(file, "execution.retries=5", "--resume")["name"] == name
+    assert run_and_parse(file, "execution.retries=5", "--resume")["name"] == name
 
 
 @pytest.mark.parametrize(
@@ -348,32 +350,32 @@ def test_where_it_trains_may_differ_and_nothing_else(data):
         (["--resume", "small-1", "x.yaml"], "it takes no FILE and no key=value"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused(arguments, says):
-    error = fednar("compare", *arguments).exception
+def test_a_comparison_that_cannot_be_resumed_is_refused(arguments, says):
+    error = run_fednar("compare", *arguments).exception
     assert isinstance(error, BadInput)
     assert says in str(error)
 
 
 def test_a_damaged_record_is_named(data):
-    name = interrupted(document(data), 1)
+    name = interrupt_comparison(build_document(data), 1)
     path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
     for text in ("", "[]", "runs: 5", "runs: [{}]", "{"):
         path.write_text(text)
-        error = fednar("compare", "--resume", name).exception
+        error = run_fednar("compare", "--resume", name).exception
         assert isinstance(error, BadInput), text
         assert str(path) in str(error)
-    assert name in fednar("runs").output  # and the other commands still work
+    assert name in run_fednar("runs").output  # and the other commands still work
 
 
-def test_a_comparison_under_old_keys_is_refused_with_the_names_to_write(data):
-    name = interrupted(document(data), 1)
+def test_a_comparison_with_old_keys_is_refused_with_the_new_names(data):
+    name = interrupt_comparison(build_document(data), 1)
     path = RunDirectory(Path("runs", name).absolute()).comparison_yaml
     sections = yaml.safe_load(path.read_text())
     sections["experiment"]["execution"]["cohort_width"] = sections["experiment"]["execution"].pop("vectorize", "auto")
     for run in sections["runs"]:
         run["cohort_width"] = run.pop("group_size")
     path.write_text(yaml.safe_dump(sections))
-    error = fednar("compare", "--resume", name).exception
+    error = run_fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     for says in (
         str(path),
@@ -385,109 +387,109 @@ def test_a_comparison_under_old_keys_is_refused_with_the_names_to_write(data):
 
 
 def test_a_run_without_a_checkpoint_is_trained_from_its_first_round(data, whole):
-    settings = document(data)
+    settings = build_document(data)
     checkpoint = settings.experiment.checkpoint.model_copy(update={"every": None})
     file = Path("small.yaml")
     sections = yaml.safe_load(file.read_text())
     sections["experiment"]["checkpoint"] = checkpoint.model_dump()
     file.write_text(yaml.safe_dump(sections))
-    name = interrupted(load_document(file), ROUNDS + 2)
-    result = fednar("compare", "--resume", name, "--json")
+    name = interrupt_comparison(load_document(file), ROUNDS + 2)
+    result = run_fednar("compare", "--resume", name, "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
-    assert without_durations(summary["rows"]) == whole[0]
-    assert trajectories(name) == whole[1]
-    assert statuses() == ["FINISHED"] * (RUNS + 1) + ["KILLED"]  # the attempt that another one replaced
-    assert len(children(summary["run_id"])) == RUNS
-    drawn = fednar("report", summary["run_id"], "--uri", create_store(Path.cwd() / "mlflow.db"), "--json")
+    assert drop_durations(summary["rows"]) == whole[0]
+    assert load_trajectories(name) == whole[1]
+    assert load_statuses() == ["FINISHED"] * (RUNS + 1) + ["KILLED"]  # the attempt that was replaced
+    assert len(load_children(summary["run_id"])) == RUNS
+    drawn = run_fednar("report", summary["run_id"], "--uri", create_store(Path.cwd() / "mlflow.db"), "--json")
     assert drawn.exit_code == 0, drawn.output
 
 
 def test_a_comparison_is_resumed_by_one_process_at_a_time(data):
-    name = interrupted(document(data), 1)
+    name = interrupt_comparison(build_document(data), 1)
     with lock_run_directory(Path("runs", name).absolute()):
-        error = fednar("compare", "--resume", name).exception
+        error = run_fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert "is being written by a process that is running" in str(error)
-    assert printed("--resume", name)["name"] == name
+    assert run_and_parse("--resume", name)["name"] == name
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(data):
-    name = interrupted(document(data), 3)
+def test_a_run_that_another_process_trains_is_not_trained(data):
+    name = interrupt_comparison(build_document(data), 3)
     directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     with lock_run_directory(directory):
-        error = fednar("compare", "--resume", name).exception
+        error = run_fednar("compare", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert f"{directory} is being written by a process that is running" in str(error)
     assert find(name).find_directory(find(name).runs[0]) == directory
     assert "fednar.abandoned" not in MlflowClient().get_run(read_identity(directory).run_id).data.tags
 
 
-def test_a_finished_run_whose_identity_is_damaged_stays_in_the_comparison(data, whole):
-    name = interrupted(document(data), ROUNDS + 1)
+def test_a_finished_run_with_a_damaged_identity_remains_in_the_comparison(data, whole):
+    name = interrupt_comparison(build_document(data), ROUNDS + 1)
     directory = find(name).find_directory(find(name).runs[0])
     assert directory is not None
     run_id = read_identity(directory).run_id
     RunDirectory(directory).identity.write_text("{}")
-    assert without_durations(printed("--resume", name)["rows"]) == whole[0]
+    assert drop_durations(run_and_parse("--resume", name)["rows"]) == whole[0]
     assert "fednar.abandoned" not in MlflowClient().get_run(run_id).data.tags
 
 
 def test_a_comparison_is_not_resumed_as_a_run(data):
-    name = interrupted(document(data), 1)
-    error = fednar("run", "--resume", name).exception
+    name = interrupt_comparison(build_document(data), 1)
+    error = run_fednar("run", "--resume", name).exception
     assert isinstance(error, BadInput)
     assert str(error) == f"{name} is a comparison; resume it with: fednar compare --resume {name}"
 
 
-def test_runs_says_what_is_a_comparison_and_how_far_it_is(data):
-    name = interrupted(document(data), ROUNDS + 1)
-    output = fednar("runs").output
+def test_the_list_of_runs_shows_comparisons_and_their_progress(data):
+    name = interrupt_comparison(build_document(data), ROUNDS + 1)
+    output = run_fednar("runs").output
     assert re.search(rf"{name} .*comparison, 1/2 runs", output)
     assert "resume a comparison with: fednar compare --resume COMPARISON" in output
-    printed("--resume", name)
-    assert re.search(rf"{name} .*comparison, finished", fednar("runs").output)
+    run_and_parse("--resume", name)
+    assert re.search(rf"{name} .*comparison, finished", run_fednar("runs").output)
 
 
-def rounds_trained(folder: Path) -> Iterator[int]:
+def iter_rounds_trained(folder: Path) -> Iterator[int]:
     for path in folder.glob("runs/*/metrics.jsonl"):
         yield path.read_bytes().count(b"\n")
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_killed_comparison_is_resumed_as_typed(data, tmp_path, whole):
-    """A driver that is killed leaves runs that MLflow calls RUNNING; the resumed comparison ends them."""
+def test_a_killed_comparison_is_resumed_by_its_command(data, tmp_path, whole):
+    """A killed driver leaves runs with the MLflow status RUNNING, which the resumed comparison ends."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
     command = [FEDNAR, "compare", str(write(data)), "--resume", "--json"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
-        awaited(lambda: sum(rounds_trained(tmp_path)) >= ROUNDS + 1, pause=0.002)
+        wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= ROUNDS + 1, pause=0.002)
         driver.send_signal(signal.SIGKILL)
-    assert "RUNNING" in statuses()
+    assert "RUNNING" in load_statuses()
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert without_durations(result["rows"]) == whole[0]
-    assert trajectories(result["name"]) == whole[1]
-    assert set(statuses()) <= {"FINISHED", "KILLED"}
-    assert {run.info.status for run in children(result["run_id"]).values()} == {"FINISHED"}
+    assert drop_durations(result["rows"]) == whole[0]
+    assert load_trajectories(result["name"]) == whole[1]
+    assert set(load_statuses()) <= {"FINISHED", "KILLED"}
+    assert {run.info.status for run in load_children(result["run_id"]).values()} == {"FINISHED"}
 
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_comparison_says_how_it_is_resumed(sign, code, data, tmp_path):
+def test_an_interrupted_comparison_prints_how_to_resume_it(sign, code, data, tmp_path):
     command = [FEDNAR, "compare", str(write(data)), "federation.rounds=100000"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as driver:
-        awaited(lambda: sum(rounds_trained(tmp_path)) >= 2, pause=0.01)
+        wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
-        _, said = driver.communicate(timeout=PATIENCE_SECONDS)
+        _, output = driver.communicate(timeout=PATIENCE_SECONDS)
     (path,) = Path("runs").glob("*/comparison.yaml")
     assert driver.returncode == code
-    assert f"resume it with: fednar compare --resume {path.parent.name}" in said
-    assert set(statuses()) == {"KILLED"}
+    assert f"resume it with: fednar compare --resume {path.parent.name}" in output
+    assert set(load_statuses()) == {"KILLED"}

@@ -1,4 +1,4 @@
-"""A whole checkpoint that holds something else: an error that names the file and the difference, and no older one."""
+"""An intact checkpoint of another version raises an error that names file and difference; no older one is used."""
 
 import copy
 import hashlib
@@ -16,7 +16,7 @@ import fednar_ray as fr
 from fednar_ray.config.renamed import RENAMED
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.experiments.resume import resume_from
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 ROUNDS = 3
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def given() -> dict[str, Any]:
+def build_arguments() -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    return {"federation": small_federation((7, 30, 12)), "model": model}
+    return {"federation": build_small_federation((7, 30, 12)), "model": model}
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By algorithm, the directory of a finished run with two checkpoints."""
+    """Returns the directories of finished runs with two checkpoints, by algorithm."""
     folder = tmp_path_factory.mktemp("versions")
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -48,12 +48,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 "checkpoint": {"every": 1, "keep": 2},
                 "tracking": {"uri": create_store(folder / "m.db")},
             }
-            found[name] = fr.run(fr.Experiment.model_validate(settings), **given()).directory
+            found[name] = fr.run(fr.Experiment.model_validate(settings), **build_arguments()).directory
     return found
 
 
 class Edited:
-    """The newest checkpoint of a run, which can be written with other contents and right checksums."""
+    """The newest checkpoint of a run, which can be rewritten with other contents and correct checksums."""
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / "checkpoints"
@@ -68,7 +68,7 @@ class Edited:
         self.path.write_bytes(b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", ' + body)
 
     def history(self, change: Callable[[list[str]], list[str]]) -> None:
-        """Change the lines of the first segment of the history."""
+        """Changes the lines of the first segment of the history."""
         file = self.manifest["history"][0]["file"]
         lines = change((self.folder / file["name"]).read_text().splitlines())
         self._put(file, "".join(f"{line}\n" for line in lines).encode())
@@ -106,29 +106,29 @@ ARRAYS = {
 }
 
 
-def refused(edited: Edited) -> str:
-    """What is said when the run is resumed."""
+def find_refusal(edited: Edited) -> str:
+    """Returns the error when the run is resumed."""
     edited.write()
     with pytest.raises(CheckpointError) as caught:
-        fr.run(resume=edited.folder.parent, **given())
-    said = str(caught.value)
-    assert said.startswith(f"{edited.path}: "), said
-    assert "resume with the version that wrote it, or start a new run" in said
-    return said
+        fr.run(resume=edited.folder.parent, **build_arguments())
+    message = str(caught.value)
+    assert message.startswith(f"{edited.path}: "), message
+    assert "resume with the version that wrote it, or start a new run" in message
+    return message
 
 
 @pytest.mark.parametrize("edited", ARRAYS, indirect=True)
-def test_a_checkpoint_that_is_written_again_as_it_was_resumes(edited: Edited) -> None:
+def test_a_checkpoint_that_is_rewritten_unchanged_can_be_resumed(edited: Edited) -> None:
     edited.write()
-    assert len(fr.run(resume=edited.folder.parent, **given()).history) == ROUNDS
+    assert len(fr.run(resume=edited.folder.parent, **build_arguments()).history) == ROUNDS
     del edited.manifest["facts"]["server"]["vectors"]  # as older versions wrote it
     edited.manifest["facts"]["color"] = "red"  # as a later version may
     edited.write()
-    assert len(fr.run(resume=edited.folder.parent, **given()).history) == ROUNDS
+    assert len(fr.run(resume=edited.folder.parent, **build_arguments()).history) == ROUNDS
 
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
-def test_each_fact_that_is_missing_or_of_another_type_is_named(edited: Edited) -> None:
+def test_every_fact_that_is_missing_or_of_another_type_is_named(edited: Edited) -> None:
     facts = edited.manifest["facts"]
     assert set(FACTS) == set(facts)
     for key, name in FACTS.items():
@@ -145,20 +145,20 @@ def test_each_fact_that_is_missing_or_of_another_type_is_named(edited: Edited) -
     for key in ("scalars", "server_lr"):
         edited.manifest["facts"] = copy.deepcopy(facts)
         del edited.manifest["facts"]["server"][key]
-        assert f"facts.server.{key}" in refused(edited)
+        assert f"facts.server.{key}" in find_refusal(edited)
     edited.manifest["facts"] = copy.deepcopy(facts)
     edited.manifest["facts"]["server"]["scalars"] = {}
-    assert "facts.server.scalars.r is missing" in refused(edited)
+    assert "facts.server.scalars.r is missing" in find_refusal(edited)
 
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
 def test_an_experiment_of_another_version_is_named_with_its_key(edited: Edited) -> None:
     edited.manifest["facts"]["experiment"]["federation"]["sampling"] = "poisson"
-    assert "facts.experiment.federation.sampling: 'poisson': unknown key" in refused(edited)
+    assert "facts.experiment.federation.sampling: 'poisson': unknown key" in find_refusal(edited)
     edited.manifest["facts"]["experiment"] = {"tracking": {"uri": "http://me:hunter2@mlflow"}}
-    said = refused(edited)
-    assert "facts.experiment.tracking.uri" in said
-    assert "hunter2" not in said
+    message = find_refusal(edited)
+    assert "facts.experiment.tracking.uri" in message
+    assert "hunter2" not in message
 
 
 OLD_KEYS: dict[str, tuple[tuple[str, ...], Any, str]] = {
@@ -171,7 +171,7 @@ OLD_KEYS: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
-def test_a_checkpoint_under_old_keys_is_refused_with_the_names_to_write(edited: Edited) -> None:
+def test_a_checkpoint_with_old_keys_is_refused_with_the_new_names(edited: Edited) -> None:
     assert set(OLD_KEYS) == set(RENAMED)
     experiment = copy.deepcopy(edited.manifest["facts"]["experiment"])
     for (*sections, key), value, says in OLD_KEYS.values():
@@ -180,42 +180,42 @@ def test_a_checkpoint_under_old_keys_is_refused_with_the_names_to_write(edited: 
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[key] = value
-        assert f"facts.experiment.{says}" in refused(edited)
+        assert f"facts.experiment.{says}" in find_refusal(edited)
     facts = edited.manifest["facts"]
     facts["experiment"] = {**experiment, "execution": {"placement": "serial", "cohort_width": 3}}
     facts["cohort_width"] = facts.pop("group_size")
-    said = refused(edited)  # as the version before wrote it
-    assert "facts.cohort_width is now facts.group_size" in said
-    assert "facts.experiment.execution.cohort_width is now execution.vectorize" in said
+    message = find_refusal(edited)  # as the previous version wrote it
+    assert "facts.cohort_width is now facts.group_size" in message
+    assert "facts.experiment.execution.cohort_width is now execution.vectorize" in message
 
 
 @pytest.mark.parametrize(("edited", "names"), ARRAYS.items(), indirect=["edited"])
-def test_each_array_that_is_missing_or_of_another_shape_or_type_is_named(edited: Edited, names: set[str]) -> None:
+def test_every_array_that_is_missing_or_of_another_shape_or_type_is_named(edited: Edited, names: set[str]) -> None:
     arrays = edited.arrays
     assert set(arrays) == names
     for name, array in arrays.items():
         edited.arrays = {other: value for other, value in arrays.items() if other != name}
-        assert f"the array {name} is missing" in refused(edited)
+        assert f"the array {name} is missing" in find_refusal(edited)
         for change in (array[:-1], np.concatenate([array, array]), array[None]):
             edited.arrays = {**arrays, name: change}
-            if name == "buffers" and change.ndim == 1:  # those of another model, which is said before Ray starts
+            if name == "buffers" and change.ndim == 1:  # those of another model, which is message before Ray starts
                 edited.write()
                 with pytest.raises(ConfigError, match="values of averaged buffers"):
-                    fr.run(resume=edited.folder.parent, **given())
+                    fr.run(resume=edited.folder.parent, **build_arguments())
             else:
-                assert "the array " in refused(edited)
+                assert "the array " in find_refusal(edited)
     edited.arrays = {**arrays, "buffers": arrays["buffers"].astype(np.float32)}
-    assert "the array buffers is float32" in refused(edited)
+    assert "the array buffers is float32" in find_refusal(edited)
     edited.arrays = {**arrays, "velocity": arrays["parameters"]}
-    assert "the array velocity is unknown" in refused(edited)
+    assert "the array velocity is unknown" in find_refusal(edited)
     edited.arrays = {**arrays, "server.velocity": arrays["parameters"]}
-    assert "the array server.velocity is unknown" in refused(edited)
+    assert "the array server.velocity is unknown" in find_refusal(edited)
 
 
 @pytest.mark.parametrize("edited", ["scaffold+exp"], indirect=True)
 def test_a_row_of_another_length_is_named(edited: Edited) -> None:
     edited._put(edited.manifest["rows"][0]["file"], save({"row": np.zeros(4, np.float32)}))
-    assert "the row of client 0 has 4 values" in refused(edited)
+    assert "the row of client 0 has 4 values" in find_refusal(edited)
 
 
 HISTORIES: dict[str, Callable[[list[str]], list[str]]] = {
@@ -229,15 +229,15 @@ HISTORIES: dict[str, Callable[[list[str]], list[str]]] = {
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
 @pytest.mark.parametrize("case", HISTORIES)
-def test_a_line_of_the_history_that_is_no_round_is_named(edited: Edited, case: str) -> None:
+def test_a_line_of_the_history_that_is_not_a_round_is_named(edited: Edited, case: str) -> None:
     edited.history(HISTORIES[case])
-    assert "line 1 of the history is not the record of round 0" in refused(edited)
+    assert "line 1 of the history is not the record of round 0" in find_refusal(edited)
 
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
-def test_another_format_is_refused_and_stays_where_it_is(edited: Edited) -> None:
+def test_a_checkpoint_in_another_format_is_refused_and_kept(edited: Edited) -> None:
     edited.manifest["format"] = "checkpoint 2"
     edited.write()
     with pytest.raises(CheckpointError, match=f"{edited.path.name} has the format 'checkpoint 2'"):
-        fr.run(resume=edited.folder.parent, **given())
+        fr.run(resume=edited.folder.parent, **build_arguments())
     assert edited.path.exists()

@@ -31,11 +31,11 @@ from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
-from tests.conftest import small_federation
-from tests.support.servers import PATIENCE_SECONDS, awaited
+from tests.conftest import build_small_federation
+from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -55,7 +55,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def settings(uri: str, **changes: Any) -> fr.Experiment:
+def build_settings(uri: str, **changes: Any) -> fr.Experiment:
     base: dict[str, Any] = {
         "name": "long",
         "federation": {"rounds": ROUNDS, "clients_per_round": 3, "local_steps": 2, "batch_size": 5},
@@ -63,7 +63,7 @@ def settings(uri: str, **changes: Any) -> fr.Experiment:
         "regularizer": {"clip_bound": 0.8, "weight_decay": 0.1, "weight_decay_anneal": 0.8},
         "execution": {"placement": "serial"},
         "checkpoint": {"every": 2},
-        "tracking": {"uri": uri, "experiment": Path.cwd().name},  # a test's own, in a store for all
+        "tracking": {"uri": uri, "experiment": Path.cwd().name},  # each test has its own experiment in a common store
     }
     merged = {
         key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in changes.items()
@@ -71,18 +71,18 @@ def settings(uri: str, **changes: Any) -> fr.Experiment:
     return fr.Experiment.model_validate({**base, **merged})
 
 
-def network(*layers: torch.nn.Module) -> torch.nn.Module:
+def build_network(*layers: torch.nn.Module) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return torch.nn.Sequential(torch.nn.Linear(2, 5), *layers, torch.nn.Tanh(), torch.nn.Linear(5, 3))
 
 
-def given(**changes: Any) -> dict[str, Any]:
-    """What goes with the settings, made again, as another process would."""
-    return {"federation": small_federation(SIZES), "model": network(), **changes}
+def build_arguments(**changes: Any) -> dict[str, Any]:
+    """Returns new arguments that belong to the settings, as another process would build them."""
+    return {"federation": build_small_federation(SIZES), "model": build_network(), **changes}
 
 
-def left(
+def leave_run(
     experiment: fr.Experiment,
     rounds: int,
     *,
@@ -90,8 +90,8 @@ def left(
     checked: bool = True,
     **inputs: Any,
 ) -> Path:
-    """The directory of a run that was left after so many rounds, with every checkpoint that was due by then."""
-    inputs, start = inputs or given(), 0
+    """Stops a run after some rounds and returns its directory, with every checkpoint that was due by then."""
+    inputs, start = inputs or build_arguments(), 0
     if resumption is not None:
         experiment, start = resumption.experiment, resumption.checkpoint.next_round
     prepared, every = prepare(experiment, inputs["federation"], inputs["model"]), experiment.checkpoint.every
@@ -99,35 +99,35 @@ def left(
         for done in range(start + 1, rounds + 1):
             next(training)
             if checked and every is not None and done % every == 0:
-                awaited((newest() / "checkpoints" / f"round-{done:08d}.json").exists, pause=0.002)
-    assert not checked or checkpoints(newest())[-1].name == f"round-{rounds:08d}.json"
-    return newest()
+                wait_for((find_newest() / "checkpoints" / f"round-{done:08d}.json").exists, pause=0.002)
+    assert not checked or list_checkpoints(find_newest())[-1].name == f"round-{rounds:08d}.json"
+    return find_newest()
 
 
-def newest() -> Path:
-    """The directory of the run that was started or resumed last."""
+def find_newest() -> Path:
+    """Returns the directory of the run that was started or resumed last."""
     return max(Path("runs").absolute().iterdir(), key=lambda path: (path / "experiment.yaml").stat().st_ctime_ns)
 
 
-def killed(experiment: fr.Experiment, rounds: int, **inputs: Any) -> Path:
-    """The same, of a run that had no time to write the last rounds into a checkpoint: journal and MLflow are ahead."""
-    directory = left(experiment, rounds, **inputs)
-    checkpoints(directory)[-1].unlink()
+def leave_killed_run(experiment: fr.Experiment, rounds: int, **inputs: Any) -> Path:
+    """Returns the directory of a run that did not save its last rounds: journal and MLflow are ahead of it."""
+    directory = leave_run(experiment, rounds, **inputs)
+    list_checkpoints(directory)[-1].unlink()
     return directory
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """The manifests, oldest first."""
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Returns the manifests, oldest first."""
     return sorted((directory / "checkpoints").glob("round-*.json"))
 
 
-def on_paper(metrics: Any) -> dict[str, float]:
+def drop_durations(metrics: Any) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in DURATIONS}
 
 
-def assert_as_if_nothing_had_happened(result: fr.Result, experiment: fr.Experiment, **inputs: Any) -> None:
-    """Compared with a run in one piece, which neither writes nor reads anything."""
-    reports = list(fr.iter_rounds(experiment, **(inputs or given())))
+def assert_equals_uninterrupted(result: fr.Result, experiment: fr.Experiment, **inputs: Any) -> None:
+    """Compares with an uninterrupted run that neither writes nor reads files."""
+    reports = list(fr.iter_rounds(experiment, **(inputs or build_arguments())))
     assert result.parameters.tobytes() == reports[-1].parameters.tobytes()
     assert torch.nn.utils.parameters_to_vector(result.model.parameters()).detach().numpy().tobytes() == (
         reports[-1].eval_params.tobytes()
@@ -140,11 +140,11 @@ def assert_same_history(history: Sequence[RoundRecord], reports: Sequence[RoundR
     for record, report in zip(history, reports, strict=True):
         assert record.client_ids == report.client_ids
         assert record.exclusions == report.exclusions
-        np.testing.assert_equal(on_paper(record.metrics), on_paper(report.metrics))
+        np.testing.assert_equal(drop_durations(record.metrics), drop_durations(report.metrics))
 
 
 def assert_recorded_once(directory: Path) -> None:
-    """MLflow has every metric of every round, once, in one finished run; so has the journal."""
+    """Asserts that MLflow has every metric of every round once in one finished run, and so has the journal."""
     place = json.loads((directory / "run.json").read_text())
     client, run_id, history = MlflowClient(place["tracking_uri"]), place["run_id"], load_records(directory)
     run = client.get_run(run_id)
@@ -160,22 +160,22 @@ def assert_recorded_once(directory: Path) -> None:
         assert [(point.step, point.value) for point in points] == wanted, name
 
 
-# --- The same run, for everything that has a state
+# --- The same run, for every kind of state
 
 
 @pytest.mark.parametrize(("preset", "regularizer"), [*zip(PRESETS, [*REGULARIZERS] * 4, strict=False)])
-def test_a_killed_run_ends_as_if_it_had_not_been_interrupted(preset: str, regularizer: str, uri: str) -> None:
-    """For stateful presets the rows of the first part lie on disk, and those of the second in memory."""
-    started = settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(preset: str, regularizer: str, uri: str) -> None:
+    """Stateful presets keep the rows of the first part on disk, and those of the second part in memory."""
+    started = build_settings(uri, algorithm={"name": preset}, regularizer={"name": regularizer})
     on_disk = {"state_memory_bytes": 0} if preset in STATEFUL else {}
-    killed(started.model_copy(update={"execution": started.execution.model_copy(update=on_disk)}), 5)
+    leave_killed_run(started.model_copy(update={"execution": started.execution.model_copy(update=on_disk)}), 5)
     resumption = resume_from(None, started)
     assert resumption is not None
     assert resumption.checkpoint.next_round == 4
-    directory = left(started, ROUNDS, resumption=resumption)
+    directory = leave_run(started, ROUNDS, resumption=resumption)
     last = load_run(directory).open_checkpoints().load()
     assert last is not None
-    reports = list(fr.iter_rounds(started, **given()))
+    reports = list(fr.iter_rounds(started, **build_arguments()))
     assert last.arrays["parameters"].tobytes() == reports[-1].parameters.tobytes()
     assert_same_history(load_records(directory), reports)
 
@@ -207,134 +207,140 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_whatever_a_round_draws_or_stores_is_resumed(variant: str, uri: str) -> None:
+def test_every_kind_of_state_and_randomness_is_resumed(variant: str, uri: str) -> None:
     changes, layers = VARIANTS[variant]
-    experiment = settings(uri, **changes)
+    experiment = build_settings(uri, **changes)
     rounds = experiment.federation.rounds
-    killed(experiment, rounds - 1, **given(model=network(*layers)))
-    result = fr.run(experiment, **given(model=network(*layers)), resume_newest=True)
+    leave_killed_run(experiment, rounds - 1, **build_arguments(model=build_network(*layers)))
+    result = fr.run(experiment, **build_arguments(model=build_network(*layers)), resume_newest=True)
     assert result.resumed_from_round == rounds - 2
-    assert_as_if_nothing_had_happened(result, experiment, **given(model=network(*layers)))
+    assert_equals_uninterrupted(result, experiment, **build_arguments(model=build_network(*layers)))
     if "BatchNorm" in variant:
-        *_, last = fr.iter_rounds(experiment, **given(model=network(*layers)))
+        *_, last = fr.iter_rounds(experiment, **build_arguments(model=build_network(*layers)))
         buffers = [buffer.numpy().reshape(-1) for buffer in result.model.buffers()]
         np.testing.assert_array_equal(np.concatenate(buffers), last.buffers.astype(np.float32))
 
 
 def test_the_first_checkpoint_after_a_resumption_writes_only_the_rows_that_changed(uri: str) -> None:
-    experiment = settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1, "keep": 9})
-    directory = left(experiment, 4)
-    before = writes(directory / "checkpoints")
+    experiment = build_settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1, "keep": 9})
+    directory = leave_run(experiment, 4)
+    before = list_writes(directory / "checkpoints")
     resumption = resume_from(None, experiment)
     assert resumption is not None
-    left(experiment, 5, resumption=resumption)
-    after = writes(directory / "checkpoints")
+    leave_run(experiment, 5, resumption=resumption)
+    after = list_writes(directory / "checkpoints")
     assert before.items() <= after.items()
     rows = [name.removeprefix("rows/").split("-")[0] for name in after.keys() - before.keys() if "rows/" in name]
     assert sorted(map(int, rows)) == list(load_records(directory)[4].client_ids)
     assert len(rows) < len(resumption.checkpoint.rows)
 
 
-def writes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Of every file the inode and the time of the last write: a file that is written again has others."""
+def list_writes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns the inode and modification time of every file; both change if a file is rewritten."""
     found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
 
-def test_a_run_that_is_left_again_and_again_is_still_the_same_run(uri: str) -> None:
-    """The same experiment each time, as under a supervisor that starts one command line."""
-    experiment = settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1})
-    directory = killed(experiment, 2)
+def test_a_run_that_is_stopped_repeatedly_equals_an_uninterrupted_one(uri: str) -> None:
+    """The same experiment is started each time, as by a supervisor that repeats one command."""
+    experiment = build_settings(uri, algorithm={"name": "scaffold"}, checkpoint={"every": 1})
+    directory = leave_killed_run(experiment, 2)
     for done in (1, 2, 3):
         resumption = resume_from(None, experiment)
         assert resumption is not None
         assert resumption.checkpoint.next_round == done
-        assert left(experiment, done + 1, resumption=resumption) == directory
-    result = fr.run(experiment, **given(), resume_newest=True)
+        assert leave_run(experiment, done + 1, resumption=resumption) == directory
+    result = fr.run(experiment, **build_arguments(), resume_newest=True)
     assert result.resumed_from_round == 4
-    assert_as_if_nothing_had_happened(result, experiment)
+    assert_equals_uninterrupted(result, experiment)
     assert_recorded_once(result.directory)
 
 
 def test_a_failed_run_resumes_once_the_cause_is_fixed(uri: str) -> None:
-    """Client 1 sends NaN. That two must count is how it is run, not what is trained."""
+    """Client 1 sends NaN. ``min_clients`` may change on resumption, since it does not change what is trained."""
     schedule = [[0, 2], [2, 4], [0, 3], [0, 1], [2, 3], [3, 4]]
-    strict = settings(
+    strict = build_settings(
         uri, federation={"participation": schedule}, attacks={"nan": 0.2}, execution={"min_clients": 2}, seed=5
     )
     assert draw_attack_factors(strict.attacks, len(SIZES), strict.seed).keys() == {1}
     with pytest.raises(RoundAborted, match="round 3 aborted: 1 of 2 client updates usable, at least 2 required"):
-        fr.run(strict, **given())
+        fr.run(strict, **build_arguments())
     (directory,) = Path("runs").iterdir()
     client = MlflowClient(uri)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
-    lenient = settings(uri, federation={"participation": schedule}, attacks={"nan": 0.2}, seed=5)
-    result = fr.run(lenient, **given(), resume_newest=True)
+    lenient = build_settings(uri, federation={"participation": schedule}, attacks={"nan": 0.2}, seed=5)
+    result = fr.run(lenient, **build_arguments(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id) == (3, run_id)
-    assert_as_if_nothing_had_happened(result, lenient)
+    assert_equals_uninterrupted(result, lenient)
     assert_recorded_once(result.directory)
 
 
-def test_where_a_run_trains_and_how_it_is_kept_may_change(uri: str, session: fr.RaySession) -> None:
-    """From this process to two actors; the new checkpoints lie elsewhere, and more of them."""
-    experiment = settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2})
-    directory = killed(experiment, 3)
+def test_placement_and_checkpoint_settings_may_change(uri: str, session: fr.RaySession) -> None:
+    """The run moves from this process to two actors, and its new checkpoints are more frequent and in another place."""
+    experiment = build_settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2})
+    directory = leave_killed_run(experiment, 3)
     shares = {"placement": "pooled", "actors": 2, "cpus_per_actor": 0.1, "gpus_per_actor": 0, "retries": 0}
     kept = {"storage": str(directory.parent.parent / "kept"), "every": 1, "keep": 3}
-    elsewhere = settings(uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2, **shares}, checkpoint=kept)
-    result = fr.run(elsewhere, **given(), session=session, resume_newest=True)
+    elsewhere = build_settings(
+        uri, algorithm={"name": "scaffold"}, execution={"vectorize": 2, **shares}, checkpoint=kept
+    )
+    result = fr.run(elsewhere, **build_arguments(), session=session, resume_newest=True)
     assert (result.resumed_from_round, result.placement, len(result.places)) == (2, "pooled", 2)
-    assert_as_if_nothing_had_happened(result, experiment)
+    assert_equals_uninterrupted(result, experiment)
     assert_recorded_once(result.directory)
     found = sorted(path.name for path in (Path("kept") / directory.name).glob("round-*.json"))
     assert found[-1] == "round-00000006.json"
-    assert set(found) <= {f"round-{done:08d}.json" for done in (3, 4, 5, 6)}  # some are overtaken by the next
+    assert set(found) <= {
+        f"round-{done:08d}.json" for done in (3, 4, 5, 6)
+    }  # some are replaced by the next before they are written
     assert len(found) <= 3
-    assert checkpoints(directory)[-1].name == "round-00000002.json"
+    assert list_checkpoints(directory)[-1].name == "round-00000002.json"
 
 
 # --- More rounds, and fewer
 
 
 def test_a_resumed_run_may_have_more_rounds_than_before(uri: str) -> None:
-    short, long = settings(uri, federation={"rounds": 4}), settings(uri, federation={"rounds": 7})
-    first = fr.run(short, **given())
-    result = fr.run(long, **given(), resume_newest=True)
+    short, long = build_settings(uri, federation={"rounds": 4}), build_settings(uri, federation={"rounds": 7})
+    first = fr.run(short, **build_arguments())
+    result = fr.run(long, **build_arguments(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (4, first.run_id, first.directory)
-    assert_as_if_nothing_had_happened(result, long)
+    assert_equals_uninterrupted(result, long)
     assert_recorded_once(result.directory)
 
 
-def test_as_many_rounds_as_are_done_finish_a_run_that_was_left(uri: str) -> None:
-    left(settings(uri), 3)
-    exactly = settings(uri, federation={"rounds": 3})
-    result = fr.run(exactly, **given(), resume_newest=True)
+def test_a_stopped_run_finishes_if_its_rounds_are_reduced_to_those_trained(uri: str) -> None:
+    leave_run(build_settings(uri), 3)
+    exactly = build_settings(uri, federation={"rounds": 3})
+    result = fr.run(exactly, **build_arguments(), resume_newest=True)
     assert result.resumed_from_round == 3
-    assert_as_if_nothing_had_happened(result, exactly)
+    assert_equals_uninterrupted(result, exactly)
     assert_recorded_once(result.directory)
 
 
-def test_fewer_rounds_than_are_done_are_refused(uri: str) -> None:
-    directory = left(settings(uri), 3)
-    fewer = settings(uri, federation={"rounds": 2})
-    assert refusal(fewer) == [
+def test_fewer_rounds_than_trained_are_refused(uri: str) -> None:
+    directory = leave_run(build_settings(uri), 3)
+    fewer = build_settings(uri, federation={"rounds": 2})
+    assert find_refusal(fewer) == [
         f"{directory.name} was started with another experiment, and cannot be resumed with this one:",
         "federation.rounds: 2 is less than the rounds done (3)",
     ]
-    assert refusal(fewer, may_change=["federation"])[1:] == ["federation.rounds: 2 is less than the rounds done (3)"]
+    assert find_refusal(fewer, may_change=["federation"])[1:] == [
+        "federation.rounds: 2 is less than the rounds done (3)"
+    ]
 
 
-def refusal(experiment: fr.Experiment, *, may_change: Sequence[str] = (), resume: str | None = None) -> list[str]:
-    """The lines of the error; the run is left as it was. Without a name, the newest run is resumed."""
-    files = contents(Path.cwd())
+def find_refusal(experiment: fr.Experiment, *, may_change: Sequence[str] = (), resume: str | None = None) -> list[str]:
+    """Returns the lines of the error and asserts that the run is unchanged. By default the newest run is resumed."""
+    files = read_files(Path.cwd())
     with pytest.raises(fr.ConfigError) as caught:
-        fr.run(experiment, **given(), resume=resume, resume_newest=resume is None, may_change=may_change)
-    assert contents(Path.cwd()) == files
+        fr.run(experiment, **build_arguments(), resume=resume, resume_newest=resume is None, may_change=may_change)
+    assert read_files(Path.cwd()) == files
     return list(caught.value.problems)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -343,14 +349,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def started(uri: str) -> Path:
-    """A run of the digits that was left after round 2."""
-    experiment = digits(uri)
-    return left(experiment, 2, federation=None, model=None)
+    """Returns the directory of a run on digits that was stopped after round 2."""
+    experiment = build_digits(uri)
+    return leave_run(experiment, 2, federation=None, model=None)
 
 
-def digits(uri: str, **changes: Any) -> fr.Experiment:
+def build_digits(uri: str, **changes: Any) -> fr.Experiment:
     data = {"partition": {"clients": 4}}
-    return settings(uri, **{"data": data, "model": {"hidden": 4}, "federation": {"rounds": 3}, **changes})
+    return build_settings(uri, **{"data": data, "model": {"hidden": 4}, "federation": {"rounds": 3}, **changes})
 
 
 OTHERS = {
@@ -376,39 +382,41 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_another_experiment_is_refused_with_key_values_and_option(case: str, started: Path, uri: str) -> None:
+def test_a_changed_experiment_is_refused_with_keys_values_and_option(case: str, started: Path, uri: str) -> None:
     changes, lines = OTHERS[case]
     wanted = [f"{line}; --may-change {line.partition(':')[0]} allows it" for line in lines]
-    first, *problems = refusal(digits(uri, **changes), resume=started.name)
+    first, *problems = find_refusal(build_digits(uri, **changes), resume=started.name)
     assert first == f"{started.name} was started with another experiment, and cannot be resumed with this one:"
     assert sorted(problems) == sorted(wanted)
 
 
-def test_only_the_keys_that_are_named_may_change(started: Path, uri: str) -> None:
-    both = digits(uri, regularizer={"clip_bound": 9}, seed=1)
-    assert refusal(both, may_change=["seed", "regularizer.clip"])[1:] == [
+def test_only_named_keys_may_change(started: Path, uri: str) -> None:
+    both = build_digits(uri, regularizer={"clip_bound": 9}, seed=1)
+    assert find_refusal(both, may_change=["seed", "regularizer.clip"])[1:] == [
         "regularizer.clip_bound: 9.0, and was 0.8; --may-change regularizer.clip_bound allows it"
     ]
-    elsewhere = digits(uri, tracking={"experiment": "elsewhere"})
-    assert refusal(elsewhere, may_change=["tracking"])[1:] == [
-        f"tracking.experiment: 'elsewhere', and was '{Path.cwd().name}'"  # the MLflow run is where it is
+    elsewhere = build_digits(uri, tracking={"experiment": "elsewhere"})
+    assert find_refusal(elsewhere, may_change=["tracking"])[1:] == [
+        f"tracking.experiment: 'elsewhere', and was '{Path.cwd().name}'"  # the MLflow run cannot move
     ]
 
 
-def test_what_may_change_changes_from_there_on(uri: str) -> None:
-    """All clients, each in one batch: nothing is drawn, so a new run from the same parameters gives the numbers."""
+def test_permitted_changes_take_effect_on_resumption(uri: str) -> None:
+    """All clients train on one batch without random draws, so a new run from the same parameters gives the result."""
     whole = {"rounds": 4, "clients_per_round": None, "local_steps": 1, "batch_size": 100}
     still: dict[str, Any] = {"algorithm": {"local_lr_anneal": 1.0}, "federation": whole}
     decays = {"weight_decay": 0.1, "weight_decay_anneal": 1.0}
-    started = settings(uri, regularizer={"name": "fednar", **decays}, **still)
-    changed = settings(uri, regularizer={"name": "decoupled", **decays}, **still)
-    directory = killed(started, 3)  # resumed from round 2: round 2 was recorded, and comes out differently now
-    result = fr.run(changed, **given(), resume_newest=True, may_change=["regularizer"])
+    started = build_settings(uri, regularizer={"name": "fednar", **decays}, **still)
+    changed = build_settings(uri, regularizer={"name": "decoupled", **decays}, **still)
+    directory = leave_killed_run(
+        started, 3
+    )  # resumed from round 2: round 2 was recorded, and comes out differently now
+    result = fr.run(changed, **build_arguments(), resume_newest=True, may_change=["regularizer"])
     assert result.resumed_from_round == 2
-    first = list(fr.iter_rounds(started, **given()))[:2]
-    model = network()
+    first = list(fr.iter_rounds(started, **build_arguments()))[:2]
+    model = build_network()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(first[-1].parameters.copy()), model.parameters())
-    then = list(fr.iter_rounds(changed, **given(model=model)))[:2]
+    then = list(fr.iter_rounds(changed, **build_arguments(model=model)))[:2]
     np.testing.assert_allclose(result.parameters, then[-1].parameters, rtol=1e-5, atol=1e-7)
     losses = [report.metrics["test_loss"] for report in (*first, *then)]
     assert [record.metrics["test_loss"] for record in result.history] == pytest.approx(losses, rel=1e-5)
@@ -416,91 +424,91 @@ def test_what_may_change_changes_from_there_on(uri: str) -> None:
     assert [line["metrics"]["test_loss"] for line in journal] == pytest.approx(losses, rel=1e-5)
 
 
-def test_other_data_in_place_of_the_federation_is_refused(uri: str) -> None:
-    directory = left(settings(uri), 3)
-    other = small_federation(SIZES, seed=1)
+def test_other_data_are_refused(uri: str) -> None:
+    directory = leave_run(build_settings(uri), 3)
+    other = build_small_federation(SIZES, seed=1)
     with pytest.raises(fr.ConfigError, match=f"^{directory.name}: the data changed since the run was started$"):
-        fr.run(settings(uri), **given(federation=other), resume_newest=True)
+        fr.run(build_settings(uri), **build_arguments(federation=other), resume_newest=True)
     with pytest.raises(fr.ConfigError, match="its checkpoint has 33 parameters, and this model has 63"):
-        fr.run(settings(uri), **given(model=network(torch.nn.Linear(5, 5))), resume_newest=True)
-    result = fr.run(settings(uri), **given(), resume_newest=True)  # none of this has touched the run
-    assert_as_if_nothing_had_happened(result, settings(uri))
+        fr.run(build_settings(uri), **build_arguments(model=build_network(torch.nn.Linear(5, 5))), resume_newest=True)
+    result = fr.run(build_settings(uri), **build_arguments(), resume_newest=True)  # none of this has changed the run
+    assert_equals_uninterrupted(result, build_settings(uri))
     assert_recorded_once(result.directory)
 
 
 # --- Which run
 
 
-def test_without_a_name_the_newest_run_of_the_experiment_is_taken(uri: str) -> None:
-    older = left(settings(uri), 2)
-    newer = left(settings(uri), 3)
-    left(settings(uri, seed=1), 4)  # another experiment of that name
-    left(settings(uri, name="long-er"), 1)  # and one whose name begins so
-    result = fr.run(settings(uri), **given(), resume_newest=True)
+def test_without_a_name_the_newest_run_of_the_experiment_is_resumed(uri: str) -> None:
+    older = leave_run(build_settings(uri), 2)
+    newer = leave_run(build_settings(uri), 3)
+    leave_run(build_settings(uri, seed=1), 4)  # another experiment of that name
+    leave_run(build_settings(uri, name="long-er"), 1)  # and one whose name starts with the same letters
+    result = fr.run(build_settings(uri), **build_arguments(), resume_newest=True)
     assert (result.directory, result.resumed_from_round) == (newer, 3)
-    assert_as_if_nothing_had_happened(result, settings(uri))
-    assert checkpoints(older)[-1].name == "round-00000002.json"
+    assert_equals_uninterrupted(result, build_settings(uri))
+    assert list_checkpoints(older)[-1].name == "round-00000002.json"
 
 
-def test_where_all_runs_of_that_name_are_of_other_experiments_the_newest_is_named(uri: str) -> None:
-    left(settings(uri, seed=1), 1)
-    newer = left(settings(uri, seed=2), 1)
-    assert refusal(settings(uri)) == [
+def test_if_all_runs_of_the_name_have_other_settings_the_newest_is_named(uri: str) -> None:
+    leave_run(build_settings(uri, seed=1), 1)
+    newer = leave_run(build_settings(uri, seed=2), 1)
+    assert find_refusal(build_settings(uri)) == [
         f"{newer.name} was started with another experiment, and cannot be resumed with this one:",
         "seed: 0, and was 2; --may-change seed allows it",
     ]
 
 
-def test_where_there_is_no_run_a_new_one_starts(uri: str) -> None:
-    left(settings(uri, name="long-er"), 1)  # of another name, which begins with this one
-    left(settings(uri, name="lo"), 1)
-    left(settings(uri, checkpoint={"every": None}), 0, checked=False)  # of this name, and without a checkpoint
-    result = fr.run(settings(uri, federation={"rounds": 1}), **given(), resume_newest=True)
+def test_without_a_run_to_resume_a_new_one_starts(uri: str) -> None:
+    leave_run(build_settings(uri, name="long-er"), 1)  # its name starts with this one
+    leave_run(build_settings(uri, name="lo"), 1)
+    leave_run(build_settings(uri, checkpoint={"every": None}), 0, checked=False)  # it has this name, but no checkpoint
+    result = fr.run(build_settings(uri, federation={"rounds": 1}), **build_arguments(), resume_newest=True)
     assert result.resumed_from_round is None
     assert len(result.history) == 1
 
 
-def test_a_run_is_found_by_name_id_directory_and_the_place_of_its_checkpoints(uri: str, tmp_path: Path) -> None:
-    directory = left(settings(uri), 1)
-    left(settings(uri), 1)
+def test_a_run_is_found_by_name_id_directory_and_checkpoint_location(uri: str, tmp_path: Path) -> None:
+    directory = leave_run(build_settings(uri), 1)
+    leave_run(build_settings(uri), 1)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     names = (directory.name, run_id[:8], run_id, directory, f"runs/{directory.name}", directory / "checkpoints")
     for name in names:
-        resumption = resume_from(str(name), settings(uri))
+        resumption = resume_from(str(name), build_settings(uri))
         assert resumption is not None
         assert (resumption.ref.directory, resumption.run_id) == (directory, run_id)
-    result = fr.run(settings(uri), **given(), resume=directory / "checkpoints")
+    result = fr.run(build_settings(uri), **build_arguments(), resume=directory / "checkpoints")
     assert (result.directory, result.run_id, result.resumed_from_round) == (directory, run_id, 1)
     assert_recorded_once(result.directory)
-    assert_as_if_nothing_had_happened(result, settings(uri))
+    assert_equals_uninterrupted(result, build_settings(uri))
 
 
-def test_a_named_run_brings_its_own_experiment(uri: str) -> None:
-    directory = left(settings(uri), 3)
-    result = fr.run(**given(), resume=directory.name)
+def test_a_named_run_is_resumed_with_its_own_experiment(uri: str) -> None:
+    directory = leave_run(build_settings(uri), 3)
+    result = fr.run(**build_arguments(), resume=directory.name)
     assert result.resumed_from_round == 3
-    assert_as_if_nothing_had_happened(result, settings(uri))
+    assert_equals_uninterrupted(result, build_settings(uri))
     with pytest.raises(fr.ConfigError, match="experiment: missing"):
-        fr.run(**given(), resume_newest=True)
+        fr.run(**build_arguments(), resume_newest=True)
     with pytest.raises(fr.ConfigError, match="set only one of resume= and resume_newest="):
-        fr.run(settings(uri), **given(), resume=directory.name, resume_newest=True)
+        fr.run(build_settings(uri), **build_arguments(), resume=directory.name, resume_newest=True)
 
 
-def test_a_name_without_a_run_lists_those_that_are_kept(uri: str) -> None:
+def test_an_unknown_name_lists_the_existing_runs(uri: str) -> None:
     with pytest.raises(fr.BadInput, match=r"nonsense: no such run.*; runs here: none"):
-        fr.run(settings(uri), **given(), resume="nonsense")
-    directory = left(settings(uri, checkpoint={"every": None}), 1, checked=False)
+        fr.run(build_settings(uri), **build_arguments(), resume="nonsense")
+    directory = leave_run(build_settings(uri, checkpoint={"every": None}), 1, checked=False)
     with pytest.raises(fr.BadInput, match=f"nonsense: no such run, .*; runs here: {directory.name}"):
-        fr.run(settings(uri), **given(), resume="nonsense")
+        fr.run(build_settings(uri), **build_arguments(), resume="nonsense")
     with pytest.raises(fr.BadInput, match=f"{directory.name} has no checkpoint in {directory}/checkpoints; start a"):
-        fr.run(settings(uri), **given(), resume=directory.name)
+        fr.run(build_settings(uri), **build_arguments(), resume=directory.name)
 
 
-def test_a_finished_run_gives_its_result_and_leaves_mlflow_alone(uri: str) -> None:
-    experiment = settings(uri, algorithm={"name": "fedexp"})
-    first = fr.run(experiment, **given())
+def test_a_finished_run_returns_its_result_and_does_not_change_mlflow(uri: str) -> None:
+    experiment = build_settings(uri, algorithm={"name": "fedexp"})
+    first = fr.run(experiment, **build_arguments())
     before = dump(uri)
-    again = fr.run(experiment, **given(model=Untrainable(network())), resume_newest=True)
+    again = fr.run(experiment, **build_arguments(model=Untrainable(build_network())), resume_newest=True)
     assert dump(uri) == before
     assert (again.run_id, again.directory, again.tracking_uri) == (first.run_id, first.directory, first.tracking_uri)
     assert (again.resumed_from_round, again.places) == (ROUNDS, ())
@@ -511,13 +519,13 @@ def test_a_finished_run_gives_its_result_and_leaves_mlflow_alone(uri: str) -> No
 
 
 def dump(uri: str) -> list[str]:
-    """All that MLflow's database holds."""
+    """Returns the contents of MLflow's database."""
     with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         return list(database.iterdump())
 
 
 class Untrainable(torch.nn.Module):
-    """A model that is asked for nothing but its shapes: a gradient is an error."""
+    """A model of which only the shapes are needed; computing a gradient is an error."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -529,150 +537,150 @@ class Untrainable(torch.nn.Module):
         return out
 
 
-def test_a_run_whose_directory_is_gone_resumes_from_its_storage(uri: str, tmp_path: Path) -> None:
-    """As on another machine."""
-    experiment = settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
-    directory = left(experiment, 3, checked=False)
+def test_a_run_without_its_directory_is_resumed_from_its_storage(uri: str, tmp_path: Path) -> None:
+    """The run is resumed as on another machine."""
+    experiment = build_settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
+    directory = leave_run(experiment, 3, checked=False)
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     shutil.rmtree("runs")
-    result = fr.run(experiment, **given(), resume_newest=True)
+    result = fr.run(experiment, **build_arguments(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id, result.directory) == (3, run_id, directory)
-    assert_as_if_nothing_had_happened(result, experiment)
+    assert_equals_uninterrupted(result, experiment)
     assert_recorded_once(result.directory)
     shutil.rmtree("runs")
-    more = settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
-    again = fr.run(more, **given(), resume=tmp_path / "kept" / directory.name)
+    more = build_settings(uri, checkpoint={"storage": str(tmp_path / "kept")}, algorithm={"name": "feddyn"})
+    again = fr.run(more, **build_arguments(), resume=tmp_path / "kept" / directory.name)
     assert (again.resumed_from_round, again.run_id, again.directory) == (ROUNDS, run_id, directory)
     assert again.parameters_sha256 == result.parameters_sha256
     assert_recorded_once(again.directory)
 
 
-def test_a_run_that_another_process_writes_is_left_alone(uri: str) -> None:
-    directory = left(settings(uri), 2)
+def test_a_run_that_another_process_writes_is_not_resumed(uri: str) -> None:
+    directory = leave_run(build_settings(uri), 2)
     being_written = "is being written by a process that is running"
     with lock_run_directory(directory), pytest.raises(fr.BadInput, match=being_written):
-        fr.run(settings(uri), **given(), resume_newest=True)
+        fr.run(build_settings(uri), **build_arguments(), resume_newest=True)
 
 
 # --- Damage
 
 
-def flip(path: Path) -> None:
-    """One bit in the middle."""
+def flip_bit(path: Path) -> None:
+    """Flips one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)
 
 
-def arrays_of(manifest: Path) -> Path:
+def find_arrays(manifest: Path) -> Path:
     return manifest.parent / json.loads(manifest.read_text())["arrays"]["name"]
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
     uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = left(settings(uri, algorithm={"name": "scaffold"}), 5)
-    older, newest = checkpoints(directory)
-    arrays = arrays_of(newest)
-    flip(arrays)
-    experiment = settings(uri, algorithm={"name": "scaffold"})
-    result = fr.run(experiment, **given(), resume_newest=True)
-    (told,) = [message for message in caplog.messages if "cannot be used" in message]
-    assert told == (
+    directory = leave_run(build_settings(uri, algorithm={"name": "scaffold"}), 5)
+    older, newest = list_checkpoints(directory)
+    arrays = find_arrays(newest)
+    flip_bit(arrays)
+    experiment = build_settings(uri, algorithm={"name": "scaffold"})
+    result = fr.run(experiment, **build_arguments(), resume_newest=True)
+    (warning,) = [message for message in caplog.messages if "cannot be used" in message]
+    assert warning == (
         f"checkpoint {newest.name} in {directory}/checkpoints cannot be used: "
         f"{arrays.name} does not hold what was written: its SHA-256 differs"
     )
     assert older.name == "round-00000004.json"
     assert result.resumed_from_round == 4
-    assert_as_if_nothing_had_happened(result, experiment)
+    assert_equals_uninterrupted(result, experiment)
     assert_recorded_once(result.directory)
 
 
-def test_where_every_checkpoint_is_damaged_nothing_is_made_up(uri: str) -> None:
-    directory = left(settings(uri), 5)
-    for manifest in checkpoints(directory):
-        flip(arrays_of(manifest))
-    files, before = contents(directory), dump(uri)
+def test_if_every_checkpoint_is_damaged_the_run_is_not_resumed(uri: str) -> None:
+    directory = leave_run(build_settings(uri), 5)
+    for manifest in list_checkpoints(directory):
+        flip_bit(find_arrays(manifest))
+    files, before = read_files(directory), dump(uri)
     wanted: list[dict[str, Any]] = [{"resume_newest": True}, {"resume": directory.name}]
     for each in wanted:
         with pytest.raises(CheckpointError, match=f"every checkpoint in {directory}/checkpoints is damaged: "):
-            fr.run(settings(uri), **given(), **each)
-    assert contents(directory) == files
+            fr.run(build_settings(uri), **build_arguments(), **each)
+    assert read_files(directory) == files
     assert dump(uri) == before
 
 
-# --- As typed commands
+# --- As commands
 
 TYPED_ROUNDS = 45
 
 
-def typed(uri: str, every: int) -> list[str]:
-    """One command line for a run of rounds that take a while, as it stands under a supervisor that restarts it."""
+def build_command(uri: str, every: int) -> list[str]:
+    """Returns the command of a run with slow rounds, as a supervisor repeats it."""
     work = {"rounds": TYPED_ROUNDS, "local_steps": 40, "batch_size": 32}
-    experiment = digits(uri, algorithm={"name": "scaffold"}, federation=work, checkpoint={"every": every})
+    experiment = build_digits(uri, algorithm={"name": "scaffold"}, federation=work, checkpoint={"every": every})
     Path("long.yaml").write_text(config.dump(experiment), encoding="utf-8")
     return [FEDNAR, "run", "long.yaml", "--resume", "--json"]
 
 
-def said_to(command: list[str], number: signal.Signals, done: Callable[[], int], rounds: int) -> tuple[int, str]:
-    """Send a command a signal once so many rounds are done: its exit code, and what it said."""
+def signal_command(command: list[str], number: signal.Signals, done: Callable[[], int], rounds: int) -> tuple[int, str]:
+    """Sends a command a signal after some rounds, and returns its exit code and output."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            awaited(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
+            wait_for(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
             process.send_signal(number)
-            output, said = process.communicate(timeout=PATIENCE_SECONDS)
+            output, message = process.communicate(timeout=PATIENCE_SECONDS)
         finally:
             process.kill()
     assert output == ""
-    assert "Traceback" not in said
-    return process.returncode, said
+    assert "Traceback" not in message
+    return process.returncode, message
 
 
-def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself, without an error."""
+def run_to_end(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command that must end without an error."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def rounds_recorded() -> int:
+def count_recorded_rounds() -> int:
     return max((len(load_records(path)) for path in Path("runs").glob("long-*")), default=0)
 
 
-def newest_checkpoint() -> int:
+def find_newest_checkpoint() -> int:
     return max((int(path.stem.partition("-")[2]) for path in Path("runs").rglob("round-*.json")), default=0)
 
 
-def uninterrupted() -> str:
-    """The SHA-256 of the final parameters of a run in one piece."""
+def hash_uninterrupted() -> str:
+    """Returns the SHA-256 of the final parameters of an uninterrupted run."""
     *_, last = fr.iter_rounds(fr.load("long.yaml"))
     return hashlib.sha256(last.parameters.tobytes()).hexdigest()
 
 
 @pytest.mark.usefixtures("processes")
-def test_one_command_that_is_killed_terminated_and_interrupted_ends_in_the_same_bytes(uri: str) -> None:
-    command = typed(uri, every=7)
-    code, said = said_to(command, signal.SIGKILL, newest_checkpoint, 7)
-    assert code == -signal.SIGKILL, said
-    assert "no run of 'long' to resume; starting a new one" in said
+def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_bytes(uri: str) -> None:
+    command = build_command(uri, every=7)
+    code, message = signal_command(command, signal.SIGKILL, find_newest_checkpoint, 7)
+    assert code == -signal.SIGKILL, message
+    assert "no run of 'long' to resume; starting a new one" in message
     (directory,) = Path("runs").absolute().iterdir()
     run_id = json.loads((directory / "run.json").read_text())["run_id"]
     for number, wanted, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):
-        start, done = newest_checkpoint(), rounds_recorded()
+        start, done = find_newest_checkpoint(), count_recorded_rounds()
         assert 7 <= start <= done < TYPED_ROUNDS
-        code, said = said_to(command, number, rounds_recorded, done + 8)
-        assert code == wanted, said
-        assert f"INFO resuming {directory.name} at round {start}" in said
-        assert said.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
-        assert done < newest_checkpoint() == rounds_recorded() < TYPED_ROUNDS
+        code, message = signal_command(command, number, count_recorded_rounds, done + 8)
+        assert code == wanted, message
+        assert f"INFO resuming {directory.name} at round {start}" in message
+        assert message.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
+        assert done < find_newest_checkpoint() == count_recorded_rounds() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
-    start = newest_checkpoint()
-    (row,) = [line for line in finished([FEDNAR, "runs"]).stdout.splitlines() if directory.name in line]
+    start = find_newest_checkpoint()
+    (row,) = [line for line in run_to_end([FEDNAR, "runs"]).stdout.splitlines() if directory.name in line]
     assert f"{start}/{TYPED_ROUNDS}" in row
     assert f"resumes from round {start}" in row
-    summary = json.loads(finished(command).stdout)
+    summary = json.loads(run_to_end(command).stdout)
     assert (summary["directory"], summary["run_id"]) == (str(directory), run_id)
     assert (summary["resumed_from_round"], summary["rounds"]) == (start, TYPED_ROUNDS)
-    assert summary["parameters_sha256"] == uninterrupted()
+    assert summary["parameters_sha256"] == hash_uninterrupted()
     assert_recorded_once(directory)
-    assert json.loads(finished(command).stdout) == {**summary, "resumed_from_round": TYPED_ROUNDS}
+    assert json.loads(run_to_end(command).stdout) == {**summary, "resumed_from_round": TYPED_ROUNDS}

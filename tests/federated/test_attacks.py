@@ -1,4 +1,4 @@
-"""Digits with clients that drop out, send NaN, or send a hundredfold: wrecked, unless the federation is defended."""
+"""Digits with clients that drop out, send NaN, or send updates times 100, with and without defenses."""
 
 from functools import cache
 from typing import Any
@@ -10,7 +10,7 @@ import fednar_ray as fr
 from fednar_ray.core.exclusion import ExclusionReason
 
 CLIENTS, ROUNDS = 20, 10
-MISBEHAVIOUR = {"availability": {"dropout": 0.3}, "attacks": {"nan": 0.1, "scaled": 0.1, "factor": 100}}
+MISBEHAVIOR = {"availability": {"dropout": 0.3}, "attacks": {"nan": 0.1, "scaled": 0.1, "factor": 100}}
 DEFENCES: dict[str, dict[str, Any]] = {
     "none": {},
     "screening": {"screening": {"max_deviation": 5}},
@@ -21,7 +21,7 @@ DEFENCES: dict[str, dict[str, Any]] = {
 }
 
 
-def rounds(**sections: Any) -> list[fr.RoundReport]:
+def train(**sections: Any) -> list[fr.RoundReport]:
     experiment = fr.Experiment.model_validate(
         {
             "name": "misbehavior",
@@ -37,44 +37,44 @@ def rounds(**sections: Any) -> list[fr.RoundReport]:
     return list(fr.iter_rounds(experiment))
 
 
-def accuracy(reports: list[fr.RoundReport]) -> float:
-    """The mean of the last five rounds."""
+def mean_accuracy(reports: list[fr.RoundReport]) -> float:
+    """Returns the mean accuracy of the last five rounds."""
     return float(np.mean([report.metrics["test_accuracy"] for report in reports[-5:]]))
 
 
 @cache
-def misbehaving(defense: str) -> list[fr.RoundReport]:
-    return rounds(**MISBEHAVIOUR, **DEFENCES[defense])
+def train_misbehaving(defense: str) -> list[fr.RoundReport]:
+    return train(**MISBEHAVIOR, **DEFENCES[defense])
 
 
 @pytest.fixture(scope="module")
 def clean() -> float:
-    """Where everybody is there and behaves."""
-    return accuracy(rounds())
+    """Trains with all clients present and honest."""
+    return mean_accuracy(train())
 
 
-def senders(reports: list[fr.RoundReport], reason: ExclusionReason) -> set[int]:
+def find_senders(reports: list[fr.RoundReport], reason: ExclusionReason) -> set[int]:
     return {client for report in reports for client, why in report.exclusions.items() if why.reason is reason}
 
 
-def test_without_a_defense_two_clients_in_twenty_wreck_the_model(clean: float) -> None:
-    assert accuracy(misbehaving("none")) < clean - 0.3
+def test_without_a_defense_two_of_twenty_clients_ruin_the_model(clean: float) -> None:
+    assert mean_accuracy(train_misbehaving("none")) < clean - 0.3
 
 
 @pytest.mark.parametrize("defense", [name for name in DEFENCES if name != "none"])
 def test_a_defended_run_ends_within_two_points_of_the_clean_one(defense: str, clean: float) -> None:
-    assert accuracy(misbehaving(defense)) > clean - 0.02
+    assert mean_accuracy(train_misbehaving(defense)) > clean - 0.02
 
 
-def test_screening_names_all_who_misbehave_and_nobody_else_and_counts_them() -> None:
-    reports = misbehaving("screening")
-    not_finite = senders(reports, ExclusionReason.NOT_FINITE)
-    far_too_long = senders(reports, ExclusionReason.NORM_TOO_LARGE)
+def test_screening_excludes_and_counts_exactly_the_misbehaving_clients() -> None:
+    reports = train_misbehaving("screening")
+    not_finite = find_senders(reports, ExclusionReason.NOT_FINITE)
+    far_too_long = find_senders(reports, ExclusionReason.NORM_TOO_LARGE)
     assert len(not_finite) == len(far_too_long) == 2
     assert not not_finite & far_too_long
     bad = not_finite | far_too_long
     for report in reports:
-        assert set(report.exclusions) == bad & set(report.client_ids)  # whenever they are there
+        assert set(report.exclusions) == bad & set(report.client_ids)  # in every round in which they are sampled
         metrics = report.metrics
         assert metrics["clients_sampled"] == CLIENTS
         assert metrics["clients_dropped_out"] == CLIENTS - len(report.client_ids)
@@ -82,9 +82,9 @@ def test_screening_names_all_who_misbehave_and_nobody_else_and_counts_them() -> 
         assert metrics["clients_trained"] == len(report.client_ids) - len(report.exclusions)
 
 
-def test_nan_never_counts_even_without_a_defense() -> None:
-    reports = rounds(attacks={"nan": 0.1}, federation={"rounds": 2, "local_steps": 2})
-    expected = sorted(senders(reports, ExclusionReason.NOT_FINITE))
+def test_nan_updates_are_excluded_even_without_a_defense() -> None:
+    reports = train(attacks={"nan": 0.1}, federation={"rounds": 2, "local_steps": 2})
+    expected = sorted(find_senders(reports, ExclusionReason.NOT_FINITE))
     assert [sorted(report.exclusions) for report in reports] == [expected] * 2
     assert [report.metrics["clients_trained"] for report in reports] == [CLIENTS - 2] * 2
     assert np.isfinite(reports[-1].parameters).all()

@@ -1,4 +1,4 @@
-"""Buffers: those that training changes are averaged over clients, and all others stay bit by bit as given."""
+"""Buffers that training changes are averaged over clients, and all others stay unchanged bit by bit."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from fednar_ray.core.errors import BuffersChanged, ModelError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
 from fednar_ray.federated.vectorization import probe
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 SIZES = (8, 24)
@@ -25,7 +25,7 @@ INFINITE = torch.triu(torch.full((3, 3), float("-inf")), 1)
 
 
 class Net(nn.Module):
-    """Two linear layers with a buffer; ``change`` gives its next value in training, where it is to change."""
+    """Two linear layers with a buffer. In training, ``change`` returns the buffer's next value, if it is given."""
 
     def __init__(
         self, buffer: Tensor, change: Callable[["Net", Tensor], Tensor] | None = None, *between: nn.Module
@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.head(self.body(x))
 
 
-def experiment(**sections: Any) -> fr.Experiment:
+def build_experiment(**sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": 1, "local_steps": 2, "batch_size": 100},
@@ -55,13 +55,13 @@ def experiment(**sections: Any) -> fr.Experiment:
     )
 
 
-def reports(model: nn.Module, **sections: Any) -> list[fr.RoundReport]:
-    return list(fr.iter_rounds(experiment(**sections), federation=small_federation(SIZES), model=model))
+def train(model: nn.Module, **sections: Any) -> list[fr.RoundReport]:
+    return list(fr.iter_rounds(build_experiment(**sections), federation=build_small_federation(SIZES), model=model))
 
 
-def trained_by_hand(model: nn.Module, steps: int = 2) -> list[nn.Module]:
-    """Each client's model after plain SGD on its whole shard."""
-    shards, clients = small_federation(SIZES).shards, []
+def train_by_hand(model: nn.Module, steps: int = 2) -> list[nn.Module]:
+    """Returns each client's model after plain SGD on its whole shard."""
+    shards, clients = build_small_federation(SIZES).shards, []
     for client_id in range(len(SIZES)):
         pair, local = shards.only(client_id).examples, copy.deepcopy(model).train()
         for _ in range(steps):
@@ -88,12 +88,12 @@ CONSTANT = {
 }
 
 
-def test_constant_buffers_stay_as_given_beside_running_statistics(uri: str) -> None:
+def test_constant_buffers_stay_unchanged_next_to_running_statistics(uri: str) -> None:
     model = Net(INFINITE, None, nn.BatchNorm1d(4))
     for name, buffer in CONSTANT.items():
-        if name != "sparse":  # the export of a graph takes none
+        if name != "sparse":  # the export of a graph does not accept sparse tensors
             model.head.register_buffer(f"kept as {name}", buffer)
-    result = fr.run(experiment(tracking={"uri": uri}), federation=small_federation(SIZES), model=model)
+    result = fr.run(build_experiment(tracking={"uri": uri}), federation=build_small_federation(SIZES), model=model)
     assert result.metrics["clients_failed"] == 0
     saved = torch.load(result.directory / "model.pt", weights_only=True)
     for name, buffer in model.head.named_buffers(prefix="head"):
@@ -108,46 +108,46 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return create_store(tmp_path / "mlflow.db")
 
 
-def test_a_run_is_resumed_only_with_the_buffers_that_it_averaged(uri: str) -> None:
-    given: dict[str, Any] = {"federation": small_federation(SIZES)}
-    fr.run(experiment(tracking={"uri": uri}), model=Net(torch.zeros(2), lambda m, x: mean_of(x)), **given)
-    longer = experiment(tracking={"uri": uri}, federation={"rounds": 2, "local_steps": 2, "batch_size": 100})
+def test_a_run_is_resumed_only_if_it_averages_the_same_buffers(uri: str) -> None:
+    given: dict[str, Any] = {"federation": build_small_federation(SIZES)}
+    fr.run(build_experiment(tracking={"uri": uri}), model=Net(torch.zeros(2), lambda m, x: average(x)), **given)
+    longer = build_experiment(tracking={"uri": uri}, federation={"rounds": 2, "local_steps": 2, "batch_size": 100})
     message = "its checkpoint has 2 values of averaged buffers, and this model has 0"
     with pytest.raises(fr.ConfigError, match=message):
         fr.run(longer, model=Net(torch.zeros(2)), resume_newest=True, **given)
 
 
 @pytest.mark.parametrize("name", CONSTANT)
-def test_a_constant_buffer_alone_leaves_groups_wide_and_is_not_sent(name: str) -> None:
+def test_a_constant_buffer_does_not_reduce_the_group_size_and_is_not_sent(name: str) -> None:
     model = Net(CONSTANT[name])
-    traits = probe(model, small_federation(SIZES).shards.examples, classes=3)
+    traits = probe(model, build_small_federation(SIZES).shards.examples, classes=3)
     assert traits.changed_buffers == ()
-    (report,) = reports(model)
+    (report,) = train(model)
     assert report.buffers.shape == (0,)
     assert report.metrics["bytes_up"] == 2 * report.parameters.nbytes
 
 
-def test_only_changed_buffers_are_counted_in_bytes() -> None:
-    (report,) = reports(Net(torch.zeros(1000), None, nn.BatchNorm1d(4)))
+def test_only_changed_buffers_count_as_transferred_bytes() -> None:
+    (report,) = train(Net(torch.zeros(1000), None, nn.BatchNorm1d(4)))
     assert report.metrics["bytes_down"] == 2 * (report.parameters.nbytes + 4 * (4 + 4 + 1))
 
 
-def mean_of(x: Tensor) -> Tensor:
+def average(x: Tensor) -> Tensor:
     return x.mean(dim=0)
 
 
 CHANGED = {  # the buffer as given, and its next value in a training step
-    "float32": (torch.zeros(2), lambda m, x: 0.9 * m.kept + 0.1 * mean_of(x)),
-    "float64": (torch.zeros(2, dtype=torch.float64), lambda m, x: 0.9 * m.kept + 0.1 * mean_of(x).double()),
-    "complex64": (torch.zeros(2, dtype=torch.complex64), lambda m, x: m.kept + torch.complex(mean_of(x), -mean_of(x))),
+    "float32": (torch.zeros(2), lambda m, x: 0.9 * m.kept + 0.1 * average(x)),
+    "float64": (torch.zeros(2, dtype=torch.float64), lambda m, x: 0.9 * m.kept + 0.1 * average(x).double()),
+    "complex64": (torch.zeros(2, dtype=torch.complex64), lambda m, x: m.kept + torch.complex(average(x), -average(x))),
     "complex128": (
         torch.ones(2, dtype=torch.complex128), lambda m, x: m.kept * torch.complex(x[0], x[-1]).to(torch.complex128),
     ),
-    "conjugated": (torch.ones(2, dtype=torch.complex64) * 1j, lambda m, x: (m.kept + mean_of(x)).conj()),
+    "conjugated": (torch.ones(2, dtype=torch.complex64) * 1j, lambda m, x: (m.kept + average(x)).conj()),
     "int32": (torch.tensor(4, dtype=torch.int32), lambda m, x: m.kept + len(x)),
     "int64 up to 2^53": (torch.tensor(2**53 - 100), lambda m, x: m.kept + len(x)),
     "bool": (torch.tensor([False, False]), lambda m, x: torch.tensor([True, len(x) > 10])),
-    "in place": (torch.zeros(2), lambda m, x: m.kept.copy_(mean_of(x))),
+    "in place": (torch.zeros(2), lambda m, x: m.kept.copy_(average(x))),
     "from the second step on": (torch.zeros(2), lambda m, x: torch.stack([m.kept[1] / 2, m.kept[1] * 0 + 3])),
     "infinite at first": (torch.full((2,), float("inf")), lambda m, x: torch.minimum(m.kept, x.amin(dim=0))),
     "follows the parameters": (torch.zeros(3), lambda m, x: m.head.bias.detach().clone()),
@@ -155,12 +155,12 @@ CHANGED = {  # the buffer as given, and its next value in a training step
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_changed_buffer_is_the_mean_over_clients(name: str) -> None:
+def test_a_changed_buffer_becomes_the_mean_over_clients(name: str) -> None:
     given, change = CHANGED[name]
     model = Net(given, change)
-    (report,) = reports(model)
+    (report,) = train(model)
     weights = np.array(SIZES) / sum(SIZES)
-    values = [local.get_buffer("kept").resolve_conj().numpy().ravel() for local in trained_by_hand(model)]
+    values = [local.get_buffer("kept").resolve_conj().numpy().ravel() for local in train_by_hand(model)]
     wide = np.complex128 if given.is_complex() else np.float64
     mean = sum(w * v.astype(wide) for w, v in zip(weights, values, strict=True))
     expected = mean.view(np.float64) if given.is_complex() else mean
@@ -172,11 +172,11 @@ def test_a_changed_buffer_is_the_mean_over_clients(name: str) -> None:
     np.testing.assert_allclose(loaded.to(torch.complex128).numpy().ravel(), wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_a_buffer_that_follows_the_parameters_is_found_although_the_trial_takes_no_step() -> None:
-    """A teacher that starts as a copy of the student."""
+def test_a_buffer_that_follows_the_parameters_is_detected_without_a_training_step() -> None:
+    """The buffer is a teacher that starts as a copy of the student."""
     model = Net(torch.zeros(3), lambda m, x: 0.9 * m.kept + 0.1 * m.head.bias.detach())
     model.get_buffer("kept").copy_(model.head.bias.detach())
-    assert probe(model, small_federation(SIZES).shards.examples, classes=3).changed_buffers == ("kept",)
+    assert probe(model, build_small_federation(SIZES).shards.examples, classes=3).changed_buffers == ("kept",)
 
 
 REFUSED = {
@@ -193,10 +193,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_changed_buffer_that_has_no_mean_is_refused_by_name_before_training(name: str) -> None:
+def test_a_changed_buffer_without_a_mean_is_refused_by_name_before_training(name: str) -> None:
     given, change, message = REFUSED[name]
     with pytest.raises(ModelError, match=message):
-        reports(Net(given, change))
+        train(Net(given, change))
 
 
 def test_a_buffer_that_appears_in_the_forward_pass_is_refused_by_name() -> None:
@@ -206,22 +206,22 @@ def test_a_buffer_that_appears_in_the_forward_pass_is_refused_by_name() -> None:
             return super().forward(x)
 
     with pytest.raises(ModelError, match=r"'0' \(Caches\) gets or loses a buffer in forward \(cosines\)"):
-        reports(nn.Sequential(Caches(2, 3)))
+        train(nn.Sequential(Caches(2, 3)))
 
 
-def test_a_client_whose_changed_buffer_is_not_finite_does_not_count_and_the_buffer_is_named() -> None:
-    broken = Net(torch.zeros(2), lambda m, x: m.kept + (mean_of(x) if len(x) > 10 or len(x) == 2 else float("inf")))
-    (report,) = reports(broken)
+def test_a_client_with_a_buffer_that_is_not_finite_is_excluded_and_the_buffer_is_named() -> None:
+    broken = Net(torch.zeros(2), lambda m, x: m.kept + (average(x) if len(x) > 10 or len(x) == 2 else float("inf")))
+    (report,) = train(broken)
     assert report.exclusions == {0: Exclusion(ExclusionReason.BUFFER_NOT_FINITE, "kept")}
-    (screened,) = reports(broken, screening={"max_deviation": 50})
+    (screened,) = train(broken, screening={"max_deviation": 50})
     assert screened.exclusions == report.exclusions
     counter = Net(torch.tensor(0), lambda m, x: m.kept + (1 if len(x) > 10 or len(x) == 2 else 2**60))
-    (report,) = reports(counter)
+    (report,) = train(counter)
     assert report.exclusions == {0: Exclusion(ExclusionReason.BUFFER_TOO_LARGE, "kept")}
 
 
-def after_calls(calls: int) -> Callable[[Net, Tensor], Tensor]:
-    """Leaves the buffer alone in so many calls."""
+def change_after_calls(calls: int) -> Callable[[Net, Tensor], Tensor]:
+    """Returns a change that leaves the buffer unchanged in the first ``calls`` calls."""
     made: list[int] = []
 
     def change(model: Net, x: Tensor) -> Tensor:
@@ -231,13 +231,13 @@ def after_calls(calls: int) -> Callable[[Net, Tensor], Tensor]:
     return change
 
 
-def test_a_buffer_that_changes_after_all_ends_the_run_and_is_named() -> None:
+def test_a_buffer_that_changes_unexpectedly_ends_the_run_and_is_named() -> None:
     with pytest.raises(BuffersChanged, match="training changed buffer kept, which it had not changed in the trial"):
-        reports(Net(torch.zeros(2), after_calls(50)), federation={"rounds": 60, "local_steps": 2})
+        train(Net(torch.zeros(2), change_after_calls(50)), federation={"rounds": 60, "local_steps": 2})
 
 
-def test_the_same_values_written_anew_are_no_change() -> None:
-    (report,) = reports(Net(INFINITE.clone(), lambda m, x: m.kept.clone()))
+def test_rewriting_the_same_values_is_not_a_change() -> None:
+    (report,) = train(Net(INFINITE.clone(), lambda m, x: m.kept.clone()))
     assert report.metrics["clients_failed"] == 0
 
 
@@ -248,7 +248,7 @@ def test_an_error_of_changed_buffers_survives_pickling() -> None:
     assert error.names == ("a.b",)
 
 
-def test_named_buffers_alone_are_flattened_and_loaded() -> None:
+def test_only_named_buffers_are_flattened_and_loaded() -> None:
     module = Net(torch.tensor([1 + 2j, 3 - 4j]), None, nn.BatchNorm1d(4))
     np.testing.assert_array_equal(flatten_buffers(module, ["kept"]), [1, 2, 3, -4])
     load_buffers(module, np.array([5.0, 6, 7, 8]), ["kept"])
@@ -257,7 +257,7 @@ def test_named_buffers_alone_are_flattened_and_loaded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-def test_bits_are_compared() -> None:
+def test_buffers_are_compared_bit_by_bit() -> None:
     nan = torch.tensor([float("nan"), 1.0])
     assert have_same_bits(nan, nan.clone())
     assert not have_same_bits(torch.tensor(0.0), torch.tensor(-0.0))

@@ -1,4 +1,4 @@
-"""Client states: rows come back as they were staged, views keep what they saw, and the file does not grow."""
+"""Client states: rows are read as they were staged, views are immutable, and the file does not grow."""
 
 import linecache
 import os
@@ -28,22 +28,22 @@ from fednar_ray.federated import server_state as federation_state
 from fednar_ray.federated.client_states import ClientStates, StatesView
 from fednar_ray.federated.server_state import FederationState, ServerSide
 
-D = 5  # floats a row
+D = 5  # floats per row
 ROW_BYTES = 4 * D
 CLIENTS = 6
 BUDGETS = {"in memory": 10**6, "three rows in memory": 3 * ROW_BYTES + 1, "on disk": 0}
 
 
-def row_of(stamp: int) -> np.ndarray:
-    """A row like no other."""
+def build_row(stamp: int) -> np.ndarray:
+    """Returns a row that is unique for its stamp."""
     return np.arange(D, dtype=np.float32) + 1000 * stamp
 
 
-def rows_on_disk(directory: Path) -> int:
-    """The size of the nameless file in ``directory``, which only its descriptor leads to."""
+def count_rows_on_disk(directory: Path) -> int:
+    """Returns the number of rows in the unnamed file in ``directory``, which is found by its descriptor."""
     sizes = []
     for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
+        with suppress(FileNotFoundError):  # the descriptor of this listing itself
             if os.readlink(link).startswith(f"{directory}/"):
                 sizes.append(link.stat().st_size)
     assert len(sizes) <= 1
@@ -52,8 +52,8 @@ def rows_on_disk(directory: Path) -> int:
 
 
 @contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file may grow beyond ``room`` bytes; the operating system writes what fits, and then fails."""
+def limit_disk(room: int) -> Iterator[None]:
+    """Limits files to ``room`` bytes; the operating system writes what fits, and then fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
@@ -74,25 +74,25 @@ def test_a_client_without_a_row_is_still_zero(states: ClientStates) -> None:
 
 def test_staged_rows_become_current_together_with_the_commit(states: ClientStates) -> None:
     for client_id in range(CLIENTS):
-        states.stage(client_id, row_of(client_id))
+        states.stage(client_id, build_row(client_id))
     assert [states.get(i) for i in range(CLIENTS)] == [None] * CLIENTS
     states.commit(3)
     for client_id in range(CLIENTS):
-        np.testing.assert_array_equal(states.get(client_id), row_of(client_id))
-    states.stage(2, row_of(9))
-    np.testing.assert_array_equal(states.get(2), row_of(2))
+        np.testing.assert_array_equal(states.get(client_id), build_row(client_id))
+    states.stage(2, build_row(9))
+    np.testing.assert_array_equal(states.get(2), build_row(2))
     states.commit(4)
-    np.testing.assert_array_equal(states.get(2), row_of(9))
+    np.testing.assert_array_equal(states.get(2), build_row(9))
     assert states.view().versions == {0: 3, 1: 3, 2: 4, 3: 3, 4: 3, 5: 3}
 
 
 def test_discarded_rows_never_become_current(states: ClientStates) -> None:
-    states.restore(0, row_of(1), 7)
-    states.stage(0, row_of(2))
-    states.stage(1, row_of(3))
+    states.restore(0, build_row(1), 7)
+    states.stage(0, build_row(2))
+    states.stage(1, build_row(3))
     states.discard()
     states.commit(8)
-    np.testing.assert_array_equal(states.get(0), row_of(1))
+    np.testing.assert_array_equal(states.get(0), build_row(1))
     assert states.get(1) is None
     assert states.view().versions == {0: 7}
 
@@ -108,65 +108,65 @@ def test_a_row_is_copied_bit_by_bit_when_it_is_staged(states: ClientStates) -> N
     assert kept.tobytes() == odd.tobytes()
 
 
-def test_what_exceeds_the_budget_goes_to_disk_and_nothing_else_does(tmp_path: Path) -> None:
+def test_only_rows_beyond_the_budget_are_stored_on_disk(tmp_path: Path) -> None:
     for budget, on_disk in ((CLIENTS * ROW_BYTES, 0), (CLIENTS * ROW_BYTES - 1, 1), (3 * ROW_BYTES, 3), (0, CLIENTS)):
         states = ClientStates(D, budget, tmp_path)
         for client_id in range(CLIENTS):
-            states.stage(client_id, row_of(client_id))
-        assert rows_on_disk(tmp_path) == on_disk
+            states.stage(client_id, build_row(client_id))
+        assert count_rows_on_disk(tmp_path) == on_disk
         del states
-    assert list(tmp_path.iterdir()) == []  # the file has no name, so that no crash leaves it behind
+    assert list(tmp_path.iterdir()) == []  # the file has no name, so no crash leaves it behind
 
 
-def test_without_a_budget_a_quarter_of_the_free_memory_is_taken(tmp_path: Path) -> None:
+def test_without_a_budget_a_quarter_of_the_free_memory_is_used(tmp_path: Path) -> None:
     states = ClientStates(D, None, tmp_path)
-    states.restore(0, row_of(0), 0)
-    assert rows_on_disk(tmp_path) == 0
+    states.restore(0, build_row(0), 0)
+    assert count_rows_on_disk(tmp_path) == 0
     too_large = ClientStates(2**44, None, tmp_path)  # a row of 64 TiB: none fits
-    with full_disk(0), pytest.raises(RunFailed, match=f"cannot be written to {tmp_path}: "):
-        too_large.stage(0, row_of(0))
+    with limit_disk(0), pytest.raises(RunFailed, match=f"cannot be written to {tmp_path}: "):
+        too_large.stage(0, build_row(0))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_rounds_of_replaced_rows_take_no_more_than_twice_the_rows(budget: str, tmp_path: Path) -> None:
+def test_replacing_rows_uses_space_for_at_most_twice_the_rows(budget: str, tmp_path: Path) -> None:
     states = ClientStates(D, BUDGETS[budget], tmp_path)
     rng = np.random.default_rng(0)
     for round_index in range(50):
         for client_id in rng.choice(CLIENTS, 4, replace=False).tolist():
-            states.stage(client_id, row_of(10 * round_index + client_id))
+            states.stage(client_id, build_row(10 * round_index + client_id))
         if round_index % 5 == 4:
             states.discard()  # an abandoned round leaves nothing behind either
         states.commit(round_index)
-    assert rows_on_disk(tmp_path) <= 2 * CLIENTS
+    assert count_rows_on_disk(tmp_path) <= 2 * CLIENTS
 
 
-def test_slots_of_a_view_are_used_again_only_after_its_release(tmp_path: Path) -> None:
+def test_slots_of_a_view_are_reused_only_after_its_release(tmp_path: Path) -> None:
     states = ClientStates(D, 0, tmp_path)
     for client_id in range(3):
-        states.restore(client_id, row_of(client_id), 0)
+        states.restore(client_id, build_row(client_id), 0)
     view, same = states.view(), states.view()
     for round_index in (1, 2):
         for client_id in range(3):
-            states.restore(client_id, row_of(100 * round_index + client_id), round_index)
-    # three in the views, three current, and the one that is written before the row it replaces is let go of
-    assert rows_on_disk(tmp_path) == 3 + 3 + 1
+            states.restore(client_id, build_row(100 * round_index + client_id), round_index)
+    # three in the views, three current, and one that is written before the row that it replaces is released
+    assert count_rows_on_disk(tmp_path) == 3 + 3 + 1
     view.release()
     for client_id in range(3):
-        np.testing.assert_array_equal(same.read(client_id), row_of(client_id))
-        states.restore(client_id, row_of(300 + client_id), 3)
-    assert rows_on_disk(tmp_path) == 7
+        np.testing.assert_array_equal(same.read(client_id), build_row(client_id))
+        states.restore(client_id, build_row(300 + client_id), 3)
+    assert count_rows_on_disk(tmp_path) == 7
     same.release()
     later = states.view()
     for client_id in range(3):
-        states.restore(client_id, row_of(400 + client_id), 4)
-    assert rows_on_disk(tmp_path) == 7  # in the released slots
+        states.restore(client_id, build_row(400 + client_id), 4)
+    assert count_rows_on_disk(tmp_path) == 7  # in the released slots
     for client_id in range(3):
-        np.testing.assert_array_equal(later.read(client_id), row_of(300 + client_id))
-        np.testing.assert_array_equal(states.get(client_id), row_of(400 + client_id))
+        np.testing.assert_array_equal(later.read(client_id), build_row(300 + client_id))
+        np.testing.assert_array_equal(states.get(client_id), build_row(400 + client_id))
 
 
 def test_a_thread_reads_views_while_rows_are_replaced(states: ClientStates) -> None:
-    """As checkpoints are written; row and version of a client are of the same round in every view."""
+    """A thread writes checkpoints this way; row and version of a client are of the same round in every view."""
     views: list[StatesView | None] = []
     offered, wrong = threading.Semaphore(0), list[tuple[int, int, float]]()
 
@@ -177,7 +177,7 @@ def test_a_thread_reads_views_while_rows_are_replaced(states: ClientStates) -> N
             assert view is not None
             for client_id, version in view.versions.items():
                 row = view.read(client_id)
-                if not np.array_equal(row, row_of(version)):
+                if not np.array_equal(row, build_row(version)):
                     wrong.append((client_id, version, float(row[0])))
             view.release()
             views[index] = None
@@ -186,7 +186,7 @@ def test_a_thread_reads_views_while_rows_are_replaced(states: ClientStates) -> N
     reader.start()
     for round_index in range(300):
         for client_id in range(round_index % 2, CLIENTS, 2):
-            states.stage(client_id, row_of(round_index))
+            states.stage(client_id, build_row(round_index))
         states.commit(round_index)
         views.append(states.view())
         offered.release()
@@ -194,15 +194,15 @@ def test_a_thread_reads_views_while_rows_are_replaced(states: ClientStates) -> N
     assert wrong == []
 
 
-class AgainstADictionary(RuleBasedStateMachine):
-    """Any course of events, against dictionaries of stamps; a stamp stands for one row, and is used once."""
+class ComparedWithDictionary(RuleBasedStateMachine):
+    """Compares any sequence of operations with dictionaries of stamps; each stamp stands for one row, once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
 
     @initialize(budget=st.sampled_from([0, ROW_BYTES, 4 * ROW_BYTES, 10**6]))
-    def begin(self, budget: int) -> None:
+    def start(self, budget: int) -> None:
         self.states = ClientStates(D, budget, Path(self.folder.name))
         self.current: dict[int, int] = {}
         self.versions: dict[int, int] = {}
@@ -216,9 +216,9 @@ class AgainstADictionary(RuleBasedStateMachine):
     @rule(client_id=st.integers(0, CLIENTS - 1))
     def stage(self, client_id: int) -> None:
         if client_id in self.staged:
-            return  # a client trains once a round
+            return  # a client trains once per round
         self.stamps += 1
-        self.states.stage(client_id, row_of(self.stamps))
+        self.states.stage(client_id, build_row(self.stamps))
         self.staged[client_id] = self.stamps
         viewed = {stamp for _, rows, _ in self.views for stamp in rows.values()}
         alive = len({*self.current.values(), *self.staged.values(), *viewed})
@@ -253,7 +253,7 @@ class AgainstADictionary(RuleBasedStateMachine):
         for client_id in range(CLIENTS):
             row = self.states.get(client_id)
             if client_id in self.current:
-                np.testing.assert_array_equal(row, row_of(self.current[client_id]))
+                np.testing.assert_array_equal(row, build_row(self.current[client_id]))
             else:
                 assert row is None
 
@@ -262,44 +262,44 @@ class AgainstADictionary(RuleBasedStateMachine):
         for view, rows, versions in self.views:
             assert view.versions == versions
             for client_id, stamp in rows.items():
-                np.testing.assert_array_equal(view.read(client_id), row_of(stamp))
+                np.testing.assert_array_equal(view.read(client_id), build_row(stamp))
 
     @invariant()
     def the_file_holds_no_more_rows_than_were_ever_needed_at_once(self) -> None:
-        assert rows_on_disk(Path(self.folder.name)) <= self.most_alive
+        assert count_rows_on_disk(Path(self.folder.name)) <= self.most_alive
 
 
-def test_any_course_of_events_is_as_with_a_dictionary() -> None:
+def test_any_sequence_of_operations_matches_a_dictionary() -> None:
     options = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
-    run_state_machine_as_test(AgainstADictionary, settings=options)
+    run_state_machine_as_test(ComparedWithDictionary, settings=options)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_full_disk_fails_the_run_and_says_where(budget: str, tmp_path: Path) -> None:
+def test_a_full_disk_fails_the_run_and_the_error_names_the_directory(budget: str, tmp_path: Path) -> None:
     states = ClientStates(D, BUDGETS[budget], tmp_path)
-    room = 2 * ROW_BYTES + 7  # the third row is cut off in its midst
+    room = 2 * ROW_BYTES + 7  # the third row does not fit completely
     fits = {"in memory": CLIENTS, "three rows in memory": 5, "on disk": 2}[budget]
-    with full_disk(room):
+    with limit_disk(room):
         for client_id in range(fits):
-            states.stage(client_id, row_of(client_id))
+            states.stage(client_id, build_row(client_id))
         states.commit(0)
         if fits < CLIENTS:
             with pytest.raises(RunFailed, match=f"a client's state cannot be written to {tmp_path}: File too large"):
-                states.stage(fits, row_of(fits))
+                states.stage(fits, build_row(fits))
     for client_id in range(fits):
-        np.testing.assert_array_equal(states.get(client_id), row_of(client_id))
+        np.testing.assert_array_equal(states.get(client_id), build_row(client_id))
 
 
-def test_a_directory_that_is_gone_fails_the_run(tmp_path: Path) -> None:
+def test_a_deleted_directory_fails_the_run(tmp_path: Path) -> None:
     states = ClientStates(D, 0, tmp_path / "gone")
     with pytest.raises(RunFailed, match=f"cannot be written to {tmp_path / 'gone'}: No such file"):
-        states.stage(0, row_of(0))
+        states.stage(0, build_row(0))
 
 
-# --- As the rounds use them
+# --- In rounds
 
 
-def experiment(preset: str, **execution: Any) -> fr.Experiment:
+def build_experiment(preset: str, **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": 6, "clients_per_round": 3, "local_steps": 2, "batch_size": 5},
@@ -312,51 +312,54 @@ def experiment(preset: str, **execution: Any) -> fr.Experiment:
 
 @pytest.mark.parametrize("preset", ["scaffold", "scaffold+exp", "feddyn"])
 def test_states_on_disk_end_in_the_same_bytes_as_states_in_memory(preset: str, federation: fr.Federation) -> None:
-    *_, in_memory = fr.iter_rounds(experiment(preset), federation=federation)
+    *_, in_memory = fr.iter_rounds(build_experiment(preset), federation=federation)
     dimension = len(in_memory.parameters)
     for budget in (0, 2 * 4 * dimension):
-        *_, on_disk = fr.iter_rounds(experiment(preset, state_memory_bytes=budget), federation=federation)
+        *_, on_disk = fr.iter_rounds(build_experiment(preset, state_memory_bytes=budget), federation=federation)
         assert on_disk.parameters.tobytes() == in_memory.parameters.tobytes()
 
 
-def test_a_run_whose_states_find_no_room_fails_with_a_clear_error(federation: fr.Federation) -> None:
-    rounds = fr.iter_rounds(experiment("scaffold", state_memory_bytes=0), federation=federation)
+def test_a_run_without_space_for_its_states_fails_with_a_clear_error(federation: fr.Federation) -> None:
+    rounds = fr.iter_rounds(build_experiment("scaffold", state_memory_bytes=0), federation=federation)
     next(rounds)
-    with full_disk(0), pytest.raises(RunFailed, match=r"a client's state cannot be written to /.*: File too large"):
+    with limit_disk(0), pytest.raises(RunFailed, match=r"a client's state cannot be written to /.*: File too large"):
         list(rounds)
 
 
 # --- An interruption at any line
 
 
-def parts(snapshot: Snapshot) -> tuple[int, bytes, dict[int, tuple[int, bytes]]]:
-    """What a checkpoint would hold: the next round, the server's vectors, and each client's version and row."""
+def split_snapshot(snapshot: Snapshot) -> tuple[int, bytes, dict[int, tuple[int, bytes]]]:
+    """Returns the contents of a checkpoint: the next round, the server's vectors, and each client's version and row."""
     rows = {i: (version, snapshot.read_row(i).tobytes()) for i, version in snapshot.rows.items()}
     snapshot.release()
     return snapshot.next_round, b"".join(array.tobytes() for _, array in sorted(snapshot.arrays.items())), rows
 
 
-def mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
-    """A federation after round 0, with the rows of round 1 staged: two replace older ones, one is a client's first."""
+def stop_mid_run(budget: int, directory: Path) -> tuple[FederationState, ServerSide]:
+    """Returns a federation after round 0 with staged rows of round 1; two replace older rows, one is a first row."""
     algorithm = build_algorithm(read_algorithm({"name": "scaffold"}))
-    state = FederationState.start(algorithm, row_of(0), np.zeros(0), ClientStates(D, budget, directory))
+    state = FederationState.start(algorithm, build_row(0), np.zeros(0), ClientStates(D, budget, directory))
     for client_id in range(3):
-        state.clients.stage(client_id, row_of(10 + client_id))
+        state.clients.stage(client_id, build_row(10 + client_id))
     state.advance(
         ServerSide(
-            next_round=1, server=algorithm.server.init(row_of(1)), buffers=np.zeros(0), shared={"control": row_of(5)}
+            next_round=1,
+            server=algorithm.server.init(build_row(1)),
+            buffers=np.zeros(0),
+            shared={"control": build_row(5)},
         )
     )
     for client_id in (0, 2, 4):
-        state.clients.stage(client_id, row_of(20 + client_id))
+        state.clients.stage(client_id, build_row(20 + client_id))
     then = ServerSide(
-        next_round=2, server=algorithm.server.init(row_of(2)), buffers=np.zeros(0), shared={"control": row_of(6)}
+        next_round=2, server=algorithm.server.init(build_row(2)), buffers=np.zeros(0), shared={"control": build_row(6)}
     )
     return state, then
 
 
 class InterruptAtLine:
-    """Ctrl-C at the n-th line that runs in the modules of the state."""
+    """Raises KeyboardInterrupt at the n-th line that runs in the modules of the state."""
 
     def __init__(self, line: int) -> None:
         self.left = line
@@ -364,7 +367,7 @@ class InterruptAtLine:
     def __call__(self, frame: FrameType, event: str, _: Any) -> "InterruptAtLine | None":
         if frame.f_code.co_filename not in (client_states.__file__, federation_state.__file__):
             return None
-        # leaving a ``with`` is an event of its line too, at which Python delivers no signal: the lock would stay held
+        # leaving a ``with`` is also a line event, but Python delivers no signal there: the lock would remain held
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         if event == "line" and not line.startswith("with "):
             self.left -= 1
@@ -375,21 +378,21 @@ class InterruptAtLine:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_an_interruption_anywhere_leaves_the_state_before_the_round_or_after_it(budget: str, tmp_path: Path) -> None:
-    state, then = mid_run(BUDGETS[budget], tmp_path)
-    before = parts(state.take_snapshot([], {}))
+def test_an_interruption_at_any_line_leaves_the_state_before_or_after_the_round(budget: str, tmp_path: Path) -> None:
+    state, then = stop_mid_run(BUDGETS[budget], tmp_path)
+    before = split_snapshot(state.take_snapshot([], {}))
     state.advance(then)
-    after = parts(state.take_snapshot([], {}))
+    after = split_snapshot(state.take_snapshot([], {}))
     assert before[0] < after[0]
     found = []
     for line in range(1000):
-        state, then = mid_run(BUDGETS[budget], tmp_path)
+        state, then = stop_mid_run(BUDGETS[budget], tmp_path)
         tracer = sys.gettrace()
         sys.settrace(InterruptAtLine(line))
         try:
             state.advance(then)
         except KeyboardInterrupt:
-            found.append(parts(state.take_snapshot([], {})))
+            found.append(split_snapshot(state.take_snapshot([], {})))
         else:
             break
         finally:

@@ -1,4 +1,4 @@
-"""The trajectories of the authors' own program, met on every placement (tests/federated/golden/README.md)."""
+"""Every placement reproduces the trajectories of the authors' program (tests/federated/golden/README.md)."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ RUNS: list[dict[str, Any]] = json.loads(str(GOLDEN["meta"]))
 NAMES = [f"{r['alg']}-{'fednar' if r['nar'] else 'base'}-{'some' if r['sampled'] else 'all'}" for r in RUNS]
 
 
-def federation() -> fr.Federation:
+def build_federation() -> fr.Federation:
     clients = [(GOLDEN[f"x{i}"], GOLDEN[f"y{i}"]) for i in range(int(GOLDEN["n_clients"]))]
     return fr.Federation(clients, test=(GOLDEN["test_x"], GOLDEN["test_y"]))
 
 
-def model() -> torch.nn.Module:
+def build_model() -> torch.nn.Module:
     hidden = int(GOLDEN["hidden"])
     module = torch.nn.Sequential(torch.nn.Linear(64, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 10))
     load_parameters(module, GOLDEN["init"])
     return module
 
 
-def experiment(run: dict[str, Any], execution: dict[str, Any], rounds: int) -> fr.Experiment:
+def build_experiment(run: dict[str, Any], execution: dict[str, Any], rounds: int) -> fr.Experiment:
     decay = run["decay"]
     algorithm = {"name": run["alg"], "local_lr": run["eta_l"] * decay, "local_lr_anneal": decay}
     if run["alg"] == "fedadam":
@@ -58,11 +58,11 @@ def experiment(run: dict[str, Any], execution: dict[str, Any], rounds: int) -> f
     )
 
 
-def assert_met(index: int, execution: dict[str, Any], session: fr.RaySession | None = None) -> None:
+def assert_reproduced(index: int, execution: dict[str, Any], session: fr.RaySession | None = None) -> None:
     run, expected = RUNS[index], GOLDEN[f"traj{index}"]
     bound = 5e-3 if run["alg"] == "fedexp" else 2e-4
-    settings = experiment(run, execution, len(expected))
-    reports = fr.iter_rounds(settings, federation=federation(), model=model(), session=session)
+    settings = build_experiment(run, execution, len(expected))
+    reports = fr.iter_rounds(settings, federation=build_federation(), model=build_model(), session=session)
     for report, reference in zip(reports, expected, strict=True):
         t = report.round_index
         moved = np.linalg.norm(reference - GOLDEN["init"])
@@ -74,11 +74,11 @@ def assert_met(index: int, execution: dict[str, Any], session: fr.RaySession | N
 
 @pytest.mark.parametrize("width", [1, 6])
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=NAMES)
-def test_serial_meets_the_authors_trajectory(index: int, width: int) -> None:
-    assert_met(index, {"placement": "serial", "vectorize": width})
+def test_serial_training_reproduces_the_authors_trajectory(index: int, width: int) -> None:
+    assert_reproduced(index, {"placement": "serial", "vectorize": width})
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)), ids=NAMES)
-def test_pooled_meets_the_authors_trajectory(index: int, session: fr.RaySession) -> None:
+def test_pooled_training_reproduces_the_authors_trajectory(index: int, session: fr.RaySession) -> None:
     execution = {"placement": "pooled", "actors": 2, "vectorize": 2, "gpus_per_actor": 0}
-    assert_met(index, execution, session)
+    assert_reproduced(index, execution, session)

@@ -1,5 +1,5 @@
-# ruff: noqa: S311 - draws of Python's generators are what is tested
-"""Python state and randomness in forward: the same as a plain loop over clients, on every placement, or refused."""
+# ruff: noqa: S311 - the tests draw from Python's generators
+"""Models with Python state and randomness train as in a plain loop over clients on every placement, or are refused."""
 
 import copy
 import itertools
@@ -26,7 +26,7 @@ from fednar_ray.core.random import Purpose, generator, seed_sequence
 from fednar_ray.data.batches import plan_client_batches
 from fednar_ray.data.examples import Examples
 from fednar_ray.federated.vectorization import probe
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 SIZES, STEPS, BATCH, RATE = (7, 12, 3, 9), 6, 4, 0.1
@@ -35,7 +35,7 @@ ADDRESS = seed_sequence(0, Purpose.LAYERS)
 
 
 class Net(nn.Module):
-    """Two layers, of which the subclass decides when the second takes part."""
+    """Two layers; the subclass decides when the second one takes part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class NumPyDrop(Net):
 
 
 class HiddenState(nn.Module):
-    """What a batch leaves behind takes part in the next one."""
+    """Each batch leaves a hidden state that takes part in the next one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class HiddenState(nn.Module):
         return outputs
 
 
-def experiment(width: int | str = "auto", rounds: int = 2, **execution: Any) -> fr.Experiment:
+def build_experiment(width: int | str = "auto", rounds: int = 2, **execution: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": rounds, "local_steps": STEPS, "batch_size": BATCH},
@@ -220,14 +220,16 @@ def experiment(width: int | str = "auto", rounds: int = 2, **execution: Any) -> 
     )
 
 
-def final(model: nn.Module, width: int | str = "auto", session: fr.RaySession | None = None, **settings: Any) -> Any:
-    federation = small_federation(SIZES)
-    *_, last = fr.iter_rounds(experiment(width, **settings), federation=federation, model=model, session=session)
+def train_to_end(
+    model: nn.Module, width: int | str = "auto", session: fr.RaySession | None = None, **settings: Any
+) -> Any:
+    federation = build_small_federation(SIZES)
+    *_, last = fr.iter_rounds(build_experiment(width, **settings), federation=federation, model=model, session=session)
     return last
 
 
-def trained_alone(model: nn.Module, x: Tensor, y: Tensor, batches: np.ndarray) -> Tensor:
-    """Plain SGD of one client on a fresh copy of the model."""
+def train_alone(model: nn.Module, x: Tensor, y: Tensor, batches: np.ndarray) -> Tensor:
+    """Trains one client by plain SGD on a new copy of the model."""
     local = copy.deepcopy(model).train()
     for rows in batches:
         rows = rows[rows >= 0]
@@ -239,9 +241,11 @@ def trained_alone(model: nn.Module, x: Tensor, y: Tensor, batches: np.ndarray) -
     return nn.utils.parameters_to_vector(local.parameters()).detach()
 
 
-def by_hand(model: nn.Module, rounds: int, before_client: Callable[[int, int], None] = lambda *_: None) -> np.ndarray:
-    """FedAvg as a loop over clients, each of which starts with the module as given."""
-    federation, server = small_federation(SIZES), copy.deepcopy(model)
+def train_by_hand(
+    model: nn.Module, rounds: int, before_client: Callable[[int, int], None] = lambda *_: None
+) -> np.ndarray:
+    """Runs FedAvg as a loop over clients, each of which starts with the given module."""
+    federation, server = build_small_federation(SIZES), copy.deepcopy(model)
     for index in range(rounds):
         ends = []
         for client_id, size in enumerate(SIZES):
@@ -249,33 +253,33 @@ def by_hand(model: nn.Module, rounds: int, before_client: Callable[[int, int], N
             rng = generator(0, Purpose.BATCHES, round_index=index, client_id=client_id)
             before_client(index, client_id)
             x, y = torch.tensor(shard.x), torch.tensor(shard.y)
-            ends.append(trained_alone(server, x, y, plan_client_batches(size, BATCH, STEPS, rng)))
+            ends.append(train_alone(server, x, y, plan_client_batches(size, BATCH, STEPS, rng)))
         mean = np.average(np.stack([end.numpy() for end in ends]), axis=0, weights=SIZES)
         nn.utils.vector_to_parameters(torch.tensor(mean, dtype=torch.float32), server.parameters())
     return nn.utils.parameters_to_vector(server.parameters()).detach().numpy()
 
 
 @pytest.mark.parametrize("kind", [*COUNTERS, HiddenState], ids=lambda kind: kind.__name__)
-def test_each_client_of_each_round_starts_with_the_attributes_as_given(kind: type[nn.Module]) -> None:
+def test_every_client_starts_every_round_with_the_given_attributes(kind: type[nn.Module]) -> None:
     model = kind()
-    wanted, before = by_hand(model, rounds=2), GivenState(model)
-    np.testing.assert_allclose(final(model).parameters, wanted, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(final(model, width=1).parameters, wanted, rtol=1e-4, atol=1e-6)
-    assert before.find_change() is None  # the caller's module is as it was
+    wanted, before = train_by_hand(model, rounds=2), GivenState(model)
+    np.testing.assert_allclose(train_to_end(model).parameters, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(train_to_end(model, width=1).parameters, wanted, rtol=1e-4, atol=1e-6)
+    assert before.find_change() is None  # the caller's module is unchanged
 
 
 @pytest.mark.parametrize("kind", COUNTERS, ids=lambda kind: kind.__name__)
 def test_the_warning_names_module_and_attribute(kind: type[nn.Module], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        final(kind(), rounds=1)
-    (said,) = (r.message for r in caplog.records if "one by one" in r.message)
-    assert COUNTERS[kind] in said
+        train_to_end(kind(), rounds=1)
+    (warning,) = (r.message for r in caplog.records if "one by one" in r.message)
+    assert COUNTERS[kind] in warning
 
 
 @pytest.mark.parametrize(
     ("kind", "library"), [(PythonDrop, "Python's random"), (NumPyDrop, "numpy.random")], ids=["random", "numpy"]
 )
-def test_draws_of_python_and_numpy_follow_from_the_seed_the_round_and_the_client(
+def test_draws_of_python_and_numpy_depend_on_seed_round_and_client(
     kind: type[nn.Module], library: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     states: list[Any] = []
@@ -286,23 +290,23 @@ def test_draws_of_python_and_numpy_follow_from_the_seed_the_round_and_the_client
         np.random.seed(words)
         states.append(words.tobytes())
 
-    wanted = by_hand(kind(), 2, seeded)
+    wanted = train_by_hand(kind(), 2, seeded)
     assert len(set(states)) == 2 * len(SIZES)
     ends = []
-    for seed in (1, 2):  # what the process drew before must not matter, and is there afterwards
+    for seed in (1, 2):  # the process's generators do not matter, and are restored afterwards
         random.seed(seed)
         np.random.seed(seed)
         before = random.getstate(), np.random.get_state()[1].tolist()
         with caplog.at_level(logging.WARNING):
-            ends.append(final(kind()).parameters)
+            ends.append(train_to_end(kind()).parameters)
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     np.testing.assert_allclose(ends[0], wanted, rtol=1e-4, atol=1e-6)
     assert ends[0].tobytes() == ends[1].tobytes()
     assert any(f"forward draws from {library}" in r.message for r in caplog.records)
 
 
-class Everything(Net):
-    """A counter in a list, a hidden state, and draws of three kinds of generators."""
+class EveryKindOfState(Net):
+    """A model with a counter in a list, a hidden state, and draws from three kinds of generators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,12 +322,12 @@ class Everything(Net):
         return outputs + self.second(x) if len(self.seen) > 2 and drawn < 1.5 else outputs
 
 
-def test_the_same_bytes_wherever_clients_train(session: fr.RaySession) -> None:
+def test_every_placement_gives_the_same_bytes(session: fr.RaySession) -> None:
     small = {"gpus_per_actor": 0, "cpus_per_actor": 0.5}
-    serial = final(Everything())
+    serial = train_to_end(EveryKindOfState())
     pooled = [{"placement": "pooled", "actors": actors} for actors in (1, 2, 3)]
     for placed in (*pooled, {"placement": "dedicated"}):
-        there = final(Everything(), session=session, **small, **placed)
+        there = train_to_end(EveryKindOfState(), session=session, **small, **placed)
         assert there.parameters.tobytes() == serial.parameters.tobytes()
         for name in ("test_loss", "test_accuracy", "train_loss"):
             assert there.metrics[name] == serial.metrics[name]
@@ -350,7 +354,7 @@ class OwnGenerator(Net):
 
 
 @pytest.mark.parametrize("kind", ["Generator", "RandomState", "Random", "torch", "unseeded"])
-def test_a_generator_in_an_attribute_draws_anew_for_each_round_and_client(kind: str) -> None:
+def test_a_generator_in_an_attribute_is_reseeded_for_each_round_and_client(kind: str) -> None:
     model = OwnGenerator(kind)
     given, drawn = GivenState(model), []
     for index, client_id in itertools.product(range(2), range(3)):
@@ -359,14 +363,14 @@ def test_a_generator_in_an_attribute_draws_anew_for_each_round_and_client(kind: 
     assert len(set(drawn)) == 6
     given.restore(seed_sequence(0, Purpose.LAYERS))
     assert tuple(model.takes_part() for _ in range(40)) == drawn[0]
-    assert final(model).parameters.tobytes() == final(OwnGenerator(kind)).parameters.tobytes()
+    assert train_to_end(model).parameters.tobytes() == train_to_end(OwnGenerator(kind)).parameters.tobytes()
 
 
 # ——— evaluation ———
 
 
 class StatefulEvaluation(nn.Module):
-    """In evaluation every forward is shifted by how many there were, and by a draw."""
+    """Shifts every forward pass in evaluation by the number of earlier ones and by a random draw."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,7 +387,7 @@ class StatefulEvaluation(nn.Module):
         return self.layer(x) + noise * torch.arange(3) + self.calls[0] * self.scored * torch.tensor([1.0, 0.0, 0.0])
 
 
-def test_no_score_depends_on_what_was_scored_before(session: fr.RaySession) -> None:
+def test_no_score_depends_on_earlier_scores(session: fr.RaySession) -> None:
     rng = np.random.default_rng(0)
 
     def points(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -393,7 +397,7 @@ def test_no_score_depends_on_what_was_scored_before(session: fr.RaySession) -> N
     model, wanted = StatefulEvaluation(), None
     for placed in ({"placement": "serial"}, {"placement": "pooled", "actors": 1}, {"placement": "pooled", "actors": 2}):
         small = {} if placed["placement"] == "serial" else {"gpus_per_actor": 0, "cpus_per_actor": 0.5}
-        settings = experiment(1, **placed, **small)
+        settings = build_experiment(1, **placed, **small)
         reports = list(fr.iter_rounds(settings, federation=federation, model=model, session=session))
         scores = [
             {name: r.metrics[name] for name in ("test_loss", "test_accuracy", "validation_loss")} for r in reports
@@ -402,11 +406,11 @@ def test_no_score_depends_on_what_was_scored_before(session: fr.RaySession) -> N
         wanted = scores
 
 
-# ——— what cannot be right is refused by name ———
+# ——— models that cannot train correctly are refused by name ———
 
 
 class Frozen(Net):
-    """A teacher that follows, kept as a frozen parameter."""
+    """A teacher that follows the student, stored as a frozen parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,9 +463,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_what_cannot_be_right_is_refused_by_name(kind: type[nn.Module]) -> None:
+def test_models_that_cannot_train_correctly_are_refused_by_name(kind: type[nn.Module]) -> None:
     with pytest.raises(ModelError, match=REFUSED[kind]):
-        final(kind())
+        train_to_end(kind())
 
 
 # ——— other things that a trace would freeze ———
@@ -523,10 +527,10 @@ DONE = {
 
 
 @pytest.mark.parametrize("what", DONE, ids=lambda what: what.__name__)
-def test_what_a_trace_would_freeze_trains_one_by_one_and_says_why(what: Callable[..., Any]) -> None:
+def test_code_that_a_trace_would_freeze_trains_one_by_one_and_the_log_says_why(what: Callable[..., Any]) -> None:
     model = Does(what)
     assert probe(model, EXAMPLES, classes=3).alone_because == DONE[what]
-    assert final(model).parameters.tobytes() == final(model, width=1).parameters.tobytes()
+    assert train_to_end(model).parameters.tobytes() == train_to_end(model, width=1).parameters.tobytes()
     assert model.second.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -536,7 +540,7 @@ def test_running_statistics_do_not_hide_a_counter() -> None:
     assert reason == "it keeps running statistics; module '0' (Counter) changes its attribute 'calls' in forward"
 
 
-def test_attributes_that_refer_to_parts_of_the_model_or_to_themselves_are_no_change() -> None:
+def test_attributes_that_refer_to_the_model_or_to_themselves_do_not_count_as_changed() -> None:
     model: Any = nn.Sequential(nn.Linear(2, 3))
     loop: list[Any] = [float("nan"), torch.eye(3).to_sparse(), np.array([None, 1], dtype=object)]
     loop.append(loop)
@@ -553,11 +557,11 @@ def test_attributes_that_refer_to_parts_of_the_model_or_to_themselves_are_no_cha
     assert copied.parts[:3] == [copied, copied[0], copied[0].weight]
 
 
-# ——— the choice is made once ———
+# ——— the group size is chosen once ———
 
 
 class Late(nn.Module):
-    """Does something else once an environment variable says so, which no trial can foresee."""
+    """Behaves differently once an environment variable is set, which no trial can foresee."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -580,7 +584,7 @@ class Late(nn.Module):
 def test_a_traced_gradient_is_compared_with_a_fresh_one_at_fixed_rounds(
     turns: int, ends: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports = fr.iter_rounds(experiment(4, rounds=9), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(build_experiment(4, rounds=9), federation=build_small_federation(SIZES), model=Late())
     for _ in range(turns):
         next(reports)
     monkeypatch.setenv("LATE", "outputs")
@@ -590,14 +594,16 @@ def test_a_traced_gradient_is_compared_with_a_fresh_one_at_fixed_rounds(
         next(reports)  # one of the rounds 2, 4 and 8
 
 
-def test_an_actor_that_finds_it_ends_the_run_as_well(session: fr.RaySession, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_that_an_actor_detects_ends_the_run_too(
+    session: fr.RaySession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"gpus_per_actor": 0, "cpus_per_actor": 0.5, "placement": "pooled", "actors": 2}
     with pytest.raises(InconsistentModel, match=r"'mark' in forward.*execution\.vectorize=1"):
-        final(OnActors(os.getpid()), 2, session=session, **small)
+        train_to_end(OnActors(os.getpid()), 2, session=session, **small)
 
 
 class OnActors(Net):
-    """Leaves an attribute behind, in other processes than the one that tried it."""
+    """Creates an attribute, but only in processes other than the one of the trial."""
 
     def __init__(self, driver: int) -> None:
         super().__init__()
@@ -618,7 +624,7 @@ class OnActors(Net):
     ],
 )
 def test_state_that_appears_in_a_group_ends_the_run(late: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = fr.iter_rounds(experiment(4), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(build_experiment(4), federation=build_small_federation(SIZES), model=Late())
     next(reports)
     monkeypatch.setenv("LATE", late)
     with pytest.raises(InconsistentModel, match=found):
@@ -626,20 +632,20 @@ def test_state_that_appears_in_a_group_ends_the_run(late: str, found: str, monke
 
 
 def test_a_buffer_that_starts_to_change_ends_a_run_that_would_not_average_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = fr.iter_rounds(experiment(1), federation=small_federation(SIZES), model=Late())
+    reports = fr.iter_rounds(build_experiment(1), federation=build_small_federation(SIZES), model=Late())
     next(reports)
     monkeypatch.setenv("LATE", "buffer")
     with pytest.raises(InconsistentModel, match="training changed buffer offset, which"):
         list(reports)
 
 
-def test_an_attribute_that_changes_late_is_given_back_to_clients_that_train_one_by_one(
+def test_an_attribute_that_changes_late_is_restored_for_clients_that_train_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, ends = Late(), []
     for late in ("attribute", ""):
         monkeypatch.setenv("LATE", "")
-        reports = fr.iter_rounds(experiment(1), federation=small_federation(SIZES), model=model)
+        reports = fr.iter_rounds(build_experiment(1), federation=build_small_federation(SIZES), model=model)
         next(reports)
         monkeypatch.setenv("LATE", late)
         ends.append(next(reports).parameters)
@@ -647,30 +653,32 @@ def test_an_attribute_that_changes_late_is_given_back_to_clients_that_train_one_
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_the_comparison_changes_no_bits_and_agrees_with_dropout(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_changes_no_bits_and_accepts_dropout(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 3))
-    compared = final(model, width, rounds=4)
+    compared = train_to_end(model, width, rounds=4)
     monkeypatch.setattr("fednar_ray.federated.round_loop._is_verified", lambda index: False)
-    assert final(model, width, rounds=4).parameters.tobytes() == compared.parameters.tobytes()
+    assert train_to_end(model, width, rounds=4).parameters.tobytes() == compared.parameters.tobytes()
 
 
-def test_a_resumed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
     tracked = {"checkpoint": {"every": 1}, "tracking": {"uri": create_store(tmp_path / "m.db")}, "name": "state"}
 
     def run(rounds: int, *, resume: bool = False) -> fr.Result:
-        settings = fr.Experiment.model_validate({**experiment(rounds=rounds).model_dump(exclude_unset=True), **tracked})
+        settings = fr.Experiment.model_validate(
+            {**build_experiment(rounds=rounds).model_dump(exclude_unset=True), **tracked}
+        )
         model = nn.Sequential(HiddenState(), NumPyDropLayer())
-        return fr.run(settings, federation=small_federation(SIZES), model=model, resume_newest=resume)
+        return fr.run(settings, federation=build_small_federation(SIZES), model=model, resume_newest=resume)
 
     started = run(2)
     resumed = run(4, resume=True)
     assert resumed.run_id == started.run_id
     assert resumed.resumed_from_round == 2
     model = nn.Sequential(HiddenState(), NumPyDropLayer())
-    assert resumed.parameters.tobytes() == final(model, rounds=4).parameters.tobytes()
+    assert resumed.parameters.tobytes() == train_to_end(model, rounds=4).parameters.tobytes()
 
 
 class NumPyDropLayer(nn.Module):
@@ -684,7 +692,7 @@ CALLS, SEEN, MASKS, LAZY = [0], [], {}, None
 RNG, STATE, COUNT = np.random.default_rng(0), {"calls": 0}, itertools.count()
 
 
-def ticked() -> int:
+def tick() -> int:
     STATE["calls"] += 1
     return STATE["calls"]
 
@@ -697,7 +705,7 @@ class InGlobal(Net):
 
 class InHelper(Net):
     def takes_part(self) -> bool:
-        return ticked() > 20
+        return tick() > 20
 
 
 class InClass(Net):
@@ -718,7 +726,7 @@ class InGlobalIterator(Net):
         return next(COUNT) > 20
 
 
-def in_closure() -> nn.Module:
+def build_with_closure() -> nn.Module:
     calls = 0
 
     def act(x: Tensor) -> Tensor:
@@ -743,7 +751,7 @@ OUTSIDE = {
     "class": (InClass, r"the class attribute 'InClass.calls'"),
     "generator": (InGlobalGenerator, r"the global '[\w.]*RNG'"),
     "iterator": (InGlobalIterator, r"the global '[\w.]*COUNT'"),
-    "closure": (in_closure, r"the variable 'calls' around act\(\)"),
+    "closure": (build_with_closure, r"the variable 'calls' around act\(\)"),
 }
 
 
@@ -751,11 +759,11 @@ OUTSIDE = {
 def test_state_outside_of_the_module_is_refused_by_name(case: str) -> None:
     make, name = OUTSIDE[case]
     with pytest.raises(ModelError, match=f"forward changes {name}, which lies outside of the module"):
-        final(make())
+        train_to_end(make())
 
 
 class Caches(Net):
-    """Records of calls, caches and warnings that are given once are no state."""
+    """Records of calls, caches and warnings that are issued once do not count as state."""
 
     warned = False
 
@@ -767,13 +775,13 @@ class Caches(Net):
         return self.first(x * mask * LAZY)
 
 
-def test_caches_and_records_outside_of_the_module_leave_groups_as_they_are() -> None:
+def test_caches_and_records_outside_of_the_module_do_not_reduce_the_group_size() -> None:
     assert probe(Caches(), EXAMPLES, classes=3).alone_because is None
     assert len(SEEN) > 2
 
 
 class CountsCalls(Net):
-    """What nothing reads is no state, wherever it is kept."""
+    """A value that no output depends on does not count as state."""
 
     calls, seconds = 0, 0.0
 
@@ -787,13 +795,13 @@ class CountsCalls(Net):
 PASSES: Counts[tuple[int, ...]] = Counts()
 
 
-def test_counts_outside_of_the_module_that_no_output_depends_on_leave_groups_as_they_are() -> None:
+def test_unused_counts_outside_of_the_module_do_not_reduce_the_group_size() -> None:
     PASSES.clear()
     assert probe(CountsCalls(), EXAMPLES, classes=3).alone_because is None
     assert 2 < CountsCalls.calls < 50, "the values that a trial shifts are put back"
 
 
-def test_hooks_that_record_activations_leave_groups_as_they_are_also_in_a_second_run() -> None:
+def test_hooks_that_record_activations_do_not_reduce_the_group_size_even_in_a_second_run() -> None:
     seen: dict[str, Tensor] = {}
     plain = nn.Sequential(nn.Linear(2, 3))
     hooked = copy.deepcopy(plain)
@@ -801,10 +809,10 @@ def test_hooks_that_record_activations_leave_groups_as_they_are_also_in_a_second
     hooked.seen = seen
     for _ in range(2):
         assert probe(hooked, EXAMPLES, classes=3).alone_because is None
-        assert final(hooked, 4).parameters.tobytes() == final(plain, 4).parameters.tobytes()
+        assert train_to_end(hooked, 4).parameters.tobytes() == train_to_end(plain, 4).parameters.tobytes()
 
 
-def test_recurrent_layers_of_several_levels_train_together() -> None:
+def test_multi_layer_recurrent_models_train_in_groups() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -817,19 +825,21 @@ def test_recurrent_layers_of_several_levels_train_together() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_a_module_of_torchscript_trains_as_the_module_that_it_was_made_from() -> None:
+def test_a_torchscript_module_trains_as_its_original_module() -> None:
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
     scripted = torch.jit.trace(module, torch.zeros(2, 2))
-    np.testing.assert_allclose(final(scripted, 1).parameters, final(module, 1).parameters, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        train_to_end(scripted, 1).parameters, train_to_end(module, 1).parameters, rtol=1e-5, atol=1e-7
+    )
 
 
-def test_plain_models_go_on_training_together() -> None:
+def test_plain_models_train_in_groups() -> None:
     for model in (nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 9), nn.Dropout(0.5), nn.Linear(9, 3))):
         assert probe(model, EXAMPLES, classes=3).alone_because is None
 
 
 class Remembers(Net):
-    """State is written in evaluation only."""
+    """A model that writes state only in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -837,9 +847,9 @@ class Remembers(Net):
         return self.first(x)
 
 
-def test_state_that_only_evaluation_writes_leaves_groups_as_they_are() -> None:
+def test_state_written_only_in_evaluation_does_not_reduce_the_group_size() -> None:
     assert probe(Remembers(), EXAMPLES, classes=3).alone_because is None
-    assert final(Remembers(), 4).parameters.tobytes() == final(Remembers(), 4).parameters.tobytes()
+    assert train_to_end(Remembers(), 4).parameters.tobytes() == train_to_end(Remembers(), 4).parameters.tobytes()
 
 
 def test_a_module_that_was_run_before_is_copied_without_its_graph() -> None:
@@ -852,4 +862,4 @@ def test_a_module_that_was_run_before_is_copied_without_its_graph() -> None:
     model(torch.ones(2, 2))
     copied = copy_model(model)
     torch.testing.assert_close(copied.kept["outputs"][0], model.kept["outputs"][0].detach())
-    assert np.isfinite(final(model).parameters).all()
+    assert np.isfinite(train_to_end(model).parameters).all()

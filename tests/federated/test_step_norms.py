@@ -1,4 +1,4 @@
-"""‖v‖, the norm that the bound meets: by client in the record of a round, and as metrics."""
+"""‖v‖, the norm that is compared with the clip bound: per client in the record of a round, and as metrics."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fednar_ray.federated import round_loop as rounds
 from fednar_ray.tracking.journal import format_line, parse_line
 
 
-def reports(data: fr.Federation, regularizer: dict[str, object], **sections: object) -> list[fr.RoundReport]:
+def train(data: fr.Federation, regularizer: dict[str, object], **sections: object) -> list[fr.RoundReport]:
     experiment = fr.Experiment.model_validate(
         {
             "model": {"name": "mlp", "hidden": 4},
@@ -23,22 +23,24 @@ def reports(data: fr.Federation, regularizer: dict[str, object], **sections: obj
 
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("name", ["coupled", "none"])
-def test_one_step_alone_is_as_long_as_the_rate_times_the_norm(federation, name, width):
+def test_a_single_step_is_as_long_as_the_learning_rate_times_the_norm(federation, name, width):
     one = {"rounds": 3, "clients_per_round": 1, "local_steps": 1, "participation": [[0], [1], [2]]}
-    for report in reports(federation, {"name": name, "weight_decay": 0.1}, federation=one, execution=serial(width)):
+    for report in train(
+        federation, {"name": name, "weight_decay": 0.1}, federation=one, execution=build_serial_execution(width)
+    ):
         ((client_id, norm),) = report.step_norms.items()
         assert report.client_ids == (client_id,)
         assert report.metrics["update_norm"] == pytest.approx(report.metrics["local_lr"] * norm, rel=1e-4)
         assert report.metrics["step_norm"] == report.metrics["step_norm_p10"] == pytest.approx(norm)
 
 
-def serial(width: int) -> dict[str, object]:
+def build_serial_execution(width: int) -> dict[str, object]:
     return {"placement": "serial", "vectorize": width}
 
 
-def test_the_clip_follows_from_the_norm(federation):
+def test_the_clip_fraction_follows_from_the_norm(federation):
     # one step, and it is clipped: the effective decay is λ·A/‖v‖
-    (report, *_) = reports(federation, {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.01})
+    (report, *_) = train(federation, {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.01})
     sizes = federation.shards.sizes[list(report.client_ids)]
     norms = np.array([report.step_norms[client_id] for client_id in report.client_ids])
     assert report.metrics["clip_fraction"] == 1
@@ -48,9 +50,9 @@ def test_the_clip_follows_from_the_norm(federation):
 
 
 def test_the_norm_of_a_baseline_is_of_the_gradient_alone(federation):
-    # until the first step FedNAR's v is g + λ·x, decoupled's g, as is none's
+    # before the first step, v is g + λ·x for FedNAR, and g for decoupled decay and for none
     firsts = {
-        name: reports(federation, {"name": name, "weight_decay": 0.5})[0].metrics["step_norm"]
+        name: train(federation, {"name": name, "weight_decay": 0.5})[0].metrics["step_norm"]
         for name in ("fednar", "coupled", "decoupled", "none")
     }
     assert firsts["decoupled"] == firsts["none"]
@@ -59,22 +61,22 @@ def test_the_norm_of_a_baseline_is_of_the_gradient_alone(federation):
 
 def test_a_record_keeps_the_norms_of_a_limited_number_of_clients(federation, monkeypatch):
     monkeypatch.setattr(rounds, "MOST_NORMS", 2)
-    for report in reports(federation, {"name": "none"}):
+    for report in train(federation, {"name": "none"}):
         assert tuple(report.step_norms) == report.client_ids[:2]
-        assert report.metrics["step_norm_p10"] < report.metrics["step_norm_p90"]  # over all four
+        assert report.metrics["step_norm_p10"] < report.metrics["step_norm_p90"]  # over all four clients
 
 
-def test_a_client_that_sends_nan_has_no_norm_in_the_record(federation):
-    corrupted = reports(federation, {"name": "none"}, attacks={"nan": 0.4})
+def test_a_client_that_sends_nan_has_no_step_norm_in_the_record(federation):
+    corrupted = train(federation, {"name": "none"}, attacks={"nan": 0.4})
     assert any(report.exclusions for report in corrupted)
     for report in corrupted:
         assert set(report.step_norms) == set(report.client_ids) - set(report.exclusions)
 
 
-def test_the_journal_keeps_four_digits(federation):
-    (report, *_) = reports(federation, {"name": "none"})
+def test_the_journal_stores_norms_with_four_digits(federation):
+    (report, *_) = train(federation, {"name": "none"})
     back = parse_line(format_line(report.record()))
     assert back.step_norms == pytest.approx(report.step_norms, rel=1e-3)
     assert all(len(f"{norm}".replace(".", "").strip("0")) <= 4 for norm in back.step_norms.values())
     old = format_line(report.record()).replace('"step_norms"', '"other"')
-    assert parse_line(old).step_norms == {}  # a journal of before
+    assert parse_line(old).step_norms == {}  # a journal of an earlier version

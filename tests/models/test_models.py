@@ -1,4 +1,4 @@
-"""Models by name; what a trial batch shows of any module; client groups; modules as flat vectors."""
+"""Models by name, the inspection of a module with a trial batch, client groups, and modules as flat vectors."""
 
 import traceback
 from typing import Any
@@ -32,12 +32,12 @@ from fednar_ray.federated.vectorization import (
 )
 from fednar_ray.models import build_model
 from fednar_ray.models.tasks import BINARY, REGRESSION
-from tests.conftest import small_federation
+from tests.conftest import build_small_federation
 
 drawn = settings(max_examples=100, deadline=None)
 
 
-def model_settings(**values: Any) -> AnyModel:
+def build_model_settings(**values: Any) -> AnyModel:
     return read_model(values)
 
 
@@ -57,9 +57,9 @@ def model_settings(**values: Any) -> AnyModel:
     ],
     ids=str,
 )
-def test_a_model_is_sized_to_its_data(settings, shape, dimension):
+def test_the_size_of_a_model_follows_from_its_data(settings, shape, dimension):
     for dropout in (0.0, 0.5):
-        model = build_model(model_settings(**settings, dropout=dropout), shape, outputs=10, seed=0)
+        model = build_model(build_model_settings(**settings, dropout=dropout), shape, outputs=10, seed=0)
         assert model(torch.zeros(2, *shape)).shape == (2, 10)
         assert ParameterLayout.of(model).dimension == dimension
         assert any(isinstance(layer, nn.Dropout) for layer in model) == bool(dropout)
@@ -70,14 +70,14 @@ def test_a_model_is_sized_to_its_data(settings, shape, dimension):
     [
         ("logistic", (1, 8, 8), 10, 64 * 10 + 10),
         ("lenet", (3, 32, 32), 10, 2432 + 51264 + (64 * 5 * 5 * 512 + 512) + 5130),
-        ("cnn_femnist", (1, 28, 28), 62, 6_603_710),  # LEAF's own count
+        ("cnn_femnist", (1, 28, 28), 62, 6_603_710),  # the count that LEAF publishes
         ("resnet18_gn", (3, 32, 32), 10, 11_173_962),  # the authors'
         ("char_transformer", (80,), 80, 1_220_432),  # the authors'
         ("char_lstm", (80,), 80, 80 * 8 + 4 * 256 * (8 + 256 + 2) + 4 * 256 * (256 + 256 + 2) + 256 * 80 + 80),
     ],
 )
 def test_the_published_models_have_their_published_sizes(name, shape, outputs, dimension):
-    model = build_model(model_settings(name=name), shape, outputs, seed=0)
+    model = build_model(build_model_settings(name=name), shape, outputs, seed=0)
     assert ParameterLayout.of(model).dimension == dimension
     assert model(torch.zeros(2, *shape)).shape == (2, outputs)
 
@@ -94,23 +94,25 @@ def test_the_published_models_have_their_published_sizes(name, shape, outputs, d
     ],
     ids=str,
 )
-def test_a_model_refuses_inputs_that_it_cannot_take(settings, shape, message):
+def test_a_model_refuses_unsupported_inputs(settings, shape, message):
     with pytest.raises(ModelError, match=message):
-        build_model(model_settings(**settings), shape, outputs=10, seed=0)
+        build_model(build_model_settings(**settings), shape, outputs=10, seed=0)
 
 
-def test_a_resnet_takes_images_of_any_size_when_all_of_the_last_map_is_averaged():
+def test_a_resnet_with_global_pooling_accepts_images_of_any_size():
     for side in (8, 20, 40):
-        model = build_model(model_settings(name="resnet18_gn", pooling="whole"), (1, side, side), outputs=3, seed=0)
+        model = build_model(
+            build_model_settings(name="resnet18_gn", pooling="whole"), (1, side, side), outputs=3, seed=0
+        )
         assert model(torch.zeros(1, 1, side, side)).shape == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "char_transformer"])
-def test_initialization_follows_from_the_seed_alone_and_disturbs_nobody(name):
+def test_initialization_depends_only_on_the_seed_and_changes_no_global_generator(name):
     shape = (6,) if name == "char_transformer" else (1, 8, 8)
 
     def built(seed: int) -> np.ndarray:
-        return flatten(build_model(model_settings(name=name, hidden=4), shape, outputs=3, seed=seed))
+        return flatten(build_model(build_model_settings(name=name, hidden=4), shape, outputs=3, seed=seed))
 
     torch.manual_seed(1)
     first = built(0)
@@ -126,10 +128,10 @@ def test_initialization_follows_from_the_seed_alone_and_disturbs_nobody(name):
 STEP = {"local_lr": 0.5, "weight_decay": 0.05, "clip_bound": 0.3}
 
 
-def one_step(
+def train_one_step(
     section: dict[str, object], federation: fr.Federation, outputs: int, width: int = 1
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model before, and its parameters by name after one full-batch step of every client."""
+    """Returns the initial model, and its parameters by name after one full-batch step of every client."""
     experiment = fr.Experiment.model_validate(
         {
             "model": section,
@@ -144,8 +146,8 @@ def one_step(
     return model, ParameterLayout.of(model).unflatten(torch.from_numpy(report.parameters.copy()))
 
 
-def stepped(before: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """FedNAR's step, by hand: v = g + λ·x, shortened to A."""
+def compute_step(before: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Computes FedNAR's step by hand: v = g + λ·x, clipped to norm A."""
     v = {name: gradients[name] + STEP["weight_decay"] * x for name, x in before.items()}
     norm = torch.cat([part.flatten() for part in v.values()]).norm()
     assert norm > STEP["clip_bound"]
@@ -157,13 +159,13 @@ def assert_same_step(before: dict[str, Tensor], after: dict[str, Tensor], expect
         torch.testing.assert_close(after[name] - x, expected[name] - x, rtol=2e-3, atol=2e-6, msg=name)
 
 
-def plain_resnet18(p: list[Tensor], x: Tensor, pooling: str) -> Tensor:
-    """ResNet-18 with two groups a norm, from its parameters in order."""
+def compute_resnet18(p: list[Tensor], x: Tensor, pooling: str) -> Tensor:
+    """Computes ResNet-18 with two groups per GroupNorm, from its parameters in order."""
     take = iter(p)
 
     def normed(x: Tensor, stride: int, padding: int) -> Tensor:
         x = conv2d(x, next(take), stride=stride, padding=padding)
-        groups = x.reshape(len(x), 2, -1)  # GroupNorm written out
+        groups = x.reshape(len(x), 2, -1)  # an explicit GroupNorm
         groups = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
         return groups.reshape(x.shape) * next(take)[:, None, None] + next(take)[:, None, None]
 
@@ -180,25 +182,25 @@ def plain_resnet18(p: list[Tensor], x: Tensor, pooling: str) -> Tensor:
     return x
 
 
-def test_a_step_of_resnet18_gn_is_plain_torchs():
+def test_a_step_of_resnet18_gn_equals_plain_torch():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, 32, 32)).astype(np.float32), np.array([3, 9])
-    model, after = one_step({"name": "resnet18_gn"}, fr.Federation([(x, y)], (x, y)), outputs=10)
+    model, after = train_one_step({"name": "resnet18_gn"}, fr.Federation([(x, y)], (x, y)), outputs=10)
     before = {name: p.detach() for name, p in model.named_parameters()}
     leaves = [p.clone().requires_grad_() for p in before.values()]
-    outputs = plain_resnet18(leaves, torch.from_numpy(x), "authors")
+    outputs = compute_resnet18(leaves, torch.from_numpy(x), "authors")
     loss = -outputs.log_softmax(1)[torch.arange(2), torch.from_numpy(y)].mean()
     gradients = dict(zip(before, torch.autograd.grad(loss, leaves), strict=True))
-    assert_same_step(before, after, stepped(before, gradients))
-    whole = build_model(model_settings(name="resnet18_gn", pooling="whole"), (3, 32, 32), 10, seed=0)
+    assert_same_step(before, after, compute_step(before, gradients))
+    whole = build_model(build_model_settings(name="resnet18_gn", pooling="whole"), (3, 32, 32), 10, seed=0)
     with torch.no_grad():
-        expected = plain_resnet18(leaves, torch.from_numpy(x), "whole")
+        expected = compute_resnet18(leaves, torch.from_numpy(x), "whole")
         torch.testing.assert_close(whole(torch.from_numpy(x)), expected, rtol=1e-3, atol=1e-4)
         assert not torch.allclose(expected, outputs, rtol=1e-2)
 
 
 class PlainTransformer(nn.Module):
-    """From torch's own encoder, all positions of every layer computed."""
+    """A transformer from torch's encoder, which computes all positions of every layer."""
 
     def __init__(self, layers: int, own: dict[str, Tensor]) -> None:
         super().__init__()
@@ -210,7 +212,7 @@ class PlainTransformer(nn.Module):
                 p.copy_(torch.cat([own[part] for part in name.split("+")]))
 
     def by_our_names(self) -> dict[str, Tensor]:
-        """Each parameter; two of ours are one of torch's, and joined by +."""
+        """Returns each parameter by our names; where torch joins two of ours into one, the names are joined by +."""
         named = {
             "positions": self.positions.weight,
             "embedding.weight": self.embedding.weight,
@@ -233,7 +235,7 @@ class PlainTransformer(nn.Module):
         return self.head(self.encoder(x)[:, -1])
 
 
-def characters(clients: int, each: int) -> fr.Federation:
+def build_characters(clients: int, each: int) -> fr.Federation:
     rng = np.random.default_rng(1)
     pairs = [
         (rng.integers(80, size=(each, 80), dtype=np.uint8), rng.integers(80, size=each)) for _ in range(clients + 1)
@@ -241,9 +243,9 @@ def characters(clients: int, each: int) -> fr.Federation:
     return fr.Federation(pairs[:-1], pairs[-1])
 
 
-def test_a_step_of_char_transformer_is_plain_torchs():
-    federation = characters(1, 3)
-    model, after = one_step({"name": "char_transformer", "dropout": 0}, federation, outputs=80)
+def test_a_step_of_char_transformer_equals_plain_torch():
+    federation = build_characters(1, 3)
+    model, after = train_one_step({"name": "char_transformer", "dropout": 0}, federation, outputs=80)
     before = {name: p.detach() for name, p in model.named_parameters()}
     plain, (x, y) = PlainTransformer(6, before), (federation.shards.examples.x, federation.shards.examples.y)
     loss = cross_entropy(plain(torch.from_numpy(x).long()), torch.from_numpy(y))
@@ -253,43 +255,43 @@ def test_a_step_of_char_transformer_is_plain_torchs():
         parts = name.split("+")
         gradients |= dict(zip(parts, gradient.split([len(before[part]) for part in parts]), strict=True))
     assert gradients.keys() == before.keys()
-    assert_same_step(before, after, stepped(before, gradients))
+    assert_same_step(before, after, compute_step(before, gradients))
 
 
-def test_a_group_of_transformers_steps_as_its_clients_do():
-    federation, model = characters(3, 2), {"name": "char_transformer", "dropout": 0, "layers": 2, "hidden": 16}
-    (built, alone), (_, together) = (one_step(model, federation, outputs=80, width=width) for width in (1, 3))
+def test_a_group_of_transformers_steps_as_single_clients_do():
+    federation, model = build_characters(3, 2), {"name": "char_transformer", "dropout": 0, "layers": 2, "hidden": 16}
+    (built, alone), (_, together) = (train_one_step(model, federation, outputs=80, width=width) for width in (1, 3))
     assert_same_step({name: p.detach() for name, p in built.named_parameters()}, together, alone)
 
 
-def test_dropout_of_a_transformer_acts_in_training_alone():
-    model = build_model(model_settings(name="char_transformer", layers=1, hidden=4), (5,), 7, seed=0)
+def test_dropout_of_a_transformer_is_active_only_in_training():
+    model = build_model(build_model_settings(name="char_transformer", layers=1, hidden=4), (5,), 7, seed=0)
     tokens = torch.arange(10).view(2, 5)
     assert not torch.equal(model.train()(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
 
 
-def test_each_position_and_its_order_count_for_a_language_model():
+def test_a_language_model_depends_on_every_position_and_on_their_order():
     for name in ("char_transformer", "char_lstm"):
-        model = build_model(model_settings(name=name, layers=2, hidden=8), (5,), 7, seed=0).eval()
+        model = build_model(build_model_settings(name=name, layers=2, hidden=8), (5,), 7, seed=0).eval()
         outputs = model(torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 4, 5], [1, 2, 3, 4, 6], [9, 2, 3, 4, 5]]))
         assert len({tuple(row) for row in outputs.tolist()}) == 4
 
 
-def test_a_vocabulary_must_hold_the_tokens_and_is_what_is_predicted():
+def test_a_vocabulary_must_contain_the_tokens_and_determines_the_outputs():
     def prepared(vocabulary: int) -> Prepared:
         section = {"name": "char_transformer", "vocabulary": vocabulary, "hidden": 4, "layers": 1}
-        return prepare(fr.Experiment.model_validate({"model": section}), characters(1, 30))
+        return prepare(fr.Experiment.model_validate({"model": section}), build_characters(1, 30))
 
     assert prepared(90).model(torch.zeros(1, 80)).shape == (1, 90)
     with pytest.raises(ModelError, match=r"vocabulary: 60: tokens run from 0 to 59, those of the data from 0 to 79"):
         prepared(60)
 
 
-# ——— models that are not ours, and weights from files ———
+# ——— custom models, and weights from files ———
 
 
-def test_a_function_by_its_path_gives_the_model(tmp_path, monkeypatch):
+def test_a_function_given_by_its_path_builds_the_model(tmp_path, monkeypatch):
     text = """
 import torch
 def build(width, tail=()):
@@ -301,7 +303,7 @@ def number():
     monkeypatch.syspath_prepend(tmp_path)
 
     def built(function: str, **arguments: object) -> nn.Module:
-        return build_model(model_settings(function=function, arguments=arguments), (2,), 3, seed=0)
+        return build_model(build_model_settings(function=function, arguments=arguments), (2,), 3, seed=0)
 
     model = built("models_of_a_user.build", width=4, tail=[4, 3])
     assert [tuple(p.shape) for p in model.parameters()] == [(4, 2), (4,), (3, 4), (3,)]
@@ -318,35 +320,35 @@ def number():
             built(function)
 
 
-def test_torchvisions_models_are_sized_to_the_classes():
-    model = build_model(model_settings(torchvision="squeezenet1_1"), (3, 64, 64), 7, seed=0)
+def test_torchvision_models_have_one_output_per_class():
+    model = build_model(build_model_settings(torchvision="squeezenet1_1"), (3, 64, 64), 7, seed=0)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
-    settings = model_settings(torchvision="squeezenet1_1", arguments={"num_classes": 9, "dropout": 0.25})
+    settings = build_model_settings(torchvision="squeezenet1_1", arguments={"num_classes": 9, "dropout": 0.25})
     wider = build_model(settings, (3, 64, 64), 7, seed=0)
     assert wider(torch.zeros(1, 3, 64, 64)).shape == (1, 9)
     assert wider.classifier[0].p == 0.25
     with pytest.raises(
         ModelError, match="torchvision: squeezenet1_2: torchvision has no such model; it has squeezenet1"
     ):
-        build_model(model_settings(torchvision="squeezenet1_2"), (3, 64, 64), 7, seed=0)
+        build_model(build_model_settings(torchvision="squeezenet1_2"), (3, 64, 64), 7, seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_weights_come_from_a_file(tmp_path, suffix):
-    source = build_model(model_settings(hidden=4), (2,), 3, seed=5)
+def test_weights_are_loaded_from_a_file(tmp_path, suffix):
+    source = build_model(build_model_settings(hidden=4), (2,), 3, seed=5)
     path = tmp_path / f"start{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
-    model = build_model(model_settings(hidden=4, weights=str(path)), (2,), 3, seed=0)
+    model = build_model(build_model_settings(hidden=4, weights=str(path)), (2,), 3, seed=0)
     np.testing.assert_array_equal(flatten(model), flatten(source))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "start.safetensors"
-    kept = build_model(model_settings(hidden=4), (2,), 3, seed=0).state_dict()
+    kept = build_model(build_model_settings(hidden=4), (2,), 3, seed=0).state_dict()
     del kept["1.bias"]
     save_file({**kept, "fc.weight": torch.zeros(1)}, path)
     with pytest.raises(ModelError) as caught:
-        build_model(model_settings(hidden=4, weights=str(path)), (2,), 5, seed=0)
+        build_model(build_model_settings(hidden=4, weights=str(path)), (2,), 5, seed=0)
     assert str(caught.value) == (
         f"model.weights: {path}: does not fit the model: missing: 1.bias; not in the model: fc.weight; "
         "of another shape: 3.weight [3, 4], not [5, 4], 3.bias [3], not [5]"
@@ -358,7 +360,7 @@ class Code:
         return print, ("a pickle that runs code",)
 
 
-def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsys):
+def test_unreadable_weights_are_refused_without_running_code(tmp_path, capsys):
     whole = tmp_path / "whole.safetensors"
     save_file({"1.weight": torch.zeros(40)}, whole)
     broken, empty, code, other = (tmp_path / name for name in ("broken.safetensors", "empty.pt", "code.pt", "other.pt"))
@@ -368,9 +370,9 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
     torch.save({"epoch": 3, "model": {}}, other)
     for path in (broken, empty, code, tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: "):
-            build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
+            build_model(build_model_settings(weights=str(path)), (2,), 3, seed=0)
     with pytest.raises(ModelError, match=f"^model.weights: {other}: is not a state dict"):
-        build_model(model_settings(weights=str(other)), (2,), 3, seed=0)
+        build_model(build_model_settings(weights=str(other)), (2,), 3, seed=0)
     assert capsys.readouterr().out == ""
 
 
@@ -384,10 +386,10 @@ def test_weights_that_cannot_be_read_are_refused_and_run_no_code(tmp_path, capsy
         (torch.zeros(3, 2, dtype=torch.float64), None),
     ],
 )
-def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says, tmp_path):
+def test_weights_that_pytorch_would_convert_are_refused(given, says, tmp_path):
     path = tmp_path / "w.pt"
     torch.save({"1.weight": given, "1.bias": torch.zeros(3)}, path)
-    settings = model_settings(name="logistic", weights=str(path))
+    settings = build_model_settings(name="logistic", weights=str(path))
     if says is None:
         assert torch.equal(build_model(settings, (2,), 3, seed=0)[1].weight, torch.zeros(3, 2))
         return
@@ -395,11 +397,11 @@ def test_weights_that_pytorch_would_not_copy_as_they_are_are_refused(given, says
         build_model(settings, (2,), 3, seed=0)
 
 
-def test_weights_within_a_training_checkpoint_are_pointed_at(tmp_path):
+def test_weights_inside_a_training_checkpoint_are_reported_with_a_remedy(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"epoch": 3, "mean": torch.zeros(2), "state_dict": {"1.bias": torch.zeros(3)}}, path)
     with pytest.raises(ModelError, match=r"is not a state dict .*; its entry 'state_dict' is one: save only that"):
-        build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
+        build_model(build_model_settings(weights=str(path)), (2,), 3, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
@@ -412,19 +414,19 @@ def test_a_weights_file_with_code_is_refused_without_the_advice_to_run_it(tmp_pa
     words.write_text("not weights at all")
     for path in (code, whole, script, words):
         with pytest.raises(ModelError, match=f"^model.weights: {path}: cannot be read: ") as refused:
-            build_model(model_settings(weights=str(path)), (2,), 3, seed=0)
+            build_model(build_model_settings(weights=str(path)), (2,), 3, seed=0)
         text = "".join(traceback.format_exception(refused.value))
         assert "weights_only" not in text
         assert "save only the weights, with torch.save(model.state_dict(), path)" in text
     with pytest.raises(ModelError, match=f"^model.weights: {numbered}: is not a state dict"):
-        build_model(model_settings(weights=str(numbered)), (2,), 3, seed=0)
+        build_model(build_model_settings(weights=str(numbered)), (2,), 3, seed=0)
 
 
-# ——— their settings ———
+# ——— settings of models ———
 
 
 @pytest.mark.parametrize("name", MODEL_SETTINGS)
-def test_a_model_refuses_settings_that_it_does_not_read(name):
+def test_a_model_refuses_settings_that_it_does_not_use(name):
     optional = {"hidden": 4, "dropout": 0.1, "layers": 2, "vocabulary": 9, "pooling": "whole"}
     assert set(optional) == set().union(*MODEL_SETTINGS.values())
     for key, value in optional.items():
@@ -450,7 +452,7 @@ def test_a_model_refuses_settings_that_it_does_not_read(name):
     ],
     ids=str,
 )
-def test_a_model_section_that_contradicts_itself_is_refused(section, message):
+def test_a_contradictory_model_section_is_refused(section, message):
     with pytest.raises(ValidationError, match=message):
         read_model(section)
 
@@ -465,13 +467,13 @@ def test_a_model_section_that_contradicts_itself_is_refused(section, message):
     ],
     ids=str,
 )
-def test_a_model_section_reads_back_from_what_is_recorded(section):
+def test_a_recorded_model_section_is_read_back_unchanged(section):
     experiment = fr.Experiment.model_validate({"model": section})
     assert parse_document(dump(experiment), "recorded").experiment == experiment
     assert experiment.model.name or section.keys() & {"torchvision", "function"}
 
 
-def test_a_relative_path_of_weights_becomes_absolute_where_it_is_read(tmp_path, monkeypatch):
+def test_a_relative_path_of_weights_becomes_absolute_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     document = parse_document("experiment: {model: {weights: start.pt}}", "here")
     assert document.experiment.model.weights == str(tmp_path / "start.pt")
@@ -480,7 +482,7 @@ def test_a_relative_path_of_weights_becomes_absolute_where_it_is_read(tmp_path, 
 # ——— modules that cannot be trained ———
 
 
-def failing(_: Tensor) -> Tensor:
+def fail(_: Tensor) -> Tensor:
     raise RuntimeError("no such layer")
 
 
@@ -496,7 +498,7 @@ class Calls(nn.Module):
         return self.function(self.layer(x))
 
 
-def unfit(module: nn.Module, value: float) -> nn.Module:
+def build_unfit(module: nn.Module, value: float) -> nn.Module:
     with torch.no_grad():
         next(module.parameters()).fill_(value)
     return module
@@ -510,7 +512,7 @@ UNFIT = {
     "another batch": (Calls(lambda outputs: outputs[:1]), r"gives \[1, 3\] for 2 examples"),
     "a tuple": (Calls(lambda outputs: (outputs, outputs)), "gives tuple"),
     "other features": (nn.Linear(5, 3), r"fails on a batch of shape \[2, 2\]: .*"),
-    "its own error": (Calls(failing), "no such layer"),
+    "its own error": (Calls(fail), "no such layer"),
     "float64": (nn.Linear(2, 3).double(), r"weight is torch\.float64"),
     "float64 inside": (
         nn.Sequential(Calls(Tensor.double), nn.Linear(3, 3).double()),
@@ -518,7 +520,7 @@ UNFIT = {
     ),
     "no parameters": (nn.Softmax(dim=-1), "no trainable parameters"),
     "all frozen": (nn.Linear(2, 3).requires_grad_(False), "no trainable parameters"),
-    "not finite": (unfit(nn.Linear(2, 3), float("nan")), "not finite"),
+    "not finite": (build_unfit(nn.Linear(2, 3), float("nan")), "not finite"),
 }
 
 
@@ -527,33 +529,33 @@ def test_a_module_that_cannot_be_trained_is_refused_before_training(case):
     module, message = UNFIT[case]
     experiment = fr.Experiment.model_validate({"execution": {"placement": "serial"}})
     with pytest.raises(ModelError, match=message):
-        next(fr.iter_rounds(experiment, federation=small_federation((4, 5)), model=module))
+        next(fr.iter_rounds(experiment, federation=build_small_federation((4, 5)), model=module))
 
 
-# ——— what a trial batch shows ———
+# ——— the inspection with a trial batch ———
 
-POINTS = small_federation((20,)).shards.examples
+POINTS = build_small_federation((20,)).shards.examples
 
 
-def centered(outputs: Tensor) -> Tensor:
+def center(outputs: Tensor) -> Tensor:
     return outputs - outputs.mean(dim=0)
 
 
-def branching(outputs: Tensor) -> Tensor:
+def branch(outputs: Tensor) -> Tensor:
     return outputs if outputs.sum() > 0 else 2 * outputs
 
 
-def with_item(outputs: Tensor) -> Tensor:
+def scale_by_item(outputs: Tensor) -> Tensor:
     return outputs * (1 + 0 * outputs.sum().item())
 
 
-def tied() -> nn.Sequential:
+def build_tied() -> nn.Sequential:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     module[2].weight = module[1].weight
     return module
 
 
-def partly_frozen() -> nn.Sequential:
+def build_partly_frozen() -> nn.Sequential:
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
     module[0].requires_grad_(False)
     return module
@@ -561,25 +563,25 @@ def partly_frozen() -> nn.Sequential:
 
 NORMED = (nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
 MIX = "examples of a batch influence each other"
-VERDICTS = {  # tracks buffers, why alone
+VERDICTS = {  # whether it tracks buffers, and why it must train one by one
     "linear": (nn.Linear(2, 3), False, None),
     "wider than the classes": (nn.Linear(2, 7), False, None),
     "dropout": (nn.Sequential(nn.Linear(2, 9), nn.Dropout(0.5), nn.Linear(9, 3)), False, None),
-    "tied": (tied(), False, None),
-    "partly frozen": (partly_frozen(), False, None),
+    "tied": (build_tied(), False, None),
+    "partly frozen": (build_partly_frozen(), False, None),
     "LayerNorm": (nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 3)), False, None),
     "BatchNorm": (nn.Sequential(*NORMED), True, "it keeps running statistics"),
     "BatchNorm without statistics": (
         nn.Sequential(NORMED[0], nn.BatchNorm1d(4, track_running_stats=False), NORMED[2]), False, MIX,
     ),
-    "centered": (Calls(centered), False, MIX),
-    "branching": (Calls(branching), False, ""),
-    "item": (Calls(with_item), False, "vmap cannot batch it"),
+    "centered": (Calls(center), False, MIX),
+    "branching": (Calls(branch), False, ""),
+    "item": (Calls(scale_by_item), False, "vmap cannot batch it"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_verdicts(case):
+def test_a_trial_batch_detects_what_a_model_does(case):
     module, tracks, alone = VERDICTS[case]
     traits = probe(module, POINTS, classes=3)
     assert traits.tracks_buffers == tracks
@@ -587,18 +589,18 @@ def test_verdicts(case):
     assert alone is None or alone in traits.alone_because
 
 
-def test_mixing_is_noticed_where_the_first_and_last_examples_are_alike():
+def test_mixing_of_examples_is_detected_if_the_first_and_last_ones_are_equal():
     x = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
     x[-1] = x[0]
-    assert probe(Calls(centered), Examples(x, np.zeros(9, np.int64)), classes=3).alone_because == MIX
+    assert probe(Calls(center), Examples(x, np.zeros(9, np.int64)), classes=3).alone_because == MIX
 
 
-def test_one_example_is_enough_for_a_trial():
+def test_a_trial_works_with_one_example():
     assert probe(nn.Linear(2, 3), Examples(POINTS.x[:1], POINTS.y[:1]), classes=3).alone_because is None
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_a_trial_leaves_module_and_generator_as_they_were(case):
+def test_a_trial_changes_neither_module_nor_generator(case):
     module = VERDICTS[case][0].eval()
     before = (flatten(module), flatten_buffers(module), torch.get_rng_state())
     probe(module, POINTS, classes=3)
@@ -608,14 +610,14 @@ def test_a_trial_leaves_module_and_generator_as_they_were(case):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_flops_are_those_of_one_examples_forward():
-    # 2 flops a multiplication and addition: 2·(2·4 + 4·3)
+def test_flops_are_counted_for_the_forward_pass_of_one_example():
+    # 2 flops per multiplication and addition: 2·(2·4 + 4·3)
     module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
     traits = probe(module, POINTS, classes=3)
     assert (traits.matmuls, traits.matmul_flops, traits.convolutions, traits.convolution_flops) == (2, 40, 0, 0)
 
 
-def test_convolutions_are_counted_apart():
+def test_convolutions_are_counted_separately():
     # 3·3·1·2 multiplications and additions for each of 2·2 places; then 2·(2·4)·3
     images = Examples(np.zeros((3, 1, 4, 4), np.float32), np.array([0, 1, 2]))
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
@@ -624,29 +626,31 @@ def test_convolutions_are_counted_apart():
     assert (traits.convolutions, traits.convolution_flops) == (1, 2 * 9 * 2 * 4)
 
 
-def test_embeddings_take_integer_inputs():
+def test_embeddings_accept_integer_inputs():
     tokens = Examples(np.array([[0, 1], [2, 3], [1, 1]]), np.array([0, 1, 2]))
     module = nn.Sequential(nn.Embedding(4, 5), nn.Flatten(), nn.Linear(10, 3))
     assert probe(module, tokens, classes=3).alone_because is None
 
 
-def of_characters(name: str, **settings: object) -> ModelTraits:
+def inspect_named_model(name: str, **settings: object) -> ModelTraits:
     tokens = np.random.default_rng(0).integers(80, size=(3, 80), dtype=np.uint8)
     model = build_model(read_model({"name": name, **settings}), (80,), 80, seed=0)
     return probe(model, Examples(tokens, np.zeros(3, np.int64)), classes=80)
 
 
-def test_a_transformer_may_train_in_groups_where_its_arithmetic_is_small():
-    small = of_characters("char_transformer", layers=1, hidden=8)
+def test_a_small_transformer_may_train_in_groups():
+    small = inspect_named_model("char_transformer", layers=1, hidden=8)
     assert small.alone_because is None
-    # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 a head twice; the head
+    # query 128·128 and the rest of the layer for one position, keys and values for 80; 32·80 per head, twice; the head
     flops = 128 * 128 + 80 * 128 * 256 + 2 * 4 * 80 * 32 + 128 * 128 + 2 * 128 * 8 + 128 * 80
     assert (small.matmuls, small.matmul_flops) == (8, 2 * flops)
-    assert choose_group_size(of_characters("char_transformer"), 20, 100, CPU) == 1  # 179 million flops an example
+    assert (
+        choose_group_size(inspect_named_model("char_transformer"), 20, 100, CPU) == 1
+    )  # 179 million flops per example
 
 
 def test_an_lstm_trains_one_by_one_since_vmap_would_only_loop():
-    traits = of_characters("char_lstm", hidden=4)
+    traits = inspect_named_model("char_lstm", hidden=4)
     assert "vmap cannot batch it" in traits.alone_because
     assert "batching rule" in traits.alone_because
     assert choose_group_size(traits, 20, 16, CPU) == 1
@@ -664,33 +668,35 @@ def test_tasks_of_one_output_refuse_more(task):
 # ——— client groups ———
 
 
-def traits(alone: str | None = None, **figures: float) -> ModelTraits:
+def build_traits(alone: str | None = None, **numbers: float) -> ModelTraits:
     nothing = {"parameters": 0, "matmuls": 0, "convolutions": 0, "matmul_flops": 0.0, "convolution_flops": 0.0}
-    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **figures})  # type: ignore[arg-type]
+    return ModelTraits(changed_buffers=(), alone_because=alone, **{**nothing, **numbers})  # type: ignore[arg-type]
 
 
-def costs(**figures: object) -> StepCosts:
+def build_costs(**numbers: object) -> StepCosts:
     free = {"step": 0, "matmul": (0, 0), "convolution": (0, 0), "flop": 0, "convolution_flop": 0, "parameter": (0, 0)}
-    return StepCosts(**{**free, **figures})  # type: ignore[arg-type]
+    return StepCosts(**{**free, **numbers})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("clients", "width"), [(1, 1), (2, 1), (4, 1), (5, 5), (20, 20)])
-def test_what_a_group_pays_twice_is_worth_it_once_four_actors_would_take_two_turns(clients, width):
+def test_a_group_at_twice_the_cost_pays_off_once_four_actors_need_two_turns(clients, width):
     # A step costs 1 alone and 2 in a group of any width: with 4 actors, width 1 takes ceil(S/4), one client group 2.
-    assert choose_group_size(traits(matmuls=1), clients, 16, costs(matmul=(1, 2))) == width
+    assert choose_group_size(build_traits(matmuls=1), clients, 16, build_costs(matmul=(1, 2))) == width
 
 
-def test_no_width_is_predicted_to_be_slower_than_one_client_at_a_time():
-    arithmetic = costs(matmul=(1, 2), flop=1e-3)
-    widths = [choose_group_size(traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)]
+def test_no_chosen_group_size_is_predicted_to_be_slower_than_single_clients():
+    arithmetic = build_costs(matmul=(1, 2), flop=1e-3)
+    widths = [
+        choose_group_size(build_traits(matmuls=1, matmul_flops=f), 20, 1, arithmetic) for f in (0, 30, 300, 3e3, 3e4)
+    ]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 1
-    assert widths[-1] == 1  # 3·30 of arithmetic a client: sharing the dispatch gains less than an idle actor loses
+    assert widths[-1] == 1  # arithmetic of 3·30 per client: sharing the dispatch gains less than an idle actor loses
 
 
-def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest():
-    assert choose_group_size(traits(matmuls=1), 10_000, 16, CPU) == MAX_GROUP_SIZE
-    assert choose_group_size(traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
+def test_the_group_size_is_one_if_the_model_requires_it_and_never_above_the_maximum():
+    assert choose_group_size(build_traits(matmuls=1), 10_000, 16, CPU) == MAX_GROUP_SIZE
+    assert choose_group_size(build_traits("it keeps running statistics", matmuls=1), 10_000, 16, CPU) == 1
 
 
 @drawn
@@ -700,7 +706,7 @@ def test_the_width_is_one_where_the_model_demands_it_and_never_above_the_widest(
     ),
     width=st.integers(1, 40),
 )
-def test_groups_are_near_equal_parts_with_most_steps_first(clients, width):
+def test_groups_have_nearly_equal_sizes_and_those_with_most_steps_come_first(clients, width):
     ids, steps = zip(*clients, strict=True)
     groups = form_groups(ids, np.array(steps), width)
     in_order = [client for group in groups for client in group]
@@ -711,15 +717,15 @@ def test_groups_are_near_equal_parts_with_most_steps_first(clients, width):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_groups_by_hand():
+def test_groups_match_an_example_by_hand():
     assert form_groups([4, 7, 1, 9, 2], np.array([3, 5, 3, 1, 5]), 3) == [(2, 7, 1), (4, 9)]
 
 
 # ——— modules as vectors ———
 
 
-def test_the_vector_is_the_trainable_parameters_in_order():
-    module = partly_frozen()
+def test_the_vector_contains_the_trainable_parameters_in_order():
+    module = build_partly_frozen()
     expected = torch.cat([module[2].weight.flatten(), module[2].bias])
     np.testing.assert_array_equal(flatten(module), expected.detach())
     layout = ParameterLayout.of(module)
@@ -729,8 +735,8 @@ def test_the_vector_is_the_trainable_parameters_in_order():
     assert views["2.bias"].tolist() == [12, 13, 14]
 
 
-def test_tied_parameters_are_one():
-    module = tied()
+def test_tied_parameters_occur_once():
+    module = build_tied()
     assert ParameterLayout.of(module).dimension == 9 + 9 + 3 + 3
     vector = np.arange(24, dtype=np.float32)
     load_parameters(module, vector)
@@ -738,8 +744,8 @@ def test_tied_parameters_are_one():
     assert module[1].weight is module[2].weight
 
 
-def test_parameters_survive_the_round_trip_and_frozen_ones_stay():
-    module, frozen = partly_frozen(), partly_frozen()[0].weight.detach()
+def test_parameters_survive_the_round_trip_and_frozen_ones_are_unchanged():
+    module, frozen = build_partly_frozen(), build_partly_frozen()[0].weight.detach()
     with torch.no_grad():
         module[0].weight.copy_(frozen)
     vector = np.random.default_rng(0).normal(size=15).astype(np.float32)
@@ -747,7 +753,7 @@ def test_parameters_survive_the_round_trip_and_frozen_ones_stay():
     load_parameters(module, vector)
     np.testing.assert_array_equal(flatten(module), vector)
     torch.testing.assert_close(module[0].weight, frozen, rtol=0, atol=0)
-    flatten(module)[:] = 0  # a copy
+    flatten(module)[:] = 0  # changes a copy
     np.testing.assert_array_equal(flatten(module), vector)
 
 
@@ -775,7 +781,7 @@ def test_averaged_counters_are_rounded():
     assert (module.running_mean.item(), module.num_batches_tracked.item()) == (0.5, 7)
 
 
-def test_without_buffers_there_is_an_empty_vector():
+def test_without_buffers_the_vector_is_empty():
     module = nn.Linear(1, 1)
     assert flatten_buffers(module).shape == (0,)
     load_buffers(module, flatten_buffers(module))

@@ -32,20 +32,20 @@ SIZES = (9, 20, 0, 14)
 # ——— losses ———
 
 
-def sigmoid(z: np.ndarray) -> np.ndarray:
+def compute_sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
-def losses_by_hand(name: str, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+def compute_losses_by_hand(name: str, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
     outputs = outputs.astype(float)
     if name == "classification":
         return np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(len(y)), y]
     if name == "binary":
-        return -np.log(np.where(y == 1, sigmoid(outputs[:, 0]), 1 - sigmoid(outputs[:, 0])))
+        return -np.log(np.where(y == 1, compute_sigmoid(outputs[:, 0]), 1 - compute_sigmoid(outputs[:, 0])))
     return (outputs[:, 0] - y) ** 2
 
 
-def sample(name: str, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
+def draw_sample(name: str, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(2)
     outputs = 2 * rng.normal(size=(count, TASKS[name].outputs or 4)).astype(np.float32)
     if name == "regression":
@@ -54,9 +54,9 @@ def sample(name: str, count: int = 7) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_losses_are_their_formulas_and_the_mean_is_of_them(name: str) -> None:
-    task, (outputs, y) = TASKS[name], sample(name)
-    expected = losses_by_hand(name, outputs, y)
+def test_losses_equal_their_formulas_and_are_averaged_with_weights(name: str) -> None:
+    task, (outputs, y) = TASKS[name], draw_sample(name)
+    expected = compute_losses_by_hand(name, outputs, y)
     given_to = torch.from_numpy(outputs), torch.from_numpy(y)
     np.testing.assert_allclose(task.losses(*given_to), expected, rtol=1e-5, atol=1e-6)
     assert task.mean_loss(*given_to).item() == pytest.approx(expected.mean(), rel=1e-5)
@@ -74,7 +74,7 @@ def test_losses_of_extreme_logits_are_finite() -> None:
 # ——— training ———
 
 
-def examples(name: str, count: int, rng: np.random.Generator) -> Examples:
+def draw_examples(name: str, count: int, rng: np.random.Generator) -> Examples:
     """Points in the plane with labels that depend on them, noisily."""
     x = rng.normal(size=(count, 2)).astype(np.float32)
     value = x @ np.array([1.0, -2.0]) + rng.normal(size=count)
@@ -85,17 +85,17 @@ def examples(name: str, count: int, rng: np.random.Generator) -> Examples:
 
 def load_experiment_data(name: str, test: int = 61) -> fr.Federation:
     rng = np.random.default_rng(3)
-    block, held_out = examples(name, sum(SIZES), rng), examples(name, test, rng)
+    block, held_out = draw_examples(name, sum(SIZES), rng), draw_examples(name, test, rng)
     shards = Shards(block, np.cumsum([0, *SIZES]))
     return fr.Federation.from_shards(name, shards, held_out, None, 0, name)
 
 
-def linear(outputs: int) -> nn.Linear:
+def build_linear(outputs: int) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(2, outputs)
 
 
-def experiment(width: int = 1, *, federated: bool = False, **federation: Any) -> fr.Experiment:
+def build_experiment(width: int = 1, *, federated: bool = False, **federation: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "federation": {"rounds": 1, "local_steps": 1, "batch_size": 100, **federation},
@@ -109,34 +109,34 @@ def experiment(width: int = 1, *, federated: bool = False, **federation: Any) ->
 
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("name", ["binary", "regression"])
-def test_a_round_of_one_output_follows_the_gradient_in_closed_form(name: str, width: int) -> None:
-    federation, model = load_experiment_data(name), linear(1)
-    (report,) = fr.iter_rounds(experiment(width), federation=federation, model=model)
+def test_a_round_with_one_output_follows_the_closed_form_gradient(name: str, width: int) -> None:
+    federation, model = load_experiment_data(name), build_linear(1)
+    (report,) = fr.iter_rounds(build_experiment(width), federation=federation, model=model)
     w, b = (p.detach().double().numpy() for p in model.parameters())
     total, losses = np.zeros(3), []
     for client_id, size in enumerate(SIZES):
         shard = federation.shards.only(client_id).examples
         outputs = shard.x @ w.T + b
-        residual = (sigmoid(outputs) if name == "binary" else 2 * outputs)[:, 0]
+        residual = (compute_sigmoid(outputs) if name == "binary" else 2 * outputs)[:, 0]
         residual = residual - (shard.y if name == "binary" else 2 * shard.y)
         if size:  # one full-batch step, weighted by n_i/Σn: the gradient of the mean over all
             total += np.append(residual @ shard.x, residual.sum())
-            losses.append(losses_by_hand(name, outputs, shard.y).mean())
+            losses.append(compute_losses_by_hand(name, outputs, shard.y).mean())
     expected = np.append(w, b) - 0.1 * total / sum(SIZES)
     np.testing.assert_allclose(report.parameters, expected, rtol=1e-5, atol=1e-6)
     assert report.metrics["train_loss"] == pytest.approx(np.average(losses, weights=[n for n in SIZES if n]), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["binary", "regression"])
-def test_training_lowers_the_loss_of_its_task(name: str) -> None:
-    chosen = experiment(3, rounds=8, local_steps=5, batch_size=8)
-    first, *_, last = fr.iter_rounds(chosen, federation=load_experiment_data(name), model=linear(1))
+def test_training_lowers_the_loss_of_every_task(name: str) -> None:
+    chosen = build_experiment(3, rounds=8, local_steps=5, batch_size=8)
+    first, *_, last = fr.iter_rounds(chosen, federation=load_experiment_data(name), model=build_linear(1))
     assert last.metrics["test_loss"] < 0.8 * first.metrics["test_loss"]
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("classification", 3), ("binary", 1), ("regression", 1)])
 def test_a_named_model_has_as_many_outputs_as_the_task_needs(name: str, outputs: int) -> None:
-    chosen = experiment().model_copy(
+    chosen = build_experiment().model_copy(
         update={"model": fr.Experiment.model_validate({"model": {"name": "logistic"}}).model}
     )
     (report,) = fr.iter_rounds(chosen, federation=load_experiment_data(name))
@@ -146,7 +146,7 @@ def test_a_named_model_has_as_many_outputs_as_the_task_needs(name: str, outputs:
 # ——— metrics of a run ———
 
 
-def figures(report: RoundReport) -> dict[str, float]:
+def select_test_metrics(report: RoundReport) -> dict[str, float]:
     return {
         key: value
         for key, value in report.metrics.items()
@@ -154,33 +154,33 @@ def figures(report: RoundReport) -> dict[str, float]:
     }
 
 
-def outputs_of(report: RoundReport, x: np.ndarray) -> np.ndarray:
+def compute_outputs(report: RoundReport, x: np.ndarray) -> np.ndarray:
     parameters = report.eval_params.astype(float)
     return x @ parameters[:-1] + parameters[-1]
 
 
 def test_a_binary_run_reports_accuracy_auc_and_loss() -> None:
     federation = load_experiment_data("binary")
-    (report,) = fr.iter_rounds(experiment(federated=True), federation=federation, model=linear(1))
-    logits, y = outputs_of(report, federation.test.x), federation.test.y
+    (report,) = fr.iter_rounds(build_experiment(federated=True), federation=federation, model=build_linear(1))
+    logits, y = compute_outputs(report, federation.test.x), federation.test.y
     shards = [federation.shards.only(i).examples for i, size in enumerate(SIZES) if size]
-    rates = [((outputs_of(report, shard.x) > 0) == shard.y).mean() for shard in shards]
-    assert figures(report) == {
+    rates = [((compute_outputs(report, shard.x) > 0) == shard.y).mean() for shard in shards]
+    assert select_test_metrics(report) == {
         "test_accuracy": ((logits > 0) == y).mean(),
         "test_auc": pytest.approx(roc_auc_score(y, logits), abs=1e-12),
-        "test_loss": pytest.approx(losses_by_hand("binary", logits[:, None], y).mean(), rel=1e-5),
+        "test_loss": pytest.approx(compute_losses_by_hand("binary", logits[:, None], y).mean(), rel=1e-5),
         "client_accuracy_mean": pytest.approx(np.mean(rates), abs=1e-12),
         "client_accuracy_worst_decile": pytest.approx(min(rates), abs=1e-12),
     }
 
 
-def test_a_regression_run_reports_errors_whose_worst_are_the_highest() -> None:
+def test_a_regression_run_reports_errors_and_the_worst_decile_is_the_highest() -> None:
     federation = load_experiment_data("regression")
-    (report,) = fr.iter_rounds(experiment(federated=True), federation=federation, model=linear(1))
-    squares = (outputs_of(report, federation.test.x) - federation.test.y) ** 2
+    (report,) = fr.iter_rounds(build_experiment(federated=True), federation=federation, model=build_linear(1))
+    squares = (compute_outputs(report, federation.test.x) - federation.test.y) ** 2
     shards = [federation.shards.only(i).examples for i, size in enumerate(SIZES) if size]
-    errors = [np.sqrt(((outputs_of(report, shard.x) - shard.y) ** 2).mean()) for shard in shards]
-    assert figures(report) == {
+    errors = [np.sqrt(((compute_outputs(report, shard.x) - shard.y) ** 2).mean()) for shard in shards]
+    assert select_test_metrics(report) == {
         "test_rmse": pytest.approx(np.sqrt(squares.mean()), rel=1e-5),
         "test_loss": pytest.approx(squares.mean(), rel=1e-5),
         "client_rmse_mean": pytest.approx(np.mean(errors), rel=1e-5),
@@ -189,53 +189,53 @@ def test_a_regression_run_reports_errors_whose_worst_are_the_highest() -> None:
 
 
 def test_a_classification_run_reports_accuracy_macro_f1_and_loss() -> None:
-    federation, model = load_experiment_data("classification"), linear(3)
-    (report,) = fr.iter_rounds(experiment(), federation=federation, model=model)
+    federation, model = load_experiment_data("classification"), build_linear(3)
+    (report,) = fr.iter_rounds(build_experiment(), federation=federation, model=model)
     weights, bias = report.eval_params[:6].reshape(3, 2), report.eval_params[6:]
     outputs, y = federation.test.x @ weights.T + bias, federation.test.y
-    assert figures(report) == {
+    assert select_test_metrics(report) == {
         "test_accuracy": (outputs.argmax(axis=1) == y).mean(),
         "test_macro_f1": pytest.approx(f1_score(y, outputs.argmax(axis=1), average="macro"), abs=1e-12),
-        "test_loss": pytest.approx(losses_by_hand("classification", outputs, y).mean(), rel=1e-5),
+        "test_loss": pytest.approx(compute_losses_by_hand("classification", outputs, y).mean(), rel=1e-5),
     }
 
 
-def test_sequences_of_tokens_have_a_perplexity_besides() -> None:
+def test_sequences_of_tokens_also_have_a_perplexity() -> None:
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(5, size=(9, 4), dtype=np.uint8), rng.integers(5, size=9)) for _ in range(3)]
     section = {"name": "char_transformer", "vocabulary": 5, "layers": 1, "hidden": 4}
-    chosen = fr.Experiment.model_validate({**experiment().model_dump(exclude_none=True), "model": section})
+    chosen = fr.Experiment.model_validate({**build_experiment().model_dump(exclude_none=True), "model": section})
     (report,) = fr.iter_rounds(chosen, federation=fr.Federation(pairs[:2], pairs[2]))
-    assert figures(report).keys() == {"test_accuracy", "test_macro_f1", "test_loss", "test_perplexity"}
+    assert select_test_metrics(report).keys() == {"test_accuracy", "test_macro_f1", "test_loss", "test_perplexity"}
     assert report.metrics["test_perplexity"] == pytest.approx(np.exp(report.metrics["test_loss"]), rel=1e-12)
 
 
 def test_a_test_set_with_one_label_has_no_auc() -> None:
     federation = load_experiment_data("binary")
     federation.test.y[:] = 1
-    (report,) = fr.iter_rounds(experiment(), federation=federation, model=linear(1))
-    assert figures(report).keys() == {"test_accuracy", "test_loss"}
+    (report,) = fr.iter_rounds(build_experiment(), federation=federation, model=build_linear(1))
+    assert select_test_metrics(report).keys() == {"test_accuracy", "test_loss"}
 
 
 @pytest.mark.parametrize("name", ["binary", "regression"])
 def test_metrics_and_parameters_of_a_task_do_not_depend_on_placement(name: str, session: fr.RaySession) -> None:
-    serial = experiment(rounds=2, federated=True, batch_size=5)
+    serial = build_experiment(rounds=2, federated=True, batch_size=5)
     runs = []
     for placement in ({"placement": "serial"}, {"placement": "pooled", "actors": 2}, {"placement": "dedicated"}):
         execution = {**placement, "vectorize": 1, "gpus_per_actor": 0, "cpus_per_actor": 0.5}
         chosen = fr.Experiment.model_validate({**serial.model_dump(exclude_none=True), "execution": execution})
-        federation = load_experiment_data(name, test=3000)  # more than one call
-        *_, last = fr.iter_rounds(chosen, federation=federation, model=linear(1), session=session)
-        runs.append((figures(last), last.parameters.tobytes()))
+        federation = load_experiment_data(name, test=3000)  # enough for more than one call
+        *_, last = fr.iter_rounds(chosen, federation=federation, model=build_linear(1), session=session)
+        runs.append((select_test_metrics(last), last.parameters.tobytes()))
     assert runs[0] == runs[1] == runs[2]
 
 
-# ——— figures ———
+# ——— metrics ———
 
 
-def test_macro_f1_by_hand() -> None:
-    # Class 0: TP 2, FP 1, FN 1 → 4/6.  Class 1: TP 1, FP 1, FN 1 → 2/4.  Class 2 is neither label nor answer.
-    # Class 3: never answered → 0.  Class 4: never a label → 0.
+def test_macro_f1_matches_numbers_by_hand() -> None:
+    # Class 0: TP 2, FP 1, FN 1 → 4/6.  Class 1: TP 1, FP 1, FN 1 → 2/4.  Class 2 is neither a label nor a prediction.
+    # Class 3: never predicted → 0.  Class 4: never a label → 0.
     y, predictions = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 0, 4])
     assert compute_macro_f1(count_by_class(y, predictions)) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
 
@@ -245,23 +245,23 @@ labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 
 @drawn
 @given(labels)
-def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+def test_macro_f1_equals_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     y, predictions = np.array(pairs).T
     expected = f1_score(y, predictions, average="macro", zero_division=0)
     assert compute_macro_f1(count_by_class(y, predictions.astype(np.int32))) == pytest.approx(expected, abs=1e-12)
 
 
-def scored(y: np.ndarray, predictions: np.ndarray) -> Scores:
+def score(y: np.ndarray, predictions: np.ndarray) -> Scores:
     return Scores(predictions=predictions, correct=predictions == y, losses=np.abs(predictions - y).astype(np.float32))
 
 
-def auc(y: np.ndarray, logits: np.ndarray) -> float:
-    return BINARY.metrics(BINARY.metric_sums(y, scored(y, logits)))["auc"]
+def compute_auc(y: np.ndarray, logits: np.ndarray) -> float:
+    return BINARY.metrics(BINARY.metric_sums(y, score(y, logits)))["auc"]
 
 
-def test_auc_by_hand_with_a_tie() -> None:
-    # Pairs (yes, no): 3>2, 3>1, 1<2, 1=1 → (1 + 1 + 0 + 1/2)/4
-    assert auc(np.array([1, 0, 0, 1]), np.array([3, 2, 1, 1], dtype=np.float32)) == 2.5 / 4
+def test_auc_with_a_tie_matches_the_number_by_hand() -> None:
+    # Pairs (positive, negative): 3>2, 3>1, 1<2, 1=1 → (1 + 1 + 0 + 1/2)/4
+    assert compute_auc(np.array([1, 0, 0, 1]), np.array([3, 2, 1, 1], dtype=np.float32)) == 2.5 / 4
 
 
 ranked = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, max_size=40)
@@ -269,40 +269,40 @@ ranked = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, 
 
 @drawn
 @given(ranked.filter(lambda pairs: len({label for label, _ in pairs}) == 2))
-def test_auc_is_scikit_learns_and_depends_on_the_order_alone(pairs: list[tuple[int, int]]) -> None:
+def test_auc_equals_that_of_scikit_learn_and_depends_only_on_the_order(pairs: list[tuple[int, int]]) -> None:
     y, logits = np.array(pairs).T
-    assert auc(y, logits.astype(np.float32)) == pytest.approx(roc_auc_score(y, logits), abs=1e-12)
-    assert auc(y, np.exp(logits / 2)) == auc(y, logits)
-    assert auc(1 - y, -logits) == pytest.approx(auc(y, logits), abs=1e-12)
+    assert compute_auc(y, logits.astype(np.float32)) == pytest.approx(roc_auc_score(y, logits), abs=1e-12)
+    assert compute_auc(y, np.exp(logits / 2)) == compute_auc(y, logits)
+    assert compute_auc(1 - y, -logits) == pytest.approx(compute_auc(y, logits), abs=1e-12)
 
 
-def test_auc_of_what_is_not_finite_is_nan_and_of_infinity_is_not() -> None:
+def test_auc_is_nan_for_nan_outputs_but_not_for_infinite_ones() -> None:
     y = np.array([0, 1, 1])
-    assert np.isnan(auc(y, np.array([0, np.nan, 1], dtype=np.float32)))
-    assert auc(y, np.array([0, np.inf, -np.inf], dtype=np.float32)) == 0.5
+    assert np.isnan(compute_auc(y, np.array([0, np.nan, 1], dtype=np.float32)))
+    assert compute_auc(y, np.array([0, np.inf, -np.inf], dtype=np.float32)) == 0.5
 
 
 @drawn
 @given(labels, labels)
-def test_tallies_of_two_parts_add_up_to_that_of_the_whole(
+def test_metric_sums_of_two_parts_add_up_to_those_of_the_whole(
     one: list[tuple[int, int]], other: list[tuple[int, int]]
 ) -> None:
     whole, *parts = (np.array(pairs).T for pairs in (one + other, one, other))
     for task in (CLASSIFICATION, REGRESSION):
-        total, first, second = (task.metrics(task.metric_sums(y, scored(y, a))) for y, a in (whole, *parts))
-        tallies = [task.metric_sums(y, scored(y, predictions)) for y, predictions in parts]
-        assert task.metrics(tallies[0] + tallies[1]) == pytest.approx(total, abs=1e-12)
+        total, first, second = (task.metrics(task.metric_sums(y, score(y, a))) for y, a in (whole, *parts))
+        sums = [task.metric_sums(y, score(y, predictions)) for y, predictions in parts]
+        assert task.metrics(sums[0] + sums[1]) == pytest.approx(total, abs=1e-12)
         assert first["loss"] * len(one) + second["loss"] * len(other) == pytest.approx(total["loss"] * len(whole[0]))
 
 
-def test_the_auc_of_two_sites_is_that_of_the_pairs_within_them() -> None:
-    # Silo a: 2>1, one pair in order.  Silo b: 5>4, 5>7 no: one of two.  No pair is made of both.
-    a = BINARY.metric_sums(y := np.array([1, 0]), scored(y, np.array([2.0, 1.0])))
-    b = BINARY.metric_sums(y := np.array([1, 0, 0]), scored(y, np.array([5.0, 4.0, 7.0])))
+def test_the_auc_of_two_silos_uses_only_pairs_within_each_silo() -> None:
+    # Silo a: 2>1, one pair in order.  Silo b: 5>4, but not 5>7: one of two.  No pair has members of both.
+    a = BINARY.metric_sums(y := np.array([1, 0]), score(y, np.array([2.0, 1.0])))
+    b = BINARY.metric_sums(y := np.array([1, 0, 0]), score(y, np.array([5.0, 4.0, 7.0])))
     assert BINARY.metrics(a + b)["auc"] == (1 + 1) / (1 + 2)
 
 
-def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_divergence_none() -> None:
+def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_a_diverged_one_has_none() -> None:
     assert compute_perplexity(float(np.log(80))) == pytest.approx(80)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -310,7 +310,7 @@ def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_divergence_non
         assert np.isnan(compute_perplexity(float("nan")))
 
 
-def test_tasks_survive_the_journey_to_an_actor() -> None:
+def test_tasks_survive_pickling() -> None:
     import pickle
 
     for task in (CLASSIFICATION, BINARY, REGRESSION):

@@ -18,20 +18,20 @@ from tests.support.stores import create_store
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
 
 
-def fednar(*arguments: str) -> Result:
+def run_fednar(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A working directory with a run and a comparison."""
+    """Returns a working directory with a run and a comparison."""
     folder = tmp_path_factory.mktemp("reports")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         there = f"tracking.uri=sqlite:///{folder / 'm.db'}"
         made = [
-            fednar("run", *SERIAL, there, "regularizer.clip_bound=0.5", "--json"),
-            fednar("compare", *SERIAL, there, "compare.seeds=1", "compare.weight_decays=[0.001, 0.1]", "--json"),
+            run_fednar("run", *SERIAL, there, "regularizer.clip_bound=0.5", "--json"),
+            run_fednar("compare", *SERIAL, there, "compare.seeds=1", "compare.weight_decays=[0.001, 0.1]", "--json"),
         ]
     for name, result in zip(("run", "comparison"), made, strict=True):
         assert result.exit_code == 0, result.output
@@ -39,85 +39,88 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def summary(folder: Path, name: str) -> dict:
+def run_to_summary(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def report(name: str, *options: str) -> list[Path]:
-    result = fednar("report", name, "--json", *options)
+def redraw(name: str, *options: str) -> list[Path]:
+    result = run_fednar("report", name, "--json", *options)
     assert result.exit_code == 0, result.output
     return [Path(path) for path in json.loads(result.stdout)["files"]]
 
 
-def same(path: Path, other: Path) -> bool:
+def is_same_picture(path: Path, other: Path) -> bool:
     return (imread(path) == imread(other)).all()
 
 
 def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
-    run = Path(summary(folder, "run")["directory"])
-    for name in (run.name, str(run), summary(folder, "run")["run_id"]):
-        files = report(name, "--output", str(tmp_path / "out"))
+    run = Path(run_to_summary(folder, "run")["directory"])
+    for name in (run.name, str(run), run_to_summary(folder, "run")["run_id"]):
+        files = redraw(name, "--output", str(tmp_path / "out"))
         assert [path.name for path in files] == ["curves.png", "step_norms.png"]
-        assert all(same(path, run / path.name) for path in files)
-    assert report(run.name)[0].parent == run
+        assert all(is_same_picture(path, run / path.name) for path in files)
+    assert redraw(run.name)[0].parent == run
 
 
 def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, uri = summary(folder, "run"), create_store(folder / "m.db")
-    files = report(run["run_id"], "--uri", uri)
-    assert all(same(path, Path(run["directory"]) / path.name) for path in files)
+    run, uri = run_to_summary(folder, "run"), create_store(folder / "m.db")
+    files = redraw(run["run_id"], "--uri", uri)
+    assert all(is_same_picture(path, Path(run["directory"]) / path.name) for path in files)
     assert files[0].parent == tmp_path / "runs" / Path(run["directory"]).name
 
 
 def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, uri = summary(folder, "run"), create_store(folder / "m.db")
+    run, uri = run_to_summary(folder, "run"), create_store(folder / "m.db")
     client = MlflowClient(uri)
     client.update_run(run["run_id"], status="RUNNING")
-    files = report(run["run_id"], "--uri", uri)
+    files = redraw(run["run_id"], "--uri", uri)
     client.update_run(run["run_id"], status="FINISHED")
     assert [path.name for path in files] == ["curves.png", "step_norms.png"]
-    assert same(files[0], Path(run["directory"]) / "curves.png")
-    assert imread(files[1]).shape[1] == 600  # without the clients
+    assert is_same_picture(files[0], Path(run["directory"]) / "curves.png")
+    assert imread(files[1]).shape[1] == 600  # without the panel of clients
 
 
-def test_a_comparison_is_drawn_alike_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
-    compared, uri = summary(folder, "comparison"), create_store(folder / "m.db")
+def test_the_plots_of_a_comparison_are_the_same_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
+    compared, uri = run_to_summary(folder, "comparison"), create_store(folder / "m.db")
     made = Path(compared["chart"]).parent
     assert Path(compared["accuracy_by_decay"]).parent == made
     monkeypatch.chdir(folder)
-    here = report(made.name, "--output", str(tmp_path / "here"))
+    here = redraw(made.name, "--output", str(tmp_path / "here"))
     monkeypatch.chdir(tmp_path)
-    there = report(compared["run_id"], "--uri", uri)
+    there = redraw(compared["run_id"], "--uri", uri)
     for files in (here, there):
         assert [path.name for path in files] == ["comparison.png", "accuracy_by_decay.png"]
-        assert all(same(path, made / path.name) for path in files)
+        assert all(is_same_picture(path, made / path.name) for path in files)
     artifacts = {file.path for file in MlflowClient(uri).list_artifacts(compared["run_id"])}
     assert {"comparison.png", "accuracy_by_decay.png"} <= artifacts
 
 
-def rounds_of(count: int, accuracy: float) -> list[RoundRecord]:
+def build_rounds(count: int, accuracy: float) -> list[RoundRecord]:
     metrics = {"test_accuracy": accuracy, "effective_weight_decay": 0.01}
     return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t in range(count)]
 
 
 def test_a_comparison_of_one_weight_decay_has_no_plot_over_decays(tmp_path):
-    runs = {Variant(0.01, name): [rounds_of(3, 0.5)] for name in ("fednar", "decoupled")}
+    runs = {Variant(0.01, name): [build_rounds(3, 0.5)] for name in ("fednar", "decoupled")}
     assert [path.name for path in draw_variants(runs, 2, tmp_path)] == ["comparison.png"]
 
 
-def test_an_unfinished_comparison_is_drawn_as_far_as_it_got(tmp_path):
-    runs = {Variant(0.01, "fednar"): [rounds_of(3, 0.5), rounds_of(5, 0.7)], Variant(0.1, "fednar"): [rounds_of(1, 0)]}
+def test_an_unfinished_comparison_is_drawn_up_to_its_last_round(tmp_path):
+    runs = {
+        Variant(0.01, "fednar"): [build_rounds(3, 0.5), build_rounds(5, 0.7)],
+        Variant(0.1, "fednar"): [build_rounds(1, 0)],
+    }
     assert len(draw_variants(runs, 2, tmp_path)) == 2
-    assert compute_final_value(rounds_of(5, 0.7), 2) == pytest.approx(0.7)
+    assert compute_final_value(build_rounds(5, 0.7), 2) == pytest.approx(0.7)
     assert math.isnan(compute_final_value([], 2))
 
 
 @pytest.mark.parametrize(("name", "problem"), [("nosuch", "no search of the name"), ("ab" * 16, "has no run (ab){16}")])
 def test_an_unknown_name_or_id_is_refused(name, problem, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = fednar("report", name, "--uri", create_store(folder / "m.db"))
+    result = run_fednar("report", name, "--uri", create_store(folder / "m.db"))
     assert re.search(problem, str(result.exception))
     assert not list(tmp_path.glob("runs/*"))

@@ -1,4 +1,4 @@
-"""What is said about a search: numbers that follow from its trials, whatever became of them."""
+"""The report on a search, whose numbers follow from its trials, finished or not."""
 
 import csv
 import json
@@ -31,14 +31,14 @@ DECAY_ANNEAL, NAME = "regularizer.weight_decay_anneal", "regularizer.name"
 ROUNDS = 4
 
 
-def trial(number: int, values: dict[str, Any], value: float | None, status: str = "finished") -> TrialRecord:
-    """A trial that climbs from 0 to ``value``, in half of the rounds where it was stopped."""
+def build_trial(number: int, values: dict[str, Any], value: float | None, status: str = "finished") -> TrialRecord:
+    """Builds a trial whose metric rises from 0 to ``value``, in half of the rounds if it was stopped."""
     rounds = ROUNDS if status == "finished" else ROUNDS // 2
     history = () if value is None else tuple((t, value * (t + 1) / rounds) for t in range(rounds))
     return TrialRecord(name=f"trial-{number:04d}", values=values, status=status, history=history)
 
 
-def search(trials: list[TrialRecord], space: dict[str, Any], **changes: Any) -> SearchRecord:
+def build_search(trials: list[TrialRecord], space: dict[str, Any], **changes: Any) -> SearchRecord:
     fields: dict[str, Any] = {
         "name": "small",
         "run_id": "0",
@@ -56,7 +56,7 @@ def search(trials: list[TrialRecord], space: dict[str, Any], **changes: Any) -> 
     return SearchRecord(**{**fields, **changes})
 
 
-def curve(last: float, **settings: Any) -> Curve:
+def build_curve(last: float, **settings: Any) -> Curve:
     history = tuple((t, last * (t + 1) / ROUNDS) for t in range(ROUNDS))
     return Curve(
         run_id="1", settings=settings, history=history, test_history=history, test_accuracy=history[-1][1] - 0.01
@@ -66,33 +66,33 @@ def curve(last: float, **settings: Any) -> Curve:
 GRID = {A: {"grid": [0.1, 0.3, 1.0, 3.0, 10.0]}, DECAY: {"grid": [0.001, 0.01, 0.1]}}
 
 
-def grid(accuracy: dict[tuple[float, float], float]) -> SearchRecord:
-    """Trials over A and λ."""
-    trials = [trial(i, {A: a, DECAY: decay}, value) for i, ((a, decay), value) in enumerate(accuracy.items())]
-    return search(trials, GRID)
+def build_grid(accuracy: dict[tuple[float, float], float]) -> SearchRecord:
+    """Builds trials over A and λ."""
+    trials = [build_trial(i, {A: a, DECAY: decay}, value) for i, ((a, decay), value) in enumerate(accuracy.items())]
+    return build_search(trials, GRID)
 
 
 # Sensitivity
 
 
-def falls_of(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
+def compute_degradations(record: SearchRecord) -> dict[tuple[str, str, int], float | None]:
     return {(fall.regularizer, fall.key, fall.factor): fall.fall for fall in compute_sensitivity(record).falls}
 
 
 def test_degradation_is_the_worse_of_both_directions():
-    # the best has A = 1; 0.3 and 3 are off by 3.33 and 3, 0.1 and 10 by 10
-    record = grid({(0.1, 0.01): 0.5, (0.3, 0.01): 0.86, (1.0, 0.01): 0.9, (3.0, 0.01): 0.88, (10.0, 0.01): 0.7})
-    falls = falls_of(record)
-    assert falls["fednar", A, 3] == pytest.approx(0.04)
-    assert falls["fednar", A, 10] == pytest.approx(0.4)
-    assert falls["fednar", DECAY, 3] is falls["fednar", DECAY, 10] is None
+    # the best has A = 1; 0.3 and 3 differ by factors of 3.33 and 3, 0.1 and 10 by 10
+    record = build_grid({(0.1, 0.01): 0.5, (0.3, 0.01): 0.86, (1.0, 0.01): 0.9, (3.0, 0.01): 0.88, (10.0, 0.01): 0.7})
+    degradations = compute_degradations(record)
+    assert degradations["fednar", A, 3] == pytest.approx(0.04)
+    assert degradations["fednar", A, 10] == pytest.approx(0.4)
+    assert degradations["fednar", DECAY, 3] is degradations["fednar", DECAY, 10] is None
 
 
 def test_trials_that_differ_in_two_keys_are_ignored():
-    record = grid({(1.0, 0.01): 0.9, (10.0, 0.1): 0.2, (10.0, 0.01): 0.85, (1.0, 0.1): 0.6})
-    falls = falls_of(record)
-    assert falls["fednar", A, 10] == pytest.approx(0.05)
-    assert falls["fednar", DECAY, 10] == pytest.approx(0.3)
+    record = build_grid({(1.0, 0.01): 0.9, (10.0, 0.1): 0.2, (10.0, 0.01): 0.85, (1.0, 0.1): 0.6})
+    degradations = compute_degradations(record)
+    assert degradations["fednar", A, 10] == pytest.approx(0.05)
+    assert degradations["fednar", DECAY, 10] == pytest.approx(0.3)
     assert compute_sensitivity(record).average("fednar", 10) == pytest.approx((0.05 + 0.3) / 2)
     assert compute_sensitivity(record).average("fednar", 3) is None
 
@@ -102,65 +102,71 @@ def test_trials_that_differ_in_two_keys_are_ignored():
     [(3.33, 3), (2.62, 3), (2.6, None), (3.46, None), (8.7, 10), (11.4, 10), (11.6, None), (1.0, None), (100.0, None)],
 )
 @pytest.mark.parametrize("inverted", [False, True])
-def test_about_three_and_ten_times_are_recognized_in_both_directions(off, factor, inverted):
-    record = grid({(1.0, 0.01): 0.9, (1 / off if inverted else off, 0.01): 0.8})
-    falls = falls_of(record)
-    assert {key[2] for key, fall in falls.items() if fall is not None} == ({factor} if factor else set())
+def test_factors_of_about_three_and_ten_are_recognized_in_both_directions(off, factor, inverted):
+    record = build_grid({(1.0, 0.01): 0.9, (1 / off if inverted else off, 0.01): 0.8})
+    degradations = compute_degradations(record)
+    assert {key[2] for key, fall in degradations.items() if fall is not None} == ({factor} if factor else set())
 
 
 def test_an_annealing_rate_is_compared_by_its_distance_from_one():
     space = {DECAY_ANNEAL: {"grid": [0.7, 0.9, 0.97, 0.99]}}
     accuracy = {0.7: 0.3, 0.9: 0.6, 0.97: 0.8, 0.99: 0.65}  # 1 − γ = 0.3, 0.1, 0.03, 0.01
-    record = search([trial(i, {DECAY_ANNEAL: g}, value) for i, (g, value) in enumerate(accuracy.items())], space)
-    falls = falls_of(record)
-    assert falls["fednar", DECAY_ANNEAL, 3] == pytest.approx(0.2)  # 0.9 is 3.33 times, 0.99 a third
-    assert falls["fednar", DECAY_ANNEAL, 10] == pytest.approx(0.5)
+    record = build_search(
+        [build_trial(i, {DECAY_ANNEAL: g}, value) for i, (g, value) in enumerate(accuracy.items())], space
+    )
+    degradations = compute_degradations(record)
+    assert degradations["fednar", DECAY_ANNEAL, 3] == pytest.approx(
+        0.2
+    )  # 1 − 0.9 is 3.33 times as large, 1 − 0.99 is a third
+    assert degradations["fednar", DECAY_ANNEAL, 10] == pytest.approx(0.5)
 
 
 def test_a_rate_of_one_cannot_be_off_by_a_factor():
     space = {DECAY_ANNEAL: {"grid": [0.9, 1.0]}}
-    record = search([trial(0, {DECAY_ANNEAL: 1.0}, 0.9), trial(1, {DECAY_ANNEAL: 0.9}, 0.8)], space)
-    assert set(falls_of(record).values()) == {None}
+    record = build_search([build_trial(0, {DECAY_ANNEAL: 1.0}, 0.9), build_trial(1, {DECAY_ANNEAL: 0.9}, 0.8)], space)
+    assert set(compute_degradations(record).values()) == {None}
 
 
-def of_two_regularizers() -> SearchRecord:
+def build_two_regularizers() -> SearchRecord:
     accuracy = {
         ("fednar", 1.0): 0.9, ("fednar", 10.0): 0.879, ("fednar", 0.1): 0.89,
         ("decoupled", 0.1): 0.8, ("decoupled", 1.0): 0.597, ("decoupled", 10.0): 0.1,
     }  # fmt: skip
-    trials = [trial(i, {NAME: name, A: a}, value) for i, ((name, a), value) in enumerate(accuracy.items())]
-    return search(trials, {NAME: {"grid": ["decoupled", "fednar"]}, A: {"grid": [0.1, 1.0, 10.0]}})
+    trials = [build_trial(i, {NAME: name, A: a}, value) for i, ((name, a), value) in enumerate(accuracy.items())]
+    return build_search(trials, {NAME: {"grid": ["decoupled", "fednar"]}, A: {"grid": [0.1, 1.0, 10.0]}})
 
 
 def test_each_regularizer_is_compared_with_its_own_best_trial():
-    record = of_two_regularizers()
-    falls = falls_of(record)
-    assert falls["fednar", A, 10] == pytest.approx(0.021)
-    assert falls["decoupled", A, 10] == pytest.approx(0.203)  # its best has A = 0.1; 10 is off by 100
+    record = build_two_regularizers()
+    degradations = compute_degradations(record)
+    assert degradations["fednar", A, 10] == pytest.approx(0.021)
+    assert degradations["decoupled", A, 10] == pytest.approx(
+        0.203
+    )  # its best has A = 0.1; 10 differs by a factor of 100
     assert describe_sensitivity(record, compute_sensitivity(record)) == [
         "With one setting off by 10 times, the loss in points of validation accuracy: decoupled 20.3, fednar 2.1."
     ]
 
 
 def test_a_metric_to_be_minimized_degrades_upwards():
-    record = grid({(1.0, 0.01): 0.2, (10.0, 0.01): 0.7})
-    losses = search(list(record.trials), GRID, mode="min", metric="validation_loss")
-    assert falls_of(losses)["fednar", A, 10] == pytest.approx(0.5)
+    record = build_grid({(1.0, 0.01): 0.2, (10.0, 0.01): 0.7})
+    losses = build_search(list(record.trials), GRID, mode="min", metric="validation_loss")
+    assert compute_degradations(losses)["fednar", A, 10] == pytest.approx(0.5)
     assert "loss in validation loss: fednar 0.500" in describe_sensitivity(losses, compute_sensitivity(losses))[0]
 
 
 def test_only_finished_trials_are_included_and_failures_are_counted():
     space = {A: {"grid": [1.0, 3.0, 10.0]}}
-    record = search(
+    record = build_search(
         [
-            trial(0, {A: 1.0}, 0.9),
-            trial(1, {A: 3.0}, 0.95, status="stopped early"),
-            trial(2, {A: 10.0}, None, status="failed"),
+            build_trial(0, {A: 1.0}, 0.9),
+            build_trial(1, {A: 3.0}, 0.95, status="stopped early"),
+            build_trial(2, {A: 10.0}, None, status="failed"),
         ],
         space,
     )
     assert record.best_trial == record.trials[0]
-    assert set(falls_of(record).values()) == {None}
+    assert set(compute_degradations(record).values()) == {None}
     assert {fall.factor: fall.failed for fall in compute_sensitivity(record).falls} == {3: 0, 10: 1}
 
 
@@ -169,7 +175,7 @@ def test_only_finished_trials_are_included_and_failures_are_counted():
 
 def test_a_cell_is_the_mean_over_all_other_keys():
     points = [(0.1, 0.01, 0.4), (0.1, 0.01, 0.6), (1.0, 0.01, 0.7), (1.0, 0.1, 0.9)]
-    trials = [trial(i, {A: a, DECAY: decay}, value) for i, (a, decay, value) in enumerate(points)]
+    trials = [build_trial(i, {A: a, DECAY: decay}, value) for i, (a, decay, value) in enumerate(points)]
     means = compute_cell_means(trials, A, DECAY, [0.1, 1.0], [0.01, 0.1])
     np.testing.assert_allclose(means, [[0.5, 0.7], [np.nan, 0.9]])
 
@@ -183,9 +189,9 @@ def test_a_bin_is_the_mean_of_the_points_inside():
 
 def test_heat_maps_pair_the_clip_bound_with_searched_annealing_rates_and_weight_decay():
     space = {key: {"uniform": [0.1, 0.9]} for key in (DECAY_ANNEAL, A, LR, DECAY)}
-    assert list_pairs(search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
+    assert list_pairs(build_search([], space)) == [(A, DECAY_ANNEAL), (A, DECAY)]
     del space[A]
-    assert list_pairs(search([], space)) == []
+    assert list_pairs(build_search([], space)) == []
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,7 @@ def test_heat_maps_pair_the_clip_bound_with_searched_annealing_rates_and_weight_
     ],
 )
 def test_an_axis_is_logarithmic_if_the_search_is_or_if_it_spans_more_than_a_decade(kind, values, log):
-    record = search([trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
+    record = build_search([build_trial(i, {A: value}, 0.5) for i, value in enumerate(values)], {A: {kind: values}})
     scale = build_axis_scale(record, A, record.trials)
     assert scale.log is log
     assert [scale.compute_position(value) for value in (values[0], values[-1])] == [0, 1]
@@ -212,8 +218,8 @@ def test_an_axis_is_logarithmic_if_the_search_is_or_if_it_spans_more_than_a_deca
 
 def test_words_and_null_are_categories_in_the_order_of_the_space():
     values = ["fednar", None, True]
-    record = search(
-        [trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
+    record = build_search(
+        [build_trial(i, {NAME: v}, 0.5) for i, v in enumerate(values)], {NAME: {"choice": [None, True, "fednar"]}}
     )
     scale = build_axis_scale(record, NAME, record.trials)
     assert scale.categories == ("null", "true", "fednar")
@@ -224,25 +230,25 @@ def test_words_and_null_are_categories_in_the_order_of_the_space():
 def test_a_few_very_bad_trials_do_not_use_up_the_color_scale(mode):
     sign = 1 if mode == "max" else -1
     values = [sign * value for value in (0.95, 0.94, 0.93, 0.92, 0.90, 0.1)]
-    colors = build_color_scale(search([], GRID, mode=mode), values)
+    colors = build_color_scale(build_search([], GRID, mode=mode), values)
     good, fair = (colors.norm(sign * value) for value in (0.95, 0.925))
     assert abs(good - fair) == pytest.approx(0.25)
     assert colors.extend == ("min" if mode == "max" else "max")
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_the_only_key_that_matters_is_the_most_important(mode):
+def test_the_only_influential_key_is_the_most_important(mode):
     rng = np.random.default_rng(0)
     trials = []
     for i in range(30):
         a, rate, name = 10 ** rng.uniform(-1, 1), rng.uniform(0.9, 1), ["fednar", "decoupled"][i % 2]
-        trials.append(trial(i, {DECAY_ANNEAL: rate, A: a, NAME: name}, 0.5 + 0.2 * math.log10(a)))
+        trials.append(build_trial(i, {DECAY_ANNEAL: rate, A: a, NAME: name}, 0.5 + 0.2 * math.log10(a)))
     space = {
         DECAY_ANNEAL: {"uniform": [0.9, 1]},
         A: {"loguniform": [0.1, 10]},
         NAME: {"choice": ["fednar", "decoupled"]},
     }
-    record = search(trials, space, mode=mode)
+    record = build_search(trials, space, mode=mode)
     shares = compute_importances(record)
     assert next(iter(shares)) == A
     assert shares[A] > 0.9
@@ -250,51 +256,51 @@ def test_the_only_key_that_matters_is_the_most_important(mode):
     assert compute_importances(record) == shares
 
 
-def test_a_category_can_be_what_matters():
+def test_a_categorical_key_can_be_the_most_important():
     trials = [
-        trial(i, {A: 1.0 + i, NAME: name}, 0.9 if name == "fednar" else 0.4)
+        build_trial(i, {A: 1.0 + i, NAME: name}, 0.9 if name == "fednar" else 0.4)
         for i, name in enumerate(["fednar", "none"] * 6)
     ]
-    record = search(trials, {A: {"uniform": [1, 20]}, NAME: {"choice": ["fednar", "none"]}})
+    record = build_search(trials, {A: {"uniform": [1, 20]}, NAME: {"choice": ["fednar", "none"]}})
     assert next(iter(compute_importances(record))) == NAME
 
 
 def test_meaningless_importances_are_refused_with_the_reason():
     space = {A: {"uniform": [1, 20]}}
-    few = [trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
-    assert "there are 3" in (explain_missing_importances(search(few, space)) or "")
-    alike = [trial(i, {A: 1.0 + i}, 0.5) for i in range(6)]
-    assert "same value" in (explain_missing_importances(search(alike, space)) or "")
-    still = [trial(i, {A: 1.0}, 0.1 * i) for i in range(6)]
-    assert "two values" in (explain_missing_importances(search(still, space)) or "")
-    assert explain_missing_importances(search([*few, trial(3, {A: 9.0}, 0.9)], space)) is None
+    few = [build_trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
+    assert "there are 3" in (explain_missing_importances(build_search(few, space)) or "")
+    alike = [build_trial(i, {A: 1.0 + i}, 0.5) for i in range(6)]
+    assert "same value" in (explain_missing_importances(build_search(alike, space)) or "")
+    still = [build_trial(i, {A: 1.0}, 0.1 * i) for i in range(6)]
+    assert "two values" in (explain_missing_importances(build_search(still, space)) or "")
+    assert explain_missing_importances(build_search([*few, build_trial(3, {A: 9.0}, 0.9)], space)) is None
 
 
 # The table and the facts
 
 
-def mixed(**changes: Any) -> SearchRecord:
+def build_mixed(**changes: Any) -> SearchRecord:
     trials = [
-        trial(0, {A: 1.0}, 0.8),
-        trial(1, {A: 2.0}, 0.9),
-        trial(2, {A: 3.0}, 0.95, status="stopped early"),
-        trial(3, {A: 4.0}, None, status="failed"),
-        trial(4, {A: 5.0}, 0.3, status="unfinished"),
-        trial(5, {A: 6.0}, 0.9),
+        build_trial(0, {A: 1.0}, 0.8),
+        build_trial(1, {A: 2.0}, 0.9),
+        build_trial(2, {A: 3.0}, 0.95, status="stopped early"),
+        build_trial(3, {A: 4.0}, None, status="failed"),
+        build_trial(4, {A: 5.0}, 0.3, status="unfinished"),
+        build_trial(5, {A: 6.0}, 0.9),
     ]
-    return search(trials, {A: {"uniform": [1, 6]}}, **changes)
+    return build_search(trials, {A: {"uniform": [1, 6]}}, **changes)
 
 
 def test_the_best_comes_first_and_failures_last():
-    assert [t.name[-1] for t in rank_trials(mixed())] == ["1", "5", "0", "2", "4", "3"]
-    assert [t.name[-1] for t in rank_trials(mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
-    assert tabulate_trials(mixed())[0] == {
+    assert [t.name[-1] for t in rank_trials(build_mixed())] == ["1", "5", "0", "2", "4", "3"]
+    assert [t.name[-1] for t in rank_trials(build_mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    assert tabulate_trials(build_mixed())[0] == {
         "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
     }  # fmt: skip
 
 
 def test_the_summary_counts_rounds_over_seeds_and_rounds_saved_by_stopping():
-    facts = summarize_search(mixed(seeds=3, best=curve(0.9), baseline=curve(0.7)))
+    facts = summarize_search(build_mixed(seeds=3, best=build_curve(0.9), baseline=build_curve(0.7)))
     assert facts.statuses == {"finished": 3, "stopped early": 1, "unfinished": 1, "failed": 1}
     assert (facts.best_trial, facts.best_value, facts.best_values) == ("trial-0001", 0.9, {A: 2.0})
     assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)
@@ -307,7 +313,7 @@ def test_the_summary_counts_rounds_over_seeds_and_rounds_saved_by_stopping():
 
 
 class Outside(HTMLParser):
-    """Collects what a browser would fetch, and which tags it finds."""
+    """Collects the resources that a browser would fetch, and the tags of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,8 +331,8 @@ def read_page(path: Path) -> tuple[str, Outside]:
     return page, outside
 
 
-def sampled(trials: int, mode: str = "max") -> SearchRecord:
-    """A search over four keys, one of them a word, with trials of every status."""
+def build_sampled(trials: int, mode: str = "max") -> SearchRecord:
+    """Builds a search over four keys, one of them categorical, with trials of every status."""
     rng = np.random.default_rng(1)
     space = {
         A: {"loguniform": [0.1, 30.0]},
@@ -343,19 +349,21 @@ def sampled(trials: int, mode: str = "max") -> SearchRecord:
             DECAY_ANNEAL: rng.uniform(0.9, 1),
             NAME: ["fednar", "decoupled"][i // 5 % 2],
         }
-        made.append(trial(i, values, None if status == "failed" else rng.uniform(0.5, 0.9), status))
+        made.append(build_trial(i, values, None if status == "failed" else rng.uniform(0.5, 0.9), status))
     metric = "validation_accuracy" if mode == "max" else "train_loss"
-    return search(made, space, mode=mode, metric=metric, best=curve(0.9), baseline=curve(0.7, **{A: 10.0}))
+    return build_search(
+        made, space, mode=mode, metric=metric, best=build_curve(0.9), baseline=build_curve(0.7, **{A: 10.0})
+    )
 
 
 SEARCHES = {
-    "grid of two regularizers": of_two_regularizers,
-    "grid with holes": lambda: grid({(0.1, 0.01): 0.5, (1.0, 0.01): 0.9, (1.0, 0.1): 0.7, (10.0, 0.001): 0.8}),
-    "sampled": lambda: sampled(20),
-    "minimized": lambda: sampled(20, mode="min"),
-    "one trial": lambda: sampled(1),
-    "one trial of a grid": lambda: grid({(1.0, 0.01): 0.9}),
-    "alike": lambda: grid({(1.0, 0.01): 0.9, (3.0, 0.01): 0.9, (1.0, 0.1): 0.9, (3.0, 0.1): 0.9}),
+    "grid of two regularizers": build_two_regularizers,
+    "grid with holes": lambda: build_grid({(0.1, 0.01): 0.5, (1.0, 0.01): 0.9, (1.0, 0.1): 0.7, (10.0, 0.001): 0.8}),
+    "sampled": lambda: build_sampled(20),
+    "minimized": lambda: build_sampled(20, mode="min"),
+    "one trial": lambda: build_sampled(1),
+    "one trial of a grid": lambda: build_grid({(1.0, 0.01): 0.9}),
+    "alike": lambda: build_grid({(1.0, 0.01): 0.9, (3.0, 0.01): 0.9, (1.0, 0.1): 0.9, (3.0, 0.1): 0.9}),
 }
 
 
@@ -378,16 +386,16 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
     assert float(rows[0][record.metric]) == rank_trials(record)[0].value
-    falls = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
-    assert len(falls["falls"]) == len(report.sensitivity.falls)
+    degradations = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))
+    assert len(degradations["falls"]) == len(report.sensitivity.falls)
 
 
 @pytest.mark.parametrize(
     "trials", [[], [("failed", None)], [("stopped early", 0.4), ("unfinished", 0.3), ("failed", None)]], ids=len
 )
-def test_the_report_of_a_search_without_a_finished_trial_says_so(trials, tmp_path):
-    made = [trial(i, {A: 1.0 + i, DECAY: 0.1}, value, status) for i, (status, value) in enumerate(trials)]
-    report = write_report(search(made, GRID), tmp_path)
+def test_the_report_of_a_search_without_a_finished_trial_states_it(trials, tmp_path):
+    made = [build_trial(i, {A: 1.0 + i, DECAY: 0.1}, value, status) for i, (status, value) in enumerate(trials)]
+    report = write_report(build_search(made, GRID), tmp_path)
     page, outside = read_page(report.page)
     assert outside.tags.count("img") == any(value for _, value in trials)  # over rounds
     assert page.count("No trial ran all rounds") >= 3
@@ -396,17 +404,17 @@ def test_the_report_of_a_search_without_a_finished_trial_says_so(trials, tmp_pat
 
 
 def test_names_from_a_search_are_escaped_on_the_page(tmp_path):
-    evil = r"<script>alert('$\x$')</script>"  # and what no formula of a picture could be
+    evil = r"<script>alert('$\x$')</script>"  # and an invalid formula for Matplotlib
     space = {NAME: {"choice": [evil, "fednar"]}, A: {"uniform": [1, 9]}}
-    trials = [trial(i, {NAME: [evil, "fednar"][i % 2], A: 1.0 + i}, 0.1 * i) for i in range(4)]
-    report = write_report(search(trials, space, name=evil, scheduler=evil), tmp_path)
+    trials = [build_trial(i, {NAME: [evil, "fednar"][i % 2], A: 1.0 + i}, 0.1 * i) for i in range(4)]
+    report = write_report(build_search(trials, space, name=evil, scheduler=evil), tmp_path)
     page, outside = read_page(report.page)
     assert "script" not in outside.tags
     assert page.count(escape(evil)) >= 5
 
 
 def test_the_same_search_gives_the_same_report(tmp_path):
-    first, again = (write_report(sampled(20), tmp_path / name) for name in ("first", "again"))
+    first, again = (write_report(build_sampled(20), tmp_path / name) for name in ("first", "again"))
     for one, other in zip(first.files, again.files, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -427,14 +435,14 @@ def client(uri: str) -> MlflowClient:
 def load_records(
     client: MlflowClient, experiment: str, name: str, tags: dict[str, str], params: dict[str, str], **metrics: Any
 ) -> str:
-    """A run with its metrics, given as {round: value}."""
+    """Records a run with its metrics, given as {round: value}."""
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     points = [Metric(key, value, 1, step) for key, values in metrics.items() for step, value in values.items()]
     client.log_batch(run_id, metrics=points, params=[Param(key, value) for key, value in params.items()])
     return str(run_id)
 
 
-def recorded_search(client: MlflowClient, experiment: str, name: str, **changes: str) -> str:
+def record_search(client: MlflowClient, experiment: str, name: str, **changes: str) -> str:
     about = {
         "search.metric": "validation_accuracy",
         "search.mode": "max",
@@ -453,7 +461,7 @@ def recorded_search(client: MlflowClient, experiment: str, name: str, **changes:
 
 def test_a_search_is_read_back_from_its_store(client, uri):
     experiment = client.create_experiment("digits")
-    parent = recorded_search(client, experiment, "first")
+    parent = record_search(client, experiment, "first")
     child = {"mlflow.parentRunId": parent}
 
     def one(name: str, kind: str, status: str | None, values: dict[str, str], *accuracy: float, **more: Any) -> str:
@@ -502,7 +510,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
 
 def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     experiment = client.create_experiment("seeds")
-    parent = recorded_search(client, experiment, "seeds", **{"best.regularizer.clip_bound": "3"})
+    parent = record_search(client, experiment, "seeds", **{"best.regularizer.clip_bound": "3"})
     for kind, seed, values in (
         ("best, another seed", 1, {0: 0.2, 2: 0.6}),
         ("best", 0, {0: 0.4, 1: 0.5, 2: 0.9}),
@@ -527,9 +535,9 @@ def test_a_search_without_its_settings_is_refused(client, uri):
         read_search(uri, "young")
 
 
-def test_the_later_values_are_taken_of_rounds_trained_twice(client, uri):
+def test_the_later_values_of_rounds_that_were_trained_twice_are_used(client, uri):
     experiment = client.create_experiment("twice")
-    parent = recorded_search(client, experiment, "twice")
+    parent = record_search(client, experiment, "twice")
     tags = {"mlflow.parentRunId": parent, "fednar.kind": "trial", "fednar.status": "finished"}
     run_id = client.create_run(experiment, run_name="trial-0000", tags=tags).info.run_id
     points = [(0, 0.1, 1), (1, 0.2, 2), (2, 0.3, 3), (1, 0.5, 4), (2, 0.6, 5)]
@@ -540,14 +548,14 @@ def test_the_later_values_are_taken_of_rounds_trained_twice(client, uri):
 
 def test_the_newest_search_of_a_name_is_read_from_any_experiment(client, uri):
     old, new = (client.create_experiment(name) for name in ("old", "new"))
-    recorded_search(client, old, "again")
-    newest = recorded_search(client, new, "again", **{"search.mode": "min"})
+    record_search(client, old, "again")
+    newest = record_search(client, new, "again", **{"search.mode": "min"})
     record = read_search(uri, "again")
     assert (record.run_id, record.mode, record.trials, record.best) == (newest, "min", (), None)
 
 
 def test_an_unknown_search_is_refused_with_the_known_ones(client, uri, tmp_path):
-    recorded_search(client, "0", "here")
+    record_search(client, "0", "here")
     with pytest.raises(BadInput, match=r"m\.db has no search of the name 'hare'; it has .*here"):
         read_search(uri, "hare")
     with pytest.raises(BadInput, match="it has no searches"):

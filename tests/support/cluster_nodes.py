@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from tests.support.servers import PATIENCE_SECONDS, awaited, free_port
+from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray keeps any loopback address but 127.0.0.1
+HEAD, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # Ray replaces 127.0.0.1, but no other loopback address
 MAX_STARTS = 5
 SHORT_HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",
@@ -37,9 +37,9 @@ def build_clean_environment(**more: str) -> dict[str, str]:
 
 
 def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:
-    """Calls a function of a test module in a process of its own, and returns its last line of output, read as JSON.
+    """Calls a function of a test module in its own process, and returns its last line of output, parsed as JSON.
 
-    The function may start a Ray cluster. It works in a folder of its own, so the suite's Ray continues beside it.
+    The function may start a Ray cluster. It works in its own folder, so the suite's Ray can run at the same time.
     """
     program = (
         "import importlib, pathlib, sys; "
@@ -95,14 +95,14 @@ class Cluster:
         raise AssertionError(log.read_text())
 
     def _is_up(self, process: subprocess.Popen[bytes], log: Path) -> bool:
-        awaited(lambda: "runtime started" in log.read_text() or process.poll() is not None, "a Ray node")
+        wait_for(lambda: "runtime started" in log.read_text() or process.poll() is not None, "a Ray node")
         return process.poll() is None
 
     def _launch(self, ip: str, *options: str) -> Path:
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
         common = ("--block", "--num-cpus=1", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
         place = (f"--node-ip-address={ip}", f"--temp-dir={log.with_suffix('')}", "--object-store-memory=100000000")
-        agent = f"--dashboard-agent-listen-port={free_port(ip)}"
+        agent = f"--dashboard-agent-listen-port={find_free_port(ip)}"
         with log.open("wb") as output:
             self.nodes[ip] = subprocess.Popen(
                 [str(BIN / "ray"), "start", *options, *common, *place, agent],
@@ -140,16 +140,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster(**environment: str) -> Iterator[Cluster]:
+def run_cluster(**environment: str) -> Iterator[Cluster]:
     """Yields a cluster of a head alone. All processes, also of nodes that join, end with the context."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     nodes = Cluster(
         folder=folder,
         environment=build_clean_environment(**token, **SHORT_HEALTH_CHECKS, **environment),
-        gcs=f"{HEAD}:{free_port(HEAD)}",
-        dashboard=f"http://127.0.0.1:{free_port('127.0.0.1')}",
-        metrics_port=free_port("127.0.0.1"),
+        gcs=f"{HEAD}:{find_free_port(HEAD)}",
+        dashboard=f"http://127.0.0.1:{find_free_port('127.0.0.1')}",
+        metrics_port=find_free_port("127.0.0.1"),
     )
     try:
         nodes.start_head()

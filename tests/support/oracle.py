@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 BATCHES, SAMPLING = 4, 3  # the addresses of the package's generators
 
 
-def rng(seed: int, purpose: int, round_index: int, client_id: int = 0) -> np.random.Generator:
+def build_generator(seed: int, purpose: int, round_index: int, client_id: int = 0) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, round_index, client_id)))
 
 
@@ -44,7 +44,7 @@ class Oracle:
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(self.model.parameters()))])
 
     def batches(self, t: int, i: int, steps: int) -> list[np.ndarray]:
-        n, size, draw, out = int(self.n[i]), self.s["batch_size"], rng(self.s["seed"], BATCHES, t, i), []
+        n, size, draw, out = int(self.n[i]), self.s["batch_size"], build_generator(self.s["seed"], BATCHES, t, i), []
         while len(out) < steps:
             order = draw.permutation(n) if size < n else np.arange(n)
             out += [order[start : start + size] for start in range(0, n, size)]
@@ -83,7 +83,9 @@ class Oracle:
 
     def round(self, t: int) -> torch.Tensor:
         count, self.changed = len(self.clients), {}
-        sampled = sorted(rng(self.s["seed"], SAMPLING, t).choice(count, self.s["clients_per_round"], replace=False))
+        sampled = sorted(
+            build_generator(self.s["seed"], SAMPLING, t).choice(count, self.s["clients_per_round"], replace=False)
+        )
         deltas = [self.local(t, i)[0] for i in sampled]
         for i, state in self.changed.items():
             self.c_i[i] = state

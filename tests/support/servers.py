@@ -17,11 +17,11 @@ from socket import socket
 from threading import Thread
 from typing import Any
 
-PATIENCE_SECONDS = 300  # for what must happen, on a machine that does much else
+PATIENCE_SECONDS = 300  # limit for what must happen, generous because the machine may be busy
 
 
-def awaited(condition: Callable[[], Any], what: str = "the condition", *, pause: float = 0.02) -> Any:
-    """The condition's first true value; ``pause``: seconds from one look to the next."""
+def wait_for(condition: Callable[[], Any], what: str = "the condition", *, pause: float = 0.02) -> Any:
+    """Returns the condition's first true value. It is checked every ``pause`` seconds."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true"
@@ -29,7 +29,7 @@ def awaited(condition: Callable[[], Any], what: str = "the condition", *, pause:
     return value
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def find_free_port(host: str = "127.0.0.1") -> int:
     with socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -39,7 +39,7 @@ class Server:
     """A real ``mlflow server`` on a database, which can be killed, hung, and started again on its port."""
 
     def __init__(self, database_uri: str, folder: Path, *options: str, **environment: str) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._database_uri, self._folder = database_uri, folder
         self._options, self._environment = options, environment
@@ -58,7 +58,7 @@ class Server:
                 stderr=output,
                 start_new_session=True,
             )
-        awaited(self._healthy, "an MLflow server's health")
+        wait_for(self._healthy, "an MLflow server's health")
 
     def _healthy(self) -> bool:
         assert self._process is not None
@@ -78,16 +78,16 @@ class Server:
 
 
 class Proxy:
-    """An HTTP server on loopback that answers 200 with ``nonsense``, or passes on to a real one where it has none.
+    """An HTTP server on loopback that answers 200 with ``nonsense``, or without it forwards to a real server.
 
-    ``only`` restricts nonsense to paths that contain it.  ``calls`` holds the path of each call.
+    ``only`` restricts nonsense to paths that contain it. ``calls`` holds the path of each call.
     """
 
     def __init__(self, behind: str | None = None, nonsense: bytes | None = None, only: str = "") -> None:
         self.behind, self.nonsense, self.only = behind, nonsense, only
-        self.status = 200  # of nonsense
+        self.status = 200  # the status of a nonsense answer
         self.calls: list[str] = []
-        handler = type("Handler", (_Proxied,), {"proxy": self})
+        handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = Thread(target=self._server.serve_forever)
@@ -102,7 +102,7 @@ class Proxy:
         self._server.server_close()
 
 
-class _Proxied(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
 
     def _answer(self) -> None:
@@ -112,13 +112,13 @@ class _Proxied(BaseHTTPRequestHandler):
         if proxy.nonsense is not None and proxy.only in self.path:
             status, answer = proxy.status, proxy.nonsense
         else:
-            status, answer = self._passed_on(body)
+            status, answer = self._forward(body)
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
 
-    def _passed_on(self, body: bytes) -> tuple[int, bytes]:
+    def _forward(self, body: bytes) -> tuple[int, bytes]:
         headers = {name: value for name, value in self.headers.items() if name.lower() in ("content-type", "accept")}
         request = urllib.request.Request(  # noqa: S310 - http only
             f"{self.proxy.behind}{self.path}", data=body or None, headers=headers, method=self.command
@@ -132,21 +132,21 @@ class _Proxied(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
-def postgresql_programs() -> Path | None:
-    """Where ``initdb`` and ``postgres`` are: on the path, or where Debian puts them."""
+def find_postgresql() -> Path | None:
+    """Returns the directory with ``initdb`` and ``postgres``: on the path, or where Debian installs them."""
     found = shutil.which("initdb")
     places = [Path(found)] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return places[-1].parent if places else None
 
 
 @contextmanager
-def postgresql(programs: Path) -> Iterator[str]:
-    """A PostgreSQL of our own, which lets in whoever comes from this machine; gives the URI of an empty database."""
-    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to be run by root
-    folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
+def run_postgresql(programs: Path) -> Iterator[str]:
+    """Runs a PostgreSQL server that accepts every local user; yields the URI of an empty database."""
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
+    folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), find_free_port()
     if user:
         shutil.chown(folder, "postgres")
     data, settings = folder / "data", f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
@@ -157,10 +157,10 @@ def postgresql(programs: Path) -> Iterator[str]:
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(serve, stdout=log, stderr=log, cwd=folder, **user)
         try:
-            awaited(lambda: "ready to accept connections" in (folder / "log").read_text(), "PostgreSQL's start")
+            wait_for(lambda: "ready to accept connections" in (folder / "log").read_text(), "PostgreSQL's start")
             yield f"postgresql+psycopg2://tests@127.0.0.1:{port}/postgres"
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once, whoever is connected
+            process.send_signal(signal.SIGQUIT)  # immediate shutdown, even with open connections
             process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

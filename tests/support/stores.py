@@ -1,4 +1,4 @@
-"""MLflow stores on SQLite for tests, with their tables made once for all: making them takes seconds."""
+"""MLflow stores on SQLite for tests. They are copies of one template, because creating the tables takes seconds."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ def create_store(path: Path) -> str:
     """Creates an empty MLflow store in the file, unless it exists, and returns its URI."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_migrated(), path)
+        shutil.copyfile(_create_template(), path)
     return f"sqlite:///{path}"
 
 
 @cache
-def _migrated() -> Path:
-    """Returns a file with MLflow's tables and nothing in them, which later test runs find again."""
+def _create_template() -> Path:
+    """Returns a file with MLflow's empty tables. It is kept for later test runs."""
     from fednar_ray.tracking.mlflow import Store
 
     kept = CACHE / f"mlflow-{version('mlflow')}.db"
@@ -29,5 +29,5 @@ def _migrated() -> Path:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             made = Path(folder) / "empty.db"
             Store(f"sqlite:///{made}").check()
-            os.replace(made, kept)  # another worker may have made it by now; both are alike
+            os.replace(made, kept)  # another worker may have created the same file by now
     return kept

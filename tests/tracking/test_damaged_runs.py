@@ -1,4 +1,4 @@
-"""A damaged run directory: it is warned about, the others are listed, sent and resumed, without a traceback."""
+"""A damaged run directory causes a warning and no traceback; other runs are listed, sent and resumed."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from fednar_ray.tracking.journal import Journal, is_round, load_records
 from fednar_ray.tracking.outbox import parse_operation
 from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
 from fednar_ray.tracking.sync import sync
-from tests.cli.test_strangers import typed
+from tests.support.commands import run_in_process
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -43,7 +43,7 @@ JSON = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with two runs: ``good``'s and ``other``'s."""
+    """Returns a working directory with two runs of the experiments ``good`` and ``other``."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -63,56 +63,58 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _binary(path: Path, rng: np.random.Generator) -> None:
+def write_binary(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(rng.bytes(200))
 
 
-def _truncated(path: Path, rng: np.random.Generator) -> None:
+def truncate(path: Path, rng: np.random.Generator) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(rng.integers(len(content) + 1))])
 
 
-def _flipped(path: Path, rng: np.random.Generator) -> None:
+def flip_bytes(path: Path, rng: np.random.Generator) -> None:
     content = bytearray(path.read_bytes() or b"x")
     content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
     path.write_bytes(content)
 
 
-def _other_json(path: Path, rng: np.random.Generator) -> None:
+def write_other_json(path: Path, rng: np.random.Generator) -> None:
     path.write_text(str(rng.choice(JSON)) + "\n" * int(rng.integers(2)))
 
 
-def _line_in_the_middle(path: Path, rng: np.random.Generator) -> None:
+def damage_line(path: Path, rng: np.random.Generator) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     lines.insert(int(rng.integers(len(lines) + 1)), str(rng.choice(JSON)).encode() + b"\n")
     path.write_bytes(b"".join(lines))
 
 
-def _missing(path: Path, rng: np.random.Generator) -> None:
+def delete(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
 
 
-def _a_directory(path: Path, rng: np.random.Generator) -> None:
+def replace_by_directory(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
     path.mkdir()
 
 
-def _dangling(path: Path, rng: np.random.Generator) -> None:
+def replace_by_dangling_link(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
     path.symlink_to("nothing here")
 
 
-def _loop(path: Path, rng: np.random.Generator) -> None:
+def replace_by_link_loop(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
     path.symlink_to(path.name)
 
 
-def _empty(path: Path, rng: np.random.Generator) -> None:
+def empty_file(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(b"")
 
 
 DAMAGES: tuple[Callable[[Path, np.random.Generator], None], ...] = (
-    _binary, _truncated, _flipped, _other_json, _line_in_the_middle, _missing, _a_directory, _dangling, _loop, _empty,
+    write_binary, truncate, flip_bytes, write_other_json, damage_line, delete, replace_by_directory,
+    replace_by_dangling_link, replace_by_link_loop,
+    empty_file,
 )  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def damage(run: Path, name: str, how: Callable[[Path, np.random.Generator], None
 @hypothesis.given(
     name=st.sampled_from(FILES), how=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32), owed=st.booleans()
 )
-def test_a_damaged_run_does_not_keep_another_from_being_listed_sent_and_resumed(
+def test_a_damaged_run_does_not_prevent_others_from_being_listed_sent_and_resumed(
     name: str,
     how: Callable[[Path, np.random.Generator], None],
     seed: int,
@@ -150,18 +152,18 @@ def test_a_damaged_run_does_not_keep_another_from_being_listed_sent_and_resumed(
         kept = list(list_runs())
         summaries = {each.run: each for each in map(summarize, kept)}
         assert summaries[good.name].rounds == ROUNDS
-        reports = [_unless_refused(lambda each=each: sync(each.directory)) for each in kept]  # type: ignore[misc]
+        reports = [return_or_refusal(lambda each=each: sync(each.directory)) for each in kept]  # type: ignore[misc]
         assert "MLflow has everything" in map(str, reports)
         assert find_run(good.name).directory == good
         resumption = resume_from(None, fr.load(good / "experiment.yaml"))
         assert resumption is not None
         assert resumption.ref.name == good.name
-        _unless_refused(lambda: find_run(other.name))
-        _unless_refused(lambda: resume_from(other.name, None))
+        return_or_refusal(lambda: find_run(other.name))
+        return_or_refusal(lambda: resume_from(other.name, None))
 
 
-def _unless_refused(call: Callable[[], object]) -> object:
-    """The result, or what is said by an error of ours, which names the run."""
+def return_or_refusal(call: Callable[[], object]) -> object:
+    """Returns the result of a call, or the message of an error of the package, which names the run."""
     try:
         return call()
     except FednarError as error:
@@ -188,14 +190,14 @@ def test_other_files_in_place_of_a_run_are_skipped(
     (good,) = (tmp_path / "runs").glob("good-*")
     WHOLE[kind](tmp_path / "runs" / "broken-0")
     monkeypatch.chdir(tmp_path)
-    assert typed(monkeypatch, "runs", "--json") == 0
+    assert run_in_process(monkeypatch, "runs", "--json") == 0
     listed = {row["run"]: row["rounds"] for row in json.loads(capsys.readouterr().out)}
     assert listed[good.name] == ROUNDS
     assert len(listed) == 2
-    assert typed(monkeypatch, "sync") == 0
+    assert run_in_process(monkeypatch, "sync") == 0
     assert f"{good.name}: MLflow has everything" in capsys.readouterr().out
     for words in (["sync", "broken-0"], ["run", "--resume", "broken-0"], ["sync", "runs/broken-0"]):
-        assert typed(monkeypatch, *words) in (1, 2)
+        assert run_in_process(monkeypatch, *words) in (1, 2)
         assert "broken-0" in capsys.readouterr().err
 
 
@@ -214,7 +216,7 @@ def test_a_damaged_experiment_is_warned_about_by_path_and_reason(
     monkeypatch.chdir(tmp_path)
     assert [kept.name.split("-")[0] for kept in list_runs()] == ["good"]
     assert f"left out: {other} is not a run directory, or is damaged: " in caplog.text
-    assert typed(monkeypatch, "run", "--resume", other.name) == 2
+    assert run_in_process(monkeypatch, "run", "--resume", other.name) == 2
     assert "which --resume accepts as well" in capsys.readouterr().err
     kept = find_run(f"runs/{other.name}/checkpoints")
     assert (kept.name, kept.directory) == (other.name, other)
@@ -243,7 +245,7 @@ def test_an_older_run_is_resumed_if_all_checkpoints_of_the_newest_are_damaged(
 
 
 @pytest.mark.parametrize("line", JSON)
-def test_other_json_is_neither_a_round_nor_an_operation(line: str, tmp_path: Path) -> None:
+def test_other_json_is_read_neither_as_a_round_nor_as_an_operation(line: str, tmp_path: Path) -> None:
     assert not is_round(line, 0)
     if not line.startswith("[[[[") and not line.startswith("experiment"):
         assert parse_operation(line) is None
@@ -252,7 +254,7 @@ def test_other_json_is_neither_a_round_nor_an_operation(line: str, tmp_path: Pat
 
 
 def test_sync_does_not_truncate_a_damaged_journal(finished: Path, tmp_path: Path) -> None:
-    """What is after a damaged line is for a resumed run to mend, not for ``sync`` to throw away."""
+    """A resumed run repairs a journal after a damaged line; ``sync`` must not delete the rest."""
     (good,) = (finished / "runs").glob("good-*")
     run = tmp_path / good.name
     shutil.copytree(good, run)

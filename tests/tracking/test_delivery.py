@@ -1,4 +1,4 @@
-"""Delivery to an MLflow that dies, hangs, answers nonsense and returns: runs continue, and everything arrives once."""
+"""Delivery to an MLflow server that dies, hangs or answers nonsense: runs continue, and everything arrives once."""
 
 import dataclasses
 import json
@@ -36,11 +36,11 @@ from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
-from tests.conftest import mlflow_at
-from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, awaited
+from tests.conftest import set_mlflow_store
+from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -60,7 +60,7 @@ AWAY, BACK = "does not answer", "answers again"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store that needs no server."""
+    """Returns a store that needs no server."""
     store = Store(create_store(tmp_path_factory.mktemp("database") / "m.db"))
     store.check()
     return store
@@ -68,7 +68,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(processes: None, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The tests' one server, which runs at the start and the end of each test."""
+    """Yields the one server of these tests, which runs at the start and the end of each test."""
     shared = Server(database.uri, tmp_path_factory.mktemp("server"))
     try:
         shared.start()
@@ -79,7 +79,7 @@ def server(processes: None, database: Store, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Rounds are sent at once and silence is noticed soon, so that outages fall into short runs."""
+    """Shortens intervals and timeouts, so that outages occur within short runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(sender, "PATIENCE_SECONDS", 1.0)
@@ -87,31 +87,31 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def all_told(caplog: pytest.LogCaptureFixture) -> None:
+def warnings_enabled(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="fednar_ray")
 
 
-def told(caplog: pytest.LogCaptureFixture, text: str) -> int:
-    """How often a warning said so."""
+def count_warnings(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    """Counts the warnings that contain a text."""
     return sum(text in record.getMessage() for record in caplog.records)
 
 
-def training(uri: str) -> Any:
+def start_training(uri: str) -> Any:
     tracking = EXPERIMENT.tracking.model_copy(update={"uri": uri, "experiment": "outages"})
     return train(prepare(EXPERIMENT.model_copy(update={"tracking": tracking})), fr.RaySession())
 
 
-def steps(client: MlflowClient, run_id: str, metric: str = "train_loss") -> list[int]:
+def load_steps(client: MlflowClient, run_id: str, metric: str = "train_loss") -> list[int]:
     return sorted(point.step for point in client.get_metric_history(run_id, metric))
 
 
-def newest_run(client: MlflowClient) -> str:
+def find_newest_run(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name("outages")
     return str(client.search_runs([experiment.experiment_id], max_results=1)[0].info.run_id)
 
 
 def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
-    """Read back through MLflow, as a user would."""
+    """Asserts through MLflow's client that everything arrived once."""
     client = MlflowClient(uri)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
@@ -128,52 +128,56 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
     assert [model.model_id for model in client.search_logged_models([run.info.experiment_id])
             if model.source_run_id == result.run_id] == [output.model_id]  # fmt: skip
     x = torch.zeros(3, 1, 8, 8)
-    with mlflow_at(uri):
+    with set_mlflow_store(uri):
         assert torch.equal(mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")(x), result.model(x))
 
 
-def test_a_server_that_dies_during_a_run_receives_everything_when_it_returns(
+def test_a_server_that_dies_during_a_run_receives_everything_after_its_restart(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rounds = training(server.uri)
+    rounds = start_training(server.uri)
     for _ in range(4):
         next(rounds)
     client = MlflowClient(server.uri)
-    awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+    wait_for(lambda: load_steps(client, find_newest_run(client)) == [0, 1, 2, 3])
     server.kill()
     for _ in range(5):
         next(rounds)
-    awaited(lambda: told(caplog, AWAY))
+    wait_for(lambda: count_warnings(caplog, AWAY))
     server.start()
-    awaited(lambda: told(caplog, BACK))
+    wait_for(lambda: count_warnings(caplog, BACK))
     result = drain(rounds)
     assert_all_is_there_once(server.uri, result)
-    assert (told(caplog, AWAY), told(caplog, BACK), told(caplog, "fednar sync")) == (1, 1, 0)
+    assert (count_warnings(caplog, AWAY), count_warnings(caplog, BACK), count_warnings(caplog, "fednar sync")) == (
+        1,
+        1,
+        0,
+    )
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
 @pytest.mark.usefixtures("processes")
-def test_sync_in_another_process_sends_what_an_outage_at_the_end_left(
+def test_sync_in_another_process_sends_the_rest_after_an_outage(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rounds = training(server.uri)
+    rounds = start_training(server.uri)
     for _ in range(4):
         next(rounds)
-    server.send(signal.SIGSTOP)  # it hangs: connections are made, and never answered
+    server.send(signal.SIGSTOP)  # it hangs: connections are accepted but never answered
     result = drain(rounds)
-    assert told(caplog, f"fednar sync {result.directory}") == 1
+    assert count_warnings(caplog, f"fednar sync {result.directory}") == 1
     with pytest.raises(TrackingUnavailable, match=f"MLflow at {server.uri} does not answer"):
         sync(result.directory)
     server.send(signal.SIGCONT)
-    report = synced_elsewhere(result.directory)
+    report = sync_elsewhere(result.directory)
     assert ROUNDS - 4 <= report["rounds"] <= ROUNDS
     assert report["operations"] >= len(["curves", "model", "end"])
     assert_all_is_there_once(server.uri, result)
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
-def synced_elsewhere(directory: Path) -> dict[str, Any]:
-    """What ``sync`` reports in a process of its own, far from the run's working directory."""
+def sync_elsewhere(directory: Path) -> dict[str, Any]:
+    """Runs ``sync`` in its own process outside of the run's working directory, and returns its report."""
     code = (
         "import dataclasses, json, pathlib, sys; from fednar_ray.tracking.sync import sync;"
         "print(json.dumps(dataclasses.asdict(sync(pathlib.Path(sys.argv[1]))), default=str))"
@@ -192,7 +196,7 @@ def synced_elsewhere(directory: Path) -> dict[str, Any]:
 
 
 class AlwaysBroken(BaseHTTPRequestHandler):
-    """Answers 500 to everything."""
+    """A handler that answers 500 to every request."""
 
     def _fail(self) -> None:
         body = b"<html>out of order</html>"
@@ -205,11 +209,11 @@ class AlwaysBroken(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = _fail  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 @contextmanager
-def broken_server() -> Iterator[str]:
+def run_broken_server() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), AlwaysBroken) as broken:
         thread = Thread(target=broken.serve_forever)
         thread.start()
@@ -238,7 +242,7 @@ NONSENSE = {
 def test_a_server_that_answers_nonsense_is_refused_before_anything_is_trained(kind: str, tmp_path: Path) -> None:
     with Proxy(nonsense=NONSENSE[kind]) as proxy:
         with pytest.raises(TrackingUnavailable, match=f"{proxy.uri} answers, but not as an MLflow server: "):
-            next(training(proxy.uri))
+            next(start_training(proxy.uri))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -247,15 +251,15 @@ def test_a_nonsense_answer_during_a_run_does_not_count_as_a_confirmation(
     kind: str, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Proxy(server.uri) as proxy:
-        rounds = training(proxy.uri)
+        rounds = start_training(proxy.uri)
         for _ in range(4):
             next(rounds)
         client = MlflowClient(server.uri)
-        awaited(lambda: steps(client, newest_run(client)) == [0, 1, 2, 3])
+        wait_for(lambda: load_steps(client, find_newest_run(client)) == [0, 1, 2, 3])
         proxy.nonsense = NONSENSE[kind]
         result = drain(rounds)
-        assert told(caplog, f"fednar sync {result.directory}") == 1
-        assert steps(client, result.run_id) == [0, 1, 2, 3]
+        assert count_warnings(caplog, f"fednar sync {result.directory}") == 1
+        assert load_steps(client, result.run_id) == [0, 1, 2, 3]
         with pytest.raises(TrackingUnavailable, match="answers, but not as an MLflow server"):
             sync(result.directory)
         proxy.nonsense = None
@@ -266,15 +270,15 @@ def test_a_nonsense_answer_during_a_run_does_not_count_as_a_confirmation(
 
 
 @pytest.mark.parametrize("only", ["log-batch", "mlflow-artifacts", "logged-models", "runs/update"])
-def test_a_part_that_was_lost_is_found_missing_and_sent_again(
+def test_a_lost_part_is_detected_and_sent_again(
     only: str, server: Server, database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id, directory = new_run(database, server.uri), tmp_path / "run"
+    run_id, directory = create_run(database, server.uri), tmp_path / "run"
     with Proxy(server.uri, NONSENSE["an empty object"], only) as proxy:
         with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
             log_everything(tracker, directory)
             follow(tracker, journal, range(7))
-        assert told(caplog, "fednar sync") == 1
+        assert count_warnings(caplog, "fednar sync") == 1
         proxy.nonsense = None
         report = sync(directory, proxy.uri)
         assert report.operations + report.rounds > 0
@@ -282,8 +286,8 @@ def test_a_part_that_was_lost_is_found_missing_and_sent_again(
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
-def test_an_error_of_a_proxy_without_a_server_is_not_a_refusal(status: int, database: Store, tmp_path: Path) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
+def test_an_error_of_a_proxy_without_its_server_is_not_a_refusal(status: int, database: Store, tmp_path: Path) -> None:
+    run_id, directory = create_run(database), tmp_path / "run"
     with Proxy(nonsense=b"<html>nothing here</html>") as proxy:
         proxy.status = status
         with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
@@ -291,16 +295,14 @@ def test_an_error_of_a_proxy_without_a_server_is_not_a_refusal(status: int, data
             follow(tracker, journal, range(3))
     assert str(sync(directory, database.uri)) == "sent 3 rounds and 2 other things"
     assert database.client.get_run(run_id).data.params == {"a": "1"}
-    assert steps(database.client, run_id) == [0, 1, 2]
+    assert load_steps(database.client, run_id) == [0, 1, 2]
 
 
-def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
-    database: Store, tmp_path: Path
-) -> None:
-    """As a version left them that took any answer for MLflow's."""
-    run_id, directory = new_run(database), tmp_path / "run"
+def test_a_resumed_run_sends_rounds_that_are_missing_in_mlflow(database: Store, tmp_path: Path) -> None:
+    """An earlier version, which accepted any answer as MLflow's, left such runs."""
+    run_id, directory = create_run(database), tmp_path / "run"
     with (
-        broken_server() as uri,
+        run_broken_server() as uri,
         RunTracker(Store(uri), run_id, directory) as tracker,
         Journal(directory, EXPERIMENT) as journal,
     ):
@@ -312,29 +314,29 @@ def test_rounds_that_mlflow_lacks_in_the_middle_are_sent_again_by_a_resumed_run(
     (directory / "outbox.sent").write_text(json.dumps({"operations": 1, "rounds": 6}))
     with RunTracker(database, run_id, directory, resumed=True) as tracker, Journal(directory, EXPERIMENT) as journal:
         tracker.follow(journal)
-    assert steps(database.client, run_id) == list(range(6))
+    assert load_steps(database.client, run_id) == list(range(6))
 
 
-def test_many_rounds_are_confirmed_from_time_to_time(server: Server, database: Store, tmp_path: Path) -> None:
-    """So that little is sent again after a crash, and asking does not grow faster than the rounds."""
-    run_id, directory = new_run(database, server.uri), tmp_path / "run"
+def test_many_rounds_are_confirmed_at_growing_intervals(server: Server, database: Store, tmp_path: Path) -> None:
+    """Little is sent again after a crash, and the number of confirmations grows slower than the rounds."""
+    run_id, directory = create_run(database, server.uri), tmp_path / "run"
     with Proxy(server.uri) as proxy:
         with RunTracker(Store(proxy.uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
             for chunk in range(10):
                 follow(tracker, journal, range(100 * chunk, 100 * (chunk + 1)))
-                awaited(lambda: sent_rounds(directory) >= 100 if chunk else True)  # noqa: B023 - called at once
+                wait_for(lambda: count_sent_rounds(directory) >= 100 if chunk else True)  # noqa: B023 - called at once
         asked = sum("get-history" in call for call in proxy.calls)
     assert 2 <= asked <= 6  # at 100, 200, 400, 800 and the end at most
-    assert steps(database.client, run_id) == list(range(1000))
+    assert load_steps(database.client, run_id) == list(range(1000))
 
 
-def sent_rounds(directory: Path) -> int:
+def count_sent_rounds(directory: Path) -> int:
     path = directory / "outbox.sent"
     return int(json.loads(path.read_text())["rounds"]) if path.exists() else 0
 
 
-def new_run(database: Store, uri: str | None = None) -> str:
-    """By hand; with ``uri`` one whose artifacts go through that server."""
+def create_run(database: Store, uri: str | None = None) -> str:
+    """Creates a run directly; with ``uri``, its artifacts go through that server."""
     store = database if uri is None else Store(uri)
     return store.create_run(
         store.ensure_experiment("by hand" if uri is None else "by hand, by a server"), "by hand", {}
@@ -348,14 +350,14 @@ def record(index: int, loss: float = 0.5) -> RoundRecord:
 
 
 def follow(tracker: RunTracker, journal: Journal, rounds: range) -> None:
-    """Record rounds, and report them."""
+    """Records rounds in the journal and reports them to the tracker."""
     for index in rounds:
         journal.log(record(index))
         tracker.follow(journal)
 
 
 def log_everything(tracker: RunTracker, directory: Path) -> None:
-    """One operation of each kind but the end."""
+    """Logs one operation of each kind except the end."""
     tracker.log_params({"a": 1, "b": None})
     tracker.log_tags({"color": "red"})
     tracker.log_data(DataSummary(name="d", digest="0", clients=2, examples=5, input_shape=(2,), classes=3))
@@ -368,39 +370,39 @@ def log_everything(tracker: RunTracker, directory: Path) -> None:
 def test_a_run_continues_if_the_server_answers_500_to_everything(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
-    with broken_server() as uri:
+    run_id, directory = create_run(database), tmp_path / "run"
+    with run_broken_server() as uri:
         with RunTracker(Store(uri), run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
             log_everything(tracker, directory)
             follow(tracker, journal, range(7))
-            awaited(lambda: told(caplog, AWAY))
-        assert told(caplog, AWAY) == 1
-        assert told(caplog, "7 rounds and 8 other records") == 1
-        assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever made there
+            wait_for(lambda: count_warnings(caplog, AWAY))
+        assert count_warnings(caplog, AWAY) == 1
+        assert count_warnings(caplog, "7 rounds and 8 other records") == 1
+        assert f"confirm it with --uri {uri}" in str(sync(directory))  # no run was ever created there
         with pytest.raises(TrackingUnavailable):
             sync(directory, uri)
         with pytest.raises(fr.BadInput, match="does not answer"):
-            next(training(uri))  # before anything is trained, an absent MLflow is an error
-    assert not steps(database.client, run_id)
+            next(start_training(uri))  # an unavailable MLflow is an error before anything is trained
+    assert not load_steps(database.client, run_id)
     assert str(sync(directory, database.uri)) == "sent 7 rounds and 8 other things"
     assert str(sync(directory, database.uri)) == "MLflow has everything"
     assert_by_hand_once(database, run_id, rounds=7)
 
 
 def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
-    """What ``log_everything`` and ``follow`` log."""
+    """Asserts that MLflow has everything that ``log_everything`` and ``follow`` log, once."""
     client = database.client
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"a": "1", "b": "None"}
     assert run.data.tags["color"] == "red"
     assert run.data.metrics == {"gain": 0.25, "train_loss": 0.5, "clients_trained": 2.0}
-    assert steps(client, run_id) == list(range(rounds))
+    assert load_steps(client, run_id) == list(range(rounds))
     assert len(client.get_metric_history(run_id, "gain")) == 1
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["d"]
     assert {file.path for file in client.list_artifacts(run_id)} == {"experiment.yaml", "dropped.json"}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "dropped.json", "type": "table"}]
-    with mlflow_at(database.uri):
+    with set_mlflow_store(database.uri):
         table = client.load_table(run.info.experiment_id, "dropped.json", [run_id])
     assert table["client"].to_list() == [1, 2]
     assert table["why"].fillna("unknown").to_list() == ["late", "unknown"]
@@ -410,25 +412,25 @@ def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
 
 
 def test_sending_everything_a_second_time_changes_nothing(database: Store, tmp_path: Path) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
-    rounds = 700  # of two metrics each: more than MLflow takes in one call
+    run_id, directory = create_run(database), tmp_path / "run"
+    rounds = 700  # two metrics per round: more than MLflow accepts in one call
     with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
         log_everything(tracker, directory)
         follow(tracker, journal, range(rounds))
     assert_by_hand_once(database, run_id, rounds=rounds)
     before = database.client.get_run(run_id).to_dictionary()
-    (directory / "outbox.sent").write_text("{")  # lost: nothing is known to have arrived
+    (directory / "outbox.sent").write_text("{")  # the record of what arrived is lost
     report = sync(directory)
     assert (report.operations, report.rounds) == (8, rounds)
     assert_by_hand_once(database, run_id, rounds=rounds)
     assert database.client.get_run(run_id).to_dictionary() == before
 
 
-def test_sync_sends_what_a_killed_process_left(database: Store, tmp_path: Path) -> None:
-    """A copy of the directory, in mid-run, is what SIGKILL leaves; add two half lines."""
-    run_id, directory, left = new_run(database), tmp_path / "run", tmp_path / "left"
+def test_sync_sends_the_unsent_operations_of_a_killed_process(database: Store, tmp_path: Path) -> None:
+    """A copy of the directory during a run, with two incomplete lines, has the state after SIGKILL."""
+    run_id, directory, left = create_run(database), tmp_path / "run", tmp_path / "left"
     with (
-        broken_server() as uri,
+        run_broken_server() as uri,
         RunTracker(Store(uri), run_id, directory) as tracker,
         Journal(directory, EXPERIMENT) as journal,
     ):
@@ -447,14 +449,14 @@ def test_sync_sends_what_a_killed_process_left(database: Store, tmp_path: Path) 
     assert [point.timestamp for point in sorted(points, key=lambda point: point.step)] == times
 
 
-def test_a_run_resumed_without_its_directory_repeats_no_round(database: Store, tmp_path: Path) -> None:
-    """Only a checkpoint of round 4 is left, on another machine; MLflow has rounds 0 to 6 already."""
-    run_id, first, second = new_run(database), tmp_path / "first", tmp_path / "second"
+def test_a_run_resumed_without_its_directory_records_no_round_twice(database: Store, tmp_path: Path) -> None:
+    """On another machine only a checkpoint of round 4 exists, while MLflow already has rounds 0 to 6."""
+    run_id, first, second = create_run(database), tmp_path / "first", tmp_path / "second"
 
     def interrupted() -> None:
         with RunTracker(database, run_id, first) as tracker, Journal(first, EXPERIMENT) as journal:
             follow(tracker, journal, range(7))
-            awaited(lambda: len(steps(database.client, run_id)) == 7)
+            wait_for(lambda: len(load_steps(database.client, run_id)) == 7)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -464,47 +466,47 @@ def test_a_run_resumed_without_its_directory_repeats_no_round(database: Store, t
     assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
     before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
     with RunTracker(database, run_id, second, resumed=True) as tracker:
-        awaited(lambda: database.client.get_run(run_id).info.status == "RUNNING")
+        wait_for(lambda: database.client.get_run(run_id).info.status == "RUNNING")
         with Journal(second, EXPERIMENT, lines=lines) as journal:
             assert journal.rounds == 4
             follow(tracker, journal, range(4, 9))
     after = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
-    assert steps(database.client, run_id) == list(range(9))
+    assert load_steps(database.client, run_id) == list(range(9))
     assert before.items() <= after.items()
     run = database.client.get_run(run_id)
     assert (run.info.status, "fednar.end" in run.data.tags) == ("FINISHED", False)
 
 
-def test_what_mlflow_refuses_is_warned_about_once_and_blocks_nothing(
+def test_an_operation_that_mlflow_refuses_is_warned_about_once_and_blocks_nothing(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
+    run_id, directory = create_run(database), tmp_path / "run"
     with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
         tracker.log_params({"rounds": 3})
-        tracker.log_params({"rounds": 4})  # MLflow changes no parameter
+        tracker.log_params({"rounds": 4})  # MLflow refuses to change a parameter
         tracker.log_file(directory / "there is none.png")
         follow(tracker, journal, range(2))
-    assert told(caplog, "refuses a part of run") == 2
-    assert told(caplog, AWAY) == told(caplog, "fednar sync") == 0
+    assert count_warnings(caplog, "refuses a part of run") == 2
+    assert count_warnings(caplog, AWAY) == count_warnings(caplog, "fednar sync") == 0
     assert database.client.get_run(run_id).data.params == {"rounds": "3"}
-    assert steps(database.client, run_id) == [0, 1]
+    assert load_steps(database.client, run_id) == [0, 1]
 
 
 def test_a_run_deleted_from_mlflow_is_warned_about_once(
     database: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
+    run_id, directory = create_run(database), tmp_path / "run"
     database.client.delete_run(run_id)
     with RunTracker(database, run_id, directory) as tracker, Journal(directory, EXPERIMENT) as journal:
         for index in range(3):
             follow(tracker, journal, range(index, index + 1))
             tracker.log_tags({"round": str(index)})
-    assert told(caplog, "refuses a part of run") == 1
+    assert count_warnings(caplog, "refuses a part of run") == 1
     assert load_records(directory) == (record(0), record(1), record(2))
 
 
 def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path) -> None:
-    run_id, directory = new_run(database), tmp_path / "run"
+    run_id, directory = create_run(database), tmp_path / "run"
     with RunTracker(database, run_id, directory):
         report = sync(directory)
         assert report.skipped == f"{directory} is being written by a process that is running"
@@ -563,14 +565,14 @@ def test_a_journal_cut_anywhere_keeps_its_complete_lines(
     assert load_records(tmp_path) == tuple(record(index) for index in range(kept))
     with Journal(tmp_path, EXPERIMENT) as journal:
         assert journal.rounds == kept
-        assert told(caplog, "are not a valid line") == (kept > 0)
+        assert count_warnings(caplog, "are not a valid line") == (kept > 0)
         for index in range(3):
             journal.log(record(index))
         assert journal.get_lines(kept) == lines[:kept]
         assert journal.get_records() == tuple(record(index) for index in range(3))
 
 
-def test_a_line_that_is_damaged_ends_the_journal_and_a_checkpoint_mends_it(tmp_path: Path) -> None:
+def test_a_damaged_line_ends_the_journal_and_a_checkpoint_restores_it(tmp_path: Path) -> None:
     with Journal(tmp_path, EXPERIMENT) as journal:
         for index in range(4):
             journal.log(record(index))
@@ -581,11 +583,11 @@ def test_a_line_that_is_damaged_ends_the_journal_and_a_checkpoint_mends_it(tmp_p
         assert journal.get_lines(journal.rounds) == lines[:3]
 
 
-def test_a_journal_forgets_what_is_trained_differently(tmp_path: Path) -> None:
+def test_a_journal_replaces_rounds_that_are_trained_differently(tmp_path: Path) -> None:
     with Journal(tmp_path, EXPERIMENT) as journal:
         for index in range(4):
             journal.log(record(index))
-        journal.log(record(1, loss=9.0))  # recorded already: as it was
+        journal.log(record(1, loss=9.0))  # the round is already recorded, so it is unchanged
         assert journal.get_records()[1] == record(1)
         journal.truncate(1)
         journal.log(record(1, loss=9.0))
@@ -595,8 +597,8 @@ def test_a_journal_forgets_what_is_trained_differently(tmp_path: Path) -> None:
 
 
 @contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """No file may grow beyond ``room`` bytes; the operating system writes what fits, and then fails."""
+def limit_disk(room: int) -> Iterator[None]:
+    """Limits files to ``room`` bytes; the operating system writes what fits, and then fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
@@ -612,17 +614,17 @@ def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> Non
             (tmp_path / "metrics.jsonl").stat().st_size + 10,
             r"metrics.jsonl cannot be written: .*; what was",
         )
-        with full_disk(room), pytest.raises(RunFailed, match=message):
+        with limit_disk(room), pytest.raises(RunFailed, match=message):
             journal.log(record(1))
         assert load_records(tmp_path) == (record(0),)
         journal.log(record(1))
         assert journal.get_records() == (record(0), record(1))
 
 
-def test_what_no_longer_fits_into_the_outbox_is_sent_all_the_same_and_counts_for_nothing(tmp_path: Path) -> None:
+def test_operations_that_do_not_fit_into_the_outbox_are_sent_but_not_counted(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     outbox.append({"kind": "tags", "tags": {"a": "1"}})
-    with full_disk(room=(tmp_path / "outbox.jsonl").stat().st_size + 10), pytest.raises(RunFailed):
+    with limit_disk(room=(tmp_path / "outbox.jsonl").stat().st_size + 10), pytest.raises(RunFailed):
         outbox.append({"kind": "tags", "tags": {"b": "2"}})
     assert [operation and operation["tags"] for operation, _ in outbox.pending] == [{"a": "1"}, {"b": "2"}]
     outbox.acknowledge(operations=2, rounds=0)

@@ -1,4 +1,4 @@
-"""A disk that is full, and directories that are gone: pictures are done without, and the rest is said in one line."""
+"""Full disks and deleted directories: runs continue without pictures, and other errors are reported in one line."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.run_lookup import find_run
-from tests.cli.test_strangers import typed
+from tests.support.commands import run_in_process
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -36,8 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     return tmp_path / "here"
 
 
-def started(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Path]:
-    """A run after its first round, and its directory; its store is elsewhere."""
+def start_run(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Path]:
+    """Starts a run; returns it after its first round with its directory. Its store is in another directory."""
     file = tmp_path / "small.yaml"
     file.write_text("experiment: {name: small}")
     experiment = fr.load(file, [*SMALL, f"tracking.uri=sqlite:///{tmp_path}/m.db"])
@@ -51,7 +51,7 @@ def started(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Path]
 def test_a_run_continues_if_the_disk_is_full_when_a_plot_is_written(
     picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rounds, directory = started(tmp_path)
+    rounds, directory = start_run(tmp_path)
     (directory / picture).symlink_to("/dev/full")
     result = drain(rounds)
     assert f"{directory / picture} was not drawn: No space left on device" in caplog.text
@@ -63,7 +63,7 @@ def test_a_run_continues_if_the_disk_is_full_when_a_plot_is_written(
 
 @pytest.mark.parametrize("name", ["model.pt", "a directory in the model's place"])
 def test_a_run_can_be_resumed_if_the_disk_is_full_when_the_model_is_written(name: str, tmp_path: Path) -> None:
-    rounds, directory = started(tmp_path)
+    rounds, directory = start_run(tmp_path)
     if name == "model.pt":
         (directory / name).symlink_to("/dev/full")
     else:
@@ -84,14 +84,14 @@ def test_a_run_can_be_resumed_if_the_disk_is_full_when_the_model_is_written(name
 def test_deleting_the_directory_during_a_run_ends_it_with_an_error_that_names_it(
     what: str, tmp_path: Path, here: Path
 ) -> None:
-    rounds, directory = started(tmp_path)
+    rounds, directory = start_run(tmp_path)
     gone = here if what == "the working directory" else directory
-    gone.rename(tmp_path / "elsewhere")  # at once, whatever is written in it meanwhile
+    gone.rename(tmp_path / "elsewhere")  # at once, even if files are being written in it
     if "renamed" not in what:
         shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     with pytest.raises(RunFailed, match=f"{directory}.* (was deleted|No such file)") as failed:
         drain(rounds)
-    assert not getattr(failed.value, "__notes__", ())  # there is nothing to resume
+    assert not getattr(failed.value, "__notes__", ())  # no run can be resumed
     assert not (directory / "metrics.jsonl").exists()
 
 
@@ -100,25 +100,25 @@ def test_commands_report_that_the_working_directory_does_not_exist(
 ) -> None:
     here.rmdir()
     for words in (["runs"], ["sync"], ["run", *SMALL], ["run", "--resume"], ["doctor"]):
-        assert typed(monkeypatch, *words) in (1, 2)
+        assert run_in_process(monkeypatch, *words) in (1, 2)
         assert "the working directory" in capsys.readouterr().err, words
 
 
-def test_a_failed_command_says_how_to_resume(
+def test_a_failed_command_prints_how_to_resume(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second run of a directory finds its model's place taken."""
-    assert typed(monkeypatch, "run", *SMALL) == 0
+    """The place of the model is occupied for the second run of a directory."""
+    assert run_in_process(monkeypatch, "run", *SMALL) == 0
     (directory,) = Path("runs").absolute().iterdir()
     (directory / "model.pt").unlink()
     (directory / "model.pt").mkdir()
     capsys.readouterr()
-    assert typed(monkeypatch, "run", "--resume", directory.name, "federation.rounds=4") == 1
+    assert run_in_process(monkeypatch, "run", "--resume", directory.name, "federation.rounds=4") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"failed: {directory}/model.pt cannot be written: ")
     assert last.endswith(f"resume with: fednar run --resume {directory.name}")
     (directory / "model.pt").rmdir()
-    assert typed(monkeypatch, "run", "--resume", directory.name) == 0
+    assert run_in_process(monkeypatch, "run", "--resume", directory.name) == 0
     assert find_run(directory.name).files.finished
 
 
@@ -127,6 +127,6 @@ def test_report_fails_if_its_plots_cannot_be_written(
 ) -> None:
     full = here / "full.png"
     full.symlink_to("/dev/full")
-    assert typed(monkeypatch, "data", "inspect", *SMALL, "--figure", str(full)) == 1
+    assert run_in_process(monkeypatch, "data", "inspect", *SMALL, "--figure", str(full)) == 1
     assert capsys.readouterr().err.strip().endswith("cannot be written: No space left on device")
     assert os.path.exists("/dev/full")

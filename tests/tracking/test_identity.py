@@ -1,4 +1,4 @@
-"""A run directory that was copied: original and copy never go on in one MLflow run; a moved one does."""
+"""A copied run directory never continues the MLflow run of its original, but a moved one does."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     return tmp_path / "here"
 
 
-def experiment(tmp_path: Path, storage: str | None = None) -> fr.Experiment:
+def build_experiment(tmp_path: Path, storage: str | None = None) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "name": "copied",
@@ -48,8 +48,8 @@ def experiment(tmp_path: Path, storage: str | None = None) -> fr.Experiment:
     )
 
 
-def left(chosen: fr.Experiment) -> Path:
-    """The directory of a run that was left after some rounds."""
+def leave_run(chosen: fr.Experiment) -> Path:
+    """Stops a run after some rounds and returns its directory."""
     rounds = train(prepare(chosen), fr.RaySession())
     for _ in range(LEFT_AT):
         next(rounds)
@@ -58,7 +58,7 @@ def left(chosen: fr.Experiment) -> Path:
     return directory
 
 
-def points(tmp_path: Path, run_id: str) -> list[int]:
+def load_rounds(tmp_path: Path, run_id: str) -> list[int]:
     client = MlflowClient(create_store(tmp_path / "m.db"))
     return sorted(point.step for point in client.get_metric_history(run_id, "train_loss"))
 
@@ -68,7 +68,7 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
     assert original.run_id != copy.run_id
     assert original.parameters_sha256 == copy.parameters_sha256
     for result in (original, copy):
-        assert points(tmp_path, result.run_id) == list(range(ROUNDS))
+        assert load_rounds(tmp_path, result.run_id) == list(range(ROUNDS))
         run = client.get_run(result.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.params["federation.rounds"] == str(ROUNDS)
@@ -82,25 +82,25 @@ def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: f
 
 
 @pytest.mark.parametrize("first", ["original", "copy"])
-def test_a_copy_beside_its_original_becomes_a_separate_run(
+def test_a_copy_next_to_its_original_becomes_a_separate_run(
     first: str, tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = left(experiment(tmp_path))
+    directory = leave_run(build_experiment(tmp_path))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)
     order = [directory, copy] if first == "original" else [copy, directory]
     results = {place: fr.run(resume=str(place)) for place in order}
     assert_each_has_all_rounds_once(tmp_path, results[directory], results[copy])
     assert f"{copy} is a copy of {directory}: it gets a new MLflow run" in caplog.text
-    again = fr.run(resume=str(copy))  # it stays its own
+    again = fr.run(resume=str(copy))  # it remains a separate run
     assert again.run_id == results[copy].run_id
 
 
 def test_the_second_of_two_copies_without_an_original_becomes_a_separate_run(
     tmp_path: Path, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on two machines, where neither sees the other's directory."""
-    directory = left(experiment(tmp_path))
+    """The copies are on two machines, neither of which sees the other's directory."""
+    directory = leave_run(build_experiment(tmp_path))
     for name in ("a", "b"):
         shutil.copytree(directory, tmp_path / name / directory.name)
     shutil.rmtree(directory)
@@ -109,8 +109,8 @@ def test_the_second_of_two_copies_without_an_original_becomes_a_separate_run(
     assert f"was resumed from another copy of {other.directory}" in caplog.text
 
 
-def test_a_copy_that_was_interrupted_again_stays_a_separate_run(tmp_path: Path, here: Path) -> None:
-    directory = left(experiment(tmp_path))
+def test_a_copy_that_was_interrupted_again_remains_a_separate_run(tmp_path: Path, here: Path) -> None:
+    directory = leave_run(build_experiment(tmp_path))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)
     resumption = resume_from(str(copy), None)
@@ -127,7 +127,7 @@ def test_a_copy_that_was_interrupted_again_stays_a_separate_run(tmp_path: Path, 
 
 
 def test_a_moved_directory_continues_its_mlflow_run(tmp_path: Path, here: Path) -> None:
-    directory = left(experiment(tmp_path))
+    directory = leave_run(build_experiment(tmp_path))
     run_id = read_identity(directory).run_id
     moved = tmp_path / "elsewhere" / "renamed-0"
     moved.parent.mkdir()
@@ -136,11 +136,11 @@ def test_a_moved_directory_continues_its_mlflow_run(tmp_path: Path, here: Path) 
     for place in (moved, tmp_path / "link"):
         result = fr.run(resume=str(place))
         assert result.run_id == run_id
-    assert points(tmp_path, run_id) == list(range(ROUNDS))
+    assert load_rounds(tmp_path, run_id) == list(range(ROUNDS))
 
 
 def test_a_copy_that_shares_its_checkpoints_is_refused(tmp_path: Path, here: Path) -> None:
-    directory = left(experiment(tmp_path, storage=str(tmp_path / "kept")))
+    directory = leave_run(build_experiment(tmp_path, storage=str(tmp_path / "kept")))
     copy = tmp_path / "elsewhere" / directory.name
     shutil.copytree(directory, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
@@ -153,7 +153,7 @@ def test_a_copy_that_shares_its_checkpoints_is_refused(tmp_path: Path, here: Pat
 def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_written(
     tmp_path: Path, here: Path
 ) -> None:
-    directory = left(experiment(tmp_path))
+    directory = leave_run(build_experiment(tmp_path))
     code = "import sys; from pathlib import Path; from fednar_ray.tracking.locks import lock_run_directory\n"
     code += "with lock_run_directory(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
@@ -181,8 +181,10 @@ def test_find_original_recognizes_copies(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(original)
     assert find_original(tmp_path / "link", read_identity(original)) is None
     (original / "run.json").write_text(json.dumps({"run_id": "b" * 32, "tracking_uri": "sqlite:////m.db"}))
-    assert find_original(copy, read_identity(copy)) is None  # another run lies there now
+    assert find_original(copy, read_identity(copy)) is None  # another run is in that place now
     (original / "run.json").write_text("{")
     assert find_original(copy, read_identity(copy)) is None
-    (copy / "run.json").write_text(json.dumps({"run_id": "a" * 32, "tracking_uri": "x"}))  # of an earlier version
+    (copy / "run.json").write_text(
+        json.dumps({"run_id": "a" * 32, "tracking_uri": "x"})
+    )  # as an earlier version wrote it
     assert find_original(copy, read_identity(copy)) is None

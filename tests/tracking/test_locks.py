@@ -51,7 +51,7 @@ def test_opening_a_store_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pyte
     assert not list(temporary.iterdir())
 
 
-def test_a_second_holder_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     with hold_lock_file(lock, "process 1"), pytest.raises(LockHeld, match="process 1"), hold_lock_file(lock, "two"):
         pass

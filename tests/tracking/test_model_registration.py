@@ -1,4 +1,4 @@
-"""A model's name that MLflow would refuse after training is refused before."""
+"""A model name that MLflow would refuse after training is refused before it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow import Store
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -32,16 +32,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(create_store(tmp_path_factory.mktemp("store") / "m.db"))
 
 
-def refusal(store: Store, *arguments: str) -> BaseException | None:
+def find_refusal(store: Store, *arguments: str) -> BaseException | None:
     return CliRunner().invoke(cli, [*arguments, f"tracking.uri={store.uri}"]).exception
 
 
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("command", ["run", "tune"])
-def test_a_wrong_name_is_refused_before_anything_starts(command, name, store, tmp_path, monkeypatch):
+def test_an_invalid_name_is_refused_before_anything_starts(command, name, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = ray.is_initialized()
-    error = refusal(store, command, "--register", name)
+    error = find_refusal(store, command, "--register", name)
     assert isinstance(error, BadInput), error
     assert WRONG[name] in str(error)
     assert not list(tmp_path.iterdir())
@@ -49,25 +49,25 @@ def test_a_wrong_name_is_refused_before_anything_starts(command, name, store, tm
     assert not store.client.search_registered_models()
 
 
-def test_a_store_that_keeps_no_models_is_named(store, tmp_path, monkeypatch):
+def test_a_store_without_a_model_registry_is_named(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sftp://nowhere")
-    error = refusal(store, "run", "--register", "digits")
+    error = find_refusal(store, "run", "--register", "digits")
     assert isinstance(error, BadInput)
     assert "model name 'digits': MLflow at" in str(error)
     assert "cannot register models" in str(error)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_that_does_not_answer_is_named(tmp_path, monkeypatch):
+def test_an_unreachable_store_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    error = refusal(Store("http://127.0.0.1:1"), "run", "--register", "digits")
+    error = find_refusal(Store("http://127.0.0.1:1"), "run", "--register", "digits")
     assert isinstance(error, TrackingUnavailable)
     assert not list(Path(tmp_path).iterdir())
 
 
-def test_a_name_with_a_quote_is_registered_twice(federation, store, tmp_path, monkeypatch):
-    """Names go into no filter: the second registration finds the first."""
+def test_a_name_with_a_quote_can_be_registered_twice(federation, store, tmp_path, monkeypatch):
+    """Names are not inserted into filters, so the second registration finds the first."""
     monkeypatch.chdir(tmp_path)
     experiment = fr.Experiment.model_validate(
         {

@@ -1,4 +1,4 @@
-"""The model that a run saves takes inputs as the data hold them, and predicts what the run evaluated."""
+"""The saved model of a run accepts raw inputs of the data, and its predictions equal those that the run evaluated."""
 
 import copy
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
 from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
-from tests.conftest import mlflow_at
+from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
 NAMES = ("age", "time", "dose")
-SECONDS = 1.7e9  # since 1970: float32 knows it to 128 s
+SECONDS = 1.7e9  # since 1970; float32 represents it to 128 s
 
 
 def write_wards(directory: Path) -> None:
-    """Columns of whole numbers, of times with small differences, and with gaps; the label stands between them."""
+    """Writes columns of integers, of times with small differences, and with gaps; the label is between them."""
     rng = np.random.default_rng(3)
     directory.mkdir()
     for name, size in (("a", 60), ("b", 45), ("C", 51)):
@@ -44,7 +44,7 @@ def write_wards(directory: Path) -> None:
         table.to_csv(directory / f"{name}.csv", index=False)
 
 
-def experiment(folder: Path, **sections: Any) -> fr.Experiment:
+def build_experiment(folder: Path, **sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate(
         {
             "name": "wards",
@@ -58,7 +58,7 @@ def experiment(folder: Path, **sections: Any) -> fr.Experiment:
     )
 
 
-def table_data(folder: Path, **data: Any) -> dict[str, Any]:
+def build_table_data(folder: Path, **data: Any) -> dict[str, Any]:
     given = {"source": "folder", "directory": str(folder / "wards"), "label": "ill", "task": "binary"}
     return {**given, "missing": "mean", "test_share": 0.3, **data}
 
@@ -68,12 +68,12 @@ class Trained:
     folder: Path
     experiment: fr.Experiment
     result: fr.Result
-    x: np.ndarray  # the raw rows that are held out, of all clients
+    x: np.ndarray  # the raw held-out rows of all clients
     y: np.ndarray
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows as pandas reads them, with whole numbers in ``age``."""
+        """The rows as pandas reads them, with integers in ``age``."""
         table = pd.DataFrame(self.x, columns=list(NAMES), index=np.arange(len(self.x)) + 100)
         return table.astype({"age": int})
 
@@ -82,14 +82,14 @@ class Trained:
         return str(self.result.directory / "model")
 
     def assert_as_evaluated(self, logits: Any) -> None:
-        """Exactly as many are right as the run counted, and the loss is the run's up to the order of a sum."""
+        """Asserts that accuracy is that of the run, and so is the loss up to the order of a sum."""
         found, y = np.asarray(logits, dtype=np.float32).reshape(-1), self.y
         assert ((found > 0) == y).mean() == self.result.metrics["test_accuracy"]
         loss = binary_cross_entropy_with_logits(torch.tensor(found), torch.tensor(y, dtype=torch.float32))
         assert float(loss) == pytest.approx(self.result.metrics["test_loss"], rel=1e-5)
 
 
-def held_out(chosen: fr.Experiment) -> tuple[np.ndarray, np.ndarray]:
+def load_held_out(chosen: fr.Experiment) -> tuple[np.ndarray, np.ndarray]:
     assert chosen.data is not None
     rows = [file.read() for file in list_client_files(chosen.data)]
     return np.concatenate([part.test_x for part in rows]), np.concatenate([part.test_y for part in rows])
@@ -99,11 +99,11 @@ def held_out(chosen: fr.Experiment) -> tuple[np.ndarray, np.ndarray]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("saved")
     write_wards(folder / "wards")
-    chosen = experiment(folder, data=table_data(folder))
+    chosen = build_experiment(folder, data=build_table_data(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         result = fr.run(chosen)
-    x, y = held_out(chosen)
+    x, y = load_held_out(chosen)
     assert np.isnan(x).any()
     assert result.metrics["test_accuracy"] > 0.75
     return Trained(folder=folder, experiment=chosen, result=result, x=x, y=y)
@@ -112,20 +112,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 # ——— tables ———
 
 
-def test_the_results_model_takes_raw_rows_of_any_number_type(trained: Trained) -> None:
+def test_the_model_of_the_result_accepts_raw_rows_of_any_number_type(trained: Trained) -> None:
     with torch.no_grad():
         trained.assert_as_evaluated(trained.result.model(torch.from_numpy(trained.x)))
         whole = torch.tensor([[50, 1_700_000_000, 3]])
         assert torch.equal(trained.result.model(whole), trained.result.model(whole.double()))
 
 
-def test_its_preprocessing_ends_in_the_bits_that_the_run_sees(trained: Trained) -> None:
+def test_its_preprocessing_gives_exactly_the_values_that_the_run_trains_on(trained: Trained) -> None:
     _, splits = prepare(trained.experiment).federation.load()
     inputs = trained.result.model.preprocessing(torch.from_numpy(trained.x))
     assert inputs.numpy().tobytes() == splits["test"].x.tobytes()
 
 
-def test_it_is_scaled_by_the_training_examples_of_all_clients(trained: Trained) -> None:
+def test_the_model_scales_by_the_training_examples_of_all_clients(trained: Trained) -> None:
     assert trained.experiment.data is not None
     rows = np.concatenate([file.read().train_x for file in list_client_files(trained.experiment.data)])
     part = trained.result.model.preprocessing
@@ -148,7 +148,7 @@ def test_mlflow_predicts_from_a_table_with_its_columns_in_any_order(trained: Tra
     np.testing.assert_allclose(one, expected.iloc[[4]], rtol=1e-5)
 
 
-def test_mlflow_refuses_a_table_that_lacks_a_column_or_holds_text(trained: Trained) -> None:
+def test_mlflow_refuses_a_table_with_a_missing_column_or_with_text(trained: Trained) -> None:
     model = mlflow.pyfunc.load_model(trained.saved)
     with pytest.raises(mlflow.MlflowException, match=r"missing inputs \['time'\]"):
         model.predict(trained.table.drop(columns="time"))
@@ -163,8 +163,8 @@ def test_mlflow_refuses_a_table_that_lacks_a_column_or_holds_text(trained: Train
             model.predict(trained.table.assign(dose=values))
 
 
-def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> None:
-    """``pd.read_csv`` leaves ``?`` as text, and with it the column's numbers."""
+def test_values_missing_in_files_are_missing_in_tables_too(trained: Trained) -> None:
+    """``pd.read_csv`` keeps ``?`` as text, and then also the other values of the column."""
     assert tuple(MISSING_IN_TEXT) == fednar_table_model.MISSING
     model = mlflow.pyfunc.load_model(trained.saved)
     expected = model.predict(trained.table)
@@ -175,21 +175,21 @@ def test_what_is_missing_in_files_is_missing_in_tables_too(trained: Trained) -> 
         pd.testing.assert_frame_equal(model.predict(written.astype(str).astype("category")), expected)
 
 
-def test_mlflows_record_has_the_columns_an_example_and_the_torch_model(trained: Trained) -> None:
-    with mlflow_at(create_store(trained.folder / "m.db")):
+def test_the_logged_model_has_columns_and_an_example_and_the_torch_model(trained: Trained) -> None:
+    with set_mlflow_store(create_store(trained.folder / "m.db")):
         uri = f"runs:/{trained.result.run_id}/model"
         info = mlflow.models.get_model_info(uri)
         assert tuple(info.signature.inputs.input_names()) == NAMES
         assert info.signature.outputs.inputs[0].shape == (-1, 1)
         example = mlflow.models.Model.load(uri).load_input_example()
         assert tuple(example.columns) == NAMES
-        assert not set(example["time"]) & set(trained.table["time"])  # it belongs to no client
+        assert not set(example["time"]) & set(trained.table["time"])  # no client holds it
         assert np.isfinite(mlflow.pyfunc.load_model(uri).predict(example)).all(axis=None)
         with torch.no_grad():
             trained.assert_as_evaluated(mlflow.pytorch.load_model(uri)(torch.from_numpy(trained.x)))
 
 
-def test_the_state_dict_holds_the_preprocessing_and_is_read_without_code(trained: Trained) -> None:
+def test_the_state_dict_contains_the_preprocessing_and_is_loaded_without_code(trained: Trained) -> None:
     state = torch.load(trained.result.directory / "model.pt", weights_only=True)
     assert {name.split(".")[0] for name in state} == {"preprocessing", "model"}
     network = build_model(trained.experiment.model, (3,), 1, seed=5)
@@ -200,19 +200,19 @@ def test_the_state_dict_holds_the_preprocessing_and_is_read_without_code(trained
     fresh = copy.deepcopy(trained.result.model)
     for buffer in fresh.buffers():
         buffer.zero_()
-    fresh.load_state_dict(state)  # or without fednar's help
+    fresh.load_state_dict(state)  # it also works without this package
     with torch.no_grad():
         trained.assert_as_evaluated(fresh(torch.from_numpy(trained.x)))
     with pytest.raises(ModelError, match=r"model\.pt: does not fit the model: of another shape: 1\.weight"):
         fr.load_model(trained.result.directory / "model.pt", build_model(trained.experiment.model, (4,), 1, seed=5))
 
 
-def test_a_run_may_start_from_the_network_of_another_runs_model(trained: Trained) -> None:
+def test_a_run_can_start_from_the_network_of_another_runs_model(trained: Trained) -> None:
     weights = str(trained.result.directory / "model.pt")
-    begun = experiment(
-        trained.folder, data=table_data(trained.folder), model={"name": "mlp", "hidden": 8, "weights": weights}
+    started = build_experiment(
+        trained.folder, data=build_table_data(trained.folder), model={"name": "mlp", "hidden": 8, "weights": weights}
     )
-    own, given = prepare(begun).model.state_dict(), trained.result.model.model.state_dict()
+    own, given = prepare(started).model.state_dict(), trained.result.model.model.state_dict()
     assert all(torch.equal(own[name], given[name]) for name in given)
 
 
@@ -222,25 +222,33 @@ def test_a_finished_and_a_resumed_run_have_the_same_model(
     monkeypatch.chdir(tmp_path)
     x = torch.from_numpy(trained.x)
     finished = fr.run(trained.experiment, resume=str(trained.result.directory))
-    data, federation = table_data(trained.folder), trained.experiment.federation
-    begun = fr.run(experiment(tmp_path, data=data, federation=federation.model_copy(update={"rounds": 2}).model_dump()))
-    resumed = fr.run(experiment(tmp_path, data=data, federation=federation.model_dump()), resume=str(begun.directory))
+    data, federation = build_table_data(trained.folder), trained.experiment.federation
+    started = fr.run(
+        build_experiment(tmp_path, data=data, federation=federation.model_copy(update={"rounds": 2}).model_dump())
+    )
+    resumed = fr.run(
+        build_experiment(tmp_path, data=data, federation=federation.model_dump()), resume=str(started.directory)
+    )
     with torch.no_grad():
         assert torch.equal(finished.model(x), trained.result.model(x))
         assert torch.equal(resumed.model(x), trained.result.model(x))
-        assert not torch.equal(begun.model(x), trained.result.model(x))
+        assert not torch.equal(started.model(x), trained.result.model(x))
         assert torch.equal(mlflow.pytorch.load_model(str(resumed.directory / "model"))(x), resumed.model(x))
 
 
-def test_sites_save_the_model_that_a_folder_of_their_files_does(
+def test_silos_save_the_same_model_as_a_folder_of_their_files(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     silos = {path.stem: {"data": str(path)} for path in (trained.folder / "wards").iterdir()}
-    data = {key: value for key, value in table_data(trained.folder).items() if key != "directory"}
-    result = fr.run(experiment(tmp_path, data=data, execution={"placement": "serial", "silos": silos, "vectorize": 1}))
+    data = {key: value for key, value in build_table_data(trained.folder).items() if key != "directory"}
+    result = fr.run(
+        build_experiment(tmp_path, data=data, execution={"placement": "serial", "silos": silos, "vectorize": 1})
+    )
     alone = fr.run(
-        experiment(tmp_path, data=table_data(trained.folder), execution={"placement": "serial", "vectorize": 1})
+        build_experiment(
+            tmp_path, data=build_table_data(trained.folder), execution={"placement": "serial", "vectorize": 1}
+        )
     )
     for ours, theirs in zip(result.model.state_dict().values(), alone.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -259,12 +267,12 @@ def test_sites_save_the_model_that_a_folder_of_their_files_does(
         ({"features": ["age"], "missing": "refuse"}, False),
     ],
 )
-def test_what_the_settings_leave_out_is_left_out_of_the_model_too(
+def test_columns_that_the_settings_omit_are_omitted_from_the_model_too(
     data: dict[str, Any], fills: bool, trained: Trained
 ) -> None:
-    chosen = experiment(trained.folder, data=table_data(trained.folder, **data))
+    chosen = build_experiment(trained.folder, data=build_table_data(trained.folder, **data))
     federation = prepare(chosen).federation
-    x, y = held_out(chosen)
+    x, y = load_held_out(chosen)
     assert federation.preprocessing is not None
     module = federation.preprocessing.build_module()
     _, splits = federation.load()
@@ -292,35 +300,35 @@ class Branching(torch.nn.Module):
         return x if float(x.detach().sum()) > 0 else -x
 
 
-def test_arrays_of_several_dimensions_have_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_with_several_dimensions_have_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     (tmp_path / "wards").mkdir()
     for name in ("a", "b"):
         x = 50 + 9 * rng.normal(size=(30, 2, 3))
         np.savez(tmp_path / "wards" / f"{name}.npz", x=x, ill=(x.mean(axis=(1, 2)) > 50).astype(int))
-    chosen = experiment(tmp_path, data=table_data(tmp_path))
+    chosen = build_experiment(tmp_path, data=build_table_data(tmp_path))
     result = fr.run(chosen)
-    x, y = held_out(chosen)
+    x, y = load_held_out(chosen)
     found = mlflow.pyfunc.load_model(str(result.directory / "model")).predict(x)
     assert ((found[:, 0] > 0) == y).mean() == result.metrics["test_accuracy"]
 
 
-# ——— images, and what has no preprocessing ———
+# ——— images, and models without preprocessing ———
 
 
-def test_a_model_of_images_takes_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_images_accepts_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     y = rng.integers(3, size=120)
     images = np.clip(rng.normal(90 + 40 * y[:, None, None], 30, size=(120, 6, 6)), 0, 255).astype(np.uint8)
     np.savez(tmp_path / "i.npz", train_x=images[:80], train_y=y[:80], test_x=images[80:], test_y=y[80:])
     data = {"source": "npz", "path": str(tmp_path / "i.npz"), "partition": {"clients": 3}}
-    result = fr.run(experiment(tmp_path, data=data))
+    result = fr.run(build_experiment(tmp_path, data=data))
     raw = images[80:, None]  # [n, channels, height, width]
     saved = mlflow.pyfunc.load_model(str(result.directory / "model"))
     assert saved.metadata.signature.inputs.inputs[0].type == np.uint8
-    rebuilt = fr.load_model(result.directory, build_model(experiment(tmp_path).model, (1, 6, 6), 3, seed=9))
+    rebuilt = fr.load_model(result.directory, build_model(build_experiment(tmp_path).model, (1, 6, 6), 3, seed=9))
     with torch.no_grad():
         outputs = [torch.from_numpy(saved.predict(raw)), *(m(torch.from_numpy(raw)) for m in (result.model, rebuilt))]
     assert result.metrics["test_accuracy"] > 0.6
@@ -330,7 +338,7 @@ def test_a_model_of_images_takes_bytes(tmp_path: Path, monkeypatch: pytest.Monke
         assert loss == pytest.approx(result.metrics["test_loss"], rel=1e-5)
 
 
-def test_images_are_scaled_to_the_bits_that_training_sees() -> None:
+def test_images_are_scaled_to_exactly_the_values_of_training() -> None:
     numbers = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)}
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(40, 3, 8, 8), dtype=np.uint8))
     scaled = ImagePreprocessing(**numbers).build_module()(images)
@@ -342,7 +350,7 @@ def test_a_model_without_preprocessing_is_the_network_itself(tmp_path: Path, mon
     rng = np.random.default_rng(0)
     pairs = [(rng.normal(size=(20, 2)).astype(np.float32), rng.integers(2, size=20)) for _ in range(2)]
     federation = fr.Federation(pairs, (pairs[0][0][:1], pairs[0][1][:1]))
-    result = fr.run(experiment(tmp_path), federation=federation, model=torch.nn.Linear(2, 2))
+    result = fr.run(build_experiment(tmp_path), federation=federation, model=torch.nn.Linear(2, 2))
     assert isinstance(result.model, torch.nn.Linear)
     assert set(torch.load(result.directory / "model.pt", weights_only=True)) == {"weight", "bias"}
     found = mlflow.pyfunc.load_model(str(result.directory / "model")).predict(
@@ -360,11 +368,11 @@ def test_a_model_without_preprocessing_is_the_network_itself(tmp_path: Path, mon
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=8),
 )
 def test_a_constant_column_is_scaled_by_one(value: float, sizes: list[int]) -> None:
-    together = sum_of([Moments.of(np.full((size, 1), value)) for size in sizes])
+    together = merge([Moments.of(np.full((size, 1), value)) for size in sizes])
     assert (together.mean[0], together.deviation[0]) == (value, 1)
 
 
-def sum_of(parts: list[Moments]) -> Moments:
+def merge(parts: list[Moments]) -> Moments:
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part
@@ -375,38 +383,38 @@ def test_a_column_that_is_constant_up_to_rounding_is_scaled_by_one() -> None:
     column = np.array([0.3, 0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2] * 50)[:, None]
     assert np.ptp(column) > 0
     assert Moments.of(column).deviation[0] == 1
-    assert sum_of([Moments.of(part) for part in np.array_split(column, 7)]).deviation[0] == 1
-    assert sum_of([Moments.of(np.full((9, 1), 0.3)), Moments.of(np.full((9, 1), 0.1 + 0.2))]).deviation[0] == 1
+    assert merge([Moments.of(part) for part in np.array_split(column, 7)]).deviation[0] == 1
+    assert merge([Moments.of(np.full((9, 1), 0.3)), Moments.of(np.full((9, 1), 0.1 + 0.2))]).deviation[0] == 1
 
 
 @pytest.mark.parametrize("offset", [0.0, 14.6, 1e9, -1e9, 1.7e9, 1e12, 1.7e18])
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("clients", [1, 7, 100])
-def test_the_deviation_is_numpys_however_far_from_zero_the_numbers_lie(
+def test_the_deviation_equals_that_of_numpy_for_numbers_far_from_zero(
     offset: float, spread: float, clients: int
 ) -> None:
     rows = offset + spread * np.random.default_rng(1).normal(size=(3000, 2))
     rows[::7, 1] = np.nan
-    apart = rows - offset  # exact where the offset is large, so that NumPy's two passes are
+    apart = rows - offset  # exact for a large offset, so that NumPy's two passes are
     if np.nanstd(apart) <= 4 * np.spacing(abs(offset)):
-        return  # float64 does not hold such differences
-    together = sum_of([Moments.of(part) for part in np.array_split(rows, clients)])
+        return  # float64 cannot represent such differences
+    together = merge([Moments.of(part) for part in np.array_split(rows, clients)])
     np.testing.assert_allclose(together.deviation, np.nanstd(apart, axis=0), rtol=1e-9)
     error = np.abs((together.mean - offset) - np.nanmean(apart, axis=0))
     assert (error <= np.spacing(abs(offset)) + 1e-12 * spread).all()
 
 
 @pytest.mark.parametrize("odd", range(0, 20, 4))
-def test_one_odd_reading_in_a_constant_column_stays_small(odd: int, tmp_path: Path) -> None:
+def test_one_outlier_in_a_constant_column_remains_small_after_scaling(odd: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "wards").mkdir()
     for ward in "abc":
         table = pd.DataFrame({"marker": rng.normal(size=20), "temp": 14.6, "ill": rng.integers(2, size=20)})
         table.loc[odd, "temp"] = 15.1 if ward == "c" else 14.6
         table.to_csv(tmp_path / "wards" / f"{ward}.csv", index=False)
-    federation = prepare(experiment(tmp_path, data=table_data(tmp_path))).federation
+    federation = prepare(build_experiment(tmp_path, data=build_table_data(tmp_path))).federation
     shards, splits = federation.load()
     temperatures = np.concatenate([shards.examples.x[:, 1], splits["test"].x[:, 1]])
     assert np.abs(temperatures).max() < 10
-    if len(np.unique(shards.examples.x[:, 1])) == 1:  # the odd one is held out
+    if len(np.unique(shards.examples.x[:, 1])) == 1:  # the outlier is held out
         assert splits["test"].x[:, 1].max() == np.float32(15.1 - 14.6)

@@ -1,4 +1,4 @@
-"""One module owns every file name of a run and a search, and another one every MLflow tag."""
+"""One module defines every file name of a run and a search, and another one defines every MLflow tag."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 
 PACKAGE = Path(str(fednar_ray.__file__)).parent
 OWNER = PACKAGE / "tracking" / "run_directory.py"
-BELOW_TRACKING = {"models/weights.py": {"model.pt"}}  # this room may not import tracking
+BELOW_TRACKING = {"models/weights.py": {"model.pt"}}  # this package must not import tracking
 SHARED_WORDS = {
     "model",
     "checkpoints",
@@ -21,22 +21,22 @@ SHARED_WORDS = {
     "tune",
     "report",
     "trials",
-}  # they mean other things as well
+}  # these words also have other meanings
 
 
-def literals(path: Path) -> set[str]:
-    """The string constants of a module that are not documentation."""
+def list_literals(path: Path) -> set[str]:
+    """Returns the string constants of a module that are not documentation."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation)
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
-def modules(owner: Path) -> Iterator[Path]:
+def iter_modules(owner: Path) -> Iterator[Path]:
     return (path for path in PACKAGE.rglob("*.py") if path != owner)
 
 
-def file_names() -> set[str]:
+def list_file_names() -> set[str]:
     found = set()
     for directory in (RunDirectory(Path("d")), SearchDirectory(Path("d"))):
         values = [getattr(directory, name) for name in dir(type(directory)) if not name.startswith("_")]
@@ -44,19 +44,19 @@ def file_names() -> set[str]:
     return found - SHARED_WORDS - {"d", ".d.lock", ".d.new"}
 
 
-def test_no_other_module_knows_the_name_of_a_file() -> None:
-    names = file_names()
+def test_no_other_module_contains_the_name_of_a_file() -> None:
+    names = list_file_names()
     assert {"metrics.jsonl", "run.json", "outbox.sent", "comparison.yaml", "search.yaml", "best.yaml"} <= names
-    for path in modules(OWNER):
-        known = names & literals(path) - BELOW_TRACKING.get(path.relative_to(PACKAGE).as_posix(), set())
+    for path in iter_modules(OWNER):
+        known = names & list_literals(path) - BELOW_TRACKING.get(path.relative_to(PACKAGE).as_posix(), set())
         assert not known, path
 
 
-def test_no_other_module_spells_a_tag() -> None:
+def test_no_other_module_contains_the_name_of_a_tag() -> None:
     spelled = {value for name, value in vars(tags).items() if name.isupper()}
     assert len(spelled) > 15
-    for path in modules(PACKAGE / "tracking" / "tags.py"):
-        assert not spelled & literals(path), path
+    for path in iter_modules(PACKAGE / "tracking" / "tags.py"):
+        assert not spelled & list_literals(path), path
 
 
 def test_names_follow_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Working directories whose names have a meaning in a URI, and experiments whose names have a meaning in a path."""
+"""Names of working directories that are special in a URI, and names of experiments that are special in a path."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -97,7 +97,7 @@ def test_a_relative_address_is_resolved_as_the_operating_system_does(
     for relative in ("m.db", "./m.db", "below/../m.db", "below/m.db"):
         for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
             uri = make_uri_absolute(scheme + relative)
-            assert make_url(uri).database == os.path.abspath(relative)  # as SQLAlchemy reads it
+            assert make_url(uri).database == os.path.abspath(relative)  # as SQLAlchemy parses it
             assert find_sqlite_file(uri) == Path(os.path.abspath(relative))
             assert make_uri_absolute(uri) == uri
     assert make_uri_absolute("sqlite:///m.db?timeout=5").endswith("/m.db?timeout=5")
@@ -106,7 +106,7 @@ def test_a_relative_address_is_resolved_as_the_operating_system_does(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_server_creates_no_folder_besides_that_of_its_store(
+def test_a_server_creates_only_the_folder_of_its_store(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, folder = split_off_folder(Store(f"sqlite:///{quote(str(tmp_path / name))}/m.db").uri)

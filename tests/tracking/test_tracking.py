@@ -1,4 +1,4 @@
-"""What MLflow and the run directory hold of a run, read back as a user would."""
+"""The contents of MLflow and of the run directory after a run, read back as a user does."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.data.sources import load_digits
-from tests.conftest import mlflow_at
+from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
@@ -45,7 +45,7 @@ VARIANTS = {
 }
 
 
-def settings(
+def build_settings(
     name: str, store: Path, *, model: object = None, validation: float = 0, **sections: object
 ) -> fr.Experiment:
     return fr.Experiment.model_validate(
@@ -63,7 +63,7 @@ def settings(
 
 
 class Recorded(NamedTuple):
-    """Finished runs of one process in one store."""
+    """The finished runs of one process in one store."""
 
     folder: Path
     results: dict[str, fr.Result]
@@ -82,7 +82,7 @@ class Recorded(NamedTuple):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Every variant, run from a git checkout, with the store elsewhere."""
+    """Runs every variant from a git checkout, with the store in another directory."""
     folder = tmp_path_factory.mktemp("tracking")
     work, store = folder / "work", folder / "store" / "m.db"
     work.mkdir(), store.parent.mkdir()
@@ -92,19 +92,19 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     commit = subprocess.run(["git", "-C", work, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        results = {name: fr.run(settings(name, store, **changes)) for name, changes in VARIANTS.items()}
+        results = {name: fr.run(build_settings(name, store, **changes)) for name, changes in VARIANTS.items()}
     return Recorded(folder, results, commit.stdout.strip())
 
 
 @pytest.fixture
 def fluent(recorded: Recorded) -> Iterator[None]:
-    """MLflow's fluent API at the store, as in a user's notebook."""
-    with mlflow_at(recorded.results["plain"].tracking_uri):
+    """Points MLflow's fluent API at the store, as in a notebook."""
+    with set_mlflow_store(recorded.results["plain"].tracking_uri):
         yield
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_metric_is_there_for_every_round(recorded: Recorded, name: str) -> None:
+def test_every_metric_is_recorded_for_every_round(recorded: Recorded, name: str) -> None:
     expected = METRICS | (VALIDATION if name == "cnn" else set())
     history = recorded.results[name].history
     assert expected <= set(recorded.run(name).data.metrics)
@@ -117,11 +117,11 @@ def test_every_metric_is_there_for_every_round(recorded: Recorded, name: str) ->
         assert [point.value for point in points] == [record.metrics[metric] for record in history]
 
 
-def test_metrics_of_an_evaluation_are_there_for_the_evaluated_rounds_alone(
+def test_evaluation_metrics_are_recorded_only_for_evaluated_rounds(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    chosen = settings(
+    chosen = build_settings(
         "seldom",
         recorded.folder / "store" / "m.db",
         validation=0.1,
@@ -138,14 +138,14 @@ def test_metrics_of_an_evaluation_are_there_for_the_evaluated_rounds_alone(
     assert sorted(point.step for point in trained) == list(range(6))
 
 
-def test_a_finished_run_is_finished_and_named(recorded: Recorded) -> None:
+def test_a_finished_run_has_its_status_and_name(recorded: Recorded) -> None:
     for name in VARIANTS:
         info = recorded.run(name).info
         assert (info.status, info.run_name, info.end_time is None) == ("FINISHED", name, False)
         assert recorded.client.get_experiment(info.experiment_id).name == "tracked"
 
 
-def test_several_runs_of_one_process_are_separate(recorded: Recorded) -> None:
+def test_runs_of_one_process_are_separate(recorded: Recorded) -> None:
     assert len({result.run_id for result in recorded.results.values()}) == len(VARIANTS)
     assert len({result.directory for result in recorded.results.values()}) == len(VARIANTS)
     assert mlflow.active_run() is None
@@ -172,10 +172,10 @@ def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
     }
     assert expected.items() <= params.items()
     assert not [value for value in params.values() if value.startswith("{") or value == "None"]
-    assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg reads no β
+    assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg does not use β
 
 
-def test_tags_say_what_ran_and_how(recorded: Recorded) -> None:
+def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
     tags = recorded.run("plain").data.tags
     expected = {
         "fednar.version": version("fednar-ray"),
@@ -196,26 +196,26 @@ def test_the_data_set_is_an_input(recorded: Recorded) -> None:
     assert data["plain"].name == "digits"
     assert json.loads(data["plain"].profile) == {"clients": 5, "examples": 1437, "classes": 10}
     assert data["plain"].digest == data["fedexp"].digest
-    assert data["plain"].digest != data["cnn"].digest  # a tenth is held out
+    assert data["plain"].digest != data["cnn"].digest  # one tenth is held out
     assert {tag.key: tag.value for tag in inputs["plain"][0].tags} == {"mlflow.data.context": "training"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_experiment_reads_back(recorded: Recorded, name: str, tmp_path: Path) -> None:
+def test_the_recorded_experiment_is_read_back_unchanged(recorded: Recorded, name: str, tmp_path: Path) -> None:
     result = recorded.results[name]
     assert fr.load(recorded.artifact(name, "experiment.yaml", tmp_path)) == result.experiment
     assert fr.load(result.directory / "experiment.yaml") == result.experiment
 
 
 @pytest.mark.parametrize("picture", ["partition.png", "curves.png"])
-def test_pictures_are_pictures(recorded: Recorded, picture: str, tmp_path: Path) -> None:
+def test_pictures_are_valid_png_files(recorded: Recorded, picture: str, tmp_path: Path) -> None:
     image = recorded.artifact("plain", picture, tmp_path).read_bytes()
     assert image.startswith(PNG)
     assert image.endswith(b"IEND\xaeB`\x82")
     assert (recorded.results["plain"].directory / picture).read_bytes() == image
 
 
-def test_artifacts_lie_beside_the_sqlite_file(recorded: Recorded) -> None:
+def test_artifacts_are_stored_next_to_the_sqlite_file(recorded: Recorded) -> None:
     beside = recorded.folder / "store" / "mlruns" / "tracked"
     for name in VARIANTS:
         assert recorded.run(name).info.artifact_uri.startswith(beside.as_uri() + "/")
@@ -223,7 +223,7 @@ def test_artifacts_lie_beside_the_sqlite_file(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
+def test_the_journal_equals_the_history(recorded: Recorded, name: str) -> None:
     result = recorded.results[name]
     assert result.directory == recorded.folder / "work" / "runs" / f"{name}-{result.run_id[:8]}"
     lines = (result.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -243,21 +243,21 @@ def test_the_journal_is_the_history(recorded: Recorded, name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.usefixtures("fluent")
-def test_the_logged_model_is_the_one_that_was_evaluated(recorded: Recorded, name: str) -> None:
+def test_the_logged_model_is_the_evaluated_one(recorded: Recorded, name: str) -> None:
     result, source = recorded.results[name], load_digits()
     x, y = torch.from_numpy(source.test_x), torch.from_numpy(source.test_y)
     loaded = mlflow.pytorch.load_model(f"runs:/{result.run_id}/model")
     for model in (loaded, result.model):
-        accuracy, loss = accuracy_and_loss(model, x, y)
+        accuracy, loss = compute_accuracy_and_loss(model, x, y)
         assert accuracy == pytest.approx(result.metrics["test_accuracy"], abs=1e-12)
         assert loss == pytest.approx(result.metrics["test_loss"], rel=1e-5)
-    if name == "fedexp":  # the average is what is logged, not the iterate
+    if name == "fedexp":  # the average is logged, not the iterate
         load_parameters(result.model, result.parameters)
-        assert abs(accuracy_and_loss(result.model, x, y)[1] - result.metrics["test_loss"]) > 1e-3
+        assert abs(compute_accuracy_and_loss(result.model, x, y)[1] - result.metrics["test_loss"]) > 1e-3
 
 
 @torch.no_grad()
-def accuracy_and_loss(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+def compute_accuracy_and_loss(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     outputs = model(x)
     return float((outputs.argmax(dim=1) == y).double().mean()), float(cross_entropy(outputs, y))
 
@@ -288,9 +288,9 @@ def test_the_model_is_the_runs_only_output_with_the_last_rounds_metrics(recorded
 
 
 def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also: outside a checkout there is no commit, and a relative store is one below the working directory."""
+    """Also outside of a checkout: the commit is absent, and a relative store is below the working directory."""
     monkeypatch.chdir(tmp_path)
-    diverging = settings(
+    diverging = build_settings(
         "diverging", Path("m.db"), algorithm={"local_lr": 1e30}, regularizer={"name": "none", "weight_decay": 0}
     )
     with pytest.raises(fr.RoundAborted, match=r"round \d+ aborted: 0 of \d client updates usable"):
@@ -303,7 +303,7 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("processes")
-def test_processes_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
         "store = Store(sys.argv[1]); store.check(); print(store.ensure_experiment(sys.argv[2]))"

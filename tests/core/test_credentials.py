@@ -1,4 +1,4 @@
-"""No password in an address is written, printed or passed on: it is refused, and the refusal does not repeat it."""
+"""An address with a password is refused: the password is not written, printed, sent or repeated in the error."""
 
 import os
 import subprocess
@@ -17,12 +17,12 @@ from fednar_ray.config.recording import TrackingSettings
 from fednar_ray.core.credentials import find_secret
 from fednar_ray.tracking.mlflow import Store
 
-SECRET = "hunter2hunter2"  # noqa: S105 - it lets nobody in
+SECRET = "hunter2hunter2"  # noqa: S105 - not a real password
 BIN = Path(sys.executable).parent
 WITH_SECRET = (
     "postgresql://me:{}@db/mlflow",
     "postgresql+psycopg2://me:{}%40x@db/mlflow",
-    "postgresql://me:1/{}@db/mlflow",  # SQLAlchemy takes a slash in a password
+    "postgresql://me:1/{}@db/mlflow",  # SQLAlchemy accepts a slash in a password
     "postgresql://db/mlflow?user=me&password={}",
     "postgresql://db/mlflow?pass%77ord={}",
     "postgresql://db/mlflow?sslmode=require&sslpassword={}",
@@ -39,11 +39,11 @@ WITH_SECRET = (
     "https://bucket/x?X-Amz-Signature={}",
     "ray://me:{}@head:10001",
     "http://me@example.org:{}@mlflow:5000",  # the user is an e-mail address
-    "http://me%3A{}@mlflow:5000",  # requests decodes it
+    "http://me%3A{}@mlflow:5000",  # the library requests decodes it
     "mssql+pyodbc:///?odbc_connect=Driver%3DX%3BUID%3Dme%3BPWD%3D{}",
     "https://account.blob.core.windows.net/c?sas={}",
 )
-WITHOUT = (
+WITHOUT_SECRET = (
     "http://mlflow:5000",
     "http://me@mlflow:5000",
     "http://mlflow:5000/team@work/x",
@@ -65,19 +65,19 @@ WITHOUT = (
 
 
 @pytest.mark.parametrize("address", WITH_SECRET)
-def test_a_secret_is_seen_in_an_address(address: str) -> None:
+def test_a_secret_in_an_address_is_found(address: str) -> None:
     assert find_secret(address.format(SECRET))
     assert find_secret(f"see {address.format(SECRET)} for more")
     assert SECRET not in str(find_secret(address.format(SECRET)))
 
 
-@pytest.mark.parametrize("address", WITHOUT)
-def test_a_name_a_port_and_the_path_of_a_file_are_no_secrets(address: str) -> None:
+@pytest.mark.parametrize("address", WITHOUT_SECRET)
+def test_names_ports_and_file_paths_are_not_secrets(address: str) -> None:
     assert find_secret(address) is None
 
 
 @pytest.mark.parametrize("piece", ["x", ":/", "a://b:c", "a://b:c?d=", "a:/:", "://:", "&a", "a://?token", "@:/"])
-def test_a_long_text_is_looked_through_in_little_time(piece: str) -> None:
+def test_a_long_text_is_searched_quickly(piece: str) -> None:
     text = piece * (200_000 // len(piece))
     assert find_secret(text) is None
     assert find_secret(f"{text} http://me:{SECRET}@mlflow")
@@ -108,27 +108,27 @@ PLACES: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("address", WITH_SECRET)
 @pytest.mark.parametrize("place", PLACES)
-def test_it_is_refused_wherever_it_is_given_and_never_repeated(place: str, address: str) -> None:
+def test_a_secret_is_refused_in_every_place_and_never_repeated(place: str, address: str) -> None:
     with pytest.raises((fr.BadInput, ValidationError)) as refused:
         PLACES[place](address.format(SECRET))
-    said = "".join(traceback.format_exception_only(refused.value))
-    assert SECRET not in said
-    assert "PGPASSWORD" in said
+    message = "".join(traceback.format_exception_only(refused.value))
+    assert SECRET not in message
+    assert "PGPASSWORD" in message
 
 
-def test_an_address_of_a_cluster_needs_no_scheme_to_be_refused() -> None:
+def test_a_cluster_address_without_a_scheme_is_refused_too() -> None:
     with pytest.raises(fr.BadInput, match="--address: the address contains a password"):
         fr.RaySession(f"me:{SECRET}@head:6379")
 
 
-def test_an_address_without_a_secret_is_kept_as_it_is() -> None:
-    for address in WITHOUT[1:6]:
+def test_an_address_without_a_secret_is_kept_unchanged() -> None:
+    for address in WITHOUT_SECRET[1:6]:
         found = parse_document("experiment: {}", "f.yaml", [f"tracking.uri={address}"]).experiment.tracking.uri
         assert found == address
 
 
 URI = f"postgresql://me:{SECRET}@127.0.0.1:1/x"
-TYPED: dict[str, tuple[list[str], dict[str, str]]] = {
+COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "run, override": (["run", f"tracking.uri={URI}"], {}),
     "run, override with a query": (["run", f"tracking.uri={URI}?sslmode=require", "--json"], {}),
     "run, as a file": (["run", f"{URI}?a=b"], {}),
@@ -151,9 +151,9 @@ TYPED: dict[str, tuple[list[str], dict[str, str]]] = {
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("case", TYPED)
-def test_a_refused_command_leaves_the_secret_nowhere(case: str, tmp_path: Path) -> None:
-    words, variables = TYPED[case]
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_refused_command_writes_the_secret_nowhere(case: str, tmp_path: Path) -> None:
+    words, variables = COMMANDS[case]
     (tmp_path / "f.yaml").write_text(f"experiment: {{tracking: {{uri: '{URI}'}}}}")
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_a_refused_command_leaves_the_secret_nowhere(case: str, tmp_path: Path) 
     assert not left
 
 
-def test_a_run_that_was_recorded_with_a_password_is_not_sent_without_it(tmp_path: Path) -> None:
+def test_a_run_that_was_recorded_with_a_password_is_not_sent(tmp_path: Path) -> None:
     from fednar_ray.tracking.sync import sync
 
     (tmp_path / "run.json").write_text(f'{{"run_id": "{"a" * 32}", "tracking_uri": "{URI}"}}')

@@ -1,4 +1,4 @@
-"""Run directories that came from elsewhere: what lies outside is not sent, and nothing to an address not confirmed."""
+"""Run directories from somebody else: no file outside of them is sent, and nothing to an unconfirmed address."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fednar_ray.cli.main import main
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.addresses import check_confirmed, confirm, get_addresses_file
 from fednar_ray.tracking.file_writes import replace_file
@@ -18,23 +17,24 @@ from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.sync import sync
+from tests.support.commands import run_in_process
 from tests.support.servers import Proxy
 
-pytestmark = pytest.mark.filterwarnings(  # of SQLAlchemy about MLflow
+pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user who has never run anything."""
+    """Sets up a user who has never run anything."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "here" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
 
 
-def strangers_run(path: Path, uri: str, run_id: str, *operations: dict[str, Any]) -> Path:
+def write_untrusted_run(path: Path, uri: str, run_id: str, *operations: dict[str, Any]) -> Path:
     path.mkdir(parents=True)
     (path / "experiment.yaml").write_text("experiment: {name: stranger}")
     (path / "run.json").write_text(json.dumps({"run_id": run_id, "tracking_uri": uri}))
@@ -47,11 +47,13 @@ def store(tmp_path: Path) -> Store:
     return Store(f"sqlite:///{tmp_path}/store/m.db")
 
 
-def artifacts(store: Store, run_id: str) -> set[str]:
+def list_artifacts(store: Store, run_id: str) -> set[str]:
     return {file.path for file in store.client.list_artifacts(run_id)}
 
 
-def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_files_inside_the_run_directory_are_sent(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run_id = store.create_run(store.ensure_experiment("x"), "x", {})
     (tmp_path / "here" / "secret.txt").write_text("secret")
     (tmp_path / "here" / "secrets").mkdir()
@@ -68,7 +70,7 @@ def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pyt
         "fine.txt",
     ]
     kinds = {"model": "model"}
-    run = strangers_run(
+    run = write_untrusted_run(
         tmp_path / "here" / "runs" / "stranger-0",
         store.uri,
         run_id,
@@ -84,23 +86,23 @@ def test_only_what_lies_inside_is_sent(store: Store, tmp_path: Path, caplog: pyt
     report = sync(run, store.uri)
     assert report.problem is None
     assert report.operations == 1
-    assert artifacts(store, run_id) == {"fine.txt"}
+    assert list_artifacts(store, run_id) == {"fine.txt"}
     assert store.client.search_logged_models([store.ensure_experiment("x")]) == []
-    told = [record.getMessage() for record in caplog.records if "refuses a part" in record.getMessage()]
+    warnings = [record.getMessage() for record in caplog.records if "refuses a part" in record.getMessage()]
     for name in [*names[:-1], "../../secret.txt"]:
-        assert any(repr(name) in line for line in told), name
+        assert any(repr(name) in line for line in warnings), name
     assert str(sync(run, store.uri)) == "MLflow has everything"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../../x", "loop", "dangling"])
-def test_paths_that_lead_outside(name: str, tmp_path: Path) -> None:
+def test_paths_that_lead_outside_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("../nothing")
     with pytest.raises(BadInput, match="is not sent"):
         resolve_inside(tmp_path, name)
 
 
-def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) -> None:
+def test_files_of_a_directory_behind_a_link_are_inside(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").write_text("x")
     (tmp_path / "real" / "alias").symlink_to("file")
@@ -109,12 +111,12 @@ def test_a_directory_that_is_itself_reached_by_a_link_is_inside(tmp_path: Path) 
         assert resolve_inside(tmp_path / "run", name).read_text() == "x"
 
 
-def test_files_outside_are_not_written_through_links(store: Store, tmp_path: Path) -> None:
+def test_links_are_not_followed_when_files_are_written(store: Store, tmp_path: Path) -> None:
     run_id = store.create_run(store.ensure_experiment("x"), "x", {})
     mine = tmp_path / "mine.txt"
     for name in ("outbox.jsonl", "metrics.jsonl", "outbox.sent.new", "lock"):
         mine.write_text("my notes")
-        run = strangers_run(tmp_path / name, store.uri, run_id, {"kind": "tags", "tags": {"a": "b"}})
+        run = write_untrusted_run(tmp_path / name, store.uri, run_id, {"kind": "tags", "tags": {"a": "b"}})
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(mine)
         report = sync(run, store.uri)
@@ -133,18 +135,7 @@ def listening() -> Iterator[Proxy]:
         yield proxy
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of a command."""
-    monkeypatch.setattr("sys.argv", ["fednar", *words])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
+def test_nothing_is_sent_to_an_address_that_only_the_run_directory_names(
     listening: Proxy,
     store: Store,
     tmp_path: Path,
@@ -153,24 +144,24 @@ def test_nothing_is_sent_to_an_address_that_only_the_directory_names(
 ) -> None:
     uri = listening.uri
     runs = tmp_path / "here" / "runs"
-    run = strangers_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
-    own = store.create_run(store.ensure_experiment("x"), "x", {})  # from here on the store is this user's
-    strangers_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
-    assert typed(monkeypatch, "sync") == 0  # of all runs, those that can be sent are
+    run = write_untrusted_run(runs / "stranger-0", uri, "a" * 32, {"kind": "tags", "tags": {"a": "b"}})
+    own = store.create_run(store.ensure_experiment("x"), "x", {})  # from now on the store belongs to this user
+    write_untrusted_run(runs / "own-0", store.uri, own, {"kind": "tags", "tags": {"a": "b"}})
+    assert run_in_process(monkeypatch, "sync") == 0  # all runs that can be sent are sent
     out = capsys.readouterr().out
     assert "own-0: sent 0 rounds and 1 other things" in out
     assert f"stranger-0: not sent: {run} names the tracking store {uri}" in out
     assert f"--uri {uri}" in out
-    assert typed(monkeypatch, "sync", "stranger-0") == 2
+    assert run_in_process(monkeypatch, "sync", "stranger-0") == 2
     assert f"confirm it with --uri {uri}" in capsys.readouterr().err
-    assert typed(monkeypatch, "report", "stranger-0") == 2
+    assert run_in_process(monkeypatch, "report", "stranger-0") == 2
     assert not listening.calls
-    assert typed(monkeypatch, "sync", "stranger-0", "--uri", uri) == 2  # confirmed; and it is no MLflow
+    assert run_in_process(monkeypatch, "sync", "stranger-0", "--uri", uri) == 2  # confirmed, but not an MLflow server
     assert "answers, but not as an MLflow server" in capsys.readouterr().err
     assert listening.calls
 
 
-def test_an_address_is_confirmed_by_settings_or_by_a_run_of_ones_own(
+def test_an_address_is_confirmed_by_settings_or_by_an_own_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match="confirm it with --uri http://a:1"):
@@ -197,7 +188,7 @@ def test_an_unwritable_state_directory_confirms_no_address(tmp_path: Path, monke
         check_confirmed("http://a:1", tmp_path)
 
 
-def test_the_lock_is_no_link(tmp_path: Path) -> None:
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "other")
     with pytest.raises(RunFailed, match="it is a link"), lock_run_directory(tmp_path):
         pass

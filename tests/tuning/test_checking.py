@@ -20,7 +20,7 @@ LABELS = {
     "binary": np.arange(60) % 2,
     "regression": np.arange(60, dtype=np.float32) / 60,
 }
-OF_TASK = {
+METRICS_OF_TASK = {
     "classification": ("accuracy", "loss", "macro_f1"),
     "binary": ("accuracy", "loss", "auc"),
     "regression": ("rmse", "loss"),
@@ -29,11 +29,11 @@ KNOWN = ("accuracy", "macro_f1", "auc", "loss", "perplexity", "rmse")
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def document(task: str, metric: str, *, labels: Any = None, federated: bool = False, **space: Any) -> Document:
+def build_search(task: str, metric: str, *, labels: Any = None, federated: bool = False, **space: Any) -> Document:
     y = LABELS[task] if labels is None else labels
     x = np.random.default_rng(0).normal(size=(len(y), 3)).astype(np.float32)
     np.savez("data.npz", train_x=x, train_y=y, test_x=x, test_y=y)
@@ -55,14 +55,14 @@ def document(task: str, metric: str, *, labels: Any = None, federated: bool = Fa
 
 
 @pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("figure", KNOWN)
-def test_a_metric_of_another_task_is_refused_with_those_that_there_are(task: str, figure: str) -> None:
-    given = document(task, f"validation_{figure}")
-    if figure in OF_TASK[task]:
+@pytest.mark.parametrize("metric", KNOWN)
+def test_a_metric_of_another_task_is_refused_with_the_available_metrics(task: str, metric: str) -> None:
+    given = build_search(task, f"validation_{metric}")
+    if metric in METRICS_OF_TASK[task]:
         check_trials(given, fr.RaySession())
         return
-    there = ", ".join([*(f"validation_{name}" for name in OF_TASK[task]), "train_loss"])
-    with pytest.raises(fr.ConfigError, match=rf"^search.metric: 'validation_{figure}': trials .*; use one of {there}$"):
+    there = ", ".join([*(f"validation_{name}" for name in METRICS_OF_TASK[task]), "train_loss"])
+    with pytest.raises(fr.ConfigError, match=rf"^search.metric: 'validation_{metric}': trials .*; use one of {there}$"):
         check_trials(given, fr.RaySession())
 
 
@@ -76,8 +76,8 @@ def test_a_metric_of_another_task_is_refused_with_those_that_there_are(task: str
         ("classification", "client_rmse_worst_decile", False),
     ],
 )
-def test_metrics_across_clients_are_those_of_the_task(task: str, metric: str, reported: bool) -> None:
-    given = document(task, metric, federated=True)
+def test_metrics_across_clients_follow_from_the_task(task: str, metric: str, reported: bool) -> None:
+    given = build_search(task, metric, federated=True)
     if reported:
         check_trials(given, fr.RaySession())
         return
@@ -85,14 +85,14 @@ def test_metrics_across_clients_are_those_of_the_task(task: str, metric: str, re
         check_trials(given, fr.RaySession())
 
 
-def test_an_auc_takes_both_labels_among_the_examples_held_out() -> None:
+def test_auc_requires_both_labels_among_the_validation_examples() -> None:
     with pytest.raises(fr.ConfigError, match="use one of validation_accuracy, validation_loss, train_loss"):
-        check_trials(document("binary", "validation_auc", labels=np.zeros(60, dtype=np.int64)), fr.RaySession())
+        check_trials(build_search("binary", "validation_auc", labels=np.zeros(60, dtype=np.int64)), fr.RaySession())
 
 
-def test_searched_data_are_looked_at_too() -> None:
+def test_searched_data_settings_are_checked_too() -> None:
     space = {"data.task": {"choice": ["classification", "binary"]}}
-    given = document("binary", "validation_auc", **space)
+    given = build_search("binary", "validation_auc", **space)
     with pytest.raises(fr.ConfigError) as raised:
         check_trials(given, fr.RaySession())
     (problem,) = raised.value.problems
@@ -102,18 +102,18 @@ def test_searched_data_are_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize("task", LABELS)
-def test_the_names_are_those_that_rounds_report(task: str) -> None:
-    """Against what training reports, evaluated in all ways."""
-    experiment = document(task, "validation_loss", federated=True).experiment
+def test_the_listed_metrics_equal_those_that_rounds_report(task: str) -> None:
+    """Compares with the metrics of a trained round that is evaluated on every split."""
+    experiment = build_search(task, "validation_loss", federated=True).experiment
     *_, last = fr.iter_rounds(experiment)
     evaluated = {name for name in last.metrics if name.startswith(("validation_", "test_", "client_"))}
-    evaluated.remove("client_seconds")  # how long clients took
+    evaluated.remove("client_seconds")  # a duration, not a metric of the model
     names = list_metric_names(load_experiment_data(experiment), ("validation", "test"), federated=True)
     assert set(names) == evaluated
     assert len(names) == len(evaluated)
 
 
-def test_a_perplexity_takes_tokens() -> None:
+def test_perplexity_requires_tokens() -> None:
     tokens = np.arange(40).reshape(10, 4)
     pair = (tokens, np.arange(10))
     assert "validation_perplexity" in list_metric_names(
@@ -125,14 +125,14 @@ def test_a_perplexity_takes_tokens() -> None:
 
 
 def test_a_search_is_refused_before_anything_starts() -> None:
-    given = document("classification", "validation_auc")
+    given = build_search("classification", "validation_auc")
     with fr.RaySession() as session, pytest.raises(fr.ConfigError, match=r"search\.metric: 'validation_auc'"):
         start_search(given, session, lambda status: None)
-    assert sorted(path.name for path in Path().iterdir()) == ["data.npz"]  # no search, and no MLflow
+    assert sorted(path.name for path in Path().iterdir()) == ["data.npz"]  # neither a search nor an MLflow store
 
 
 def test_data_that_cannot_be_used_are_refused_before_anything_starts() -> None:
-    given = document("classification", "validation_loss")
+    given = build_search("classification", "validation_loss")
     Path("data.npz").unlink()
     with pytest.raises(fr.BadInput, match=r"data\.npz"):
         start_search(given, fr.RaySession(), lambda status: None)

@@ -1,0 +1,71 @@
+"""Runs ``fednar`` commands as a user types them, and reads the runs that they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from fednar_ray.cli.main import main
+from tests.support.servers import PATIENCE_SECONDS
+
+FEDNAR = str(Path(sys.executable).parent / "fednar")
+TINY = [
+    "federation.rounds=3",
+    "federation.clients_per_round=3",
+    "federation.local_steps=2",
+    "data.partition.clients=5",
+    "model.hidden=8",
+]
+SERIAL = [*TINY, "execution.placement=serial"]
+REMOVED_VARIABLES = (
+    "RAY_ADDRESS",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "COLUMNS",
+    "FORCE_COLOR",
+)
+
+
+def build_environment(**more: str) -> dict[str, str]:
+    return {**{key: value for key, value in os.environ.items() if key not in REMOVED_VARIABLES}, **more}
+
+
+def run_fednar(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [FEDNAR, *arguments]
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=build_environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    return done
+
+
+def open_store(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def load_journal(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def run_in_process(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Runs a command in this process and returns its exit code."""
+    monkeypatch.setattr("sys.argv", ["fednar", *words])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

@@ -1,0 +1,127 @@
+"""Searchers and schedulers: they save rounds, repeat exactly, and keep their state."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from ray.tune.experiment import Trial
+
+import fednar_ray as fr
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tuning.search import start_search
+from fednar_ray.tuning.strategy import build_scheduler, rename_in_rungs, restore_scheduler, save_scheduler
+from fednar_ray.tuning.trial_table import FINISHED, STOPPED
+from tests.support.searches import (
+    IGNORED_WARNINGS,
+    OPTUNA,
+    RATE,
+    SEARCH_ROUNDS,
+    build_search,
+    list_outcomes,
+    show_nothing,
+)
+from tests.support.trials import build_trial_search
+
+pytestmark = IGNORED_WARNINGS
+
+
+@pytest.mark.usefixtures("searches")
+def test_asha_saves_rounds_and_sequential_trials_repeat_exactly(uri: str, session: fr.RaySession) -> None:
+    first = start_search(build_search(uri, {**OPTUNA, "name": "first"}), session, show_nothing)
+    stopped = [entry for entry in first.trials if entry.status == STOPPED]
+    assert stopped
+    assert {entry.rounds for entry in stopped} <= {2, 4}
+    assert first.rounds_trained == sum(entry.rounds for entry in first.trials)
+    assert first.rounds_saved == sum(SEARCH_ROUNDS - entry.rounds for entry in stopped) > 0
+    assert first.best.status == FINISHED
+    client = MlflowClient(uri)
+    run = client.get_run(stopped[0].run_id)
+    assert (run.info.status, run.data.tags["fednar.status"]) == ("KILLED", STOPPED)
+    second = start_search(build_search(uri, {**OPTUNA, "name": "second"}), session, show_nothing)
+    assert list_outcomes(second) == list_outcomes(first)
+    other = start_search(build_search(uri, {**OPTUNA, "name": "third", "seed": 1, "trials": 2}), session, show_nothing)
+    assert not {e.values[RATE] for e in other.trials} & {e.values[RATE] for e in first.trials}
+    warm = {**OPTUNA, "name": "warm", "trials": 2, "warm_start": {"search": "first", "points": 2}, "scheduler": "none"}
+    warm_started = start_search(build_search(uri, warm), session, show_nothing)
+    assert {e.values[RATE] for e in warm_started.trials} == {e.values[RATE] for e in first.trials[:2]}
+
+
+@pytest.mark.usefixtures("searches")
+def test_concurrent_random_trials_repeat_and_report_the_mean_over_seeds(uri: str, session: fr.RaySession) -> None:
+    search = {**OPTUNA, "algorithm": "random", "concurrent": 2, "trials": 3, "scheduler": "none", "seeds": 2}
+    first = start_search(build_search(uri, {**search, "name": "first"}), session, show_nothing)
+    second = start_search(build_search(uri, {**search, "name": "second"}), session, show_nothing)
+    assert list_outcomes(first) == list_outcomes(second)
+    entry = first.trials[0]
+    single = [
+        list(fr.iter_rounds(build_search(uri, search).build_variant({**entry.values, "seed": seed}))) for seed in (0, 1)
+    ]
+    accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
+    assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
+    losses = [record.metrics["train_loss"] for record in load_records(first.directory / "trials" / entry.name)]
+    assert losses == pytest.approx(
+        [(a.metrics["train_loss"] + b.metrics["train_loss"]) / 2 for a, b in zip(*single, strict=True)]
+    )
+
+
+@pytest.mark.usefixtures("searches")
+def test_pbt_copies_federations_and_its_best_file_repeats_the_result(uri: str, session: fr.RaySession) -> None:
+    search = {
+        "algorithm": "random",
+        "trials": 4,
+        "concurrent": "auto",
+        "scheduler": {"name": "pbt", "perturb_rounds": 2, "quantile": 0.5, "resample": 0.0},
+        "space": {RATE: {"loguniform": [0.001, 0.5]}},
+    }
+    result = start_search(build_search(uri, search), session, show_nothing)
+    copied = [entry for entry in result.trials if entry.lineage is not None]
+    assert copied
+    rates = {entry.values[RATE] for entry in result.trials}
+    for entry in copied:
+        assert entry.lineage is not None
+        assert set(entry.lineage.changes) <= {"2", "4"}
+        *_, last = entry.lineage.changes.items()
+        assert last[1][RATE] == entry.values[RATE]
+    assert all(0.001 <= rate <= 0.5 for rate in rates)
+    for entry in result.trials:
+        assert [record.round_index for record in load_records(result.directory / "trials" / entry.name)] == [
+            *range(SEARCH_ROUNDS)
+        ]
+    winner = next(entry for entry in result.trials if entry.lineage is not None)
+    assert winner.lineage is not None
+    experiment = build_search(uri, search).build_variant({**winner.lineage.initial_values})
+    changes = winner.lineage.changes
+    changed = fr.Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
+    *_, report = fr.iter_rounds(changed)
+    assert report.metrics["validation_accuracy"] == winner.value
+    *_, best = fr.iter_rounds(fr.load(result.best_file))
+    assert best.metrics["validation_accuracy"] == result.best.value
+
+
+@pytest.mark.usefixtures("searches")
+@pytest.mark.parametrize("scheduler", ["median", "hyperband"])
+def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) -> None:
+    settings = {"name": "median", "grace_rounds": 2} if scheduler == "median" else {"name": "hyperband", "reduction": 2}
+    search = {**OPTUNA, "algorithm": "random", "trials": 5, "scheduler": settings}
+    result = start_search(build_search(uri, search), session, show_nothing)
+    assert len(result.trials) == 5
+    assert result.best.rounds == SEARCH_ROUNDS
+    assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
+
+
+def test_rungs_are_saved_and_follow_a_trial_to_its_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    search = build_trial_search(scheduler={"name": "asha", "grace_rounds": 1, "reduction": 2}).search
+    assert search is not None
+    scheduler, trials = build_scheduler(search, 8), [Trial("FederatedTrial", trial_id=key, stub=True) for key in "abc"]
+    for trial, value in zip(trials, (0.9, 0.1, 0.5), strict=True):
+        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_result(None, trial, {"rounds": 1, "validation_accuracy": value})
+    save_scheduler(scheduler, tmp_path / "s.pickle")
+    again = build_scheduler(search, 8)
+    restore_scheduler(again, tmp_path / "s.pickle")
+    rename_in_rungs(again, "b", "new")
+    (*_, (milestone, values)) = again._brackets[0]._rungs
+    assert (milestone, values) == (1, {"a": 0.9, "new": 0.1, "c": 0.5})
+    (tmp_path / "s.pickle").write_bytes((tmp_path / "s.pickle").read_bytes()[:40])
+    restore_scheduler(build_scheduler(search, 8), tmp_path / "s.pickle")
+    assert "s.pickle cannot be read" in caplog.text

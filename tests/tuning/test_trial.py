@@ -1,0 +1,71 @@
+"""A trial in its process: it resumes from its checkpoint, and does not train if its result is recorded."""
+
+import os
+import signal
+from dataclasses import replace
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+import fednar_ray as fr
+from fednar_ray.tuning.search import start_search
+from fednar_ray.tuning.search_status import SearchStatus
+from fednar_ray.tuning.trial_plan import build_values_key
+from fednar_ray.tuning.trial_report import TrialReport
+from tests.support.searches import IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, list_outcomes, show_nothing
+from tests.support.trials import build_plan, open_trial
+
+pytestmark = IGNORED_WARNINGS
+
+
+def read_title(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.usefixtures("searches")
+def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
+    search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
+    undisturbed = start_search(build_search(uri, {**search, "name": "undisturbed"}), session, show_nothing)
+    killed: list[int] = []
+
+    def kill_one(status: SearchStatus) -> None:
+        if not killed and any(entry.rounds >= 2 for entry in status.running):
+            trials = [p for p in psutil.process_iter() if read_title(p).startswith("ray::FederatedTrial")]
+            killed.append(trials[0].pid)
+            os.kill(trials[0].pid, signal.SIGKILL)
+
+    disturbed = start_search(build_search(uri, {**search, "name": "disturbed"}), session, kill_one)
+    assert killed
+    assert list_outcomes(disturbed) == list_outcomes(undisturbed)
+    for entry in disturbed.trials:
+        steps = [m.step for m in MlflowClient(uri).get_metric_history(entry.run_id, "train_loss")]
+        assert steps == list(range(SEARCH_ROUNDS))
+
+
+def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
+    recorded = TrialReport(
+        value=0.5,
+        rounds=2,
+        lines=("{}",),
+        failure=None,
+        train_seconds=0.0,
+        group_size=4,
+        lineage=None,
+        done=True,
+        should_checkpoint=False,
+    )
+    plan = replace(build_plan(), recorded={build_values_key({RATE: 0.05}): recorded})
+    again, other = open_trial({RATE: 0.05}, plan), open_trial({RATE: 0.06}, plan)
+    result = again.step()
+    assert (result["validation_accuracy"], result["rounds"], result["done"]) == (0.5, 2, True)
+    assert result["lines"] == ("{}",)
+    assert not again._federations
+    assert other.step()["rounds"] == 1
+    assert again.reset_config({RATE: 0.07})  # the process is reused for another trial
+    assert again.step()["rounds"] == 1
+    assert again.reset_config({RATE: 0.05})
+    assert again.step() == result
