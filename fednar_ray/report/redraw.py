@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.report import SearchReport, write_report
 from fednar_ray.report.run_plots import COMPARED_METRICS, Records, Variant, draw_run, draw_variants
+from fednar_ray.report.search_report import SearchReport, write_report
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.identity import read_identity

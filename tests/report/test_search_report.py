@@ -16,11 +16,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.report import write_report
 from fednar_ray.report.axes import build_axis_scale, build_color_scale
 from fednar_ray.report.heat_maps import compute_binned_means, compute_cell_means, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
 from fednar_ray.report.search_page import describe_sensitivity
+from fednar_ray.report.search_report import write_report
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import compute_sensitivity
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
