@@ -5,6 +5,7 @@ A marker follows from the fixtures that a test uses and from its folder, never f
 - ``ray``: uses a fixture of ``RAY_FIXTURES``, so a Ray cluster is started.
 - ``process``: uses ``processes`` (or a fixture of ``PROCESS_FIXTURES``), or lies in ``tests/end_to_end``.
 - ``search``: uses ``searches``, so Ray Tune trains trials.
+- ``record``: uses ``recorded_runs``, as modules do whose tests record whole runs in MLflow, one after the other.
 
 The fast lane (``scripts/test``) leaves these out. A test outside of the lane ``process`` cannot start Python.
 """
@@ -29,6 +30,7 @@ TESTS = Path(__file__).parent
 RAY_FIXTURES = {"local_ray", "session", "own_ray"}
 PROCESS_FIXTURES = {"processes"}
 SEARCH_FIXTURES = {"searches"}
+RECORD_FIXTURES = {"recorded_runs"}
 MAY_START_PYTHON = {"ray", "process", "search"}
 
 _lanes_of_current_test: set[str] = set(MAY_START_PYTHON)
@@ -44,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("process")
         if fixtures & SEARCH_FIXTURES:
             item.add_marker("search")
+        if fixtures & RECORD_FIXTURES:
+            item.add_marker("record")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,6 +78,11 @@ def processes() -> None:
 @pytest.fixture(scope="session")
 def searches() -> None:
     """Marks a test that runs a search, in which Ray Tune trains trials."""
+
+
+@pytest.fixture(scope="session")
+def recorded_runs() -> None:
+    """Says that a module's tests record whole runs, which takes seconds each: plots, a model, MLflow's answers."""
 
 
 @pytest.fixture(scope="session")

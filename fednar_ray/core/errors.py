@@ -145,6 +145,6 @@ def format_value(value: object) -> str:
 
 
 def format_text(text: object) -> str:
-    """Returns a text as messages show it: unchanged, cut if it is long."""
-    whole = str(text)
+    """Returns a text as messages show it: control characters as escapes, cut if it is long."""
+    whole = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
     return whole if len(whole) <= 500 else f"{whole[:400]}…{whole[-60:]}"

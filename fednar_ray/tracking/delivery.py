@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+from sqlalchemy.exc import IntegrityError
 
 from fednar_ray.core.errors import BadInput, first_line
 from fednar_ray.tracking.arrival import (
@@ -322,8 +323,11 @@ def _description(path: Path) -> Model:
 def is_refusal(error: Exception) -> bool:
     """Returns whether neither another attempt nor other credentials can help against an error.
 
-    Over HTTP only an error in MLflow's own form is a refusal; that of a proxy is not.
+    Over HTTP only an error in MLflow's own form is a refusal; that of a proxy is not. A database refuses what
+    contradicts its constraints, such as a second value for the same metric, step and time.
     """
+    if isinstance(error.__cause__, IntegrityError):
+        return True
     status = getattr(getattr(error, "response", None), "status_code", 0)  # of an upload over HTTP
     if 400 <= status < 500:
         return status not in (*FIXED_BY_CREDENTIALS, *FIXED_BY_WAITING, *NOT_MLFLOW)

@@ -1,5 +1,7 @@
 """Every preset with every regularizer, compared with an independent loop and in limiting cases."""
 
+import json
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,14 @@ def build_settings(preset: str, regularizer: str, **changes: Any) -> dict[str, A
     }
 
 
-def train_preset(s: dict[str, Any], width: int | str = 2, **execution: Any) -> list[fr.RoundReport]:
+def train_preset(s: dict[str, Any], width: int = 2) -> list[fr.RoundReport]:
+    return train_once(json.dumps(s), width)
+
+
+@cache
+def train_once(settings: str, width: int) -> list[fr.RoundReport]:
+    """Trains settings, given as JSON, once for all tests that look at them."""
+    s = json.loads(settings)
     keys = ("batch_size", "local_steps", "local_epochs", "clients_per_round")
     federation = {"rounds": ROUNDS, **{key: s[key] for key in keys if key in s}}
     experiment = fr.Experiment.model_validate(
@@ -67,7 +76,7 @@ def train_preset(s: dict[str, Any], width: int | str = 2, **execution: Any) -> l
             "federation": federation,
             "algorithm": s["algorithm"],
             "regularizer": s["regularizer"],
-            "execution": {"placement": "serial", "vectorize": width, **execution},
+            "execution": {"placement": "serial", "vectorize": width},
         }
     )
     data = build_clients()

@@ -203,7 +203,7 @@ BAD_INPUT = {
     "an unknown option of the command": (["run", "experiment.yaml", "--jsno"], "No such option"),
     "a directory of this machine": (["experiment.yaml", "--directory", "here"], "--directory here is a relative path"),
     "a run of this machine": (["run", "--resume", "held-1"], "a job does not see this working directory"),
-    "a secret in the list of jobs": (["experiment.yaml", "tracking.uri=http://me:pw@mlflow"], "holds a password"),
+    "a secret in the list of jobs": (["experiment.yaml", "tracking.uri=http://me:pw@mlflow"], "contains a password"),
     "a variable that is not set": (["experiment.yaml", "--env", "NOBODY"], "--env NOBODY: no such variable"),
     "no cluster": (["experiment.yaml", "--directory", "/shared"], "no dashboard of Ray answers at http://127.0.0.1:1"),
     "an address of another kind": (["--directory", "/shared", "--address", "ray://head:10001"], "http://head:8265"),

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import fednar_ray as fr
 from fednar_ray.config import load_document
+from fednar_ray.core.errors import format_text
 from fednar_ray.experiments.prepare import Prepared, prepare
 
 CLIENTS, ROUNDS = 4, 3
@@ -159,7 +160,7 @@ def test_an_unknown_key_is_refused_by_name(folder: Path, section: tuple[str, ...
     key = f"{key}_"  # no known key ends with an underscore
     outcome = load_everything(yaml.safe_dump(change_value((*section, key), 1)).encode())
     assert isinstance(outcome, tuple)
-    assert any(f"{key}: " in line and "unknown" in line for line in outcome), outcome
+    assert any(f"{format_text(key)}: " in line and "unknown" in line for line in outcome), outcome
 
 
 # --- Text

@@ -37,9 +37,12 @@ from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROUNDS = 4

@@ -20,9 +20,12 @@ from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
 ROUNDS = 3
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 
 def build_arguments() -> dict[str, Any]:

@@ -35,9 +35,12 @@ from tests.conftest import build_small_federation
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 ROUNDS = 6
 SIZES = (7, 30, 12, 2, 21)

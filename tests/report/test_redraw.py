@@ -15,6 +15,8 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.run_plots import Variant, compute_final_value, draw_variants
 from tests.support.stores import create_store
 
+pytestmark = pytest.mark.usefixtures("recorded_runs")
+
 SERIAL = ["execution.placement=serial", "federation.rounds=4", "model.hidden=8", "federation.local_steps=4"]
 
 

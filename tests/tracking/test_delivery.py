@@ -22,6 +22,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 import fednar_ray as fr
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
@@ -31,6 +33,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.run import train
 from fednar_ray.tracking import sender
+from fednar_ray.tracking.delivery import is_refusal
 from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
@@ -40,9 +43,12 @@ from tests.conftest import set_mlflow_store
 from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, wait_for
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 ROUNDS = 12
 EXPERIMENT = fr.Experiment.model_validate(
@@ -643,3 +649,14 @@ def test_lines_are_read_while_they_are_written(tmp_path: Path) -> None:
     lines.close()
     assert lines.read(1, 4) == ("1", "2", "3")
     assert lines.read(2, 2) == ()
+
+
+def test_a_value_that_contradicts_the_database_is_a_refusal(tmp_path: Path) -> None:
+    """A damaged journal may hold another value of a metric that MLflow has; sending it again cannot help."""
+    client = MlflowClient(create_store(tmp_path / "m.db"))
+    run_id = client.create_run(client.create_experiment("e")).info.run_id
+    model_id = client.create_logged_model(client.get_run(run_id).info.experiment_id, source_run_id=run_id).model_id
+    client.log_batch(run_id, [Metric("a", 1.0, 1, 0, model_id=model_id)])
+    with pytest.raises(MlflowException) as caught:
+        client.log_batch(run_id, [Metric("a", 2.0, 1, 0, model_id=model_id)])
+    assert is_refusal(caught.value)

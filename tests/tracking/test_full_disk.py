@@ -17,9 +17,12 @@ from fednar_ray.experiments.run import Result, train
 from fednar_ray.tracking.run_lookup import find_run
 from tests.support.commands import run_in_process
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 SMALL = (
     "data.partition.clients=3", "model.hidden=4", "federation.rounds=3", "federation.clients_per_round=2",

@@ -19,9 +19,12 @@ from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from tests.support.stores import create_store
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 LEFT_AT, ROUNDS = 3, 6
 

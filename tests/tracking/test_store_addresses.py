@@ -18,9 +18,12 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 NAMES = ("my project", "50%", "a%20b", "a#b", "a?b=c", "Zürich & Co;é", "plain")
 STORES = {

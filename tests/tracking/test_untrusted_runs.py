@@ -20,9 +20,12 @@ from fednar_ray.tracking.sync import sync
 from tests.support.commands import run_in_process
 from tests.support.servers import Proxy
 
-pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
-    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("recorded_runs"),
+    pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
