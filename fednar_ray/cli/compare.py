@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fednar_ray.cli.options import NEWEST, arguments, as_json, check_resumed_name, ray_address, read_document_to_train
+from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
 from fednar_ray.cluster.addresses import check_results_outlive_job
 from fednar_ray.core.errors import BadInput
@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 @arguments
 @as_json
 @ray_address
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value=NEWEST,
-    callback=check_resumed_name,
-    metavar="[NAME]",
-    help="Resume the comparison NAME, given by its name, id, or directory. Without a NAME after it (or with "
-    f"'{NEWEST}'), resume the newest comparison of the experiment, or start a new one if there is none.",
-)
+@build_resume_option("comparison", "its name, id, or directory")
 def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
 

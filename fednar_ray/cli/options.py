@@ -1,7 +1,8 @@
 """Arguments and options that several commands share."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
 NEWEST = "newest"
 """The value of ``--resume`` if no word follows it: the newest run or comparison of the experiment."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow as NAME.")
@@ -24,7 +27,25 @@ ray_address = click.option(
 )
 
 
-def check_resumed_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def build_resume_option(what: str, references: str) -> Callable[[F], F]:
+    """Builds the option ``--resume [NAME]`` of a command.
+
+    Args:
+        what: What is resumed, as the help text names it: "run".
+        references: What may follow the option: "its name, id, or directory".
+    """
+    return click.option(
+        "--resume",
+        is_flag=False,
+        flag_value=NEWEST,
+        callback=_check_resumed_name,
+        metavar="[NAME]",
+        help=f"Resume the {what} NAME, given by {references}. Without a NAME after it (or with '{NEWEST}'), resume the "
+        f"newest {what} of the experiment, or start a new one if there is none.",
+    )
+
+
+def _check_resumed_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Checks the word after ``--resume``: it always names a run or a comparison, never a FILE or an override.
 
     Raises:

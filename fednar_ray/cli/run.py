@@ -11,8 +11,8 @@ from fednar_ray.cli.options import (
     NEWEST,
     arguments,
     as_json,
+    build_resume_option,
     check_registration,
-    check_resumed_name,
     ray_address,
     read_document_to_train,
     register_option,
@@ -40,15 +40,7 @@ PRINTED_METRICS = (
 @arguments
 @as_json
 @ray_address
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value=NEWEST,
-    callback=check_resumed_name,
-    metavar="[RUN]",
-    help="Resume RUN, given by its name, id, run directory, or place of checkpoints. Without a RUN after it (or with "
-    f"'{NEWEST}'), resume the newest run of the experiment, or start a new run if there is none.",
-)
+@build_resume_option("run", "its name, id, run directory, or place of checkpoints")
 @click.option(
     "--may-change",
     multiple=True,
