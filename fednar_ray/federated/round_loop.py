@@ -28,6 +28,7 @@ from fednar_ray.core.messages import (
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.core.schedules import RoundScalars, Workload
+from fednar_ray.core.step_norms import merge_quantiles
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_sampling import Availability, Selection
@@ -171,6 +172,7 @@ def _run_round(
         client_ids=selection.returned,
         exclusions=sums.exclusions,
         step_norms=_compute_step_norms(sums),
+        norm_quantiles=_compute_norm_quantiles(sums),
         parameters=then.server.parameters,
         eval_params=eval_params,
         buffers=then.buffers,
@@ -354,6 +356,12 @@ def _compute_step_norms(sums: RoundSums) -> dict[int, float]:
         if included and math.isfinite(norm)
     }
     return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
+
+
+def _compute_norm_quantiles(sums: RoundSums) -> tuple[float, ...]:
+    """Returns the quantiles of ‖v‖ over the steps of the included clients."""
+    points = [group.norm_points[group.included] for group in sums.metrics]
+    return merge_quantiles(points, [group.steps[group.included] for group in sums.metrics])
 
 
 def _compute_metrics(
