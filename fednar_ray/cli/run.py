@@ -19,6 +19,7 @@ from fednar_ray.cli.options import (
     split_arguments,
 )
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
+from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 
@@ -157,7 +158,8 @@ def _describe_placement(result: "Result") -> str:
     if result.placement == "serial":
         return f"trained in this process, {result.group_size} clients at a time"
     if result.placement == "dedicated":
-        lines = (f"client {i}: actor in process {p.process_id}" for i, p in enumerate(result.places))
+        names = result.client_names
+        lines = (f"{describe_client(i, names)}: actor in process {p.process_id}" for i, p in enumerate(result.places))
         return "each client has its own Ray actor, which alone holds its shard:\n  " + "\n  ".join(lines)
     actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
     return f"trained on {actors}, {result.group_size} clients at a time"

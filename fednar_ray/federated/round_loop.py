@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fednar_ray.algorithms.presets import Algorithm
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
+from fednar_ray.core.client_names import ClientNames, describe_client
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import (
@@ -85,6 +86,7 @@ class RoundPlan:
         tracks_buffers: Whether the model has buffers that are averaged.
         evaluate_every: Rounds between evaluations. The last round is always evaluated.
         scalars: Returns the annealed scalars of a round.
+        client_names: How messages call the clients.
     """
 
     rounds: int
@@ -101,6 +103,7 @@ class RoundPlan:
     tracks_buffers: bool
     evaluate_every: int
     scalars: Callable[[int], RoundScalars]
+    client_names: ClientNames = ()
 
     @property
     def two_phase(self) -> bool:
@@ -190,7 +193,12 @@ def _train(
 ) -> RoundSums:
     """Returns the sums over the included clients, and stages their new states."""
     now, robust = state.now, plan.aggregation if plan.needs_rows else None
-    sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
+    sums = RoundSums(
+        round_index=now.next_round,
+        weighted=plan.algorithm.weighted,
+        robust=robust,
+        client_names=plan.client_names,
+    )
     state.clients.discard()  # rows that an aborted round may have staged
     if not client_ids:
         return sums
@@ -286,7 +294,8 @@ def _find_wrong_shape(update: GroupUpdate, now: ServerSide) -> str | None:
 
 def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
     for client_id in client_ids:
-        log.warning("round %d: client %d excluded: %s", sums.round_index, client_id, exclusion)
+        who = describe_client(client_id, sums.client_names)
+        log.warning("round %d: %s excluded: %s", sums.round_index, who, exclusion)
         sums.exclusions[client_id] = exclusion
 
 
@@ -307,7 +316,8 @@ def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: Round
     if count < min(plan.min_clients, len(selection.returned)):
         client_id, exclusion = next(iter(sums.exclusions.items()))
         text = f"{count} of {len(selection.returned)} client updates usable, at least {plan.min_clients} required"
-        raise RoundAborted(index, f"{text}; client {client_id} excluded: {exclusion}", exclusion.reason)
+        who = describe_client(client_id, plan.client_names)
+        raise RoundAborted(index, f"{text}; {who} excluded: {exclusion}", exclusion.reason)
 
 
 def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:

@@ -10,7 +10,8 @@ def test_quantiles_by_hand():
     # client 0 takes two steps, client 1 three; what follows its last step does not count
     norms = np.array([[3.0, 1.0, 99.0], [2.0, 5.0, 4.0]])
     points = summarize_norms(norms, np.array([2, 3]))
-    assert np.isnan(points[0, 2]) and points[0, :2].tolist() == [1, 3] and points[1].tolist() == [2, 4, 5]
+    assert np.isnan(points[0, 2])
+    assert (points[0, :2].tolist(), points[1].tolist()) == ([1, 3], [2, 4, 5])
     quantiles = dict(zip(LEVELS, merge_quantiles([points], [np.array([2, 3])]), strict=True))
     assert (quantiles[0], quantiles[0.25], quantiles[0.5], quantiles[0.75], quantiles[1]) == (1, 2, 3, 4, 5)
 
