@@ -138,6 +138,8 @@ def _summarize(result: "Result") -> dict[str, Any]:
 def _print_result(console: "Console", result: "Result") -> None:
     from rich.table import Table
 
+    from fednar_ray.experiments.suggestion import explain_no_clipping
+
     table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
     table.add_column("metric")
     table.add_column("last round", justify="right")
@@ -147,6 +149,9 @@ def _print_result(console: "Console", result: "Result") -> None:
     console.print(table)
     for alert in result.alerts:
         console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
+    unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
+    if unclipped is not None:
+        console.print(unclipped, soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
 

@@ -245,11 +245,8 @@ class ActorPool:
 
     def _drop_calls_of(self, slot: Slot, stream: Stream) -> None:
         """Fails the waiting calls of a dedicated actor that is absent, without retries."""
-        name = (
-            f"silo {self._plan.pins[slot.index].silo}"
-            if self._plan.pins
-            else describe_client(slot.index, self._policy.client_names)
-        )
+        pins, names = self._plan.pins, self._policy.client_names
+        name = f"silo {pins[slot.index].silo}" if pins else describe_client(slot.index, names)
         for call in [call for call in stream.queue.waiting if call.slot == slot.index]:
             stream.queue.mark_sent(call)
             call.attempts = self._policy.retries + 1
