@@ -257,7 +257,8 @@ class GroupTrainer:
         params, scalars = gradient.params, broadcast.scalars
         correct = self._plan.correction.correction(local_round)
         norms = params.new_zeros(int(steps.max()), len(params))
-        sums = _StepSums(*(params.new_zeros(len(params), 1) for _ in range(4)), norms=norms)
+        loss_sum, clipped, decay, norm = (params.new_zeros(len(params), 1) for _ in range(4))
+        sums = _StepSums(loss_sum, clipped, decay, norm, norms)
         taken, active, rate = self._to_column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
         rate.fill_(scalars.local_lr)
         for step in range(int(steps.max())):
