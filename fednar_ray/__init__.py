@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.run import Result, run
+    from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
 
 __all__ = [
     "BadInput",
     "CapacityError",
     "CheckpointError",
+    "ClipBoundSuggestion",
     "ConfigError",
     "DataError",
     "DeviceError",
@@ -56,6 +58,7 @@ __all__ = [
     "load",
     "load_model",
     "run",
+    "suggest",
 ]
 
 _HOMES = {
@@ -79,6 +82,7 @@ _HOMES = {
     ),
     "execution.session": ("RaySession",),
     "experiments.run": ("Result", "run"),
+    "experiments.suggestion": ("ClipBoundSuggestion", "suggest"),
     "core.reports": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),
     "experiments.iter_rounds": ("iter_rounds",),

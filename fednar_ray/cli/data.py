@@ -39,7 +39,9 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
     with RaySession() as session:
         federation = load_experiment_data(experiment, session)
     summary = summarize(federation)
-    drawn = draw_federation(federation.label_counts(), figure or Path(f"{experiment.name}-data.png"))
+    drawn = draw_federation(
+        federation.label_counts(), figure or Path(f"{experiment.name}-data.png"), federation.client_names
+    )
     if as_json:
         click.echo(json.dumps({**asdict(summary), "figure": str(drawn)}))
         return

@@ -19,6 +19,7 @@ from fednar_ray.cli.run import run
 from fednar_ray.cli.runs import runs, sync
 from fednar_ray.cli.signals import describe_interrupt, handle_signals
 from fednar_ray.cli.submit import submit
+from fednar_ray.cli.suggest import suggest
 from fednar_ray.cli.tune import tune
 from fednar_ray.cli.ui import ui
 from fednar_ray.core.credentials import check_words
@@ -41,7 +42,7 @@ def cli() -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
 
 
-for command in (run, runs, sync, compare, tune, report, data, ui, submit, jobs, logs, stop, doctor):
+for command in (run, runs, sync, compare, suggest, tune, report, data, ui, submit, jobs, logs, stop, doctor):
     cli.add_command(command)
 
 

@@ -19,6 +19,7 @@ from fednar_ray.cli.options import (
     split_arguments,
 )
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
+from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 
@@ -129,6 +130,8 @@ def _summarize(result: "Result") -> dict[str, Any]:
 def _print_result(console: "Console", result: "Result") -> None:
     from rich.table import Table
 
+    from fednar_ray.experiments.suggestion import explain_no_clipping
+
     table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
     table.add_column("metric")
     table.add_column("last round", justify="right")
@@ -138,6 +141,9 @@ def _print_result(console: "Console", result: "Result") -> None:
     console.print(table)
     for alert in result.alerts:
         console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
+    unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
+    if unclipped is not None:
+        console.print(unclipped, soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
 
@@ -149,7 +155,8 @@ def _describe_placement(result: "Result") -> str:
     if result.placement == "serial":
         return f"trained in this process, {result.group_size} clients at a time"
     if result.placement == "dedicated":
-        lines = (f"client {i}: actor in process {p.process_id}" for i, p in enumerate(result.places))
+        names = result.client_names
+        lines = (f"{describe_client(i, names)}: actor in process {p.process_id}" for i, p in enumerate(result.places))
         return "each client has its own Ray actor, which alone holds its shard:\n  " + "\n  ".join(lines)
     actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
     return f"trained on {actors}, {result.group_size} clients at a time"

@@ -76,6 +76,7 @@ class ClientMetrics:
     clipped_steps: npt.NDArray[np.int64]  # [C]
     effective_weight_decay: npt.NDArray[np.float64]  # [C] mean over steps of s·λ_t
     step_norms: npt.NDArray[np.float64]  # [C] mean over steps of ‖v‖, the norm that is bounded
+    norm_points: npt.NDArray[np.float64]  # [C, P] norms that represent all steps, see core.step_norms
     losses: npt.NDArray[np.float64]  # [C] mean over steps of the batch loss
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; in an update: times the client's factor
     train_seconds: float  # of the whole group

@@ -17,6 +17,8 @@ class RoundRecord:
         client_ids: The sampled clients that returned, in the order of sampling.
         exclusions: By client id, why the update of a client that returned is not part of the aggregate.
         step_norms: By client id, the client's mean ‖v‖ over its steps. At most 200 clients are stored.
+        norm_quantiles: Quantiles of ‖v‖ over the steps of all included clients, at the levels
+            ``core.step_norms.LEVELS``, before clipping. Empty if no client was included, or in an old record.
     """
 
     round_index: int
@@ -24,6 +26,7 @@ class RoundRecord:
     client_ids: tuple[int, ...]
     exclusions: Mapping[int, Exclusion]
     step_norms: Mapping[int, float] = field(default_factory=dict)
+    norm_quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,4 +51,5 @@ class RoundReport(RoundRecord):
             client_ids=self.client_ids,
             exclusions=self.exclusions,
             step_norms=self.step_norms,
+            norm_quantiles=self.norm_quantiles,
         )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from fednar_ray.core.client_names import number_clients
 from fednar_ray.core.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -61,11 +62,6 @@ def parse_clients(clients: Any) -> tuple[tuple[str, ...], list[Any]]:
     if not pairs:
         raise DataError("clients: a federation needs at least one client")
     return names, pairs
-
-
-def number_clients(clients: int) -> tuple[str, ...]:
-    """Returns the names of clients that were given without names: "0", "1", …."""
-    return tuple(map(str, range(clients)))
 
 
 def _check_names(names: tuple[str, ...]) -> None:

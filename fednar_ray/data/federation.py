@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config.data import TASK_NAMES
+from fednar_ray.core.client_names import number_clients
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.preprocessing import Preprocessing
-from fednar_ray.data.conversion import MAP_CODES, number_clients, parse_clients
+from fednar_ray.data.conversion import MAP_CODES, parse_clients
 from fednar_ray.data.examples import Examples, Pair, Shards
 from fednar_ray.data.federated_data import FederatedData
 

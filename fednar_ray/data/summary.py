@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.core.client_names import are_named
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.sources.tables import format_names
 
 Counts = npt.NDArray[np.int64]
+LISTED_CLIENTS = 30  # with more clients the sizes are only summarized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class FederationSummary:
     heterogeneity: float | None  # see compute_heterogeneity; None in regression
     clients_bytes: int  # memory of the training examples; each node holds them once
     held_out_bytes: int  # memory of the validation and test examples
+    sizes_by_client: dict[str, int] | None = None  # by the client's name; None if there are many clients
     ignored_files: tuple[str, ...] = ()  # names in data.directory that are not clients' files
 
 
@@ -55,8 +58,16 @@ def summarize(federation: FederatedData) -> FederationSummary:
         heterogeneity=compute_heterogeneity(counts) if classified else None,
         clients_bytes=block.bytes,
         held_out_bytes=sum(part.bytes for part in held_out.values()),
+        sizes_by_client=_list_sizes(federation),
         ignored_files=federation.ignored_files,
     )
+
+
+def _list_sizes(federation: FederatedData) -> dict[str, int] | None:
+    """Returns the number of each client's examples by name; None if there are more than ``LISTED_CLIENTS``."""
+    if federation.num_clients > LISTED_CLIENTS:
+        return None
+    return dict(zip(federation.client_names, federation.shards.sizes.tolist(), strict=True))
 
 
 def _compute_quantiles(sizes: Counts) -> dict[str, float]:
@@ -103,5 +114,7 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
         rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({meaning})"))
     if found.ignored_files:
         rows.append(("ignored files", format_names(found.ignored_files)))
+    if found.sizes_by_client is not None and are_named(tuple(found.sizes_by_client)):
+        rows.extend((f"  {name}", f"{size:,} examples") for name, size in found.sizes_by_client.items())
     memory = f"{found.clients_bytes / 1e6:.1f} MB once per node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.client_names import ClientNames, describe_client
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.messages import (
     Broadcast,
@@ -45,10 +46,18 @@ class ActorPool:
     """
 
     def __init__(
-        self, session: RaySession, plan: ActorPlan, settings: ExecutionSettings, prepare: Prepare, *, dedicated: bool
+        self,
+        session: RaySession,
+        plan: ActorPlan,
+        settings: ExecutionSettings,
+        prepare: Prepare,
+        client_names: ClientNames,
+        *,
+        dedicated: bool,
     ) -> None:
         self._session, self._plan, self._dedicated = session, plan, dedicated
-        self._policy, self._limits = FailurePolicy.from_settings(settings), TimeLimits.from_settings(settings)
+        self._policy = FailurePolicy.from_settings(settings, client_names)
+        self._limits = TimeLimits.from_settings(settings)
         self._slots = ActorSlots(session, plan, prepare)
         self._holders: dict[tuple[int, ...], Slot] = {}  # measured client group → slot whose actor holds its result
 
@@ -66,7 +75,11 @@ class ActorPool:
         session.connect()
         shared = [ray.put(value) for value in (plan, *federation.load())]
         rest = tuple(warm_up), federation.split_offsets()
-        return cls(session, actors, settings, lambda _, actor: actor.prepare.remote(*shared, *rest), dedicated=False)
+
+        def prepare(_: int, actor: Any) -> Any:
+            return actor.prepare.remote(*shared, *rest)
+
+        return cls(session, actors, settings, prepare, federation.client_names, dedicated=False)
 
     @classmethod
     def dedicated(
@@ -84,7 +97,7 @@ class ActorPool:
         def prepare(client_id: int, actor: Any) -> Any:
             return actor.prepare.remote(shared, federation.get_client_data(client_id), splits, (client_id,))
 
-        return cls(session, actors, settings, prepare, dedicated=True)
+        return cls(session, actors, settings, prepare, federation.client_names, dedicated=True)
 
     def wait_until_ready(self) -> None:
         """Waits until all actors have warmed up, or the time limit for starts is over.
@@ -232,7 +245,8 @@ class ActorPool:
 
     def _drop_calls_of(self, slot: Slot, stream: Stream) -> None:
         """Fails the waiting calls of a dedicated actor that is absent, without retries."""
-        name = f"silo {self._plan.pins[slot.index].silo}" if self._plan.pins else f"client {slot.index}"
+        pins, names = self._plan.pins, self._policy.client_names
+        name = f"silo {pins[slot.index].silo}" if pins else describe_client(slot.index, names)
         for call in [call for call in stream.queue.waiting if call.slot == slot.index]:
             stream.queue.mark_sent(call)
             call.attempts = self._policy.retries + 1

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fednar_ray.config import ExecutionSettings
+from fednar_ray.core.client_names import ClientNames, describe_clients
 from fednar_ray.core.errors import RoundAborted, is_of_memory
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 
 log = logging.getLogger("fednar_ray")
-
-LISTED_CLIENTS = 10  # a message names at most this many clients
 
 
 class FailureKind(Enum):
@@ -70,6 +69,7 @@ class FailurePolicy:
     Attributes:
         retries: How often a client group is trained again after its first failure.
         min_clients: How many clients must remain in a round.
+        client_names: How messages call the clients.
 
     Example:
         >>> policy = FailurePolicy(retries=0, min_clients=1)
@@ -80,11 +80,12 @@ class FailurePolicy:
 
     retries: int
     min_clients: int
+    client_names: ClientNames = ()
 
     @classmethod
-    def from_settings(cls, settings: ExecutionSettings) -> "FailurePolicy":
+    def from_settings(cls, settings: ExecutionSettings, client_names: ClientNames = ()) -> "FailurePolicy":
         """Returns the policy that the ``execution`` section asks for."""
-        return cls(retries=settings.retries, min_clients=settings.min_clients)
+        return cls(retries=settings.retries, min_clients=settings.min_clients, client_names=client_names)
 
     def decide(self, failure: Failure, *, remaining: int, clients: int) -> Retry | Split | Drop | Abort:
         """Retries a group, then halves it to find the client at fault, and then drops that client or aborts the round.
@@ -107,7 +108,7 @@ class FailurePolicy:
             return Drop()
         left = f"{remaining - 1} of {clients} clients remain, at least {self.min_clients} required"
         exclusion = Exclusion(ExclusionReason.FAILED, failure.reason)
-        return Abort(f"{left}; {describe_clients(failure.client_ids)} excluded: {exclusion}")
+        return Abort(f"{left}; {describe_clients(failure.client_ids, self.client_names)} excluded: {exclusion}")
 
 
 class RoundFailures:
@@ -129,7 +130,7 @@ class RoundFailures:
         if isinstance(decision, Drop):
             self._remaining -= 1  # the round loop logs which client was excluded
         else:
-            who = describe_clients(failure.client_ids)
+            who = describe_clients(failure.client_ids, self._policy.client_names)
             log.warning("round %d, %s: %s; %s", self._round_index, who, failure.reason, _describe(decision))
         return decision
 
@@ -138,14 +139,6 @@ def _describe(decision: Retry | Split) -> str:
     if isinstance(decision, Retry):
         return "retrying"
     return "training its two halves separately (the sum is the same up to rounding, not bit for bit)"
-
-
-def describe_clients(client_ids: tuple[int, ...]) -> str:
-    """Returns "client 3", "clients 3, 5" or the first clients of a longer list."""
-    names = ", ".join(map(str, client_ids[:LISTED_CLIENTS]))
-    if len(client_ids) == 1:
-        return f"client {names}"
-    return f"clients {names}" + (", …" if len(client_ids) > LISTED_CLIENTS else "")
 
 
 def classify_error(error: BaseException) -> FailureKind:

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from fednar_ray.config import flatten_settings
+from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
+from fednar_ray.tracking.clients_file import write_client_names
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -38,28 +40,36 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
         )
     )
     tracker.log_experiment(prepared.experiment)
-    counts = federation.label_counts()
-    _log_figure(tracker, lambda path: draw_partition(counts, path), RunDirectory(directory).partition_plot)
+    clients = write_client_names(directory, federation.client_names)
+    if clients is not None:
+        tracker.log_file(clients)
+    counts, names = federation.label_counts(), federation.client_names
+    _log_figure(tracker, lambda path: draw_partition(counts, path, names), RunDirectory(directory).partition_plot)
 
 
 def log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
     """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
-    files = RunDirectory(directory)
+    files, names = RunDirectory(directory), prepared.federation.client_names
     _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
-    _log_figure(tracker, lambda path: draw_step_norms(history, path), files.step_norms_plot)
+    _log_figure(tracker, lambda path: draw_step_norms(history, path, names), files.step_norms_plot)
     tracker.log_file(files.journal)
-    _log_excluded_clients(tracker, history, files.excluded_clients_table.name)
+    _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
     preprocessing = prepared.federation.preprocessing
     columns = None if preprocessing is None else preprocessing.columns
     tracker.save_model(model, prepared.federation.build_example(), columns)
     _save_parameters(model, files.parameters)
 
 
-def _log_excluded_clients(tracker: RunTracker, history: Sequence[RoundRecord], name: str) -> None:
+def _log_excluded_clients(
+    tracker: RunTracker, history: Sequence[RoundRecord], name: str, client_names: ClientNames
+) -> None:
+    named = are_named(client_names)
     rows = [
-        {"round": record.round_index, "client": client_id, "reason": str(exclusion)}
+        {"round": record.round_index, "client": client_id}
+        | ({"name": name_client(client_id, client_names)} if named else {})
+        | {"reason": str(exclusion)}
         for record in history
         for client_id, exclusion in record.exclusions.items()
     ]

@@ -153,5 +153,5 @@ def _is_round(line: str, index: int) -> bool:
         record = parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
-    numbers = (*record.metrics.values(), *record.client_ids, *record.step_norms.values())
+    numbers = (*record.metrics.values(), *record.client_ids, *record.step_norms.values(), *record.norm_quantiles)
     return record.round_index == index and all(type(number) in (int, float) for number in numbers)

@@ -110,6 +110,7 @@ def train_rounds(
         tracks_buffers=prepared.traits.tracks_buffers,
         evaluate_every=experiment.evaluation.every,
         scalars=experiment.compute_scalars,
+        client_names=federation.client_names,
     )
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)

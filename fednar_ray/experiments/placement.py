@@ -149,7 +149,8 @@ class SerialTrainer:
         task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
-        return SerialPool(self._trainer, scorer, FailurePolicy.from_settings(prepared.experiment.execution), warm_up)
+        policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
+        return SerialPool(self._trainer, scorer, policy, warm_up)
 
 
 @contextmanager

@@ -144,7 +144,12 @@ def check_model_and_algorithm(prepared: Prepared) -> None:
     if prepared.traits.alone_because is not None or _trains_alone(experiment):
         sampled = set(range(len(sizes))) if settings.participation is None else set().union(*settings.participation)
         check_single_example_batches(
-            prepared.model, _get_first_inputs(federation), sizes, sorted(sampled), settings.workload
+            prepared.model,
+            _get_first_inputs(federation),
+            sizes,
+            sorted(sampled),
+            settings.workload,
+            federation.client_names,
         )
     if isinstance(experiment.algorithm, OwnAlgorithmSettings):
         prepared.algorithm.server.init(flatten(prepared.model))

@@ -59,6 +59,7 @@ class Result:
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
+    client_names: tuple[str, ...] = ()  # by client id; "0", "1", … if the clients have no names
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -213,6 +214,7 @@ class _TrackedRun:
             group_size=self.plan.group_size,
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
+            client_names=prepared.federation.client_names,
         )
 
 
@@ -301,7 +303,13 @@ def _load_result(start: ResumedRun) -> Result:
         places=(),
         group_size=checkpoint.facts["group_size"],
         resumed_from_round=checkpoint.next_round,
-        alerts=find_alerts(prepared.experiment, history, compute_chance_level(prepared.federation)),
+        alerts=find_alerts(
+            prepared.experiment,
+            history,
+            compute_chance_level(prepared.federation),
+            prepared.federation.client_names,
+        ),
+        client_names=prepared.federation.client_names,
     )
 
 

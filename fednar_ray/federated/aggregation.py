@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
+from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.flat_params import BufferVector, FloatVector
@@ -33,6 +34,7 @@ class RoundSums:
         shared_changes: Σ n_i·change_i by the name of the shared vector, [d] each.
         rows: The rows Δ_i of included clients, [C, d] per group, where ``robust`` needs them.
         exclusions: By client id, why a client is excluded.
+        client_names: How messages call the clients.
     """
 
     round_index: int
@@ -44,6 +46,7 @@ class RoundSums:
     shared_changes: dict[str, FloatVector] = field(default_factory=dict)
     rows: list[FloatVector] = field(default_factory=list)
     exclusions: dict[int, Exclusion] = field(default_factory=dict)
+    client_names: ClientNames = ()
 
     def add(self, update: GroupUpdate) -> None:
         """Adds the update of one client group."""

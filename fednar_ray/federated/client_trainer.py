@@ -21,6 +21,7 @@ from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayo
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import Workload
+from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.transfers import StagingBuffer, on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
@@ -68,6 +69,7 @@ class _StepSums:
     clipped: Tensor
     decay: Tensor
     norm: Tensor
+    norms: Tensor  # [K, C] of every step; those after a client's last step mean nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class GroupTrainer:
             clipped_steps=_to_numpy(sums.clipped).astype(np.int64),
             effective_weight_decay=_to_numpy(sums.decay) / steps,
             step_norms=_to_numpy(sums.norm) / steps,
+            norm_points=summarize_norms(sums.norms.T.cpu().numpy().astype(np.float64), steps),
             losses=_to_numpy(sums.loss) / steps,
             delta_norms=_to_numpy(norms),
             train_seconds=time.perf_counter() - start,
@@ -253,7 +256,9 @@ class GroupTrainer:
         """Takes the local steps x ← x − η_t·direction, K_i of them in row i."""
         params, scalars = gradient.params, broadcast.scalars
         correct = self._plan.correction.correction(local_round)
-        sums = _StepSums(*(params.new_zeros(len(params), 1) for _ in range(4)))
+        norms = params.new_zeros(int(steps.max()), len(params))
+        loss_sum, clipped, decay, norm = (params.new_zeros(len(params), 1) for _ in range(4))
+        sums = _StepSums(loss_sum, clipped, decay, norm, norms)
         taken, active, rate = self._to_column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
         rate.fill_(scalars.local_lr)
         for step in range(int(steps.max())):
@@ -267,6 +272,7 @@ class GroupTrainer:
             sums.clipped.addcmul_(direction.scale < 1, active)
             sums.decay.addcmul_(direction.decay, active)
             sums.norm.addcmul_(direction.norm, active)
+            norms[step] = direction.norm.view(-1)
         return sums
 
     def _to_column(self, values: npt.NDArray[np.int64]) -> Tensor:

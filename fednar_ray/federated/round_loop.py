@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fednar_ray.algorithms.presets import Algorithm
 from fednar_ray.algorithms.server_optimizers import RoundAggregate
 from fednar_ray.config import AggregationSettings
+from fednar_ray.core.client_names import ClientNames, describe_client
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.messages import (
@@ -28,6 +29,7 @@ from fednar_ray.core.messages import (
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.core.schedules import RoundScalars, Workload
+from fednar_ray.core.step_norms import merge_quantiles
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_sampling import Availability, Selection
@@ -84,6 +86,7 @@ class RoundPlan:
         tracks_buffers: Whether the model has buffers that are averaged.
         evaluate_every: Rounds between evaluations. The last round is always evaluated.
         scalars: Returns the annealed scalars of a round.
+        client_names: How messages call the clients.
     """
 
     rounds: int
@@ -100,6 +103,7 @@ class RoundPlan:
     tracks_buffers: bool
     evaluate_every: int
     scalars: Callable[[int], RoundScalars]
+    client_names: ClientNames = ()
 
     @property
     def two_phase(self) -> bool:
@@ -171,6 +175,7 @@ def _run_round(
         client_ids=selection.returned,
         exclusions=sums.exclusions,
         step_norms=_compute_step_norms(sums),
+        norm_quantiles=_compute_norm_quantiles(sums),
         parameters=then.server.parameters,
         eval_params=eval_params,
         buffers=then.buffers,
@@ -188,7 +193,12 @@ def _train(
 ) -> RoundSums:
     """Returns the sums over the included clients, and stages their new states."""
     now, robust = state.now, plan.aggregation if plan.needs_rows else None
-    sums = RoundSums(round_index=now.next_round, weighted=plan.algorithm.weighted, robust=robust)
+    sums = RoundSums(
+        round_index=now.next_round,
+        weighted=plan.algorithm.weighted,
+        robust=robust,
+        client_names=plan.client_names,
+    )
     state.clients.discard()  # rows that an aborted round may have staged
     if not client_ids:
         return sums
@@ -284,7 +294,8 @@ def _find_wrong_shape(update: GroupUpdate, now: ServerSide) -> str | None:
 
 def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
     for client_id in client_ids:
-        log.warning("round %d: client %d excluded: %s", sums.round_index, client_id, exclusion)
+        who = describe_client(client_id, sums.client_names)
+        log.warning("round %d: %s excluded: %s", sums.round_index, who, exclusion)
         sums.exclusions[client_id] = exclusion
 
 
@@ -305,7 +316,8 @@ def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: Round
     if count < min(plan.min_clients, len(selection.returned)):
         client_id, exclusion = next(iter(sums.exclusions.items()))
         text = f"{count} of {len(selection.returned)} client updates usable, at least {plan.min_clients} required"
-        raise RoundAborted(index, f"{text}; client {client_id} excluded: {exclusion}", exclusion.reason)
+        who = describe_client(client_id, plan.client_names)
+        raise RoundAborted(index, f"{text}; {who} excluded: {exclusion}", exclusion.reason)
 
 
 def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
@@ -354,6 +366,12 @@ def _compute_step_norms(sums: RoundSums) -> dict[int, float]:
         if included and math.isfinite(norm)
     }
     return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
+
+
+def _compute_norm_quantiles(sums: RoundSums) -> tuple[float, ...]:
+    """Returns the quantiles of ‖v‖ over the steps of the included clients."""
+    points = [group.norm_points[group.included] for group in sums.metrics]
+    return merge_quantiles(points, [group.steps[group.included] for group in sums.metrics])
 
 
 def _compute_metrics(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fednar_ray.core.client_names import ClientNames, name_client
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.random import seed_global_generators
@@ -20,7 +21,12 @@ SHOWN = 5  # clients in an error
 
 
 def check_single_example_batches(
-    model: nn.Module, x: Tensor, sizes: npt.NDArray[np.int64], client_ids: Sequence[int], workload: Workload
+    model: nn.Module,
+    x: Tensor,
+    sizes: npt.NDArray[np.int64],
+    client_ids: Sequence[int],
+    workload: Workload,
+    names: ClientNames = (),
 ) -> None:
     """Checks that no client reaches a batch of one example on which the model cannot train.
 
@@ -30,6 +36,7 @@ def check_single_example_batches(
         sizes: n_i of every client, [N].
         client_ids: The clients that may be sampled.
         workload: The batch size and the local steps or epochs.
+        names: How the message calls the clients.
 
     Raises:
         ModelError: The message names the module, the clients, and batch sizes that leave no such batch.
@@ -39,7 +46,7 @@ def check_single_example_batches(
     problem = _find_problem(model, x) if len(reached) else None
     if problem is None:
         return
-    shown = ", ".join(f"{i} ({sizes[i]} examples)" for i in reached[:SHOWN].tolist())
+    shown = ", ".join(f"{name_client(i, names)} ({sizes[i]} examples)" for i in reached[:SHOWN].tolist())
     more = f" and {len(reached) - SHOWN} more" if len(reached) > SHOWN else ""
     raise ModelError(
         f"the model cannot train on a batch of one example: {problem}. With federation.batch_size {workload.batch_size}"

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.reports import RoundRecord
 
 COLORS = {"fednar": "#d1495b", "decoupled": "#30638e", "coupled": "#6a994e", "none": "#7f7f7f"}
@@ -19,10 +21,12 @@ LEAST_SPAN = 0.1  # of the largest number on a linear axis, so that rounding err
 LINES = ("-", "--")  # for two lines in one panel, so that both are visible where they coincide
 BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
 MOST_LABELS = 8  # with more labels the axis chooses
+MOST_NAMES, NAME_LENGTH = 30, 20  # with more clients names would overlap; longer names are cut
+ROW_LENGTH = 40  # letters that fit below an axis in one row; more are slanted
 MOST_CLIENTS = 200  # more rows would be too thin to see
 
 
-def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
+def draw_partition(counts: npt.NDArray[np.int64], path: Path, names: ClientNames = ()) -> Path:
     """Draws the number of examples by client and class, ``counts`` [N, classes], for the first 200 clients."""
     shown = counts[:MOST_CLIENTS]
     figure = Figure(figsize=(6, max(2.5, min(9, 0.22 * len(shown) + 1))), layout="constrained")
@@ -31,11 +35,12 @@ def draw_partition(counts: npt.NDArray[np.int64], path: Path) -> Path:
     figure.colorbar(image, label="examples")
     of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
     axes.set(xlabel="class", ylabel="client" + of, title="Examples by client and class")
+    _name_ticks(axes.yaxis, range(len(shown)), names)
     figure.savefig(path, dpi=100)
     return path
 
 
-def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
+def draw_federation(counts: npt.NDArray[np.int64], path: Path, names: ClientNames = ()) -> Path:
     """Draws how many examples each client has, and of which classes; ``counts`` [N, classes].
 
     The upper panel shows the sizes, largest first, and the lower panel the shares of the classes in the same order.
@@ -49,6 +54,7 @@ def draw_federation(counts: npt.NDArray[np.int64], path: Path) -> Path:
     above.set(ylabel="examples", ylim=(0, None), title="How much each client has, and of what")
     image = below.imshow(shares.T, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0, vmax=1)
     below.set(xlabel="clients, largest first", ylabel="class")
+    _name_ticks(below.xaxis, order.tolist(), names)
     figure.colorbar(image, ax=below, label="share of the client's examples")
     figure.savefig(path, dpi=100)
     return path
@@ -79,7 +85,7 @@ def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
     return path
 
 
-def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
+def draw_step_norms(history: Sequence[RoundRecord], path: Path, names: ClientNames = ()) -> Path:
     """Draws ‖v‖, the norm that the clip bound A is applied to: over rounds, and by client in the last quarter of them.
 
     The first panel shows the mean over steps, and the 10th and 90th percentile over clients. The second panel shows
@@ -90,7 +96,8 @@ def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
     panels = figure.subplots(1, 2 if by_client else 1, sharey=True, squeeze=False)[0]
     _draw_norms_over_rounds(panels[0], history)
     if by_client:
-        values = sorted(by_client.values(), key=np.mean, reverse=True)
+        clients = sorted(by_client, key=lambda client_id: np.mean(by_client[client_id]), reverse=True)
+        values = [by_client[client_id] for client_id in clients]
         x, means = np.arange(len(values)), np.array([np.mean(each) for each in values])
         ranges = np.abs(np.array([[np.min(each), np.max(each)] for each in values]).T - means)
         style: Any = {"color": BOUNDED, "markersize": 4, "elinewidth": 1, "alpha": 0.8}
@@ -99,6 +106,7 @@ def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
         panels[1].axhline(bound, color=BOUND, linestyle="--")
         panels[1].set(xlabel="clients, largest first", title="‖v‖ by client, in the last quarter of the rounds")
         panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        _name_ticks(panels[1].xaxis, clients, names)
         panels[1].grid(alpha=0.3)
     lowest, highest = panels[0].dataLim.intervaly
     if highest > WIDE * lowest > 0:
@@ -107,6 +115,18 @@ def draw_step_norms(history: Sequence[RoundRecord], path: Path) -> Path:
         panels[0].set_ylim(bottom=0)
     figure.savefig(path, dpi=100)
     return path
+
+
+def _name_ticks(axis: Axis, client_ids: Sequence[int], names: ClientNames) -> None:
+    """Writes the clients' names at an axis if they have names and are few; position k is client ``client_ids[k]``."""
+    if not are_named(names) or len(client_ids) > MOST_NAMES:
+        return
+    written = [name_client(client_id, names) for client_id in client_ids]
+    labels = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in written]
+    axis.set_ticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
+    if isinstance(axis, XAxis) and sum(map(len, labels)) > ROW_LENGTH:
+        for label in axis.get_ticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
 def _draw_norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:

@@ -9,10 +9,18 @@ from fednar_ray.report.run_plots import COMPARED_METRICS, Records, Variant, draw
 from fednar_ray.report.search_report import SearchReport, write_report
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.arrival import WITNESS
+from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
-from fednar_ray.tracking.reading import Run, find_mlflow_run, list_children, read_metrics, read_rounds
+from fednar_ray.tracking.reading import (
+    Run,
+    download_client_names,
+    find_mlflow_run,
+    list_children,
+    read_metrics,
+    read_rounds,
+)
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run
 from fednar_ray.tracking.searches import read_search
@@ -80,7 +88,7 @@ def _find_run_here(name: str) -> RunRef | None:
 def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> RedrawnFiles:
     records, directory = load_records(ref.directory), output or ref.directory
     if records:
-        return RedrawnFiles(page=None, files=draw_run(records, directory))
+        return RedrawnFiles(page=None, files=draw_run(records, directory, read_client_names(ref.directory)))
     identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:
         check_confirmed(identity.tracking_uri, ref.directory)
@@ -94,7 +102,8 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
 def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles:
     """Draws a run from MLflow, or a comparison from the runs nested in its own."""
     if run.data.tags.get(KIND_TAG) != "comparison":
-        return RedrawnFiles(page=None, files=draw_run(read_rounds(store, run), directory))
+        records, names = read_rounds(store, run), download_client_names(store, run)
+        return RedrawnFiles(page=None, files=draw_run(records, directory, names))
     variants: dict[Variant, list[Records]] = {}
     for child in list_children(store, run):
         if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.plots import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -53,12 +54,12 @@ def find_measure(records: Iterable[RoundRecord]) -> Measure:
     return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
 
 
-def draw_run(records: Records, directory: Path) -> tuple[Path, ...]:
+def draw_run(records: Records, directory: Path, client_names: ClientNames = ()) -> tuple[Path, ...]:
     """Draws the curves of a run, and the norms that the clip bound is applied to if they are recorded."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = [draw_curves(records, RunDirectory(directory).curves_plot)]
     if any("step_norm" in record.metrics for record in records):
-        drawn.append(draw_step_norms(records, RunDirectory(directory).step_norms_plot))
+        drawn.append(draw_step_norms(records, RunDirectory(directory).step_norms_plot, client_names))
     return tuple(drawn)
 
 

@@ -33,6 +33,7 @@ def parse_line(line: str) -> RoundRecord:
             for client_id, why in fields.get("exclusions", {}).items()
         },
         step_norms={int(client_id): norm for client_id, norm in fields.get("step_norms", {}).items()},
+        norm_quantiles=tuple(fields.get("norm_quantiles", ())),
     )
 
 
@@ -42,13 +43,19 @@ def is_round(line: str, index: int) -> bool:
         fields, record = json.loads(line), parse_line(line)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return False
-    numbers = [fields["time"], *record.metrics.values(), *record.client_ids, *record.step_norms.values()]
+    norms = (*record.step_norms.values(), *record.norm_quantiles)
+    numbers = [fields["time"], *record.metrics.values(), *record.client_ids, *norms]
     return (
         type(fields["round"]) is int
         and fields["round"] == index
         and all(type(number) in (int, float) for number in numbers)
         and all(isinstance(exclusion.detail, str) for exclusion in record.exclusions.values())
     )
+
+
+def _round(norm: float) -> float:
+    """Rounds to four digits, since every checkpoint contains the journal."""
+    return float(f"{norm:.4g}")
 
 
 def format_line(record: RoundRecord) -> str:
@@ -59,7 +66,8 @@ def format_line(record: RoundRecord) -> str:
         "clients": record.client_ids,
         "exclusions": {client_id: asdict(exclusion) for client_id, exclusion in record.exclusions.items()},
         "metrics": replace_non_finite(record.metrics),
-        "step_norms": {client_id: float(f"{norm:.4g}") for client_id, norm in record.step_norms.items()},
+        "step_norms": {client_id: _round(norm) for client_id, norm in record.step_norms.items()},
+        "norm_quantiles": [_round(norm) for norm in record.norm_quantiles],  # at the levels of core.step_norms
     }
     return json.dumps(line)
 

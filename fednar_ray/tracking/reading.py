@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
+from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
@@ -56,12 +57,25 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     """
     run_id, finished = run.info.run_id, run.info.status == "FINISHED"
     journal = RunDirectory(Path()).journal.name
-    with raise_as_unavailable(store.uri):
-        if finished and any(file.path == journal for file in store.client.list_artifacts(run_id)):
-            with tempfile.TemporaryDirectory() as directory:
-                lines = read_lines(Path(store.client.download_artifacts(run_id, journal, directory)), is_round)
-                return tuple(map(parse_line, lines))
+    with tempfile.TemporaryDirectory() as directory:
+        if finished and (path := _download(store, run_id, journal, directory)) is not None:
+            return tuple(map(parse_line, read_lines(path, is_round)))
     return read_metrics(store, run, PLOTTED_METRICS)
+
+
+def download_client_names(store: Store, run: Run) -> tuple[str, ...]:
+    """Returns the names of a run's clients, by client id; empty if they have none. Raises TrackingUnavailable."""
+    with tempfile.TemporaryDirectory() as directory:
+        _download(store, run.info.run_id, RunDirectory(Path()).clients.name, directory)
+        return read_client_names(Path(directory))
+
+
+def _download(store: Store, run_id: str, name: str, directory: str) -> Path | None:
+    """Downloads an artifact into a directory, and returns its path; None if the run has none of that name."""
+    with raise_as_unavailable(store.uri):
+        if any(file.path == name for file in store.client.list_artifacts(run_id)):
+            return Path(store.client.download_artifacts(run_id, name, directory))
+    return None
 
 
 def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRecord, ...]:

@@ -108,6 +108,16 @@ class RunDirectory:
         return self.path / "comparison.json"
 
     @property
+    def clients(self) -> Path:
+        """The clients' names, by client id; absent if they have none."""
+        return self.path / "clients.json"
+
+    @property
+    def suggestion_plot(self) -> Path:
+        """Where a clip bound would bite: quantiles of the step norms over rounds."""
+        return self.path / "clip_bound.png"
+
+    @property
     def excluded_clients_table(self) -> Path:
         """Round, client and reason of every excluded client update; absent if none was excluded."""
         return self.path / "excluded_clients.json"

@@ -28,6 +28,7 @@ def build_group(norms: list[float], first: int = 0, included: list[bool] | None 
         clipped_steps=np.zeros(count, dtype=np.int64),
         effective_weight_decay=np.zeros(count),
         step_norms=np.ones(count),
+        norm_points=np.ones((count, 5)),
         losses=np.ones(count),
         delta_norms=np.array(norms, dtype=np.float64),
         train_seconds=0.1,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fednar_ray as fr
+from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.federated import round_loop as rounds
 from fednar_ray.tracking.journal import format_line, parse_line
 
@@ -73,10 +74,34 @@ def test_a_client_that_sends_nan_has_no_step_norm_in_the_record(federation):
         assert set(report.step_norms) == set(report.client_ids) - set(report.exclusions)
 
 
+def test_the_quantiles_of_single_steps_are_those_of_the_clients_norms(federation):
+    # one step per client: numpy's quantiles over the clients, at the levels of the record
+    for report in train(federation, {"name": "fednar", "weight_decay": 0.1, "clip_bound": 0.01}):
+        expected = np.quantile([*report.step_norms.values()], LEVELS)
+        assert report.norm_quantiles == pytest.approx(expected)  # before clipping: all of them are above the bound
+        assert report.norm_quantiles[0] > 0.01
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_quantiles_are_over_steps_and_not_over_clients(federation, width):
+    one = {"rounds": 2, "clients_per_round": 4, "local_steps": 7, "batch_size": 8}
+    regularizer = {"name": "coupled", "weight_decay": 0.1}
+    for report in train(federation, regularizer, federation=one, execution=build_serial_execution(width)):
+        low, high = min(report.step_norms.values()), max(report.step_norms.values())
+        assert report.norm_quantiles[0] < low < high < report.norm_quantiles[-1]
+        assert list(report.norm_quantiles) == sorted(report.norm_quantiles)
+
+
+def test_excluded_clients_are_in_no_quantile(federation):
+    for report in train(federation, {"name": "none"}, attacks={"nan": 0.4}):
+        assert report.norm_quantiles == pytest.approx(np.quantile([*report.step_norms.values()], LEVELS))
+
+
 def test_the_journal_stores_norms_with_four_digits(federation):
     (report, *_) = train(federation, {"name": "none"})
     back = parse_line(format_line(report.record()))
     assert back.step_norms == pytest.approx(report.step_norms, rel=1e-3)
     assert all(len(f"{norm}".replace(".", "").strip("0")) <= 4 for norm in back.step_norms.values())
-    old = format_line(report.record()).replace('"step_norms"', '"other"')
-    assert parse_line(old).step_norms == {}  # a journal of an earlier version
+    assert back.norm_quantiles == pytest.approx(report.norm_quantiles, rel=1e-3)
+    old = format_line(report.record()).replace('"step_norms"', '"other"').replace('"norm_quantiles"', '"another"')
+    assert (parse_line(old).step_norms, parse_line(old).norm_quantiles) == ({}, ())  # a journal of an earlier version

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
+from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.data.sources import load_digits
 from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
@@ -230,6 +231,7 @@ def test_the_journal_equals_the_history(recorded: Recorded, name: str) -> None:
     written = [json.loads(line) for line in lines]
     times = [line.pop("time") for line in written]
     norms = [line.pop("step_norms") for line in written]
+    assert {len(line.pop("norm_quantiles")) for line in written} == {len(LEVELS)}
     assert [sorted(map(int, each)) for each in norms] == [sorted(r.client_ids) for r in result.history]
     assert written == [
         {"round": r.round_index, "clients": [*r.client_ids], "exclusions": {}, "metrics": r.metrics}

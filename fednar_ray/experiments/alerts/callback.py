@@ -30,7 +30,8 @@ class AlertCallback(RoundCallback):
 
     def __init__(self, label: str, prepared: Prepared, tracker: RunTracker, history: Iterable[RoundRecord]) -> None:
         self._label, self._tracker = label, tracker
-        self._monitor = AlertMonitor(prepared.experiment, compute_chance_level(prepared.federation))
+        federation = prepared.federation
+        self._monitor = AlertMonitor(prepared.experiment, compute_chance_level(federation), federation.client_names)
         self._last_round = -1
         for record in history:
             self._last_round = record.round_index

@@ -4,13 +4,15 @@ The thresholds are chosen so that no check reports a run that learns, even if it
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config.algorithm import ServerLrSettings
+from fednar_ray.core.client_names import are_named, list_clients
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.exclusion import ExclusionReason
 from fednar_ray.core.reports import RoundRecord
@@ -169,7 +171,15 @@ def _check_lost_clients(history: RunHistory) -> Finding | None:
     if failed:
         cause, change = EXCLUSIONS.get(reasons.pop(), FAILED_CLIENTS) if len(reasons) == 1 else FAILED_CLIENTS
     what = f"{100 * missing / wanted:.0f} % of the clients of the last {len(rounds)} rounds were not included"
-    return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f})", change)
+    return Finding(what, f"{cause} ({counted[name]:.0f} of {wanted:.0f}){_name_excluded(history, rounds)}", change)
+
+
+def _name_excluded(history: RunHistory, rounds: Sequence[RoundRecord]) -> str:
+    """Returns the names of the clients that were excluded, most often excluded first; empty if they have no names."""
+    often = Counter(client_id for record in rounds for client_id in record.exclusions)
+    if not often or not are_named(history.client_names):
+        return ""
+    return f": {list_clients([client_id for client_id, _ in often.most_common()], history.client_names)}"
 
 
 def _count_wanted_clients(history: RunHistory, record: RoundRecord) -> float:

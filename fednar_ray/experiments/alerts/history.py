@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config import Experiment
+from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.reports import RoundRecord
 
 SOON, LONGEST = 5, 100  # rounds that a median is taken over; rounds that are kept
@@ -47,6 +48,7 @@ class RunHistory:
 
     experiment: Experiment
     chance: ChanceLevel | None
+    client_names: ClientNames = ()
     first: Mapping[str, float] = field(default_factory=dict)  # metrics of the first round with an update
     recent: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=LONGEST))
     best_loss: float = math.inf  # of training

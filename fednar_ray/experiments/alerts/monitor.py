@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fednar_ray.config import Experiment
+from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.checks import CHECKS, Finding, explain_abort
@@ -22,8 +23,10 @@ class Alert:
 class AlertMonitor:
     """Checks a run after each of its rounds, from round 0 on. Each check gives at most one alert per run."""
 
-    def __init__(self, experiment: Experiment, chance: ChanceLevel | None = None) -> None:
-        self._history = RunHistory(experiment, chance)
+    def __init__(
+        self, experiment: Experiment, chance: ChanceLevel | None = None, client_names: ClientNames = ()
+    ) -> None:
+        self._history = RunHistory(experiment, chance, client_names)
         self.alerts: tuple[Alert, ...] = ()
 
     def check_round(self, record: RoundRecord) -> tuple[Alert, ...]:
@@ -57,7 +60,10 @@ class AlertMonitor:
 
 
 def find_alerts(
-    experiment: Experiment, records: Iterable[RoundRecord], chance: ChanceLevel | None = None
+    experiment: Experiment,
+    records: Iterable[RoundRecord],
+    chance: ChanceLevel | None = None,
+    client_names: ClientNames = (),
 ) -> tuple[Alert, ...]:
     """Finds the alerts of a run.
 
@@ -65,8 +71,9 @@ def find_alerts(
         experiment: What was run.
         records: All its rounds, round 0 first.
         chance: What its model reaches without learning; None if unknown.
+        client_names: How messages call its clients.
     """
-    monitor = AlertMonitor(experiment, chance)
+    monitor = AlertMonitor(experiment, chance, client_names)
     for record in records:
         monitor.check_round(record)
     return monitor.alerts

@@ -1,0 +1,56 @@
+"""``fednar suggest``: say which clip bounds are worth trying, from the step norms of a run."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fednar_ray.cli.options import as_json
+from fednar_ray.cli.output import build_console, quiet_libraries
+
+if TYPE_CHECKING:
+    from fednar_ray.experiments.suggestion import ClipBoundSuggestion
+
+SHOWN_LEVELS = {0.1: "10 %", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "largest"}
+
+
+@click.command()
+@click.argument("run", required=False)
+@as_json
+@click.option("--output", type=click.Path(path_type=Path), help="Where to draw. Default: RUN's clip_bound.png.")
+def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
+    """Suggest a clip bound A from the step norms of a run.
+
+    RUN is a run's name, id or directory. Without RUN, the newest run in ./runs is taken. A short run is enough.
+    """
+    quiet_libraries()
+    from fednar_ray.experiments.suggestion import suggest as suggest_bound
+
+    found = suggest_bound(run, output=output)
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "summary": found.summary, "commands": found.commands}, default=str))
+    else:
+        _print(found)
+
+
+def _print(found: "ClipBoundSuggestion") -> None:
+    from rich.table import Table
+
+    console = build_console(stderr=False)
+    table = Table(title=f"{found.run}: norms ‖v‖ of single steps")
+    for name in ("round", *SHOWN_LEVELS.values()):
+        table.add_column(name, justify="left" if name == "round" else "right")
+    for name, quantiles in found.quantiles.items():
+        table.add_row(name, *(f"{quantiles[level]:.3g}" for level in SHOWN_LEVELS))
+    console.print(table)
+    for line in (
+        found.summary,
+        f"worth trying: A from {found.low:g} to {found.high:g}",
+        *found.notes,
+        f"picture: {found.plot}",
+        "try next:",
+        *(f"  {command}" for command in found.commands),
+    ):
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,206 @@
+"""Suggests a clip bound A from the step norms that a run has recorded."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fednar_ray.config import Experiment, load
+from fednar_ray.core.errors import BadInput
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.core.step_norms import LEVELS
+from fednar_ray.report.clip_bound_plot import draw_clip_bound
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.run_lookup import RunRef, find_run, list_runs
+
+POINTS = 1000  # norms that represent the steps of one round
+FEWEST_CLIPPED, MOST_CLIPPED = 0.1, 0.5  # shares of steps that the ends of the recommended range clip
+SHORT_RUN = "fednar run FILE federation.rounds=5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipBoundSuggestion:
+    """Where a clip bound would bite in a run, and which bounds are worth trying.
+
+    Attributes:
+        run: The name of the run.
+        directory: Its directory.
+        regularizer: Its regularizer.
+        clip_bound: Its A_0.
+        clipped: The share of its steps that its own A_t clips, or would clip if the regularizer clips nothing.
+        low: The A_0 that would clip half of its steps; the recommended range begins here.
+        high: The A_0 that would clip one step in ten; the range ends here.
+        value: The A_0 to try first; it would clip a quarter of the steps.
+        largest: The largest ‖v‖ of any step.
+        quantiles: Quantiles of ‖v‖ by level (0 to 1), of the rounds ``first``, ``middle`` and ``last`` and ``overall``.
+        notes: What to know about these numbers, one sentence each.
+        plot: The picture that shows them.
+    """
+
+    run: str
+    directory: Path
+    regularizer: str
+    clip_bound: float
+    clipped: float
+    low: float
+    high: float
+    value: float
+    largest: float
+    quantiles: Mapping[str, Mapping[float, float]]
+    notes: tuple[str, ...]
+    plot: Path
+
+    @property
+    def summary(self) -> str:
+        """One sentence: which bound clips how many steps."""
+        clips = "clips" if self.regularizer in ("fednar", "decoupled") else "would clip"
+        return (
+            f"at A = {self.high:g} one in ten steps would be clipped, at A = {self.low:g} half of them; "
+            f"the run's A = {self.clip_bound:g} {clips} {_describe_share(self.clipped)}"
+        )
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands to try next."""
+        file = shlex.quote(str(self.directory / "experiment.yaml"))
+        name = "" if self.regularizer == "fednar" else "regularizer.name=fednar "
+        bound = f"regularizer.clip_bound={self.value:g}"
+        return f"fednar run {file} {name}{bound}", f"fednar compare {file} {bound}"
+
+
+def suggest(run: str | Path | None = None, *, output: Path | None = None) -> ClipBoundSuggestion:
+    """Suggests a clip bound from a run's step norms, and draws them.
+
+    A short run is enough. It may have any regularizer: the norms are recorded before clipping.
+
+    Args:
+        run: The run's name, id or directory. None: the newest run in ``runs/`` that has recorded step norms.
+        output: Where to draw the picture; None: ``clip_bound.png`` in the run's directory.
+
+    Returns:
+        The suggestion.
+
+    Raises:
+        BadInput: There is no such run, or it has not recorded step norms.
+
+    Example:
+        >>> suggestion = fr.suggest(result.directory)
+        >>> again = fr.load("digits.yaml", [f"regularizer.clip_bound={suggestion.value}"])
+    """
+    ref, records = _find_newest() if run is None else _load(find_run(str(run)))
+    if not records:
+        raise BadInput(_explain_missing(ref))
+    experiment, plot = load(ref.files.experiment_yaml), output or ref.files.suggestion_plot
+    norms = compute_scaled_norms(records, experiment.regularizer.clip_bound)
+    low, value, high = (_round(float(np.quantile(norms, level))) for level in (0.5, 0.75, 0.9))
+    anneal = [_get_annealing(record, experiment.regularizer.clip_bound) for record in records]
+    draw_clip_bound(records, plot, low=low, high=high, anneal=anneal)
+    return ClipBoundSuggestion(
+        run=ref.name,
+        directory=ref.directory,
+        regularizer=experiment.regularizer.name,
+        clip_bound=experiment.regularizer.clip_bound,
+        clipped=float((norms > experiment.regularizer.clip_bound).mean()),
+        low=low,
+        high=high,
+        value=value,
+        largest=max(record.norm_quantiles[-1] for record in records),
+        quantiles=_select_quantiles(records, norms),
+        notes=tuple(_list_notes(experiment, records)),
+        plot=plot,
+    )
+
+
+def _find_newest() -> tuple[RunRef, list[RoundRecord]]:
+    for ref in list_runs():
+        found = _load(ref)
+        if found[1]:
+            return found
+    raise BadInput(f"no run in ./runs has recorded step norms; train a short one: {SHORT_RUN}")
+
+
+def _load(ref: RunRef) -> tuple[RunRef, list[RoundRecord]]:
+    """Returns the run with the rounds that have quantiles."""
+    try:
+        return ref, [record for record in load_records(ref.directory) if record.norm_quantiles]
+    except OSError as error:
+        raise BadInput(f"the rounds of {ref.directory} cannot be read: {error.strerror}") from None
+
+
+def _explain_missing(ref: RunRef) -> str:
+    if ref.files.comparison_yaml.exists():
+        return f"{ref.name} is a comparison; name one of its runs, which fednar runs lists"
+    return f"{ref.name} has no round with step norms (an earlier version records none); train a short run: {SHORT_RUN}"
+
+
+def _get_annealing(record: RoundRecord, clip_bound: float) -> float:
+    """Returns A_t / A_0 of a round."""
+    return record.metrics["clip_bound"] / clip_bound
+
+
+def compute_scaled_norms(records: Sequence[RoundRecord], clip_bound: float) -> npt.NDArray[np.float64]:
+    """Computes norms that represent the steps of all rounds, divided by A_t / A_0: a step is clipped if it exceeds A_0.
+
+    Every round counts the same. Within a round, the distribution is linear between the recorded quantiles.
+
+    Returns:
+        ``POINTS`` norms per round, in one row, [rounds · POINTS].
+    """
+    levels = (np.arange(POINTS) + 0.5) / POINTS
+    return np.concatenate(
+        [np.interp(levels, LEVELS, record.norm_quantiles) / _get_annealing(record, clip_bound) for record in records]
+    )
+
+
+def _select_quantiles(
+    records: Sequence[RoundRecord], norms: npt.NDArray[np.float64]
+) -> dict[str, Mapping[float, float]]:
+    chosen = {"first": records[0], "middle": records[len(records) // 2], "last": records[-1]}
+    found = {name: dict(zip(LEVELS, record.norm_quantiles, strict=True)) for name, record in chosen.items()}
+    return {**found, "overall": dict(zip(LEVELS, np.quantile(norms, LEVELS).tolist(), strict=True))}
+
+
+def _list_notes(experiment: Experiment, records: Sequence[RoundRecord]) -> list[str]:
+    settings = experiment.regularizer
+    notes = ["the norms are those before clipping; with another A the model differs, and later norms with it"]
+    if settings.name in ("none", "decoupled"):
+        pull = max(r.metrics["weight_decay"] * r.metrics.get("parameter_norm", 0.0) for r in records)
+        notes.append(
+            f"this run's norms are of the gradient alone; fednar bounds g + λ·x, whose norm differs by at most "
+            f"λ·‖x‖ = {pull:.2g} at weight decay {settings.weight_decay:g}"
+        )
+    else:
+        notes.append(f"the norms are of g + λ·x at weight decay {settings.weight_decay:g}; another decay changes them")
+    if settings.clip_bound_anneal != 1:
+        notes.append(f"a suggested A is the first round's; it is annealed by {settings.clip_bound_anneal:g} per round")
+    return notes
+
+
+def explain_no_clipping(regularizer: str, records: Sequence[RoundRecord]) -> str | None:
+    """Returns a sentence about a run that could clip and never did; None if it clipped a step, or cannot clip."""
+    trained = [record for record in records if "clip_fraction" in record.metrics and record.norm_quantiles]
+    if regularizer not in ("fednar", "decoupled") or not trained:
+        return None
+    if any(record.metrics["clip_fraction"] > 0 for record in trained):
+        return None
+    closest = max(trained, key=lambda record: record.norm_quantiles[-1] / record.metrics["clip_bound"])
+    largest, bound = closest.norm_quantiles[-1], closest.metrics["clip_bound"]
+    name = {"fednar": "FedNAR", "decoupled": "decoupled decay"}[regularizer]
+    return (
+        f"no step was clipped (largest step norm {largest:.3g}, bound {bound:g}): {name} acted as coupled decay; "
+        "see fednar suggest"
+    )
+
+
+def _round(value: float) -> float:
+    """Rounds a bound to two digits."""
+    return float(f"{value:.2g}")
+
+
+def _describe_share(share: float) -> str:
+    if share == 0:
+        return "none"
+    return "all" if share == 1 else f"{100 * share:.2g} %"
