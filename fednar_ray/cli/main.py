@@ -11,6 +11,7 @@ import sys
 import click
 
 from fednar_ray.cli.compare import compare
+from fednar_ray.cli.config import config
 from fednar_ray.cli.data import data
 from fednar_ray.cli.doctor import doctor
 from fednar_ray.cli.jobs import jobs, logs, stop
@@ -41,7 +42,7 @@ def cli() -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
 
 
-for command in (run, runs, sync, compare, tune, report, data, ui, submit, jobs, logs, stop, doctor):
+for command in (run, runs, sync, compare, tune, report, data, config, ui, submit, jobs, logs, stop, doctor):
     cli.add_command(command)
 
 
