@@ -100,6 +100,28 @@ def test_rows_without_a_label_are_dropped() -> None:
     train("hospitals.yaml")
 
 
+def test_a_column_that_is_a_number_in_one_file_and_text_in_another_is_left_out() -> None:
+    write_folder(south=draw(40, 1).assign(dose=["2.5"] * 39 + ["two"]))
+    assert "dose: is a number in north, west and text in south ('two')" in init("hospitals").output
+    assert read_settings("hospitals.yaml")["data"]["features"] == ["age"]
+    train("hospitals.yaml")
+    refused = init("hospitals", "--label", "dose", "--force")
+    assert "dose: the label is a number in north, west and text in south" in str(refused.exception)
+
+
+def test_names_that_yaml_would_misread_and_long_lists_are_written_safely() -> None:
+    names = ["yes", "1e3", "a: b", "#c", "x, y", 'quo"te', "[d]", "null", *(f"measurement {i}" for i in range(20))]
+    frames = {}
+    for seed, name in enumerate(("north", "south", "west")):
+        rng = np.random.default_rng(seed)
+        frames[name] = pd.DataFrame(rng.normal(size=(20, len(names))), columns=names).assign(y=np.arange(20) % 2)
+    write_folder(**frames)
+    assert init("hospitals").exit_code == 0
+    assert max(map(len, Path("hospitals.yaml").read_text().splitlines())) <= 120
+    assert fr.load("hospitals.yaml").data.features == tuple(names)
+    train("hospitals.yaml")
+
+
 @pytest.mark.parametrize(
     ("labels", "task"),
     [

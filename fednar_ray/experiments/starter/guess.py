@@ -24,6 +24,7 @@ GROUPS = (
     "region",
 )
 IDENTIFIERS = ("id", "index", "row", "unnamed: 0", "patient", "patient_id", "record_id", "uuid")
+SHOWN_FEATURES = 30  # with more, and none left out, the file does not list them
 MOST_CLASSES = 20  # whole numbers with more distinct values are a regression
 MOST_LEVELS = 50  # text with more distinct values is left out: hardly any level would occur twice
 ROWS_PER_CLIENT = 50  # of one table that has no groups
@@ -74,6 +75,8 @@ def guess(survey: TablesSurvey, label: str | None, task: TaskName | None, groups
         raise BadInput("\n".join(wrong))
     column, why = _guess_label(survey, groups) if label is None else (survey.find(label), "given")
     assert column is not None
+    if column.mixture:
+        raise BadInput(f"{column.name}: the label {column.mixture}; write it alike in all files, or use --label")
     if len(column.levels) < 2:
         held = "no value" if not column.levels else f"only the value {next(iter(column.levels))!r}"
         raise BadInput(f"{column.name}: the label has {held}; choose another with --label")
@@ -153,7 +156,9 @@ def _iter_left_out(survey: TablesSurvey, taken: Sequence[str | None]) -> Iterato
         distinct = len(column.levels)
         if column.name in taken:
             continue
-        if distinct < 2:
+        if column.mixture:
+            yield column.name, column.mixture
+        elif distinct < 2:
             yield column.name, "is constant" if distinct else "has no values"
         elif distinct == total and (column.name.strip().casefold() in IDENTIFIERS or column.kind == "text"):
             yield column.name, "differs in every row, like an identifier"
@@ -205,7 +210,9 @@ def _build_data(survey: TablesSurvey, found: Guess) -> dict[str, Any]:
         where["groups"] = found.groups
     inputs = [column for column in survey.columns if column.name in found.features]
     label = survey.find(found.label)
-    data = {**where, "label": found.label, "task": found.task, "features": list(found.features)}
+    data = {**where, "label": found.label, "task": found.task}
+    if found.left_out or len(found.features) <= SHOWN_FEATURES:
+        data["features"] = list(found.features)
     if label is not None and label.missing:
         data["missing"] = "drop"
     elif any(column.missing for column in inputs):

@@ -1,6 +1,6 @@
 """Surveys tables: which clients they are, and what kind of values each column holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fednar_ray.data.sources.arrow_columns import read_parquet, to_numpy
 from fednar_ray.data.sources.tables import FORMATS, find_extension, format_names, list_tables, name_client
 from fednar_ray.data.sources.text_files import explain_separator, read_text
 
-KINDS = ("number", "whole number", "true or false", "text", "date")
+KINDS = ("number", "whole number", "true or false", "text", "date", "mixed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,14 @@ class Column:
         kind: One of ``KINDS``.
         levels: The number of rows of each distinct value, most frequent first. Missing values are not counted.
         missing: The number of rows without a value.
+        mixture: For the kind mixed: which file holds what, in words.
     """
 
     name: str
     kind: str
     levels: Mapping[Any, int]
     missing: int
+    mixture: str = ""
 
     @property
     def is_numeric(self) -> bool:
@@ -139,7 +141,7 @@ def _summarize(path: Path, frames: Mapping[str, pd.DataFrame]) -> TablesSurvey:
     return TablesSurvey(
         path=path,
         rows={name: len(frame) for name, frame in frames.items()},
-        columns=tuple(_describe(name, [frame[name] for frame in frames.values()]) for name in shared),
+        columns=tuple(_describe(name, {file: frame[name] for file, frame in frames.items()}) for name in shared),
         only_some={
             name: tuple(file for file, frame in frames.items() if name in frame.columns)
             for name in names
@@ -148,12 +150,40 @@ def _summarize(path: Path, frames: Mapping[str, pd.DataFrame]) -> TablesSurvey:
     )
 
 
-def _describe(name: str, parts: Sequence[pd.Series]) -> Column:
-    values = pd.concat(parts, ignore_index=True)
+def _describe(name: str, parts: Mapping[str, pd.Series]) -> Column:
+    values = pd.concat(list(parts.values()), ignore_index=True)
     present = values.dropna()
+    mixture = _find_mixture(parts)
     return Column(
-        name=name, kind=_find_kind(present), levels=present.value_counts().to_dict(), missing=len(values) - len(present)
+        name=name,
+        kind="mixed" if mixture else _find_kind(present),
+        levels=present.value_counts().to_dict(),
+        missing=len(values) - len(present),
+        mixture=mixture,
     )
+
+
+def _find_mixture(parts: Mapping[str, pd.Series]) -> str:
+    """Returns which file has numbers and which has text in a column, in words; empty if all files agree."""
+    numeric: list[str] = []
+    text: list[str] = []
+    for file, part in parts.items():
+        present = part.dropna()
+        if len(present):
+            (text if _find_kind(present) == "text" else numeric).append(file)
+    if not numeric or not text:
+        return ""
+    cells = parts[text[0]].dropna().astype(str)
+    odd = next(cell for cell in cells if not _is_number(cell))
+    return f"is a number in {format_names(numeric)} and text in {format_names(text)} ({odd!r})"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _find_kind(present: pd.Series) -> str:

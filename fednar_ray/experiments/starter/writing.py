@@ -36,7 +36,22 @@ def _iter_lines(
             continue
         for text in (describe_key(key, settings), notes.get(key, "")):
             yield from textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-        yield f"{indent}{name}: {_format(value)}"
+        yield from _iter_value_lines(f"{indent}{name}: ", value)
+
+
+def _iter_value_lines(start: str, value: Any) -> Iterator[str]:
+    """Yields a key with its value. A long list takes several lines."""
+    if not isinstance(value, list):
+        yield start + _format(value)
+        return
+    line = f"{start}["
+    for i, item in enumerate(value):
+        text = _format(item) + (", " if i < len(value) - 1 else "]")
+        if len(line) + len(text) > WIDTH:
+            yield line.rstrip()
+            line = " " * (len(start) + 1)
+        line += text
+    yield line
 
 
 def describe_key(name: str, settings: Mapping[str, Any]) -> str:
@@ -60,8 +75,6 @@ def _find_kind(section: Section, settings: Mapping[str, Any]) -> Kind | None:
 
 def _format(value: Any) -> str:
     """Formats a value as YAML on one line, with quotes where text would be read as something else."""
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_format, value)) + "]"
     if isinstance(value, str):
         return value if value and _is_plain(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return format_yaml(value)
