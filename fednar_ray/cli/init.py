@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from fednar_ray.cli.init_output import print_found, print_next
 from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from fednar_ray.experiments.starter.guess import Guess
-    from fednar_ray.experiments.starter.survey import Column, TablesSurvey
-
-SHOWN = 8  # names in a list
+    from fednar_ray.experiments.starter.survey import TablesSurvey
 
 
 @click.command()
@@ -71,9 +69,9 @@ def _write_for_tables(
     )
     text = write_experiment(settings, header, notes)
     parse_document(text, str(file))  # a file that is not valid is never written
-    _print_found(survey, found, settings)
+    print_found(survey, found, settings)
     _write(file, text)
-    _print_next(file)
+    print_next(file)
 
 
 def _write_digits(output: Path | None, force: bool) -> None:
@@ -85,7 +83,7 @@ def _write_digits(output: Path | None, force: bool) -> None:
     _check_free(file, force)
     click.echo("no tables here: the file trains on handwritten digits; for your own tables: fednar init FOLDER")
     _write(file, write_experiment(load_embedded("digits").raw, header))
-    _print_next(file)
+    print_next(file)
 
 
 def _check_free(file: Path, force: bool) -> None:
@@ -110,70 +108,3 @@ def _name_experiment(path: Path) -> str:
 
         stem = name_client(path.resolve())
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "tables"
-
-
-def _print_found(survey: "TablesSurvey", found: "Guess", settings: dict[str, dict[str, object]]) -> None:
-    label = survey.find(found.label)
-    assert label is not None
-    rows = sum(survey.rows.values())
-    inputs = [column for column in survey.columns if column.name in found.features]
-    missing = {column.name: column.missing for column in (*inputs, label) if column.missing}
-    lines = [
-        ("clients", _describe_clients(survey, found)),
-        ("rows", f"{rows:,}"),
-        ("label", f"{found.label} ({found.label_reason}): {_describe_levels(label, rows)}"),
-        ("task", f"{found.task} ({found.task_reason})"),
-        *(("inputs", text) for text in _iter_kinds(inputs)),
-        *(("left out", f"{name}: {why}") for name, why in found.left_out.items()),
-    ]
-    if missing:
-        places = ", ".join(f"{name} {count}" for name, count in missing.items())
-        lines.append(("missing", f"{places}; data.missing: {settings['data']['missing']}"))
-    lines.append(("model", str(settings["model"]["name"])))
-    for topic, text in lines:
-        click.echo(f"{topic:10}{text}")
-
-
-def _describe_clients(survey: "TablesSurvey", found: "Guess") -> str:
-    if survey.is_folder:
-        return f"{found.clients}: {_shorten([f'{name} ({rows} rows)' for name, rows in survey.rows.items()])}"
-    column = None if found.groups is None else survey.find(found.groups)
-    if column is None:
-        return f"{found.clients}, of rows divided at random; --groups COLUMN divides them by a column"
-    levels = sorted(column.levels.items(), key=lambda item: str(item[0]))
-    return f"{found.clients}, by {column.name}: {_shorten([f'{level} ({rows} rows)' for level, rows in levels])}"
-
-
-def _describe_levels(label: "Column", rows: int) -> str:
-    if label.is_numeric and len(label.levels) > SHOWN:
-        return f"{min(label.levels):g} to {max(label.levels):g}"
-    return _shorten([f"{_format_level(level)} ({count / rows:.0%})" for level, count in label.levels.items()])
-
-
-def _format_level(level: object) -> str:
-    return f"{level:g}" if isinstance(level, float) else str(level)
-
-
-def _iter_kinds(inputs: "list[Column]") -> "list[str]":
-    """Returns one line per kind of column, with the names."""
-    words = {"number": "numbers", "whole number": "numbers", "true or false": "true or false", "text": "categories",
-             "date": "dates"}  # fmt: skip
-    by_kind: dict[str, list[str]] = {}
-    for column in inputs:
-        by_kind.setdefault(words[column.kind], []).append(column.name)
-    return [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in by_kind.items()]
-
-
-def _shorten(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _print_next(file: Path) -> None:
-    click.echo("next:")
-    for command, why in (
-        ("data inspect", "what each client holds"),
-        ("run", "train"),
-        ("compare", "FedNAR against the usual way, over three seeds"),
-    ):
-        click.echo(f"  fednar {command} {file}".ljust(42) + f"  # {why}")
