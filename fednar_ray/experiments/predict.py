@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from fednar_ray.config import Experiment, load
-from fednar_ray.config.data import ColumnSettings
-from fednar_ray.core.errors import BadInput, ModelError
+from fednar_ray.core.errors import BadInput, ModelError, first_line
+from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
 from fednar_ray.federated.evaluation import BATCH
 from fednar_ray.models.building import build_network_like
 from fednar_ray.models.weights import load_model, read_saved_state
-from fednar_ray.tracking.input_columns import read_input_columns
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_run_or_newest
 
@@ -30,37 +29,36 @@ class Predictor:
 
     Attributes:
         model: Takes raw rows [n, columns], and returns outputs [n, o].
-        columns: The names of the input columns, in the model's order.
-        settings: The ``data`` section of the run.
+        schema: The columns, the task and the names of the classes.
     """
 
     model: nn.Module
-    columns: tuple[str, ...]
-    settings: ColumnSettings
+    schema: TableSchema
 
     def predict_file(self, path: Path) -> pd.DataFrame:
         """Predicts each row of a file, in order. Raises DataError if the file does not fit the run."""
-        return self._predict(read_rows(path, self.columns, self.imputes))
+        return self._predict(read_rows(path, self.schema, self.imputes))
 
     def predict_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Predicts each row of a data frame, in order. Raises DataError if the frame does not fit the run."""
-        return self._predict(read_frame(frame, self.columns, self.imputes)).set_axis(frame.index)
+        return self._predict(read_frame(frame, self.schema, self.imputes)).set_axis(frame.index)
 
     @property
     def imputes(self) -> bool:
         """Whether the model replaces missing values."""
-        return getattr(self.settings, "missing", "refuse") == "mean"
+        fill = self.model.state_dict().get("preprocessing.fill")
+        return fill is not None and not bool(fill.isnan().any())
 
     def _predict(self, rows: Numbers) -> pd.DataFrame:
         outputs = np.concatenate([*self._iter_outputs(rows)])
-        if self.settings.task == "regression":
+        task = self.schema.task
+        if task == "regression":
             return pd.DataFrame({"prediction": outputs[:, 0]})
-        probabilities = _compute_probabilities(outputs, self.settings.task)
-        likeliest = outputs[:, 0] > 0 if self.settings.task == "binary" else outputs.argmax(axis=1)
-        names = [f"probability_{name}" for name in range(probabilities.shape[1])]
-        return pd.DataFrame(
-            {"prediction": likeliest.astype(np.int64), **dict(zip(names, probabilities.T, strict=True))}
-        )
+        probabilities = _compute_probabilities(outputs, task)
+        chosen = (outputs[:, 0] > 0).astype(np.int64) if task == "binary" else outputs.argmax(axis=1)
+        classes = np.array(self.schema.class_names or range(probabilities.shape[1]))
+        columns = {f"probability_{name}": p for name, p in zip(classes, probabilities.T, strict=True)}
+        return pd.DataFrame({"prediction": classes[chosen], **columns})
 
     @torch.no_grad()
     def _iter_outputs(self, rows: Numbers) -> Iterator[Numbers]:
@@ -90,14 +88,16 @@ def load_predictor(run: str | Path) -> Predictor:
     files = found.files
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
-    experiment = load(files.experiment_yaml)
-    columns = read_input_columns(files)
-    if not isinstance(experiment.data, ColumnSettings) or columns is None:
+    if not files.schema.exists():
         raise BadInput(
             f"{found.name}: was not trained on tables with named columns, so predict cannot read rows for it; "
             f"load its model with mlflow.pyfunc.load_model({str(files.model)!r})"
         )
-    return Predictor(model=_load(found.name, files, experiment), columns=columns, settings=experiment.data)
+    try:
+        schema = read_schema(files.schema)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
+    return Predictor(model=_load(found.name, files, load(files.experiment_yaml)), schema=schema)
 
 
 def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:

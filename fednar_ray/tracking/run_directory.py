@@ -78,11 +78,6 @@ class RunDirectory:
         return self.path / "model"
 
     @property
-    def model_description(self) -> Path:
-        """MLflow's description of the final model: its inputs, outputs and requirements."""
-        return self.model / "MLmodel"
-
-    @property
     def parameters(self) -> Path:
         """The state_dict of the final model, as ``torch.save`` writes it."""
         return self.path / "model.pt"

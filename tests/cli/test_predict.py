@@ -186,7 +186,7 @@ def test_rows_that_do_not_fit_are_refused(text: str, expected: list[str]) -> Non
     [
         (lambda rows: rows.drop(columns="dose"), "has no column dose"),
         (lambda rows: rows.assign(age="old"), "row 1, column age: 'old' is not a number"),
-        (lambda rows: rows.assign(age=[1, "x"] * 30), "the data frame: "),
+        (lambda rows: rows.assign(age=[1, "x"] * 30), "row 2, column age: 'x' is not a number"),
         (lambda rows: pd.concat([rows, rows[["age"]]], axis=1), "has column age more than once"),
         (lambda rows: rows[:0], "has no rows"),
     ],
