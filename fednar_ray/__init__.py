@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fednar_ray.data.federation import Federation
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.iter_rounds import iter_rounds
+    from fednar_ray.experiments.predict import predict
     from fednar_ray.experiments.run import Result, run
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
@@ -57,6 +58,7 @@ __all__ = [
     "iter_rounds",
     "load",
     "load_model",
+    "predict",
     "run",
     "suggest",
 ]
@@ -81,6 +83,7 @@ _HOMES = {
         "TrackingUnavailable",
     ),
     "execution.session": ("RaySession",),
+    "experiments.predict": ("predict",),
     "experiments.run": ("Result", "run"),
     "experiments.suggestion": ("ClipBoundSuggestion", "suggest"),
     "core.reports": ("RoundRecord", "RoundReport"),

@@ -11,9 +11,12 @@ import sys
 import click
 
 from fednar_ray.cli.compare import compare
+from fednar_ray.cli.config import config
 from fednar_ray.cli.data import data
 from fednar_ray.cli.doctor import doctor
+from fednar_ray.cli.init import init
 from fednar_ray.cli.jobs import jobs, logs, stop
+from fednar_ray.cli.predict import predict
 from fednar_ray.cli.report import report
 from fednar_ray.cli.run import run
 from fednar_ray.cli.runs import runs, sync
@@ -42,7 +45,25 @@ def cli() -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
 
 
-for command in (run, runs, sync, compare, suggest, tune, report, data, ui, submit, jobs, logs, stop, doctor):
+for command in (
+    init,
+    run,
+    runs,
+    sync,
+    compare,
+    suggest,
+    tune,
+    predict,
+    report,
+    data,
+    config,
+    ui,
+    submit,
+    jobs,
+    logs,
+    stop,
+    doctor,
+):
     cli.add_command(command)
 
 

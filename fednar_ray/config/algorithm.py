@@ -1,6 +1,6 @@
 """The sections ``algorithm`` and ``regularizer``. One class per preset.
 
-Symbols in comments are those of Li et al., NeurIPS 2023.
+Symbols are those of Li et al., NeurIPS 2023.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,16 @@ class RegularizerSettings(Settings):
     """How weight decay enters the local steps, and how steps are clipped."""
 
     name: RegularizerName = "fednar"
-    weight_decay: NonNegative = 0.01  # λ_0
-    weight_decay_anneal: Rate = 1.0  # γ_λ
-    clip_bound: Positive = 10.0  # A_0
-    clip_bound_anneal: Rate = 1.0  # γ_A
+    """fednar: clip gradient and weight decay together, by the norm of their sum. decoupled: clip the gradient, then add
+    the decay. coupled: add the decay, and clip nothing. none: neither decay nor clip."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay in round 0, λ_0."""
+    weight_decay_anneal: Rate = 1.0
+    """Factor by which the weight decay is multiplied from one round to the next, γ_λ. 1: it stays."""
+    clip_bound: Positive = 10.0
+    """Bound of the norm of a local step before the step size, in round 0, A_0. A small bound clips more steps."""
+    clip_bound_anneal: Rate = 1.0
+    """Factor by which the bound is multiplied from one round to the next, γ_A. 1: it stays."""
 
 
 class AlgorithmSettings(Settings):
@@ -31,8 +37,10 @@ class AlgorithmSettings(Settings):
     An algorithm is a preset, given by ``name``, or your own, given by the path of a ``function`` that returns it.
     """
 
-    local_lr: Positive = 0.1  # η_0
-    local_lr_anneal: Rate = 1.0  # γ_η
+    local_lr: Positive = 0.1
+    """Step size of the clients in round 0, η_0."""
+    local_lr_anneal: Rate = 1.0
+    """Factor by which the step size is multiplied from one round to the next, γ_η. 1: it stays."""
 
     def compute_epsilon(self, round_index: int) -> float:
         """Computes the server optimizer's ε_t of a round; 0 for algorithms without an ε."""
@@ -42,14 +50,17 @@ class AlgorithmSettings(Settings):
 class ServerLrSettings(AlgorithmSettings):
     """The settings of presets whose server takes a step of a given length."""
 
-    server_lr: Positive = 1.0  # η_g
+    server_lr: Positive = 1.0
+    """Step size of the server, η_g. 1: the server takes the mean of the clients' updates as it is."""
 
 
 class EpsilonSettings(AlgorithmSettings):
     """The settings of presets with an ε."""
 
-    epsilon: NonNegative = 0.001  # ε_0
-    epsilon_anneal: Rate = 1.0  # γ_ε
+    epsilon: NonNegative = 0.001
+    """ε_0, added to the denominator of the server's extrapolation in round 0."""
+    epsilon_anneal: Rate = 1.0
+    """Factor by which ε is multiplied from one round to the next, γ_ε."""
 
     def compute_epsilon(self, round_index: int) -> float:
         """Computes the server optimizer's ε_t of a round."""
@@ -59,8 +70,10 @@ class EpsilonSettings(AlgorithmSettings):
 class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
     """The settings of presets whose server divides by a second moment."""
 
-    server_lr: Positive = 0.1  # η_g
-    epsilon: NonNegative = 0.01  # ε_0
+    server_lr: Positive = 0.1
+    """Step size of the server, η_g."""
+    epsilon: NonNegative = 0.01
+    """ε_0, added to the root of the second moment in round 0."""
 
     @model_validator(mode="after")
     def _check_epsilon(self) -> Self:
@@ -73,8 +86,10 @@ class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
 class MomentsSettings(AdaptiveSettings):
     """The settings of presets whose server keeps running averages of both moments."""
 
-    beta1: Share = 0.9  # β₁
-    beta2: Share = 0.99  # β₂
+    beta1: Share = 0.9
+    """β₁: the share of the server's running mean of updates that is kept in a round."""
+    beta2: Share = 0.99
+    """β₂: the share of the server's running mean of squared updates that is kept in a round."""
 
 
 class FedAvgSettings(ServerLrSettings):
@@ -87,7 +102,8 @@ class FedProxSettings(ServerLrSettings):
     """FedProx (Li et al., MLSys 2020)."""
 
     name: Literal["fedprox"] = "fedprox"
-    mu: NonNegative = 0.001  # μ
+    mu: NonNegative = 0.001
+    """Weight μ of the proximal term, which pulls each client towards the global model. 0: FedAvg."""
 
 
 class ScaffoldSettings(ServerLrSettings):
@@ -100,7 +116,8 @@ class FedAvgMSettings(ServerLrSettings):
     """FedAvgM (Hsu et al. 2019)."""
 
     name: Literal["fedavgm"] = "fedavgm"
-    beta: Share = 0.9  # β
+    beta: Share = 0.9
+    """Momentum β of the server. 0: FedAvg."""
 
 
 class FedAdamSettings(MomentsSettings):
@@ -137,14 +154,16 @@ class FedDynSettings(AlgorithmSettings):
     """FedDyn (Acar et al., ICLR 2021)."""
 
     name: Literal["feddyn"] = "feddyn"
-    alpha: Positive = 0.1  # α of FedDyn
+    alpha: Positive = 0.1
+    """Weight α of the dynamic regularizer."""
 
 
 class FedProxExpSettings(EpsilonSettings):
     """FedProx with FedExP's extrapolation."""
 
     name: Literal["fedprox+exp"] = "fedprox+exp"
-    mu: NonNegative = 0.001  # μ
+    mu: NonNegative = 0.001
+    """Weight μ of the proximal term, which pulls each client towards the global model. 0: FedAvg."""
 
 
 class ScaffoldExpSettings(EpsilonSettings):
@@ -157,7 +176,8 @@ class FedAvgMExpSettings(EpsilonSettings):
     """FedAvgM with FedExP's extrapolation."""
 
     name: Literal["fedavgm+exp"] = "fedavgm+exp"
-    beta: Share = 0.9  # β
+    beta: Share = 0.9
+    """Momentum β of the server. 0: FedAvg."""
 
 
 class OwnAlgorithmSettings(AlgorithmSettings):
@@ -168,8 +188,10 @@ class OwnAlgorithmSettings(AlgorithmSettings):
     """module.function, importable. It is called with ``arguments``, and returns an Algorithm."""
     arguments: Mapping[str, Argument] = {}
     """Keyword arguments of the function."""
-    epsilon: NonNegative | None = None  # ε_0
-    epsilon_anneal: Rate | None = None  # γ_ε
+    epsilon: NonNegative | None = None
+    """ε_0 of the algorithm in round 0. null: 0."""
+    epsilon_anneal: Rate | None = None
+    """Factor by which ε is multiplied from one round to the next, γ_ε. null: 1."""
 
     def compute_epsilon(self, round_index: int) -> float:
         """Computes the server optimizer's ε_t of a round; 0 if the settings give none."""

@@ -12,6 +12,7 @@ class CompareSettings(Settings):
     """What ``fednar compare`` varies; the ``compare`` section of a file."""
 
     regularizers: Annotated[tuple[RegularizerName, ...], Field(min_length=1)] = ("decoupled", "fednar")
+    """The regularizers that are compared; the table shows the difference to the first."""
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
     """The weight decays that are compared. null: only the experiment's own."""
     seeds: Annotated[int, BeforeValidator(check_number), Field(ge=1, le=1000)] = 3

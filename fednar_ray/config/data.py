@@ -32,7 +32,9 @@ class NormalizationSettings(Settings):
     """(value/255 − mean)/std for uint8 images: one mean and one std per channel."""
 
     mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    """Mean of each channel, on the scale 0 to 1."""
     std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Standard deviation of each channel, on the scale 0 to 1."""
 
 
 class AugmentationSettings(Settings):
@@ -119,9 +121,13 @@ class ArraySettings(Settings):
     """The names of the arrays in an .npz file."""
 
     train_x: str = "train_x"
+    """The array with the inputs of the training examples."""
     train_y: str = "train_y"
+    """The array with the labels of the training examples."""
     test_x: str = "test_x"
+    """The array with the inputs of the test examples."""
     test_y: str = "test_y"
+    """The array with the labels of the test examples."""
     groups: str | None = None
     """An array with the natural client of each training example, for ``partition.kind: natural``."""
     channels: Literal["first", "last"] | None = None

@@ -77,6 +77,8 @@ class AggregationSettings(Settings):
     """How a round's updates are aggregated. All rules but ``mean`` bound the influence of a single client."""
 
     name: Literal["mean", "median", "trimmed_mean", "krum", "norm_bound"] = "mean"
+    """mean: weighted by examples. median, trimmed_mean: per coordinate. krum: the mean of the updates closest to each
+    other. norm_bound: the mean of updates whose norm is bounded."""
     trim: Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=0.5)] = 0.1
     """For ``trimmed_mean``: the share of the clients that is cut at each end of every coordinate."""
     byzantine: Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=0.5)] = 0.2

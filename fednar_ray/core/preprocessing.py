@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fednar_ray.core.fednar_table_schema import TableSchema
+
 PREPROCESSING, NETWORK = "preprocessing", "model"
 
 Floats = npt.NDArray[np.float64]
@@ -34,31 +36,66 @@ class Preprocessing(Protocol):
 class TablePreprocessing:
     """Imputes and scales the rows of tables, column by column.
 
-    All numbers are computed from counts, means and sums of squares of the clients' training examples. A column that is
+    A category of the raw rows is the number of its level. Each level becomes one input of the network, 1 in the rows of
+    this level and 0 in all others; a level is neither imputed nor scaled.
+
+    All numbers are computed from counts, means and sums of squares of the clients' training examples. An input that is
     not scaled has mean 0 and scale 1.
+
+    Attributes:
+        schema: The columns of the raw rows; None if inputs are not rows with named columns.
+        fill: Replaces missing values, [g…] for the g inputs of the network; NaN leaves them missing.
+        mean: Subtracted, [g…].
+        scale: Divides, [g…].
     """
 
-    columns: tuple[str, ...] | None
-    fill: Floats  # [f…] replaces missing values; NaN leaves them missing
-    mean: Floats  # [f…]
-    scale: Floats  # [f…]
+    schema: TableSchema | None
+    fill: Floats
+    mean: Floats
+    scale: Floats
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the raw columns, in order."""
+        return None if self.schema is None else self.schema.names
 
     def apply(self, x: Floats) -> Floats:
-        """Returns the rows [n, f…] imputed and scaled. NaN stands for a missing value."""
-        scaled: Floats = (np.where(np.isnan(x), self.fill, x) - self.mean) / self.scale
+        """Returns the rows [n, f…] expanded, imputed and scaled, [n, g…]. NaN stands for a missing value."""
+        expansion = self._build_expansion()
+        values = x
+        if expansion is not None:
+            column, level = expansion
+            x = x[:, column]
+            values = np.where(np.isnan(level), x, x == level)
+        scaled: Floats = (np.where(np.isnan(x), self.fill, values) - self.mean) / self.scale
         return scaled
+
+    def _build_expansion(self) -> tuple[npt.NDArray[np.int64], Floats] | None:
+        """Returns the raw column and the level of each input, NaN for numbers; None if there are no categories."""
+        if self.schema is None or all(column.kind != "category" for column in self.schema.columns):
+            return None
+        levels = [range(len(c.levels)) if c.kind == "category" else (np.nan,) for c in self.schema.columns]
+        return np.repeat(np.arange(len(levels)), [len(own) for own in levels]), np.concatenate(levels, dtype=np.float64)
 
     def build_module(self) -> nn.Module:
         """Builds the step as a module. Its outputs are bit for bit the inputs of training and evaluation."""
-        return TableInputs(torch.tensor(self.fill), torch.tensor(self.mean), torch.tensor(self.scale))
+        expansion = self._build_expansion() or ()
+        return TableInputs(*(torch.tensor(part) for part in (self.fill, self.mean, self.scale, *expansion)))
 
     def build_example(self) -> Floats:
         """Builds two raw example rows [2, f…] from the imputed or mean values, so that they reveal no one's data."""
-        return np.stack([np.where(np.isnan(self.fill), self.mean, self.fill)] * 2)
+        values = np.where(np.isnan(self.fill), self.mean, self.fill)
+        if (expansion := self._build_expansion()) is not None:
+            first = np.unique(expansion[0], return_index=True)[1]  # the first level of a category
+            values = np.where(np.isnan(expansion[1]), values, 0.0)[first]
+        return np.stack([values] * 2)
 
 
 class TableInputs(nn.Module):
     """Turns raw rows [n, f…] into float32: ``(x − mean) / scale``, with ``fill`` for missing values (NaN).
+
+    With ``column`` and ``level``, it first expands categories: input i is raw column ``column[i]``. Where
+    ``level[i]`` is a number, the input is 1 if the raw value is this level and 0 otherwise.
 
     It computes in float64, so that small differences between large numbers, such as timestamps, are not lost.
     """
@@ -66,16 +103,24 @@ class TableInputs(nn.Module):
     fill: Tensor
     mean: Tensor
     scale: Tensor
+    column: Tensor | None
+    level: Tensor | None
 
-    def __init__(self, fill: Tensor, mean: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, fill: Tensor, mean: Tensor, scale: Tensor, column: Tensor | None = None, level: Tensor | None = None
+    ) -> None:
         super().__init__()
-        for name, values in (("fill", fill), ("mean", mean), ("scale", scale)):
+        parts = {"fill": fill, "mean": mean, "scale": scale, "column": column, "level": level}
+        for name, values in parts.items():
             self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps rows [n, f…] of any number type to float32 [n, f…]."""
-        rows = x.to(torch.float64)
-        filled = torch.where(rows.isnan(), self.fill, rows)
+        """Maps rows [n, f…] of any number type to float32 [n, g…]."""
+        rows = values = x.to(torch.float64)
+        if self.column is not None and self.level is not None:
+            rows = rows[:, self.column]
+            values = torch.where(self.level.isnan(), rows, (rows == self.level).to(torch.float64))
+        filled = torch.where(rows.isnan(), self.fill, values)
         return ((filled - self.mean) / self.scale).to(torch.float32)
 
 
@@ -129,7 +174,8 @@ def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         if part not in parts:
             return {}, dict(state)
         parts[part][name] = value
-    is_saved_model = set(parts[PREPROCESSING]) in ({"fill", "mean", "scale"}, {"mean", "std"})
+    table = {"fill", "mean", "scale"}
+    is_saved_model = set(parts[PREPROCESSING]) in (table, table | {"column", "level"}, {"mean", "std"})
     return (parts[PREPROCESSING], parts[NETWORK]) if is_saved_model else ({}, dict(state))
 
 

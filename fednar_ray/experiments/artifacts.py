@@ -11,6 +11,7 @@ from torch import nn
 from fednar_ray.config import flatten_settings
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
@@ -57,8 +58,11 @@ def log_outputs(
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
     preprocessing = prepared.federation.preprocessing
-    columns = None if preprocessing is None else preprocessing.columns
-    tracker.save_model(model, prepared.federation.build_example(), columns)
+    schema = preprocessing.schema if isinstance(preprocessing, TablePreprocessing) else None
+    tracker.save_model(model, prepared.federation.build_example(), schema)
+    if schema is not None:
+        with raise_as_run_failed(files.schema):
+            schema.write(files.schema)
     _save_parameters(model, files.parameters)
 
 

@@ -4,43 +4,78 @@ MLflow's own loader for PyTorch converts a DataFrame to float32 first, which los
 as times in seconds since 1970.
 """
 
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow.pytorch
 import numpy as np
 import pandas as pd
 
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")  # as in the files that the model was trained on
+SCHEMA = "schema.json"  # in the folder of the PyTorch model
+PREDICTION = "prediction"
 
 
 class TableModel:
-    """Predicts from rows whose columns MLflow has put in the order of the signature."""
+    """Predicts from rows with the columns of the schema, in any order.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    Args:
+        model: The PyTorch model, which takes the raw matrix.
+        schema: The TableSchema of its columns.
+    """
+
+    def __init__(self, model: Any, schema: Any) -> None:
+        self._model, self._schema = model, schema
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        """Returns one row of outputs per row of ``data``. Missing values may be NaN, None, or one of MISSING."""
-        rows = np.stack([_numbers(data[name]) for name in data], axis=1)
-        return pd.DataFrame(self._model.predict(rows), index=data.index)
+        """Predicts each row of ``data``.
+
+        Args:
+            data: A DataFrame. Missing values may be NaN, None, or a text that means missing in files, such as ``?``.
+            params: Not used.
+
+        Returns:
+            A DataFrame with the same index: the network's outputs or, if the classes have names, the columns
+            ``prediction`` and ``probability_<class>``.
+
+        Raises:
+            ValueError: A cell does not fit its column, or has a level that the model does not know.
+        """
+        outputs = np.asarray(self._model.predict(self._schema.encode(data)))
+        names = self._schema.class_names
+        if names is None:
+            return pd.DataFrame(outputs, index=data.index)
+        chances = compute_probabilities(outputs)
+        frame = pd.DataFrame(chances, index=data.index, columns=name_probabilities(names))
+        frame.insert(0, PREDICTION, [names[i] for i in choose_classes(outputs)])
+        return frame
 
     def get_raw_model(self) -> Any:
         """Returns the PyTorch module."""
         return self._model.get_raw_model()
 
 
-def _numbers(column: Any) -> Any:
-    if column.dtype.kind in "mMc":  # dates, durations and complex numbers, which numpy would convert silently
-        raise ValueError(f"column {column.name}: holds {column.dtype}; real numbers are needed")
-    if column.dtype.kind not in "biuf":
-        missing = [isinstance(cell, str) and cell.strip() in MISSING for cell in column]
-        column = column.mask(np.array(missing, dtype=bool), None)
-    try:
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {column.name}: {error}; numbers are needed") from None
+def name_probabilities(class_names: Sequence[str]) -> list[str]:
+    """Names the columns of probabilities."""
+    return [f"probability_{name}" for name in class_names]
+
+
+def choose_classes(outputs: Any) -> Any:
+    """Returns the predicted class of each row of outputs [n, classes], or of logits [n, 1] of class 1."""
+    return (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+
+def compute_probabilities(outputs: Any) -> Any:
+    """Returns the probability of each class, [n, classes], from outputs as in ``choose_classes``."""
+    logits = outputs.astype(np.float64)
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> TableModel:
     """Loads the model. MLflow calls this with the folder of the PyTorch model."""
-    return TableModel(mlflow.pytorch._load_pyfunc(path, model_config))
+    schema = importlib.import_module("fednar_table_schema").read_schema(Path(path) / SCHEMA)
+    return TableModel(mlflow.pytorch._load_pyfunc(path, model_config), schema)

@@ -31,6 +31,7 @@ from fednar_ray.config import Experiment, dump
 from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
+from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.store_uris import (
     build_artifact_folder,
     find_misread_folder,
@@ -357,18 +358,16 @@ class RunTracker(RoundCallback):
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._queue("metrics", metrics=finite, step=step, time=_get_milliseconds())
 
-    def save_model(
-        self, model: torch.nn.Module, example: npt.NDArray[Any], columns: Sequence[str] | None = None
-    ) -> None:
+    def save_model(self, model: torch.nn.Module, example: npt.NDArray[Any], schema: TableSchema | None = None) -> None:
         """Logs the model with its signature.
 
         Args:
             model: Takes raw inputs.
             example: Two or more raw inputs, [n, …].
-            columns: The names of the columns of ``example`` [n, columns]; None if they have none.
+            schema: The columns of ``example`` [n, columns]; None if they have no names.
         """
         directory = RunDirectory(self._directory).model
-        save_model(model, example, directory, columns)
+        save_model(model, example, directory, schema)
         self._queue("model", path=directory.name)
 
     def set_end_status(self, status: str) -> None:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +17,16 @@ import torch
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
+from fednar_ray.core import fednar_table_schema
 from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.tracking import fednar_table_model
 
 log = logging.getLogger("fednar_ray")
 
 
 def save_model(
-    model: torch.nn.Module, example: npt.NDArray[Any], directory: Path, columns: Sequence[str] | None = None
+    model: torch.nn.Module, example: npt.NDArray[Any], directory: Path, schema: TableSchema | None = None
 ) -> None:
     """Writes a model in MLflow's format, with its signature and an example.
 
@@ -35,8 +37,8 @@ def save_model(
         model: Takes raw inputs [n, …].
         example: Two or more raw inputs, [n, …].
         directory: The directory to write; replaced if it exists.
-        columns: The names of the columns of ``example`` [n, columns]. With them, the signature, the example and the
-            pyfunc model use tables.
+        schema: The columns of ``example`` [n, columns]. With it, the signature, the example and the pyfunc model use
+            tables, and a model of named classes predicts their names and probabilities.
 
     Raises:
         RunFailed: The model cannot be saved in either form.
@@ -50,11 +52,11 @@ def save_model(
     }
     with _quiet():
         try:
-            _save(model, directory, columns, serialization_format="pt2", **arguments)
+            _save(model, directory, schema, serialization_format="pt2", **arguments)
         except Exception as error:  # noqa: BLE001 - torch.export raises many kinds
             log.info("the model is stored as a pickle, since torch.export cannot trace it: %s", error)
             try:
-                _save(model, directory, columns, serialization_format="pickle", **arguments)
+                _save(model, directory, schema, serialization_format="pickle", **arguments)
             except Exception as failure:
                 raise RunFailed(f"{directory}: the model cannot be saved: {first_line(failure)}") from failure
 
@@ -73,37 +75,43 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save(model: torch.nn.Module, directory: Path, columns: Sequence[str] | None, **arguments: Any) -> None:
+def _save(model: torch.nn.Module, directory: Path, schema: TableSchema | None, **arguments: Any) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted attempt, or by the run before it was resumed
-    if columns is None:
+    if schema is None:
         mlflow.pytorch.save_model(model, directory, **arguments)
         return
     with TemporaryDirectory() as temporary:
         plain = Path(temporary) / "model"
         mlflow.pytorch.save_model(model, plain, **arguments)
-        _save_with_columns(plain, directory, columns, **arguments)
+        _save_with_schema(plain, directory, schema, **arguments)
 
 
-def _save_with_columns(
+def _save_with_schema(
     plain: Path,
     directory: Path,
-    columns: Sequence[str],
+    schema: TableSchema,
     *,
     signature: ModelSignature,
     input_example: npt.NDArray[Any],
     pip_requirements: list[str],
     serialization_format: str,
 ) -> None:
-    """Saves the PyTorch model in ``plain`` as one that takes tables, with columns of any number type in any order."""
+    """Saves the PyTorch model in ``plain`` as one that takes tables, with their columns in any order."""
     flavor = Model.load(plain).flavors["pytorch"]
-    inputs = Schema([ColSpec(AnyType(), name) for name in columns])  # "double" would refuse columns of whole numbers
+    data = plain / flavor["model_data"]
+    schema.write(data / fednar_table_model.SCHEMA)
+    inputs = Schema([ColSpec(AnyType(), name) for name in schema.names])  # "double" would refuse whole numbers
+    outputs = signature.outputs
+    if schema.class_names is not None:
+        named = [ColSpec("double", name) for name in fednar_table_model.name_probabilities(schema.class_names)]
+        outputs = Schema([ColSpec("string", fednar_table_model.PREDICTION), *named])
     mlflow.pyfunc.save_model(
         directory,
         loader_module=fednar_table_model.__name__.rpartition(".")[2],
-        data_path=str(plain / flavor["model_data"]),
-        code_paths=[str(fednar_table_model.__file__)],
-        signature=ModelSignature(inputs, signature.outputs),
-        input_example=pd.DataFrame(input_example, columns=list(columns)),
+        data_path=str(data),
+        code_paths=[str(fednar_table_model.__file__), str(fednar_table_schema.__file__)],
+        signature=ModelSignature(inputs, outputs),
+        input_example=pd.DataFrame(schema.decode(input_example)),
         pip_requirements=[*pip_requirements, f"pandas=={pd.__version__}"],
     )
     saved = Model.load(directory)

@@ -83,6 +83,11 @@ class RunDirectory:
         return self.path / "model.pt"
 
     @property
+    def schema(self) -> Path:
+        """The columns of the table that the model takes, as JSON; absent if inputs have no named columns."""
+        return self.path / "schema.json"
+
+    @property
     def partition_plot(self) -> Path:
         """Examples by client and class."""
         return self.path / "partition.png"

@@ -125,6 +125,21 @@ def find_run(run: str) -> RunRef:
     return load_run(max(found, key=_get_creation_time))
 
 
+def find_run_or_newest(run: str) -> RunRef:
+    """Returns the run that ``run`` names as in ``find_run``, or the newest run of the experiment of this name.
+
+    Raises:
+        BadInput: There is no such run, or it is damaged.
+    """
+    try:
+        return find_run(run)
+    except BadInput:
+        newest = next((ref for ref in list_runs(f"{run}-") if _parse_experiment_name(ref.name) == run), None)
+        if newest is None:
+            raise
+        return newest
+
+
 def _is_loadable(directory: Path) -> bool:
     try:
         load_run(directory)

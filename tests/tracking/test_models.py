@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 import fednar_ray as fr
+from fednar_ray.core import fednar_table_schema
 from fednar_ray.core.errors import ModelError
+from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.core.preprocessing import ImagePreprocessing
 from fednar_ray.data.sources.arrow_columns import MISSING_IN_TEXT
 from fednar_ray.data.sources.folder import list_client_files
@@ -23,7 +25,6 @@ from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.transforms import Transform
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models import build_model
-from fednar_ray.tracking import fednar_table_model
 from fednar_ray.tracking.models import save_model
 from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
@@ -165,7 +166,7 @@ def test_mlflow_refuses_a_table_with_a_missing_column_or_with_text(trained: Trai
 
 def test_values_missing_in_files_are_missing_in_tables_too(trained: Trained) -> None:
     """``pd.read_csv`` keeps ``?`` as text, and then also the other values of the column."""
-    assert tuple(MISSING_IN_TEXT) == fednar_table_model.MISSING
+    assert tuple(MISSING_IN_TEXT) == fednar_table_schema.MISSING
     model = mlflow.pyfunc.load_model(trained.saved)
     expected = model.predict(trained.table)
     for text in ("?", " NA ", ""):
@@ -289,7 +290,9 @@ def test_a_model_of_tables_that_cannot_be_exported_is_a_pickle_with_columns(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
     example = np.array([[1.0, 2.0], [3.0, 4.0]])
     model = torch.nn.Sequential(torch.nn.Linear(2, 1).double(), Branching())
-    save_model(model.eval(), example, tmp_path / "model", ("u", "v"))
+    save_model(
+        model.eval(), example, tmp_path / "model", TableSchema(columns=(ColumnSchema(name="u"), ColumnSchema(name="v")))
+    )
     assert (tmp_path / "model" / "data" / "data" / "model.pth").exists()
     found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(pd.DataFrame({"v": [2, 4], "u": [1.0, 3.0]}))
     np.testing.assert_array_equal(found, model(torch.from_numpy(example)).detach().numpy())

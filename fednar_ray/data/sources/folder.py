@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
+from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.sources.client_files import ClientFile, with_features
@@ -106,8 +107,12 @@ def compute_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments
         empty = _name_columns(columns, total.count == 0)
         raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
     scaled = settings.standardize
+    schema = None
+    if columns is not None:
+        named = tuple(ColumnSchema(name=name) for name in columns)
+        schema = TableSchema(columns=named, task=settings.task, label=settings.label)
     return TablePreprocessing(
-        columns=columns,
+        schema=schema,
         fill=total.mean if settings.missing == "mean" else np.full_like(total.mean, np.nan),
         mean=total.mean if scaled else np.zeros_like(total.mean),
         scale=total.deviation if scaled else np.ones_like(total.mean),

@@ -1,0 +1,110 @@
+"""``fednar init``: write a commented experiment file for the user's own tables."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from fednar_ray.cli.init_output import print_found, print_next
+from fednar_ray.config.data import TaskName
+from fednar_ray.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from fednar_ray.experiments.starter.survey import TablesSurvey
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--label", metavar="COLUMN", help="The column to predict. Default: a column named label, target, y, "
+              "outcome, class or alike, otherwise the last column.")  # fmt: skip
+@click.option("--task", type=click.Choice(get_args(TaskName)), help="Default: guessed from the label's values.")
+@click.option("--groups", metavar="COLUMN", help="For one table: the column whose values are the clients. Default: a "
+              "column named hospital, site, client or alike; without one, rows are divided at random.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write. Default: NAME.yaml here.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+def init(
+    path: Path | None, label: str | None, task: TaskName | None, groups: str | None, output: Path | None, force: bool
+) -> None:
+    """Look at your tables, and write a commented experiment file that runs on them.
+
+    PATH is a folder with one table per client, or one table. Without PATH, the current directory; if it has no tables,
+    the file trains on handwritten digits, to start from.
+    """
+    from fednar_ray.experiments.starter.survey import find_tables, survey_tables
+
+    if path is None and not find_tables(Path()):
+        _write_digits(output, force)
+        return
+    given = path or Path()
+    if given.is_dir() and len(tables := find_tables(given)) == 1:
+        given = tables[0]  # one table is divided into clients
+    file = output or Path(f"{_name_experiment(given)}.yaml")
+    _check_free(file, force)
+    survey = survey_tables(given)
+    _write_for_tables(survey, label, task, groups, file)
+
+
+def _write_for_tables(
+    survey: "TablesSurvey",
+    label: str | None,
+    task: TaskName | None,
+    groups: str | None,
+    file: Path,
+) -> None:
+    from fednar_ray.config.loading import parse_document
+    from fednar_ray.experiments.starter.guess import build_settings, guess
+    from fednar_ray.experiments.starter.writing import write_experiment
+
+    found = guess(survey, label, task, groups)
+    name = _name_experiment(survey.path)
+    settings = build_settings(survey, found, name)
+    notes = {
+        "data.label": f"Chosen: {found.label_reason}.",
+        "data.task": f"Chosen: {found.task_reason}.",
+        "data.features": "".join(f"Left out: {each} {why}. " for each, why in found.left_out.items()),
+    }
+    header = (
+        f"Written by fednar init {survey.path}. Train with: fednar run {file}\nExplain a key with: fednar config KEY"
+    )
+    text = write_experiment(settings, header, notes)
+    parse_document(text, str(file))  # a file that is not valid is never written
+    print_found(survey, found, settings)
+    _write(file, text)
+    print_next(file)
+
+
+def _write_digits(output: Path | None, force: bool) -> None:
+    from fednar_ray.config import load_embedded
+    from fednar_ray.experiments.starter.writing import write_experiment
+
+    file = output or Path("digits.yaml")
+    header = f"Handwritten digits over 20 clients with skewed labels, to start from. Train with: fednar run {file}"
+    _check_free(file, force)
+    click.echo("no tables here: the file trains on handwritten digits; for your own tables: fednar init FOLDER")
+    _write(file, write_experiment(load_embedded("digits").raw, header))
+    print_next(file)
+
+
+def _check_free(file: Path, force: bool) -> None:
+    """Raises BadInput if the file exists and may not be overwritten."""
+    if file.exists() and not force:
+        raise BadInput(f"{file} exists; overwrite it with --force, or write another with -o FILE")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{file} cannot be written: {error.strerror}") from None
+    click.echo(f"wrote {file}")
+
+
+def _name_experiment(path: Path) -> str:
+    """Returns a name that experiments may have, from the name of the folder or the file."""
+    stem = path.resolve().name
+    if path.is_file():
+        from fednar_ray.data.sources.tables import name_client
+
+        stem = name_client(path.resolve())
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "tables"

@@ -1,0 +1,186 @@
+"""Describes every key of an experiment file, from the settings classes that validate it.
+
+``fednar config``, the comments of a file that ``fednar init`` writes, and the configuration page of the documentation
+all show what is listed here. The meaning of a key is the docstring below its field.
+"""
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from fednar_ray.config.algorithm import ALGORITHM_VARIANTS
+from fednar_ray.config.base import Settings
+from fednar_ray.config.comparison import CompareSettings
+from fednar_ray.config.data import DATA_VARIANTS
+from fednar_ray.config.experiment import Experiment
+from fednar_ray.config.model import MODEL_VARIANTS
+from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
+from fednar_ray.config.search import SearchSettings
+from fednar_ray.config.variants import Variants
+
+VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, SCHEDULER_VARIANTS)
+LIMITS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<",
+          "exclusiveMaximum": "<"}  # fmt: skip
+PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+LARGEST = 2**31 - 1  # a limit that is never reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key of an experiment file.
+
+    Attributes:
+        name: The dotted name, as on the command line: ``regularizer.clip_bound``.
+        values: The values that it takes. Each part is text, or a literal value in backquotes.
+        default: The default as a file would give it; None if the key must be given.
+        meaning: What it does, in docstring markup: literal text is in double backquotes.
+    """
+
+    name: str
+    values: str
+    default: str | None
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of a section, such as the source ``folder`` of ``data``.
+
+    Attributes:
+        names: The values of the key that names the kind. Several kinds of data may share their settings.
+        given_by: What a file writes to choose the kind: ``source: folder``, or the key that replaces a name.
+        meaning: What the kind is.
+        keys: The keys that it reads beyond those of every kind.
+    """
+
+    names: tuple[str, ...]
+    given_by: tuple[str, ...]
+    meaning: str
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One section of an experiment file.
+
+    Attributes:
+        name: The dotted name: ``data.partition``. Sections below a name of the user's contain NAME.
+        meaning: What it sets.
+        keys: Its keys, without those that are sections. If it has kinds, these are the keys that every kind reads.
+        kinds: Its kinds.
+    """
+
+    name: str
+    meaning: str
+    keys: tuple[Key, ...]
+    kinds: tuple[Kind, ...] = ()
+
+    def list_keys(self) -> list[Key]:
+        """Lists the keys of the section and of all its kinds. A key that several kinds read occurs several times."""
+        return [*self.keys, *(key for kind in self.kinds for key in kind.keys)]
+
+
+@lru_cache
+def list_sections() -> tuple[Section, ...]:
+    """Lists all sections, each before the sections within it."""
+    return (
+        *_iter_sections("experiment", Experiment, ""),
+        *_iter_sections("compare", CompareSettings, "compare."),
+        *_iter_sections("search", SearchSettings, "search."),
+    )
+
+
+def _iter_sections(name: str, model: type[BaseModel], prefix: str) -> Iterator[Section]:
+    """Yields a section and the sections within it."""
+    variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
+    base = model if variants is None else variants.base
+    kinds: Sequence[type[BaseModel]] = () if variants is None else tuple(dict.fromkeys(variants.by_name.values()))
+    keys = _build_keys(base, base.model_fields, prefix)
+    yield Section(
+        name=name,
+        meaning=inspect.getdoc(base) or "",
+        keys=tuple(keys if variants is None else [_build_kind_key(variants, prefix), *keys]),
+        kinds=() if variants is None else tuple(_iter_kinds(variants, prefix)),
+    )
+    inner = {key: held for each in (base, *kinds) for key, held in _find_sections(each).items()}
+    for key, (held, below) in inner.items():
+        yield from _iter_sections(f"{prefix}{key}{below}", held, f"{prefix}{key}{below}.")
+
+
+def _find_sections(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
+    """Returns the sections within a section, by key."""
+    return {name: held for name, field in model.model_fields.items() if (held := _find_section(field.annotation))}
+
+
+def _find_section(annotation: Any) -> tuple[type[Settings], str] | None:
+    """Returns the section in ``SpeedSettings | None``, or below each name in ``Mapping[str, SiloSettings] | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next((held for one in get_args(annotation) if (held := _find_section(one))), None)
+    if get_origin(annotation) is Annotated:
+        return _find_section(get_args(annotation)[0])
+    named = get_args(annotation)[-1] if get_origin(annotation) is Mapping else annotation
+    if isinstance(named, type) and issubclass(named, Settings):
+        return named, "" if named is annotation else ".NAME"
+    return None
+
+
+def _build_keys(model: type[BaseModel], names: Iterable[str], prefix: str) -> list[Key]:
+    """Builds the keys of a settings class, without those that are sections."""
+    schema, inner = model.model_json_schema()["properties"], _find_sections(model)
+    return [_build_key(prefix, name, schema[name]) for name in names if name not in inner or inner[name][1]]
+
+
+def _build_key(prefix: str, name: str, entry: Mapping[str, Any]) -> Key:
+    default = format_yaml(entry["default"]) if "default" in entry else None
+    meaning = entry.get("description", "").replace("\n", " ")
+    return Key(name=f"{prefix}{name}", values=_describe_values(entry), default=default, meaning=meaning)
+
+
+def _build_kind_key(variants: Variants, prefix: str) -> Key:
+    """Builds the key that names the kind of a section."""
+    names = ", ".join(f"`{name}`" for name in variants.by_name if name not in variants.stand_ins)
+    meaning = "Which kind; each kind has its own keys."
+    return Key(name=f"{prefix}{variants.key}", values=names, default=variants.default, meaning=meaning)
+
+
+def _iter_kinds(variants: Variants, prefix: str) -> Iterator[Kind]:
+    """Yields the kinds of a section. Names with the same settings are one kind."""
+    names: dict[type[Settings], list[str]] = {}
+    for name, kind in variants.by_name.items():
+        names.setdefault(kind, []).append(name)
+    for kind, own in names.items():
+        given_by = [name if name in variants.stand_ins else f"{variants.key}: {name}" for name in own]
+        keys = _build_keys(kind, variants.list_settings(own[0]), prefix)
+        yield Kind(names=tuple(own), given_by=tuple(given_by), meaning=inspect.getdoc(kind) or "", keys=tuple(keys))
+
+
+def _describe_values(entry: Mapping[str, Any]) -> str:
+    """Returns the values that a key takes, in words."""
+    if "anyOf" in entry:
+        parts = (_describe_values(part) for part in entry["anyOf"] if part.get("type") != "null")
+        return " or ".join(dict.fromkeys(parts))
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry["enum"])
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if entry.get("type") == "array":
+        return f"a list: {_describe_values(entry.get('items', {}))}"
+    limits = [f"{LIMITS[key]} {value}" for key, value in entry.items() if key in LIMITS and value != LARGEST]
+    return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip().replace("≥ ", "≥\u00a0")
+
+
+def format_yaml(value: Any) -> str:
+    """Formats a value as a file would give it."""
+    if isinstance(value, Mapping):
+        return (
+            "{" + ", ".join(f"{key}: {format_yaml(inner)}" for key, inner in value.items() if inner is not None) + "}"
+        )
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(format_yaml, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,137 @@
+"""Predicts the rows of a table with the model that a run saved."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import nn
+
+from fednar_ray.config import Experiment, load
+from fednar_ray.core.errors import BadInput, ModelError, first_line
+from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
+from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
+from fednar_ray.federated.evaluation import BATCH
+from fednar_ray.models.building import build_network_like
+from fednar_ray.models.weights import load_model, read_saved_state
+from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_lookup import find_run_or_newest
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """The saved model of a run, with what is needed to read new rows for it.
+
+    Attributes:
+        model: Takes raw rows [n, columns], and returns outputs [n, o].
+        schema: The columns, the task and the names of the classes.
+    """
+
+    model: nn.Module
+    schema: TableSchema
+
+    def predict_file(self, path: Path) -> pd.DataFrame:
+        """Predicts each row of a file, in order. Raises DataError if the file does not fit the run."""
+        return self._predict(read_rows(path, self.schema, self.imputes))
+
+    def predict_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Predicts each row of a data frame, in order. Raises DataError if the frame does not fit the run."""
+        return self._predict(read_frame(frame, self.schema, self.imputes)).set_axis(frame.index)
+
+    @property
+    def imputes(self) -> bool:
+        """Whether the model replaces missing values."""
+        fill = self.model.state_dict().get("preprocessing.fill")
+        return fill is not None and not bool(fill.isnan().any())
+
+    def _predict(self, rows: Numbers) -> pd.DataFrame:
+        outputs = np.concatenate([*self._iter_outputs(rows)])
+        task = self.schema.task
+        if task == "regression":
+            return pd.DataFrame({"prediction": outputs[:, 0]})
+        probabilities = _compute_probabilities(outputs, task)
+        chosen = (outputs[:, 0] > 0).astype(np.int64) if task == "binary" else outputs.argmax(axis=1)
+        classes = np.array(self.schema.class_names or range(probabilities.shape[1]))
+        columns = {f"probability_{name}": p for name, p in zip(classes, probabilities.T, strict=True)}
+        return pd.DataFrame({"prediction": classes[chosen], **columns})
+
+    @torch.no_grad()
+    def _iter_outputs(self, rows: Numbers) -> Iterator[Numbers]:
+        """Yields the outputs of batches of the size that evaluation uses, [n, o]."""
+        for first in range(0, len(rows), BATCH):
+            outputs = self.model(torch.from_numpy(rows[first : first + BATCH]))
+            yield outputs.numpy().astype(np.float64).reshape(len(outputs), -1)
+
+
+def _compute_probabilities(outputs: Numbers, task: str) -> Numbers:
+    """Computes the probabilities [n, classes] of outputs [n, o], in float64 so that close ones stay apart."""
+    from scipy.special import expit, softmax
+
+    if task == "binary":
+        return np.stack([expit(-outputs[:, 0]), expit(outputs[:, 0])], axis=1)
+    likely: Numbers = softmax(outputs, axis=1)
+    return likely
+
+
+def load_predictor(run: str | Path) -> Predictor:
+    """Loads the saved model of a run that was trained on tables.
+
+    Raises:
+        BadInput: There is no such run, it has no model yet, or it was not trained on tables.
+    """
+    found = find_run_or_newest(str(run))
+    files = found.files
+    if not files.parameters.exists():
+        raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
+    if not files.schema.exists():
+        raise BadInput(
+            f"{found.name}: was not trained on tables with named columns, so predict cannot read rows for it; "
+            f"load its model with mlflow.pyfunc.load_model({str(files.model)!r})"
+        )
+    try:
+        schema = read_schema(files.schema)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
+    return Predictor(model=_load(found.name, files, load(files.experiment_yaml)), schema=schema)
+
+
+def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:
+    """Loads the model from its state dict, which holds nothing but tensors: a run of others executes no code."""
+    if experiment.model is None:
+        raise ModelError(
+            f"{name}: its model was given in Python; load it with fr.load_model({str(files.path)!r}, network)"
+        )
+    network = build_network_like(experiment.model, read_saved_state(files.parameters))
+    return load_model(files.path, network)
+
+
+def predict(run: str | Path, rows: str | Path | pd.DataFrame) -> pd.DataFrame:
+    """Predicts new rows with the saved model of a run.
+
+    Rows are read like the training files, and preprocessed with the numbers that the run computed. The label may be
+    among the columns and is ignored, as is every other column that is not an input.
+
+    Args:
+        run: The name, the id or the directory of a finished run on tables, or the name of an experiment, which stands
+            for its newest run.
+        rows: A table as a .csv, .tsv or .parquet file, or a data frame.
+
+    Returns:
+        One row per input row, in order. For classes the columns ``prediction`` and ``probability_<class>``; in
+        regression ``prediction``, in the unit of the label.
+
+    Raises:
+        BadInput: There is no such run, or the rows do not fit it. The message names file, line and column.
+
+    Example:
+        >>> fr.predict("hospitals", "new_patients.csv")
+    """
+    predictor = load_predictor(run)
+    if isinstance(rows, pd.DataFrame):
+        return predictor.predict_frame(rows)
+    return predictor.predict_file(Path(rows))

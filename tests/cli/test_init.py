@@ -1,0 +1,204 @@
+"""``fednar init`` writes a commented experiment file for the user's tables, and the file runs as it is."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+import fednar_ray as fr
+from fednar_ray.cli.main import cli
+from fednar_ray.config.loading import load_document
+
+QUICK = ("execution.placement=serial", "federation.rounds=2")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def init(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["init", *words])
+
+
+def draw(rows: int, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"age": rng.integers(20, 90, size=rows), "dose": rng.normal(3, 1, size=rows).round(3)})
+    frame["outcome"] = (frame["age"] + 20 * frame["dose"] > 115).astype(int)
+    return frame
+
+
+def write_folder(**changes: pd.DataFrame) -> None:
+    Path("hospitals").mkdir()
+    frames = {name: draw(40, seed) for seed, name in enumerate(("north", "south", "west"))}
+    for name, frame in {**frames, **changes}.items():
+        frame.to_csv(f"hospitals/{name}.csv", index=False)
+
+
+def train(file: str) -> dict[str, float]:
+    """Trains the file's experiment for two rounds and returns the last metrics."""
+    (*_, report) = fr.iter_rounds(fr.load(file, QUICK))
+    return dict(report.metrics)
+
+
+def read_settings(file: str) -> dict[str, dict[str, object]]:
+    return dict(yaml.safe_load(Path(file).read_text())["experiment"])
+
+
+def test_a_folder_of_tables_gets_a_file_that_runs() -> None:
+    write_folder()
+    done = init("hospitals")
+    assert done.exit_code == 0, done.output
+    for text in (
+        "3: north (40 rows), south (40 rows), west (40 rows)",
+        "outcome (by its name)",
+        "binary (two values)",
+        "2 numbers: age, dose",
+        "fednar run hospitals.yaml",
+    ):
+        assert text in done.output
+    data = read_settings("hospitals.yaml")["data"]
+    assert (data["label"], data["task"], data["features"]) == ("outcome", "binary", ["age", "dose"])
+    assert "test_accuracy" in train("hospitals.yaml")
+
+
+def test_every_key_of_the_file_has_a_comment_with_its_values() -> None:
+    write_folder()
+    init("hospitals")
+    lines = Path("hospitals.yaml").read_text().splitlines()
+    for before, line in pairwise(lines):
+        if not line.lstrip().startswith("#") and not line.endswith(":") and line:
+            assert before.lstrip().startswith("#"), line
+    assert any("number > 0; default: 10.0" in line for line in lines)
+
+
+def test_missing_values_identifiers_and_columns_of_some_files_are_handled() -> None:
+    north = draw(40).astype({"dose": float})
+    north.loc[::5, "dose"] = np.nan
+    north["patient"], north["only_here"], north["same"] = [f"p{i}" for i in range(40)], 1.0, 7
+    south = draw(40, 1).assign(patient=[f"q{i}" for i in range(40)], same=7)
+    west = draw(40, 2).assign(patient=[f"r{i}" for i in range(40)], same=7)
+    write_folder(north=north, south=south, west=west)
+    shown = init("hospitals").output
+    assert "missing   dose 8; data.missing: mean" in shown
+    assert "patient: differs in every row" in shown
+    assert "same: is constant" in shown
+    assert "only_here: only north has it" in shown
+    assert np.isfinite(train("hospitals.yaml")["train_loss"])
+
+
+def test_rows_without_a_label_are_dropped() -> None:
+    north = draw(40).astype({"outcome": float})
+    north.loc[3, "outcome"] = np.nan
+    write_folder(north=north)
+    assert "data.missing: drop" in init("hospitals").output
+    train("hospitals.yaml")
+
+
+def test_a_column_that_is_a_number_in_one_file_and_text_in_another_is_left_out() -> None:
+    write_folder(south=draw(40, 1).assign(dose=["2.5"] * 39 + ["two"]))
+    assert "dose: is a number in north, west and text in south ('two')" in init("hospitals").output
+    assert read_settings("hospitals.yaml")["data"]["features"] == ["age"]
+    train("hospitals.yaml")
+    refused = init("hospitals", "--label", "dose", "--force")
+    assert "dose: the label is a number in north, west and text in south" in str(refused.exception)
+
+
+def test_names_that_yaml_would_misread_and_long_lists_are_written_safely() -> None:
+    names = ["yes", "1e3", "a: b", "#c", "x, y", 'quo"te', "[d]", "null", *(f"measurement {i}" for i in range(20))]
+    frames = {}
+    for seed, name in enumerate(("north", "south", "west")):
+        rng = np.random.default_rng(seed)
+        frames[name] = pd.DataFrame(rng.normal(size=(20, len(names))), columns=names).assign(y=np.arange(20) % 2)
+    write_folder(**frames)
+    assert init("hospitals").exit_code == 0
+    assert max(map(len, Path("hospitals.yaml").read_text().splitlines())) <= 120
+    assert fr.load("hospitals.yaml").data.features == tuple(names)
+    train("hospitals.yaml")
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [
+        (lambda rng: rng.integers(2, size=40), "binary"),
+        (lambda rng: np.arange(40) % 4, "classification"),
+        (lambda rng: rng.normal(size=40).round(3), "regression"),
+    ],
+)
+def test_the_task_follows_from_the_label(labels: object, task: str) -> None:
+    assert callable(labels)
+    frames = {}
+    for seed, name in enumerate(("north", "south", "west")):
+        frames[name] = draw(40).drop(columns="outcome").assign(anything=labels(np.random.default_rng(seed)))
+    write_folder(**frames)
+    assert "anything (the last column)" in init("hospitals").output
+    assert read_settings("hospitals.yaml")["data"]["task"] == task
+    train("hospitals.yaml")
+
+
+def test_what_is_given_is_taken() -> None:
+    write_folder()
+    assert init("hospitals", "--label", "dose", "--task", "regression", "-o", "doses.yaml").exit_code == 0
+    data = read_settings("doses.yaml")["data"]
+    assert (data["label"], data["task"], data["features"]) == ("dose", "regression", ["age", "outcome"])
+    train("doses.yaml")
+
+
+def test_without_tables_the_file_trains_on_digits() -> None:
+    shown = init().output
+    assert "no tables here" in shown
+    assert load_document("digits.yaml").experiment.model_dump() == fr.load("digits.yaml").model_dump()
+    assert "test_accuracy" in train("digits.yaml")
+
+
+def test_an_existing_file_is_overwritten_only_with_force() -> None:
+    write_folder()
+    Path("hospitals.yaml").write_text("mine")
+    refused = init("hospitals")
+    assert "hospitals.yaml exists; overwrite it with --force" in str(refused.exception)
+    assert Path("hospitals.yaml").read_text() == "mine"
+    assert init("hospitals", "--force").exit_code == 0
+    train("hospitals.yaml")
+
+
+def write_bad(case: str) -> None:
+    Path("data").mkdir()
+    north, south = Path("data/north.csv"), Path("data/south.csv")
+    texts = {
+        "an empty folder": {},
+        "a folder with other files": {Path("data/report.docx"): "x"},
+        "tables without rows": {north: "a,b\n", south: "a,b\n"},
+        "tables with other columns": {north: "a,b\n1,2\n", south: "c,d\n1,2\n"},
+        "a constant label": {north: "a,y\n1,2\n3,2\n"},
+        "one column": {north: "a\n1\n", south: "a\n1\n"},
+        "an unknown label": {north: "a,y\n1,0\n3,1\n"},
+        "groups of a folder": {north: "a,y\n1,0\n3,1\n", south: "a,y\n1,0\n3,1\n"},
+    }
+    for path, text in texts.get(case, {}).items():
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("case", "words", "expected"),
+    [
+        ("an empty folder", ["data"], ["data: has no .csv", "it is empty", "one table per client"]),
+        ("a folder with other files", ["data"], ["it holds report.docx"]),
+        ("a missing path", ["nothing"], ["nothing: there is no such file or directory"]),
+        ("tables without rows", ["data"], ["north.csv: has a header and no rows", "south.csv: has a header"]),
+        ("tables with other columns", ["data"], ["share no columns", "north has a, b", "south has c, d"]),
+        ("a constant label", ["data"], ["y: the label has only the value 2", "--label"]),
+        ("one column", ["data"], ["north.csv: has only one column, a"]),
+        ("an unknown label", ["data", "--label", "yy"], ["--label: 'yy': there is no such column; did you mean y?"]),
+        ("groups of a folder", ["data", "--groups", "a"], ["each file in the folder is a client"]),
+    ],
+)
+def test_what_cannot_be_used_is_said_with_the_remedy(case: str, words: list[str], expected: list[str]) -> None:
+    write_bad(case)
+    error = str(init(*words).exception)
+    assert [text for text in expected if text not in error] == [], error
+    assert not list(Path().glob("*.yaml"))
