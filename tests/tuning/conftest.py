@@ -1,11 +1,17 @@
-"""Fixtures that give each search test its own working directory with an MLflow store."""
+"""Fixtures that give each search test its own working directory with an MLflow store.
+
+MLflow is imported inside the fixture: imported before the tests are collected, it sets the root logger to ERROR.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fednar_ray.tracking.mlflow import Store
 from tests.support.stores import create_store
+
+if TYPE_CHECKING:
+    from fednar_ray.tracking.mlflow import Store
 
 
 @pytest.fixture
@@ -15,6 +21,8 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
+    from fednar_ray.tracking.mlflow import Store
+
     monkeypatch.chdir(tmp_path)
     return Store(create_store(tmp_path / "m.db"))
