@@ -63,9 +63,13 @@ def save_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses the warnings and messages of torch.export and MLflow about themselves."""
-    logger = logging.getLogger("mlflow.pyfunc")
-    level = logger.level
+    """Suppresses the warnings and messages of torch.export and MLflow about themselves.
+
+    When ``mlflow.pytorch`` is loaded, it gives the root logger a handler and the level ERROR. Both are taken back, so that
+    a program sees the warnings that it saw before.
+    """
+    root, logger = logging.getLogger(), logging.getLogger("mlflow.pyfunc")
+    handlers, root_level, level = root.handlers[:], root.level, logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -73,6 +77,8 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        root.setLevel(root_level)
+        root.handlers[:] = handlers
 
 
 def _save(model: torch.nn.Module, directory: Path, schema: TableSchema | None, **arguments: Any) -> None:

@@ -1,6 +1,9 @@
 """The saved model of a run accepts raw inputs of the data, and its predictions equal those that the run evaluated."""
 
 import copy
+import logging
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -421,3 +424,20 @@ def test_one_outlier_in_a_constant_column_remains_small_after_scaling(odd: int, 
     assert np.abs(temperatures).max() < 10
     if len(np.unique(shards.examples.x[:, 1])) == 1:  # the outlier is held out
         assert splits["test"].x[:, 1].max() == np.float32(15.1 - 14.6)
+
+
+SAVES_A_MODEL = """
+import logging, sys
+from pathlib import Path
+import numpy, torch
+from fednar_ray.tracking.models import save_model
+save_model(torch.nn.Linear(2, 1), numpy.zeros((2, 2), numpy.float32), Path(sys.argv[1]) / "model")
+print(logging.getLogger().level, logging.getLogger().handlers)
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_saving_a_model_leaves_the_root_logger_as_it_was(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVES_A_MODEL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{logging.WARNING} []"
