@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow.pytorch
+import mlflow  # mlflow.pytorch is loaded on first use
 import numpy as np
 import pandas as pd
 

@@ -65,8 +65,8 @@ def save_model(
 def _quiet() -> Iterator[None]:
     """Suppresses the warnings and messages of torch.export and MLflow about themselves.
 
-    When ``mlflow.pytorch`` is loaded, it gives the root logger a handler and the level ERROR. Both are taken back, so that
-    a program sees the warnings that it saw before.
+    When ``mlflow.pytorch`` is loaded, it gives the root logger a handler and the level ERROR. Both are taken back, so
+    that a program sees the warnings that it saw before.
     """
     root, logger = logging.getLogger(), logging.getLogger("mlflow.pyfunc")
     handlers, root_level, level = root.handlers[:], root.level, logger.level
