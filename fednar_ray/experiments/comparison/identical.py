@@ -32,10 +32,11 @@ def _clipped_nothing(run: Outcome) -> bool:
 def _moved_alike(one: Variant, other: Variant, outcomes: Mapping[Variant, Sequence[Outcome]]) -> bool:
     if one.weight_decay != other.weight_decay:
         return False
-    pairs = zip(outcomes[one], outcomes[other], strict=True)
-    return all(
-        np.array_equal(*(get_curve(run.history, "update_norm") for run in pair), equal_nan=True) for pair in pairs
+    curves = (
+        [get_curve(run.history, "update_norm") for run in pair]
+        for pair in zip(outcomes[one], outcomes[other], strict=True)
     )
+    return all(np.array_equal(first, second, equal_nan=True) for first, second in curves)
 
 
 def describe_identical(group: Sequence[Variant], run: str) -> str:
