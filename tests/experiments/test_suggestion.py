@@ -49,7 +49,8 @@ def build_record(index: int, norms: np.ndarray, **metrics: float) -> RoundRecord
 
 @pytest.mark.parametrize("name", ["none", "fednar"])
 def test_a_suggested_bound_clips_its_share_of_the_first_rounds_steps(name, federation, tmp_path):
-    before = [r.record() for r in fr.iter_rounds(build_experiment(name="coupled"), federation=federation)][:1]
+    coupled = build_experiment(name="coupled", clip_bound=100)
+    before = [r.record() for r in fr.iter_rounds(coupled, federation=federation)][:1]
     found = fr.suggest(write_run(tmp_path / "r-1", build_experiment(name=name, clip_bound=100), before))
     assert (found.clipped, found.clip_bound, found.regularizer) == (0, 100, name)
     # bounds have two digits, and the path of a run with this bound differs after its first clipped step
