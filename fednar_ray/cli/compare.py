@@ -83,6 +83,7 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
         "name": result.name,
         "rows": [row.format_cells() for row in result.rows],
         "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
+        "notes": result.notes,
         "chart": str(result.chart),
         f"{result.rows[0].measure.name}_by_decay": by_decay,
         "run_id": result.run_id,
@@ -103,6 +104,8 @@ def _print_result(console: "Console", result: "Comparison") -> None:
         if each.alerts:
             variant = f"{each.variant.regularizer}, weight decay {each.variant.weight_decay:g}"
             console.print(f"{variant}: {', '.join(each.alerts)} (see above)", soft_wrap=True)
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
     console.print(f"chart: {result.chart}", soft_wrap=True)
     if result.by_decay is not None:
         console.print(f"{result.rows[0].measure.name} against weight decay: {result.by_decay}", soft_wrap=True)

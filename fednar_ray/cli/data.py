@@ -47,5 +47,5 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
         return
     click.echo(f"{summary.name}, seed {experiment.seed}")
     for topic, text in format_summary(summary):
-        click.echo(f"  {topic:20}{text}")
+        click.echo(f"  {topic:20}{text}" if len(topic) < 20 else f"  {topic} {text}")
     click.echo(f"  {'figure':20}{drawn}")

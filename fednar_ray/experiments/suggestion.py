@@ -149,7 +149,7 @@ def compute_scaled_norms(records: Sequence[RoundRecord], clip_bound: float) -> n
     Returns:
         ``POINTS`` norms per round, in one row, [rounds · POINTS].
     """
-    levels = (np.arange(POINTS) + 0.5) / POINTS
+    levels = np.linspace(0, 1, POINTS)
     return np.concatenate(
         [np.interp(levels, LEVELS, record.norm_quantiles) / _get_annealing(record, clip_bound) for record in records]
     )

@@ -23,5 +23,7 @@ WRITER_TAG = "fednar.writer"  # the process that wrote to the run last, as a tok
 COPIED_FROM_TAG = "fednar.copied_from"  # the MLflow run of the directory that this run's directory was copied from
 ABANDONED_TAG = "fednar.abandoned"  # "true" if another run has taken this one's place
 
+IDENTICAL_TAG = "fednar.identical"  # of a comparison: which variants are the same because nothing was clipped
+
 ALERTS_TAG = "fednar.alerts"  # the names of the alerts, separated by commas; "none" if there was none
 ALERT_TAG_PREFIX = "fednar.alert."  # followed by the name of an alert: its message

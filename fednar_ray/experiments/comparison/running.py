@@ -12,6 +12,7 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
+from fednar_ray.experiments.comparison.identical import describe_identical, find_identical
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import plan_execution
@@ -26,7 +27,7 @@ from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -47,6 +48,7 @@ class Comparison:
     name: str  # <experiment>-<id>
     settings: CompareSettings
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]  # which variants are identical because nothing was clipped
     chart: Path
     by_decay: Path | None  # a plot of the final values, if there are several weight decays
     run_id: str
@@ -159,15 +161,24 @@ class _Runs:
             [row.format_cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name
         )
         parent.log_metrics(build_metrics(rows))
+        notes = tuple(describe_identical(group, self._get_run_name(group)) for group in find_identical(outcomes))
+        if notes:
+            parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
         return Comparison(
             name=self._record.name,
             settings=self._settings,
             rows=rows,
+            notes=notes,
             chart=chart,
             by_decay=further[0] if further else None,
             run_id=self._run_id,
             tracking_uri=parent.uri,
         )
+
+    def _get_run_name(self, group: Sequence[Variant]) -> str:
+        """Returns the name of a run of one of the variants, of fednar if it is among them."""
+        wanted = max(group, key=lambda variant: variant.regularizer == "fednar")
+        return next(run.directory for run in self._record.runs if run.variant == wanted and run.directory is not None)
 
     def _find_resumption(self, run: PlannedRun) -> Resumption | None:
         """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
