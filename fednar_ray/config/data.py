@@ -196,6 +196,12 @@ class FolderSettings(GroupedSettings, ColumnSettings):
     """The columns, or arrays of .npz files, that are inputs. null: all columns but the label, or the array x."""
     label: str = "y"
     """The column, or the array, that is to be predicted."""
+    exclude: tuple[str, ...] = ()
+    """Columns that are not inputs, such as a patient's number. They are read only if ``features`` is null."""
+    types: Mapping[str, Literal["number", "category", "boolean", "date"]] = {}
+    """The kind of columns, by name, where it should not follow from their values: {zip: category}."""
+    positive: str | None = None
+    """For ``task: binary`` with text labels: the label that is class 1. null: the second in sorted order."""
     test_share: Share = 0.2
     """The share of each client's examples held out as the test set."""
     missing: Literal["refuse", "drop", "mean"] = "refuse"

@@ -6,7 +6,7 @@ trained network. Its state dict contains both, with these names as prefixes.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +69,21 @@ class TablePreprocessing:
             values = np.where(np.isnan(level), x, x == level)
         scaled: Floats = (np.where(np.isnan(x), self.fill, values) - self.mean) / self.scale
         return scaled
+
+    def expand_categories(self) -> "TablePreprocessing":
+        """Returns the step with one input per level, from one whose numbers are by raw column, [f]."""
+        expansion = self._build_expansion()
+        if expansion is None:
+            return self
+        column, level = expansion
+        number = np.isnan(level)
+        imputed = np.where(np.isnan(self.fill[column]), np.nan, 0.0)
+        return replace(
+            self,
+            fill=np.where(number, self.fill[column], imputed),
+            mean=np.where(number, self.mean[column], 0.0),
+            scale=np.where(number, self.scale[column], 1.0),
+        )
 
     def _build_expansion(self) -> tuple[npt.NDArray[np.int64], Floats] | None:
         """Returns the raw column and the level of each input, NaN for numbers; None if there are no categories."""

@@ -66,6 +66,12 @@ class FederatedData(ABC):
             return self._preprocessing
         return ImagePreprocessing(mean=self.transform.mean, std=self.transform.std)
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The texts of the labels by class; None if labels are numbers."""
+        table = self.preprocessing
+        return table.schema.class_names if isinstance(table, TablePreprocessing) and table.schema is not None else None
+
     def build_example(self) -> Array:
         """Builds two raw inputs, [2, …], as the saved model's input example. For tables they are artificial."""
         if isinstance(self.preprocessing, TablePreprocessing):

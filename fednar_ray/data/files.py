@@ -20,7 +20,14 @@ from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.data.sources.client_files import ClientFile, Counts, FileSummary, count_labels, with_features
+from fednar_ray.data.sources.client_files import (
+    ClientFile,
+    Counts,
+    FileSummary,
+    count_labels,
+    summarize_all,
+    with_features,
+)
 from fednar_ray.data.sources.folder import compute_preprocessing, find_ignored, list_client_files
 from fednar_ray.data.sources.tables import FORMATS, format_names
 
@@ -186,8 +193,10 @@ def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFil
         DataError: A file cannot be read or does not fit the settings, or the examples cannot be divided.
     """
     files = list_client_files(settings)
-    summaries = [file.summarize() for file in files]
-    division, shards = _divide(files, summaries, settings, seed)
+    summaries = summarize_all(files)
+    preprocessing = compute_preprocessing(files, summaries)
+    summaries = [summary.encode(preprocessing.schema) for summary in summaries]
+    division, shards = _divide(preprocessing, files, summaries, settings, seed)
     own, task = [summaries[shard.file.client_id] for shard in shards], settings.task
     counts = [
         count_labels(_get_labels(summary, task)[0][s.train], task) for s, summary in zip(shards, own, strict=True)
@@ -215,17 +224,22 @@ def load_silo_federation(
     if settings.features is None:
         files = with_features(files, ask(ClientFile.read_features, files[:1])[0])
     summaries = ask(ClientFile.summarize_without_labels, files)
-    division, shards = _divide(files, summaries, settings, seed)
+    preprocessing = compute_preprocessing(files, summaries)
+    summaries = [summary.encode(preprocessing.schema) for summary in summaries]
+    division, shards = _divide(preprocessing, files, summaries, settings, seed)
     own = [summaries[shard.file.client_id] for shard in shards]
     counts = ask(ShardFile.count_labels, shards) if len(division.held_out) else [summary.counts for summary in own]
     return FederationOfFiles("silos", settings.task, shards, own, counts, len(division.partition.left_out))
 
 
 def _divide(
-    files: Sequence[ClientFile], summaries: Sequence[FileSummary], settings: FolderSettings, seed: int
+    preprocessing: TablePreprocessing,
+    files: Sequence[ClientFile],
+    summaries: Sequence[FileSummary],
+    settings: FolderSettings,
+    seed: int,
 ) -> tuple[Division, list[ShardFile]]:
-    """Divides the files' examples. Raises DataError if inputs differ in shape, or if no client has a test example."""
-    preprocessing = compute_preprocessing(files, [summary.moments for summary in summaries])
+    """Divides the files' examples. Raises DataError if no client has a test example."""
     sizes = np.array([summary.train for summary in summaries])
     owner = np.repeat(np.arange(len(files)), sizes)
     division = divide(settings, seed, owner, owner)

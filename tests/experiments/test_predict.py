@@ -59,6 +59,13 @@ def test_a_data_frame_with_dates_and_booleans_gives_the_same(predictor: Predicto
     pd.testing.assert_frame_equal(predictor.predict_frame(frame), predictor.predict_file(tmp_path / "rows.csv"))
 
 
+def test_parquet_with_dates_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    pd.read_csv(tmp_path / "rows.csv", parse_dates=["seen"]).to_parquet(tmp_path / "rows.parquet")
+    expected = predictor.predict_file(tmp_path / "rows.csv")
+    pd.testing.assert_frame_equal(predictor.predict_file(tmp_path / "rows.parquet"), expected)
+
+
 def test_all_cells_that_do_not_fit_are_named_with_their_line(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("smoker,sex,seen,age\ntrue,m,1970-01-02,1\nperhaps,x,yesterday,old\n")

@@ -1,5 +1,6 @@
 """Converts columns of Arrow tables, from Parquet and text files, to NumPy arrays of numbers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.errors import DataError, first_line
+from fednar_ray.core.fednar_table_schema import MISSING
 from fednar_ray.data.examples import Array
 
-MISSING_IN_TEXT = ["", "?", "NA", "N/A", "NaN", "nan", "null", "NULL"]
+MISSING_IN_TEXT = [*MISSING]
 """The texts that mean a missing value."""
-TRUE, FALSE = ["1", "true", "True", "TRUE"], ["0", "false", "False", "FALSE"]
 NUMBER = r"^\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:inf|infinity|nan))\s*$"
 """Matches a text that is a number."""
 
@@ -44,20 +45,32 @@ def is_numeric(kind: Any) -> bool:
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
+def is_date(kind: Any) -> bool:
+    """Returns whether an Arrow type is one of dates or of moments in time."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+def is_number(text: str) -> bool:
+    """Returns whether a text is a number."""
+    return re.match(NUMBER.replace("(?i:", "(?:"), text, re.IGNORECASE) is not None
+
+
 def to_numpy(path: Path, name: str, column: Any) -> Array:
     """Converts a column of an Arrow table to a NumPy array.
 
     Args:
         path: The file, for messages.
         name: The column's name, for messages.
-        column: Numbers, decimals, booleans or text. It may be dictionary-encoded.
+        column: Numbers, decimals, booleans, dates or text. It may be dictionary-encoded.
 
     Returns:
-        float64 with NaN for missing values. Text that is not all numbers becomes an array of objects, so that
-        ``find_text`` can locate the cells that are not numbers.
+        float64 with NaN for missing values; dates become days since 1970-01-01. Text that is not all numbers becomes an
+        array of objects, so that ``find_text`` can locate the cells that are not numbers.
 
     Raises:
-        DataError: The column has another type, such as dates or lists.
+        DataError: The column has another type, such as lists.
     """
     import pyarrow as pa
     from pyarrow import compute
@@ -71,6 +84,9 @@ def to_numpy(path: Path, name: str, column: Any) -> Array:
         column = _parse_text(column)
         if not types.is_floating(column.type):
             return np.asarray(column.to_pylist(), dtype=object)
+    elif is_date(column.type):
+        micros = column.cast(pa.timestamp("us"), safe=False).to_numpy().astype("datetime64[us]")
+        return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 86_400_000_000)
     elif types.is_decimal(column.type) or is_numeric(column.type):
         column = compute.cast(column, pa.float64(), safe=False)  # a whole number beyond 2^53 is rounded
     else:
@@ -81,7 +97,7 @@ def to_numpy(path: Path, name: str, column: Any) -> Array:
 
 
 def _parse_text(column: Any) -> Any:
-    """Converts text to float64, with null for missing values, if all of it is numbers or true and false.
+    """Converts text to float64, with null for missing values, if all of it is numbers.
 
     Other text is returned unchanged.
     """
@@ -93,9 +109,6 @@ def _parse_text(column: Any) -> Any:
     filled = compute.if_else(missing, pa.scalar(None, column.type), trimmed)
     if compute.all(compute.match_substring_regex(filled, NUMBER)).as_py() is not False:
         return filled.cast(pa.float64())
-    if compute.all(compute.is_in(filled, value_set=pa.array([*TRUE, *FALSE, None], column.type))).as_py():
-        true = compute.is_in(filled, value_set=pa.array(TRUE, column.type)).cast(pa.float64())
-        return compute.if_else(compute.is_valid(filled), true, pa.scalar(None, pa.float64()))
     return column
 
 

@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
+from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array, Examples
+from fednar_ray.data.sources.agreement import ColumnFacts, Facts
 from fednar_ray.data.sources.client_rows import ClientRows, RowChecker
 from fednar_ray.data.sources.moments import Moments
-from fednar_ray.data.sources.tables import FORMATS, find_extension, list_tables, read_columns
+from fednar_ray.data.sources.tables import FORMATS, Table, find_extension, list_tables, read_columns
 
 Counts = npt.NDArray[np.int64]
 
@@ -39,7 +41,7 @@ class ClientFile:
 
     def read_features(self) -> tuple[str, ...]:
         """Reads the names of the file's inputs. Raises DataError as ``read`` does."""
-        return read_columns(self.locate(), self.settings.features, self.settings.label)[1]
+        return read_columns(self.locate(), self.settings)[1]
 
     def locate(self) -> Path:
         """Returns the path of the file itself.
@@ -67,18 +69,36 @@ class ClientFile:
         Raises:
             DataError: The file cannot be read, or does not fit the settings. The message names the file.
         """
-        table, features = read_columns(self.locate(), self.settings.features, self.settings.label)
-        x, y = RowChecker(
+        return self._read()[0]
+
+    def _read(self) -> tuple[ClientRows, Facts | None]:
+        """Reads the client's rows, and what is to be known of each column; None if inputs have no named columns."""
+        table, features = read_columns(self.locate(), self.settings)
+        x, y, kept = RowChecker(
             path=self.path, table=table, features=features, settings=self.settings, show_values=self.show_values
         ).select_rows()
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
         held = min(round(self.settings.test_share * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
-        return ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
+        arrays = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
+        if not table.kinds:
+            return ClientRows(**arrays), None
+        label = table.kinds[self.settings.label]
+        rows = ClientRows(
+            **arrays,
+            levels=tuple(table.kinds[name].levels for name in features),
+            classes=label.levels if label.kind == "category" else None,
+        )
+        facts = [
+            describe_column(table, name, kept[train], kept[test], show_values=self.show_values)
+            for name in (*features, self.settings.label)
+        ]
+        return rows, facts
 
     def preprocess(self, rows: ClientRows, preprocessing: TablePreprocessing) -> tuple[Examples, Examples]:
         """Converts the client's rows to training and test examples. The test set may be empty."""
         task, place = self.settings.task, str(self.path)
+        rows = rows.encode(preprocessing.schema)
         train = Examples.of((preprocessing.apply(rows.train_x), rows.train_y), place, task)
         if not len(rows.test_y):
             return train, Examples(train.x[:0], train.y[:0])
@@ -86,7 +106,7 @@ class ClientFile:
 
     def summarize(self) -> "FileSummary":
         """Summarizes the file before training. Raises DataError as ``read`` does, and if labels do not fit the task."""
-        rows, task = self.read(), self.settings.task
+        (rows, facts), task = self._read(), self.settings.task
         train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
@@ -99,6 +119,8 @@ class ClientFile:
             classes=1 if task == "regression" else 1 + max(int(y.max(initial=0)) for y in (train_y, test_y)),
             labels=(train_y, test_y.astype(train_y.dtype)),
             digest=rows.digest,
+            facts=facts,
+            class_names=rows.classes,
         )
 
     def summarize_without_labels(self) -> "FileSummary":
@@ -117,6 +139,51 @@ class FileSummary:
     classes: int  # one more than the highest label of the file; 1 in regression
     labels: tuple[Array, Array] | None  # of training and test examples; None: they may not leave the silo
     digest: str  # see ClientRows.digest
+    facts: Facts | None = None  # of the columns; None if inputs have no named columns
+    class_names: tuple[str, ...] | None = None  # the texts of this file's labels; None if labels are numbers
+
+    def encode(self, schema: TableSchema | None) -> "FileSummary":
+        """Returns the summary with the classes of the schema that all clients share."""
+        if schema is None or schema.class_names is None:
+            return self
+        names = self.class_names or ()
+        position = np.array([schema.class_names.index(name) for name in names], dtype=np.int64)
+        counts = np.zeros(len(schema.class_names), dtype=np.int64)
+        counts[position[: len(self.counts)]] = self.counts
+        labels = None if self.labels is None else (position[self.labels[0]], position[self.labels[1]])
+        return replace(self, counts=counts, classes=len(counts), labels=labels)
+
+
+def describe_column(table: Table, name: str, train: Counts, test: Counts, *, show_values: bool) -> ColumnFacts:
+    """Describes a column of a file.
+
+    Args:
+        table: The file.
+        name: The column.
+        train: The numbers of its training rows in the file.
+        test: The numbers of its test rows.
+        show_values: Whether the example may show a value.
+    """
+    column = table.kinds[name]
+    there = np.flatnonzero(~np.isnan(column.values))
+    example = ""
+    if len(there):
+        place, text = table.find_cell(int(there[0]), name)
+        value = column.values[there[0]]
+        text = text or (column.levels[int(value)] if column.levels else f"{value:g}")
+        example = f"{place}: {text.strip()!r}" if show_values else place
+    missing = int(np.isnan(column.values[train]).sum())
+    if column.kind != "category":
+        return ColumnFacts(name=name, kind=column.kind, example=example, test_places={}, missing=missing)
+    trained = set(column.values[train][~np.isnan(column.values[train])].astype(int).tolist())
+    codes, first = np.unique(column.values[test], return_index=True)
+    places = {
+        column.levels[int(code)]: table.find_cell(int(test[row]), name)[0]
+        for code, row in zip(codes, first, strict=True)
+        if not np.isnan(code) and int(code) not in trained
+    }
+    levels = tuple(column.levels[code] for code in sorted(trained))
+    return ColumnFacts(name=name, kind=column.kind, example=example, levels=levels, test_places=places, missing=missing)
 
 
 def count_labels(labels: Array, task: str) -> Counts:
@@ -135,6 +202,19 @@ def list_silo_files(settings: FolderSettings, places: Mapping[str, str]) -> list
         ClientFile(path=Path(places[name]), client_id=i, name=name, settings=settings, show_values=False)
         for i, name in enumerate(sorted(places))
     ]
+
+
+def summarize_all(files: Sequence[ClientFile]) -> list["FileSummary"]:
+    """Summarizes files. Raises one DataError with the problems of all of them."""
+    summaries, problems = [], []
+    for file in files:
+        try:
+            summaries.append(file.summarize())
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return summaries
 
 
 def with_features(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:

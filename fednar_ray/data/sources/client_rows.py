@@ -1,6 +1,7 @@
 """The rows of one client: converts the columns of its table to inputs and labels, and checks every value."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
+from fednar_ray.core.fednar_table_schema import TableSchema, format_level
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrow_columns import find_text
+from fednar_ray.data.sources.cell_kinds import PARSERS
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.tables import Table
 
@@ -29,23 +32,71 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRows:
-    """One client's rows, unchanged from its file. NaN is a missing value."""
+    """One client's rows, unchanged from its file. NaN is a missing value.
+
+    Attributes:
+        train_x: Inputs. A category is the index of its level.
+        train_y: Labels. A text is its index in ``classes``.
+        test_x: Inputs, likewise.
+        test_y: Labels, likewise.
+        levels: The levels of each input of this client, empty for numbers; None if inputs have no named columns.
+        classes: The texts of this client's labels; None if labels are numbers.
+    """
 
     train_x: Floats
     train_y: Array
     test_x: Floats
     test_y: Array
+    levels: tuple[tuple[str, ...], ...] | None = None
+    classes: tuple[str, ...] | None = None
 
     @property
     def moments(self) -> Moments:
-        """The moments of the training inputs."""
-        return Moments.of(self.train_x)
+        """The moments of the training inputs. Those of categories only count values, since indices have no mean."""
+        x = self.train_x.copy()
+        for column, levels in enumerate(self.levels or ()):
+            if levels:
+                x[:, column] = np.where(np.isnan(x[:, column]), np.nan, 0.0)
+        return Moments.of(x)
+
+    def encode(self, schema: TableSchema | None) -> "ClientRows":
+        """Returns the same rows with the levels and classes of the schema that all clients share."""
+        if schema is None:
+            return self
+        train_x, test_x = self.train_x.copy(), self.test_x.copy()
+        for i, (column, levels) in enumerate(zip(schema.columns, self.levels or (), strict=True)):
+            if levels:
+                for x in (train_x, test_x):
+                    x[:, i] = _translate(x[:, i], levels, column.levels)
+        labels = (self.train_y, self.test_y)
+        if self.classes is not None and schema.class_names is not None:
+            own, agreed = self.classes, schema.class_names
+            labels = tuple(_translate(y, own, agreed).astype(np.int64) for y in labels)
+        levels_of_all = tuple(column.levels for column in schema.columns)
+        return ClientRows(
+            train_x=train_x,
+            train_y=labels[0],
+            test_x=test_x,
+            test_y=labels[1],
+            levels=levels_of_all,
+            classes=schema.class_names,
+        )
 
     @property
     def digest(self) -> str:
         """The SHA-256 of all rows, in hexadecimal."""
         parts = (self.train_x, self.train_y, self.test_x, self.test_y)
-        return hashlib.sha256(b"".join(np.ascontiguousarray(part).data for part in parts)).hexdigest()
+        found = hashlib.sha256(b"".join(np.ascontiguousarray(part).data for part in parts))
+        if any(self.levels or ()) or self.classes is not None:
+            found.update(json.dumps([self.levels, self.classes]).encode())
+        return found.hexdigest()
+
+
+def _translate(codes: Array, own: Sequence[str], agreed: Sequence[str]) -> Floats:
+    """Replaces indices of a client's own levels by those of the agreed ones. NaN stays."""
+    position = {level: float(i) for i, level in enumerate(agreed)}
+    table = np.array([*(position.get(level, np.nan) for level in own), np.nan])
+    return table[np.where(np.isnan(codes), len(own), codes).astype(np.int64)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +117,8 @@ class RowChecker:
     settings: FolderSettings
     show_values: bool
 
-    def select_rows(self) -> tuple[Floats, Array]:
-        """Returns the inputs [n, f…] and the labels [n] of all rows that are used.
+    def select_rows(self) -> tuple[Floats, Array, Rows]:
+        """Returns the inputs [n, f…] and the labels [n] of all rows that are used, and their numbers in the file, [n].
 
         Raises:
             DataError: A value is text, infinite or not a label of the task; a value is missing, and the settings refuse
@@ -76,7 +127,7 @@ class RowChecker:
         x, y = self._build_arrays()
         kept = self._find_complete_rows(x, y)
         self._check_values(kept)
-        return x[kept], y[kept]
+        return x[kept], y[kept], kept
 
     def _build_arrays(self) -> tuple[Floats, Array]:
         label, columns = self.settings.label, self.table.columns
@@ -97,8 +148,13 @@ class RowChecker:
             "labels are whole numbers from 0" if classes else "write numbers as 1234.5, and leave missing cells empty"
         )
         if name != self.settings.label:
-            remedy += ", or leave the column out of data.features"
-        return self._describe(name, find_text(self.table.columns[name]), f"is not a number; {remedy}")
+            remedy += f", or leave the column out with data.exclude, or set data.types: {{{name}: category}}"
+        wanted = self.settings.types.get(name, "number")
+        rows = find_text(self.table.columns[name])
+        if wanted in PARSERS:
+            cells = map(format_level, self.table.columns[name].tolist())
+            rows = np.array([i for i, cell in enumerate(cells) if cell is not None and PARSERS[wanted](cell) is None])
+        return self._describe(name, rows, f"is not a {wanted}; {remedy}")
 
     def _describe(self, name: str, rows: Rows, why: str) -> str:
         return self.table.describe_bad_values(name, rows, why, show_values=self.show_values)
@@ -135,7 +191,8 @@ class RowChecker:
             for name in self.features
         ]
         y = columns[label][kept]
-        if np.issubdtype(y.dtype, np.number) and not np.issubdtype(y.dtype, np.complexfloating):
+        named = label in self.table.kinds and self.table.kinds[label].kind == "category"
+        if not named and np.issubdtype(y.dtype, np.number) and not np.issubdtype(y.dtype, np.complexfloating):
             wrong = _find_infinite(y) if task == "regression" else _find_non_classes(y, task)
             problems.append((label, wrong, f"is not a label; {LABELS[task]}"))
         found = [self._describe(name, kept[rows], why) for name, rows, why in problems if len(rows)]

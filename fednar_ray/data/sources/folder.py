@@ -1,6 +1,6 @@
 """A directory with one .csv, .tsv, .parquet or .npz file per client."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
-from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
+from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Examples
-from fednar_ray.data.sources.client_files import ClientFile, with_features
+from fednar_ray.data.sources.agreement import ColumnFacts, Facts, agree_on_schema
+from fednar_ray.data.sources.client_files import ClientFile, FileSummary, summarize_all, with_features
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
 from fednar_ray.data.sources.tables import FORMATS, format_names, list_tables, name_client
@@ -32,8 +33,8 @@ def load_folder(settings: FolderSettings) -> Source:
             is large enough for a test set.
     """
     files = list_client_files(settings)
+    preprocessing = compute_preprocessing(files, summarize_all(files))
     rows = [file.read() for file in files]
-    preprocessing = compute_preprocessing(files, [own.moments for own in rows])
     parts = [file.preprocess(own, preprocessing) for own, file in zip(rows, files, strict=True)]
     train, test = (Examples.concatenate([part[i] for part in parts]) for i in (0, 1))
     if not len(test):
@@ -84,17 +85,17 @@ def find_ignored(settings: FolderSettings) -> tuple[str, ...]:
     return tuple(list_tables(Path(str(settings.directory)))[1])
 
 
-def compute_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments]) -> TablePreprocessing:
+def compute_preprocessing(files: Sequence[ClientFile], summaries: Sequence[FileSummary]) -> TablePreprocessing:
     """Computes the preprocessing that all clients share.
 
     Args:
         files: The clients' files.
-        moments: The moments of each client's training inputs.
+        summaries: The summary of each client's file.
 
     Raises:
-        DataError: Inputs of two files differ in shape, or no client has a value from which to impute an input.
+        DataError: Inputs of two files differ in shape or kind, or no client has a value from which to impute an input.
     """
-    found, settings = list(moments), files[0].settings
+    found, settings = [summary.moments for summary in summaries], files[0].settings
     for file, own in zip(files, found, strict=True):
         if own.mean.shape != found[0].mean.shape:
             here, there = own.mean.shape, found[0].mean.shape
@@ -107,16 +108,34 @@ def compute_preprocessing(files: Sequence[ClientFile], moments: Iterable[Moments
         empty = _name_columns(columns, total.count == 0)
         raise DataError(f"data.missing: mean: no client has a value of {empty}; leave it out of data.features")
     scaled = settings.standardize
-    schema = None
-    if columns is not None:
-        named = tuple(ColumnSchema(name=name) for name in columns)
-        schema = TableSchema(columns=named, task=settings.task, label=settings.label)
-    return TablePreprocessing(
-        schema=schema,
+    numbers = TablePreprocessing(
+        schema=_agree_on_schema(files, summaries),
         fill=total.mean if settings.missing == "mean" else np.full_like(total.mean, np.nan),
         mean=total.mean if scaled else np.zeros_like(total.mean),
         scale=total.deviation if scaled else np.ones_like(total.mean),
     )
+    return numbers.expand_categories()
+
+
+def _agree_on_schema(files: Sequence[ClientFile], summaries: Sequence[FileSummary]) -> TableSchema | None:
+    """Agrees on the columns; None if a file's inputs are arrays with several columns each."""
+    settings = files[0].settings
+    facts = [summary.facts or _describe_arrays(settings, summary) for summary in summaries]
+    if any(own is None for own in facts):
+        return None
+    known = [own for own in facts if own is not None]
+    return agree_on_schema(settings, [str(file.path) for file in files], known, sum(own.train for own in summaries))
+
+
+def _describe_arrays(settings: FolderSettings, summary: FileSummary) -> Facts | None:
+    """Describes the arrays of an .npz file, which hold numbers; None unless each is one column."""
+    features = settings.features or ()
+    if summary.moments.mean.shape != (len(features),):
+        return None
+    return [
+        ColumnFacts(name=name, kind="number", example="an array of numbers", test_places={})
+        for name in (*features, settings.label)
+    ]
 
 
 def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) -> str:

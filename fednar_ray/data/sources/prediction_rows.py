@@ -1,6 +1,6 @@
 """Reads rows to predict, in the same way as the rows that a run was trained on, but without labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
-from fednar_ray.data.sources.arrow_columns import name_row
-from fednar_ray.data.sources.tables import FORMATS, Table, find_extension, read_columns
+from fednar_ray.data.sources.arrow_columns import name_row, read_parquet, to_numpy
+from fednar_ray.data.sources.tables import Table, find_extension
+from fednar_ray.data.sources.text_files import explain_separator, read_text
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,32 +31,51 @@ def read_rows(path: Path, schema: TableSchema, imputes: bool) -> Floats:
         DataError: The file cannot be read, has no such column or no rows, or a value does not fit its column. The
             message names the file, the line and the column, and lists all that is wrong.
     """
-    import pandas as pd
-
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    if find_extension(path) is None:
-        raise DataError(f"{path}: is not a {FORMATS} file")
-    table, _ = read_columns(path, schema.names, schema.names[0])
-    return _encode(table, pd.DataFrame(dict(table.columns)), schema, imputes)
+    extension = (find_extension(path) or "").lower()
+    if extension in ("", ".npz"):
+        raise DataError(f"{path}: is not a table with a header: write the rows as .csv, .tsv or .parquet")
+    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension)
+    _check_names(path, found.column_names, schema.names)
+    columns = {name: _convert(path, name, found.column(name)) for name in schema.names}
+    return _encode(Table(path=path, columns=columns, find_cell=find_cell), schema, imputes)
 
 
 def read_frame(frame: Any, schema: TableSchema, imputes: bool) -> Floats:
     """Reads the inputs of a pandas data frame as ``read_rows`` reads those of a file."""
-    names = list(frame.columns)
-    missing = [name for name in schema.names if name not in names]
+    _check_names(FRAME, list(frame.columns), schema.names)
+    columns = {name: frame[name].reset_index(drop=True) for name in schema.names}
+    return _encode(Table(path=FRAME, columns=columns, find_cell=name_row), schema, imputes)
+
+
+def _check_names(path: Path, names: list[str], wanted: Sequence[str]) -> None:
+    """Raises DataError unless each wanted column is there once."""
+    missing = [name for name in wanted if name not in names]
     if missing:
-        raise DataError(f"{FRAME}: has no column {', '.join(missing)}; it has {', '.join(map(str, names))}")
-    twice = [name for name in schema.names if names.count(name) > 1]
+        shown = list(map(str, names))
+        raise DataError(
+            f"{path}: has no column {', '.join(missing)}; it has {', '.join(shown)}{explain_separator(shown)}"
+        )
+    twice = [name for name in wanted if names.count(name) > 1]
     if twice:
-        raise DataError(f"{FRAME}: has column {', '.join(twice)} more than once; give each a different name")
-    columns = {name: np.asarray(frame[name], dtype=object) for name in schema.names}
-    return _encode(Table(path=FRAME, columns=columns, find_cell=name_row), frame, schema, imputes)
+        raise DataError(f"{path}: has column {', '.join(twice)} more than once; give each a different name")
 
 
-def _encode(table: Table, cells: Any, schema: TableSchema, imputes: bool) -> Floats:
-    """Converts the cells, a data frame, to the raw matrix. ``table`` tells where they come from."""
-    if not len(cells):
+def _convert(path: Path, name: str, column: Any) -> Any:
+    """Converts an Arrow column to a Series of numbers, texts or dates."""
+    import pandas as pd
+    import pyarrow as pa
+
+    if pa.types.is_temporal(column.type):
+        return column.to_pandas()
+    return pd.Series(to_numpy(path, name, column))
+
+
+def _encode(table: Table, schema: TableSchema, imputes: bool) -> Floats:
+    """Converts a table whose columns are Series to the raw matrix."""
+    cells = table.columns
+    if not len(cells[schema.names[0]]):
         raise DataError(f"{table.path}: has no rows")
     found, problems = [], []
     for column in schema.columns:

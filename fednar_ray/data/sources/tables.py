@@ -1,16 +1,19 @@
 """Reads tables from .csv, .tsv, .parquet and .npz files as arrays of numbers, and locates bad values in them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrays import read_npz
-from fednar_ray.data.sources.arrow_columns import FindCell, name_row, read_parquet, to_numpy
+from fednar_ray.data.sources.arrow_columns import FindCell, is_date, name_row, read_parquet, to_numpy
+from fednar_ray.data.sources.cell_kinds import Column, build_category, find_kind
 from fednar_ray.data.sources.text_files import OPENERS, SEPARATORS, explain_separator, read_text
 
 FORMATS = ".csv, .tsv, .parquet or .npz"
@@ -59,6 +62,7 @@ class Table:
     path: Path
     columns: Mapping[str, Array]
     find_cell: FindCell
+    kinds: Mapping[str, Column] = field(default_factory=dict)  # of files with named columns
 
     def describe_bad_values(self, column: str, rows: npt.NDArray[np.int64], why: str, *, show_values: bool) -> str:
         """Builds the message about bad values of a column.
@@ -79,13 +83,13 @@ class Table:
         return f"{self.path}, {place}, column {column}: {shown} {why}{more}"
 
 
-def read_columns(path: Path, features: Sequence[str] | None, label: str) -> tuple[Table, tuple[str, ...]]:
+def read_columns(path: Path, settings: FolderSettings) -> tuple[Table, tuple[str, ...]]:
     """Reads the inputs and the label of a file.
 
     Args:
         path: The file.
-        features: The columns or arrays that are inputs; None: all columns but the label, of .npz files the array ``x``.
-        label: The column or array to predict.
+        settings: The ``data`` section. Without ``features``, all columns but the label and the excluded ones are
+            inputs, of .npz files the array ``x``.
 
     Returns:
         The columns, and the names of the inputs. NaN is a missing value. Text that is not a number is still text.
@@ -94,15 +98,35 @@ def read_columns(path: Path, features: Sequence[str] | None, label: str) -> tupl
         DataError: The file cannot be read, has no such column, or a column's type cannot be converted to numbers. The
             message names the file.
     """
+    features, label, types = settings.features, settings.label, settings.types
     extension = (find_extension(path) or "").lower()
     if extension == ".npz":
         names = tuple(features or ("x",))
         return Table(path=path, columns=read_npz(path, [*names, label]), find_cell=name_row), names
-    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension)
-    names = tuple(features) if features is not None else tuple(name for name in found.column_names if name != label)
+    categories = [name for name, kind in types.items() if kind == "category"]
+    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories)
+    left_out = {label, *settings.exclude}
+    names = tuple(features) if features is not None else tuple(n for n in found.column_names if n not in left_out)
     _check_header(path, found.column_names, (*names, label), named=features is not None)
-    columns = {name: to_numpy(path, name, found.column(name)) for name in dict.fromkeys((*names, label))}
-    return Table(path=path, columns=columns, find_cell=find_cell), names
+    kinds = {
+        name: _find_kind(path, name, found.column(name), types.get(name), is_label=name == label)
+        for name in dict.fromkeys((*names, label))
+    }
+    columns = {name: column.values for name, column in kinds.items()}
+    return Table(path=path, columns=columns, find_cell=find_cell, kinds=kinds), names
+
+
+def _find_kind(path: Path, name: str, column: Any, wanted: str | None, *, is_label: bool) -> Column:
+    """Converts an Arrow column, and determines its kind. ``wanted``: the kind that the settings name."""
+    import pyarrow as pa
+
+    if wanted == "category":
+        return build_category(column.to_pylist())
+    values = to_numpy(path, name, column)
+    if values.dtype == object:
+        return find_kind(values, wanted, is_label=is_label)
+    kind = "date" if is_date(column.type) else "boolean" if pa.types.is_boolean(column.type) else "number"
+    return Column(kind="empty" if np.isnan(values).all() else wanted or kind, values=values)
 
 
 def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], *, named: bool) -> None:

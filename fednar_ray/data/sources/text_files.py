@@ -31,12 +31,13 @@ BYTE_ORDER_MARKS = {
 }
 
 
-def read_text(path: Path, extension: str) -> tuple[Any, FindCell]:
+def read_text(path: Path, extension: str, categories: Sequence[str] = ()) -> tuple[Any, FindCell]:
     """Reads a .csv or .tsv file.
 
     Args:
         path: The file.
         extension: Its extension in lower case, with that of its compression: ``.csv.gz``.
+        categories: Columns that stay text even if all their values are numbers.
 
     Returns:
         The Arrow table, in which a column is text unless all its values are numbers, and a function that finds a cell.
@@ -51,6 +52,7 @@ def read_text(path: Path, extension: str) -> tuple[Any, FindCell]:
         file.detect_encoding()
         table = file.read()
         text = [name for name, column in zip(table.column_names, table.columns, strict=True) if _is_other(column)]
+        text += [name for name in categories if name in table.column_names and name not in text]
         if text:
             table = file.read(as_text=text)
     except UnicodeError as error:
