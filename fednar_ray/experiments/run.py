@@ -18,6 +18,7 @@ from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
 from fednar_ray.core.module_state import copy_with_leaf_parameters
+from fednar_ray.core.postprocessing import append_postprocessing
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
@@ -306,8 +307,9 @@ def _load_result(start: ResumedRun) -> Result:
 
 
 def _build_model(prepared: Prepared, state: FederationState) -> nn.Module:
-    """Returns the model with the parameters that are evaluated, behind the preprocessing of raw inputs."""
+    """Returns the model with the parameters that are evaluated, from raw inputs to outputs in the label's unit."""
     module = copy_with_leaf_parameters(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.eval_params(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
-    return join_preprocessing(prepared.federation.preprocessing, module.eval())
+    federation = prepared.federation
+    return append_postprocessing(join_preprocessing(federation.preprocessing, module.eval()), federation.target_scale)
