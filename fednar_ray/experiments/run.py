@@ -60,6 +60,7 @@ class Result:
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
+    primary: str  # the metric that counts, without its split
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -214,6 +215,7 @@ class _TrackedRun:
             group_size=self.plan.group_size,
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
+            primary=prepared.primary,
         )
 
 
@@ -303,6 +305,7 @@ def _load_result(start: ResumedRun) -> Result:
         group_size=checkpoint.facts["group_size"],
         resumed_from_round=checkpoint.next_round,
         alerts=find_alerts(prepared.experiment, history, compute_chance_level(prepared.federation)),
+        primary=prepared.primary,
     )
 
 
