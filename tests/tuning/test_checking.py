@@ -10,8 +10,8 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
-from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.core.metric_names import HIGHER_IS_BETTER
+from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import list_metric_names
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.search import start_search
