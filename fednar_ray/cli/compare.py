@@ -46,7 +46,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     ):
 
         def show_round(step: Progress) -> None:
-            show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics)
+            show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics, step.primary)
 
         result = drain(comparing, show_round)
     if as_json:
@@ -114,7 +114,7 @@ def _print_result(console: "Console", result: "Comparison") -> None:
 
 def _build_title(result: "Comparison") -> str:
     settings, measure = result.settings, result.rows[0].measure
-    target = settings.target_accuracy if measure.higher_is_better else settings.target_rmse
+    target = settings.get_target(measure.name)
     parts = [
         f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}",
         f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
+from fednar_ray.core.metric_names import format_metric_value
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,8 +26,15 @@ Value = TypeVar("Value")
 class ShowRound(Protocol):
     """Shows a finished round."""
 
-    def __call__(self, done: int, label: str, metrics: Mapping[str, float]) -> None:
-        """Shows that ``done`` rounds are trained; ``label`` names the run, ``metrics`` are those of the last round."""
+    def __call__(self, done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
+        """Shows that ``done`` rounds are trained.
+
+        Args:
+            done: The number of rounds.
+            label: The name of the run.
+            metrics: The metrics of the last round.
+            primary: The metric that counts, without its split.
+        """
 
 
 def build_console(*, stderr: bool) -> "Console":
@@ -61,10 +70,10 @@ def show_progress(console: "Console", rounds: int, every: int | None = None) -> 
         return
     interval = every or max(1, rounds // PLAIN_LINES)
 
-    def show_line(done: int, label: str, metrics: Mapping[str, float]) -> None:
+    def show_line(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
         if done % interval == 0 or done == rounds:
             loss = f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "no client took part"
-            parts = (f"round {done}/{rounds}", _format_test_metric(metrics), loss, label)
+            parts = (f"round {done}/{rounds}", _format_test_metric(metrics, primary), loss, label)
             click.echo("  ".join(part for part in parts if part), err=console.stderr)
 
     yield show_line
@@ -79,19 +88,23 @@ def _show_bar(console: "Console", rounds: int) -> Iterator[ShowRound]:
         task = bar.add_task("starting", total=rounds)
         last = ""
 
-        def advance(done: int, label: str, metrics: Mapping[str, float]) -> None:
+        def advance(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
             nonlocal last
-            last = _format_test_metric(metrics) or last
+            last = _format_test_metric(metrics, primary) or last
             bar.update(task, completed=done, description=f"{label} {last}".strip() or "training")
 
         yield advance
 
 
-def _format_test_metric(metrics: Mapping[str, float]) -> str:
-    """Formats the test accuracy, or the test RMSE of a regression; empty if the round was not evaluated."""
-    if "test_rmse" in metrics:
-        return f"test rmse {metrics['test_rmse']:.4g}"
-    return f"test accuracy {metrics['test_accuracy']:.3f}" if "test_accuracy" in metrics else ""
+def _format_test_metric(metrics: Mapping[str, float], primary: str) -> str:
+    """Formats the primary metric on the test set; empty if the round was not evaluated.
+
+    A test set with one label has no AUC. Then it is the accuracy.
+    """
+    for name in (primary, "accuracy"):
+        if (value := metrics.get(f"test_{name}")) is not None:
+            return f"test {name.replace('_', ' ')} {format_metric_value(name, value)}"
+    return ""
 
 
 def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:

@@ -22,6 +22,7 @@ from fednar_ray.cli.output import build_console, print_place, quiet_libraries, s
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
+from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.resume import Resumption
     from fednar_ray.experiments.run import Result
 
-PRINTED_METRICS = (
-    "test_accuracy", "validation_accuracy", "client_accuracy_mean", "client_accuracy_worst_decile",
-    "test_rmse", "validation_rmse", "client_rmse_mean", "client_rmse_worst_decile",
-    "test_loss", "train_loss", "clip_fraction", "effective_weight_decay", "clients_failed",
-)  # fmt: skip
+PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "clients_failed")
+"""The metrics that the summary shows after those of the evaluated examples."""
 
 
 @click.command()
@@ -72,10 +70,10 @@ def run(
 
     with (
         RaySession(address) as session,
-        closing(train(prepare(experiment, session=session), session, resumption=resumption)) as training,
+        closing(train(prepared := prepare(experiment, session=session), session, resumption=resumption)) as training,
         show_progress(console, experiment.federation.rounds) as show,
     ):
-        result = drain(training, lambda report: show(report.round_index + 1, "", report.metrics))
+        result = drain(training, lambda report: show(report.round_index + 1, "", report.metrics, prepared.primary))
     version = None if register is None else register_model(result, register)
     if as_json:
         click.echo(json.dumps({**_summarize(result), "registered_version": version}))
@@ -135,7 +133,7 @@ def _print_result(console: "Console", result: "Result") -> None:
     table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
     table.add_column("metric")
     table.add_column("last round", justify="right")
-    for name in PRINTED_METRICS:
+    for name in _order_metrics(result):
         if name in result.metrics:
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)
@@ -146,6 +144,13 @@ def _print_result(console: "Console", result: "Result") -> None:
         console.print(unclipped, soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
+
+
+def _order_metrics(result: "Result") -> tuple[str, ...]:
+    """Returns the names of the metrics that the summary shows: the primary metric first, each on all its splits."""
+    evaluated = dict.fromkeys((result.primary, *HIGHER_IS_BETTER, *result.experiment.evaluation.own_metrics))
+    by_split = (f"{split}_{name}" for name in evaluated for split in ("test", "validation"))
+    return (*by_split, *CLIENT_METRICS, *PRINTED_METRICS)
 
 
 def _describe_placement(result: "Result") -> str:

@@ -25,7 +25,8 @@ Positive = Annotated[float, BeforeValidator(check_number), Field(gt=0)]
 NonNegative = Annotated[float, BeforeValidator(check_number), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(check_number), Field(gt=0, le=1)]
 Share = Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=1)]
-FunctionPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")]
+FunctionPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*$")]
+"""``package.module:function`` or ``package.module.function``."""
 Argument = Annotated[Any, BeforeValidator(_check_argument)]
 
 

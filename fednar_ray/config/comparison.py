@@ -21,5 +21,12 @@ class CompareSettings(Settings):
     """For classification: the table shows the number of rounds until a run reached this test accuracy."""
     target_rmse: Positive | None = None
     """For regression: the same for this test RMSE, in the unit of the label. null: no target."""
+    target: Annotated[float, BeforeValidator(check_number)] | None = None
+    """The same for any other primary metric, such as auc. null: no target."""
     final_rounds: Count = 10
-    """The final accuracy (in regression, RMSE) is the mean over this many last rounds."""
+    """The final value of the primary metric is the mean over this many last rounds."""
+
+    def get_target(self, metric: str) -> float | None:
+        """Returns the target of a metric, by its name without the split; None if there is none."""
+        targets = {"accuracy": self.target_accuracy, "rmse": self.target_rmse}
+        return targets.get(metric, self.target)

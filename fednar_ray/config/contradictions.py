@@ -9,8 +9,9 @@ from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config.data import DataSettings, FolderSettings
 from fednar_ray.config.execution import ExecutionSettings
-from fednar_ray.config.federation import FederationSettings
-from fednar_ray.config.problems import build_problem
+from fednar_ray.config.federation import EvaluationSettings, FederationSettings
+from fednar_ray.config.problems import build_problem, suggest
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER
 
 
 def validate_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
@@ -59,8 +60,21 @@ def find_contradictions(sections: Mapping[str, Any]) -> Iterator[InitErrorDetail
         yield build_problem(("execution", "vectorize"), size, "dedicated trains one client per actor; use 1 or auto")
     if execution is not None:
         yield from _check_execution(execution, data)
+    if (evaluation := sections.get("evaluation")) is not None:
+        yield from _check_evaluation(evaluation, execution)
     if data is not None and "model" in sections and model is None:
         yield build_problem(("model",), None, "a data section needs a model section")
+
+
+def _check_evaluation(
+    evaluation: EvaluationSettings, execution: ExecutionSettings | None
+) -> Iterator[InitErrorDetails]:
+    known, primary = (*HIGHER_IS_BETTER, *evaluation.own_metrics), evaluation.primary
+    if primary is not None and primary not in known:
+        yield build_problem(("evaluation", "primary"), primary, f"unknown metric{suggest(primary, known)}")
+    if evaluation.metrics is not None and execution is not None and execution.silos is not None:
+        text = "needs the predictions for single examples, which may not leave a silo; remove it"
+        yield build_problem(("evaluation", "metrics"), ", ".join(evaluation.metrics), text)
 
 
 def _check_execution(execution: ExecutionSettings, data: DataSettings | None) -> Iterator[InitErrorDetails]:

@@ -1,6 +1,12 @@
 """The sections ``federation`` and ``evaluation``: rounds, local work, and what is evaluated."""
 
-from fednar_ray.config.base import Count, Settings, Size
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from fednar_ray.config.base import Count, FunctionPath, Settings, Size
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER
 from fednar_ray.core.schedules import Workload
 
 
@@ -33,3 +39,28 @@ class EvaluationSettings(Settings):
     """Rounds from one evaluation to the next. The last round is always evaluated."""
     federated: bool = False
     """Whether to evaluate clients on their own examples as well: the mean over all, and over the worst tenth."""
+    primary: str | None = None
+    """The metric that counts, without its split, such as auc. Summaries, comparisons and plots show it, and it guides a
+    search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in regression."""
+    metrics: Annotated[tuple[FunctionPath, ...], Field(min_length=1)] | None = None
+    """Metrics of your own: module:function, importable. Each is called with (y, predictions), or with (y, outputs) if
+    its second parameter is called outputs, and returns a number, of which higher is better."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_names(cls, paths: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = list(map(name_metric_function, paths or ()))
+        taken = [name for name in names if name in HIGHER_IS_BETTER or names.count(name) > 1]
+        if taken:
+            raise ValueError(f"two metrics are called {taken[0]}; rename the function")
+        return paths
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The names of the user's own metrics: those of their functions."""
+        return tuple(map(name_metric_function, self.metrics or ()))
+
+
+def name_metric_function(path: str) -> str:
+    """Returns the name of the metric that the function at ``path`` computes: the function's own."""
+    return re.split("[.:]", path)[-1]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator
 
-from fednar_ray.config.base import Argument, Count, FunctionPath, Settings, Share
+from fednar_ray.config.base import Argument, Count, FunctionPath, Positive, Settings, Share
 from fednar_ray.config.variants import Variants
 
 
@@ -18,6 +18,11 @@ class ModelSettings(Settings):
 
     weights: str | None = None
     """A local file to start from: .safetensors, or a state dict that ``torch.save`` wrote. null: random weights."""
+    loss: FunctionPath | None = None
+    """module:function, importable. It is called with (outputs, y) and returns the losses [n]. null: the task's loss."""
+    class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(min_length=2)] | None = None
+    """The factor of an example's training loss by its class: one number per class, or balanced, which is n/(k·n_c) for
+    class c. Metrics are not weighted. null: 1 for all."""
 
 
 class HiddenSettings(ModelSettings):

@@ -12,6 +12,7 @@ from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.scheduler import NoSchedulerSettings, SchedulerSection
 from fednar_ray.core.errors import ConfigError, format_value
+from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER, is_higher_better
 
 DomainKind = Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]
 RANGES: Mapping[str, str] = {
@@ -23,12 +24,7 @@ RANGES: Mapping[str, str] = {
 LISTS = ("choice", "grid")
 BuildVariant = Callable[[Mapping[str, Any]], Experiment]
 """Builds the experiment with other values by dotted key. Raises ConfigError if they are invalid."""
-HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "auc": True, "loss": False, "perplexity": False, "rmse": False}
 NEEDS_VALIDATION = tuple(f"validation_{name}" for name in HIGHER_IS_BETTER)
-CLIENT_METRICS = {
-    "client_accuracy_mean": True, "client_accuracy_worst_decile": True,
-    "client_rmse_mean": False, "client_rmse_worst_decile": False,
-}  # fmt: skip
 NEEDS_FEDERATED = tuple(CLIENT_METRICS)
 METRICS = (*NEEDS_VALIDATION, *NEEDS_FEDERATED, "train_loss")
 """The metrics that can guide a search, if the task has them. Test metrics cannot, since they judge the result."""
@@ -90,6 +86,10 @@ class Domain(Settings):
             return self.values
         low, high = self.values[:2]
         return low, high - 1 if self.kind == "randint" else high
+
+
+def _name_own_metrics(experiment: Experiment) -> tuple[str, ...]:
+    return tuple(f"validation_{name}" for name in experiment.evaluation.own_metrics)
 
 
 def _is_number(value: object) -> bool:
@@ -212,18 +212,17 @@ class SearchSettings(Settings):
         metric = f"search.metric: {format_value(self.metric)}"
         if self.metric.startswith("test_"):
             yield f"{metric}: a test metric cannot guide a search, since it judges its result; use validation_accuracy"
-        elif self.metric not in METRICS:
-            yield f"{metric}: unknown metric{problems.suggest(self.metric, METRICS)}"
+        elif self.metric not in (known := (*METRICS, *_name_own_metrics(experiment))):
+            yield f"{metric}: unknown metric{problems.suggest(self.metric, known)}"
         elif (remedy := self._find_remedy(experiment)) is not None:
             yield f"{metric}: {remedy}"
-        name = self.metric
-        higher = CLIENT_METRICS[name] if name in CLIENT_METRICS else HIGHER_IS_BETTER.get(name.partition("_")[2], True)
+        higher = is_higher_better(self.metric)
         if higher != (self.mode == "max"):
             yield f"search.mode: {self.mode!r}: {self.metric} is better {'higher' if higher else 'lower'}"
 
     def _find_remedy(self, experiment: Experiment) -> str | None:
         """Returns what to set so that the experiment reports the metric; None if it does."""
-        if self.metric in NEEDS_VALIDATION and experiment.data is not None and not experiment.data.validation:
+        if self.metric.startswith("validation_") and experiment.data is not None and not experiment.data.validation:
             return "no examples are held out; set data.validation=0.1"
         if self.metric in NEEDS_FEDERATED and not experiment.evaluation.federated:
             return "set evaluation.federated=true"

@@ -21,6 +21,23 @@ def import_function(path: str) -> Any:
     return getattr(importlib.import_module(module_name), name)
 
 
+def import_callable(path: str) -> Callable[..., Any]:
+    """Returns the function that a path names.
+
+    Raises:
+        ImportError: The module cannot be imported, or has no such function. The message says why.
+    """
+    try:
+        with exits_as_errors():
+            function = import_function(path)
+    except Exception as error:
+        raise ImportError(f"cannot be imported: {error}") from error
+    if not callable(function):
+        raise ImportError(f"is {type(function).__name__}, not a function")
+    found: Callable[..., Any] = function
+    return found
+
+
 def call_by_path(
     key: str, path: str, arguments: Mapping[str, Any], wanted: type[T], wanted_name: str, make_error: MakeError
 ) -> T:

@@ -129,12 +129,27 @@ class ScoringTask:
     stop: int
     client_id: int | None = None  # the client whose rows they are, if only that client's actor has them
     sums_only: bool = False  # return MetricSums instead of Scores
+    with_outputs: bool = False  # return the model's outputs as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Predictions and losses of n examples."""
+    """Predictions and losses of n examples.
 
-    predictions: npt.NDArray[np.int32] | npt.NDArray[np.float32]  # [n] the likeliest class; the one logit; the number
-    correct: npt.NDArray[np.bool_] | None  # [n]; None in regression
-    losses: npt.NDArray[np.float32]  # [n] cross-entropy in nats, or squared error
+    Attributes:
+        predictions: The likeliest class, the one logit, or the number in the label's unit, [n].
+        correct: Which predictions are correct, [n]; None in regression.
+        losses: Cross-entropies in nats, squared errors, or a user's own losses, [n].
+        errors: Regression: prediction minus label, in the label's unit, [n].
+        confidences: Classification: the probability of the predicted class, [n].
+        log_losses: The cross-entropies [n], if they are not the losses.
+        outputs: The model's outputs [n, o], if the task asks for them.
+    """
+
+    predictions: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    correct: npt.NDArray[np.bool_] | None
+    losses: npt.NDArray[np.float32]
+    errors: npt.NDArray[np.float32] | None = None
+    confidences: npt.NDArray[np.float32] | None = None
+    log_losses: npt.NDArray[np.float32] | None = None
+    outputs: npt.NDArray[np.float32] | None = None

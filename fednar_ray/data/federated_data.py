@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.transforms import Transform
@@ -27,6 +28,8 @@ class FederatedData(ABC):
         validation: The validation examples, or None.
         left_out: The number of training examples that no client holds.
         ignored_files: The names of other files in the clients' directory. They are not read.
+        target_scale: Mean and scale of a regression's labels, by which training scales them; None: it does not. The
+            labels of all examples are in their own unit.
         metrics_only: Whether nothing about a single example, not even its scores, may leave the client that holds it.
     """
 
@@ -41,13 +44,14 @@ class FederatedData(ABC):
         *,
         left_out: int = 0,
         preprocessing: Preprocessing | None = None,
+        target_scale: TargetScale | None = None,
         ignored_files: tuple[str, ...] = (),
         metrics_only: bool = False,
     ) -> None:
         self.name, self.task, self.client_names = name, task, client_names
         self.shards, self.test, self.validation = shards, test, validation
         self.left_out, self.ignored_files, self.metrics_only = left_out, ignored_files, metrics_only
-        self._preprocessing = preprocessing
+        self._preprocessing, self.target_scale = preprocessing, target_scale
 
     @property
     def num_clients(self) -> int:

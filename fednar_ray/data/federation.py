@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fednar_ray.config.data import TASK_NAMES
 from fednar_ray.core.client_names import number_clients
 from fednar_ray.core.errors import DataError
+from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import Preprocessing
 from fednar_ray.data.conversion import MAP_CODES, parse_clients
 from fednar_ray.data.examples import Examples, Pair, Shards
@@ -71,6 +72,7 @@ class Federation(FederatedData):
         task: str = "classification",
         client_names: tuple[str, ...] | None = None,
         preprocessing: Preprocessing | None = None,
+        target_scale: TargetScale | None = None,
     ) -> "Federation":
         """Builds a federation from examples that are already checked and in one block.
 
@@ -83,11 +85,21 @@ class Federation(FederatedData):
             task: classification, binary or regression.
             client_names: The clients' names, by client id; None: "0", "1", ….
             preprocessing: The preprocessing that the examples went through; see ``FederatedData.preprocessing``.
+            target_scale: See ``FederatedData.target_scale``.
         """
         names = number_clients(len(shards.sizes)) if client_names is None else client_names
         federation = cls.__new__(cls)
         FederatedData.__init__(
-            federation, name, task, names, shards, test, validation, left_out=left_out, preprocessing=preprocessing
+            federation,
+            name,
+            task,
+            names,
+            shards,
+            test,
+            validation,
+            left_out=left_out,
+            preprocessing=preprocessing,
+            target_scale=target_scale,
         )
         federation._check()
         return federation

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
+from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
@@ -28,7 +29,7 @@ from fednar_ray.data.sources.client_files import (
     summarize_all,
     with_features,
 )
-from fednar_ray.data.sources.folder import compute_preprocessing, find_ignored, list_client_files
+from fednar_ray.data.sources.folder import compute_preprocessing, compute_target_scale, find_ignored, list_client_files
 from fednar_ray.data.sources.tables import FORMATS, format_names
 
 log = logging.getLogger("fednar_ray")
@@ -94,6 +95,7 @@ class FederationOfFiles(FederatedData):
         counts: The number of each client's training examples by class.
         left_out: The number of training examples that no client holds.
         ignored_files: The names of other files in the clients' directory. They are not read.
+        target_scale: See ``FederatedData.target_scale``.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class FederationOfFiles(FederatedData):
         counts: Sequence[Counts],
         left_out: int,
         ignored_files: Sequence[str] = (),
+        target_scale: TargetScale | None = None,
     ) -> None:
         known = [_get_labels(summary, task) for summary in summaries]
         held_out = {
@@ -123,6 +126,7 @@ class FederationOfFiles(FederatedData):
             validation if len(validation) else None,
             left_out=left_out,
             preprocessing=shards[0].preprocessing,
+            target_scale=target_scale,
             ignored_files=tuple(ignored_files),
             metrics_only=any(summary.labels is None for summary in summaries),
         )
@@ -204,7 +208,8 @@ def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFil
     name, ignored = Path(str(settings.directory)).name, find_ignored(settings)
     if ignored:
         log.warning("%s: ignored %s; clients' files are %s", settings.directory, format_names(ignored), FORMATS)
-    return FederationOfFiles(name, task, shards, own, counts, len(division.partition.left_out), ignored)
+    scale = compute_target_scale(files, [summary.label_moments for summary in summaries])
+    return FederationOfFiles(name, task, shards, own, counts, len(division.partition.left_out), ignored, scale)
 
 
 def load_silo_federation(
@@ -229,7 +234,9 @@ def load_silo_federation(
     division, shards = _divide(preprocessing, files, summaries, settings, seed)
     own = [summaries[shard.file.client_id] for shard in shards]
     counts = ask(ShardFile.count_labels, shards) if len(division.held_out) else [summary.counts for summary in own]
-    return FederationOfFiles("silos", settings.task, shards, own, counts, len(division.partition.left_out))
+    scale = compute_target_scale(files, [summary.label_moments for summary in summaries])
+    left_out = len(division.partition.left_out)
+    return FederationOfFiles("silos", settings.task, shards, own, counts, left_out, target_scale=scale)
 
 
 def _divide(

@@ -39,6 +39,7 @@ def load_federation(settings: AnyData, seed: int) -> Federation:
         source.task,
         _find_group_names(settings, source, division.partition),
         source.preprocessing,
+        source.target_scale,
     )
 
 

@@ -16,10 +16,12 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
+from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import PRIMARY_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -28,7 +30,7 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
     """Logs the experiment, the data, and where clients are trained."""
     federation = prepared.federation
     tracker.log_params(flatten_settings(prepared.experiment))
-    tracker.log_tags(plan.build_tags())
+    tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
     examples = federation.shards.examples
     tracker.log_data(
         DataSummary(
@@ -53,7 +55,8 @@ def log_outputs(
 ) -> None:
     """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
     files, names = RunDirectory(directory), prepared.federation.client_names
-    _log_figure(tracker, lambda path: draw_curves(history, path), files.curves_plot)
+    measure = find_measure(history, prepared.primary).name
+    _log_figure(tracker, lambda path: draw_curves(history, path, measure), files.curves_plot)
     _log_figure(tracker, lambda path: draw_step_norms(history, path, names), files.step_norms_plot)
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)

@@ -114,5 +114,14 @@ def train_rounds(
     )
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)
-    evaluation = Evaluation(federation, pool.score, splits, federated=federated, by_client=by_client, texts=texts)
+    evaluation = Evaluation(
+        federation,
+        pool.score,
+        splits,
+        federated=federated,
+        by_client=by_client,
+        texts=texts,
+        task=prepared.task,
+        own_metrics=prepared.own_metrics,
+    )
     return run_rounds(plan, pool, state, evaluation)

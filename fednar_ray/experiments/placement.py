@@ -26,7 +26,6 @@ from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.evaluation import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
-from fednar_ray.models.tasks import TASKS
 from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
 CPU_DEVICE = torch.device("cpu")
@@ -146,7 +145,7 @@ class SerialTrainer:
         """
         if prepared is not self._first:
             self._trainer.adopt(prepared.build_training_plan())
-        task, offsets = TASKS[prepared.federation.task], prepared.federation.split_offsets()
+        task, offsets = prepared.task, prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
         policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)

@@ -16,6 +16,7 @@ from fednar_ray.config.model import LanguageModelSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
+from fednar_ray.core.metric_names import METRICS_BY_TASK, choose_primary
 from fednar_ray.core.module_state import copy_model
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
@@ -27,11 +28,13 @@ from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability, load_trace
 from fednar_ray.federated.client_trainer import TrainingPlan
+from fednar_ray.federated.own_metrics import OwnMetric, load_own_metrics
 from fednar_ray.federated.single_examples import check_single_example_batches
 from fednar_ray.federated.vectorization import ModelTraits, probe
 from fednar_ray.models import build_model
 from fednar_ray.models.lazy import initialize_lazy_layers
-from fednar_ray.models.tasks import TASKS
+from fednar_ray.models.losses import build_task, compute_class_weights
+from fednar_ray.models.tasks import TASKS, Task
 
 log = logging.getLogger("fednar_ray")
 
@@ -46,6 +49,13 @@ class Prepared:
     model: nn.Module
     traits: ModelTraits
     availability: Availability
+    task: Task
+    own_metrics: tuple[OwnMetric, ...]
+
+    @property
+    def primary(self) -> str:
+        """The metric that counts, without its split."""
+        return choose_primary_metric(self.experiment, self.federation)
 
     @property
     def model_bytes(self) -> int:
@@ -72,7 +82,7 @@ class Prepared:
             seed=seed,
             changed_buffers=self.traits.changed_buffers,
             attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
-            task=TASKS[self.federation.task],
+            task=self.task,
         )
 
 
@@ -108,7 +118,8 @@ def prepare(
     model = given
     initialize_lazy_layers(model, _get_first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
-    examples, task = federation.shards.examples, TASKS[federation.task]
+    examples, task = federation.shards.examples, _build_task(experiment, federation)
+    own_metrics = _load_metrics(experiment, federation)
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
@@ -124,7 +135,36 @@ def prepare(
         model=model,
         traits=traits,
         availability=_build_availability(experiment, federation),
+        task=task,
+        own_metrics=own_metrics,
     )
+
+
+def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> str:
+    """Returns the metric that counts, without its split: the experiment's own choice, or the default of the task."""
+    return experiment.evaluation.primary or choose_primary(federation.task, federation.label_counts().sum(axis=0))
+
+
+def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
+    """Builds the task with the loss of the experiment. Raises ModelError if it does not fit the data."""
+    model, classes, counts = experiment.model, federation.classes, federation.label_counts().sum(axis=0)
+    return build_task(
+        federation.task,
+        class_weights=compute_class_weights(None if model is None else model.class_weights, federation.task, counts),
+        loss=None if model is None else model.loss,
+        target_scale=federation.target_scale,
+        classes=classes,
+    )
+
+
+def _load_metrics(experiment: Experiment, federation: FederatedData) -> tuple[OwnMetric, ...]:
+    """Loads the user's own metrics, and checks that the task has the primary metric. Raises ConfigError."""
+    settings, task = experiment.evaluation, federation.task
+    known = (*METRICS_BY_TASK[task], *settings.own_metrics)
+    if settings.primary is not None and settings.primary not in known:
+        text = f"is not a metric of task {task}; use one of {', '.join(known)}"
+        raise ConfigError((f"evaluation.primary: {settings.primary!r} {text}",))
+    return load_own_metrics(settings.metrics or (), federation)
 
 
 def _get_first_inputs(federation: FederatedData) -> Tensor:
@@ -207,7 +247,11 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     _check_sampling(experiment, prepared.federation)
     availability = _build_availability(experiment, prepared.federation)
     return replace(
-        prepared, experiment=experiment, algorithm=build_algorithm(experiment.algorithm), availability=availability
+        prepared,
+        experiment=experiment,
+        algorithm=build_algorithm(experiment.algorithm),
+        availability=availability,
+        own_metrics=_load_metrics(experiment, prepared.federation),
     )
 
 

@@ -18,6 +18,7 @@ from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
 from fednar_ray.core.module_state import copy_with_leaf_parameters
+from fednar_ray.core.postprocessing import append_postprocessing
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federation import Federation
@@ -59,7 +60,8 @@ class Result:
     group_size: int  # C, how many clients were trained as one matrix
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
-    client_names: tuple[str, ...] = ()  # by client id; "0", "1", … if the clients have no names
+    client_names: tuple[str, ...]  # by client id; "0", "1", … if the clients have no names
+    primary: str  # the metric that counts, without its split
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -215,6 +217,7 @@ class _TrackedRun:
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
             client_names=prepared.federation.client_names,
+            primary=prepared.primary,
         )
 
 
@@ -310,12 +313,14 @@ def _load_result(start: ResumedRun) -> Result:
             prepared.federation.client_names,
         ),
         client_names=prepared.federation.client_names,
+        primary=prepared.primary,
     )
 
 
 def _build_model(prepared: Prepared, state: FederationState) -> nn.Module:
-    """Returns the model with the parameters that are evaluated, behind the preprocessing of raw inputs."""
+    """Returns the model with the parameters that are evaluated, from raw inputs to outputs in the label's unit."""
     module = copy_with_leaf_parameters(prepared.model).cpu()
     load_parameters(module, prepared.algorithm.server.eval_params(state.now.server))
     load_buffers(module, state.now.buffers, prepared.traits.changed_buffers)
-    return join_preprocessing(prepared.federation.preprocessing, module.eval())
+    federation = prepared.federation
+    return append_postprocessing(join_preprocessing(federation.preprocessing, module.eval()), federation.target_scale)

@@ -4,7 +4,7 @@ Scores are returned per example, in the order of the split, so a metric does not
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import reduce
 from itertools import chain
 from typing import Any
@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
+from fednar_ray.core.metric_names import SPLITS as SPLITS
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task, compute_perplexity
+from fednar_ray.federated.own_metrics import OwnMetric, compute_own_metrics
+from fednar_ray.models.metrics import compute_perplexity
+from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task
 
 BATCH = 512  # examples per forward pass
 TASK_BATCHES = 4  # batches per call: more work than the call costs, and enough calls to keep all actors busy
 CLIENTS = "clients"
-SPLITS = ("validation", "test")  # of a federation, where it has them
 
 Score = Callable[[EvalParams, Sequence[ScoringTask]], Iterator[Scores | MetricSums]]
 Offsets = npt.NDArray[np.int64]
@@ -71,15 +73,20 @@ class Scorer:
         """Returns the scores of the task's examples, or their sums if the task asks for sums only."""
         x, y = self._get_rows(task)
         parts = [self._score_batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
-        predictions, losses = (torch.cat(column) for column in zip(*parts, strict=True))
-        is_correct = self._task.is_correct
-        correct = None if is_correct is None else is_correct(predictions, y).cpu().numpy()
-        scores = Scores(predictions=predictions.cpu().numpy(), correct=correct, losses=losses.cpu().numpy())
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if not task.with_outputs:
+            del columns["outputs"]
+        if self._task.is_correct is None:
+            columns["errors"] = columns["predictions"] - y
+        else:
+            columns["correct"] = self._task.is_correct(columns["predictions"], y)
+        arrays: dict[str, Any] = {name: column.cpu().numpy() for name, column in columns.items()}
+        scores = Scores(**{"correct": None, **arrays})
         return self._task.metric_sums(y.cpu().numpy(), scores) if task.sums_only else scores
 
     def _score_batch(
         self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> dict[str, Tensor]:
         """Scores the batch that starts at row ``first``, with the model as given: no batch depends on earlier ones.
 
         Random layers draw from generators whose address is the round and the batch's place in its split.
@@ -108,11 +115,16 @@ class Scorer:
             yield id(tensor), tensor._version
 
     @torch.no_grad()
-    def _predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the predictions for x [n, …] and their losses against y [n]: [n], [n]."""
-        transform = self._shards.transform
+    def _predict(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Returns what ``Scores`` holds for x [n, …] and y [n], by name, as far as it follows from the outputs."""
+        transform, task = self._shards.transform, self._task
         outputs = self._model(x if transform is None else transform.normalize(x))
-        return self._task.predictions(outputs), self._task.losses(outputs, y)
+        found = {"predictions": task.predictions(outputs), "losses": task.losses(outputs, y), "outputs": outputs}
+        if task.confidences is not None:
+            found["confidences"] = task.confidences(outputs)
+        if task.log_losses is not None:
+            found["log_losses"] = task.log_losses(outputs, y)
+        return found
 
     def _get_rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
         if task.split not in self._resident:
@@ -139,6 +151,8 @@ class Evaluation:
         federated: Whether each client's own examples are evaluated too.
         by_client: Whether an actor holds, and scores, only its own client's examples.
         texts: Whether whole numbers as inputs may be tokens. False: the model takes them for quantities.
+        task: The loss and the metrics; None: those of the federation's task.
+        own_metrics: The user's own metrics.
     """
 
     def __init__(
@@ -150,30 +164,35 @@ class Evaluation:
         federated: bool,
         by_client: bool,
         texts: bool = True,
+        task: Task | None = None,
+        own_metrics: Sequence[OwnMetric] = (),
     ) -> None:
-        self._score, self._task = score, TASKS[federation.task]
+        self._score, self._task = score, task or TASKS[federation.task]
+        self._task_name, self._own_metrics = federation.task, own_metrics
         self._offsets, self._metrics_only = federation.shards.offsets, federation.metrics_only
         self._next_tokens = texts and federation.task == "classification" and _has_tokens(federation.test)
         held_out = {name: split for name, split in federation.splits().items() if name in splits}
         self._labels = {name: split.y for name, split in held_out.items()}
         own = federation.split_offsets()
         self._tasks = [
-            task
+            each
             for name, split in held_out.items()
-            for task in (_split_by_client(name, own[name]) if name in own else _split_by_range(name, len(split)))
+            for each in (_split_by_client(name, own[name]) if name in own else _split_by_range(name, len(split)))
         ]
         if federated:
             alone, block = by_client or self._metrics_only, len(federation.shards.examples)
             self._tasks += _split_by_client(CLIENTS, self._offsets) if alone else _split_by_range(CLIENTS, block)
         if self._metrics_only:
-            self._tasks = [replace(task, sums_only=True) for task in self._tasks]
+            self._tasks = [replace(each, sums_only=True) for each in self._tasks]
+        if federation.task == "classification" and any(metric.takes_outputs for metric in own_metrics):
+            self._tasks = [replace(each, with_outputs=each.split != CLIENTS) for each in self._tasks]
 
     def __call__(self, eval_params: EvalParams) -> dict[str, float]:
         """Returns the metrics by name: ``<split>_<metric>``, and those of ``summarize_accuracies`` for clients.
 
-        Classification has accuracy and macro_f1 in 0..1, loss in nats, and perplexity if inputs are sequences of
-        tokens. Binary has accuracy, loss in nats, and auc if both labels occur; if only sums may leave a silo, the auc
-        compares no example with one of another silo. Regression has rmse, and loss, its square.
+        ``metric_names.METRICS_BY_TASK`` lists the metrics of each task. A perplexity takes inputs that are sequences of
+        tokens; auc and average_precision take both labels, and r2 labels that differ. If only sums may leave a silo,
+        auc and average_precision are computed from a histogram of all silos' logits.
         """
         gathered: dict[str, list[Any]] = {}
         for task, answer in zip(self._tasks, self._score(eval_params, self._tasks), strict=True):
@@ -187,34 +206,39 @@ class Evaluation:
         return metrics
 
     def _split_metrics(self, split: str, parts: Sequence[Any]) -> dict[str, float]:
-        metric_sums = (
-            reduce(MetricSums.__add__, parts) if self._metrics_only else self._compute_metric_sums(split, parts)
-        )
-        metrics = self._task.metrics(metric_sums)
-        return metrics | {"perplexity": compute_perplexity(metrics["loss"])} if self._next_tokens else metrics
+        if self._metrics_only:
+            metrics = self._task.metrics(reduce(MetricSums.__add__, parts))
+        else:
+            metrics = self._compute_exact_metrics(self._labels[split], _join_scores(parts))
+        return metrics | {"perplexity": compute_perplexity(metrics["log_loss"])} if self._next_tokens else metrics
 
-    def _compute_metric_sums(self, split: str, parts: Sequence[Scores]) -> MetricSums:
-        return self._task.metric_sums(self._labels[split], _join_scores(parts))
+    def _compute_exact_metrics(self, y: Array, scores: Scores) -> dict[str, float]:
+        metrics = self._task.metrics(self._task.metric_sums(y, scores)) | self._task.exact_metrics(y, scores)
+        own = compute_own_metrics(self._own_metrics, y, scores.predictions, scores.outputs, self._task_name)
+        return {**metrics, **own}
 
     def _summarize_clients(self, parts: Sequence[Any]) -> dict[str, float]:
-        if self._task.is_correct is None:
-            return summarize_errors(self._compute_means(parts, "losses"))
-        return summarize_accuracies(self._compute_means(parts, "correct"))
-
-    def _compute_means(self, parts: Sequence[Any], name: str) -> npt.NDArray[np.float64]:
-        """Returns the mean of each client that has examples, in the order of clients."""
+        name = "squares" if self._task.is_regression else "correct"
         if self._metrics_only:
-            return np.array([getattr(metric_sums, name) / metric_sums.examples for metric_sums in parts])
-        return compute_client_means(getattr(_join_scores(parts), name), self._offsets)
+            means = np.array([getattr(metric_sums, name) / metric_sums.examples for metric_sums in parts])
+        else:
+            scores = _join_scores(parts)
+            values = scores.correct if scores.errors is None else np.square(scores.errors)
+            assert values is not None
+            means = compute_client_means(values, self._offsets)
+        return summarize_errors(means) if self._task.is_regression else summarize_accuracies(means)
 
 
-def list_metric_names(federation: FederatedData, splits: Collection[str], *, federated: bool) -> tuple[str, ...]:
+def list_metric_names(
+    federation: FederatedData, splits: Collection[str], *, federated: bool, own: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Returns the names of the metrics that an ``Evaluation`` of this federation reports.
 
     Args:
         federation: Its task and its labels decide: an auc takes both labels, a perplexity takes tokens.
         splits: The splits that are evaluated, as far as the federation has them.
         federated: Whether each client's own examples are evaluated too.
+        own: The names of the user's own metrics.
 
     Returns:
         The names, in the order in which they are reported.
@@ -222,7 +246,7 @@ def list_metric_names(federation: FederatedData, splits: Collection[str], *, fed
     task, names = TASKS[federation.task], []
     for split, examples in federation.splits().items():
         if split in splits and len(examples):
-            names += [f"{split}_{metric}" for metric in _list_split_metrics(task, examples.y)]
+            names += [f"{split}_{metric}" for metric in (*_list_split_metrics(task, examples.y), *own)]
             names += (
                 [f"{split}_perplexity"] if federation.task == "classification" and _has_tokens(federation.test) else []
             )
@@ -233,9 +257,10 @@ def list_metric_names(federation: FederatedData, splits: Collection[str], *, fed
 
 def _list_split_metrics(task: Task, y: Array) -> list[str]:
     """Returns the names of the metrics of a split with the labels y [n]. They do not depend on the model."""
-    correct = None if task.is_correct is None else np.ones(len(y), dtype=np.bool_)
-    scores = Scores(predictions=y, correct=correct, losses=np.zeros(len(y), dtype=np.float32))
-    return list(task.metrics(task.metric_sums(y, scores)))
+    zeros = np.zeros(len(y), dtype=np.float32)
+    correct = None if task.is_correct is None else zeros.astype(np.bool_)
+    scores = Scores(predictions=y, correct=correct, losses=zeros, errors=zeros, confidences=zeros)
+    return list(task.metrics(task.metric_sums(y, scores)) | task.exact_metrics(y, scores))
 
 
 def _has_tokens(examples: Examples) -> bool:
@@ -244,12 +269,10 @@ def _has_tokens(examples: Examples) -> bool:
 
 
 def _join_scores(parts: Sequence[Scores]) -> Scores:
-    correct = [part.correct for part in parts if part.correct is not None]
-    return Scores(
-        predictions=np.concatenate([part.predictions for part in parts]),
-        correct=np.concatenate(correct) if correct else None,
-        losses=np.concatenate([part.losses for part in parts]),
-    )
+    """Joins scores in their order."""
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Scores)}
+    joined: dict[str, Any] = {name: None if some[0] is None else np.concatenate(some) for name, some in columns.items()}
+    return Scores(**joined)
 
 
 def _split_by_client(split: str, offsets: npt.NDArray[np.int64]) -> list[ScoringTask]:

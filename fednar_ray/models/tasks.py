@@ -1,7 +1,7 @@
 """What a model's outputs mean: the loss that training lowers, and the metrics that evaluation reports."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fednar_ray.core.messages import Scores
-from fednar_ray.core.metric_sums import MetricSums
+from fednar_ray.core.metric_sums import LabelMoments, MetricSums
+from fednar_ray.models import metrics
 
 Numbers = npt.NDArray[Any]
+Metrics = dict[str, float]
 NO_CLASSES = np.zeros((3, 0), dtype=np.int64)
+
+
+def _report_nothing(y: Numbers, scores: Scores) -> Metrics:
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +29,16 @@ class Task:
 
     Attributes:
         outputs: o; None: at least one per class.
-        losses: (outputs, y) → the losses [n].
-        mean_loss: (outputs, y) → their mean, [].
-        weighted_loss: (outputs, y, weights [n]) → Σ weight·loss, []. It works under ``vmap``.
+        losses: (outputs, y) → the losses [n] that evaluation reports.
+        mean_loss: (outputs, y) → the mean of the losses that training lowers, [].
+        weighted_loss: (outputs, y, weights [n]) → Σ weight·loss of the same losses, []. It works under ``vmap``.
         predictions: (outputs) → the predictions [n].
         is_correct: (predictions, y) → which predictions are correct, [n]. None in regression.
+        confidences: (outputs) → the probability of the predicted class, [n]; None if it follows from the prediction.
+        log_losses: (outputs, y) → the cross-entropies [n]; None if they are the losses, or in regression.
         metric_sums: (y, scores) of some examples → their sums.
         metrics: (the sums of a split) → metrics by name.
+        exact_metrics: (y, scores of a split) → the metrics of which the sums give only an approximation.
     """
 
     outputs: int | None
@@ -38,8 +47,20 @@ class Task:
     weighted_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     predictions: Callable[[Tensor], Tensor]
     is_correct: Callable[[Tensor, Tensor], Tensor] | None
+    confidences: Callable[[Tensor], Tensor] | None = None
+    log_losses: Callable[[Tensor, Tensor], Tensor] | None = None
     metric_sums: Callable[[Numbers, Scores], MetricSums]
-    metrics: Callable[[MetricSums], dict[str, float]]
+    metrics: Callable[[MetricSums], Metrics]
+    exact_metrics: Callable[[Numbers, Scores], Metrics] = _report_nothing
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are numbers."""
+        return self.is_correct is None
+
+
+def _sum_losses(losses: Numbers) -> float:
+    return float(losses.sum(dtype=np.float64))
 
 
 # ——— classification: one of several classes ———
@@ -59,26 +80,43 @@ def _find_likeliest(outputs: Tensor) -> Tensor:
     return outputs.argmax(dim=-1).to(torch.int32)
 
 
+def _find_top_probability(outputs: Tensor) -> Tensor:
+    return outputs.softmax(dim=-1).amax(dim=-1)
+
+
 def _is_equal(predictions: Tensor, y: Tensor) -> Tensor:
     return predictions == y
 
 
 def _classification_sums(y: Numbers, scores: Scores) -> MetricSums:
-    return _sums(scores, count_by_class(y, scores.predictions))
+    assert scores.confidences is not None
+    return _sum_class_scores(scores, metrics.count_by_class(y, scores.predictions), scores.confidences)
 
 
-def _classification_metrics(metric_sums: MetricSums) -> dict[str, float]:
-    return _accuracy_and_loss(metric_sums) | {"macro_f1": compute_macro_f1(metric_sums.classes)}
+def _sum_class_scores(
+    scores: Scores, classes: Numbers, confidences: Numbers, logits: Numbers = NO_CLASSES[:2]
+) -> MetricSums:
+    """Returns the sums that classification and binary labels share."""
+    assert scores.correct is not None
+    return MetricSums(
+        examples=len(scores.losses),
+        losses=_sum_losses(scores.losses),
+        log_losses=_sum_losses(scores.losses if scores.log_losses is None else scores.log_losses),
+        correct=int(np.count_nonzero(scores.correct)),
+        classes=classes,
+        overconfidence=metrics.sum_overconfidence(confidences, scores.correct),
+        logits=logits,
+    )
 
 
-def _sums(scores: Scores, classes: Numbers) -> MetricSums:
-    correct = 0 if scores.correct is None else int(np.count_nonzero(scores.correct))
-    losses = float(scores.losses.sum(dtype=np.float64))
-    return MetricSums(examples=len(scores.losses), losses=losses, correct=correct, classes=classes)
-
-
-def _accuracy_and_loss(metric_sums: MetricSums) -> dict[str, float]:
-    return {"accuracy": metric_sums.correct / metric_sums.examples, "loss": metric_sums.losses / metric_sums.examples}
+def _classification_metrics(sums: MetricSums) -> Metrics:
+    return {
+        "accuracy": sums.correct / sums.examples,
+        "loss": sums.losses / sums.examples,
+        "log_loss": sums.log_losses / sums.examples,
+        "macro_f1": metrics.compute_macro_f1(sums.classes),
+        "calibration_error": metrics.compute_calibration_error(sums.overconfidence, sums.examples),
+    }
 
 
 # ——— binary: positive or negative, from one logit ———
@@ -105,16 +143,29 @@ def _has_right_sign(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _binary_sums(y: Numbers, scores: Scores) -> MetricSums:
-    positives = int(np.count_nonzero(y))
-    pairs = positives * (len(y) - positives)
-    return replace(
-        _sums(scores, NO_CLASSES), pairs=pairs, ordered=count_ordered_pairs(y, scores.predictions) if pairs else 0.0
-    )
+    logits = scores.predictions
+    with np.errstate(over="ignore"):
+        confidences = 1 / (1 + np.exp(-np.abs(logits.astype(np.float64))))
+    classes = metrics.count_by_class(y, (logits > 0).astype(np.int32))
+    return _sum_class_scores(scores, classes, confidences, metrics.count_by_logit_bin(y, logits))
 
 
-def _binary_metrics(metric_sums: MetricSums) -> dict[str, float]:
-    metrics = _accuracy_and_loss(metric_sums)
-    return metrics | {"auc": metric_sums.ordered / metric_sums.pairs} if metric_sums.pairs else metrics
+def _binary_metrics(sums: MetricSums) -> Metrics:
+    return _classification_metrics(sums) | _rank_metrics(sums.logits, is_nan=bool(np.isnan(sums.log_losses)))
+
+
+def _exact_rank_metrics(y: Numbers, scores: Scores) -> Metrics:
+    logits = scores.predictions
+    return _rank_metrics(metrics.count_by_logit(y, logits), is_nan=bool(np.isnan(logits).any()))
+
+
+def _rank_metrics(counts: Numbers, *, is_nan: bool) -> Metrics:
+    """Returns the metrics of the order of logits; none if one of the labels does not occur."""
+    if not counts.any(axis=1).all():
+        return {}
+    if is_nan:
+        return {"auc": np.nan, "average_precision": np.nan}
+    return {"auc": metrics.compute_auc(counts), "average_precision": metrics.compute_average_precision(counts)}
 
 
 # ——— regression: a number ———
@@ -133,12 +184,28 @@ def _squared_weighted(outputs: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 
 def _regression_sums(y: Numbers, scores: Scores) -> MetricSums:
-    return _sums(scores, NO_CLASSES)
+    errors = scores.errors
+    assert errors is not None
+    return MetricSums(
+        examples=len(scores.losses),
+        losses=_sum_losses(scores.losses),
+        correct=0,
+        classes=NO_CLASSES,
+        squares=_sum_losses(np.square(errors)),
+        absolutes=_sum_losses(np.abs(errors)),
+        labels=LabelMoments.of(y),
+    )
 
 
-def _regression_metrics(metric_sums: MetricSums) -> dict[str, float]:
-    loss = metric_sums.losses / metric_sums.examples
-    return {"rmse": float(np.sqrt(loss)), "loss": loss}
+def _regression_metrics(sums: MetricSums) -> Metrics:
+    """Returns the metrics; r2 only if labels differ."""
+    found = {
+        "rmse": float(np.sqrt(sums.squares / sums.examples)),
+        "mae": sums.absolutes / sums.examples,
+        "loss": sums.losses / sums.examples,
+    }
+    spread = sums.labels.squares
+    return found | {"r2": 1 - sums.squares / spread} if spread > 0 else found
 
 
 CLASSIFICATION = Task(
@@ -148,6 +215,7 @@ CLASSIFICATION = Task(
     weighted_loss=_weighted_cross_entropy,
     predictions=_find_likeliest,
     is_correct=_is_equal,
+    confidences=_find_top_probability,
     metric_sums=_classification_sums,
     metrics=_classification_metrics,
 )
@@ -160,6 +228,7 @@ BINARY = Task(
     is_correct=_has_right_sign,
     metric_sums=_binary_sums,
     metrics=_binary_metrics,
+    exact_metrics=_exact_rank_metrics,
 )
 REGRESSION = Task(
     outputs=1,
@@ -172,49 +241,4 @@ REGRESSION = Task(
     metrics=_regression_metrics,
 )
 TASKS: Mapping[str, Task] = {"classification": CLASSIFICATION, "binary": BINARY, "regression": REGRESSION}
-"""The tasks by name. Losses are cross-entropies in nats, or squared errors."""
-
-
-# ——— metrics ———
-
-
-def compute_perplexity(loss: float) -> float:
-    """Computes e^loss for the cross-entropy of next tokens, in nats. It may be infinite.
-
-    A perplexity of p means that the model is as uncertain as if it chose among p equally likely tokens.
-    """
-    with np.errstate(over="ignore"):
-        return float(np.exp(loss))
-
-
-def count_by_class(y: Numbers, predictions: Numbers) -> Numbers:
-    """Counts the labels, the predictions and the correct predictions of each class, [3, classes]."""
-    classes = 1 + max(int(y.max()), int(predictions.max()))
-    return np.stack([np.bincount(of, minlength=classes) for of in (y, predictions, y[predictions == y])])
-
-
-def compute_macro_f1(classes: Numbers) -> float:
-    """Computes the mean of 2·TP/(2·TP + FP + FN) over the classes that occur as a label or a prediction.
-
-    Args:
-        classes: Per class the labels, the predictions and the correct predictions, [3, classes].
-    """
-    labels, predictions, correct = classes
-    occurs = labels + predictions > 0
-    return float((2 * correct[occurs] / (labels + predictions)[occurs]).mean())
-
-
-def count_ordered_pairs(y: Numbers, logits: Numbers) -> float:
-    """Counts the pairs of a positive and a negative in which the positive is ranked above the negative.
-
-    Args:
-        y: Labels 1 (positive) and 0 (negative), [n].
-        logits: [n].
-
-    Returns:
-        The number of such pairs, where ties count one half: Mann and Whitney's U. NaN if a logit is NaN.
-    """
-    from scipy.stats import rankdata  # takes half a second to import, and only binary tasks need it
-
-    positives = np.count_nonzero(y)
-    return float(rankdata(logits)[y == 1].sum() - positives * (positives + 1) / 2)
+"""The tasks by name. Losses are cross-entropies in nats, or squared errors. ``losses.build_task`` changes them."""

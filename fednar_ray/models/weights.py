@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fednar_ray.core.errors import ModelError, first_line, format_value
+from fednar_ray.core.postprocessing import append_saved_postprocessing, split_postprocessing
 from fednar_ray.core.preprocessing import join_saved_preprocessing, split_state
 
 SHOWN = 5  # names of a kind in an error
@@ -33,7 +34,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ModelError: The file cannot be read, or its names and shapes are not exactly the model's.
     """
     state = _read(path, "model.weights")
-    _fill(model, state if set(state) == set(model.state_dict()) else split_state(state)[1], path, "model.weights")
+    if set(state) != set(model.state_dict()):
+        state = split_state(split_postprocessing(state)[1])[1]
+    _fill(model, state, path, "model.weights")
 
 
 def load_model(path: str | Path, network: nn.Module) -> nn.Module:
@@ -48,17 +51,18 @@ def load_model(path: str | Path, network: nn.Module) -> nn.Module:
         network: A module of the architecture that was trained. It is filled with the trained weights.
 
     Returns:
-        A module that takes raw inputs, in evaluation mode: the run's preprocessing followed by the network, or the
-        network itself if the run had no preprocessing.
+        A module that takes raw inputs, in evaluation mode: the run's preprocessing, the network, and for a regression
+        with scaled labels the step back to the label's unit; the network itself if the run had no preprocessing.
 
     Raises:
         ModelError: The file cannot be read, or does not fit ``network``. The message names the file.
     """
     file = Path(path)
     file = file / "model.pt" if file.is_dir() else file
-    preprocessing, state = split_state(_read(file, "model"))
+    postprocessing, state = split_postprocessing(_read(file, "model"))
+    preprocessing, state = split_state(state)
     _fill(network, state, file, "model")
-    return join_saved_preprocessing(preprocessing, network).eval()
+    return append_saved_postprocessing(postprocessing, join_saved_preprocessing(preprocessing, network)).eval()
 
 
 def read_saved_state(file: Path) -> dict[str, Tensor]:

@@ -60,12 +60,16 @@ def draw_federation(counts: npt.NDArray[np.int64], path: Path, names: ClientName
     return path
 
 
-def draw_curves(history: Sequence[RoundRecord], path: Path) -> Path:
-    """Draws accuracy (or RMSE), training loss, clipped steps and effective weight decay over the rounds of a run."""
+def draw_curves(history: Sequence[RoundRecord], path: Path, measure: str | None = None) -> Path:
+    """Draws a metric, training loss, clipped steps and effective weight decay over the rounds of a run.
+
+    ``measure`` is the metric's name without its split. None: RMSE if the rounds have it, else accuracy.
+    """
     figure = Figure(figsize=(9, 6), layout="constrained")
-    measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
+    if measure is None:
+        measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
     panels = {
-        measure: (f"test_{measure}", f"validation_{measure}"),
+        measure.replace("_", " "): (f"test_{measure}", f"validation_{measure}"),
         "training loss": ("train_loss",),
         "share of clipped steps": ("clip_fraction",),
         "weight decay": ("effective_weight_decay", "weight_decay"),

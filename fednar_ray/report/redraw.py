@@ -24,7 +24,7 @@ from fednar_ray.tracking.reading import (
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run
 from fednar_ray.tracking.searches import read_search
-from fednar_ray.tracking.tags import ABANDONED_TAG, KIND_TAG, SEARCH_TAG
+from fednar_ray.tracking.tags import ABANDONED_TAG, KIND_TAG, PRIMARY_TAG, SEARCH_TAG
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -103,16 +103,19 @@ def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles
     """Draws a run from MLflow, or a comparison from the runs nested in its own."""
     if run.data.tags.get(KIND_TAG) != "comparison":
         records, names = read_rounds(store, run), download_client_names(store, run)
-        return RedrawnFiles(page=None, files=draw_run(records, directory, names))
+        own = run.data.tags.get(PRIMARY_TAG)
+        return RedrawnFiles(page=None, files=draw_run(records, directory, names, own))
     variants: dict[Variant, list[Records]] = {}
+    primary: str | None = None
     for child in list_children(store, run):
         if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
             continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])
-        variants.setdefault(variant, []).append(read_metrics(store, child, COMPARED_METRICS))
+        primary = child.data.tags.get(PRIMARY_TAG)
+        names = (*COMPARED_METRICS, *([] if primary is None else [f"test_{primary}"]))
+        variants.setdefault(variant, []).append(read_metrics(store, child, tuple(dict.fromkeys(names))))
     if not variants:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
-    return RedrawnFiles(
-        page=None, files=draw_variants(variants, int(run.data.params["compare.final_rounds"]), directory)
-    )
+    final_rounds = int(run.data.params["compare.final_rounds"])
+    return RedrawnFiles(page=None, files=draw_variants(variants, final_rounds, directory, primary))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.client_names import ClientNames
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER, is_higher_better
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.plots import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -36,45 +37,60 @@ class Measure(NamedTuple):
         return values >= target if self.higher_is_better else values <= target
 
 
-ACCURACY, RMSE = Measure("accuracy", True), Measure("rmse", False)
+def build_measure(name: str) -> Measure:
+    """Builds the measure of a metric, by its name without the split."""
+    return Measure(name, is_higher_better(name))
+
+
+ACCURACY, RMSE = build_measure("accuracy"), build_measure("rmse")
 
 Records = Sequence[RoundRecord]
 DECAY = "effective_weight_decay"
-COMPARED_METRICS = (ACCURACY.metric, RMSE.metric, DECAY)
-"""The metrics that the plots of a comparison show."""
+COMPARED_METRICS = (*(f"test_{name}" for name in HIGHER_IS_BETTER), DECAY)
+"""The metrics that the plots of a comparison may show."""
 
 
-def get_measure_for_task(task: str) -> Measure:
-    """Returns the measure for a task, by the name of the task."""
-    return RMSE if task == "regression" else ACCURACY
+def find_measure(records: Iterable[RoundRecord], primary: str | None = None) -> Measure:
+    """Returns the measure by which recorded rounds are judged.
+
+    Args:
+        records: The rounds.
+        primary: The primary metric of the run; None: not known. Rounds that do not contain it, because the test set
+            has only one label, are judged by their accuracy or RMSE.
+    """
+    found = {name for record in records for name in record.metrics}
+    if primary is not None and f"test_{primary}" in found:
+        return build_measure(primary)
+    return RMSE if RMSE.metric in found else ACCURACY
 
 
-def find_measure(records: Iterable[RoundRecord]) -> Measure:
-    """Returns the measure that recorded rounds contain."""
-    return RMSE if any(RMSE.metric in record.metrics for record in records) else ACCURACY
-
-
-def draw_run(records: Records, directory: Path, client_names: ClientNames = ()) -> tuple[Path, ...]:
+def draw_run(
+    records: Records, directory: Path, client_names: ClientNames = (), primary: str | None = None
+) -> tuple[Path, ...]:
     """Draws the curves of a run, and the norms that the clip bound is applied to if they are recorded."""
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = [draw_curves(records, RunDirectory(directory).curves_plot)]
+    measure = find_measure(records, primary)
+    drawn = [draw_curves(records, RunDirectory(directory).curves_plot, measure.name)]
     if any("step_norm" in record.metrics for record in records):
         drawn.append(draw_step_norms(records, RunDirectory(directory).step_norms_plot, client_names))
     return tuple(drawn)
 
 
-def draw_variants(runs: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
-    """Draws the curves of a comparison, and the final accuracy (or RMSE) over weight decays if there are several.
+def draw_variants(
+    runs: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path, primary: str | None = None
+) -> tuple[Path, ...]:
+    """Draws the curves of a comparison, and the final values over weight decays if there are several.
 
     Args:
         runs: One run per seed for each variant.
         final_rounds: The number of last rounds whose mean is the final value of a run.
         directory: The directory to write into.
+        primary: The primary metric of the runs; see ``find_measure``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    measure = find_measure(record for seeds in runs.values() for records in seeds for record in records)
+    measure = find_measure((record for seeds in runs.values() for records in seeds for record in records), primary)
     curves, decay = (_group_by_decay(runs, name) for name in (measure.metric, DECAY))
-    label = f"test {measure.name}"
+    label = f"test {measure.name.replace('_', ' ')}"
     drawn = [draw_comparison(curves, decay, RunDirectory(directory).comparison_plot, measure=label)]
     if len(curves) > 1:
         finals: dict[str, dict[float, list[float]]] = {}

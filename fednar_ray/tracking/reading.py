@@ -10,6 +10,7 @@ from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.clients_file import read_client_names
@@ -21,7 +22,8 @@ from fednar_ray.tracking.tags import PARENT_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)
 PLOTTED_METRICS = (
-    "test_accuracy", "validation_accuracy", "test_rmse", "validation_rmse", "train_loss", "clip_fraction",
+    *(f"{split}_{name}" for split in ("test", "validation") for name in HIGHER_IS_BETTER),
+    "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
 )  # fmt: skip
 """The metrics that the plots of a run show."""

@@ -11,6 +11,7 @@ FAILURE_TAG = "fednar.failure"  # of a failed trial: the reason
 BEST_TRIAL_TAG = "fednar.best_trial"  # of a search's parent run: the name of the best trial
 BEST_RUN_ID_TAG = "fednar.best_run_id"  # of a search's parent run: the MLflow run that retrained the best trial
 
+PRIMARY_TAG = "fednar.primary"  # of runs and comparisons: the primary metric, without its split
 PLACEMENT_TAG = "fednar.placement"  # serial, pooled or dedicated
 ACTORS_TAG = "fednar.actors"  # the number of actors; 0 in a serial run
 VECTORIZE_TAG = "fednar.vectorize"  # the number of clients that train as one matrix

@@ -44,7 +44,8 @@ def _find_metric_problems(
 ) -> Iterator[str]:
     assert document.search is not None
     metric = document.search.metric
-    names = list_metric_names(federation, ("validation",), federated=experiment.evaluation.federated)
+    evaluation = experiment.evaluation
+    names = list_metric_names(federation, ("validation",), federated=evaluation.federated, own=evaluation.own_metrics)
     if metric not in (*names, *ALWAYS_REPORTED):
         there = ", ".join((*names, *ALWAYS_REPORTED))
         yield f"{place}: {metric!r}: trials on these data do not report it; use one of {there}"

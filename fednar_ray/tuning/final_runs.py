@@ -14,6 +14,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
+from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED
@@ -35,8 +36,8 @@ class FinalRuns:
 
     @property
     def test_metric(self) -> str:
-        """The test metric of the task: ``test_accuracy``, or ``test_rmse`` for regression."""
-        return "test_accuracy" if "test_accuracy" in self.best[0].metrics else "test_rmse"
+        """The primary metric on the test set, such as ``test_accuracy``."""
+        return find_measure(self.best[0].history, self.best[0].primary).metric
 
     @property
     def best_test(self) -> float:

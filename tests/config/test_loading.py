@@ -30,7 +30,7 @@ EXPERIMENT_KEYS = {
     "regularizer": ["name", "weight_decay", "weight_decay_anneal", "clip_bound", "clip_bound_anneal"],
     "execution": ["placement", "actors", "cpus_per_actor", "gpus_per_actor", "vectorize"],
     "tracking": ["uri", "experiment"],
-    "compare": ["regularizers", "weight_decays", "seeds", "target_accuracy", "target_rmse", "final_rounds"],
+    "compare": ["regularizers", "weight_decays", "seeds", "target_accuracy", "target_rmse", "target", "final_rounds"],
 }
 
 

@@ -8,22 +8,36 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 from torch import nn
 
 import fednar_ray as fr
 from fednar_ray.core.messages import Scores
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER, METRICS_BY_TASK
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.models.metrics import (
+    compute_calibration_error,
+    compute_macro_f1,
+    compute_perplexity,
+    count_by_class,
+    sum_overconfidence,
+)
 from fednar_ray.models.tasks import (
     BINARY,
     CLASSIFICATION,
     REGRESSION,
     TASKS,
     Task,
-    compute_macro_f1,
-    compute_perplexity,
-    count_by_class,
 )
 
 drawn = settings(max_examples=200, deadline=None)
@@ -159,6 +173,15 @@ def compute_outputs(report: RoundReport, x: np.ndarray) -> np.ndarray:
     return x @ parameters[:-1] + parameters[-1]
 
 
+def compute_error(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Computes the calibration error with one loop over the bins."""
+    gaps = []
+    for low in range(15):
+        inside = (confidences * 15 >= low) & (confidences * 15 < low + 1)
+        gaps.append(abs((confidences[inside] - correct[inside]).sum()))
+    return sum(gaps) / len(correct)
+
+
 def test_a_binary_run_reports_accuracy_auc_and_loss() -> None:
     federation = load_experiment_data("binary")
     (report,) = fr.iter_rounds(build_experiment(federated=True), federation=federation, model=build_linear(1))
@@ -168,7 +191,13 @@ def test_a_binary_run_reports_accuracy_auc_and_loss() -> None:
     assert select_test_metrics(report) == {
         "test_accuracy": ((logits > 0) == y).mean(),
         "test_auc": pytest.approx(roc_auc_score(y, logits), abs=1e-12),
+        "test_average_precision": pytest.approx(average_precision_score(y, logits), abs=1e-12),
+        "test_macro_f1": pytest.approx(f1_score(y, logits > 0, average="macro"), abs=1e-12),
         "test_loss": pytest.approx(compute_losses_by_hand("binary", logits[:, None], y).mean(), rel=1e-5),
+        "test_log_loss": pytest.approx(log_loss(y, compute_sigmoid(logits)), rel=1e-5),
+        "test_calibration_error": pytest.approx(
+            compute_error(compute_sigmoid(abs(logits)), (logits > 0) == y), abs=1e-5
+        ),
         "client_accuracy_mean": pytest.approx(np.mean(rates), abs=1e-12),
         "client_accuracy_worst_decile": pytest.approx(min(rates), abs=1e-12),
     }
@@ -182,6 +211,8 @@ def test_a_regression_run_reports_errors_and_the_worst_decile_is_the_highest() -
     errors = [np.sqrt(((compute_outputs(report, shard.x) - shard.y) ** 2).mean()) for shard in shards]
     assert select_test_metrics(report) == {
         "test_rmse": pytest.approx(np.sqrt(squares.mean()), rel=1e-5),
+        "test_mae": pytest.approx(np.sqrt(squares).mean(), rel=1e-5),
+        "test_r2": pytest.approx(r2_score(federation.test.y, compute_outputs(report, federation.test.x)), rel=1e-4),
         "test_loss": pytest.approx(squares.mean(), rel=1e-5),
         "client_rmse_mean": pytest.approx(np.mean(errors), rel=1e-5),
         "client_rmse_worst_decile": pytest.approx(max(errors), rel=1e-5),
@@ -193,10 +224,15 @@ def test_a_classification_run_reports_accuracy_macro_f1_and_loss() -> None:
     (report,) = fr.iter_rounds(build_experiment(), federation=federation, model=model)
     weights, bias = report.eval_params[:6].reshape(3, 2), report.eval_params[6:]
     outputs, y = federation.test.x @ weights.T + bias, federation.test.y
+    softmax = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
     assert select_test_metrics(report) == {
         "test_accuracy": (outputs.argmax(axis=1) == y).mean(),
         "test_macro_f1": pytest.approx(f1_score(y, outputs.argmax(axis=1), average="macro"), abs=1e-12),
         "test_loss": pytest.approx(compute_losses_by_hand("classification", outputs, y).mean(), rel=1e-5),
+        "test_log_loss": pytest.approx(log_loss(y, softmax), rel=1e-5),
+        "test_calibration_error": pytest.approx(
+            compute_error(softmax.max(axis=1), outputs.argmax(axis=1) == y), abs=1e-5
+        ),
     }
 
 
@@ -206,7 +242,7 @@ def test_sequences_of_tokens_also_have_a_perplexity() -> None:
     section = {"name": "char_transformer", "vocabulary": 5, "layers": 1, "hidden": 4}
     chosen = fr.Experiment.model_validate({**build_experiment().model_dump(exclude_none=True), "model": section})
     (report,) = fr.iter_rounds(chosen, federation=fr.Federation(pairs[:2], pairs[2]))
-    assert select_test_metrics(report).keys() == {"test_accuracy", "test_macro_f1", "test_loss", "test_perplexity"}
+    assert select_test_metrics(report).keys() == {f"test_{name}" for name in METRICS_BY_TASK["classification"]}
     assert report.metrics["test_perplexity"] == pytest.approx(np.exp(report.metrics["test_loss"]), rel=1e-12)
 
 
@@ -214,7 +250,9 @@ def test_a_test_set_with_one_label_has_no_auc() -> None:
     federation = load_experiment_data("binary")
     federation.test.y[:] = 1
     (report,) = fr.iter_rounds(build_experiment(), federation=federation, model=build_linear(1))
-    assert select_test_metrics(report).keys() == {"test_accuracy", "test_loss"}
+    assert select_test_metrics(report).keys() == {
+        f"test_{name}" for name in METRICS_BY_TASK["binary"] if name not in ("auc", "average_precision")
+    }
 
 
 @pytest.mark.parametrize("name", ["binary", "regression"])
@@ -240,6 +278,7 @@ def test_macro_f1_matches_numbers_by_hand() -> None:
     assert compute_macro_f1(count_by_class(y, predictions)) == pytest.approx((4 / 6 + 2 / 4 + 0 + 0) / 4, abs=1e-15)
 
 
+ranked = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, max_size=40)
 labels = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)
 
 
@@ -252,19 +291,20 @@ def test_macro_f1_equals_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> N
 
 
 def score(y: np.ndarray, predictions: np.ndarray) -> Scores:
-    return Scores(predictions=predictions, correct=predictions == y, losses=np.abs(predictions - y).astype(np.float32))
+    errors = (predictions - y).astype(np.float32)
+    confidences = np.linspace(0, 1, len(y), dtype=np.float32)
+    return Scores(
+        predictions=predictions, correct=predictions == y, losses=abs(errors), errors=errors, confidences=confidences
+    )
 
 
 def compute_auc(y: np.ndarray, logits: np.ndarray) -> float:
-    return BINARY.metrics(BINARY.metric_sums(y, score(y, logits)))["auc"]
+    return BINARY.exact_metrics(y, score(y, logits))["auc"]
 
 
 def test_auc_with_a_tie_matches_the_number_by_hand() -> None:
     # Pairs (positive, negative): 3>2, 3>1, 1<2, 1=1 → (1 + 1 + 0 + 1/2)/4
     assert compute_auc(np.array([1, 0, 0, 1]), np.array([3, 2, 1, 1], dtype=np.float32)) == 2.5 / 4
-
-
-ranked = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, max_size=40)
 
 
 @drawn
@@ -289,17 +329,80 @@ def test_metric_sums_of_two_parts_add_up_to_those_of_the_whole(
 ) -> None:
     whole, *parts = (np.array(pairs).T for pairs in (one + other, one, other))
     for task in (CLASSIFICATION, REGRESSION):
-        total, first, second = (task.metrics(task.metric_sums(y, score(y, a))) for y, a in (whole, *parts))
-        sums = [task.metric_sums(y, score(y, predictions)) for y, predictions in parts]
+        scores = [score(y, predictions) for y, predictions in parts]
+        joined = Scores(
+            **{
+                name: np.concatenate([getattr(each, name) for each in scores])
+                for name in ("predictions", "correct", "losses", "errors", "confidences")
+            }
+        )
+        sums = [task.metric_sums(y, each) for (y, _), each in zip(parts, scores, strict=True)]
+        total, first, second = map(task.metrics, (task.metric_sums(whole[0], joined), *sums))
         assert task.metrics(sums[0] + sums[1]) == pytest.approx(total, abs=1e-12)
         assert first["loss"] * len(one) + second["loss"] * len(other) == pytest.approx(total["loss"] * len(whole[0]))
 
 
-def test_the_auc_of_two_silos_uses_only_pairs_within_each_silo() -> None:
-    # Silo a: 2>1, one pair in order.  Silo b: 5>4, but not 5>7: one of two.  No pair has members of both.
+def test_the_auc_of_two_silos_counts_the_pairs_across_silos() -> None:
+    # Positives 2 and 5, negatives 1, 4 and 7: of six pairs, 2>1, 5>1 and 5>4 are in order.
     a = BINARY.metric_sums(y := np.array([1, 0]), score(y, np.array([2.0, 1.0])))
     b = BINARY.metric_sums(y := np.array([1, 0, 0]), score(y, np.array([5.0, 4.0, 7.0])))
-    assert BINARY.metrics(a + b)["auc"] == (1 + 1) / (1 + 2)
+    assert BINARY.metrics(a + b)["auc"] == 3 / 6
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.0, 30.0])
+def test_silos_rank_as_their_pooled_logits_do_up_to_pairs_in_one_bin(spread: float) -> None:
+    """The bound that docs/silos.md states: half of the pairs whose logits lie in one bin."""
+    rng = np.random.default_rng(1)
+    y = (rng.random(500) < 0.2).astype(np.int64)
+    logits = (spread * (rng.normal(size=500) + y)).astype(np.float32)
+    parts = [BINARY.metric_sums(y[i::3], score(y[i::3], logits[i::3])) for i in range(3)]
+    sums = parts[0] + parts[1] + parts[2]
+    found, positives, negatives = BINARY.metrics(sums), *sums.logits
+    bound = (positives * negatives).sum() / 2 / (positives.sum() * negatives.sum())
+    assert abs(found["auc"] - roc_auc_score(y, logits)) <= bound
+    if spread == 1.0:
+        assert bound < 0.01
+        assert found["auc"] == pytest.approx(roc_auc_score(y, logits), abs=2e-3)
+        assert found["average_precision"] == pytest.approx(average_precision_score(y, logits), abs=2e-2)
+
+
+@drawn
+@given(ranked.filter(lambda pairs: len({label for label, _ in pairs}) == 2))
+def test_average_precision_equals_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    y, logits = np.array(pairs).T
+    found = BINARY.exact_metrics(y, score(y, logits.astype(np.float32)))["average_precision"]
+    assert found == pytest.approx(average_precision_score(y, logits), abs=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_regression_metrics_equal_those_of_scikit_learn_pooled_and_by_silo(shift: float) -> None:
+    rng = np.random.default_rng(3)
+    y = (rng.normal(size=101) + shift).astype(np.float32)
+    predictions = (y + 0.3 * rng.normal(size=101)).astype(np.float32)
+    parts = [REGRESSION.metric_sums(y[i::4], score(y[i::4], predictions[i::4])) for i in range(4)]
+    for sums in (REGRESSION.metric_sums(y, score(y, predictions)), parts[0] + parts[1] + parts[2] + parts[3]):
+        found = REGRESSION.metrics(sums)
+        assert found["r2"] == pytest.approx(r2_score(y.astype(float), predictions.astype(float)), abs=1e-6)
+        assert found["mae"] == pytest.approx(mean_absolute_error(y.astype(float), predictions.astype(float)), rel=1e-6)
+        assert found["rmse"] == pytest.approx(root_mean_squared_error(y, predictions), rel=1e-5)
+
+
+def test_calibration_error_equals_that_of_scikit_learns_calibration_curve() -> None:
+    rng = np.random.default_rng(4)
+    confidences, correct = rng.random(300).astype(np.float32), rng.random(300) < 0.7
+    counts = np.histogram(confidences, bins=15, range=(0, 1))[0]
+    share, mean = calibration_curve(correct, confidences, n_bins=15)
+    expected = (counts[counts > 0] * np.abs(share - mean)).sum() / 300
+    assert compute_calibration_error(sum_overconfidence(confidences, correct), 300) == pytest.approx(expected, abs=1e-9)
+
+
+def test_every_metric_of_every_task_has_a_direction_and_is_reported() -> None:
+    assert {name for names in METRICS_BY_TASK.values() for name in names} == set(HIGHER_IS_BETTER)
+    for name, task in TASKS.items():
+        y = np.array([0, 1, 1])
+        scores = score(y, np.array([0.5, 2.0, -1.0], dtype=np.float32) if name != "classification" else y)
+        reported = task.metrics(task.metric_sums(y, scores)) | task.exact_metrics(y, scores)
+        assert set(reported) == set(METRICS_BY_TASK[name]) - {"perplexity"}
 
 
 def test_a_uniform_guess_over_80_characters_has_perplexity_80_and_a_diverged_one_has_none() -> None:

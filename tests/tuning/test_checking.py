@@ -10,6 +10,7 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
+from fednar_ray.core.metric_names import HIGHER_IS_BETTER
 from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import list_metric_names
 from fednar_ray.tuning.checking import check_trials
@@ -21,11 +22,11 @@ LABELS = {
     "regression": np.arange(60, dtype=np.float32) / 60,
 }
 METRICS_OF_TASK = {
-    "classification": ("accuracy", "loss", "macro_f1"),
-    "binary": ("accuracy", "loss", "auc"),
-    "regression": ("rmse", "loss"),
+    "classification": ("accuracy", "loss", "log_loss", "macro_f1", "calibration_error"),
+    "binary": ("accuracy", "loss", "log_loss", "macro_f1", "calibration_error", "auc", "average_precision"),
+    "regression": ("rmse", "mae", "loss", "r2"),
 }
-KNOWN = ("accuracy", "macro_f1", "auc", "loss", "perplexity", "rmse")
+KNOWN = tuple(HIGHER_IS_BETTER)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def build_search(task: str, metric: str, *, labels: Any = None, federated: bool 
         "evaluation": {"federated": federated},
         "execution": {"placement": "serial"},
     }
-    lower = metric.rpartition("_")[2] in ("loss", "rmse", "perplexity") or "rmse" in metric
+    lower = any(word in metric for word in ("loss", "rmse", "mae", "perplexity", "error"))
     search = {
         "metric": metric,
         "mode": "min" if lower else "max",
@@ -86,7 +87,7 @@ def test_metrics_across_clients_follow_from_the_task(task: str, metric: str, rep
 
 
 def test_auc_requires_both_labels_among_the_validation_examples() -> None:
-    with pytest.raises(fr.ConfigError, match="use one of validation_accuracy, validation_loss, train_loss"):
+    with pytest.raises(fr.ConfigError, match="validation_macro_f1, validation_calibration_error, train_loss"):
         check_trials(build_search("binary", "validation_auc", labels=np.zeros(60, dtype=np.int64)), fr.RaySession())
 
 
@@ -121,7 +122,7 @@ def test_perplexity_requires_tokens() -> None:
     )
     pair = (tokens.astype(np.float32), np.arange(10))
     names = list_metric_names(fr.Federation([pair], pair, pair), ["validation"], federated=False)
-    assert names == ("validation_accuracy", "validation_loss", "validation_macro_f1")
+    assert names == tuple(f"validation_{name}" for name in METRICS_OF_TASK["classification"])
 
 
 def test_a_search_is_refused_before_anything_starts() -> None:

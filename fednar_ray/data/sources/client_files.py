@@ -113,6 +113,7 @@ class ClientFile:
         )
         return FileSummary(
             moments=rows.moments,
+            label_moments=rows.label_moments,
             train=len(train_y),
             test=len(test_y),
             counts=count_labels(train_y, task),
@@ -133,6 +134,7 @@ class FileSummary:
     """A summary of one client's file, from which a federation is planned without its rows."""
 
     moments: Moments  # of the training inputs
+    label_moments: Moments  # of the training labels
     train: int  # number of training examples
     test: int  # number of test examples
     counts: Counts  # training examples by class, [classes]; in regression their number, [1]

@@ -83,6 +83,11 @@ class ClientRows:
         )
 
     @property
+    def label_moments(self) -> Moments:
+        """The moments of the training labels, as numbers."""
+        return Moments.of(self.train_y.astype(np.float64))
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of all rows, in hexadecimal."""
         parts = (self.train_x, self.train_y, self.test_x, self.test_y)

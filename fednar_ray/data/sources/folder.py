@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema
+from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.sources.agreement import ColumnFacts, Facts, agree_on_schema
@@ -35,6 +36,7 @@ def load_folder(settings: FolderSettings) -> Source:
     files = list_client_files(settings)
     preprocessing = compute_preprocessing(files, summarize_all(files))
     rows = [file.read() for file in files]
+    target_scale = compute_target_scale(files, [own.label_moments for own in rows])
     parts = [file.preprocess(own, preprocessing) for own, file in zip(rows, files, strict=True)]
     train, test = (Examples.concatenate([part[i] for part in parts]) for i in (0, 1))
     if not len(test):
@@ -51,6 +53,7 @@ def load_folder(settings: FolderSettings) -> Source:
         test_groups=np.repeat(np.arange(len(files)), [len(part[1]) for part in parts]),
         task=settings.task,
         preprocessing=preprocessing,
+        target_scale=target_scale,
     )
 
 
@@ -136,6 +139,31 @@ def _describe_arrays(settings: FolderSettings, summary: FileSummary) -> Facts | 
         ColumnFacts(name=name, kind="number", example="an array of numbers", test_places={})
         for name in (*features, settings.label)
     ]
+
+
+def compute_target_scale(files: Sequence[ClientFile], moments: Iterable[Moments]) -> TargetScale | None:
+    """Computes mean and scale of a regression's labels, by which all clients scale them in training.
+
+    Args:
+        files: The clients' files.
+        moments: The moments of each client's training labels.
+
+    Returns:
+        The mean and the standard deviation over all clients; None for other tasks, or if inputs are not scaled either.
+
+    Raises:
+        DataError: All labels of all clients have the same value.
+    """
+    total, settings = reduce(Moments.__add__, moments), files[0].settings
+    if not total.squares > 0:
+        what = "value" if settings.task == "regression" else "class"
+        value = f", {float(total.mean):g}" if files[0].show_values else ""
+        where = f"{files[0].path}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        text = f"every training label has the same {what}{value}; there is nothing to predict"
+        raise DataError(f"{where}: column {settings.label}: {text}: name another column in data.label, or add rows")
+    if settings.task != "regression" or not settings.standardize:
+        return None
+    return float(total.mean), float(total.deviation)
 
 
 def _name_columns(columns: Sequence[str] | None, chosen: npt.NDArray[np.bool_]) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import Preprocessing
 from fednar_ray.data.examples import Array
 from fednar_ray.data.transforms import Transform
@@ -23,6 +24,8 @@ class Source:
         task: classification, binary or regression.
         transform: The normalization of uint8 images, or None.
         preprocessing: The preprocessing that x went through, or None. The saved model starts with it.
+        target_scale: Mean and scale of the training labels of a regression, by which training scales labels; None: it
+            does not. The labels of the source are not scaled.
     """
 
     name: str
@@ -35,3 +38,4 @@ class Source:
     task: str = "classification"
     transform: Transform | None = None
     preprocessing: Preprocessing | None = None
+    target_scale: TargetScale | None = None

@@ -16,11 +16,11 @@ from fednar_ray.experiments.comparison.identical import describe_identical, find
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import plan_execution
-from fednar_ray.experiments.prepare import load_experiment_data, prepare
+from fednar_ray.experiments.prepare import choose_primary_metric, load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.run_plots import ACCURACY, Records, Variant, draw_variants, get_measure_for_task
+from fednar_ray.report.run_plots import Records, Variant, draw_variants
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
@@ -39,6 +39,7 @@ class Progress(NamedTuple):
     runs: int
     label: str
     report: RoundReport
+    primary: str  # the metric that counts, without its split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +114,17 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     if not to_train:
         return
     prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
-    accuracy = get_measure_for_task(prepared.federation.task) == ACCURACY
-    key, instead = ("target_rmse", "target_accuracy") if accuracy else ("target_accuracy", "target_rmse")
-    if key in document.compare.model_fields_set and getattr(document.compare, key) is not None:
-        task = prepared.federation.task
-        value = getattr(document.compare, key)
-        raise ConfigError((f"compare.{key}: {value:g} is not a target for {task}; set compare.{instead}",))
+    keys = {"accuracy": "target_accuracy", "rmse": "target_rmse"}
+    task, wanted = prepared.federation.task, keys.get(prepared.primary, "target")
+    wrong = [key for key in (*keys.values(), "target") if key != wanted and key in document.compare.model_fields_set]
+    if given := [key for key in wrong if getattr(document.compare, key) is not None]:
+        what = task if prepared.primary in keys else f"the primary metric {prepared.primary}"
+        raise ConfigError(
+            tuple(
+                f"compare.{key}: {getattr(document.compare, key):g} is not a target for {what}; set compare.{wanted}"
+                for key in given
+            )
+        )
     plan_execution(prepared, session)
 
 
@@ -140,6 +146,7 @@ class _Runs:
     def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession) -> None:
         self._record, self._store, self._run_id, self._session = record, store, run_id, session
         self._settings = record.document.compare
+        self._primary: str | None = None  # of the last run; all runs have the same
 
     def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
         """Trains the remaining runs, and then writes the table and the plots."""
@@ -153,8 +160,8 @@ class _Runs:
 
     def _log_results(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
         histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
-        chart, *further = _draw(histories, self._settings.final_rounds, self._record.directory)
-        rows = tuple(build_rows(outcomes, self._settings))
+        chart, *further = _draw(histories, self._settings.final_rounds, self._record.directory, self._primary)
+        rows = tuple(build_rows(outcomes, self._settings, self._primary))
         for plot in filter(Path.exists, (chart, *further)):
             parent.log_file(plot)
         parent.log_table(
@@ -224,8 +231,10 @@ class _Runs:
             self._record.save()
 
         experiment = self._build_experiment(run) if resumption is None else resumption.experiment
+        prepared = prepare(experiment, session=self._session)
+        self._primary = prepared.primary
         training = train(
-            prepare(experiment, session=self._session),
+            prepared,
             self._session,
             tags={PARENT_TAG: self._run_id},
             name=run.label,
@@ -233,14 +242,15 @@ class _Runs:
             on_start=on_start,
             ready_first=True,
         )
-        result = yield from _add_label(training, index, len(self._record.runs), run.label)
+        result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
         assert directory is not None
         history = load_records(directory)[: experiment.federation.rounds]
-        chance = compute_chance_level(load_experiment_data(experiment, self._session))
+        federation = load_experiment_data(experiment, self._session)
+        self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
         return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 
 
@@ -252,22 +262,24 @@ def _read_run_id(directory: Path) -> str:
         return directory.name.rpartition("-")[2]
 
 
-def _draw(histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path) -> tuple[Path, ...]:
+def _draw(
+    histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path, primary: str | None
+) -> tuple[Path, ...]:
     """Draws the plots. Logs a warning if one cannot be written, since the table does not need them."""
     try:
-        return draw_variants(histories, final_rounds, directory)
+        return draw_variants(histories, final_rounds, directory, primary)
     except OSError as error:
         log.warning("the comparison was not drawn: %s; fednar report %s draws it", error, directory.name)
         return (RunDirectory(directory).comparison_plot,)
 
 
 def _add_label(
-    training: Generator[RoundReport, None, Result], run: int, runs: int, label: str
+    training: Generator[RoundReport, None, Result], run: int, runs: int, label: str, primary: str
 ) -> Generator[Progress, None, Result]:
     """Turns the reports of a training into progress, and returns its result."""
     try:
         while True:
-            yield Progress(run, runs, label, next(training))
+            yield Progress(run, runs, label, next(training), primary)
     except StopIteration as end:
         result: Result = end.value
         return result

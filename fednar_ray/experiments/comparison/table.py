@@ -9,8 +9,9 @@ import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings
+from fednar_ray.core.metric_names import SHARES
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.run_plots import ACCURACY, Measure, Variant, compute_final_value, find_measure, get_curve
+from fednar_ray.report.run_plots import Measure, Variant, compute_final_value, find_measure, get_curve
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -72,19 +73,23 @@ class Row:
 
     @property
     def _formats(self) -> tuple[str, str]:
-        """Formats of a value and of a spread: accuracies have three decimals; an RMSE may have any size."""
-        return (".3f", ".3f") if self.measure == ACCURACY else (".4g", ".2g")
+        """Formats of a value and of a spread: shares have three decimals; an RMSE may have any size."""
+        return (".3f", ".3f") if self.measure.name in SHARES else (".4g", ".2g")
 
 
-def build_rows(outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings) -> Iterator[Row]:
+def build_rows(
+    outcomes: Mapping[Variant, Sequence[Outcome]], settings: CompareSettings, primary: str | None = None
+) -> Iterator[Row]:
     """Builds one row per variant.
 
     Args:
         outcomes: Per variant, one outcome per seed, in the order of the seeds.
         settings: Which rounds are final, the target, and the regularizers, of which the first is the baseline.
+        primary: The primary metric of the runs; see ``find_measure``.
     """
-    measure = find_measure(record for runs in outcomes.values() for run in runs for record in run.history)
-    target = settings.target_accuracy if measure == ACCURACY else settings.target_rmse
+    records = (record for runs in outcomes.values() for run in runs for record in run.history)
+    measure = find_measure(records, primary)
+    target = settings.get_target(measure.name)
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
         final, reference = (_compute_finals(outcomes[each], settings, measure) for each in (variant, baseline))
