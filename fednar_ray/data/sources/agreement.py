@@ -104,8 +104,8 @@ def _find_problems(settings: FolderSettings, found: Found, rows: int) -> Iterato
         path, fact = first["category"]
         text = f"{len(levels)} different texts in {rows} training rows ({path}: {fact.example})"
         yield (
-            f"column {name}: {text}; if it names rows, leave it out with data.exclude: [{name}]; if it is a date, write "
-            f"it as 2020-01-31; if it is a category, set data.types: {{{name}: category}}"
+            f"column {name}: {text}; if it names rows, leave it out with data.exclude: [{name}]; if it is a date, "
+            f"write it as 2020-01-31; if it is a category, set data.types: {{{name}: category}}"
         )
         return
     what = "class" if is_label else "level"

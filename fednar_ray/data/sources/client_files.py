@@ -107,8 +107,9 @@ class ClientFile:
     def summarize(self) -> "FileSummary":
         """Summarizes the file before training. Raises DataError as ``read`` does, and if labels do not fit the task."""
         (rows, facts), task = self._read(), self.settings.task
+        kind = task if rows.classes is None else "classification"  # before the classes are agreed, there may be many
         train_y, test_y = (
-            Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
+            Examples.of((np.zeros(len(y)), y), str(self.path), kind).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
         )
         return FileSummary(
@@ -146,10 +147,11 @@ class FileSummary:
         """Returns the summary with the classes of the schema that all clients share."""
         if schema is None or schema.class_names is None:
             return self
-        names = self.class_names or ()
-        position = np.array([schema.class_names.index(name) for name in names], dtype=np.int64)
+        agreed = {name: index for index, name in enumerate(schema.class_names)}
+        position = np.array([agreed.get(name, -1) for name in self.class_names or ()], dtype=np.int64)  # -1: unused
         counts = np.zeros(len(schema.class_names), dtype=np.int64)
-        counts[position[: len(self.counts)]] = self.counts
+        used = np.flatnonzero(self.counts)
+        counts[position[used]] = self.counts[used]
         labels = None if self.labels is None else (position[self.labels[0]], position[self.labels[1]])
         return replace(self, counts=counts, classes=len(counts), labels=labels)
 
