@@ -17,9 +17,11 @@ import fednar_ray as fr
 from fednar_ray.config import read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import parse_date, read_schema
+from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.files import FederationOfFiles, load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
+from fednar_ray.data.sources.folder import list_client_files
 from fednar_ray.execution.survey import LocalSurvey
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.stores import create_store
@@ -69,8 +71,10 @@ def find_refusal(directory: Path, files: dict[str, str], **data: Any) -> str:
 
 def test_preprocessing_is_that_of_scikit_learn_on_the_pooled_rows(tmp_path: Path) -> None:
     tables = write_wards(tmp_path / "wards")
-    known = load(tmp_path / "wards", test_share=0.0001)
-    pooled = pd.concat(tables.values())
+    known = load(tmp_path / "wards")
+    files = list_client_files(read_data(build_data(tmp_path / "wards")))
+    order = [generator(0, Purpose.TEST_SHARE, client_id=i).permutation(40)[8:] for i in range(3)]
+    pooled = pd.concat([table.iloc[np.sort(kept)] for table, kept in zip(tables.values(), order, strict=True)])
     pooled["smoker"] = (pooled["smoker"] == "yes").astype(float)
     pooled["admitted"] = (pd.to_datetime(pooled["admitted"]) - pd.Timestamp(0)) / pd.Timedelta(days=1)
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
@@ -86,7 +90,7 @@ def test_preprocessing_is_that_of_scikit_learn_on_the_pooled_rows(tmp_path: Path
     schema = known.preprocessing.schema
     assert [column.kind for column in schema.columns] == ["number", "category", "boolean", "date"]
     assert schema.columns[1].levels == tuple(levels[0])
-    raw = schema.encode(pd.concat(tables.values()))
+    raw = np.concatenate([file.read().encode(schema).train_x for file in files])
     found = known.preprocessing.apply(raw)
     # scikit-learn's pipeline scales by the deviation after imputing; ours by that of the values that are there
     expected = transform.fit_transform(pooled)
