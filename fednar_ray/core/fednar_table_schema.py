@@ -137,7 +137,7 @@ class ColumnSchema:
             return [None if np.isnan(code) else self.levels[int(code)] for code in numbers]
         if self.kind == "date":
             return [None if np.isnan(days) else (EPOCH + timedelta(days=days)).isoformat() for days in numbers.tolist()]
-        return numbers.tolist()
+        return list(numbers.tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

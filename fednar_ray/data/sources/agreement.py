@@ -71,9 +71,9 @@ Found = Sequence[tuple[str, ColumnFacts]]
 
 def _find_kind(found: Found) -> Kind:
     """Returns the kind of a column. Booleans beside numbers are numbers."""
-    kinds: set[str] = {fact.kind for _, fact in found} - {"empty"}
+    kinds = {fact.kind for _, fact in found} - {"empty"}
     only: Mapping[str, Kind] = {"boolean": "boolean", "date": "date", "category": "category"}
-    return only.get(*kinds, "number") if len(kinds) == 1 else "number"
+    return only.get(kinds.pop(), "number") if len(kinds) == 1 else "number"
 
 
 def _find_levels(found: Found) -> tuple[str, ...]:

@@ -80,12 +80,12 @@ class ClientFile:
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
         held = min(round(self.settings.test_share * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
-        arrays = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
+        rows = ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
         if not table.kinds:
-            return ClientRows(**arrays), None
+            return rows, None
         label = table.kinds[self.settings.label]
-        rows = ClientRows(
-            **arrays,
+        rows = replace(
+            rows,
             levels=tuple(table.kinds[name].levels for name in features),
             classes=label.levels if label.kind == "category" else None,
         )
