@@ -45,7 +45,7 @@ def order_rows(rows: np.ndarray) -> list[list[float]]:
     return sorted(rows.tolist())
 
 
-REMEDY = "write numbers as 1234.5, and leave missing cells empty, or leave the column out of data.features"
+REMEDY = "write numbers as 1234.5, and leave missing cells empty, or leave the column out with data.exclude"
 EXPECTED = order_rows(pd.read_csv(pd.io.common.StringIO(GOOD)).to_numpy(dtype=float))
 
 
@@ -254,9 +254,10 @@ def test_lines_are_counted_as_in_an_editor(tmp_path: Path) -> None:
 
 def test_all_columns_with_bad_cells_are_named_at_once_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,dose,ill\nx,1,0\n2,?,1\ny,z,0\n")
+    remedies = [f"{REMEDY}, or set data.types: {{{name}: category}}" for name in ("age", "dose")]
     assert find_refusal(tmp_path, missing="mean").splitlines() == [
-        f"{tmp_path / 'a.csv'}, line 2, column age: 'x' is not a number; {REMEDY} (1 more like it in this column)",
-        f"{tmp_path / 'a.csv'}, line 4, column dose: 'z' is not a number; {REMEDY}",
+        f"{tmp_path / 'a.csv'}, line 2, column age: 'x' is not a number; {remedies[0]} (1 more like it in this column)",
+        f"{tmp_path / 'a.csv'}, line 4, column dose: 'z' is not a number; {remedies[1]}",
     ]
 
 
@@ -334,8 +335,8 @@ PARQUET = {
     "lists of one length": (pa.array([[1.0, 2.0]] * 4, pa.list_(pa.float64(), 2)), "column x holds fixed_size_list<"),
     "structs": (pa.array([{"u": 1}] * 4), "column x holds struct<"),
     "maps": (pa.array([[("u", 1)]] * 4, pa.map_(pa.string(), pa.int64())), "column x holds map<"),
-    "dates": (pa.array(range(4), pa.date32()), "column x holds date32"),
-    "timestamps": (pa.array(range(4), pa.timestamp("us")), "column x holds timestamp"),
+    "dates": (pa.array([0, None, 1, 2], pa.date32()), [0, np.nan, 1, 2]),
+    "timestamps": (pa.array([0, 43_200, 86_400, None], pa.timestamp("s")), [0, 0.5, 1, np.nan]),
     "times": (pa.array(range(4), pa.time32("s")), "column x holds time32"),
     "durations": (pa.array(range(4), pa.duration("s")), "column x holds duration"),
     "bytes": (pa.array([b"u"] * 4), "column x holds binary"),

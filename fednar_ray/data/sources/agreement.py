@@ -71,9 +71,9 @@ Found = Sequence[tuple[str, ColumnFacts]]
 
 def _find_kind(found: Found) -> Kind:
     """Returns the kind of a column. Booleans beside numbers are numbers."""
-    kinds: set[str] = {fact.kind for _, fact in found} - {"empty"}
+    kinds = {fact.kind for _, fact in found} - {"empty"}
     only: Mapping[str, Kind] = {"boolean": "boolean", "date": "date", "category": "category"}
-    return only.get(*kinds, "number") if len(kinds) == 1 else "number"
+    return only.get(kinds.pop(), "number") if len(kinds) == 1 else "number"
 
 
 def _find_levels(found: Found) -> tuple[str, ...]:
@@ -104,8 +104,8 @@ def _find_problems(settings: FolderSettings, found: Found, rows: int) -> Iterato
         path, fact = first["category"]
         text = f"{len(levels)} different texts in {rows} training rows ({path}: {fact.example})"
         yield (
-            f"column {name}: {text}; if it names rows, leave it out with data.exclude: [{name}]; if it is a date, write "
-            f"it as 2020-01-31; if it is a category, set data.types: {{{name}: category}}"
+            f"column {name}: {text}; if it names rows, leave it out with data.exclude: [{name}]; if it is a date, "
+            f"write it as 2020-01-31; if it is a category, set data.types: {{{name}: category}}"
         )
         return
     what = "class" if is_label else "level"

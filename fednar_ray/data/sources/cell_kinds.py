@@ -31,7 +31,7 @@ def build_category(cells: Sequence[object]) -> Column:
     """Builds a category from cells of any type."""
     texts = [format_level(cell) for cell in cells]
     levels = sorted({text for text in texts if text is not None})
-    codes = {None: np.nan, **{level: float(i) for i, level in enumerate(levels)}}
+    codes: dict[str | None, float] = {None: np.nan, **{level: float(i) for i, level in enumerate(levels)}}
     return Column(kind="category", values=np.array([codes[text] for text in texts]), levels=tuple(levels))
 
 

@@ -80,12 +80,12 @@ class ClientFile:
         order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
         held = min(round(self.settings.test_share * len(y)), len(y) - 1)
         test, train = np.sort(order[:held]), np.sort(order[held:])
-        arrays = {"train_x": x[train], "train_y": y[train], "test_x": x[test], "test_y": y[test]}
+        rows = ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
         if not table.kinds:
-            return ClientRows(**arrays), None
+            return rows, None
         label = table.kinds[self.settings.label]
-        rows = ClientRows(
-            **arrays,
+        rows = replace(
+            rows,
             levels=tuple(table.kinds[name].levels for name in features),
             classes=label.levels if label.kind == "category" else None,
         )
@@ -107,8 +107,9 @@ class ClientFile:
     def summarize(self) -> "FileSummary":
         """Summarizes the file before training. Raises DataError as ``read`` does, and if labels do not fit the task."""
         (rows, facts), task = self._read(), self.settings.task
+        kind = task if rows.classes is None else "classification"  # before the classes are agreed, there may be many
         train_y, test_y = (
-            Examples.of((np.zeros(len(y)), y), str(self.path), task).y if len(y) else np.zeros(0, dtype=np.int64)
+            Examples.of((np.zeros(len(y)), y), str(self.path), kind).y if len(y) else np.zeros(0, dtype=np.int64)
             for y in (rows.train_y, rows.test_y)
         )
         return FileSummary(
@@ -148,10 +149,11 @@ class FileSummary:
         """Returns the summary with the classes of the schema that all clients share."""
         if schema is None or schema.class_names is None:
             return self
-        names = self.class_names or ()
-        position = np.array([schema.class_names.index(name) for name in names], dtype=np.int64)
+        agreed = {name: index for index, name in enumerate(schema.class_names)}
+        position = np.array([agreed.get(name, -1) for name in self.class_names or ()], dtype=np.int64)  # -1: unused
         counts = np.zeros(len(schema.class_names), dtype=np.int64)
-        counts[position[: len(self.counts)]] = self.counts
+        used = np.flatnonzero(self.counts)
+        counts[position[used]] = self.counts[used]
         labels = None if self.labels is None else (position[self.labels[0]], position[self.labels[1]])
         return replace(self, counts=counts, classes=len(counts), labels=labels)
 

@@ -61,23 +61,23 @@ class ClientRows:
 
     def encode(self, schema: TableSchema | None) -> "ClientRows":
         """Returns the same rows with the levels and classes of the schema that all clients share."""
-        if schema is None:
+        if schema is None or self.levels is None:
             return self
         train_x, test_x = self.train_x.copy(), self.test_x.copy()
-        for i, (column, levels) in enumerate(zip(schema.columns, self.levels or (), strict=True)):
+        for i, (column, levels) in enumerate(zip(schema.columns, self.levels, strict=True)):
             if levels:
                 for x in (train_x, test_x):
                     x[:, i] = _translate(x[:, i], levels, column.levels)
-        labels = (self.train_y, self.test_y)
+        train_y, test_y = self.train_y, self.test_y
         if self.classes is not None and schema.class_names is not None:
             own, agreed = self.classes, schema.class_names
-            labels = tuple(_translate(y, own, agreed).astype(np.int64) for y in labels)
+            train_y, test_y = (_translate(y, own, agreed).astype(np.int64) for y in (train_y, test_y))
         levels_of_all = tuple(column.levels for column in schema.columns)
         return ClientRows(
             train_x=train_x,
-            train_y=labels[0],
+            train_y=train_y,
             test_x=test_x,
-            test_y=labels[1],
+            test_y=test_y,
             levels=levels_of_all,
             classes=schema.class_names,
         )
