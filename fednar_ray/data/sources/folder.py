@@ -1,6 +1,6 @@
 """A directory with one .csv, .tsv, .parquet or .npz file per client."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
