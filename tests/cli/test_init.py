@@ -122,6 +122,22 @@ def test_names_that_yaml_would_misread_and_long_lists_are_written_safely() -> No
     train("hospitals.yaml")
 
 
+def test_categories_dates_and_text_labels_train_as_they_are() -> None:
+    frames = {}
+    for seed, name in enumerate(("north", "south", "west")):
+        rng = np.random.default_rng(seed)
+        frame = draw(40, seed).assign(
+            sex=rng.choice(["f", "m"], 40), seen=[f"2024-01-{1 + i % 28:02}" for i in range(40)]
+        )
+        frames[name] = frame.assign(outcome=frame["outcome"].map({0: "healthy", 1: "ill"}))
+    write_folder(**frames)
+    shown = init("hospitals").output
+    assert "1 categories: sex" in shown
+    assert "1 dates: seen" in shown
+    assert read_settings("hospitals.yaml")["data"]["task"] == "binary"
+    assert "test_accuracy" in train("hospitals.yaml")
+
+
 @pytest.mark.parametrize(
     ("labels", "task"),
     [

@@ -59,6 +59,19 @@ def test_a_data_frame_with_dates_and_booleans_gives_the_same(predictor: Predicto
     pd.testing.assert_frame_equal(predictor.predict_frame(frame), predictor.predict_file(tmp_path / "rows.csv"))
 
 
+def test_codes_with_leading_zeros_are_levels(tmp_path: Path) -> None:
+    schema = TableSchema(columns=(ColumnSchema(name="ward", kind="category", levels=("01", "1")),), task="regression")
+    preprocessing = TablePreprocessing(schema=schema, fill=np.full(2, np.nan), mean=np.zeros(2), scale=np.ones(2))
+    network = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[5.0, 7.0]]))
+        network.bias.zero_()
+    (tmp_path / "rows.csv").write_text("ward,x\n01,0\n1,0\n")
+    model = join_preprocessing(preprocessing, network).eval()
+    found = Predictor(model=model, schema=schema).predict_file(tmp_path / "rows.csv")
+    assert list(found["prediction"]) == [5, 7]
+
+
 def test_parquet_with_dates_gives_the_same(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(ROWS)
     pd.read_csv(tmp_path / "rows.csv", parse_dates=["seen"]).to_parquet(tmp_path / "rows.parquet")

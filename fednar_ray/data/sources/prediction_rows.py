@@ -36,9 +36,10 @@ def read_rows(path: Path, schema: TableSchema, imputes: bool) -> Floats:
     extension = (find_extension(path) or "").lower()
     if extension in ("", ".npz"):
         raise DataError(f"{path}: is not a table with a header: write the rows as .csv, .tsv or .parquet")
-    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension)
+    categories = [column.name for column in schema.columns if column.kind == "category"]
+    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories)
     _check_names(path, found.column_names, schema.names)
-    columns = {name: _convert(path, name, found.column(name)) for name in schema.names}
+    columns = {c.name: _convert(path, c.name, found.column(c.name), c.kind) for c in schema.columns}
     return _encode(Table(path=path, columns=columns, find_cell=find_cell), schema, imputes)
 
 
@@ -62,13 +63,15 @@ def _check_names(path: Path, names: list[str], wanted: Sequence[str]) -> None:
         raise DataError(f"{path}: has column {', '.join(twice)} more than once; give each a different name")
 
 
-def _convert(path: Path, name: str, column: Any) -> Any:
+def _convert(path: Path, name: str, column: Any, kind: str) -> Any:
     """Converts an Arrow column to a Series of numbers, texts or dates."""
     import pandas as pd
     import pyarrow as pa
 
     if pa.types.is_temporal(column.type):
         return column.to_pandas()
+    if kind == "category":
+        return pd.Series(column.to_pylist(), dtype=object)  # 01 stays 01
     return pd.Series(to_numpy(path, name, column))
 
 
