@@ -34,6 +34,7 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
+from tests.support.processes import start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
@@ -482,10 +483,7 @@ def test_a_killed_comparison_is_resumed_by_its_command(data, tmp_path, whole):
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_comparison_prints_how_to_resume_it(sign, code, data, tmp_path):
-    command = [FEDNAR, "compare", str(write(data)), "federation.rounds=100000"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as driver:
+    with start_fednar("compare", str(write(data)), "federation.rounds=100000", cwd=tmp_path) as driver:
         wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
         _, output = driver.communicate(timeout=PATIENCE_SECONDS)
