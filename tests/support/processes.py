@@ -5,6 +5,7 @@ signals, like one that a shell starts. What an interpreter does before ``main`` 
 """
 
 import atexit
+import logging
 import os
 import signal
 import subprocess
@@ -123,6 +124,7 @@ def _call(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    logging.getLogger().handlers.clear()  # as in a new interpreter, so that a command sets up its own
     _forget_token()  # of a Ray that this process's parent has read
     try:
         function(*arguments)
