@@ -1,11 +1,12 @@
-"""``fednar compare`` in its own process and an empty directory, as a user types it."""
+"""``fednar compare`` in its own process and an empty directory. One test types it into a new interpreter."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import SERIAL, load_journal, open_store, run_fednar
+from tests.support.commands import SERIAL, load_journal, open_store, run_fednar, type_fednar
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
 
 @pytest.mark.usefixtures("processes")
 def test_compare_uses_the_metrics_of_evaluated_rounds_only(tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     evaluation = ["federation.rounds=5", "evaluation.every=2"]  # rounds 2, 4 and 5, counted from 1
     comparison = ["compare.seeds=1", "compare.weight_decays=[0.03]", "compare.final_rounds=3"]
     target = "compare.target_accuracy=0.001"
@@ -39,7 +41,7 @@ def test_compare_uses_the_metrics_of_evaluated_rounds_only(tmp_path: Path) -> No
 @pytest.mark.usefixtures("processes")
 def test_compare_trains_paired_runs(tmp_path: Path) -> None:
     settings = ["compare.seeds=2", "compare.weight_decays=[0.03]", "compare.final_rounds=2"]
-    done = run_fednar("compare", "--json", *SERIAL, *settings, cwd=tmp_path)
+    done = type_fednar("compare", "--json", *SERIAL, *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [row["regularizer"] for row in result["rows"]] == ["decoupled", "fednar"]

@@ -1,11 +1,11 @@
-"""``fednar doctor`` in its own process and an empty directory, as a user types it."""
+"""``fednar doctor`` in its own process and an empty directory. One test types it into a new interpreter."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run_fednar
+from tests.support.commands import run_fednar, type_fednar
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -26,7 +26,7 @@ def test_doctor_reports_no_problem_if_there_is_none(local_ray: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("processes")
 def test_doctor_lists_problems(tmp_path: Path) -> None:
-    done = run_fednar("doctor", "--address", "127.0.0.1:1", "--uri", "http://127.0.0.1:1", cwd=tmp_path)
+    done = type_fednar("doctor", "--address", "127.0.0.1:1", "--uri", "http://127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 1
     wrong = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("wrong")]
     assert wrong == ["tracking", "ray"]

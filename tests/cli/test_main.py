@@ -1,10 +1,12 @@
 """Behavior that all commands share: bad input is refused before anything is created, and help imports no torch."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run_fednar
+from tests.support.commands import run_fednar, type_fednar
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -54,12 +56,34 @@ def test_bad_input_is_refused_before_anything_is_created(case: str, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == files
 
 
+HELP = """
+import sys
+from click.testing import CliRunner
+from fednar_ray.cli.main import cli
+
+for name in sorted(cli.commands):
+    shown = CliRunner().invoke(cli, [name, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith(f"Usage: cli {name} "), shown.output
+print(*sorted({"torch", "ray", "mlflow"} & set(sys.modules)))
+"""
+
+
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["ui"], ["doctor"]])
-def test_help_is_printed_without_importing_torch(command: list[str], tmp_path: Path) -> None:
-    done = run_fednar(*command, "--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+def test_help_is_printed_without_importing_torch(tmp_path: Path) -> None:
+    done = type_fednar("--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: fednar")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "fednar_ray.cli.main" in imported
     assert not imported & {"torch", "ray", "mlflow"}
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_typed_command_exits_with_the_code_of_bad_input(tmp_path: Path) -> None:
+    arguments, words = BAD_CONFIG["several problems"]
+    done = type_fednar(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr

@@ -1,4 +1,4 @@
-"""``fednar run`` in its own process and an empty directory, as a user types it."""
+"""``fednar run`` in its own process and an empty directory. One test types it into a new interpreter."""
 
 import json
 import re
@@ -10,7 +10,8 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.config import load_embedded
-from tests.support.commands import SERIAL, TINY, load_journal, open_store, run_fednar
+from tests.support.commands import SERIAL, TINY, load_journal, open_store, run_fednar, type_fednar
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
 
 @pytest.mark.usefixtures("processes")
 def test_run_prints_one_json_object(tmp_path: Path) -> None:
-    done = run_fednar("run", "--json", *SERIAL, cwd=tmp_path)
+    done = type_fednar("run", "--json", *SERIAL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     directory = Path(summary["directory"])
@@ -35,6 +36,7 @@ def test_run_prints_one_json_object(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_run_accepts_a_file_and_prints_plain_lines(tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     settings = {
         "name": "mine",
         "data": {"partition": {"clients": 5}},
@@ -88,6 +90,7 @@ def test_unreachable_addresses_and_clusters_that_are_too_small_are_refused_befor
 
 @pytest.mark.usefixtures("processes")
 def test_a_diverging_run_reports_the_round_and_the_reason(tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     done = run_fednar("run", "--json", *SERIAL, "algorithm.local_lr=1e30", "regularizer.name=none", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     reason = "0 of 3 client updates usable, at least 1 required; client 0 excluded: its loss or update is not finite"
@@ -99,6 +102,7 @@ def test_a_diverging_run_reports_the_round_and_the_reason(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("processes")
 def test_rounds_without_an_evaluation_print_no_accuracy(tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     evaluation = ["federation.rounds=9", "evaluation.every=4", "evaluation.federated=true"]
     done = run_fednar("run", *SERIAL, *evaluation, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -118,6 +122,7 @@ def test_rounds_without_an_evaluation_print_no_accuracy(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_run_joins_the_ray_cluster_at_an_address(local_ray: str, tmp_path: Path) -> None:
+    create_store(tmp_path / "mlflow.db")
     pooled = ["execution.placement=pooled", "execution.actors=2", "execution.vectorize=2"]
     shares = ["execution.cpus_per_actor=0.1", "execution.gpus_per_actor=0"]
     arguments = ["run", "--json", "--address", local_ray, *TINY, *pooled, *shares]
@@ -133,6 +138,7 @@ def test_run_joins_the_ray_cluster_at_an_address(local_ray: str, tmp_path: Path)
 @pytest.mark.usefixtures("processes")
 def test_a_gpu_that_torch_cannot_use_fails_the_run(local_ray: str, tmp_path: Path) -> None:
     """Only Ray knows the suite's GPUs; they are logical."""
+    create_store(tmp_path / "mlflow.db")
     pooled = ["execution.placement=pooled", "execution.cpus_per_actor=0.1"]
     done = run_fednar("run", "--address", local_ray, *TINY, *pooled, cwd=tmp_path, RAY_AUTH_MODE="token")
     assert done.returncode == 1, done.stderr

@@ -2,15 +2,16 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.commands import FEDNAR, TINY, build_environment, load_journal, open_store
+from tests.support.commands import TINY, build_environment, load_journal, open_store
+from tests.support.processes import start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -21,23 +22,16 @@ pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
 @pytest.mark.parametrize("interrupt", [os.kill, os.killpg])
 def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_path: Path) -> None:
     """The signal goes to the process alone, or to its group with Ray's processes as in a terminal."""
-    command = [FEDNAR, "run", *TINY, "federation.rounds=100000", "execution.placement=pooled"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=build_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    create_store(tmp_path / "mlflow.db")
+    command = ["run", *TINY, "federation.rounds=100000", "execution.placement=pooled"]
+    with start_fednar(*command, cwd=tmp_path, env=build_environment(), start_new_session=True) as process:
         try:
             journals = wait_for(lambda: [p for p in tmp_path.glob("runs/*/metrics.jsonl") if p.stat().st_size > 2000])
             children = psutil.Process(process.pid).children(recursive=True)
             names = [" ".join(child.cmdline()) for child in children]
             assert any("TrainingActor" in name for name in names), names
             interrupt(process.pid, signal.SIGINT)
-            output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+            output = "".join(process.communicate(timeout=PATIENCE_SECONDS))
         finally:
             process.kill()
     assert process.returncode == 130, output

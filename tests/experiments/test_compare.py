@@ -6,8 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_directory import RunDirectory
+from tests.support.processes import finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
@@ -44,7 +43,6 @@ pytestmark = [
     ),
 ]
 
-FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROUNDS = 4
 RUNS = 2  # one run per regularizer
 
@@ -464,16 +462,12 @@ def iter_rounds_trained(folder: Path) -> Iterator[int]:
 def test_a_killed_comparison_is_resumed_by_its_command(data, tmp_path, whole):
     """A killed driver leaves runs with the MLflow status RUNNING, which the resumed comparison ends."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_TRACKING")}
-    command = [FEDNAR, "compare", str(write(data)), "--resume", "--json"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as driver:
+    command = ["compare", str(write(data)), "--resume", "--json"]
+    with start_fednar(*command, cwd=tmp_path, env=environment) as driver:
         wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= ROUNDS + 1, pause=0.002)
         driver.send_signal(signal.SIGKILL)
     assert "RUNNING" in load_statuses()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
+    done = finish(start_fednar(*command, cwd=tmp_path, env=environment))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert drop_durations(result["rows"]) == whole[0]
@@ -485,10 +479,7 @@ def test_a_killed_comparison_is_resumed_by_its_command(data, tmp_path, whole):
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_comparison_prints_how_to_resume_it(sign, code, data, tmp_path):
-    command = [FEDNAR, "compare", str(write(data)), "federation.rounds=100000"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as driver:
+    with start_fednar("compare", str(write(data)), "federation.rounds=100000", cwd=tmp_path) as driver:
         wait_for(lambda: sum(iter_rounds_trained(tmp_path)) >= 2, pause=0.01)
         driver.send_signal(sign)
         _, output = driver.communicate(timeout=PATIENCE_SECONDS)

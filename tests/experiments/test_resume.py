@@ -7,7 +7,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import build_small_federation
+from tests.support.processes import finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
 from tests.support.stores import create_store
 
@@ -45,7 +45,6 @@ pytestmark = [
 ROUNDS = 6
 SIZES = (7, 30, 12, 2, 21)
 STATEFUL = ("scaffold", "scaffold+exp", "feddyn")
-FEDNAR = str(Path(sys.executable).parent / "fednar")
 
 
 @pytest.fixture(scope="module")
@@ -622,12 +621,12 @@ def build_command(uri: str, every: int) -> list[str]:
     work = {"rounds": TYPED_ROUNDS, "local_steps": 40, "batch_size": 32}
     experiment = build_digits(uri, algorithm={"name": "scaffold"}, federation=work, checkpoint={"every": every})
     Path("long.yaml").write_text(config.dump(experiment), encoding="utf-8")
-    return [FEDNAR, "run", "long.yaml", "--resume", "--json"]
+    return ["run", "long.yaml", "--resume", "--json"]
 
 
 def signal_command(command: list[str], number: signal.Signals, done: Callable[[], int], rounds: int) -> tuple[int, str]:
     """Sends a command a signal after some rounds, and returns its exit code and output."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start_fednar(*command) as process:
         try:
             wait_for(lambda: done() >= rounds or process.poll() is not None, pause=0.002)
             process.send_signal(number)
@@ -641,7 +640,7 @@ def signal_command(command: list[str], number: signal.Signals, done: Callable[[]
 
 def run_to_end(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs a command that must end without an error."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    done = finish(start_fednar(*command))
     assert done.returncode == 0, done.stderr
     return done
 
@@ -678,7 +677,7 @@ def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_byte
         assert done < find_newest_checkpoint() == count_recorded_rounds() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
     start = find_newest_checkpoint()
-    (row,) = [line for line in run_to_end([FEDNAR, "runs"]).stdout.splitlines() if directory.name in line]
+    (row,) = [line for line in run_to_end(["runs"]).stdout.splitlines() if directory.name in line]
     assert f"{start}/{TYPED_ROUNDS}" in row
     assert f"resumes from round {start}" in row
     summary = json.loads(run_to_end(command).stdout)

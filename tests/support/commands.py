@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from fednar_ray.cli.main import main
+from tests.support.processes import FEDNAR, finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS
 
-FEDNAR = str(Path(sys.executable).parent / "fednar")
 TINY = [
     "federation.rounds=3",
     "federation.clients_per_round=3",
@@ -36,17 +35,27 @@ def build_environment(**more: str) -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key not in REMOVED_VARIABLES}, **more}
 
 
-def run_fednar(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [FEDNAR, *arguments]
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=build_environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
+def type_fednar(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a new interpreter, as a user types it."""
+    return _check_messages(
+        subprocess.run(
+            [FEDNAR, *arguments],
+            cwd=cwd,
+            env=build_environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
     )
+
+
+def run_fednar(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in its own process, which is forked."""
+    return _check_messages(finish(start_fednar(*arguments, cwd=cwd, env=build_environment(**env))))
+
+
+def _check_messages(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     return done

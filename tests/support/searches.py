@@ -1,15 +1,19 @@
 """Real searches for tests: their files, and what two of them have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
 from fednar_ray.tuning.search import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus
+from fednar_ray.tuning.strategy import build_space
+from fednar_ray.tuning.trial_table import FINISHED
 
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Tune warns about itself
@@ -52,6 +56,31 @@ def show_nothing(status: SearchStatus) -> None:
 def list_outcomes(result: SearchResult) -> list[tuple[Any, ...]]:
     """Returns what two searches with the same seed have in common: values, status, rounds and metric of each trial."""
     return sorted((sorted(e.values.items()), e.status, e.rounds, e.value) for e in result.trials)
+
+
+def draw_values(document: Document) -> list[dict[str, Any]]:
+    """Returns the values that a random search must try, drawn one after the other from its seed."""
+    assert document.search is not None
+    space, generator = build_space(document.search), np.random.RandomState(document.search.seed)
+    return [
+        {key: domain.sample(random_state=generator) for key, domain in space.items()}
+        for _ in range(document.search.trials)
+    ]
+
+
+def train_alone(document: Document, points: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Returns ``list_outcomes`` of an undisturbed search: each experiment is trained alone in this process, by rounds.
+
+    Neither Tune nor a checkpoint nor another process takes part.
+    """
+    search = document.search
+    assert search is not None
+    outcomes = []
+    for values in points:
+        runs = [list(fr.iter_rounds(document.build_variant({**values, "seed": seed}))) for seed in range(search.seeds)]
+        value = float(np.mean([reports[-1].metrics[search.metric] for reports in runs]))
+        outcomes.append((sorted(values.items()), FINISHED, len(runs[0]), value))
+    return sorted(outcomes)
 
 
 OPTUNA = {

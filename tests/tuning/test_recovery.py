@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,14 +24,16 @@ from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
-from tests.support.commands import FEDNAR
+from tests.support.processes import ForkedProcess, finish, start_fednar
 from tests.support.searches import (
     IGNORED_WARNINGS,
     SEARCH_ROUNDS,
     build_search,
+    draw_values,
     dump_search,
     list_outcomes,
     show_nothing,
+    train_alone,
 )
 from tests.support.stores import create_store
 from tests.support.trials import RATE, ROUNDS, build_trial_search, create_table, record_trials, train_trial
@@ -143,10 +143,13 @@ def count_finished(name: str) -> int:
         return 0
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 900) -> None:
+KILLED_TRIALS = 5
+
+
+def wait_until(condition: Any, process: ForkedProcess, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "it ended by itself"
+        assert process.poll() is None, f"it ended by itself: {process.read_errors()}"
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.05)
 
@@ -156,39 +159,35 @@ def read_journal_time(table: TrialTable, name: str) -> int:
 
 
 @pytest.mark.usefixtures("processes", "searches")
-def test_no_finished_trial_is_lost_if_the_driver_is_killed(uri: str, tmp_path: Path, session: fr.RaySession) -> None:
+def test_no_finished_trial_is_lost_if_the_driver_is_killed(
+    uri: str, tmp_path: Path, local_ray: str, session: fr.RaySession
+) -> None:
     """The command is killed by SIGKILL, and its search is resumed in this process."""
     search = {
         "algorithm": "random",
-        "trials": 6,
+        "trials": KILLED_TRIALS,
         "report_rounds": 1,
         "space": {RATE: {"uniform": [0.01, 0.2]}},
     }
-    undisturbed = start_search(build_search(uri, {**search, "name": "undisturbed"}), session, show_nothing)
-    (tmp_path / "search.yaml").write_text(dump_search(uri, {**search, "name": "killed"}))
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with subprocess.Popen(
-        [FEDNAR, "tune", "search.yaml"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
+    text = dump_search(uri, {**search, "name": "killed"})
+    (tmp_path / "search.yaml").write_text(text)
+    environment = {**os.environ, "RAY_ADDRESS": local_ray, "RAY_AUTH_MODE": "token"}
+    with start_fednar("tune", "search.yaml", cwd=tmp_path, env=environment, start_new_session=True) as process:
         try:
             wait_until(lambda: count_finished("killed") >= 2, process)
         finally:
             process.kill()
     before = TrialTable.load("killed")
     finished = {key: entry for key, entry in before.trials.items() if entry.status == FINISHED}
-    assert 2 <= len(finished) < 6
+    assert 2 <= len(finished) < KILLED_TRIALS
     times = {entry.name: read_journal_time(before, entry.name) for entry in finished.values()}
     result = resume_search("killed", session, show_nothing)
-    assert list_outcomes(result) == list_outcomes(undisturbed)
+    undisturbed = build_search(uri, search)
+    assert list_outcomes(result) == train_alone(undisturbed, draw_values(undisturbed))
     assert {name: read_journal_time(before, name) for name in times} == times  # they were not trained again
     client = MlflowClient(uri)
     trials = [run for run in list_children(client, result) if run.data.tags["fednar.kind"] == "trial"]
-    assert sorted(run.info.run_name for run in trials) == [f"trial-{i:04d}" for i in range(6)]
+    assert sorted(run.info.run_name for run in trials) == [f"trial-{i:04d}" for i in range(KILLED_TRIALS)]
     for run in trials:
         assert run.info.status == "FINISHED"
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")]
@@ -240,15 +239,13 @@ def start_and_be_killed(folder: str) -> None:
 @pytest.mark.usefixtures("processes", "searches")
 @pytest.mark.parametrize("state", ["behind", "cut short"])
 def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
-    state: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: fr.RaySession
+    state: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: str, session: fr.RaySession
 ) -> None:
     for name in ("north", "south"):
         rows = "".join(f"{i % 7},{i % 3},{i % 2}\n" for i in range(30))
         (tmp_path / f"{name}.csv").write_text("a,b,y\n" + rows)
-    code = f"from tests.tuning.test_recovery import *; start_and_be_killed({str(tmp_path)!r})"
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    environment = {**os.environ, "RAY_ADDRESS": local_ray, "RAY_AUTH_MODE": "token"}
+    done = finish(ForkedProcess(start_and_be_killed, str(tmp_path), env=environment))
     assert done.returncode == -signal.SIGKILL, done.stderr
     trained = tmp_path / "trained"
     assert len(trained.read_text().split()) == 2 * ROUNDS

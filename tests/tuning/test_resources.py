@@ -7,7 +7,7 @@ import pytest
 import fednar_ray as fr
 from fednar_ray.core.errors import CapacityError
 from fednar_ray.tuning.search import start_search
-from tests.support.searches import GRID, IGNORED_WARNINGS, RATE, build_search, list_outcomes, show_nothing
+from tests.support.searches import GRID, IGNORED_WARNINGS, RATE, build_search, list_outcomes, show_nothing, train_alone
 
 pytestmark = IGNORED_WARNINGS
 
@@ -32,8 +32,6 @@ def test_a_search_that_can_never_fit_is_refused_before_it_starts(
 def test_a_trial_reserves_its_actors(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}}
     actors = {"placement": "pooled", "actors": 2, "gpus_per_actor": 0, "vectorize": 2}
-    pooled = start_search(build_search(uri, search, name="pooled", execution=actors), session, show_nothing)
-    serial = start_search(
-        build_search(uri, search, name="serial", execution={**actors, "placement": "serial"}), session, show_nothing
-    )
-    assert list_outcomes(pooled) == list_outcomes(serial)
+    pooled = start_search(build_search(uri, search, execution=actors), session, show_nothing)
+    serial = build_search(uri, search, execution={**actors, "placement": "serial"})
+    assert list_outcomes(pooled) == train_alone(serial, [{RATE: 0.05}, {RATE: 0.1}])

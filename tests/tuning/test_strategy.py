@@ -17,8 +17,10 @@ from tests.support.searches import (
     RATE,
     SEARCH_ROUNDS,
     build_search,
+    draw_values,
     list_outcomes,
     show_nothing,
+    train_alone,
 )
 from tests.support.trials import build_trial_search
 
@@ -39,26 +41,24 @@ def test_asha_saves_rounds_and_sequential_trials_repeat_exactly(uri: str, sessio
     assert (run.info.status, run.data.tags["fednar.status"]) == ("KILLED", STOPPED)
     second = start_search(build_search(uri, {**OPTUNA, "name": "second"}), session, show_nothing)
     assert list_outcomes(second) == list_outcomes(first)
-    other = start_search(build_search(uri, {**OPTUNA, "name": "third", "seed": 1, "trials": 2}), session, show_nothing)
-    assert not {e.values[RATE] for e in other.trials} & {e.values[RATE] for e in first.trials}
-    warm = {**OPTUNA, "name": "warm", "trials": 2, "warm_start": {"search": "first", "points": 2}, "scheduler": "none"}
-    warm_started = start_search(build_search(uri, warm), session, show_nothing)
-    assert {e.values[RATE] for e in warm_started.trials} == {e.values[RATE] for e in first.trials[:2]}
+    warm = {**OPTUNA, "warm_start": {"search": "first", "points": 2}, "scheduler": "none", "trials": 4, "seed": 1}
+    third = start_search(build_search(uri, {**warm, "name": "third"}), session, show_nothing)
+    rates, before = ({entry.values[RATE] for entry in result.trials} for result in (third, first))
+    assert rates & before == {entry.values[RATE] for entry in first.trials[:2]}
+    assert len(rates - before) == 2  # another seed draws other values
 
 
 @pytest.mark.usefixtures("searches")
-def test_concurrent_random_trials_repeat_and_report_the_mean_over_seeds(uri: str, session: fr.RaySession) -> None:
+def test_concurrent_random_trials_equal_runs_alone_and_report_the_mean_over_seeds(
+    uri: str, session: fr.RaySession
+) -> None:
     search = {**OPTUNA, "algorithm": "random", "concurrent": 2, "trials": 3, "scheduler": "none", "seeds": 2}
-    first = start_search(build_search(uri, {**search, "name": "first"}), session, show_nothing)
-    second = start_search(build_search(uri, {**search, "name": "second"}), session, show_nothing)
-    assert list_outcomes(first) == list_outcomes(second)
-    entry = first.trials[0]
-    single = [
-        list(fr.iter_rounds(build_search(uri, search).build_variant({**entry.values, "seed": seed}))) for seed in (0, 1)
-    ]
-    accuracies = [reports[-1].metrics["validation_accuracy"] for reports in single]
-    assert entry.value == pytest.approx(sum(accuracies) / 2, abs=1e-12)
-    losses = [record.metrics["train_loss"] for record in load_records(first.directory / "trials" / entry.name)]
+    document = build_search(uri, search)
+    result = start_search(document, session, show_nothing)
+    assert list_outcomes(result) == train_alone(document, draw_values(document))
+    entry = result.trials[0]
+    single = [list(fr.iter_rounds(document.build_variant({**entry.values, "seed": seed}))) for seed in (0, 1)]
+    losses = [record.metrics["train_loss"] for record in load_records(result.directory / "trials" / entry.name)]
     assert losses == pytest.approx(
         [(a.metrics["train_loss"] + b.metrics["train_loss"]) / 2 for a, b in zip(*single, strict=True)]
     )

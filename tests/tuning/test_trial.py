@@ -13,7 +13,7 @@ from fednar_ray.tuning.search import start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_report import TrialReport
-from tests.support.searches import IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, list_outcomes, show_nothing
+from tests.support.searches import IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, list_outcomes, train_alone
 from tests.support.trials import build_plan, open_trial
 
 pytestmark = IGNORED_WARNINGS
@@ -29,18 +29,20 @@ def read_title(process: psutil.Process) -> str:
 @pytest.mark.usefixtures("searches")
 def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
-    undisturbed = start_search(build_search(uri, {**search, "name": "undisturbed"}), session, show_nothing)
+    document = build_search(uri, search)
     killed: list[int] = []
 
     def kill_one(status: SearchStatus) -> None:
         if not killed and any(entry.rounds >= 2 for entry in status.running):
-            trials = [p for p in psutil.process_iter() if read_title(p).startswith("ray::FederatedTrial")]
+            trials = [
+                p for p in psutil.Process().children(recursive=True) if read_title(p).startswith("ray::FederatedTrial")
+            ]
             killed.append(trials[0].pid)
             os.kill(trials[0].pid, signal.SIGKILL)
 
-    disturbed = start_search(build_search(uri, {**search, "name": "disturbed"}), session, kill_one)
+    disturbed = start_search(document, session, kill_one)
     assert killed
-    assert list_outcomes(disturbed) == list_outcomes(undisturbed)
+    assert list_outcomes(disturbed) == train_alone(document, [{RATE: 0.05}, {RATE: 0.1}])
     for entry in disturbed.trials:
         steps = [m.step for m in MlflowClient(uri).get_metric_history(entry.run_id, "train_loss")]
         assert steps == list(range(SEARCH_ROUNDS))

@@ -1,0 +1,25 @@
+# ruff: noqa: F401 - the imports are the purpose
+"""Imports once, for all forked processes, what commands import until their end. It starts no threads, opens no files.
+
+The last line computes what MLflow would compute in each process that saves a model.
+"""
+
+import matplotlib.figure
+import matplotlib.pyplot
+import mlflow.store.tracking.sqlalchemy_store
+import networkx
+import rich.table
+import torch._dynamo
+import torch.distributed.fsdp
+import torch.export
+import torch.export._trace
+import torch.export.pt2_archive._package
+from mlflow.utils.requirements_utils import _init_modules_to_packages_map
+
+import fednar_ray.cli.health
+import fednar_ray.cli.main
+import fednar_ray.experiments.run
+import fednar_ray.report.redraw
+import fednar_ray.tuning.search
+
+_init_modules_to_packages_map()
