@@ -14,6 +14,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
 from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run, list_runs
 
 POINTS = 1000  # norms that represent the steps of one round
@@ -65,7 +66,7 @@ class ClipBoundSuggestion:
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands to try next."""
-        file = shlex.quote(str(self.directory / "experiment.yaml"))
+        file = shlex.quote(str(RunDirectory(self.directory).experiment_yaml))
         name = "" if self.regularizer == "fednar" else "regularizer.name=fednar "
         bound = f"regularizer.clip_bound={self.value:g}"
         return f"fednar run {file} {name}{bound}", f"fednar compare {file} {bound}"

@@ -13,7 +13,7 @@ import mlflow  # mlflow.pytorch is loaded on first use
 import numpy as np
 import pandas as pd
 
-SCHEMA = "schema.json"  # in the folder of the PyTorch model
+SCHEMA = "columns.json"  # in the folder of the PyTorch model
 PREDICTION = "prediction"
 
 

@@ -798,11 +798,11 @@ BAD_FOLDERS = {
     ),
     "text among the inputs": (
         lambda d: write_ward(d / "b.parquet", {"age": ["old"], "dose": [1.0], "ill": [0]}),
-        r"b\.parquet, row 1, column age: 'old' is not a number",
+        r"column age: a number in .*a\.csv \(line 2: '30'\), but text in .*b\.parquet \(row 1: 'old'\)",
     ),
     "labels that are text": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0], "dose": [1.0], "ill": ["yes"]}),
-        r"a\.csv, line 2, column ill: 'yes' is not a number; labels are whole numbers from 0",
+        r"column ill: a number in .*b\.parquet \(row 1: '1'\), but text in .*a\.csv \(line 2: 'yes'\)",
     ),
     "labels that lack": (
         lambda d: write_ward(d / "a.csv", {"age": [1.0, 2], "dose": [1.0, 2], "ill": [1, None]}),

@@ -234,7 +234,7 @@ def test_integer_tables_train_as_their_float32_values(kind: str, name: str) -> N
 
     whole, real = last(kind), last("float32")
     np.testing.assert_array_equal(whole.parameters, real.parameters)
-    names = {"test_accuracy", "test_loss", "test_macro_f1"}
+    names = {f"test_{name}" for name in ("accuracy", "loss", "log_loss", "macro_f1", "calibration_error")}
     assert {
         key for key in whole.metrics if key.startswith("test_")
     } == names  # no perplexity, since the inputs are not text
