@@ -1,5 +1,6 @@
 """The section ``data``: where examples come from, and how they become clients. One class per source."""
 
+import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -186,6 +187,29 @@ class ColumnSettings(DataSettings):
         return self
 
 
+class CsvSettings(Settings):
+    """How .csv and .tsv files are written. What is null is detected, file by file."""
+
+    separator: Annotated[str, Field(pattern=r"^[^\w\s\".]$|^[ \t]$")] | None = None
+    """The character between two values. null: a comma, or a tab in .tsv files, unless only one of ``;``, tab, ``|`` and
+    comma gives all rows the same number of values."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal sign. null: a comma if a column needs it and no value has a decimal point, else a point."""
+    encoding: str | None = None
+    """The encoding of the text, such as ``cp1250``. null: UTF-8, or UTF-16 with its mark, else Windows-1252."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        try:
+            "a".encode(name)  # raises for codecs that are not of text, too
+        except LookupError:
+            raise ValueError(f"{name!r} is no encoding of text; write, for example, utf-8 or cp1252") from None
+        return codecs.lookup(name).name
+
+
 class FolderSettings(GroupedSettings, ColumnSettings):
     """The user's own tables, one file per client."""
 
@@ -200,6 +224,8 @@ class FolderSettings(GroupedSettings, ColumnSettings):
     """Columns that are not inputs, such as a patient's number. They are read only if ``features`` is null."""
     types: Mapping[str, Literal["number", "category", "boolean", "date"]] = {}
     """The kind of columns, by name, where it should not follow from their values: {zip: category}."""
+    csv: CsvSettings = CsvSettings()
+    """How .csv and .tsv files are written."""
     positive: str | None = None
     """For ``task: binary`` with text labels: the label that is class 1. null: the second in sorted order."""
     test_share: Share = 0.2

@@ -18,6 +18,7 @@ from fednar_ray.config.data import FolderSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
+from fednar_ray.data.column_summaries import ColumnSummary, summarize_columns
 from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
@@ -96,6 +97,7 @@ class FederationOfFiles(FederatedData):
         left_out: The number of training examples that no client holds.
         ignored_files: The names of other files in the clients' directory. They are not read.
         target_scale: See ``FederatedData.target_scale``.
+        columns: The summary of each input column; empty if inputs have no named columns.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class FederationOfFiles(FederatedData):
         left_out: int,
         ignored_files: Sequence[str] = (),
         target_scale: TargetScale | None = None,
+        columns: Sequence[ColumnSummary] = (),
     ) -> None:
         known = [_get_labels(summary, task) for summary in summaries]
         held_out = {
@@ -130,7 +133,7 @@ class FederationOfFiles(FederatedData):
             ignored_files=tuple(ignored_files),
             metrics_only=any(summary.labels is None for summary in summaries),
         )
-        self._files = shards
+        self._files, self.columns = shards, tuple(columns)
         self._offsets = {part: np.cumsum([0, *map(len, labels)]) for part, labels in held_out.items()}
         self._classes = max(summary.classes for summary in summaries)
         self._counts = np.stack([np.pad(own, (0, self._classes - len(own))) for own in counts])
@@ -209,7 +212,8 @@ def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFil
     if ignored:
         log.warning("%s: ignored %s; clients' files are %s", settings.directory, format_names(ignored), FORMATS)
     scale = compute_target_scale(files, [summary.label_moments for summary in summaries])
-    return FederationOfFiles(name, task, shards, own, counts, len(division.partition.left_out), ignored, scale)
+    left_out, columns = len(division.partition.left_out), summarize_columns(preprocessing.schema, summaries)
+    return FederationOfFiles(name, task, shards, own, counts, left_out, ignored, scale, columns)
 
 
 def load_silo_federation(
@@ -235,8 +239,8 @@ def load_silo_federation(
     own = [summaries[shard.file.client_id] for shard in shards]
     counts = ask(ShardFile.count_labels, shards) if len(division.held_out) else [summary.counts for summary in own]
     scale = compute_target_scale(files, [summary.label_moments for summary in summaries])
-    left_out = len(division.partition.left_out)
-    return FederationOfFiles("silos", settings.task, shards, own, counts, left_out, target_scale=scale)
+    left_out, columns = len(division.partition.left_out), summarize_columns(preprocessing.schema, summaries)
+    return FederationOfFiles("silos", settings.task, shards, own, counts, left_out, (), scale, columns)
 
 
 def _divide(

@@ -6,11 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.client_names import are_named
+from fednar_ray.data.column_summaries import ColumnSummary
 from fednar_ray.data.federated_data import FederatedData
+from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.data.sources.tables import format_names
 
 Counts = npt.NDArray[np.int64]
 LISTED_CLIENTS = 30  # with more clients the sizes are only summarized
+LISTED_COLUMNS = 30  # the others are in the JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class FederationSummary:
     held_out_bytes: int  # memory of the validation and test examples
     sizes_by_client: dict[str, int] | None = None  # by the client's name; None if there are many clients
     ignored_files: tuple[str, ...] = ()  # names in data.directory that are not clients' files
+    columns: tuple[ColumnSummary, ...] = ()  # of tables
+    class_names: tuple[str, ...] | None = None  # the texts of the labels by class; None if labels are numbers
 
 
 def summarize(federation: FederatedData) -> FederationSummary:
@@ -60,6 +65,8 @@ def summarize(federation: FederatedData) -> FederationSummary:
         held_out_bytes=sum(part.bytes for part in held_out.values()),
         sizes_by_client=_list_sizes(federation),
         ignored_files=federation.ignored_files,
+        columns=federation.columns if isinstance(federation, FederationOfFiles) else (),
+        class_names=federation.class_names,
     )
 
 
@@ -105,11 +112,11 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
          f"quartiles {sizes['lower_quartile']:g} and {sizes['upper_quartile']:g}, mean {sizes['mean']:.1f}"),
         ("validation and test", f"{found.validation_examples:,} and {found.test_examples:,}"),
         ("input", f"{list(found.input_shape)} {found.input_type}"),
+        *_format_columns(found.columns),
         ("task", found.task),
     ]  # fmt: skip
     if found.classes is not None and found.heterogeneity is not None:
-        shares = found.classes.values()
-        rows.append(("classes", f"{len(shares)}, each {min(shares):.1%} to {max(shares):.1%} of the examples"))
+        rows.append(("classes", _format_classes(list(found.classes.values()), found.class_names)))
         meaning = "mean Jensen-Shannon distance; 0 = identical, 1 = disjoint"
         rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({meaning})"))
     if found.ignored_files:
@@ -118,3 +125,16 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
         rows.extend((f"  {name}", f"{size:,} examples") for name, size in found.sizes_by_client.items())
     memory = f"{found.clients_bytes / 1e6:.1f} MB once per node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]
+
+
+def _format_columns(columns: tuple[ColumnSummary, ...]) -> list[tuple[str, str]]:
+    rows = [(f"  {column.name}", column.describe()) for column in columns[:LISTED_COLUMNS]]
+    more = len(columns) - LISTED_COLUMNS
+    return rows if more <= 0 else [*rows, ("  …", f"{more} more columns; --json shows all")]
+
+
+def _format_classes(shares: list[float], names: tuple[str, ...] | None) -> str:
+    """Formats the share of each class by name, or the range of the shares if the classes have no names."""
+    if names is None:
+        return f"{len(shares)}, each {min(shares):.1%} to {max(shares):.1%} of the examples"
+    return f"{len(names)}: {format_names([f'{name} {share:.1%}' for name, share in zip(names, shares, strict=True)])}"

@@ -157,11 +157,6 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
         ("age,ill,dose,ill\n1,0,3,0\n", "a.csv: the header names ill twice (columns 2 and 4)"),
         ("age,ill,,\n1,0,,\n", "a.csv: the header has columns without a name (columns 3 and 4)"),
         (",age,ill\n0,1,0\n", "a.csv: column 1 has no name; name it, or name the inputs in data.features"),
-        ("age;ill\n1;0\n", "a.csv: has no column ill; it has age;ill; is it separated by ';'?"),
-        (
-            "age;ill\n1,5;0\n",
-            "a.csv: cannot be read: line 2 has 2 values, but the header has 1; is it separated by ';'?",
-        ),
         ("age, Ill\n1,0\n", "a.csv: has no column ill; it has age,  Ill; write ' Ill' as 'ill'"),
         ("", "a.csv: cannot be read: the file is empty"),
         ("\n\n", "a.csv: cannot be read: the file is empty"),

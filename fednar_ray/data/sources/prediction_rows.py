@@ -11,7 +11,7 @@ from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.data.sources.arrow_columns import name_row, read_parquet, to_numpy
 from fednar_ray.data.sources.tables import Table, find_extension
-from fednar_ray.data.sources.text_files import explain_separator, read_text
+from fednar_ray.data.sources.text_files import read_text
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,9 +55,7 @@ def _check_names(path: Path, names: list[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:
         shown = list(map(str, names))
-        raise DataError(
-            f"{path}: has no column {', '.join(missing)}; it has {', '.join(shown)}{explain_separator(shown)}"
-        )
+        raise DataError(f"{path}: has no column {', '.join(missing)}; it has {', '.join(shown)}")
     twice = [name for name in wanted if names.count(name) > 1]
     if twice:
         raise DataError(f"{path}: has column {', '.join(twice)} more than once; give each a different name")

@@ -104,7 +104,9 @@ def read_columns(path: Path, settings: FolderSettings) -> tuple[Table, tuple[str
         names = tuple(features or ("x",))
         return Table(path=path, columns=read_npz(path, [*names, label]), find_cell=name_row), names
     categories = [name for name, kind in types.items() if kind == "category"]
-    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories)
+    found, find_cell = (
+        read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories, settings.csv)
+    )
     left_out = {label, *settings.exclude}
     names = tuple(features) if features is not None else tuple(n for n in found.column_names if n not in left_out)
     _check_header(path, found.column_names, (*names, label), named=features is not None)

@@ -1,62 +1,68 @@
 """Reads .csv and .tsv files of any usual encoding, compressed or not, as Arrow tables."""
 
 import bz2
-import codecs
 import csv
 import gzip
-import logging
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from fednar_ray.config.data import CsvSettings
 from fednar_ray.core.errors import DataError, first_line
 from fednar_ray.data.sources.arrow_columns import MISSING_IN_TEXT, FindCell, is_numeric, name_row
-
-log = logging.getLogger("fednar_ray")
+from fednar_ray.data.sources.text_format import (
+    SAMPLED,
+    find_decimal_point,
+    find_encoding,
+    find_separator,
+    has_decimal_commas,
+    replace_decimal_commas,
+)
 
 OPENERS: Mapping[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """The function that opens a text file, by the extension of its compression."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # tested before UTF-16, whose mark is the start of this one
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
-def read_text(path: Path, extension: str, categories: Sequence[str] = ()) -> tuple[Any, FindCell]:
+def read_text(
+    path: Path, extension: str, categories: Sequence[str] = (), written: CsvSettings | None = None
+) -> tuple[Any, FindCell]:
     """Reads a .csv or .tsv file.
 
     Args:
         path: The file.
         extension: Its extension in lower case, with that of its compression: ``.csv.gz``.
         categories: Columns that stay text even if all their values are numbers.
+        written: How the file is written. What is None, or all if it is None, is detected.
 
     Returns:
         The Arrow table, in which a column is text unless all its values are numbers, and a function that finds a cell.
 
     Raises:
-        DataError: The file is empty, damaged, not text, or has rows of different lengths. The message names the file.
+        DataError: The file is empty, damaged, not text, or has rows of different lengths, or its separator cannot be
+            detected. The message names the file.
     """
     import pyarrow as pa
 
-    file = _TextFile(path, extension)
+    file = _TextFile(path, extension, written or CsvSettings())
     try:
-        file.detect_encoding()
+        file.detect_format()
         table = file.read()
         text = [name for name, column in zip(table.column_names, table.columns, strict=True) if _is_other(column)]
+        if text and file.detect_decimal(table.column_names):
+            table = file.read()
+            text = [name for name, column in zip(table.column_names, table.columns, strict=True) if _is_other(column)]
         text += [name for name in categories if name in table.column_names and name not in text]
         if text:
-            table = file.read(as_text=text)
+            table = file.convert_numbers(file.read(as_text=text), categories)
     except UnicodeError as error:
-        raise DataError(f"{path}: cannot be read as {file.encoding}: {error}; save it as UTF-8") from None
+        remedy = "save it as UTF-8, or set data.csv.encoding"
+        raise DataError(f"{path}: cannot be read as {file.encoding}: {error}; {remedy}") from None
     except (pa.ArrowException, *DAMAGED) as error:
         raise DataError(f"{path}: cannot be read: {file.explain(error)}") from None
     return table, file.find_cell
@@ -70,21 +76,58 @@ def _is_other(column: Any) -> bool:
 def explain_separator(header: Sequence[str]) -> str:
     """Returns a hint that the separator may be wrong, if the whole header was read as one name; else nothing."""
     separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
-    return "" if separator is None else f"; is it separated by {separator!r}? Write it with commas, and 1,5 as 1.5"
+    return "" if separator is None else f"; is it separated by {separator!r}? Set data.csv.separator"
 
 
 class _TextFile:
     """A .csv or .tsv file, which may be compressed."""
 
-    def __init__(self, path: Path, extension: str) -> None:
+    def __init__(self, path: Path, extension: str, written: CsvSettings) -> None:
         self._path, kind = path, extension[:4]
         self._open, self._separator = OPENERS[extension[4:]], SEPARATORS[kind]
+        self._written, self._decimal = written, written.decimal or "."
         self.encoding = "UTF-8"
 
-    def detect_encoding(self) -> None:
-        """Sets ``encoding``. Raises DataError if the file is empty or is not text."""
-        stat = self._path.stat()
-        self.encoding = _find_encoding(self._path, self._open, stat.st_size, stat.st_mtime_ns)
+    def detect_format(self) -> None:
+        """Sets ``encoding`` and the separator. Raises DataError if the file is empty, not text, or none fits."""
+        stat, written = self._path.stat(), self._written
+        self.encoding = written.encoding or find_encoding(self._path, self._open, stat.st_size, stat.st_mtime_ns)
+        self._separator = written.separator or find_separator(self._path, self._sample, self._separator)
+
+    def detect_decimal(self, names: Sequence[str]) -> bool:
+        """Returns whether the numbers in columns ``names`` turn out to be written as 1,5, and from now on reads so."""
+        if self._written.decimal is not None or self._separator == ",":
+            return False
+        if has_decimal_commas(self.read(as_text=names).columns):
+            self._decimal = ","
+        return self._decimal == ","
+
+    def convert_numbers(self, table: Any, categories: Sequence[str]) -> Any:
+        """Writes 1,5 as 1.5 in columns that stayed text, if the file writes it so. ``categories`` stay unchanged.
+
+        Raises:
+            DataError: A number is written as 1.5 in such a file, where it could also mean 15.
+        """
+        if self._decimal == ".":
+            return table
+        for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+            if name not in categories and _is_other(column):
+                row = find_decimal_point(column)
+                if row is not None:
+                    place = f"{self._path}, {self.find_cell(row, name)[0]}, column {name}"
+                    remedy = (
+                        f"correct it, or data.csv.decimal; if it is no number, set data.types: {{{name}: category}}"
+                    )
+                    raise DataError(f"{place}: has a decimal point, but numbers are written with a comma; {remedy}")
+                table = table.set_column(i, name, replace_decimal_commas(column))
+        return table
+
+    def _sample(self, separator: str) -> list[list[str]]:
+        """Returns the first records as a separator splits them; nothing if they cannot be split."""
+        try:
+            return [record for _, record in islice(self._iter_records(separator), SAMPLED)]
+        except csv.Error:
+            return []
 
     def read(self, as_text: Sequence[str] = ()) -> Any:
         """Reads the table.
@@ -96,7 +139,10 @@ class _TextFile:
         from pyarrow import csv as arrow
 
         options = arrow.ConvertOptions(
-            null_values=MISSING_IN_TEXT, strings_can_be_null=True, column_types=dict.fromkeys(as_text, pa.string())
+            null_values=MISSING_IN_TEXT,
+            strings_can_be_null=True,
+            column_types=dict.fromkeys(as_text, pa.string()),
+            decimal_point=self._decimal,
         )
         parse = arrow.ParseOptions(delimiter=self._separator, newlines_in_values=True)
         encoding = "utf-8" if self.encoding == "utf-8-sig" else self.encoding  # Arrow skips the mark itself
@@ -109,11 +155,11 @@ class _TextFile:
                 raise
             return self.read(as_text=header)
 
-    def _iter_records(self) -> Iterator[tuple[int, list[str]]]:
+    def _iter_records(self, separator: str | None = None) -> Iterator[tuple[int, list[str]]]:
         """Yields the records that are not blank, each with the number of its first line, from 1."""
         encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
         with self._open(self._path, "rt", encoding=encoding, newline="") as file:
-            lines = csv.reader(file, delimiter=self._separator)
+            lines = csv.reader(file, delimiter=separator or self._separator)
             before = 0
             for record in lines:
                 if record:
@@ -138,35 +184,3 @@ class _TextFile:
             counts = f"line {line} has {len(record)} values, but the header has {len(header)}"
             return f"{counts}{explain_separator(header)}"
         return first_line(error)
-
-
-@lru_cache(maxsize=1024)  # a file is read several times, but its encoding should be logged once
-def _find_encoding(path: Path, opener: Callable[..., Any], size: int, changed: int) -> str:
-    """Returns a file's encoding. ``size`` and ``changed`` (ns) let the cache notice a file that was rewritten."""
-    with opener(path, "rb") as file:
-        start = file.read(4096)
-    if not start.strip():
-        raise DataError(f"{path}: cannot be read: the file is empty")
-    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
-    if marked is not None:
-        return marked
-    if b"\0" in start:
-        raise DataError(f"{path}: cannot be read: it holds bytes that are not text; save it as UTF-8")
-    for encoding in ("utf-8", "cp1252", "latin-1"):
-        with opener(path, "rb") as file:
-            if _can_decode(file, encoding):
-                if encoding != "utf-8":
-                    log.warning("%s: is not UTF-8; read as %s, the encoding of Excel on Windows", path, encoding)
-                return encoding
-    raise AssertionError("every byte is a character of Latin-1")
-
-
-def _can_decode(file: IO[bytes], encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    try:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True

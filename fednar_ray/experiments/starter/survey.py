@@ -11,7 +11,7 @@ import pandas as pd
 from fednar_ray.core.errors import BadInput, DataError
 from fednar_ray.data.sources.arrow_columns import read_parquet, to_numpy
 from fednar_ray.data.sources.tables import FORMATS, find_extension, format_names, list_tables, name_client
-from fednar_ray.data.sources.text_files import explain_separator, read_text
+from fednar_ray.data.sources.text_files import read_text
 
 KINDS = ("number", "whole number", "true or false", "text", "date", "mixed")
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
     table, _ = read_parquet(path) if extension == ".parquet" else read_text(path, extension)
     names = table.column_names
     if len(names) < 2:
-        raise DataError(f"{path}: has only one column, {names[0]}{explain_separator(names)}")
+        raise DataError(f"{path}: has only one column, {names[0]}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: the header names {', '.join(twice)} twice; give each column a different name")
