@@ -12,7 +12,7 @@ from fednar_ray.core.errors import ConfigError
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job, and for nothing else
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 TEMPORARY = "a job's working directory is temporary"
-DATA_KEYS = ("data.directory", "data.path")
+DATA_KEYS = ("data.directory", "data.path", "data.test_path")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -104,7 +104,7 @@ def find_cluster_addresses(document: Document, environment: Mapping[str, str]) -
     if experiment.checkpoint.every is not None:
         addresses["checkpoint.storage"] = experiment.checkpoint.storage
     if experiment.data is not None:
-        addresses |= {f"data.{key}": getattr(experiment.data, key, None) for key in ("directory", "path")}
+        addresses |= {f"data.{key}": getattr(experiment.data, key, None) for key in ("directory", "path", "test_path")}
     return {
         key: address
         for key, address in addresses.items()

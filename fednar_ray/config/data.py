@@ -210,12 +210,9 @@ class CsvSettings(Settings):
         return codecs.lookup(name).name
 
 
-class FolderSettings(GroupedSettings, ColumnSettings):
-    """The user's own tables, one file per client."""
+class TabularSettings(ColumnSettings):
+    """The settings of the user's own tables: how columns are read, and what is held out."""
 
-    source: Literal["folder"] = "folder"
-    directory: str | None = None
-    """The directory of the files. null: ``execution.silos`` says where each file is."""
     features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The columns, or arrays of .npz files, that are inputs. null: all columns but the label, or the array x."""
     label: str = "y"
@@ -236,10 +233,52 @@ class FolderSettings(GroupedSettings, ColumnSettings):
     standardize: bool = True
     """Scale each input to mean 0 and standard deviation 1 over the training examples of all clients."""
 
+
+class FolderSettings(GroupedSettings, TabularSettings):
+    """The user's own tables, one file per client."""
+
+    source: Literal["folder"] = "folder"
+    directory: str | None = None
+    """The directory of the files. null: ``execution.silos`` says where each file is."""
+
     @model_validator(mode="after")
     def _clients_are_files(self) -> Self:
         if self.partition.kind != "natural":
             raise ValueError("the clients of folder are its files: partition.kind can only be natural")
+        return self
+
+
+class TableSettings(TabularSettings):
+    """The user's own table, one file with the rows of all clients."""
+
+    source: Literal["table"] = "table"
+    path: str
+    """The file: .csv, .tsv or .parquet."""
+    groups: str | None = None
+    """The column whose values are the clients, which is no input. null: ``partition`` divides the rows."""
+    test_path: str | None = None
+    """A file whose rows are the test set, with the same columns. null: ``test_share`` is held out."""
+    test_share: Share = 0.2
+    """The share of each group's rows, or of all rows without ``groups``, held out as the test set."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a column of groups is named."""
+        return self.groups is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _natural_with_groups(cls, values: Any) -> Any:
+        partition = values.get("partition", {}) if isinstance(values, dict) else None
+        if not isinstance(partition, dict) or values.get("groups") is None:
+            return values
+        return {**values, "partition": {"kind": "natural", **partition}}
+
+    @model_validator(mode="after")
+    def _groups_are_no_input(self) -> Self:
+        if self.groups is not None and self.groups in (self.label, *(self.features or ())):
+            what = "the label" if self.groups == self.label else "an input"
+            raise ValueError(f"groups names {self.groups}, which is {what}; it can be only one of them")
         return self
 
 
@@ -288,6 +327,7 @@ AnyData = (
     | NpzSettings
     | ShakespeareSettings
     | FolderSettings
+    | TableSettings
     | HuggingFaceSettings
     | EntryPointSettings
 )

@@ -26,6 +26,7 @@ from fednar_ray.core.store_uris import make_uri_absolute
 SECTIONS = ("experiment", "compare", "search")
 PATHS = (
     "tracking.uri", "availability.trace", "checkpoint.storage", "model.weights", "data.directory", "data.path",
+    "data.test_path",
 )  # fmt: skip
 """The keys of an experiment whose values are paths or store addresses."""
 

@@ -11,6 +11,7 @@ from fednar_ray.data.sources.huggingface import load_huggingface
 from fednar_ray.data.sources.images import load_cifar10, load_cifar100, load_fashion_mnist, load_mnist
 from fednar_ray.data.sources.shakespeare import load_shakespeare
 from fednar_ray.data.sources.source import Source
+from fednar_ray.data.sources.table import load_table
 
 __all__ = ["SOURCES", "Source", "load_digits"]
 
@@ -23,6 +24,7 @@ SOURCES: Mapping[str, Callable[[Any], Source]] = {
     "npz": load_npz,
     "shakespeare": load_shakespeare,
     "folder": load_folder,
+    "table": load_table,
     "huggingface": load_huggingface,
     "entry_point": load_entry_point,
 }

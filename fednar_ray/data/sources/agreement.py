@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.data import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, Kind, TableSchema
 
@@ -38,7 +38,7 @@ Facts = Sequence[ColumnFacts]
 """The facts of one file: of its inputs in order, then of its label."""
 
 
-def agree_on_schema(settings: FolderSettings, paths: Sequence[str], facts: Sequence[Facts], rows: int) -> TableSchema:
+def agree_on_schema(settings: TabularSettings, paths: Sequence[str], facts: Sequence[Facts], rows: int) -> TableSchema:
     """Agrees on the schema that all clients share.
 
     Args:
@@ -80,7 +80,7 @@ def _find_levels(found: Found) -> tuple[str, ...]:
     return tuple(sorted(set().union(*(fact.levels for _, fact in found))))
 
 
-def _find_problems(settings: FolderSettings, found: Found, rows: int) -> Iterator[str]:
+def _find_problems(settings: TabularSettings, found: Found, rows: int) -> Iterator[str]:
     name = found[0][1].name
     groups = {"boolean": "number"}
     first = {groups.get(fact.kind, fact.kind): (path, fact) for path, fact in reversed(found) if fact.kind != "empty"}
@@ -119,7 +119,7 @@ def _find_problems(settings: FolderSettings, found: Found, rows: int) -> Iterato
                 )
 
 
-def _find_label_problems(settings: FolderSettings, names: tuple[str, ...] | None) -> Iterator[str]:
+def _find_label_problems(settings: TabularSettings, names: tuple[str, ...] | None) -> Iterator[str]:
     label, positive = settings.label, settings.positive
     if names is None:
         if positive is not None:

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.data import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing
-from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array, Examples
-from fednar_ray.data.sources.agreement import ColumnFacts, Facts
-from fednar_ray.data.sources.client_rows import ClientRows, RowChecker
+from fednar_ray.data.sources.agreement import Facts
+from fednar_ray.data.sources.checked_table import hold_out, read_checked
+from fednar_ray.data.sources.client_rows import ClientRows
 from fednar_ray.data.sources.moments import Moments
-from fednar_ray.data.sources.tables import FORMATS, Table, find_extension, list_tables, read_columns
+from fednar_ray.data.sources.tables import FORMATS, find_extension, list_tables, read_columns
 
 Counts = npt.NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class ClientFile:
     path: Path
     client_id: int
     name: str
-    settings: FolderSettings
+    settings: TabularSettings
     show_values: bool = True
 
     def read_features(self) -> tuple[str, ...]:
@@ -73,40 +73,29 @@ class ClientFile:
 
     def _read(self) -> tuple[ClientRows, Facts | None]:
         """Reads the client's rows, and what is to be known of each column; None if inputs have no named columns."""
-        table, features = read_columns(self.locate(), self.settings)
-        x, y, kept = RowChecker(
-            path=self.path, table=table, features=features, settings=self.settings, show_values=self.show_values
-        ).select_rows()
-        order = generator(0, Purpose.TEST_SHARE, client_id=self.client_id).permutation(len(y))
-        held = min(round(self.settings.test_share * len(y)), len(y) - 1)
-        test, train = np.sort(order[:held]), np.sort(order[held:])
-        rows = ClientRows(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
-        if not table.kinds:
-            return rows, None
-        label = table.kinds[self.settings.label]
-        rows = replace(
-            rows,
-            levels=tuple(table.kinds[name].levels for name in features),
-            classes=label.levels if label.kind == "category" else None,
-        )
-        facts = [
-            describe_column(table, name, kept[train], kept[test], show_values=self.show_values)
-            for name in (*features, self.settings.label)
-        ]
-        return rows, facts
+        checked = read_checked(self.locate(), self.settings, place=self.path, show_values=self.show_values)
+        return checked.split(*hold_out(len(checked.y), self.settings.test_share, self.client_id))
 
     def preprocess(self, rows: ClientRows, preprocessing: TablePreprocessing) -> tuple[Examples, Examples]:
-        """Converts the client's rows to training and test examples. The test set may be empty."""
+        """Converts the client's rows to training and test examples. One of both may be empty."""
         task, place = self.settings.task, str(self.path)
         rows = rows.encode(preprocessing.schema)
-        train = Examples.of((preprocessing.apply(rows.train_x), rows.train_y), place, task)
-        if not len(rows.test_y):
-            return train, Examples(train.x[:0], train.y[:0])
-        return train, Examples.of((preprocessing.apply(rows.test_x), rows.test_y), place, task)
+        train, test = (
+            Examples.of((preprocessing.apply(x), y), place, task) if len(y) else None
+            for x, y in ((rows.train_x, rows.train_y), (rows.test_x, rows.test_y))
+        )
+        known = train or test
+        assert known is not None
+        empty = Examples(known.x[:0], known.y[:0])
+        return train or empty, test or empty
 
     def summarize(self) -> "FileSummary":
         """Summarizes the file before training. Raises DataError as ``read`` does, and if labels do not fit the task."""
-        (rows, facts), task = self._read(), self.settings.task
+        return self.summarize_rows(*self._read())
+
+    def summarize_rows(self, rows: ClientRows, facts: Facts | None) -> "FileSummary":
+        """Summarizes rows that were read before. Raises DataError if labels do not fit the task."""
+        task = self.settings.task
         kind = task if rows.classes is None else "classification"  # before the classes are agreed, there may be many
         train_y, test_y = (
             Examples.of((np.zeros(len(y)), y), str(self.path), kind).y if len(y) else np.zeros(0, dtype=np.int64)
@@ -158,44 +147,12 @@ class FileSummary:
         return replace(self, counts=counts, classes=len(counts), labels=labels)
 
 
-def describe_column(table: Table, name: str, train: Counts, test: Counts, *, show_values: bool) -> ColumnFacts:
-    """Describes a column of a file.
-
-    Args:
-        table: The file.
-        name: The column.
-        train: The numbers of its training rows in the file.
-        test: The numbers of its test rows.
-        show_values: Whether the example may show a value.
-    """
-    column = table.kinds[name]
-    there = np.flatnonzero(~np.isnan(column.values))
-    example = ""
-    if len(there):
-        place, text = table.find_cell(int(there[0]), name)
-        value = column.values[there[0]]
-        text = text or (column.levels[int(value)] if column.levels else f"{value:g}")
-        example = f"{place}: {text.strip()!r}" if show_values else place
-    missing = int(np.isnan(column.values[train]).sum())
-    if column.kind != "category":
-        return ColumnFacts(name=name, kind=column.kind, example=example, test_places={}, missing=missing)
-    trained = set(column.values[train][~np.isnan(column.values[train])].astype(int).tolist())
-    codes, first = np.unique(column.values[test], return_index=True)
-    places = {
-        column.levels[int(code)]: table.find_cell(int(test[row]), name)[0]
-        for code, row in zip(codes, first, strict=True)
-        if not np.isnan(code) and int(code) not in trained
-    }
-    levels = tuple(column.levels[code] for code in sorted(trained))
-    return ColumnFacts(name=name, kind=column.kind, example=example, levels=levels, test_places=places, missing=missing)
-
-
 def count_labels(labels: Array, task: str) -> Counts:
     """Counts examples by class, [classes]; in regression all of them, [1]."""
     return np.array([len(labels)]) if task == "regression" else np.bincount(labels)
 
 
-def list_silo_files(settings: FolderSettings, places: Mapping[str, str]) -> list[ClientFile]:
+def list_silo_files(settings: TabularSettings, places: Mapping[str, str]) -> list[ClientFile]:
     """Lists the files of the silos, ordered by the silos' names. No file is opened.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.data import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema, format_level
 from fednar_ray.data.examples import Array
@@ -119,7 +119,7 @@ class RowChecker:
     path: Path
     table: Table
     features: Sequence[str]
-    settings: FolderSettings
+    settings: TabularSettings
     show_values: bool
 
     def select_rows(self) -> tuple[Floats, Array, Rows]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.data import FolderSettings, TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.postprocessing import TargetScale
@@ -130,7 +130,7 @@ def _agree_on_schema(files: Sequence[ClientFile], summaries: Sequence[FileSummar
     return agree_on_schema(settings, [str(file.path) for file in files], known, sum(own.train for own in summaries))
 
 
-def _describe_arrays(settings: FolderSettings, summary: FileSummary) -> Facts | None:
+def _describe_arrays(settings: TabularSettings, summary: FileSummary) -> Facts | None:
     """Describes the arrays of an .npz file, which hold numbers; None unless each is one column."""
     features = settings.features or ()
     if summary.moments.mean.shape != (len(features),):

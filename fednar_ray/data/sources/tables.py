@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.data import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrays import read_npz
@@ -83,13 +83,14 @@ class Table:
         return f"{self.path}, {place}, column {column}: {shown} {why}{more}"
 
 
-def read_columns(path: Path, settings: FolderSettings) -> tuple[Table, tuple[str, ...]]:
+def read_columns(path: Path, settings: TabularSettings, groups: str | None = None) -> tuple[Table, tuple[str, ...]]:
     """Reads the inputs and the label of a file.
 
     Args:
         path: The file.
         settings: The ``data`` section. Without ``features``, all columns but the label and the excluded ones are
             inputs, of .npz files the array ``x``.
+        groups: A column that is read as a category and is no input, of files with named columns.
 
     Returns:
         The columns, and the names of the inputs. NaN is a missing value. Text that is not a number is still text.
@@ -103,16 +104,18 @@ def read_columns(path: Path, settings: FolderSettings) -> tuple[Table, tuple[str
     if extension == ".npz":
         names = tuple(features or ("x",))
         return Table(path=path, columns=read_npz(path, [*names, label]), find_cell=name_row), names
+    others = () if groups is None else (groups,)
+    types = {**types, **dict.fromkeys(others, "category")}
     categories = [name for name, kind in types.items() if kind == "category"]
     found, find_cell = (
         read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories, settings.csv)
     )
-    left_out = {label, *settings.exclude}
+    left_out = {label, *settings.exclude, *others}
     names = tuple(features) if features is not None else tuple(n for n in found.column_names if n not in left_out)
-    _check_header(path, found.column_names, (*names, label), named=features is not None)
+    _check_header(path, found.column_names, (*names, label, *others), named=features is not None)
     kinds = {
         name: _find_kind(path, name, found.column(name), types.get(name), is_label=name == label)
-        for name in dict.fromkeys((*names, label))
+        for name in dict.fromkeys((*names, label, *others))
     }
     columns = {name: column.values for name, column in kinds.items()}
     return Table(path=path, columns=columns, find_cell=find_cell, kinds=kinds), names
