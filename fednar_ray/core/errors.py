@@ -5,10 +5,12 @@ end a run that had started (exit code 1).
 """
 
 import reprlib
+from collections.abc import Sequence
 
 from fednar_ray.core.exclusion import ExclusionReason
 
 MEMORY_TEXT = "can't allocate memory"
+SHOWN_NAMES = 5  # names in a message
 
 
 class FednarError(Exception):
@@ -142,6 +144,12 @@ def format_value(value: object) -> str:
     """Returns a value as messages show it: its ``repr``, cut if it is long."""
     text = _Brief().repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Joins the first names for a message, and says how many more there are."""
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def format_text(text: object) -> str:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
+from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.transforms import Transform
 
@@ -31,6 +32,7 @@ class FederatedData(ABC):
         target_scale: Mean and scale of a regression's labels, by which training scales them; None: it does not. The
             labels of all examples are in their own unit.
         metrics_only: Whether nothing about a single example, not even its scores, may leave the client that holds it.
+        columns: Of tables, the summary of each input column over all training examples; otherwise empty.
     """
 
     def __init__(
@@ -45,13 +47,14 @@ class FederatedData(ABC):
         left_out: int = 0,
         preprocessing: Preprocessing | None = None,
         target_scale: TargetScale | None = None,
+        columns: tuple[ColumnSummary, ...] = (),
         ignored_files: tuple[str, ...] = (),
         metrics_only: bool = False,
     ) -> None:
         self.name, self.task, self.client_names = name, task, client_names
         self.shards, self.test, self.validation = shards, test, validation
         self.left_out, self.ignored_files, self.metrics_only = left_out, ignored_files, metrics_only
-        self._preprocessing, self.target_scale = preprocessing, target_scale
+        self._preprocessing, self.target_scale, self.columns = preprocessing, target_scale, columns
 
     @property
     def num_clients(self) -> int:

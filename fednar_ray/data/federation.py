@@ -12,6 +12,7 @@ from fednar_ray.core.client_names import number_clients
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import Preprocessing
+from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.conversion import MAP_CODES, parse_clients
 from fednar_ray.data.examples import Examples, Pair, Shards
 from fednar_ray.data.federated_data import FederatedData
@@ -73,6 +74,7 @@ class Federation(FederatedData):
         client_names: tuple[str, ...] | None = None,
         preprocessing: Preprocessing | None = None,
         target_scale: TargetScale | None = None,
+        columns: tuple[ColumnSummary, ...] = (),
     ) -> "Federation":
         """Builds a federation from examples that are already checked and in one block.
 
@@ -86,6 +88,7 @@ class Federation(FederatedData):
             client_names: The clients' names, by client id; None: "0", "1", ….
             preprocessing: The preprocessing that the examples went through; see ``FederatedData.preprocessing``.
             target_scale: See ``FederatedData.target_scale``.
+            columns: See ``FederatedData.columns``.
         """
         names = number_clients(len(shards.sizes)) if client_names is None else client_names
         federation = cls.__new__(cls)
@@ -100,6 +103,7 @@ class Federation(FederatedData):
             left_out=left_out,
             preprocessing=preprocessing,
             target_scale=target_scale,
+            columns=columns,
         )
         federation._check()
         return federation

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings
-from fednar_ray.core.errors import DataError
+from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
-from fednar_ray.data.column_summaries import ColumnSummary, summarize_columns
+from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
@@ -30,8 +30,9 @@ from fednar_ray.data.sources.client_files import (
     summarize_all,
     with_features,
 )
+from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.folder import compute_preprocessing, compute_target_scale, find_ignored, list_client_files
-from fednar_ray.data.sources.tables import FORMATS, format_names
+from fednar_ray.data.sources.tables import FORMATS
 
 log = logging.getLogger("fednar_ray")
 
@@ -130,10 +131,11 @@ class FederationOfFiles(FederatedData):
             left_out=left_out,
             preprocessing=shards[0].preprocessing,
             target_scale=target_scale,
+            columns=tuple(columns),
             ignored_files=tuple(ignored_files),
             metrics_only=any(summary.labels is None for summary in summaries),
         )
-        self._files, self.columns = shards, tuple(columns)
+        self._files = shards
         self._offsets = {part: np.cumsum([0, *map(len, labels)]) for part, labels in held_out.items()}
         self._classes = max(summary.classes for summary in summaries)
         self._counts = np.stack([np.pad(own, (0, self._classes - len(own))) for own in counts])

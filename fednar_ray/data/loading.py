@@ -40,6 +40,7 @@ def load_federation(settings: AnyData, seed: int) -> Federation:
         _find_group_names(settings, source, division.partition),
         source.preprocessing,
         source.target_scale,
+        source.columns,
     )
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.core.client_names import are_named
-from fednar_ray.data.column_summaries import ColumnSummary
+from fednar_ray.core.errors import format_names
+from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.data.files import FederationOfFiles
-from fednar_ray.data.sources.tables import format_names
 
 Counts = npt.NDArray[np.int64]
 LISTED_CLIENTS = 30  # with more clients the sizes are only summarized
@@ -65,7 +64,7 @@ def summarize(federation: FederatedData) -> FederationSummary:
         held_out_bytes=sum(part.bytes for part in held_out.values()),
         sizes_by_client=_list_sizes(federation),
         ignored_files=federation.ignored_files,
-        columns=federation.columns if isinstance(federation, FederationOfFiles) else (),
+        columns=federation.columns,
         class_names=federation.class_names,
     )
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from fednar_ray.cli.main import cli
 from fednar_ray.config import read_data
-from fednar_ray.data.column_summaries import ColumnSummary
 from fednar_ray.data.files import load_file_federation
+from fednar_ray.data.sources.column_summaries import ColumnSummary
 from fednar_ray.data.sources.folder import list_client_files
 from fednar_ray.data.summary import LISTED_COLUMNS, format_summary, summarize
 

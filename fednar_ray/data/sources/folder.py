@@ -9,16 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fednar_ray.config.data import FolderSettings, TabularSettings
-from fednar_ray.core.errors import DataError
+from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.sources.agreement import ColumnFacts, Facts, agree_on_schema
 from fednar_ray.data.sources.client_files import ClientFile, FileSummary, summarize_all, with_features
+from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
-from fednar_ray.data.sources.tables import FORMATS, format_names, list_tables, name_client
+from fednar_ray.data.sources.tables import FORMATS, list_tables, name_client
 
 
 def load_folder(settings: FolderSettings) -> Source:
@@ -34,7 +35,8 @@ def load_folder(settings: FolderSettings) -> Source:
             is large enough for a test set.
     """
     files = list_client_files(settings)
-    preprocessing = compute_preprocessing(files, summarize_all(files))
+    summaries = summarize_all(files)
+    preprocessing = compute_preprocessing(files, summaries)
     rows = [file.read() for file in files]
     target_scale = compute_target_scale(files, [own.label_moments for own in rows])
     parts = [file.preprocess(own, preprocessing) for own, file in zip(rows, files, strict=True)]
@@ -54,6 +56,7 @@ def load_folder(settings: FolderSettings) -> Source:
         task=settings.task,
         preprocessing=preprocessing,
         target_scale=target_scale,
+        columns=summarize_columns(preprocessing.schema, summaries),
     )
 
 

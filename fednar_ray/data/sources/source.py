@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import Preprocessing
+from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.examples import Array
 from fednar_ray.data.transforms import Transform
 
@@ -26,6 +27,7 @@ class Source:
         preprocessing: The preprocessing that x went through, or None. The saved model starts with it.
         target_scale: Mean and scale of the training labels of a regression, by which training scales labels; None: it
             does not. The labels of the source are not scaled.
+        columns: Of tables, the summary of each input column over all training examples.
     """
 
     name: str
@@ -39,3 +41,4 @@ class Source:
     transform: Transform | None = None
     preprocessing: Preprocessing | None = None
     target_scale: TargetScale | None = None
+    columns: tuple[ColumnSummary, ...] = ()

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from fednar_ray.config.data import TableSettings
-from fednar_ray.core.errors import DataError
+from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Array, Examples
 from fednar_ray.data.sources.checked_table import CheckedTable, Rows, hold_out, read_checked
 from fednar_ray.data.sources.client_files import ClientFile, FileSummary
 from fednar_ray.data.sources.client_rows import ClientRows
+from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.folder import compute_preprocessing, compute_target_scale
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
-from fednar_ray.data.sources.tables import find_extension, format_names, name_client
+from fednar_ray.data.sources.tables import find_extension, name_client
 
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -62,6 +63,7 @@ def load_table(settings: TableSettings) -> Source:
         task=settings.task,
         preprocessing=preprocessing,
         target_scale=target_scale,
+        columns=summarize_columns(preprocessing.schema, [summary]),
     )
 
 

@@ -17,7 +17,6 @@ from fednar_ray.data.sources.cell_kinds import Column, build_category, find_kind
 from fednar_ray.data.sources.text_files import OPENERS, SEPARATORS, explain_separator, read_text
 
 FORMATS = ".csv, .tsv, .parquet or .npz"
-SHOWN = 5  # names of files in a message
 
 
 # ——— files ———
@@ -44,12 +43,6 @@ def list_tables(directory: Path) -> tuple[list[Path], list[str]]:
         else:
             others.append(path.name + ("/" if path.is_dir() else ""))
     return sorted(paths, key=name_client), others
-
-
-def format_names(names: Sequence[str]) -> str:
-    """Joins the first names for a message, and says how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 # ——— columns ———

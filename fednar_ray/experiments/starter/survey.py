@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fednar_ray.core.errors import BadInput, DataError
+from fednar_ray.core.errors import BadInput, DataError, format_names
 from fednar_ray.data.sources.arrow_columns import read_parquet, to_numpy
-from fednar_ray.data.sources.tables import FORMATS, find_extension, format_names, list_tables, name_client
+from fednar_ray.data.sources.tables import FORMATS, find_extension, list_tables, name_client
 from fednar_ray.data.sources.text_files import read_text
 
 KINDS = ("number", "whole number", "true or false", "text", "date", "mixed")
