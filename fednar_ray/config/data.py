@@ -190,13 +190,20 @@ class ColumnSettings(DataSettings):
 class CsvSettings(Settings):
     """How .csv and .tsv files are written. What is null is detected, file by file."""
 
-    separator: Annotated[str, Field(pattern=r"^[^\w\s\".]$|^[ \t]$")] | None = None
+    separator: str | None = None
     """The character between two values. null: a comma, or a tab in .tsv files, unless only one of ``;``, tab, ``|`` and
     comma gives all rows the same number of values."""
     decimal: Literal[".", ","] | None = None
     """The decimal sign. null: a comma if a column needs it and no value has a decimal point, else a point."""
     encoding: str | None = None
     """The encoding of the text, such as ``cp1250``. null: UTF-8, or UTF-16 with its mark, else Windows-1252."""
+
+    @field_validator("separator")
+    @classmethod
+    def _separator_is_a_mark(cls, mark: str | None) -> str | None:
+        if mark is not None and (len(mark) != 1 or mark.isalnum() or mark in '\r\n".+-_'):
+            raise ValueError('is no separator; write one character, such as ";" or "\\t"')
+        return mark
 
     @field_validator("encoding")
     @classmethod
@@ -206,7 +213,7 @@ class CsvSettings(Settings):
         try:
             "a".encode(name)  # raises for codecs that are not of text, too
         except LookupError:
-            raise ValueError(f"{name!r} is no encoding of text; write, for example, utf-8 or cp1252") from None
+            raise ValueError("is no encoding of text; write, for example, utf-8 or cp1252") from None
         return codecs.lookup(name).name
 
 

@@ -144,8 +144,8 @@ def test_text_in_another_encoding_than_the_given_one_is_refused(tmp_path: Path) 
     [
         ({"encoding": "klingon"}, "is no encoding of text"),
         ({"encoding": "base64"}, "is no encoding of text"),
-        ({"separator": ";;"}, "separator"),
-        ({"separator": "a"}, "separator"),
+        ({"separator": ";;"}, "is no separator; write one character"),
+        ({"separator": "."}, "is no separator; write one character"),
         ({"decimal": ";"}, "decimal"),
     ],
 )
