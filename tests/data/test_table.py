@@ -68,7 +68,8 @@ def test_groups_are_the_clients_of_a_folder_with_their_rows(path: str, data: dic
     ours, theirs = load(path=path, groups="ward", **data), load_folder(**data)
     assert ours.client_names == WARDS
     assert ours.digest() == theirs.digest()
-    assert ours.preprocessing is not None and theirs.preprocessing is not None
+    assert ours.preprocessing is not None
+    assert theirs.preprocessing is not None
     for name in ("fill", "mean", "scale"):
         assert getattr(ours.preprocessing, name).tobytes() == getattr(theirs.preprocessing, name).tobytes()
     assert ours.preprocessing.schema == theirs.preprocessing.schema
