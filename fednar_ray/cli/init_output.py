@@ -42,7 +42,8 @@ def _describe_clients(survey: "TablesSurvey", found: "Guess") -> str:
     if column is None:
         return f"{found.clients}, of rows divided at random; --groups COLUMN divides them by a column"
     levels = sorted(column.levels.items(), key=lambda item: str(item[0]))
-    return f"{found.clients}, by {column.name}: {_shorten([f'{level} ({rows} rows)' for level, rows in levels])}"
+    each = [f"{_format_level(level)} ({rows} rows)" for level, rows in levels]
+    return f"{found.clients}, by {column.name}: {_shorten(each)}"
 
 
 def _describe_levels(label: "Column", rows: int) -> str:

@@ -165,6 +165,40 @@ def test_what_is_given_is_taken() -> None:
     train("doses.yaml")
 
 
+def write_table() -> None:
+    frames = [draw(40, seed).assign(hospital=name) for seed, name in enumerate(("north", "south", "west"))]
+    pd.concat(frames).to_csv("patients.csv", index=False)
+
+
+def test_one_table_with_a_column_of_groups_gets_a_file_that_runs() -> None:
+    write_table()
+    shown = init("patients.csv").output
+    assert "hospital" in shown
+    data = read_settings("patients.yaml")["data"]
+    assert (data["source"], data["path"], data["groups"]) == ("table", "patients.csv", "hospital")
+    assert data["features"] == ["age", "dose"]
+    assert "test_accuracy" in train("patients.yaml")
+    assert fr.load("patients.yaml").data.partition.kind == "natural"
+
+
+def test_one_table_without_groups_is_divided_at_random() -> None:
+    draw(200).to_csv("patients.csv", index=False)
+    assert init("patients.csv").exit_code == 0
+    data = read_settings("patients.yaml")["data"]
+    assert "groups" not in data
+    assert data["partition"] == {"kind": "iid", "clients": 4}
+    assert "test_accuracy" in train("patients.yaml")
+
+
+def test_the_groups_of_one_table_can_be_given_and_the_table_found_in_its_folder() -> None:
+    Path("study").mkdir()
+    write_table()
+    pd.read_csv("patients.csv").rename(columns={"hospital": "doctor"}).to_csv("study/patients.csv", index=False)
+    assert init("study", "--groups", "doctor", "-o", "mine.yaml").exit_code == 0
+    assert read_settings("mine.yaml")["data"]["groups"] == "doctor"
+    assert "test_accuracy" in train("mine.yaml")
+
+
 def test_without_tables_the_file_trains_on_digits() -> None:
     shown = init().output
     assert "no tables here" in shown

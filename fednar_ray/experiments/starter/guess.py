@@ -22,6 +22,9 @@ GROUPS = (
     "institution",
     "branch",
     "region",
+    "ward",
+    "device",
+    "user",
 )
 IDENTIFIERS = ("id", "index", "row", "unnamed: 0", "patient", "patient_id", "record_id", "uuid")
 SHOWN_FEATURES = 30  # with more, and none left out, the file does not list them
