@@ -23,6 +23,9 @@ MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
 BOOLEANS = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
 """The texts of a boolean, in lower case."""
 
+PREDICTION = "prediction"
+"""The column of predictions."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = r"(?:[T ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?)\s?(Z|[+-]\d{2}:?\d{2})?)?"
 _YEAR_FIRST = re.compile(rf"(\d{{4}})[-/](\d{{1,2}})[-/](\d{{1,2}}){_TIME}")
@@ -189,6 +192,26 @@ class TableSchema:
         document = {"format": FORMAT, **asdict(self)}
         path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
+    def build_class_columns(self, outputs: Floats) -> dict[str, Any]:
+        """Turns the outputs of a network into predicted classes and their probabilities.
+
+        Args:
+            outputs: One output per class, [n, classes], or the logit of class 1, [n, 1].
+
+        Returns:
+            The column ``prediction`` [n], and per class its column ``probability_<class>`` [n], computed in float64.
+            Classes without names have numbers.
+        """
+        logits = outputs.astype(np.float64)
+        chosen = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
+        if logits.shape[1] == 1:
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = weights / weights.sum(axis=1, keepdims=True)
+        classes = np.array(self.class_names or range(logits.shape[1]))
+        named = dict(zip(name_probabilities(classes.tolist()), probabilities.T, strict=True))
+        return {PREDICTION: classes[chosen.astype(np.int64)], **named}
+
 
 def read_schema(path: Path) -> TableSchema:
     """Reads the schema that ``TableSchema.write`` wrote."""
@@ -227,3 +250,8 @@ def _to_numbers(name: str, cells: Any) -> Floats:
     except (TypeError, ValueError) as error:
         raise ValueError(f"column {name}: {error}; numbers are needed") from None
     return numbers
+
+
+def name_probabilities(class_names: Sequence[Any]) -> list[str]:
+    """Names the columns of probabilities."""
+    return [f"probability_{name}" for name in class_names]

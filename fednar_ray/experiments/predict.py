@@ -51,14 +51,9 @@ class Predictor:
 
     def _predict(self, rows: Numbers) -> pd.DataFrame:
         outputs = np.concatenate([*self._iter_outputs(rows)])
-        task = self.schema.task
-        if task == "regression":
+        if self.schema.task == "regression":
             return pd.DataFrame({"prediction": outputs[:, 0]})
-        probabilities = _compute_probabilities(outputs, task)
-        chosen = (outputs[:, 0] > 0).astype(np.int64) if task == "binary" else outputs.argmax(axis=1)
-        classes = np.array(self.schema.class_names or range(probabilities.shape[1]))
-        columns = {f"probability_{name}": p for name, p in zip(classes, probabilities.T, strict=True)}
-        return pd.DataFrame({"prediction": classes[chosen], **columns})
+        return pd.DataFrame(self.schema.build_class_columns(outputs))
 
     @torch.no_grad()
     def _iter_outputs(self, rows: Numbers) -> Iterator[Numbers]:
@@ -66,16 +61,6 @@ class Predictor:
         for first in range(0, len(rows), BATCH):
             outputs = self.model(torch.from_numpy(rows[first : first + BATCH]))
             yield outputs.numpy().astype(np.float64).reshape(len(outputs), -1)
-
-
-def _compute_probabilities(outputs: Numbers, task: str) -> Numbers:
-    """Computes the probabilities [n, classes] of outputs [n, o], in float64 so that close ones stay apart."""
-    from scipy.special import expit, softmax
-
-    if task == "binary":
-        return np.stack([expit(-outputs[:, 0]), expit(outputs[:, 0])], axis=1)
-    likely: Numbers = softmax(outputs, axis=1)
-    return likely
 
 
 def load_predictor(run: str | Path) -> Predictor:

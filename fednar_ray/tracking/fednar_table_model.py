@@ -5,7 +5,6 @@ as times in seconds since 1970.
 """
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 SCHEMA = "columns.json"  # in the folder of the PyTorch model
-PREDICTION = "prediction"
 
 
 class TableModel:
@@ -43,36 +41,13 @@ class TableModel:
             ValueError: A cell does not fit its column, or has a level that the model does not know.
         """
         outputs = np.asarray(self._model.predict(self._schema.encode(data)))
-        names = self._schema.class_names
-        if names is None:
+        if self._schema.class_names is None:
             return pd.DataFrame(outputs, index=data.index)
-        chances = compute_probabilities(outputs)
-        frame = pd.DataFrame(chances, index=data.index, columns=name_probabilities(names))
-        frame.insert(0, PREDICTION, [names[i] for i in choose_classes(outputs)])
-        return frame
+        return pd.DataFrame(self._schema.build_class_columns(outputs), index=data.index)
 
     def get_raw_model(self) -> Any:
         """Returns the PyTorch module."""
         return self._model.get_raw_model()
-
-
-def name_probabilities(class_names: Sequence[str]) -> list[str]:
-    """Names the columns of probabilities."""
-    return [f"probability_{name}" for name in class_names]
-
-
-def choose_classes(outputs: Any) -> Any:
-    """Returns the predicted class of each row of outputs [n, classes], or of logits [n, 1] of class 1."""
-    return (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
-
-
-def compute_probabilities(outputs: Any) -> Any:
-    """Returns the probability of each class, [n, classes], from outputs as in ``choose_classes``."""
-    logits = outputs.astype(np.float64)
-    if logits.shape[1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> TableModel:

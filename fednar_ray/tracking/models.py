@@ -109,8 +109,8 @@ def _save_with_schema(
     inputs = Schema([ColSpec(AnyType(), name) for name in schema.names])  # "double" would refuse whole numbers
     outputs = signature.outputs
     if schema.class_names is not None:
-        named = [ColSpec("double", name) for name in fednar_table_model.name_probabilities(schema.class_names)]
-        outputs = Schema([ColSpec("string", fednar_table_model.PREDICTION), *named])
+        named = [ColSpec("double", name) for name in fednar_table_schema.name_probabilities(schema.class_names)]
+        outputs = Schema([ColSpec("string", fednar_table_schema.PREDICTION), *named])
     mlflow.pyfunc.save_model(
         directory,
         loader_module=fednar_table_model.__name__.rpartition(".")[2],
