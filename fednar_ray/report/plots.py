@@ -23,6 +23,8 @@ BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
 MOST_LABELS = 8  # with more labels the axis chooses
 MOST_NAMES, NAME_LENGTH = 30, 20  # with more clients names would overlap; longer names are cut
 ROW_LENGTH = 40  # letters that fit below an axis in one row; more are slanted
+CURVES_MARGINS = {"left": 0.09, "right": 0.98, "bottom": 0.09, "top": 0.94, "hspace": 0.32, "wspace": 0.24}
+"""Fixed, since each run draws its curves, and a layout that measures all texts would take as long as the drawing."""
 MOST_CLIENTS = 200  # more rows would be too thin to see
 
 
@@ -65,7 +67,8 @@ def draw_curves(history: Sequence[RoundRecord], path: Path, measure: str | None 
 
     ``measure`` is the metric's name without its split. None: RMSE if the rounds have it, else accuracy.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6))
+    figure.subplots_adjust(**CURVES_MARGINS)
     if measure is None:
         measure = "rmse" if any("test_rmse" in record.metrics for record in history) else "accuracy"
     panels = {
