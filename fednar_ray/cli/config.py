@@ -77,7 +77,7 @@ class _Found:
             }
 
     def show(self, console: "Console") -> None:
-        """Prints what was found."""
+        """Prints the descriptions as tables."""
         if self.section:
             show_section(console, self.section, self._sections)
         elif self.kind:

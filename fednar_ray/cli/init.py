@@ -104,7 +104,7 @@ def _name_experiment(path: Path) -> str:
     """Returns a name that experiments may have, from the name of the folder or the file."""
     stem = path.resolve().name
     if path.is_file():
-        from fednar_ray.data.sources.tables import name_client
+        from fednar_ray.data.sources.tables import derive_client_name
 
-        stem = name_client(path.resolve())
+        stem = derive_client_name(path.resolve())
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "tables"

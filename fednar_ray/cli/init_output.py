@@ -7,7 +7,7 @@ import click
 
 if TYPE_CHECKING:
     from fednar_ray.experiments.starter.guess import Guess
-    from fednar_ray.experiments.starter.survey import Column, TablesSurvey
+    from fednar_ray.experiments.starter.survey import ColumnSurvey, TablesSurvey
 
 SHOWN = 8  # names in a list
 
@@ -46,7 +46,7 @@ def _describe_clients(survey: "TablesSurvey", found: "Guess") -> str:
     return f"{found.clients}, by {column.name}: {_shorten(each)}"
 
 
-def _describe_levels(label: "Column", rows: int) -> str:
+def _describe_levels(label: "ColumnSurvey", rows: int) -> str:
     if label.is_numeric and len(label.levels) > SHOWN:
         return f"{min(label.levels):g} to {max(label.levels):g}"
     return _shorten([f"{_format_level(level)} ({count / rows:.0%})" for level, count in label.levels.items()])
@@ -56,7 +56,7 @@ def _format_level(level: object) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
-def _iter_kinds(inputs: "list[Column]") -> "list[str]":
+def _iter_kinds(inputs: "list[ColumnSurvey]") -> "list[str]":
     """Returns one line per kind of column, with the names."""
     words = {"number": "numbers", "whole number": "numbers", "true or false": "true or false", "text": "categories",
              "date": "dates"}  # fmt: skip

@@ -110,7 +110,7 @@ class TorchvisionModelSettings(ModelSettings):
 
 
 class OwnModelSettings(ModelSettings):
-    """A user's own model."""
+    """A function of the user's own that builds the model."""
 
     name: None = None
     function: FunctionPath

@@ -5,7 +5,7 @@ MLflow copies this file into the saved model, so it imports nothing of fednar_ra
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -152,14 +152,12 @@ class TableSchema:
         task: classification, binary or regression.
         label: The name of the column that is predicted.
         class_names: The text of each class by its number; None if the labels are numbers.
-        target: How the targets of a regression were scaled; None if they were not.
     """
 
     columns: tuple[ColumnSchema, ...]
     task: str = "classification"
     label: str | None = None
     class_names: tuple[str, ...] | None = None
-    target: Mapping[str, float] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -226,7 +224,6 @@ def read_schema(path: Path) -> TableSchema:
         task=given["task"],
         label=given.get("label"),
         class_names=None if names is None else tuple(names),
-        target=given.get("target"),
     )
 
 

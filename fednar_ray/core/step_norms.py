@@ -27,11 +27,14 @@ def summarize_norms(norms: FloatArray, steps: npt.NDArray[np.int64]) -> FloatArr
         The sorted norms of each client, [C, P], padded with NaN. They are exact up to ``MOST_POINTS`` steps. Of more
         steps they are evenly spaced quantiles, from the smallest to the largest norm.
     """
-    points = np.full((len(norms), min(int(steps.max(initial=0)), MOST_POINTS)), np.nan)
-    for row, own, count in zip(points, norms, steps.tolist(), strict=True):
-        taken = np.sort(own[:count])
-        few = count <= len(row)
-        row[:count] = taken if few else np.interp(np.linspace(0, count - 1, len(row)), np.arange(count), taken)
+    most = int(steps.max(initial=0))
+    ordered = np.sort(np.where(np.arange(most) < steps[:, None], norms[:, :most], np.nan), axis=1)  # NaN comes last
+    if most <= MOST_POINTS:
+        return ordered
+    points = ordered[:, :MOST_POINTS].copy()
+    for row in np.flatnonzero(steps > MOST_POINTS):
+        count = int(steps[row])
+        points[row] = np.interp(np.linspace(0, count - 1, MOST_POINTS), np.arange(count), ordered[row, :count])
     return points
 
 

@@ -26,8 +26,8 @@ from fednar_ray.data.sources.client_files import (
     ClientFile,
     Counts,
     FileSummary,
+    ask_all,
     count_labels,
-    summarize_all,
     with_features,
 )
 from fednar_ray.data.sources.column_summaries import summarize_columns
@@ -202,7 +202,7 @@ def load_file_federation(settings: FolderSettings, seed: int) -> FederationOfFil
         DataError: A file cannot be read or does not fit the settings, or the examples cannot be divided.
     """
     files = list_client_files(settings)
-    summaries = summarize_all(files)
+    summaries = ask_all(files, ClientFile.summarize)
     preprocessing = compute_preprocessing(files, summaries)
     summaries = [summary.encode(preprocessing.schema) for summary in summaries]
     division, shards = _divide(preprocessing, files, summaries, settings, seed)

@@ -103,7 +103,7 @@ def robust_mean(rows: Rows, weights: Weights, settings: AggregationSettings) -> 
 
 
 def _count(rows: Rows) -> int:
-    """Counts the rows, S."""
+    """Returns the number of rows, S: one per included client."""
     return sum(len(block) for block in rows)
 
 

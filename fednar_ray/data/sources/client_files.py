@@ -1,8 +1,9 @@
 """The file of one client: finds it, reads its rows, and summarizes it. Whoever holds the file runs this code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.tables import FORMATS, find_extension, list_tables, read_columns
 
 Counts = npt.NDArray[np.int64]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,12 @@ class ClientFile:
 
     def summarize(self) -> "FileSummary":
         """Summarizes the file before training. Raises DataError as ``read`` does, and if labels do not fit the task."""
-        return self.summarize_rows(*self._read())
+        return self.read_and_summarize()[1]
+
+    def read_and_summarize(self) -> tuple[ClientRows, "FileSummary"]:
+        """Reads the client's rows once, and summarizes them. Raises DataError as ``summarize`` does."""
+        rows, facts = self._read()
+        return rows, self.summarize_rows(rows, facts)
 
     def summarize_rows(self, rows: ClientRows, facts: Facts | None) -> "FileSummary":
         """Summarizes rows that were read before. Raises DataError if labels do not fit the task."""
@@ -165,17 +172,17 @@ def list_silo_files(settings: TabularSettings, places: Mapping[str, str]) -> lis
     ]
 
 
-def summarize_all(files: Sequence[ClientFile]) -> list["FileSummary"]:
-    """Summarizes files. Raises one DataError with the problems of all of them."""
-    summaries, problems = [], []
+def ask_all(files: Sequence[ClientFile], question: Callable[[ClientFile], Answer]) -> list[Answer]:
+    """Asks each file, such as for its summary. Raises one DataError with the problems of all of them."""
+    answers, problems = [], []
     for file in files:
         try:
-            summaries.append(file.summarize())
+            answers.append(question(file))
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return summaries
+    return answers
 
 
 def with_features(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:

@@ -15,11 +15,11 @@ from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.sources.agreement import ColumnFacts, Facts, agree_on_schema
-from fednar_ray.data.sources.client_files import ClientFile, FileSummary, summarize_all, with_features
+from fednar_ray.data.sources.client_files import ClientFile, FileSummary, ask_all, with_features
 from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
-from fednar_ray.data.sources.tables import FORMATS, list_tables, name_client
+from fednar_ray.data.sources.tables import FORMATS, derive_client_name, list_tables
 
 
 def load_folder(settings: FolderSettings) -> Source:
@@ -35,10 +35,9 @@ def load_folder(settings: FolderSettings) -> Source:
             is large enough for a test set.
     """
     files = list_client_files(settings)
-    summaries = summarize_all(files)
+    rows, summaries = zip(*ask_all(files, ClientFile.read_and_summarize), strict=True)
     preprocessing = compute_preprocessing(files, summaries)
-    rows = [file.read() for file in files]
-    target_scale = compute_target_scale(files, [own.label_moments for own in rows])
+    target_scale = compute_target_scale(files, [summary.label_moments for summary in summaries])
     parts = [file.preprocess(own, preprocessing) for own, file in zip(rows, files, strict=True)]
     train, test = (Examples.concatenate([part[i] for part in parts]) for i in (0, 1))
     if not len(test):
@@ -74,14 +73,15 @@ def list_client_files(settings: FolderSettings) -> list[ClientFile]:
     paths, others = list_tables(directory)
     if not paths:
         raise DataError(f"{directory}: holds no {FORMATS} file" + (f", but {format_names(others)}" if others else ""))
-    for before, path in pairwise(sorted(paths, key=lambda path: name_client(path).casefold())):
-        if name_client(before).casefold() == name_client(path).casefold():
+    for before, path in pairwise(sorted(paths, key=lambda path: derive_client_name(path).casefold())):
+        if derive_client_name(before).casefold() == derive_client_name(path).casefold():
             raise DataError(f"{path}: {before.name} belongs to the same client; a client has exactly one file")
     for path in paths:
         if path.is_dir():
             raise DataError(f"{path}: is a directory; a client has exactly one file")
     files = [
-        ClientFile(path=path, client_id=i, name=name_client(path), settings=settings) for i, path in enumerate(paths)
+        ClientFile(path=path, client_id=i, name=derive_client_name(path), settings=settings)
+        for i, path in enumerate(paths)
     ]
     return files if settings.features is not None else with_features(files, files[0].read_features())
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.data.sources.arrow_columns import name_row, read_parquet, to_numpy
+from fednar_ray.data.sources.client_rows import LARGEST
 from fednar_ray.data.sources.tables import Table, find_extension
 from fednar_ray.data.sources.text_files import read_text
 
 Floats = npt.NDArray[np.float64]
 
 FRAME = Path("the data frame")  # the place of a frame's values in messages
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_rows(path: Path, schema: TableSchema, imputes: bool) -> Floats:

@@ -19,7 +19,7 @@ from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.folder import compute_preprocessing, compute_target_scale
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
-from fednar_ray.data.sources.tables import find_extension, name_client
+from fednar_ray.data.sources.tables import derive_client_name, find_extension
 
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -37,7 +37,9 @@ def load_table(settings: TableSettings) -> Source:
     """
     checked = _read(Path(settings.path), "data.path", settings, settings.groups)
     settings = settings.model_copy(update={"features": checked.features})
-    file = ClientFile(path=checked.table.path, client_id=0, name=name_client(checked.table.path), settings=settings)
+    file = ClientFile(
+        path=checked.table.path, client_id=0, name=derive_client_name(checked.table.path), settings=settings
+    )
     owner, names = _find_owners(checked, settings.groups)
     splits = [_split(np.flatnonzero(owner == i), i, settings) for i in range(len(names))]
     train, test = (np.concatenate(parts) for parts in zip(*splits, strict=True))

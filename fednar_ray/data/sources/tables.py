@@ -29,7 +29,7 @@ def find_extension(path: Path) -> str | None:
     return next((path.name[-len(extension) :] for extension in known if lower.endswith(extension)), None)
 
 
-def name_client(path: Path) -> str:
+def derive_client_name(path: Path) -> str:
     """Returns the name of the client whose file this is: the file's name without its extension."""
     return path.name.removesuffix(find_extension(path) or "")
 
@@ -42,7 +42,7 @@ def list_tables(directory: Path) -> tuple[list[Path], list[str]]:
             paths.append(path)
         else:
             others.append(path.name + ("/" if path.is_dir() else ""))
-    return sorted(paths, key=name_client), others
+    return sorted(paths, key=derive_client_name), others
 
 
 # ——— columns ———

@@ -7,7 +7,7 @@ from typing import Any
 
 from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
-from fednar_ray.experiments.starter.survey import Column, TablesSurvey
+from fednar_ray.experiments.starter.survey import ColumnSurvey, TablesSurvey
 
 LABELS = ("label", "labels", "target", "y", "outcome", "class", "diagnosis", "response", "result")
 GROUPS = (
@@ -114,7 +114,7 @@ def _find_wrong_names(survey: TablesSurvey, given: dict[str, str | None]) -> Ite
             yield f"{option}: {name!r}: there is no such column; {hint}"
 
 
-def _guess_label(survey: TablesSurvey, groups: str | None) -> tuple[Column, str]:
+def _guess_label(survey: TablesSurvey, groups: str | None) -> tuple[ColumnSurvey, str]:
     """Returns the column with a label's name, or else the last one that varies."""
     by_name = {column.name.strip().casefold(): column for column in survey.columns if column.name != groups}
     named = next((by_name[name] for name in LABELS if name in by_name), None)
@@ -126,7 +126,7 @@ def _guess_label(survey: TablesSurvey, groups: str | None) -> tuple[Column, str]
     return varying[-1], "the last column"
 
 
-def _guess_task(label: Column) -> tuple[TaskName, str]:
+def _guess_task(label: ColumnSurvey) -> tuple[TaskName, str]:
     distinct = len(label.levels)
     if label.kind == "text" and distinct > MOST_LEVELS:
         raise BadInput(f"{label.name}: the label is text with {distinct} different values; choose another with --label")
@@ -141,7 +141,7 @@ def _guess_task(label: Column) -> tuple[TaskName, str]:
     return "regression", "numbers"
 
 
-def _guess_groups(survey: TablesSurvey, label: Column) -> str | None:
+def _guess_groups(survey: TablesSurvey, label: ColumnSurvey) -> str | None:
     """Returns the column that names the clients of one table: one with such a name and few distinct values."""
     total = sum(survey.rows.values())
     for column in survey.columns:

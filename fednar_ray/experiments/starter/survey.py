@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from fednar_ray.core.errors import BadInput, DataError, format_names
-from fednar_ray.data.sources.arrow_columns import read_parquet, to_numpy
-from fednar_ray.data.sources.tables import FORMATS, find_extension, list_tables, name_client
+from fednar_ray.data.sources.arrow_columns import is_number, read_parquet, to_numpy
+from fednar_ray.data.sources.tables import FORMATS, derive_client_name, find_extension, list_tables
 from fednar_ray.data.sources.text_files import read_text
 
 KINDS = ("number", "whole number", "true or false", "text", "date", "mixed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class ColumnSurvey:
     """A column over all tables.
 
     Attributes:
@@ -53,7 +53,7 @@ class TablesSurvey:
 
     path: Path
     rows: Mapping[str, int]
-    columns: tuple[Column, ...]
+    columns: tuple[ColumnSurvey, ...]
     only_some: Mapping[str, tuple[str, ...]]
 
     @property
@@ -61,7 +61,7 @@ class TablesSurvey:
         """Whether each client has its own file."""
         return self.path.is_dir()
 
-    def find(self, name: str) -> Column | None:
+    def find(self, name: str) -> ColumnSurvey | None:
         """Finds a column by its exact name."""
         return next((column for column in self.columns if column.name == name), None)
 
@@ -96,7 +96,7 @@ def survey_tables(path: Path) -> TablesSurvey:
     frames, problems = {}, []
     for file in files:
         try:
-            frames[name_client(file)] = _read(file)
+            frames[derive_client_name(file)] = _read(file)
         except BadInput as problem:
             problems.append(str(problem))
     if problems:
@@ -150,11 +150,11 @@ def _summarize(path: Path, frames: Mapping[str, pd.DataFrame]) -> TablesSurvey:
     )
 
 
-def _describe(name: str, parts: Mapping[str, pd.Series]) -> Column:
+def _describe(name: str, parts: Mapping[str, pd.Series]) -> ColumnSurvey:
     values = pd.concat(list(parts.values()), ignore_index=True)
     present = values.dropna()
     mixture = _find_mixture(parts)
-    return Column(
+    return ColumnSurvey(
         name=name,
         kind="mixed" if mixture else _find_kind(present),
         levels=present.value_counts().to_dict(),
@@ -174,16 +174,8 @@ def _find_mixture(parts: Mapping[str, pd.Series]) -> str:
     if not numeric or not text:
         return ""
     cells = parts[text[0]].dropna().astype(str)
-    odd = next(cell for cell in cells if not _is_number(cell))
+    odd = next(cell for cell in cells if not is_number(cell))
     return f"is a number in {format_names(numeric)} and text in {format_names(text)} ({odd!r})"
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _find_kind(present: pd.Series) -> str:
