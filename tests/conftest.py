@@ -103,7 +103,10 @@ def local_ray() -> Iterator[str]:
     """Starts the suite's one Ray, with four logical CPUs and two logical GPUs, and yields its address."""
     import ray
 
-    context = ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        # Its workers also serve drivers that tests start elsewhere, whose functions lie in the package of the tests.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(TESTS.parent), os.environ.get("PYTHONPATH")))))
+        context = ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 
