@@ -31,6 +31,7 @@ RAY_FIXTURES = {"local_ray", "session", "own_ray"}
 PROCESS_FIXTURES = {"processes"}
 SEARCH_FIXTURES = {"searches"}
 RECORD_FIXTURES = {"recorded_runs"}
+LANES_BY_LENGTH = ("search", "ray", "process", "record")
 MAY_START_PYTHON = {"ray", "process", "search"}
 
 _lanes_of_current_test: set[str] = set(MAY_START_PYTHON)
@@ -48,6 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("search")
         if fixtures & RECORD_FIXTURES:
             item.add_marker("record")
+    lanes = {item.path: set[str]() for item in items}
+    for item in items:
+        lanes[item.path].update(mark.name for mark in item.iter_markers())
+    # The longest modules first, so that the processes of pytest-xdist end together.
+    items.sort(key=lambda item: [lane not in lanes[item.path] for lane in LANES_BY_LENGTH])
 
 
 @pytest.hookimpl(wrapper=True)
