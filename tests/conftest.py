@@ -89,6 +89,9 @@ def searches() -> None:
 @pytest.fixture(scope="session")
 def recorded_runs() -> None:
     """Says that a module's tests record whole runs, which takes seconds each: plots, a model, MLflow's answers."""
+    from tests.support.stores import copy_tables_into_new_databases
+
+    copy_tables_into_new_databases()
 
 
 @pytest.fixture(scope="session")

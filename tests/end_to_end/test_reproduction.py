@@ -1,7 +1,6 @@
 """The paper's experiments as files, and the command that runs tables of them."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.config import flatten_settings
+from tests.support.processes import run_script
 
 ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
 PAPER = ROOT / "tune_configs" / "paper"
 GAMMA = 0.998
 COMMON: Mapping[str, Any] = {
@@ -92,16 +93,15 @@ def hospitals(tmp_path: Path) -> Path:
     names = np.repeat(["a", "b", "c"], [40, 30, 20])
     degrees = np.where(x[:, 0] > 0, 1 + np.arange(90) % 4, 0)
     np.savez(tmp_path / "all.npz", x=x, y=degrees, hospital=names)
-    split = ROOT / "scripts" / "reproduction" / "split_by_hospital.py"
-    subprocess.run([sys.executable, split, tmp_path / "all.npz", directory], check=True, capture_output=True)
+    split = SCRIPTS / "reproduction" / "split_by_hospital.py"
+    done = run_script(split, tmp_path / "all.npz", directory, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     return directory
 
 
 def run_reproduce(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "scripts" / "reproduction" / "reproduce.py", *map(str, arguments)]
-    paths = os.pathsep.join((str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")))  # as scripts/launch.sh sets it
-    environment = os.environ | {"PYTHONPATH": paths}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    command = SCRIPTS / "reproduction" / "reproduce.py"
+    return run_script(command, *arguments, cwd=cwd, paths=(str(SCRIPTS),))  # as scripts/launch.sh sets them
 
 
 def test_a_table_is_trained_and_written_and_not_trained_again(hospitals: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_published_values_are_shown_next_to_measured_ones() -> None:
         "print(json.dumps({'/'.join(k): [[c.row, c.column, c.regularizer, c.published] "
         "for c in t.cells(partial(load_cell, {}, ()))] for k, t in TABLES.items()}))"
     )
-    folder = ROOT / "scripts" / "reproduction"
+    folder = SCRIPTS / "reproduction"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     tables = json.loads(done.stdout)
     assert len(tables["cifar10/full"]) == 6 * 3 * 2

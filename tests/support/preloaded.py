@@ -1,7 +1,7 @@
 # ruff: noqa: F401 - the imports are the purpose
 """Imports once, for all forked processes, what commands import until their end. It starts no threads, opens no files.
 
-The last line computes what MLflow would compute in each process that saves a model.
+Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in each process that saves a model.
 """
 
 import matplotlib.figure
@@ -21,5 +21,7 @@ import fednar_ray.cli.main
 import fednar_ray.experiments.run
 import fednar_ray.report.redraw
 import fednar_ray.tuning.search
+from tests.support.stores import copy_tables_into_new_databases
 
+copy_tables_into_new_databases()
 _init_modules_to_packages_map()

@@ -7,6 +7,7 @@ signals, like one that a shell starts. What an interpreter does before ``main`` 
 import atexit
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def _run_command(words: tuple[str, ...]) -> None:
 
     sys.argv = [FEDNAR, *words]
     main()
+
+
+def _run_script(path: str, words: tuple[str, ...], paths: tuple[str, ...]) -> None:
+    sys.argv = [path, *words]
+    sys.path[:0] = [str(Path(path).parent), *paths]
+    runpy.run_path(path, run_name="__main__")
+
+
+def run_script(path: Path, *words: object, cwd: Path, paths: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs a Python file like a command. ``paths`` are searched for its imports, after its own folder."""
+    return finish(ForkedProcess(_run_script, str(path), tuple(map(str, words)), paths, cwd=cwd))
 
 
 def start_fednar(
