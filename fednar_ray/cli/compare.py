@@ -78,14 +78,13 @@ def _find_comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["D
 
 def _summarize(result: "Comparison") -> dict[str, Any]:
     """Returns the fields of ``fednar compare --json``."""
-    by_decay = None if result.by_decay is None else str(result.by_decay)
     return {
         "name": result.name,
         "rows": [row.format_cells() for row in result.rows],
         "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
         "notes": result.notes,
-        "chart": str(result.chart),
-        f"{result.rows[0].measure.name}_by_decay": by_decay,
+        "answer": result.answer,
+        "page": str(result.page),
         "run_id": result.run_id,
     }
 
@@ -106,10 +105,10 @@ def _print_result(console: "Console", result: "Comparison") -> None:
             console.print(f"{variant}: {', '.join(each.alerts)} (see above)", soft_wrap=True)
     for note in result.notes:
         console.print(note, soft_wrap=True)
-    console.print(f"chart: {result.chart}", soft_wrap=True)
-    if result.by_decay is not None:
-        console.print(f"{result.rows[0].measure.name} against weight decay: {result.by_decay}", soft_wrap=True)
-    print_place(console, result.chart.parent, result.tracking_uri)
+    for sentence in result.answer:
+        console.print(sentence, soft_wrap=True)
+    console.print(f"report: {result.page}", soft_wrap=True)
+    print_place(console, result.page.parent, result.tracking_uri)
 
 
 def _build_title(result: "Comparison") -> str:

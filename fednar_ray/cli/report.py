@@ -1,4 +1,4 @@
-"""``fednar report``: draw what is recorded of a run, a comparison or a search."""
+"""``fednar report``: write the page of a run, a comparison or a search again."""
 
 import json
 from contextlib import nullcontext
@@ -18,13 +18,12 @@ from fednar_ray.cli.output import quiet_libraries
     "--output", type=click.Path(path_type=Path), help="Where to write the report. Default: the directory of NAME."
 )
 def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> None:
-    """Draw what is recorded of a run, a comparison or a search.
+    """Write the page of a run, a comparison or a search again, from what is recorded.
 
-    NAME is its name, its directory, or its id in MLflow. A search gets a page with figures and tables. A run gets its
-    curves, and the norms that the clip bound limits. A comparison gets its curves, and accuracy against weight decay.
+    NAME is its name, its directory, or its id in MLflow.
     """
     quiet_libraries()
-    from fednar_ray.report.redraw import redraw
+    from fednar_ray.experiments.redraw import redraw
     from fednar_ray.tuning.search_lock import hold_search
     from fednar_ray.tuning.trial_table import find_tracking_uri
 
@@ -32,9 +31,6 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
     with hold_search(name) if search_uri is not None and output is None else nullcontext():
         written = redraw(name, uri, output, search_uri)
     if as_json:
-        page = {} if written.page is None else {"page": str(written.page)}
-        click.echo(json.dumps({**page, "files": list(map(str, written.files))}))
-    elif written.page is not None:
-        click.echo(f"report: {written.page}")
+        click.echo(json.dumps({"page": str(written.page), "files": list(map(str, written.files))}))
     else:
-        click.echo("\n".join(map(str, written.files)))
+        click.echo(f"report: {written.page}")

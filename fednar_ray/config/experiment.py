@@ -13,7 +13,7 @@ from fednar_ray.config.data import DataSection
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
 from fednar_ray.config.model import ModelSection
-from fednar_ray.config.recording import CheckpointSettings, TrackingSettings
+from fednar_ray.config.recording import CheckpointSettings, ReportSettings, TrackingSettings
 from fednar_ray.config.robustness import (
     AggregationSettings,
     AttackSettings,
@@ -63,6 +63,7 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+    report: ReportSettings = ReportSettings()
     changes: Mapping[Size, Mapping[str, float]] | None = None
     """Round → {dotted key: value}: settings that change from this round on, as population-based training sets them."""
 

@@ -1,10 +1,10 @@
-"""The sections ``checkpoint`` and ``tracking``: when checkpoints are written, and where MLflow records the run."""
+"""The sections ``checkpoint``, ``tracking`` and ``report``: what is kept of a run, where, and what its page shows."""
 
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fednar_ray.config.base import Count, Settings
+from fednar_ray.config.base import Count, NonNegative, Settings
 from fednar_ray.core.store_uris import find_name_problem
 
 
@@ -36,3 +36,21 @@ class TrackingSettings(Settings):
     system_metrics: bool | None = None
     """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
     ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, and not if that is not set."""
+
+
+class Prices(Settings):
+    """What hours and bytes cost, in one currency of your choice."""
+
+    gpu_hour: NonNegative = 0.0
+    """The price of an hour of training on one GPU."""
+    cpu_hour: NonNegative = 0.0
+    """The price of an hour of training in an actor that has no GPU."""
+    gb: NonNegative = 0.0
+    """The price of a gigabyte that is sent to clients or received from them."""
+
+
+class ReportSettings(Settings):
+    """What the pages of runs and comparisons show."""
+
+    prices: Prices | None = None
+    """Prices, from which pages compute what training cost. null: pages show no cost."""

@@ -1,4 +1,4 @@
-"""What a run logs besides its rounds: parameters, data and a figure at its start; figures and the model at its end."""
+"""What a run logs besides its rounds: parameters and data at its start; the model and its page at its end."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,9 +13,12 @@ from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.experiments.alerts import Alert
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
-from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.plots import draw_curves
+from fednar_ray.report.run_page import build_run_page
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
 from fednar_ray.tracking.file_writes import raise_as_run_failed
@@ -46,18 +49,13 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
     clients = write_client_names(directory, federation.client_names)
     if clients is not None:
         tracker.log_file(clients)
-    counts, names = federation.label_counts(), federation.client_names
-    _log_figure(tracker, lambda path: draw_partition(counts, path, names), RunDirectory(directory).partition_plot)
 
 
 def log_outputs(
     prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
 ) -> None:
-    """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
+    """Logs the journal, the excluded clients and the model. Raises RunFailed if the disk is full."""
     files, names = RunDirectory(directory), prepared.federation.client_names
-    measure = find_measure(history, prepared.primary).name
-    _log_figure(tracker, lambda path: draw_curves(history, path, measure), files.curves_plot)
-    _log_figure(tracker, lambda path: draw_step_norms(history, path, names), files.step_norms_plot)
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
     preprocessing = prepared.federation.preprocessing
@@ -84,14 +82,41 @@ def _log_excluded_clients(
         tracker.log_table(rows, name)
 
 
-def _log_figure(tracker: RunTracker, draw: Callable[[Path], Path], path: Path) -> None:
-    """Draws a figure and logs it. One that cannot be written is warned about: the run does without it."""
+def log_page(
+    prepared: Prepared,
+    tracker: RunTracker,
+    directory: Path,
+    history: Sequence[RoundRecord],
+    facts: RunFacts,
+    alerts: Sequence[Alert],
+) -> None:
+    """Writes and logs a run's page, and a picture of its curves."""
+    files, measure = RunDirectory(directory), find_measure(history, prepared.primary)
+
+    def write_page(path: Path) -> None:
+        page = build_run_page(
+            directory.name,
+            history,
+            facts,
+            experiment=prepared.experiment,
+            primary=prepared.primary,
+            client_names=prepared.federation.client_names,
+            alerts=alerts,
+        )
+        path.write_text(page, encoding="utf-8")
+
+    log_optional_file(tracker, lambda path: draw_curves(history, path, measure.name), files.curves_plot)
+    log_optional_file(tracker, write_page, files.report)
+
+
+def log_optional_file(tracker: RunTracker, write: Callable[[Path], object], path: Path) -> None:
+    """Writes a file and logs it. One that cannot be written is warned about: the run does without it."""
     try:
-        draw(path)
+        write(path)
     except OSError as error:
-        log.warning("%s was not drawn: %s", path, error.strerror or error)
+        log.warning("%s was not written: %s", path, error.strerror or error)
         with suppress(OSError):
-            path.unlink()  # half a figure
+            path.unlink()  # half a file
     else:
         tracker.log_file(path)
 

@@ -19,7 +19,7 @@ from fednar_ray.tracking.run_lookup import RunRef
 log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
-FREE = ("execution.", "checkpoint.")  # these settings do not change the result of a run
+FREE = ("execution.", "checkpoint.", "report.")  # these settings do not change the result of a run
 FIXED = ("execution.vectorize", "tracking.")  # the group size changes rounding; the MLflow run cannot be moved
 
 

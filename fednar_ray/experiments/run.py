@@ -27,12 +27,13 @@ from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance_level
-from fednar_ray.experiments.artifacts import log_inputs, log_outputs
+from fednar_ray.experiments.artifacts import log_inputs, log_optional_file, log_outputs, log_page
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
+from fednar_ray.experiments.run_facts import collect_facts
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.file_writes import raise_as_run_failed
@@ -151,6 +152,7 @@ def train(
     resumption: Resumption | None = None,
     on_start: Callable[[Path, int], None] | None = None,
     ready_first: bool = False,
+    with_page: bool = True,
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -162,6 +164,7 @@ def train(
         resumption: The run and checkpoint to resume from. None starts a new run.
         on_start: Called before the first round of a new run, with its directory and its client group size.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
+        with_page: Whether the run gets a page of its own; those of a comparison are part of the comparison's page.
     """
     start = build_start(prepared, resumption, name, tags or {})
     start.check()
@@ -180,8 +183,13 @@ def train(
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
-            result = tracked.build_result(tuple(pool.list_actors()))
+            places = tuple(pool.list_actors())
+            result = tracked.build_result(places)
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
+            facts = collect_facts(prepared, plan, places, data_digest)
+            log_optional_file(tracked.tracker, facts.write, RunDirectory(result.directory).facts)
+            if with_page:
+                log_page(prepared, tracked.tracker, result.directory, result.history, facts, result.alerts)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
         mark.touch()

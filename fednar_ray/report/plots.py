@@ -1,4 +1,4 @@
-"""Draws a partition, a run and a comparison as PNG files."""
+"""Draws how examples are distributed, and the curves of runs and comparisons, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,6 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.reports import RoundRecord
@@ -26,20 +25,6 @@ ROW_LENGTH = 40  # letters that fit below an axis in one row; more are slanted
 CURVES_MARGINS = {"left": 0.09, "right": 0.98, "bottom": 0.09, "top": 0.94, "hspace": 0.32, "wspace": 0.24}
 """Fixed, since each run draws its curves, and a layout that measures all texts would take as long as the drawing."""
 MOST_CLIENTS = 200  # more rows would be too thin to see
-
-
-def draw_partition(counts: npt.NDArray[np.int64], path: Path, names: ClientNames = ()) -> Path:
-    """Draws the number of examples by client and class, ``counts`` [N, classes], for the first 200 clients."""
-    shown = counts[:MOST_CLIENTS]
-    figure = Figure(figsize=(6, max(2.5, min(9, 0.22 * len(shown) + 1))), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shown, aspect="auto", cmap="Blues", interpolation="nearest")
-    figure.colorbar(image, label="examples")
-    of = f" (first {len(shown)} of {len(counts)})" if len(shown) < len(counts) else ""
-    axes.set(xlabel="class", ylabel="client" + of, title="Examples by client and class")
-    _name_ticks(axes.yaxis, range(len(shown)), names)
-    figure.savefig(path, dpi=100)
-    return path
 
 
 def draw_federation(counts: npt.NDArray[np.int64], path: Path, names: ClientNames = ()) -> Path:
@@ -81,45 +66,13 @@ def draw_curves(history: Sequence[RoundRecord], path: Path, measure: str | None 
         for name, style in zip(names, LINES, strict=False):
             points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
             if points:
-                label, marker = name.replace("_", " "), _choose_marker(len(points))
+                label, marker = name.replace("_", " "), choose_marker(len(points))
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, linestyle=style)
         axes.set(title=title, xlabel="round")
         widen(axes)
         axes.grid(alpha=0.3)
         if len(names) > 1 and axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(path, dpi=100)
-    return path
-
-
-def draw_step_norms(history: Sequence[RoundRecord], path: Path, names: ClientNames = ()) -> Path:
-    """Draws ‖v‖, the norm that the clip bound A is applied to: over rounds, and by client in the last quarter of them.
-
-    The first panel shows the mean over steps, and the 10th and 90th percentile over clients. The second panel shows
-    means and ranges by client, largest first, for the clients in the records; it is left out if there are none.
-    """
-    by_client = _group_norms_by_client(history[-max(1, len(history) // 4) :])
-    figure = Figure(figsize=(10, 4) if by_client else (6, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if by_client else 1, sharey=True, squeeze=False)[0]
-    _draw_norms_over_rounds(panels[0], history)
-    if by_client:
-        clients = sorted(by_client, key=lambda client_id: np.mean(by_client[client_id]), reverse=True)
-        values = [by_client[client_id] for client_id in clients]
-        x, means = np.arange(len(values)), np.array([np.mean(each) for each in values])
-        ranges = np.abs(np.array([[np.min(each), np.max(each)] for each in values]).T - means)
-        style: Any = {"color": BOUNDED, "markersize": 4, "elinewidth": 1, "alpha": 0.8}
-        panels[1].errorbar(x, means, yerr=ranges, fmt="o", **style)
-        bound = history[-1].metrics.get("clip_bound", np.nan)
-        panels[1].axhline(bound, color=BOUND, linestyle="--")
-        panels[1].set(xlabel="clients, largest first", title="‖v‖ by client, in the last quarter of the rounds")
-        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        _name_ticks(panels[1].xaxis, clients, names)
-        panels[1].grid(alpha=0.3)
-    lowest, highest = panels[0].dataLim.intervaly
-    if highest > WIDE * lowest > 0:
-        panels[0].set_yscale("log")
-    else:
-        panels[0].set_ylim(bottom=0)
     figure.savefig(path, dpi=100)
     return path
 
@@ -136,28 +89,6 @@ def _name_ticks(axis: Axis, client_ids: Sequence[int], names: ClientNames) -> No
             label.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
-def _draw_norms_over_rounds(axes: Axes, history: Sequence[RoundRecord]) -> None:
-    names = ("step_norm", "step_norm_p10", "step_norm_p90", "clip_bound")
-    rounds = [record.round_index for record in history if "step_norm" in record.metrics]
-    mean, low, high, bound = (
-        np.array([r.metrics.get(name, np.nan) for r in history if "step_norm" in r.metrics]) for name in names
-    )
-    axes.fill_between(rounds, low, high, color=BOUNDED, alpha=0.2, linewidth=0, label="eight tenths of the clients")
-    axes.plot(rounds, mean, color=BOUNDED, label="mean over steps", marker=_choose_marker(len(rounds)))
-    axes.plot(rounds, bound, color=BOUND, linestyle="--", label="bound A", marker=_choose_marker(len(rounds)))
-    axes.set(xlabel="round", ylabel="‖v‖", title="‖v‖ over rounds")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-
-
-def _group_norms_by_client(history: Sequence[RoundRecord]) -> dict[int, list[float]]:
-    norms: dict[int, list[float]] = {}
-    for record in history:
-        for client_id, norm in record.step_norms.items():
-            norms.setdefault(client_id, []).append(norm)
-    return norms
-
-
 def widen(axes: Axes) -> None:
     """Widens a linear axis to at least a tenth of its largest number, so that rounding errors are not visible."""
     low, high = axes.dataLim.intervaly
@@ -167,7 +98,7 @@ def widen(axes: Axes) -> None:
         axes.set_ylim(middle - 0.55 * least, middle + 0.55 * least)
 
 
-def _choose_marker(points: int) -> str | None:
+def choose_marker(points: int) -> str | None:
     """Returns the marker of a line: a dot if it has a single point, which would be invisible otherwise."""
     return "o" if points == 1 else None
 
@@ -203,7 +134,7 @@ def _draw_bands(axes: "object", curves: Curves) -> None:
     for name, runs in curves.items():
         rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
         runs = runs[:, rounds]
-        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": _choose_marker(len(rounds))}
+        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": choose_marker(len(rounds))}
         axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
         axes.fill_between(  # type: ignore[attr-defined]
             rounds, runs.min(axis=0), runs.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0
@@ -229,7 +160,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
         spreads = [float(np.std(by_decay[decay], ddof=1)) if len(by_decay[decay]) > 1 else 0.0 for decay in decays]
         style: Any = {"color": COLORS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
         axes.errorbar(decays, means, yerr=spreads, label=name, **style)
-    _format_decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
+    format_decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
     axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
     widen(axes)
     axes.grid(alpha=0.3)
@@ -238,7 +169,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
     return path
 
 
-def _format_decay_axis(axes: Axes, decays: Sequence[float]) -> None:
+def format_decay_axis(axes: Axes, decays: Sequence[float]) -> None:
     """Makes the axis logarithmic, with zero at its left end, and ticks at the decays if they are few."""
     positive = [decay for decay in decays if decay > 0]
     if not positive:

@@ -7,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.metric_names import HIGHER_IS_BETTER, is_higher_better
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.plots import Curves, draw_by_decay, draw_comparison, draw_curves, draw_step_norms
-from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.report.plots import Curves, draw_comparison
 
 
 class Variant(NamedTuple):
@@ -64,41 +62,10 @@ def find_measure(records: Iterable[RoundRecord], primary: str | None = None) -> 
     return RMSE if RMSE.metric in found else ACCURACY
 
 
-def draw_run(
-    records: Records, directory: Path, client_names: ClientNames = (), primary: str | None = None
-) -> tuple[Path, ...]:
-    """Draws the curves of a run, and the norms that the clip bound is applied to if they are recorded."""
-    directory.mkdir(parents=True, exist_ok=True)
-    measure = find_measure(records, primary)
-    drawn = [draw_curves(records, RunDirectory(directory).curves_plot, measure.name)]
-    if any("step_norm" in record.metrics for record in records):
-        drawn.append(draw_step_norms(records, RunDirectory(directory).step_norms_plot, client_names))
-    return tuple(drawn)
-
-
-def draw_variants(
-    runs: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path, primary: str | None = None
-) -> tuple[Path, ...]:
-    """Draws the curves of a comparison, and the final values over weight decays if there are several.
-
-    Args:
-        runs: One run per seed for each variant.
-        final_rounds: The number of last rounds whose mean is the final value of a run.
-        directory: The directory to write into.
-        primary: The primary metric of the runs; see ``find_measure``.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    measure = find_measure((record for seeds in runs.values() for records in seeds for record in records), primary)
+def draw_variants(runs: Mapping[Variant, Sequence[Records]], path: Path, measure: Measure) -> Path:
+    """Draws the curves of a comparison, one run per seed for each variant, as a PNG file."""
     curves, decay = (_group_by_decay(runs, name) for name in (measure.metric, DECAY))
-    label = f"test {measure.name.replace('_', ' ')}"
-    drawn = [draw_comparison(curves, decay, RunDirectory(directory).comparison_plot, measure=label)]
-    if len(curves) > 1:
-        finals: dict[str, dict[float, list[float]]] = {}
-        for variant, seeds in runs.items():
-            of_seeds = [compute_final_value(records, final_rounds, measure) for records in seeds]
-            finals.setdefault(variant.regularizer, {})[variant.weight_decay] = of_seeds
-        drawn.append(draw_by_decay(finals, directory / f"{measure.name}_by_decay.png", measure=label))
-    return tuple(drawn)
+    return draw_comparison(curves, decay, path, measure=f"test {measure.name.replace('_', ' ')}")
 
 
 def get_curve(records: Records, metric: str) -> npt.NDArray[np.float64]:

@@ -25,8 +25,9 @@ PLOTTED_METRICS = (
     *(f"{split}_{name}" for split in ("test", "validation") for name in HIGHER_IS_BETTER),
     "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
+    "update_norm", "bytes_down", "bytes_up", "round_seconds", "client_seconds",
 )  # fmt: skip
-"""The metrics that the plots of a run show."""
+"""The metrics that the pages of runs and comparisons show."""
 
 History = tuple[tuple[int, float], ...]
 """(round, value) pairs in the order of rounds, without the rounds that were not evaluated."""
@@ -60,7 +61,7 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     run_id, finished = run.info.run_id, run.info.status == "FINISHED"
     journal = RunDirectory(Path()).journal.name
     with tempfile.TemporaryDirectory() as directory:
-        if finished and (path := _download(store, run_id, journal, directory)) is not None:
+        if finished and (path := download_file(store, run_id, journal, Path(directory))) is not None:
             return tuple(map(parse_line, read_lines(path, is_round)))
     return read_metrics(store, run, PLOTTED_METRICS)
 
@@ -68,15 +69,16 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
 def download_client_names(store: Store, run: Run) -> tuple[str, ...]:
     """Returns the names of a run's clients, by client id; empty if they have none. Raises TrackingUnavailable."""
     with tempfile.TemporaryDirectory() as directory:
-        _download(store, run.info.run_id, RunDirectory(Path()).clients.name, directory)
+        download_file(store, run.info.run_id, RunDirectory(Path()).clients.name, Path(directory))
         return read_client_names(Path(directory))
 
 
-def _download(store: Store, run_id: str, name: str, directory: str) -> Path | None:
+def download_file(store: Store, run_id: str, name: str, directory: Path) -> Path | None:
     """Downloads an artifact into a directory, and returns its path; None if the run has none of that name."""
+    directory.mkdir(parents=True, exist_ok=True)
     with raise_as_unavailable(store.uri):
         if any(file.path == name for file in store.client.list_artifacts(run_id)):
-            return Path(store.client.download_artifacts(run_id, name, directory))
+            return Path(store.client.download_artifacts(run_id, name, str(directory)))
     return None
 
 

@@ -88,19 +88,19 @@ class RunDirectory:
         return self.path / "schema.json"
 
     @property
-    def partition_plot(self) -> Path:
-        """Examples by client and class."""
-        return self.path / "partition.png"
+    def report(self) -> Path:
+        """The page of the run or comparison, which contains everything that it shows."""
+        return self.path / "report.html"
+
+    @property
+    def facts(self) -> Path:
+        """What the page shows and the journal does not have: how the run was made, and its data."""
+        return self.path / "facts.json"
 
     @property
     def curves_plot(self) -> Path:
         """The plot of metrics over rounds."""
         return self.path / "curves.png"
-
-    @property
-    def step_norms_plot(self) -> Path:
-        """The norms that the clip bound is applied to, over rounds and by client."""
-        return self.path / "step_norms.png"
 
     @property
     def comparison_plot(self) -> Path:

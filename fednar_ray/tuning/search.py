@@ -11,8 +11,8 @@ from typing import Any
 from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_settings
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.redraw import write_search_report
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied

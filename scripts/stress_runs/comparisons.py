@@ -7,7 +7,7 @@ import numpy as np
 from pages import build_table
 from runs import Outcome, Outcomes, Overrides, format_mean
 
-from fednar_ray.experiments.comparison.table import compute_paired_difference
+from fednar_ray.report.comparison_table import compute_paired_difference
 
 BASELINE, FEDNAR = "decoupled", "fednar"
 DECAYS = (0.001, 0.03)  # mild, and badly chosen

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pages import build_table
 from runs import Outcomes, Overrides, format_mean
 
-from fednar_ray.experiments.comparison.table import compute_paired_difference
+from fednar_ray.report.comparison_table import compute_paired_difference
 
 PROMISE = 0.02  # in accuracy: the most that a defense may lose against the clean run, where this is promised
 COMMON = ("regularizer.weight_decay=0.001", "regularizer.clip_bound=1", "federation.clients_per_round=20")

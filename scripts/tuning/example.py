@@ -22,7 +22,7 @@ import numpy as np
 from pages import DOCS, ROOT, write_part
 
 import fednar_ray as fr
-from fednar_ray.experiments.comparison.table import compute_paired_difference
+from fednar_ray.report.comparison_table import compute_paired_difference
 
 PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"

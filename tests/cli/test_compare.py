@@ -1,5 +1,6 @@
 """``fednar compare`` in its own process and an empty directory. One test types it into a new interpreter."""
 
+import html
 import json
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def test_compare_trains_paired_runs(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert [row["regularizer"] for row in result["rows"]] == ["decoupled", "fednar"]
     assert result["rows"][0]["difference"] == "–"
-    assert Path(result["chart"]).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert Path(result["chart"]).is_relative_to(tmp_path / "runs")
+    page = Path(result["page"])
+    assert page.is_relative_to(tmp_path / "runs")
+    assert result["answer"][0] in html.unescape(page.read_text())
+    assert page.with_name("comparison.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
     client = open_store(tmp_path)
     everything = client.search_runs([client.get_experiment_by_name("compare").experiment_id])

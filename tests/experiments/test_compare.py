@@ -25,9 +25,9 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
 from fednar_ray.experiments.comparison.running import compare
-from fednar_ray.experiments.comparison.table import Outcome, build_rows
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
+from fednar_ray.report.comparison_table import Outcome, build_rows
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
@@ -161,13 +161,12 @@ def test_a_regression_without_a_target_shows_a_dash_and_states_that_lower_is_bet
     assert "nan" not in result.output.lower()
     assert "±" not in result.output  # one seed has no spread
     assert "test rmse" in result.output
-    (picture,) = Path("runs").glob("*/rmse_by_decay.png")
-    assert f"rmse against weight decay: {picture.absolute()}" in result.output
-    (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.png")}
-    again = run_fednar("report", name, "--json", "--output", "elsewhere")
-    assert [Path(path).name for path in json.loads(again.stdout)["files"]] == ["comparison.png", "rmse_by_decay.png"]
-    for file in ("comparison.png", "rmse_by_decay.png"):
-        assert Path("elsewhere", file).read_bytes() == (picture.parent / file).read_bytes()
+    (picture,) = Path("runs").glob("*/comparison.png")
+    assert f"report: {picture.absolute().with_name('report.html')}" in result.output
+    again = run_fednar("report", picture.parent.name, "--json", "--output", "elsewhere")
+    assert [Path(path).name for path in json.loads(again.stdout)["files"]] == ["report.html", "comparison.png"]
+    assert Path("elsewhere", picture.name).read_bytes() == picture.read_bytes()
+    assert "Final test rmse by weight decay" in Path("elsewhere", "report.html").read_text()
 
 
 def test_a_binary_task_is_compared_by_its_accuracy(data):

@@ -12,9 +12,9 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
-from fednar_ray.experiments.comparison.identical import describe_identical, find_identical
-from fednar_ray.experiments.comparison.table import Outcome
 from fednar_ray.experiments.suggestion import explain_no_clipping
+from fednar_ray.report.comparison_table import Outcome
+from fednar_ray.report.identical import describe_identical, find_identical
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.journal import Journal
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.plots import draw_by_decay, draw_comparison, draw_curves, draw_partition, draw_step_norms, widen
+from fednar_ray.report.plots import draw_by_decay, draw_comparison, draw_curves, widen
 
 
 def read_dimensions(path: Path) -> tuple[int, int]:
@@ -25,26 +25,6 @@ def assert_sensible(path: Path) -> None:
     width, height = read_dimensions(path)
     assert 400 <= width <= 3000
     assert 200 <= height <= 1500
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 10), (20, 1), (20, 10), (500, 10)], ids=str)
-def test_the_partition_plot_is_an_image_of_sensible_size(shape, tmp_path):
-    counts = np.random.default_rng(0).integers(0, 50, size=shape)
-    path = draw_partition(counts, tmp_path / "partition.png")
-    assert path == tmp_path / "partition.png"
-    assert_sensible(path)
-
-
-def test_more_clients_make_a_taller_plot_up_to_a_limit(tmp_path):
-    heights = [
-        read_dimensions(draw_partition(np.ones((n, 3), int), tmp_path / f"{n}.png"))[1] for n in (5, 20, 200, 500)
-    ]
-    assert heights[0] < heights[1] < heights[2] == heights[3]
-
-
-def test_the_partition_plot_depends_only_on_the_counts(tmp_path):
-    images = [draw_partition(c, tmp_path / "p.png").read_bytes() for c in (np.eye(3, dtype=int), np.ones((3, 3), int))]
-    assert images[0] != images[1]
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 40])
@@ -153,36 +133,6 @@ def test_the_plot_of_accuracy_by_decay_is_an_image_of_sensible_size(decays, seed
     path = draw_by_decay(accuracies, tmp_path / "decay.png")
     assert_sensible(path)
     assert count_colored(read_pixels(path)) > 100
-
-
-def build_norms(rounds, clients, bound=1.0, largest=2.0):
-    rng = np.random.default_rng(0)
-    for t in range(rounds):
-        values = rng.uniform(0.5, largest, clients)
-        metrics = {"step_norm": values.mean() if clients else 1, "step_norm_p10": 0.6, "step_norm_p90": largest}
-        yield RoundRecord(
-            round_index=t,
-            metrics={**metrics, "clip_bound": bound},
-            client_ids=tuple(range(clients)),
-            exclusions={},
-            step_norms=dict(enumerate(values.tolist())),
-        )
-
-
-@pytest.mark.parametrize(("clients", "width"), [(0, 600), (1, 1000), (200, 1000)])
-@pytest.mark.parametrize("rounds", [1, 40])
-@pytest.mark.parametrize("bound", [1e-9, 1.0, 1e3])
-def test_the_plot_of_step_norms_is_an_image_of_sensible_size(rounds, clients, width, bound, tmp_path):
-    path = draw_step_norms([*build_norms(rounds, clients, bound)], tmp_path / "norms.png")
-    assert_sensible(path)
-    assert read_dimensions(path)[0] == width
-    assert count_colored(read_pixels(path)) > 100
-
-
-def test_rounds_without_an_update_have_no_norm(tmp_path):
-    empty = RoundRecord(round_index=0, metrics={"clip_bound": 1.0}, client_ids=(), exclusions={})
-    assert_sensible(draw_step_norms([empty], tmp_path / "none.png"))
-    assert_sensible(draw_step_norms([empty, *build_norms(3, 4)], tmp_path / "some.png"))
 
 
 def test_curves_of_a_regression_show_its_errors(tmp_path):

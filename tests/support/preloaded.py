@@ -1,7 +1,8 @@
 # ruff: noqa: F401 - the imports are the purpose
 """Imports once, for all forked processes, what commands import until their end. It starts no threads, opens no files.
 
-Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in each process that saves a model.
+Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in
+each process that saves a model.
 """
 
 import matplotlib.figure
@@ -18,8 +19,8 @@ from mlflow.utils.requirements_utils import _init_modules_to_packages_map
 
 import fednar_ray.cli.health
 import fednar_ray.cli.main
+import fednar_ray.experiments.redraw
 import fednar_ray.experiments.run
-import fednar_ray.report.redraw
 import fednar_ray.tuning.search
 from tests.support.stores import copy_tables_into_new_databases
 

@@ -60,7 +60,7 @@ EXPERIMENT = fr.Experiment.model_validate(
         "execution": {"placement": "serial"},
     }
 )
-FILES = {"experiment.yaml", "partition.png", "curves.png", "step_norms.png", "metrics.jsonl"}
+FILES = {"experiment.yaml", "curves.png", "report.html", "facts.json", "metrics.jsonl"}
 AWAY, BACK = "does not answer", "answers again"
 
 

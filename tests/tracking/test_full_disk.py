@@ -50,15 +50,15 @@ def start_run(tmp_path: Path) -> tuple[Generator[RoundReport, None, Result], Pat
     return rounds, directory
 
 
-@pytest.mark.parametrize("picture", ["curves.png", "step_norms.png"])
-def test_a_run_continues_if_the_disk_is_full_when_a_plot_is_written(
-    picture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["curves.png", "report.html", "facts.json"])
+def test_a_run_continues_if_the_disk_is_full_when_its_page_is_written(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds, directory = start_run(tmp_path)
-    (directory / picture).symlink_to("/dev/full")
+    (directory / name).symlink_to("/dev/full")
     result = drain(rounds)
-    assert f"{directory / picture} was not drawn: No space left on device" in caplog.text
-    assert not (directory / picture).exists()
+    assert f"{directory / name} was not written: No space left on device" in caplog.text
+    assert not (directory / name).exists()
     assert len(result.history) == 3
     assert {"model", "model.pt", "finished", "metrics.jsonl"} <= {path.name for path in directory.iterdir()}
     assert "fednar sync" not in caplog.text

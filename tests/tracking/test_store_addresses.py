@@ -68,7 +68,7 @@ def test_a_run_writes_only_into_the_working_directory(
     assert (here / "kept" / result.directory.name).is_dir()
     client = MlflowClient(result.tracking_uri)
     files = {file.path for file in client.list_artifacts(result.run_id)}
-    assert {"experiment.yaml", "curves.png", "metrics.jsonl"} <= files
+    assert {"experiment.yaml", "curves.png", "report.html", "metrics.jsonl"} <= files
     (here / "back").mkdir()
     journal = client.download_artifacts(result.run_id, "metrics.jsonl", str(here / "back"))
     assert Path(journal).read_bytes() == (result.directory / "metrics.jsonl").read_bytes()

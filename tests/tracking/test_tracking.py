@@ -208,12 +208,19 @@ def test_the_recorded_experiment_is_read_back_unchanged(recorded: Recorded, name
     assert fr.load(result.directory / "experiment.yaml") == result.experiment
 
 
-@pytest.mark.parametrize("picture", ["partition.png", "curves.png"])
-def test_pictures_are_valid_png_files(recorded: Recorded, picture: str, tmp_path: Path) -> None:
-    image = recorded.artifact("plain", picture, tmp_path).read_bytes()
+def test_the_picture_is_a_valid_png_file(recorded: Recorded, tmp_path: Path) -> None:
+    image = recorded.artifact("plain", "curves.png", tmp_path).read_bytes()
     assert image.startswith(PNG)
     assert image.endswith(b"IEND\xaeB`\x82")
-    assert (recorded.results["plain"].directory / picture).read_bytes() == image
+    assert (recorded.results["plain"].directory / "curves.png").read_bytes() == image
+
+
+@pytest.mark.parametrize("file", ["report.html", "facts.json"])
+def test_the_page_and_its_facts_are_artifacts(recorded: Recorded, file: str, tmp_path: Path) -> None:
+    assert (
+        recorded.artifact("plain", file, tmp_path).read_bytes()
+        == (recorded.results["plain"].directory / file).read_bytes()
+    )
 
 
 def test_artifacts_are_stored_next_to_the_sqlite_file(recorded: Recorded) -> None:

@@ -1,8 +1,8 @@
 """Trains the runs of a comparison one after the other, or those that are left, and makes the table."""
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +12,20 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
-from fednar_ray.experiments.comparison.identical import describe_identical, find_identical
+from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
-from fednar_ray.experiments.comparison.table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import choose_primary_metric, load_experiment_data, prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.run_facts import describe_command
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.run_plots import Records, Variant, draw_variants
+from fednar_ray.report.comparison_answer import describe_comparison
+from fednar_ray.report.comparison_page import ComparisonPage
+from fednar_ray.report.comparison_table import Outcome, Row, build_metrics, build_rows
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.identical import describe_identical, find_identical
+from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
@@ -50,8 +55,8 @@ class Comparison:
     settings: CompareSettings
     rows: tuple[Row, ...]
     notes: tuple[str, ...]  # which variants are identical because nothing was clipped
-    chart: Path
-    by_decay: Path | None  # a plot of the final values, if there are several weight decays
+    answer: tuple[str, ...]  # what came out, in sentences
+    page: Path  # report.html
     run_id: str
     tracking_uri: str
 
@@ -159,16 +164,22 @@ class _Runs:
         return self._log_results(parent, outcomes)
 
     def _log_results(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
-        histories = {variant: [run.history for run in seeds] for variant, seeds in outcomes.items()}
-        chart, *further = _draw(histories, self._settings.final_rounds, self._record.directory, self._primary)
+        files, document = RunDirectory(self._record.directory), self._record.document
         rows = tuple(build_rows(outcomes, self._settings, self._primary))
-        for plot in filter(Path.exists, (chart, *further)):
-            parent.log_file(plot)
-        parent.log_table(
-            [row.format_cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name
-        )
-        parent.log_metrics(build_metrics(rows))
         notes = tuple(describe_identical(group, self._get_run_name(group)) for group in find_identical(outcomes))
+        page = ComparisonPage(
+            name=self._record.name,
+            rows=rows,
+            outcomes=outcomes,
+            settings=self._settings,
+            facts=self._collect_facts(),
+            experiment=document.experiment,
+            notes=notes,
+        )
+        log_optional_file(parent, page.draw, files.comparison_plot)
+        log_optional_file(parent, page.write, files.report)
+        parent.log_table([row.format_cells() for row in rows], files.comparison_table.name)
+        parent.log_metrics(build_metrics(rows))
         if notes:
             parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
         return Comparison(
@@ -176,11 +187,17 @@ class _Runs:
             settings=self._settings,
             rows=rows,
             notes=notes,
-            chart=chart,
-            by_decay=further[0] if further else None,
+            answer=tuple(describe_comparison(rows, self._settings)),
+            page=files.report,
             run_id=self._run_id,
             tracking_uri=parent.uri,
         )
+
+    def _collect_facts(self) -> RunFacts:
+        """Returns the facts of the first run, which the others share, with the command of the comparison."""
+        directory = self._record.find_directory(self._record.runs[0])
+        assert directory is not None
+        return replace(RunFacts.read(RunDirectory(directory).facts), command=describe_command())
 
     def _get_run_name(self, group: Sequence[Variant]) -> str:
         """Returns the name of a run of one of the variants, of fednar if it is among them."""
@@ -241,6 +258,7 @@ class _Runs:
             resumption=resumption,
             on_start=on_start,
             ready_first=True,
+            with_page=False,
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
@@ -260,17 +278,6 @@ def _read_run_id(directory: Path) -> str:
         return read_identity(directory).run_id
     except BadInput:
         return directory.name.rpartition("-")[2]
-
-
-def _draw(
-    histories: Mapping[Variant, Sequence[Records]], final_rounds: int, directory: Path, primary: str | None
-) -> tuple[Path, ...]:
-    """Draws the plots. Logs a warning if one cannot be written, since the table does not need them."""
-    try:
-        return draw_variants(histories, final_rounds, directory, primary)
-    except OSError as error:
-        log.warning("the comparison was not drawn: %s; fednar report %s draws it", error, directory.name)
-        return (RunDirectory(directory).comparison_plot,)
 
 
 def _add_label(

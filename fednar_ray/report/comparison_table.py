@@ -11,6 +11,7 @@ from scipy import stats
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.metric_names import SHARES
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.effort import Effort, measure_effort
 from fednar_ray.report.run_plots import Measure, Variant, compute_final_value, find_measure, get_curve
 
 CONFIDENCE = 0.95
@@ -35,8 +36,10 @@ class Row:
     interval: float | None  # half-width of its 95 % interval (Student's t, paired by seed)
     rounds_to_target: float | None  # median over the seeds that reached it
     bytes_to_target: float | None  # down and up, median over the same
+    seconds_to_target: float | None  # of rounds, on the driver's clock; median over the same
     reached: int  # seeds that reached the target
     clip_fraction: float | None  # mean over rounds and seeds; None if no round had an update
+    bytes_sent: float  # in all rounds, down and up, mean over seeds
     client_seconds: float  # of training, mean over seeds
     wall_seconds: float  # of all rounds, without the time before the first; mean over seeds
     alerts: tuple[str, ...]  # the names of the alerts of any seed
@@ -92,10 +95,10 @@ def build_rows(
     target = settings.get_target(measure.name)
     for variant, runs in outcomes.items():
         baseline = Variant(variant.weight_decay, settings.regularizers[0])
-        final, reference = (_compute_finals(outcomes[each], settings, measure) for each in (variant, baseline))
+        final, reference = (_compute_finals(outcomes.get(v, ()), settings, measure) for v in (variant, baseline))
         difference, interval = (None, None) if variant == baseline else _compare_if_finite(final, reference)
         reached = (
-            [] if target is None else [r for run in runs if (r := _count_to_target(run, measure, target)) is not None]
+            [] if target is None else [e for run in runs if (e := _measure_to_target(run, measure, target)) is not None]
         )
         clipped = [shares[~np.isnan(shares)] for run in runs for shares in [get_curve(run.history, "clip_fraction")]]
         yield Row(
@@ -104,12 +107,14 @@ def build_rows(
             final=final,
             difference=difference,
             interval=interval,
-            rounds_to_target=float(np.median([rounds for rounds, _ in reached])) if reached else None,
-            bytes_to_target=float(np.median([sent for _, sent in reached])) if reached else None,
+            rounds_to_target=float(np.median([each.rounds for each in reached])) if reached else None,
+            bytes_to_target=float(np.median([each.bytes_sent for each in reached])) if reached else None,
+            seconds_to_target=float(np.median([each.seconds for each in reached])) if reached else None,
             reached=len(reached),
             clip_fraction=_average([shares.mean() for shares in clipped if len(shares)]),
-            client_seconds=float(np.mean([get_curve(run.history, "client_seconds").sum() for run in runs])),
-            wall_seconds=float(np.mean([get_curve(run.history, "round_seconds").sum() for run in runs])),
+            bytes_sent=float(np.mean([measure_effort(run.history).bytes_sent for run in runs])),
+            client_seconds=float(np.mean([measure_effort(run.history).client_seconds for run in runs])),
+            wall_seconds=float(np.mean([measure_effort(run.history).seconds for run in runs])),
             alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
         )
 
@@ -125,9 +130,10 @@ def _compute_finals(runs: Sequence[Outcome], settings: CompareSettings, measure:
 def _compare_if_finite(
     values: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[float | None, float | None]:
-    """Computes ``compute_paired_difference``, or returns (None, None) if a value is not finite."""
-    if np.isfinite(values).all() and np.isfinite(reference).all():
-        return compute_paired_difference(values, reference)
+    """Computes ``compute_paired_difference`` of the seeds that both have, or (None, None) if a value is not finite."""
+    both = min(len(values), len(reference))
+    if both and np.isfinite(values).all() and np.isfinite(reference).all():
+        return compute_paired_difference(values[:both], reference[:both])
     return None, None
 
 
@@ -150,14 +156,10 @@ def compute_paired_difference(
     return float(differences.mean()), float(quantile * stats.sem(differences))
 
 
-def _count_to_target(run: Outcome, measure: Measure, target: float) -> tuple[int, float] | None:
-    """Returns the rounds, and the bytes down and up, until a run first reached ``target``; None if it did not."""
+def _measure_to_target(run: Outcome, measure: Measure, target: float) -> Effort | None:
+    """Measures a run until it first reached ``target``; None if it did not."""
     hits = np.flatnonzero(measure.reaches(get_curve(run.history, measure.metric), target))
-    if not len(hits):
-        return None
-    rounds = int(hits[0]) + 1
-    sent = sum(get_curve(run.history, name)[:rounds].sum() for name in ("bytes_down", "bytes_up"))
-    return rounds, float(sent)
+    return measure_effort(run.history, int(hits[0]) + 1) if len(hits) else None
 
 
 def build_metrics(rows: Sequence[Row]) -> dict[str, float]:

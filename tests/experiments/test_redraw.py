@@ -1,4 +1,4 @@
-"""``fednar report`` of runs and comparisons draws the same plots from the run directory and from MLflow alone."""
+"""``fednar report`` writes the same page from the run directory and from MLflow alone."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.run_plots import Variant, compute_final_value, draw_variants
+from fednar_ray.report.run_plots import compute_final_value
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.usefixtures("recorded_runs")
@@ -55,22 +55,29 @@ def is_same_picture(path: Path, other: Path) -> bool:
     return (imread(path) == imread(other)).all()
 
 
+def read_main(page: Path) -> str:
+    """Returns what a page shows, without its title and what says how it was made."""
+    text = page.read_text(encoding="utf-8")
+    return text[text.index("<main>") : text.index("<h2>How it was made")]
+
+
 def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     run = Path(run_to_summary(folder, "run")["directory"])
     for name in (run.name, str(run), run_to_summary(folder, "run")["run_id"]):
-        files = redraw(name, "--output", str(tmp_path / "out"))
-        assert [path.name for path in files] == ["curves.png", "step_norms.png"]
-        assert all(is_same_picture(path, run / path.name) for path in files)
+        page, picture = redraw(name, "--output", str(tmp_path / "out"))
+        assert page.read_text() == (run / "report.html").read_text()
+        assert is_same_picture(picture, run / "curves.png")
     assert redraw(run.name)[0].parent == run
 
 
 def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, uri = run_to_summary(folder, "run"), create_store(folder / "m.db")
-    files = redraw(run["run_id"], "--uri", uri)
-    assert all(is_same_picture(path, Path(run["directory"]) / path.name) for path in files)
-    assert files[0].parent == tmp_path / "runs" / Path(run["directory"]).name
+    page, picture = redraw(run["run_id"], "--uri", uri)
+    assert page.parent == tmp_path / "runs" / Path(run["directory"]).name
+    assert page.read_text() == Path(run["directory"], "report.html").read_text()
+    assert is_same_picture(picture, Path(run["directory"], "curves.png"))
 
 
 def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path, monkeypatch):
@@ -78,26 +85,26 @@ def test_a_run_that_has_not_finished_is_drawn_from_its_metrics(folder, tmp_path,
     run, uri = run_to_summary(folder, "run"), create_store(folder / "m.db")
     client = MlflowClient(uri)
     client.update_run(run["run_id"], status="RUNNING")
-    files = redraw(run["run_id"], "--uri", uri)
+    page, picture = redraw(run["run_id"], "--uri", uri)
     client.update_run(run["run_id"], status="FINISHED")
-    assert [path.name for path in files] == ["curves.png", "step_norms.png"]
-    assert is_same_picture(files[0], Path(run["directory"]) / "curves.png")
-    assert imread(files[1]).shape[1] == 600  # without the panel of clients
+    assert is_same_picture(picture, Path(run["directory"], "curves.png"))
+    made = read_main(Path(run["directory"], "report.html"))
+    assert read_main(page).partition("<h2>Clients")[0] == made.partition("<h2>Clients")[0]
 
 
-def test_the_plots_of_a_comparison_are_the_same_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
+def test_a_comparison_is_the_same_from_its_directory_and_from_mlflow(folder, tmp_path, monkeypatch):
     compared, uri = run_to_summary(folder, "comparison"), create_store(folder / "m.db")
-    made = Path(compared["chart"]).parent
-    assert Path(compared["accuracy_by_decay"]).parent == made
+    made = Path(compared["page"]).parent
     monkeypatch.chdir(folder)
-    here = redraw(made.name, "--output", str(tmp_path / "here"))
+    here = redraw(made.name, "--output", str(tmp_path / made.name))
     monkeypatch.chdir(tmp_path)
-    there = redraw(compared["run_id"], "--uri", uri)
-    for files in (here, there):
-        assert [path.name for path in files] == ["comparison.png", "accuracy_by_decay.png"]
-        assert all(is_same_picture(path, made / path.name) for path in files)
+    there = redraw(compared["run_id"], "--uri", uri, "--output", str(tmp_path / "there"))
+    for page, picture in (here, there):
+        assert read_main(page) == read_main(made / "report.html")
+        assert is_same_picture(picture, made / "comparison.png")
     artifacts = {file.path for file in MlflowClient(uri).list_artifacts(compared["run_id"])}
-    assert {"comparison.png", "accuracy_by_decay.png"} <= artifacts
+    assert {"comparison.png", "report.html"} <= artifacts
+    assert not list(folder.glob("runs/*/curves.png"))[1:]  # the runs of a comparison have no page of their own
 
 
 def build_rounds(count: int, accuracy: float) -> list[RoundRecord]:
@@ -105,17 +112,7 @@ def build_rounds(count: int, accuracy: float) -> list[RoundRecord]:
     return [RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={}) for t in range(count)]
 
 
-def test_a_comparison_of_one_weight_decay_has_no_plot_over_decays(tmp_path):
-    runs = {Variant(0.01, name): [build_rounds(3, 0.5)] for name in ("fednar", "decoupled")}
-    assert [path.name for path in draw_variants(runs, 2, tmp_path)] == ["comparison.png"]
-
-
-def test_an_unfinished_comparison_is_drawn_up_to_its_last_round(tmp_path):
-    runs = {
-        Variant(0.01, "fednar"): [build_rounds(3, 0.5), build_rounds(5, 0.7)],
-        Variant(0.1, "fednar"): [build_rounds(1, 0)],
-    }
-    assert len(draw_variants(runs, 2, tmp_path)) == 2
+def test_the_final_value_is_a_mean_over_the_last_rounds():
     assert compute_final_value(build_rounds(5, 0.7), 2) == pytest.approx(0.7)
     assert math.isnan(compute_final_value([], 2))
 

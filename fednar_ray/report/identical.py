@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fednar_ray.experiments.comparison.table import Outcome
+from fednar_ray.report.comparison_table import Outcome
 from fednar_ray.report.run_plots import Variant, get_curve
 
 

@@ -1,0 +1,65 @@
+"""Collects the facts that the page of a run shows: how it was started, where it was trained, and on which data."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fednar_ray.core.credentials import find_secrets
+from fednar_ray.execution.actor_info import ActorInfo
+from fednar_ray.experiments.placement import ExecutionPlan
+from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.report.facts import SHOWN_CLIENTS, RunFacts
+
+PACKAGES = ("fednar-ray", "torch", "ray", "mlflow", "numpy")
+
+
+def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[ActorInfo], data_digest: str) -> RunFacts:
+    """Collects the facts about a run that is finished."""
+    federation, actors = prepared.federation, plan.actors
+    on_gpu = any(place.gpus for place in places)
+    return RunFacts(
+        command=describe_command(),
+        primary=prepared.primary,
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine=_describe_machine(on_gpu=on_gpu),
+        placement=plan.placement + (f" on {actors.count} actors" if actors else ""),
+        on_gpu=on_gpu,
+        versions=_find_versions(),
+        data=f"{federation.name}, {federation.num_clients:,} clients, SHA-256 {data_digest[:12]}",
+        examples=int(federation.shards.sizes.sum()),
+        test_examples=len(federation.test),
+        label_counts=tuple(tuple(map(int, row)) for row in federation.label_counts()[:SHOWN_CLIENTS]),
+        class_names=federation.class_names or _number_classes(federation.classes),
+    )
+
+
+def _number_classes(classes: int) -> tuple[str, ...]:
+    return tuple(f"class {k}" for k in range(classes)) if classes > 1 else ()
+
+
+def describe_command() -> str:
+    """Returns the command of this process as typed; "Python" if there is none, or if it contains a secret."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] not in ("", "-c") else []
+    return "Python" if not words or list(find_secrets(words)) else shlex.join(words)
+
+
+def _describe_machine(*, on_gpu: bool) -> str:
+    gpu = f", {torch.cuda.get_device_name()}" if on_gpu and torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{gpu}"
+
+
+def _find_versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

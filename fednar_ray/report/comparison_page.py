@@ -1,0 +1,236 @@
+"""Builds the page of a comparison: which method is better and by how much, what it saves, curves, and cost."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fednar_ray.config import CompareSettings, Experiment
+from fednar_ray.config.recording import Prices
+from fednar_ray.core.metric_names import SHARES, format_metric_value
+from fednar_ray.report.comparison_answer import Contest, describe_comparison, name_method
+from fednar_ray.report.comparison_table import Outcome, Row
+from fednar_ray.report.effort import Effort, format_bytes, format_seconds
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.page import Column, KeyFigure, Page, PageFigure, Table
+from fednar_ray.report.plots import COLORS, STYLES, choose_marker, format_decay_axis, widen
+from fednar_ray.report.run_page import describe_making
+from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, get_curve
+from fednar_ray.report.svg import draw
+
+MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonPage:
+    """The page of a comparison, and the picture of its curves."""
+
+    name: str  # of the comparison
+    rows: Sequence[Row]  # of its table, at least one
+    outcomes: Mapping[Variant, Sequence[Outcome]]  # per variant, one outcome per seed
+    settings: CompareSettings
+    facts: RunFacts
+    experiment: Experiment | None = None  # what all runs have in common; None: not known
+    notes: Sequence[str] = ()  # below the table
+
+    def draw(self, path: Path) -> None:
+        """Draws the curves of all variants as a PNG file."""
+        draw_variants(
+            {v: [run.history for run in runs] for v, runs in self.outcomes.items()}, path, self.rows[0].measure
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes the page, an HTML file that contains all that it needs."""
+        path.write_text(self.build(), encoding="utf-8")
+
+    def build(self) -> str:
+        """Returns the HTML of the page."""
+        rows, settings, facts = self.rows, self.settings, self.facts
+        contest = Contest.choose(rows, settings)
+        prices = self.experiment.report.prices if self.experiment is not None else None
+        page = Page(
+            kind="comparison",
+            title=self.name,
+            answer=list(describe_comparison(rows, settings)),
+            made=describe_making(facts, self.experiment),
+            content={
+                "key": list(_list_key_figures(contest, settings, prices, facts)),
+                "results": _tabulate_results(rows, contest),
+                "notes": [*_explain_table(rows, settings), *self.notes],
+                "figures": list(_draw_curves(rows, self.outcomes)),
+                "by_decay": _draw_by_decay(rows),
+                "cost": _tabulate_cost(rows, prices, facts),
+                "cost_notes": list(_explain_cost(prices, facts)),
+            },
+        )
+        return page.render()
+
+
+def _list_key_figures(
+    contest: Contest, settings: CompareSettings, prices: Prices | None, facts: RunFacts
+) -> Iterator[KeyFigure]:
+    row, baseline = contest.row, contest.baseline
+    measure, target = row.measure, settings.get_target(row.measure.name)
+
+    def pair(name: str, one: str, other: str) -> KeyFigure:
+        return KeyFigure(name, one, "" if baseline is row else f"{name_method(baseline.variant)}: {other}")
+
+    yield pair(f"final test {measure.name.replace('_', ' ')}", *(_format_final(each) for each in (row, baseline)))
+    if target is not None:
+        goal = f"to {measure.name.replace('_', ' ')} {target:g}"
+        yield pair(f"rounds {goal}", *(_format(each.rounds_to_target, "{:g}".format) for each in (row, baseline)))
+        yield pair(f"bytes {goal}", *(_format(each.bytes_to_target, format_bytes) for each in (row, baseline)))
+        yield pair(f"time {goal}", *(_format(each.seconds_to_target, format_seconds) for each in (row, baseline)))
+    else:
+        yield pair("sent and received", *(format_bytes(each.bytes_sent) for each in (row, baseline)))
+        yield pair("time of all rounds", *(format_seconds(each.wall_seconds) for each in (row, baseline)))
+    yield pair("training, all clients", *(format_seconds(each.client_seconds) for each in (row, baseline)))
+    if prices is not None:
+        yield pair("cost of a run", *(f"{_compute_cost(each, prices, facts):.3g}" for each in (row, baseline)))
+
+
+def _format(value: float | None, write: Callable[[float], str]) -> str:
+    return "not reached" if value is None else write(value)
+
+
+def _format_final(row: Row) -> str:
+    mean = float(row.final.mean())
+    return format_metric_value(row.measure.name, mean) if np.isfinite(mean) else "not finite"
+
+
+def _compute_cost(row: Row, prices: Prices, facts: RunFacts) -> float:
+    effort = Effort(rounds=0, bytes_sent=row.bytes_sent, seconds=row.wall_seconds, client_seconds=row.client_seconds)
+    return effort.compute_cost(prices, on_gpu=facts.on_gpu)
+
+
+def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
+    cells = [row.format_cells() for row in rows]
+    kept = [name for name in cells[0] if name not in ("client-s", "wall s", "MB to target")]
+    if all(row.rounds_to_target is None for row in rows):
+        kept.remove("rounds to target")
+    columns = [Column(name, number=name != "regularizer") for name in kept]
+    marked = frozenset(i for i, row in enumerate(rows) if row is contest.row)
+    return Table(columns, [[each[name] for name in kept] for each in cells], marked)
+
+
+def _explain_table(rows: Sequence[Row], settings: CompareSettings) -> Iterator[str]:
+    seeds, baseline = len(rows[0].final), settings.regularizers[0]
+    if seeds > 1 and len(settings.regularizers) > 1:
+        yield (
+            f"Final values are means over {seeds} seeds ± their standard deviation. Differences are to {baseline} with "
+            "the same seed and weight decay, ± their 95 % interval."
+        )
+    if any(row.alerts for row in rows):
+        yield "Alerts: " + "; ".join(
+            f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts)}"
+            for row in rows
+            if row.alerts
+        )
+
+
+def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) -> Table:
+    columns = ["weight decay", "regularizer", "sent and received", "training, all clients", "time of all rounds"]
+    cells = [
+        [
+            f"{row.variant.weight_decay:g}",
+            row.variant.regularizer,
+            format_bytes(row.bytes_sent),
+            format_seconds(row.client_seconds),
+            format_seconds(row.wall_seconds),
+            *([] if prices is None else [f"{_compute_cost(row, prices, facts):.3g}"]),
+        ]
+        for row in rows
+    ]
+    names = [*columns, *([] if prices is None else ["cost"])]
+    return Table([Column(name, number=name != "regularizer") for name in names], cells)
+
+
+def _explain_cost(prices: Prices | None, facts: RunFacts) -> Iterator[str]:
+    yield "Of one run, the mean over seeds. Bytes are those of a real federation: the model down to clients and back."
+    if prices is not None:
+        hour = f"{prices.gpu_hour:g} per GPU hour" if facts.on_gpu else f"{prices.cpu_hour:g} per CPU hour"
+        yield f"Prices: {hour} of training, {prices.gb:g} per gigabyte sent or received."
+    else:
+        yield "Set report.prices to see the cost in money."
+
+
+def _draw_curves(rows: Sequence[Row], outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[PageFigure]:
+    measure = rows[0].measure
+    name = measure.name.replace("_", " ")
+    decays = list(dict.fromkeys(row.variant.weight_decay for row in rows))
+    for decay in decays:
+        variants = [row.variant for row in rows if row.variant.weight_decay == decay]
+        suffix = f", λ = {decay:g}" if len(decays) > 1 else ""
+        yield PageFigure(
+            f"Test {name}{suffix}",
+            draw(partial(_draw_bands, outcomes=outcomes, variants=variants, metric=measure.metric), f"test {name}"),
+            "Lines are means over seeds, bands the range." if len(rows[0].final) > 1 else "One seed.",
+        )
+    for decay in decays:
+        variants = [row.variant for row in rows if row.variant.weight_decay == decay]
+        suffix = f", λ = {decay:g}" if len(decays) > 1 else ""
+        yield PageFigure(
+            f"Weight decay in effect{suffix}",
+            draw(partial(_draw_bands, outcomes=outcomes, variants=variants, metric=DECAY), "weight decay in effect"),
+            "What clipping left of the given weight decay.",
+        )
+
+
+def _draw_bands(
+    axes: Axes, *, outcomes: Mapping[Variant, Sequence[Outcome]], variants: Sequence[Variant], metric: str
+) -> None:
+    for variant in variants:
+        curves = [get_curve(run.history, metric) for run in outcomes[variant]]
+        values = np.full((len(curves), max(map(len, curves))), np.nan)
+        for row, curve in zip(values, curves, strict=True):
+            row[: len(curve)] = np.where(np.isfinite(curve), curve, np.nan)
+        rounds = np.flatnonzero(~np.isnan(values).any(axis=0))
+        if not len(rounds):
+            continue
+        values, color = values[:, rounds], COLORS[variant.regularizer]
+        axes.plot(
+            rounds + 1, values.mean(axis=0), color=color, linestyle=STYLES[variant.regularizer],
+            label=name_method(variant), marker=choose_marker(len(rounds)),
+        )  # fmt: skip
+        if len(values) > 1:
+            axes.fill_between(rounds + 1, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
+    axes.set_xlabel("round")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.lines:
+        axes.legend(loc="best")
+    widen(axes)
+
+
+def _draw_by_decay(rows: Sequence[Row]) -> PageFigure | None:
+    decays = sorted({row.variant.weight_decay for row in rows})
+    if len(decays) < 2:
+        return None
+    measure = rows[0].measure
+
+    def build(axes: Axes) -> None:
+        for regularizer in dict.fromkeys(row.variant.regularizer for row in rows):
+            own = sorted(
+                (r for r in rows if r.variant.regularizer == regularizer), key=lambda r: r.variant.weight_decay
+            )
+            means = [float(row.final.mean()) for row in own]
+            spreads = [float(row.final.std(ddof=1)) if len(row.final) > 1 else 0.0 for row in own]
+            axes.errorbar(
+                [row.variant.weight_decay for row in own], means, yerr=spreads, marker="o", capsize=3,
+                color=COLORS[regularizer], linestyle=STYLES[regularizer], label=name_method(own[0].variant),
+            )  # fmt: skip
+        format_decay_axis(axes, decays)
+        axes.set_xlabel("weight decay λ")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.legend(loc="best")
+        if measure.name not in SHARES:
+            widen(axes)
+
+    name = measure.name.replace("_", " ")
+    spread = "; bars are standard deviations over seeds" if len(rows[0].final) > 1 else ""
+    caption = f"Final test {name}. A flat line forgives a badly chosen weight decay{spread}."
+    return PageFigure(f"Final test {name} by weight decay", draw(build, f"final {name} by weight decay"), caption)

@@ -1,0 +1,152 @@
+"""Builds the page of a run: what came out, what it took, curves, clients, and how it was made."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+
+from fednar_ray.config import Experiment, dump
+from fednar_ray.core.client_names import ClientNames, are_named, name_client
+from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.page import Column, KeyFigure, Made, Page, Table
+from fednar_ray.report.run_charts import draw_run_charts
+from fednar_ray.report.run_plots import Measure, find_measure
+
+CONFIDENCE = 0.95
+SHOWN_CLIENTS = 50
+
+
+def build_run_page(
+    name: str,
+    history: Sequence[RoundRecord],
+    facts: RunFacts,
+    *,
+    experiment: Experiment | None = None,
+    primary: str | None = None,
+    client_names: ClientNames = (),
+    alerts: Sequence[object] = (),
+) -> str:
+    """Returns the HTML of a run's page.
+
+    Args:
+        name: The name of the run.
+        history: Its rounds, at least one.
+        facts: How it was made, as far as that is known.
+        experiment: Its settings; None: not known.
+        primary: Its primary metric; see ``find_measure``.
+        client_names: The clients' names, by client id.
+        alerts: What a person should look at, with ``name``, ``round_index`` and ``message``.
+    """
+    measure = find_measure(history, primary)
+    page = Page(
+        kind="run",
+        title=name,
+        answer=list(describe_run(history, measure, facts)),
+        made=describe_making(facts, experiment),
+        content={
+            "key": list(_list_key_figures(history, measure, facts, experiment)),
+            "alerts": alerts,
+            "figures": list(draw_run_charts(history, measure)),
+            "clients": _tabulate_clients(history, facts, client_names),
+        },
+    )
+    return page.render()
+
+
+def describe_run(history: Sequence[RoundRecord], measure: Measure, facts: RunFacts) -> Iterator[str]:
+    """Yields what came out of a run, with its uncertainty where that is known."""
+    rounds, name = history[-1].round_index + 1, measure.name.replace("_", " ")
+    values = {r.round_index: r.metrics[measure.metric] for r in history if measure.metric in r.metrics}
+    if not values:
+        yield f"Trained {rounds} rounds; nothing was evaluated on test examples."
+        return
+    last = values[max(values)]
+    text = f"After {rounds} rounds the model reaches a test {name} of {format_metric_value(measure.name, last)}"
+    if not np.isfinite(last):
+        yield f"After {rounds} rounds the test {name} is not a finite number: the training diverged."
+        return
+    if measure.name == "accuracy" and facts.test_examples:
+        low, high = _compute_share_interval(last, facts.test_examples)
+        yield f"{text} (95 % interval {low:.3f} to {high:.3f}, from {facts.test_examples:,} test examples)."
+    else:
+        yield f"{text}."
+    best = (max if measure.higher_is_better else min)(values, key=lambda round_index: values[round_index])
+    if values[best] != last:
+        yield (
+            f"Its best value, {format_metric_value(measure.name, values[best])}, was in round {best + 1}. "
+            "One run shows one seed: fednar compare says whether a difference is more than luck."
+        )
+
+
+def _compute_share_interval(share: float, examples: int) -> tuple[float, float]:
+    """Computes Wilson's 95 % interval of a share of examples."""
+    found = stats.binomtest(round(share * examples), examples).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _list_key_figures(
+    history: Sequence[RoundRecord], measure: Measure, facts: RunFacts, experiment: Experiment | None
+) -> Iterator[KeyFigure]:
+    effort = measure_effort(history)
+    value = next((r.metrics[measure.metric] for r in reversed(history) if measure.metric in r.metrics), None)
+    if value is not None:
+        yield KeyFigure(f"test {measure.name.replace('_', ' ')}", format_metric_value(measure.name, value))
+    yield KeyFigure("rounds", f"{history[-1].round_index + 1:,}")
+    yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "as in a real federation")
+    yield KeyFigure("time of all rounds", format_seconds(effort.seconds))
+    yield KeyFigure("training, all clients", format_seconds(effort.client_seconds))
+    prices = experiment.report.prices if experiment is not None else None
+    if prices is not None:
+        cost = effort.compute_cost(prices, on_gpu=facts.on_gpu)
+        yield KeyFigure("cost", f"{cost:.3g}", "at the given prices")
+    clipped = [r.metrics["clip_fraction"] for r in history if "clip_fraction" in r.metrics]
+    if clipped:
+        yield KeyFigure("steps that were clipped", f"{100 * float(np.mean(clipped)):.0f} %")
+
+
+def _tabulate_clients(history: Sequence[RoundRecord], facts: RunFacts, names: ClientNames) -> Table | None:
+    """Returns one row per client, those with most examples first; None if nothing is known of any."""
+    clients = max(len(facts.label_counts), len(names))
+    if not clients:
+        return None
+    totals = [sum(row) for row in facts.label_counts] or [0] * clients
+    order = sorted(range(clients), key=lambda i: (-(totals[i] if i < len(totals) else 0), i))
+    columns = [Column("client", not are_named(names))]
+    classes = facts.class_names if 1 < len(facts.class_names) <= 6 else ()
+    if facts.label_counts:
+        columns += [Column("examples"), *(Column(each) for each in classes)]
+    columns += [Column("rounds taken part"), Column("length of its steps"), Column("updates left out")]
+    rows = []
+    for client_id in order[:SHOWN_CLIENTS]:
+        row = [name_client(client_id, names)]
+        if facts.label_counts:
+            counts = facts.label_counts[client_id] if client_id < len(facts.label_counts) else ()
+            row += [f"{sum(counts):,}" if counts else "–"]
+            row += [f"{counts[k]:,}" if k < len(counts) else "–" for k in range(len(classes))]
+        norms = [r.step_norms[client_id] for r in history if client_id in r.step_norms]
+        row += [
+            f"{sum(client_id in r.client_ids for r in history):,}",
+            f"{float(np.mean(norms)):.3g}" if norms else "–",
+            f"{sum(client_id in r.exclusions for r in history):,}",
+        ]
+        rows.append(row)
+    note = f"The {SHOWN_CLIENTS} largest of {clients:,} clients." if clients > SHOWN_CLIENTS else ""
+    return Table(columns, rows, note=note)
+
+
+def describe_making(facts: RunFacts, experiment: Experiment | None) -> Made:
+    """Returns how a run or comparison was made, as rows of a table and all its settings."""
+    rows = {
+        "command": facts.command,
+        "data": facts.data + (f", {facts.examples:,} training examples" if facts.examples else ""),
+        "where": ", ".join(filter(None, (facts.machine, facts.placement))),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+    }
+    return Made(
+        rows=[(name, value) for name, value in rows.items() if value],
+        settings="" if experiment is None else dump(experiment),
+        finished=facts.finished.replace("T", " ")[:16],
+    )
