@@ -1,13 +1,16 @@
 """Decides what the texts of a column are: numbers, booleans, dates or the levels of a category."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fednar_ray.core.fednar_table_schema import format_level, parse_boolean, parse_date
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrow_columns import is_number
+from fednar_ray.data.sources.text_format import NUMBER_WITH_COMMA
 
 PARSERS: dict[str, Callable[[str], float | None]] = {"boolean": parse_boolean, "date": parse_date}
 
@@ -33,6 +36,15 @@ def build_category(cells: Sequence[object]) -> Column:
     levels = sorted({text for text in texts if text is not None})
     codes: dict[str | None, float] = {None: np.nan, **{level: float(i) for i, level in enumerate(levels)}}
     return Column(kind="category", values=np.array([codes[text] for text in texts]), levels=tuple(levels))
+
+
+def find_decimal_commas(column: Column) -> npt.NDArray[np.int64]:
+    """Finds the rows of a category with numbers like 1,5; none if some of its levels are no numbers at all."""
+    numbers = [re.match(NUMBER_WITH_COMMA, level) is not None for level in column.levels]
+    if column.kind != "category" or not all(numbers) or not any("," in level for level in column.levels):
+        return np.empty(0, dtype=np.int64)
+    codes = [code for code, level in enumerate(column.levels) if "," in level]
+    return np.flatnonzero(np.isin(column.values, codes))
 
 
 def find_kind(cells: Array, wanted: str | None, *, is_label: bool) -> Column:
