@@ -156,6 +156,16 @@ def test_a_wrong_way_of_writing_is_refused(given: str, expected: str) -> None:
     assert str(init("hospitals", "--csv", given).exception).startswith(expected)
 
 
+def test_numbers_with_decimal_commas_beside_decimal_points_are_left_out() -> None:
+    frame = draw(40).assign(weight=["1,5", "2,5"] * 20)
+    write_folder(north=frame, south=frame, west=frame)
+    shown = init("hospitals").output
+    assert (
+        "weight: has numbers with a decimal comma in north, south, west ('1,5'), where others have a decimal" in shown
+    )
+    assert read_settings("hospitals.yaml")["data"]["features"] == ["age", "dose"]
+
+
 def test_names_that_yaml_would_misread_and_long_lists_are_written_safely() -> None:
     names = ["yes", "1e3", "a: b", "#c", "x, y", 'quo"te', "[d]", "null", *(f"measurement {i}" for i in range(20))]
     frames = {}

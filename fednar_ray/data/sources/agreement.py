@@ -21,8 +21,8 @@ class ColumnFacts:
         name: The column's name.
         kind: number, boolean, date, category or empty.
         example: The place of the first value, and the value if it may be shown.
-        levels: The levels, or classes, of the training rows.
-        test_places: The place of the first test row of each level that no training row of this client has.
+        levels: The levels of a category, or the classes of a label, of the training rows.
+        test_places: The place of the first test row of each level or class that no training row of this client has.
         missing: The number of training rows without a value.
     """
 

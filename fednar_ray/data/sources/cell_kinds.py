@@ -10,7 +10,9 @@ import numpy.typing as npt
 from fednar_ray.core.fednar_table_schema import format_level, parse_boolean, parse_date
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrow_columns import is_number
-from fednar_ray.data.sources.text_format import NUMBER_WITH_COMMA
+from fednar_ray.data.sources.text_format import DECIMAL_COMMA, DECIMAL_POINT
+
+Rows = npt.NDArray[np.int64]
 
 PARSERS: dict[str, Callable[[str], float | None]] = {"boolean": parse_boolean, "date": parse_date}
 
@@ -38,13 +40,30 @@ def build_category(cells: Sequence[object]) -> Column:
     return Column(kind="category", values=np.array([codes[text] for text in texts]), levels=tuple(levels))
 
 
-def find_decimal_commas(column: Column) -> npt.NDArray[np.int64]:
-    """Finds the rows of a category with numbers like 1,5; none if some of its levels are no numbers at all."""
-    numbers = [re.match(NUMBER_WITH_COMMA, level) is not None for level in column.levels]
-    if column.kind != "category" or not all(numbers) or not any("," in level for level in column.levels):
+def find_decimal_commas(column: Column) -> Rows:
+    """Finds the rows of texts like 1,5 in a column of texts; none if it also has texts that are no numbers at all."""
+    texts = _list_texts(column)
+    other = {text for text in texts if text is not None and not is_number(text)}
+    if not other or not all(re.match(DECIMAL_COMMA, text) for text in other):
         return np.empty(0, dtype=np.int64)
-    codes = [code for code, level in enumerate(column.levels) if "," in level]
-    return np.flatnonzero(np.isin(column.values, codes))
+    return np.flatnonzero([text in other for text in texts])
+
+
+def find_decimal_points(column: Column) -> Rows:
+    """Finds the rows of numbers with a decimal point, such as 1.5."""
+    if column.kind in ("category", "mixed"):
+        return np.flatnonzero(
+            [text is not None and re.match(DECIMAL_POINT, text) is not None for text in _list_texts(column)]
+        )
+    there = np.isfinite(column.values) & (column.kind == "number")
+    return np.flatnonzero(there & (column.values != np.round(column.values)))
+
+
+def _list_texts(column: Column) -> list[str | None]:
+    """Lists the texts of a category or a mixed column, of which None is missing; empty for other kinds."""
+    if column.kind == "category":
+        return [None if np.isnan(code) else column.levels[int(code)] for code in column.values]
+    return list(map(format_level, column.values.tolist())) if column.kind == "mixed" else []
 
 
 def find_kind(cells: Array, wanted: str | None, *, is_label: bool) -> Column:

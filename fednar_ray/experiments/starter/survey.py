@@ -206,13 +206,11 @@ def _find_mixture(parts: Mapping[str, Column]) -> str:
             f"{kind} in {format_names(names)}{odd if kind == 'text' else ''}"
             for kind, names in sorted(files.items(), key=lambda item: item[0] == "text")
         )
-    mixed = [file for file, part in parts.items() if part.kind == "mixed"]
-    if mixed:
-        return f"has text among its numbers in {format_names(mixed)}{odd}"
     commas = [file for file, part in parts.items() if len(find_decimal_commas(part))]
     if commas:
         return f"has numbers with a decimal comma in {format_names(commas)}{odd}, where others have a decimal point"
-    return ""
+    mixed = [file for file, part in parts.items() if part.kind == "mixed"]
+    return f"has text among its numbers in {format_names(mixed)}{odd}" if mixed else ""
 
 
 def _find_odd_text(part: Column) -> str | None:
