@@ -13,6 +13,7 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.reading import (
     Run,
     download_client_names,
@@ -88,7 +89,8 @@ def _find_run_here(name: str) -> RunRef | None:
 def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> RedrawnFiles:
     records, directory = load_records(ref.directory), output or ref.directory
     if records:
-        return RedrawnFiles(page=None, files=draw_run(records, directory, read_client_names(ref.directory)))
+        names, primary = read_client_names(ref.directory), read_tags(ref.directory).get(PRIMARY_TAG)
+        return RedrawnFiles(page=None, files=draw_run(records, directory, names, primary))
     identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:
         check_confirmed(identity.tracking_uri, ref.directory)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.plots import draw_curves, draw_step_norms
 from fednar_ray.report.run_plots import Variant, compute_final_value, draw_variants
+from fednar_ray.tracking.clients_file import write_client_names
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.outbox import Outbox
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.usefixtures("recorded_runs")
@@ -63,6 +68,29 @@ def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
         assert [path.name for path in files] == ["curves.png", "step_norms.png"]
         assert all(is_same_picture(path, run / path.name) for path in files)
     assert redraw(run.name)[0].parent == run
+
+
+def test_the_clients_of_a_run_are_drawn_with_their_names(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path(run_to_summary(folder, "run")["directory"])
+    copy = shutil.copytree(run, tmp_path / run.name)
+    plain = imread(redraw(str(copy), "--output", str(tmp_path / "plain"))[1])
+    assert (plain == imread(run / "step_norms.png")).all()
+    names = [f"ward {i}" for i in range(20)]
+    write_client_names(copy, names)
+    named = imread(redraw(str(copy), "--output", str(tmp_path / "named"))[1])
+    assert (named == imread(draw_step_norms(load_records(run), tmp_path / "expected.png", names))).all()
+    assert named.shape != plain.shape or (named != plain).any()
+
+
+def test_a_run_is_drawn_from_its_directory_with_its_primary_metric(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run_to_summary(folder, "run")["directory"], tmp_path / "run-1")
+    outbox = Outbox(copy)
+    outbox.append({"kind": "tags", "tags": {"fednar.primary": "macro_f1"}})
+    outbox.close()
+    curves = redraw(str(copy))[0]
+    assert is_same_picture(curves, draw_curves(load_records(copy), tmp_path / "expected.png", "macro_f1"))
 
 
 def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):
