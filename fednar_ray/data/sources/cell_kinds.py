@@ -14,6 +14,8 @@ from fednar_ray.data.sources.text_format import DECIMAL_COMMA, DECIMAL_POINT
 
 Rows = npt.NDArray[np.int64]
 
+THOUSANDS = r"[+-]?[1-9]\d{0,2}(,\d{3})+$"
+
 PARSERS: dict[str, Callable[[str], float | None]] = {"boolean": parse_boolean, "date": parse_date}
 
 
@@ -41,10 +43,16 @@ def build_category(cells: Sequence[object]) -> Column:
 
 
 def find_decimal_commas(column: Column) -> Rows:
-    """Finds the rows of texts like 1,5 in a column of texts; none if it also has texts that are no numbers at all."""
+    """Finds the rows of texts like 1,5 in a column of texts.
+
+    None are found if the column also has texts that are no numbers at all, or beside numbers only such as 1,234, whose
+    comma may separate thousands.
+    """
     texts = _list_texts(column)
     other = {text for text in texts if text is not None and not is_number(text)}
     if not other or not all(re.match(DECIMAL_COMMA, text) for text in other):
+        return np.empty(0, dtype=np.int64)
+    if column.kind == "mixed" and all(re.match(THOUSANDS, text) for text in other):
         return np.empty(0, dtype=np.int64)
     return np.flatnonzero([text in other for text in texts])
 
