@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.cli.init_output import print_found, print_next
 from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
@@ -21,10 +22,17 @@ if TYPE_CHECKING:
 @click.option("--task", type=click.Choice(get_args(TaskName)), help="Default: guessed from the label's values.")
 @click.option("--groups", metavar="COLUMN", help="For one table: the column whose values are the clients. Default: a "
               "column named hospital, site, client or alike; without one, rows are divided at random.")  # fmt: skip
+@csv_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write. Default: NAME.yaml here.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 def init(
-    path: Path | None, label: str | None, task: TaskName | None, groups: str | None, output: Path | None, force: bool
+    path: Path | None,
+    label: str | None,
+    task: TaskName | None,
+    groups: str | None,
+    csv: tuple[str, ...],
+    output: Path | None,
+    force: bool,
 ) -> None:
     """Look at your tables, and write a commented experiment file that runs on them.
 
@@ -36,13 +44,13 @@ def init(
     if path is None and not find_tables(Path()):
         _write_digits(output, force)
         return
-    given = path or Path()
+    given, written = path or Path(), parse_csv(csv)
     if given.is_dir() and len(tables := find_tables(given)) == 1:
         given = tables[0]  # one table is divided into clients
     file = output or Path(f"{_name_experiment(given)}.yaml")
     _check_free(file, force)
-    survey = survey_tables(given)
-    _write_for_tables(survey, label, task, groups, file)
+    survey = survey_tables(given, written)
+    _write_for_tables(survey, label, task, groups, file, written.model_dump(exclude_unset=True))
 
 
 def _write_for_tables(
@@ -51,6 +59,7 @@ def _write_for_tables(
     task: TaskName | None,
     groups: str | None,
     file: Path,
+    csv: dict[str, str | None],
 ) -> None:
     from fednar_ray.config.loading import parse_document
     from fednar_ray.experiments.starter.guess import build_settings, guess
@@ -58,7 +67,7 @@ def _write_for_tables(
 
     found = guess(survey, label, task, groups)
     name = _name_experiment(survey.path)
-    settings = build_settings(survey, found, name)
+    settings = build_settings(survey, found, name, csv)
     notes = {
         "data.label": f"Chosen: {found.label_reason}.",
         "data.task": f"Chosen: {found.task_reason}.",

@@ -14,7 +14,7 @@ SHOWN = 8  # names in a list
 
 def print_found(survey: "TablesSurvey", found: "Guess", settings: dict[str, dict[str, object]]) -> None:
     """Prints the clients, the label, the task and the columns, and what was chosen for them."""
-    label = survey.find(found.label)
+    label = survey.find_label(found.label)
     assert label is not None
     rows = sum(survey.rows.values())
     inputs = [column for column in survey.columns if column.name in found.features]
@@ -38,7 +38,7 @@ def print_found(survey: "TablesSurvey", found: "Guess", settings: dict[str, dict
 def _describe_clients(survey: "TablesSurvey", found: "Guess") -> str:
     if survey.is_folder:
         return f"{found.clients}: {_shorten([f'{name} ({rows} rows)' for name, rows in survey.rows.items()])}"
-    column = None if found.groups is None else survey.find(found.groups)
+    column = None if found.groups is None else survey.find_label(found.groups)
     if column is None:
         return f"{found.clients}, of rows divided at random; --groups COLUMN divides them by a column"
     levels = sorted(column.levels.items(), key=lambda item: str(item[0]))
@@ -58,8 +58,7 @@ def _format_level(level: object) -> str:
 
 def _iter_kinds(inputs: "list[ColumnSurvey]") -> "list[str]":
     """Returns one line per kind of column, with the names."""
-    words = {"number": "numbers", "whole number": "numbers", "true or false": "true or false", "text": "categories",
-             "date": "dates"}  # fmt: skip
+    words = {"number": "numbers", "boolean": "true or false", "category": "categories", "date": "dates"}
     by_kind: dict[str, list[str]] = {}
     for column in inputs:
         by_kind.setdefault(words[column.kind], []).append(column.name)

@@ -9,6 +9,7 @@ import click
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
+from fednar_ray.core.metric_names import format_metric_value
 
 if TYPE_CHECKING:
     from fednar_ray.tracking.run_lookup import RunSummary
@@ -35,20 +36,27 @@ def _print_runs(rows: list["RunSummary"]) -> None:
     from fednar_ray.experiments.comparison.record import list_comparisons
 
     table = Table()
-    for name in ("run", "rounds", "test accuracy", "state"):
-        table.add_column(name, justify="right" if name in ("rounds", "test accuracy") else "left")
+    for name in ("run", "rounds", "primary metric", "state"):
+        table.add_column(name, justify="right" if name == "rounds" else "left")
     comparisons = {record.name: record for record in list_comparisons()}
     for row in rows:
-        accuracy = "–" if row.test_accuracy is None else f"{row.test_accuracy:.3f}"
+        value = _describe_value(row)
         if row.run in comparisons:
-            table.add_row(row.run, "–", accuracy, comparisons[row.run].state)
+            table.add_row(row.run, "–", value, comparisons[row.run].state)
         else:
-            table.add_row(row.run, f"{row.rounds}/{row.of}", accuracy, _describe_state(row))
+            table.add_row(row.run, f"{row.rounds}/{row.of}", value, _describe_state(row))
     console = build_console(stderr=False)
     console.print(table)
     console.print("resume one with: fednar run --resume RUN", soft_wrap=True)
     if any(not record.finished for record in comparisons.values()):
         console.print("resume a comparison with: fednar compare --resume COMPARISON", soft_wrap=True)
+
+
+def _describe_value(row: "RunSummary") -> str:
+    if row.test_metric is None or row.test_value is None:
+        return "–"
+    name = row.test_metric.removeprefix("test_")
+    return f"test {name.replace('_', ' ')} {format_metric_value(name, row.test_value)}"
 
 
 def _describe_state(row: "RunSummary") -> str:

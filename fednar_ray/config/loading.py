@@ -17,6 +17,7 @@ from pydantic_core import ValidationError
 from fednar_ray.config import problems, yaml_text
 from fednar_ray.config.base import Settings
 from fednar_ray.config.comparison import CompareSettings
+from fednar_ray.config.data import CsvSettings
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.search import SearchSettings
 from fednar_ray.core.credentials import describe_secret, find_secret, find_secrets
@@ -164,6 +165,23 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
 def _describe(error: ValidationError, section: str, model: type[Settings]) -> tuple[str, ...]:
     details = problems.convert_errors(error.errors(include_url=False), model)
     return problems.describe(ValidationError.from_exception_data(section, details), f"{section}.")
+
+
+def validate_csv(values: Mapping[str, Any], place: str) -> CsvSettings:
+    """Validates how text files are written, given outside an experiment.
+
+    Args:
+        values: Keys of ``data.csv`` → value.
+        place: What the place of a problem starts with, such as ``csv.``.
+
+    Raises:
+        ConfigError: A key does not exist, or its value is invalid. It lists every problem.
+    """
+    try:
+        return CsvSettings.model_validate(dict(values))
+    except ValidationError as error:
+        details = problems.convert_errors(error.errors(include_url=False), CsvSettings)
+        raise ConfigError(problems.describe(ValidationError.from_exception_data("csv", details), place)) from None
 
 
 def _validate_search(

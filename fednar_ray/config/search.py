@@ -24,6 +24,7 @@ RANGES: Mapping[str, str] = {
 LISTS = ("choice", "grid")
 BuildVariant = Callable[[Mapping[str, Any]], Experiment]
 """Builds the experiment with other values by dotted key. Raises ConfigError if they are invalid."""
+AUTO = "auto"
 NEEDS_VALIDATION = tuple(f"validation_{name}" for name in HIGHER_IS_BETTER)
 NEEDS_FEDERATED = tuple(CLIENT_METRICS)
 METRICS = (*NEEDS_VALIDATION, *NEEDS_FEDERATED, "train_loss")
@@ -121,10 +122,11 @@ class SearchSettings(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None = None
     """The search's name, and its directory in ``searches/``. null: the experiment's name."""
-    metric: str = "validation_accuracy"
-    """The metric by which trials are compared."""
-    mode: Literal["max", "min"] = "max"
-    """Whether the metric is maximized or minimized."""
+    metric: str = AUTO
+    """The metric by which trials are compared. auto: the experiment's primary metric on the examples that are held out,
+    such as validation_accuracy or validation_rmse."""
+    mode: Literal["auto", "max", "min"] = "auto"
+    """Whether the metric is maximized or minimized. auto: whichever makes the model better."""
     trials: Count = 32
     """Number of trials. For ``grid``: the number of trials per point, 1 unless given."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
@@ -170,6 +172,22 @@ class SearchSettings(Settings):
         fallback = max(1, rounds // (20 if self.scheduler.name == "hyperband" else 10))
         return min(self.scheduler.decision_rounds or fallback, rounds)
 
+    def resolve_metric(self, primary: str) -> Self:
+        """Returns the section with a metric and a mode in place of ``auto``.
+
+        Args:
+            primary: The experiment's primary metric, without its split.
+        """
+        metric = f"validation_{primary}" if self.metric == AUTO else self.metric
+        better = "max" if is_higher_better(metric) else "min"
+        return self.model_copy(update={"metric": metric, "mode": better if self.mode == AUTO else self.mode})
+
+    def find_mode_problems(self) -> Iterator[str]:
+        """Finds a mode that is not that of the metric. Yields nothing if one of them is ``auto``."""
+        higher = is_higher_better(self.metric)
+        if AUTO not in (self.metric, self.mode) and higher != (self.mode == "max"):
+            yield f"search.mode: {self.mode!r}: {self.metric} is better {'higher' if higher else 'lower'}"
+
     def find_problems(self, experiment: Experiment, build_variant: BuildVariant) -> Iterator[str]:
         """Finds contradictions between the search and the experiment.
 
@@ -211,18 +229,17 @@ class SearchSettings(Settings):
     def _find_metric_problems(self, experiment: Experiment) -> Iterator[str]:
         metric = f"search.metric: {format_value(self.metric)}"
         if self.metric.startswith("test_"):
-            yield f"{metric}: a test metric cannot guide a search, since it judges its result; use validation_accuracy"
-        elif self.metric not in (known := (*METRICS, *_name_own_metrics(experiment))):
+            yield f"{metric}: a test metric cannot guide a search, since it judges its result; use auto"
+        elif self.metric not in (known := (AUTO, *METRICS, *_name_own_metrics(experiment))):
             yield f"{metric}: unknown metric{problems.suggest(self.metric, known)}"
         elif (remedy := self._find_remedy(experiment)) is not None:
             yield f"{metric}: {remedy}"
-        higher = is_higher_better(self.metric)
-        if higher != (self.mode == "max"):
-            yield f"search.mode: {self.mode!r}: {self.metric} is better {'higher' if higher else 'lower'}"
+        yield from self.find_mode_problems()
 
     def _find_remedy(self, experiment: Experiment) -> str | None:
         """Returns what to set so that the experiment reports the metric; None if it does."""
-        if self.metric.startswith("validation_") and experiment.data is not None and not experiment.data.validation:
+        held_out = self.metric == AUTO or self.metric.startswith("validation_")
+        if held_out and experiment.data is not None and not experiment.data.validation:
             return "no examples are held out; set data.validation=0.1"
         if self.metric in NEEDS_FEDERATED and not experiment.evaluation.federated:
             return "set evaluation.federated=true"
@@ -230,11 +247,12 @@ class SearchSettings(Settings):
 
     def _find_values_without_metric(self, build_variant: BuildVariant) -> Iterator[str]:
         """Finds values of the space with which a trial would not report the metric."""
+        metric = "the primary metric on held-out examples" if self.metric == AUTO else self.metric
         for key in ("data.validation", "evaluation.federated"):
             for value in self.space[key].extremes if key in self.space else ():
                 with suppress(ConfigError):  # an invalid value is reported elsewhere
                     if self._find_remedy(build_variant({key: value})) is not None:
-                        yield f"search.space.{key}: {value!r}: a trial with it does not report {self.metric}; remove it"
+                        yield f"search.space.{key}: {value!r}: a trial with it does not report {metric}; remove it"
 
     def _find_scheduler_problems(self, rounds: int) -> Iterator[str]:
         scheduler, place = self.scheduler, "search.scheduler"

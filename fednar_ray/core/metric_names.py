@@ -1,6 +1,6 @@
 """The metrics of evaluated examples by name: which direction is better, which task has them, and which one counts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,19 @@ def choose_primary(task: str, label_counts: npt.NDArray[np.int64]) -> str:
     both_occur = len(label_counts) == 2 and label_counts.min() > 0
     rare = task == "binary" and both_occur and label_counts.min() < RARE * label_counts.sum()
     return "auc" if rare else "accuracy"
+
+
+def find_judged(names: Collection[str], primary: str | None = None) -> str:
+    """Returns the metric by which evaluated rounds are judged on the test set, without its split.
+
+    Args:
+        names: The metrics that the rounds have.
+        primary: The primary metric of the run; None: not known. Rounds that do not have it, because the test set has
+            only one label, are judged by their accuracy or RMSE.
+    """
+    if primary is not None and f"test_{primary}" in names:
+        return primary
+    return "rmse" if "test_rmse" in names else "accuracy"
 
 
 def format_metric_value(name: str, value: float) -> str:

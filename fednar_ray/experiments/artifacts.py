@@ -46,9 +46,15 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
         )
     )
     tracker.log_experiment(prepared.experiment)
-    clients = write_client_names(directory, federation.client_names)
-    if clients is not None:
-        tracker.log_file(clients)
+    log_client_names(prepared, tracker, directory)
+
+
+def log_client_names(prepared: Prepared, tracker: RunTracker, directory: Path) -> None:
+    """Writes and logs the clients' names, unless the run has them: runs that earlier versions started do not."""
+    if not RunDirectory(directory).clients.exists():
+        written = write_client_names(directory, prepared.federation.client_names)
+        if written is not None:
+            tracker.log_file(written)
 
 
 def log_outputs(

@@ -1,6 +1,6 @@
 """Predicts the rows of a table with the model that a run saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fednar_ray.config import Experiment, load
+from fednar_ray.config.data import CsvSettings, TabularSettings
+from fednar_ray.config.loading import validate_csv
 from fednar_ray.core.errors import BadInput, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
@@ -30,14 +32,24 @@ class Predictor:
     Attributes:
         model: Takes raw rows [n, columns], and returns outputs [n, o].
         schema: The columns, the task and the names of the classes.
+        written: How the run's text files are written, as far as its settings say so.
     """
 
     model: nn.Module
     schema: TableSchema
+    written: CsvSettings
 
-    def predict_file(self, path: Path) -> pd.DataFrame:
-        """Predicts each row of a file, in order. Raises DataError if the file does not fit the run."""
-        return self._predict(read_rows(path, self.schema, self.imputes))
+    def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
+        """Predicts each row of a file, in order.
+
+        Args:
+            path: The file.
+            written: How the file is written, if it is text. None: as those of the run.
+
+        Raises:
+            DataError: The file does not fit the run.
+        """
+        return self._predict(read_rows(path, self.schema, self.imputes, written or self.written))
 
     def predict_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Predicts each row of a data frame, in order. Raises DataError if the frame does not fit the run."""
@@ -82,7 +94,9 @@ def load_predictor(run: str | Path) -> Predictor:
         schema = read_schema(files.schema)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
-    return Predictor(model=_load(found.name, files, load(files.experiment_yaml)), schema=schema)
+    experiment = load(files.experiment_yaml)
+    written = experiment.data.csv if isinstance(experiment.data, TabularSettings) else CsvSettings()
+    return Predictor(model=_load(found.name, files, experiment), schema=schema, written=written)
 
 
 def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:
@@ -95,7 +109,9 @@ def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:
     return load_model(files.path, network)
 
 
-def predict(run: str | Path, rows: str | Path | pd.DataFrame) -> pd.DataFrame:
+def predict(
+    run: str | Path, rows: str | Path | pd.DataFrame, csv: Mapping[str, str | None] | None = None
+) -> pd.DataFrame:
     """Predicts new rows with the saved model of a run.
 
     Rows are read like the training files, and preprocessed with the numbers that the run computed. The label may be
@@ -105,6 +121,8 @@ def predict(run: str | Path, rows: str | Path | pd.DataFrame) -> pd.DataFrame:
         run: The name, the id or the directory of a finished run on tables, or the name of an experiment, which stands
             for its newest run.
         rows: A table as a .csv, .tsv or .parquet file, or a data frame.
+        csv: How a text file is written, with keys of ``data.csv``. None: as the run's ``data.csv`` says. What is not
+            given, or null, is detected.
 
     Returns:
         One row per input row, in order. For classes the columns ``prediction`` and ``probability_<class>``; in
@@ -119,4 +137,4 @@ def predict(run: str | Path, rows: str | Path | pd.DataFrame) -> pd.DataFrame:
     predictor = load_predictor(run)
     if isinstance(rows, pd.DataFrame):
         return predictor.predict_frame(rows)
-    return predictor.predict_file(Path(rows))
+    return predictor.predict_file(Path(rows), None if csv is None else validate_csv(csv, "csv."))

@@ -13,6 +13,7 @@ from fednar_ray.config import AnyModel, Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
 from fednar_ray.config.data import FolderSettings
 from fednar_ray.config.model import LanguageModelSettings
+from fednar_ray.core.client_names import are_named, describe_clients
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
@@ -270,11 +271,14 @@ def _check_sampling(experiment: Experiment, federation: FederatedData) -> None:
     if settings.participation is None and sampled is not None and sampled > present:
         problems.append(f"federation.clients_per_round: {sampled} is more than the clients with examples ({present})")
     for index, ids in enumerate(settings.participation or ()):
-        wrong = [i for i in ids if i >= len(sizes) or not sizes[i]]
-        if wrong:
-            place = f"federation.participation.{index}"
-            problems.append(
-                f"{place}: {wrong}: no such clients, or clients without examples; ids go up to {len(sizes) - 1}"
-            )
+        place, names = f"federation.participation.{index}", federation.client_names
+        unknown = [i for i in ids if i >= len(sizes)]
+        if unknown:
+            first, last = (f"{i} ({names[i]})" if are_named(names) else str(i) for i in (0, len(sizes) - 1))
+            problems.append(f"{place}: {unknown}: no such clients; ids run from {first} to {last}")
+        empty = [i for i in ids if i < len(sizes) and not sizes[i]]
+        if empty:
+            text = "has no examples; leave it out" if len(empty) == 1 else "have no examples; leave them out"
+            problems.append(f"{place}: {empty}: {describe_clients(empty, names)} {text}")
     if problems:
         raise ConfigError(tuple(problems))

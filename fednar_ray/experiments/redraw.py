@@ -23,6 +23,7 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.reading import (
     Run,
     download_client_names,
@@ -100,6 +101,7 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
     if records:
         files = RunDirectory(ref.directory)
         experiment, facts = _load_if_readable(files.experiment_yaml), RunFacts.read(files.facts)
+        facts = replace(facts, primary=facts.primary or read_tags(ref.directory).get(PRIMARY_TAG, ""))
         return _write_run(ref.name, records, facts, experiment, read_client_names(ref.directory), directory)
     identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:

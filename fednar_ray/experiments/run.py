@@ -27,7 +27,13 @@ from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance_level
-from fednar_ray.experiments.artifacts import log_inputs, log_optional_file, log_outputs, log_page
+from fednar_ray.experiments.artifacts import (
+    log_client_names,
+    log_inputs,
+    log_optional_file,
+    log_outputs,
+    log_page,
+)
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
@@ -247,6 +253,8 @@ def _start_callbacks(
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
         log_inputs(prepared, plan, tracker, directory, data_digest)
+    else:
+        log_client_names(prepared, tracker, directory)
     tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
     alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
     state = start.load_state(directory)

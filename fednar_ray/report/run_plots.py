@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.core.metric_names import HIGHER_IS_BETTER, is_higher_better
+from fednar_ray.core.metric_names import find_judged, is_higher_better
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.plots import Curves, draw_comparison
 
@@ -40,26 +40,15 @@ def build_measure(name: str) -> Measure:
     return Measure(name, is_higher_better(name))
 
 
-ACCURACY, RMSE = build_measure("accuracy"), build_measure("rmse")
+ACCURACY = build_measure("accuracy")
 
 Records = Sequence[RoundRecord]
 DECAY = "effective_weight_decay"
-COMPARED_METRICS = (*(f"test_{name}" for name in HIGHER_IS_BETTER), DECAY)
-"""The metrics that the plots of a comparison may show."""
 
 
 def find_measure(records: Iterable[RoundRecord], primary: str | None = None) -> Measure:
-    """Returns the measure by which recorded rounds are judged.
-
-    Args:
-        records: The rounds.
-        primary: The primary metric of the run; None: not known. Rounds that do not contain it, because the test set
-            has only one label, are judged by their accuracy or RMSE.
-    """
-    found = {name for record in records for name in record.metrics}
-    if primary is not None and f"test_{primary}" in found:
-        return build_measure(primary)
-    return RMSE if RMSE.metric in found else ACCURACY
+    """Returns the measure by which recorded rounds are judged, given the primary metric of the run, if it is known."""
+    return build_measure(find_judged({name for record in records for name in record.metrics}, primary))
 
 
 def draw_variants(runs: Mapping[Variant, Sequence[Records]], path: Path, measure: Measure) -> Path:

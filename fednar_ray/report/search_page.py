@@ -103,6 +103,8 @@ def _is_in_points(record: SearchRecord) -> bool:
 def _render_facts(record: SearchRecord, facts: SearchFacts) -> str:
     trials = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count) or "none"
     seeds = f", {record.seeds} seeds each" if record.seeds > 1 else ""
+    test = None if record.test_metric is None else record.test_metric.replace("_", " ")
+    measured_once = {f"{test} of the best": facts.best_test_value, f"{test} of the baseline": facts.baseline_test_value}
     shown = {
         "metric": f"{name_metric(record)}, {'highest' if record.mode == 'max' else 'lowest'} is best",
         "algorithm, scheduler": f"{record.algorithm}, {record.scheduler}",
@@ -110,8 +112,7 @@ def _render_facts(record: SearchRecord, facts: SearchFacts) -> str:
         "best trial": facts.best_trial or "–",
         f"best {name_metric(record)}": format_metric(facts.best_value),
         f"baseline {name_metric(record)}": format_metric(facts.baseline_value),
-        "test accuracy of the best": format_metric(facts.best_test_accuracy),
-        "test accuracy of the baseline": format_metric(facts.baseline_test_accuracy),
+        **({} if test is None else {name: format_metric(value) for name, value in measured_once.items()}),
         "rounds trained": f"{facts.rounds_trained:,}",
         "rounds saved by early stopping": f"{facts.rounds_saved:,}",
     }

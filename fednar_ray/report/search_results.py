@@ -19,9 +19,9 @@ class SearchFacts:
     best_trial: str | None
     best_value: float | None
     best_values: Mapping[str, Any]  # by searched key
-    best_test_accuracy: float | None
+    best_test_value: float | None
     baseline_value: float | None
-    baseline_test_accuracy: float | None
+    baseline_test_value: float | None
     rounds_trained: int  # over all trials and their seeds
     rounds_saved: int  # not trained because trials were stopped early
 
@@ -36,9 +36,9 @@ def summarize_search(record: SearchRecord) -> SearchFacts:
         best_trial=best.name if best else None,
         best_value=best.final if best else None,
         best_values=best.values if best else {},
-        best_test_accuracy=record.best.test_accuracy if record.best else None,
+        best_test_value=record.best.test_value if record.best else None,
         baseline_value=baseline.history[-1][1] if baseline and baseline.history else None,
-        baseline_test_accuracy=baseline.test_accuracy if baseline else None,
+        baseline_test_value=baseline.test_value if baseline else None,
         rounds_trained=record.seeds * sum(trial.rounds for trial in record.trials),
         rounds_saved=record.seeds * sum(max(0, whole - trial.rounds) for trial in stopped),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.tracking.file_writes import raise_as_run_failed, replace_file
-from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -111,6 +111,19 @@ class Outbox:
         """Closes the files. Nothing is written afterwards."""
         self._closed = True
         self._lines.close()
+
+
+def read_tags(directory: Path) -> dict[str, str]:
+    """Reads the tags of a run from its directory, the later ones of a name; empty if nothing can be read."""
+    tags: dict[str, str] = {}
+    try:
+        for line in read_lines(RunDirectory(directory).outbox):
+            operation = parse_operation(line)
+            if operation is not None and operation["kind"] == "tags":
+                tags.update(operation["tags"])
+    except OSError:
+        return {}
+    return tags
 
 
 def _read_sent(path: Path) -> dict[str, int]:

@@ -11,9 +11,12 @@ from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
+from fednar_ray.core.metric_names import find_judged
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
+from fednar_ray.tracking.tags import PRIMARY_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -189,20 +192,25 @@ class RunSummary:
     of: int  # rounds of the experiment
     resumes_from_round: int | None  # round of the newest checkpoint; None if there is none
     finished: bool
-    test_accuracy: float | None  # the last one measured
+    test_metric: str | None  # its primary metric on the test set, such as test_auc; None if no round was evaluated
+    test_value: float | None  # the last one measured
+    test_accuracy: float | None  # the same of the accuracy; None in regression
 
 
 def summarize(ref: RunRef) -> RunSummary:
     """Summarizes a run from its files. Writes nothing, and does not verify checkpoints."""
     records = _load_records(ref)
-    accuracies = [r.metrics["test_accuracy"] for r in records if "test_accuracy" in r.metrics]
+    last = {name: value for record in records for name, value in record.metrics.items()}
+    metric = f"test_{find_judged(last, read_tags(ref.directory).get(PRIMARY_TAG))}"
     return RunSummary(
         run=ref.name,
         rounds=len(records),
         of=load(ref.files.experiment_yaml).federation.rounds,
         resumes_from_round=_find_newest_checkpoint(ref),
         finished=ref.files.finished,
-        test_accuracy=accuracies[-1] if accuracies else None,
+        test_metric=metric if metric in last else None,
+        test_value=last.get(metric),
+        test_accuracy=last.get("test_accuracy"),
     )
 
 

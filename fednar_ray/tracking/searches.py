@@ -15,9 +15,10 @@ from mlflow.entities import Run
 
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.metric_names import find_judged
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.reading import History, iterate_pages, read_history, search_runs_where
-from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 ANOTHER_SEED = ", another seed"
@@ -59,7 +60,7 @@ class Curve:
     settings: Mapping[str, Any]  # of the first seed, by dotted key
     history: History  # of the search's metric
     test_history: History  # of the same metric on the test set; empty if there is none
-    test_accuracy: float | None  # the mean of the last values
+    test_value: float | None  # the mean of the last values of the search's ``test_metric``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,7 @@ class SearchRecord:
     run_id: str
     metric: str
     mode: Literal["max", "min"]
+    test_metric: str | None  # judges the best trial and the baseline, such as test_accuracy; None until one is trained
     algorithm: str
     scheduler: str
     seeds: int  # federations per trial; the trial reports their mean
@@ -150,19 +152,21 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
             children[kind].setdefault(run.info.run_name, run)  # the newest run of a name
     started = [run for run in children["trial"].values() if set(space) <= set(run.data.params)]
     trials = [_read_trial(client, run, metric, space) for run in started]
+    test_metric = _find_test_metric([*children["best"].values(), *children["baseline"].values()])
     return SearchRecord(
         name=name,
         run_id=run_id,
         metric=metric,
         mode="min" if params["search.mode"] == "min" else "max",
+        test_metric=test_metric,
         algorithm=params["search.algorithm"],
         scheduler=params["search.scheduler"],
         seeds=int(params["search.seeds"]),
         settings=_parse_settings(params),
         space=space,
         trials=tuple(sorted(trials, key=lambda trial: (len(trial.name), trial.name))),
-        best=_read_curve(client, children["best"].values(), metric),
-        baseline=_read_curve(client, children["baseline"].values(), metric),
+        best=_read_curve(client, children["best"].values(), metric, test_metric),
+        baseline=_read_curve(client, children["baseline"].values(), metric, test_metric),
     )
 
 
@@ -175,20 +179,28 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str,
     )
 
 
-def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str) -> Curve | None:
+def _find_test_metric(finals: Sequence[Run]) -> str | None:
+    """Returns the metric by which the final runs are judged; None if none of them was evaluated."""
+    names = {name for run in finals for name in run.data.metrics}
+    primary = next((run.data.tags[PRIMARY_TAG] for run in finals if PRIMARY_TAG in run.data.tags), None)
+    metric = f"test_{find_judged(names, primary)}"
+    return metric if metric in names else None
+
+
+def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str, test_metric: str | None) -> Curve | None:
     """Reads the best trial or the baseline from its runs, one per seed; None if there is none."""
     seeds = sorted(runs, key=lambda run: run.data.tags[KIND_TAG])  # the run of the first seed comes first
     if not seeds:
         return None
     on_test = metric.replace("validation_", "test_")
     test_histories = [read_history(client, run, on_test) for run in seeds] if on_test != metric else []
-    accuracies = [run.data.metrics["test_accuracy"] for run in seeds if "test_accuracy" in run.data.metrics]
+    values = [run.data.metrics[test_metric] for run in seeds if test_metric in run.data.metrics]
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_parse_settings(seeds[0].data.params),
         history=_average_histories([read_history(client, run, metric) for run in seeds]),
         test_history=_average_histories(test_histories) if test_histories else (),
-        test_accuracy=fmean(accuracies) if accuracies else None,
+        test_value=fmean(values) if values else None,
     )
 
 

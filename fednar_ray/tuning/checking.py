@@ -1,6 +1,7 @@
 """Finds what is wrong with a search and its data before Ray starts."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
@@ -12,8 +13,11 @@ from fednar_ray.federated.evaluation import list_metric_names
 ALWAYS_REPORTED = ("train_loss",)
 
 
-def check_trials(document: Document, session: RaySession) -> None:
+def check_trials(document: Document, session: RaySession) -> Document:
     """Prepares the experiment as a trial does, and checks that trials report the search's metric.
+
+    Returns:
+        The document, whose search names its metric and mode even if they were ``auto``.
 
     Raises:
         ConfigError: Trials do not report the metric; the message lists the metrics that they report.
@@ -21,13 +25,17 @@ def check_trials(document: Document, session: RaySession) -> None:
     """
     assert document.search is not None
     prepared = prepare(document.experiment, session=session)
-    problems = list(_find_metric_problems(document, document.experiment, prepared.federation, "search.metric"))
+    search = document.search.resolve_metric(prepared.primary)
+    document = replace(document, search=search)
+    problems = list(search.find_mode_problems())
+    problems += list(_find_metric_problems(document, document.experiment, prepared.federation, "search.metric"))
     if not problems:
         for place, experiment in _vary_data(document):
             federation = load_experiment_data(experiment, session)
             problems += _find_metric_problems(document, experiment, federation, place)
     if problems:
         raise ConfigError(tuple(problems))
+    return document
 
 
 def _vary_data(document: Document) -> Iterator[tuple[str, Experiment]]:

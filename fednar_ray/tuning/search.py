@@ -41,7 +41,7 @@ class SearchResult:
         trials: All trials, best first.
         best: The best trial.
         best_file: The best experiment, as a file for ``fednar run``.
-        test_metric: ``test_accuracy``, or ``test_rmse`` for regression.
+        test_metric: The primary metric on the test set, such as ``test_accuracy``.
         best_test: The test metric of the best experiment, trained again; averaged over ``search.seeds`` seeds.
         baseline_test: The same of the baseline.
         rounds_trained: Number of rounds that all trials trained.
@@ -84,9 +84,9 @@ def start_search(document: Document, session: RaySession, show: Show, register: 
     name = get_search_name(document)
     with hold_search(name):
         check_name_is_free(name)
-        assert document.search is not None
         resources = plan_resources(document.experiment, session)
-        check_trials(document, session)
+        document = check_trials(document, session)
+        assert document.search is not None
         points = _list_first_points(document.search)
         with ThreadPoolExecutor(1) as background:
             opening = background.submit(open_store, document.experiment)
@@ -114,7 +114,7 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
         resources = plan_resources(document.experiment, session)
-        check_trials(document, session)
+        document = check_trials(document, session)
         store = Store(table.tracking_uri)
         store.check()
         session.connect()

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config.loading import load_document
+from fednar_ray.experiments.prepare import load_experiment_data
 
 QUICK = ("execution.placement=serial", "federation.rounds=2")
 
@@ -107,6 +108,62 @@ def test_a_column_that_is_a_number_in_one_file_and_text_in_another_is_left_out()
     train("hospitals.yaml")
     refused = init("hospitals", "--label", "dose", "--force")
     assert "dose: the label is a number in north, west and text in south" in str(refused.exception)
+
+
+def test_kinds_are_those_that_training_reads() -> None:
+    """Booleans, dates with dots and texts among numbers are read by the readers of the sources."""
+    frames = {}
+    for seed, name in enumerate(("north", "south", "west")):
+        frame = draw(40, seed).assign(
+            smokes=["yes", "no"] * 20, seen=[f"{1 + i % 28}.01.2024" for i in range(40)], code=["1", "2", "3", "x"] * 10
+        )
+        frames[name] = frame.assign(outcome=frame["outcome"].map({0: "no", 1: "yes"}))
+    write_folder(**frames)
+    shown = init("hospitals").output
+    assert "1 true or false: smokes" in shown
+    assert "1 dates: seen" in shown
+    assert "code: has text among its numbers in north, south, west ('x')" in shown
+    assert "outcome (by its name): no (51%), yes (49%)" in shown  # texts of a label are classes, even yes and no
+    federation = load_experiment_data(fr.load("hospitals.yaml", QUICK))
+    assert {column.name: column.kind for column in federation.columns} == {
+        "age": "number", "dose": "number", "smokes": "boolean", "seen": "date"
+    }  # fmt: skip
+    assert "test_accuracy" in train("hospitals.yaml")
+
+
+def test_how_text_files_are_written_is_detected_or_given() -> None:
+    Path("hospitals").mkdir()
+    for seed, name in enumerate(("north", "south", "west")):
+        draw(40, seed).to_csv(f"hospitals/{name}.csv", index=False, sep=";", decimal=",")
+    assert "2 numbers: age, dose" in init("hospitals").output
+    assert "csv" not in read_settings("hospitals.yaml")["data"]
+    given = init("hospitals", "--csv", "separator=;", "--csv", "decimal=,", "-o", "given.yaml")
+    assert "2 numbers: age, dose" in given.output
+    assert read_settings("given.yaml")["data"]["csv"] == {"separator": ";", "decimal": ","}
+    assert train("given.yaml")["test_loss"] == train("hospitals.yaml")["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("separator", "--csv: 'separator': should be KEY=VALUE, such as separator=';'"),
+        ("decimal=x", "--csv decimal: 'x' should be '.' or ','"),
+        ("separater=;", "--csv separater: ';': unknown key; did you mean separator?"),
+    ],
+)
+def test_a_wrong_way_of_writing_is_refused(given: str, expected: str) -> None:
+    write_folder()
+    assert str(init("hospitals", "--csv", given).exception).startswith(expected)
+
+
+def test_numbers_with_decimal_commas_beside_decimal_points_are_left_out() -> None:
+    frame = draw(40).assign(weight=["1,5", "2,5"] * 20)
+    write_folder(north=frame, south=frame, west=frame)
+    shown = init("hospitals").output
+    assert (
+        "weight: has numbers with a decimal comma in north, south, west ('1,5'), where others have a decimal" in shown
+    )
+    assert read_settings("hospitals.yaml")["data"]["features"] == ["age", "dose"]
 
 
 def test_names_that_yaml_would_misread_and_long_lists_are_written_safely() -> None:

@@ -1,5 +1,7 @@
 """``fednar predict`` on raw rows gives the figures that the run reported, and refuses rows that do not fit the run."""
 
+import csv
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -14,6 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
+from fednar_ray.config import dump
 from fednar_ray.core.random import Purpose, generator
 from tests.support.stores import create_store
 
@@ -158,6 +161,51 @@ def test_a_run_that_does_not_impute_refuses_missing_values_with_their_line() -> 
         "gaps.csv, line 5, column age: the value is missing",
         "gaps.csv, line 3, column dose: the value is missing (1 more like it in this column)",
         "the run does not impute: fill these values, leave the rows out, or train with data.missing=mean",
+    ]
+
+
+def test_separators_and_decimal_signs_are_detected_or_given() -> None:
+    train("binary")
+    rows = pd.read_csv("binary-mean/north.csv")
+    expected = fr.predict("binary-mean", rows)
+    rows.to_csv("german.csv", index=False, sep=";", decimal=",")
+    pd.testing.assert_frame_equal(fr.predict("binary-mean", "german.csv"), expected)
+    rows.assign(note="a|b").to_csv("pipes.csv", index=False, sep="|", decimal=",", quoting=csv.QUOTE_NONNUMERIC)
+    given = ["--csv", "separator=|", "--csv", "decimal=,"]
+    done = CliRunner().invoke(cli, ["predict", "binary-mean", "pipes.csv", *given])
+    assert done.output == expected.to_csv(index=False)
+    written = {"separator": "|", "decimal": ","}
+    pd.testing.assert_frame_equal(fr.predict("binary-mean", "pipes.csv", csv=written), expected)
+    with pytest.raises(fr.ConfigError, match=r"csv\.decimal: 'x' should be"):
+        fr.predict("binary-mean", "pipes.csv", csv={"decimal": "x"})
+
+
+def test_what_the_runs_settings_say_holds_for_new_rows_unless_another_is_given(tmp_path: Path) -> None:
+    directory = tmp_path / "german-0"
+    shutil.copytree(train("binary").directory, directory)
+    experiment = fr.load(directory / "experiment.yaml", ["data.csv.decimal=','", "data.csv.separator=;"])
+    (directory / "experiment.yaml").write_text(dump(experiment))
+    (tmp_path / "rows.csv").write_text("age;dose\n30;2,5\n40;1.250\n")
+    with pytest.raises(fr.DataError, match="has a decimal point, but numbers are written with a comma"):
+        fr.predict(directory, tmp_path / "rows.csv")
+    (tmp_path / "rows.csv").write_text("age,dose\n30,2.5\n")
+    with pytest.raises(fr.DataError, match="has no column age, dose"):
+        fr.predict(directory, tmp_path / "rows.csv")
+    null = ["--csv", "separator=null", "--csv", "decimal=null"]
+    done = CliRunner().invoke(cli, ["predict", str(directory), str(tmp_path / "rows.csv"), *null])
+    assert done.output == fr.predict("binary-mean", tmp_path / "rows.csv").to_csv(index=False)
+
+
+def test_all_bad_cells_are_counted_and_all_columns_said_at_once() -> None:
+    train("binary")
+    Path("bad.csv").write_text("age,dose\nx,2\n1,inf\ny,1\n2,inf\nx,3\n")
+    with pytest.raises(fr.DataError) as error:
+        fr.predict("binary-mean", "bad.csv")
+    assert str(error.value).splitlines() == [
+        "bad.csv, line 2, column age: 'x' is not a number; write numbers as 1234.5, and leave missing cells empty "
+        "(2 more like it in this column)",
+        "bad.csv, line 3, column dose: 'inf' is infinite, or more than float32 can hold "
+        "(1 more like it in this column)",
     ]
 
 

@@ -74,15 +74,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "federated metric": ({"space": ONE, "metric": "client_accuracy_mean"}, "set evaluation.federated=true"),
     "federated error": ({"space": ONE, "metric": "client_rmse_mean", "mode": "min"}, "set evaluation.federated=true"),
     "wrong mode of a client's error": (
-        {"space": ONE, "metric": "client_rmse_mean"},
+        {"space": ONE, "metric": "client_rmse_mean", "mode": "max"},
         "search.mode: 'max': client_rmse_mean is better lower",
     ),
     "nothing held out in a trial": (
         {"space": {"data.validation": {"choice": [0, 0.2]}}},
-        "search.space.data.validation: 0: a trial with it does not report validation_accuracy; remove it",
+        "search.space.data.validation: 0: a trial with it does not report the primary metric on held-out examples; "
+        "remove it",
     ),
     "nothing held out at a range's end": (
-        {"space": {"data.validation": {"uniform": [0, 0.2]}}},
+        {"space": {"data.validation": {"uniform": [0, 0.2]}}, "metric": "validation_accuracy"},
         "search.space.data.validation: 0: a trial with it does not report validation_accuracy",
     ),
     "not evaluated in a trial": (
@@ -92,7 +93,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "search.space.evaluation.federated: False: a trial with it does not report client_accuracy_mean",
     ),
-    "wrong mode": ({"space": ONE, "mode": "min"}, "search.mode: 'min': validation_accuracy is better higher"),
+    "wrong mode": (
+        {"space": ONE, "metric": "validation_accuracy", "mode": "min"},
+        "search.mode: 'min': validation_accuracy is better higher",
+    ),
     "too much grace": (
         {"space": ONE, "scheduler": {"name": "asha", "grace_rounds": 6}},
         "search.scheduler.grace_rounds: 6 should be less than federation.rounds (6)",
@@ -145,7 +149,7 @@ def test_an_invalid_search_is_refused_with_a_remedy(case: str) -> None:
 def test_validation_needs_held_out_examples() -> None:
     data = {"source": "digits", "partition": {"kind": "iid", "clients": 4}}
     assert find_problems({"space": ONE}, data=data) == (
-        "search.metric: 'validation_accuracy': no examples are held out; set data.validation=0.1",
+        "search.metric: 'auto': no examples are held out; set data.validation=0.1",
     )
 
 

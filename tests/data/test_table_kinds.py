@@ -1,5 +1,6 @@
 """Tables with categories, booleans, dates and text labels, against pandas and scikit-learn on the pooled rows."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,54 @@ def test_every_level_that_only_test_rows_have_is_named_by_its_line(tmp_path: Pat
             break
     else:
         raise AssertionError("no row was a test row")
+
+
+@pytest.mark.parametrize("silos", [False, True])
+def test_a_numeric_class_that_only_test_rows_have_is_named_by_its_line(silos: bool, tmp_path: Path) -> None:
+    paths, lines = {name: str(tmp_path / f"{name}.csv") for name in "abc"}, []
+    for i, path in enumerate(paths.values()):
+        held_out = generator(0, Purpose.TEST_SHARE, client_id=i).permutation(20)[:4].tolist()
+        rows = "".join(f"{row},{12 if row in held_out else row % 2}\n" for row in range(20))
+        Path(path).write_text(f"x,ill\n{rows}")
+        lines.append(f"{path}, line {2 + min(held_out)}, column ill")
+    settings = read_data(build_data(None if silos else tmp_path, task="classification"))
+    load_all: Any = load_file_federation
+    if silos:
+        load_all = partial(load_silo_federation, list_silo_files(settings, paths), ask=LocalSurvey())
+    with pytest.raises(DataError) as error:
+        load_all(settings, seed=0)
+    assert str(error.value).splitlines() == [
+        f"{line}: the class '12' is only in test rows, so it would never be trained; merge it with another, remove its "
+        "rows, or change data.test_share"
+        for line in lines
+    ]
+
+
+def test_decimal_commas_beside_decimal_points_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("dose;age;ill\n1,5;30.5;u\n2;31;v\n2,5;32;u\n")
+    (tmp_path / "b.csv").write_text("dose;age;ill\n1,5;30;u\n1.5;31;v\n2;32;u\n")
+    (tmp_path / "c.csv").write_text('dose,age,ill\n"1,5",30,u\n"2,5",31,v\n')
+    (tmp_path / "d.csv").write_text("dose;age;ill\n1,5;30;u\n2,5;31;v\n")  # alike: detected
+    alike = "write all numbers of a file alike, or set data.csv.decimal: ',' or data.types: {dose: category}"
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    assert find_refusal(tmp_path, {}).splitlines() == [
+        f"{a}, line 2, column dose: '1,5' has a decimal comma, but line 2, column age has a decimal point; {alike} "
+        "(1 more like it in this column)",
+        f"{b}, line 2, column dose: '1,5' has a decimal comma, but line 3, column dose has a decimal point; {alike}",
+        f"{c}, line 2, column dose: '1,5' has a decimal comma; {alike} (1 more like it in this column)",
+    ]
+    for path in (b, c):
+        Path(path).unlink()
+    assert load(tmp_path, types={"dose": "category"}).preprocessing.schema.columns[0].levels
+
+
+def test_a_silo_does_not_show_the_number_with_a_decimal_comma(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("dose;age;ill\n1,5;30.5;u\n2;31;v\n2,5;32;u\n")
+    settings = read_data(build_data(None))
+    files = list_silo_files(settings, {"a": str(tmp_path / "a.csv")})
+    with pytest.raises(DataError, match=r"line 2, column dose: the value has a decimal comma, but line 2") as error:
+        load_silo_federation(files, settings, 0, LocalSurvey())
+    assert "1,5" not in str(error.value)
 
 
 def test_kinds_can_be_overridden(tmp_path: Path) -> None:

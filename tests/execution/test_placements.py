@@ -1,8 +1,10 @@
 """One configuration gives the same bytes in every placement."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from tests.conftest import build_small_federation
+from tests.data.test_table_kinds import WARDS, build_ward
 
 
 def build_dropout_model() -> torch.nn.Module:
@@ -66,6 +69,25 @@ def test_training_on_dedicated_actors_gives_the_same_bytes(
     serial = train_to_bytes(build_experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
     for execution in ({"placement": "dedicated"}, {"placement": "pooled", "actors": 2, "vectorize": 1}):
         assert train_to_bytes(build_experiment(preset, execution, **batches), model, session) == serial, execution
+
+
+def test_one_table_gives_the_same_bytes_in_every_placement(session: fr.RaySession, tmp_path: Path) -> None:
+    table = pd.concat([build_ward(seed, 30 - seed).assign(ward=name) for seed, name in enumerate(WARDS)])
+    table.to_csv(tmp_path / "patients.csv", index=False)
+    data = {"source": "table", "path": str(tmp_path / "patients.csv"), "groups": "ward", "label": "ill",
+            "task": "binary", "missing": "mean"}  # fmt: skip
+    final = []
+    for execution in (
+        {"placement": "serial", "vectorize": 1},
+        {"placement": "pooled", "actors": 2, "vectorize": 1},
+        {"placement": "dedicated"},
+    ):
+        settings = build_experiment("scaffold", execution, rounds=2).model_dump(exclude_none=True)
+        experiment = fr.Experiment.model_validate({**settings, "data": data, "model": {"name": "logistic"}})
+        *_, last = fr.iter_rounds(experiment, session=session)
+        assert np.isfinite(last.parameters).all()
+        final.append((last.parameters.tobytes(), last.metrics["test_loss"]))
+    assert final[0] == final[1] == final[2]
 
 
 def test_a_run_neither_depends_on_global_generators_nor_changes_them() -> None:

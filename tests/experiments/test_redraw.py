@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from mlflow import MlflowClient
 
 from fednar_ray.cli.main import cli
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_plots import compute_final_value
+from fednar_ray.tracking.clients_file import write_client_names
+from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.outbox import Outbox
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.usefixtures("recorded_runs")
@@ -69,6 +74,25 @@ def test_a_run_is_drawn_from_its_directory(folder, tmp_path, monkeypatch):
         assert page.read_text() == (run / "report.html").read_text()
         assert is_same_picture(picture, run / "curves.png")
     assert redraw(run.name)[0].parent == run
+
+
+def test_the_page_of_a_run_shows_the_names_of_its_clients(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run_to_summary(folder, "run")["directory"], tmp_path / "run-1")
+    write_client_names(copy, [f"ward {i}" for i in range(20)])
+    assert read_main(redraw(str(copy))[0]).count("<td>ward ") == 20
+
+
+def test_a_run_of_an_earlier_version_is_drawn_with_its_primary_metric(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run_to_summary(folder, "run")["directory"], tmp_path / "run-1")
+    (copy / "facts.json").unlink()
+    outbox = Outbox(copy)
+    outbox.append({"kind": "tags", "tags": {"fednar.primary": "macro_f1"}})
+    outbox.close()
+    page, curves = redraw(str(copy))
+    assert is_same_picture(curves, draw_curves(load_records(copy), tmp_path / "expected.png", "macro_f1"))
+    assert "test macro f1 of" in read_main(page)
 
 
 def test_a_run_is_drawn_from_mlflow_alone(folder, tmp_path, monkeypatch):

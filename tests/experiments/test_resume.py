@@ -321,6 +321,21 @@ def test_a_stopped_run_finishes_if_its_rounds_are_reduced_to_those_trained(uri: 
     assert_recorded_once(result.directory)
 
 
+def test_a_run_that_an_earlier_version_started_gets_the_names_of_its_clients(uri: str) -> None:
+    given = build_small_federation(SIZES)
+    parts = {f"ward {i}": given.shards.only(i).examples for i in range(len(SIZES))}
+    named = fr.Federation({name: (part.x, part.y) for name, part in parts.items()}, (given.test.x, given.test.y))
+    inputs = {"federation": named, "model": build_network()}
+    directory = leave_run(build_settings(uri), 2, **inputs)
+    before = (directory / "clients.json").read_bytes()
+    (directory / "clients.json").unlink()
+    result = fr.run(build_settings(uri), **inputs, resume=directory)
+    assert (directory / "clients.json").read_bytes() == before
+    assert "clients.json" in {each.path for each in MlflowClient(uri).list_artifacts(result.run_id)}
+    lines = (directory / "outbox.jsonl").read_text().splitlines()
+    assert sum("clients.json" in line for line in lines) == 2  # once by each process
+
+
 def test_fewer_rounds_than_trained_are_refused(uri: str) -> None:
     directory = leave_run(build_settings(uri), 3)
     fewer = build_settings(uri, federation={"rounds": 2})

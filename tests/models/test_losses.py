@@ -4,13 +4,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, root_mean_squared_error
 from torch.nn.functional import cross_entropy
 
 import fednar_ray as fr
+from fednar_ray.data.loading import load_federation
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.models.losses import build_task, compute_class_weights
 
@@ -188,6 +191,26 @@ def test_a_scaled_regression_predicts_in_the_labels_unit(tmp_path: Path, monkeyp
     assert result.metrics["test_r2"] > 0.99
     again = fr.load_model(result.directory, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 1)))
     np.testing.assert_array_equal(again(torch.from_numpy(x)).detach().numpy()[:, 0], predictions)
+    rows, saved = pd.DataFrame(x, columns=["u", "v"]), mlflow.pyfunc.load_model(str(result.directory / "model"))
+    np.testing.assert_array_equal(np.asarray(saved.predict(rows)).ravel(), predictions)
+    np.testing.assert_array_equal(fr.predict(result.directory, rows)["prediction"], predictions)
+
+
+def test_silos_agree_on_the_scale_of_the_targets_and_train_to_the_same_bytes(tmp_path: Path) -> None:
+    write_tables(tmp_path / "houses")
+    together = build_priced(tmp_path / "houses").model_dump(exclude_none=True)
+    together["execution"] = {"placement": "serial", "vectorize": 1}
+    data = {key: value for key, value in together["data"].items() if key != "directory"}
+    silos = {name: {"data": str(tmp_path / "houses" / f"{name}.csv")} for name in ("a", "b")}
+    apart = {**together, "data": data, "execution": {"placement": "serial", "silos": silos}}
+    one, other = (fr.Experiment.model_validate(each) for each in (together, apart))
+    known, silo_federation = (prepare(each).federation for each in (one, other))
+    labels = load_federation(one.data, 0).shards.examples.y.astype(np.float64)
+    assert silo_federation.target_scale == known.target_scale == pytest.approx((labels.mean(), labels.std()), rel=1e-6)
+    (*_, last), (*_, at_silos) = (list(fr.iter_rounds(each)) for each in (one, other))
+    assert last.parameters.tobytes() == at_silos.parameters.tobytes()
+    for name in ("test_rmse", "test_mae", "test_r2"):
+        assert at_silos.metrics[name] == pytest.approx(last.metrics[name], rel=1e-6), name
 
 
 def test_without_standardize_targets_are_not_scaled(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def build_search(trials: list[TrialRecord], space: dict[str, Any], **changes: An
         "run_id": "0",
         "metric": "validation_accuracy",
         "mode": "max",
+        "test_metric": "test_accuracy",
         "algorithm": "grid",
         "scheduler": "none",
         "seeds": 1,
@@ -58,9 +59,7 @@ def build_search(trials: list[TrialRecord], space: dict[str, Any], **changes: An
 
 def build_curve(last: float, **settings: Any) -> Curve:
     history = tuple((t, last * (t + 1) / ROUNDS) for t in range(ROUNDS))
-    return Curve(
-        run_id="1", settings=settings, history=history, test_history=history, test_accuracy=history[-1][1] - 0.01
-    )
+    return Curve(run_id="1", settings=settings, history=history, test_history=history, test_value=history[-1][1] - 0.01)
 
 
 GRID = {A: {"grid": [0.1, 0.3, 1.0, 3.0, 10.0]}, DECAY: {"grid": [0.001, 0.01, 0.1]}}
@@ -306,7 +305,7 @@ def test_the_summary_counts_rounds_over_seeds_and_rounds_saved_by_stopping():
     assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)
     assert facts.rounds_saved == 3 * (ROUNDS - 2)
     assert facts.baseline_value == pytest.approx(0.7)
-    assert (facts.best_test_accuracy, facts.baseline_test_accuracy) == pytest.approx((0.89, 0.69))
+    assert (facts.best_test_value, facts.baseline_test_value) == pytest.approx((0.89, 0.69))
 
 
 # The report as files
@@ -502,10 +501,27 @@ def test_a_search_is_read_back_from_its_store(client, uri):
         settings={A: 10.0, "checkpoint.every": 10},
         history=((0, 0.2), (1, 0.4), (2, 0.5), (3, 0.6)),
         test_history=((0, 0.15), (3, 0.58)),
-        test_accuracy=0.58,
+        test_value=0.58,
     )
+    assert record.test_metric == "test_accuracy"
     assert record.baseline is not None
-    assert (record.baseline.test_history, record.baseline.test_accuracy) == ((), None)
+    assert (record.baseline.test_history, record.baseline.test_value) == ((), None)
+
+
+def test_the_best_and_the_baseline_are_judged_by_the_primary_metric(client, uri, tmp_path):
+    parent = record_search(client, client.create_experiment("rare"), "rare", **{"search.metric": "validation_auc"})
+    for kind, auc in (("best", 0.81), ("baseline", 0.72)):
+        tags = {"mlflow.parentRunId": parent, "fednar.kind": kind, "fednar.primary": "auc"}
+        metrics = {"validation_auc": {3: auc}, "test_auc": {3: auc - 0.02}, "test_accuracy": {3: 0.97}}
+        load_records(client, client.get_run(parent).info.experiment_id, kind, tags, {A: "1"}, **metrics)
+    record = read_search(uri, "rare")
+    assert record.test_metric == "test_auc"
+    assert record.best is not None
+    assert record.best.test_value == pytest.approx(0.79)
+    page = write_report(record, tmp_path).page.read_text(encoding="utf-8")
+    assert "<dt>test auc of the best</dt><dd>0.790</dd>" in page
+    assert "<dt>test auc of the baseline</dt><dd>0.700</dd>" in page
+    assert "test accuracy" not in page
 
 
 def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
@@ -524,7 +540,7 @@ def test_the_best_and_the_baseline_are_means_over_their_seeds(client, uri):
     assert record.best.settings == {"seed": 0}
     assert record.best.history == ((0, pytest.approx(0.3)), (2, pytest.approx(0.7)))
     assert record.best.test_history == ((2, pytest.approx(0.4)),)
-    assert record.best.test_accuracy == pytest.approx(0.4)
+    assert record.best.test_value == pytest.approx(0.4)
     assert record.baseline is None
     assert set(record.settings) == {"federation.rounds", A, "algorithm.epsilon"}
 

@@ -73,8 +73,8 @@ def train_alone(document: Document, points: Iterable[Mapping[str, Any]]) -> list
 
     Neither Tune nor a checkpoint nor another process takes part.
     """
-    search = document.search
-    assert search is not None
+    assert document.search is not None
+    search = document.search.resolve_metric("accuracy")
     outcomes = []
     for values in points:
         runs = [list(fr.iter_rounds(document.build_variant({**values, "seed": seed}))) for seed in range(search.seeds)]

@@ -28,7 +28,8 @@ def build_trial_search(**search: Any) -> Document:
         "federation": {"rounds": ROUNDS, "clients_per_round": 2, "local_steps": 1},
         "execution": {"placement": "serial"},
     }
-    search = {"space": {RATE: {"uniform": [0.01, 0.2]}}, "algorithm": "random", "report_rounds": 1, **search}
+    guide = {"metric": "validation_accuracy", "mode": "max"}  # only start_search replaces auto
+    search = {**guide, "space": {RATE: {"uniform": [0.01, 0.2]}}, "algorithm": "random", "report_rounds": 1, **search}
     return parse_document(yaml.safe_dump({"experiment": experiment, "search": search}), "f.yaml", to_search=True)
 
 

@@ -34,7 +34,16 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def build_search(task: str, metric: str, *, labels: Any = None, federated: bool = False, **space: Any) -> Document:
+def build_search(
+    task: str,
+    metric: str,
+    *,
+    labels: Any = None,
+    federated: bool = False,
+    evaluation: Any = None,
+    mode: str | None = None,
+    **space: Any,
+) -> Document:
     y = LABELS[task] if labels is None else labels
     x = np.random.default_rng(0).normal(size=(len(y), 3)).astype(np.float32)
     np.savez("data.npz", train_x=x, train_y=y, test_x=x, test_y=y)
@@ -43,13 +52,13 @@ def build_search(task: str, metric: str, *, labels: Any = None, federated: bool 
         "data": {"source": "npz", "path": "data.npz", "task": task, "validation": 0.3, "partition": {"clients": 3}},
         "model": {"name": "mlp", "hidden": 4},
         "federation": {"rounds": 2, "local_steps": 1},
-        "evaluation": {"federated": federated},
+        "evaluation": {"federated": federated, **(evaluation or {})},
         "execution": {"placement": "serial"},
     }
     lower = any(word in metric for word in ("loss", "rmse", "mae", "perplexity", "error"))
     search = {
         "metric": metric,
-        "mode": "min" if lower else "max",
+        "mode": mode or ("min" if lower else "max"),
         "space": {"algorithm.local_lr": {"uniform": [0.01, 0.1]}, **space},
     }
     return parse_document(yaml.safe_dump({"experiment": experiment, "search": search}), "f.yaml", to_search=True)
@@ -84,6 +93,31 @@ def test_metrics_across_clients_follow_from_the_task(task: str, metric: str, rep
         return
     with pytest.raises(fr.ConfigError, match=f"search.metric: '{metric}': trials on these data do not report"):
         check_trials(given, fr.RaySession())
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "evaluation", "metric", "mode"),
+    [
+        ("classification", None, {}, "validation_accuracy", "max"),
+        ("binary", None, {}, "validation_accuracy", "max"),
+        ("binary", np.arange(60) % 10 == 0, {}, "validation_auc", "max"),  # one in ten: imbalanced
+        ("regression", None, {}, "validation_rmse", "min"),
+        ("binary", None, {"primary": "log_loss"}, "validation_log_loss", "min"),
+        ("regression", None, {"primary": "r2"}, "validation_r2", "max"),
+    ],
+)
+def test_without_a_metric_the_primary_one_guides(
+    task: str, labels: Any, evaluation: Any, metric: str, mode: str
+) -> None:
+    given = build_search(task, "auto", labels=labels, evaluation=evaluation, mode="auto")
+    search = check_trials(given, fr.RaySession()).search
+    assert search is not None
+    assert (search.metric, search.mode) == (metric, mode)
+
+
+def test_a_mode_that_the_primary_metric_does_not_have_is_refused() -> None:
+    with pytest.raises(fr.ConfigError, match=r"search\.mode: 'max': validation_rmse is better lower"):
+        check_trials(build_search("regression", "auto", mode="max"), fr.RaySession())
 
 
 def test_auc_requires_both_labels_among_the_validation_examples() -> None:

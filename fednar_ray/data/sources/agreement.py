@@ -1,6 +1,6 @@
 """Agrees on the kinds, levels and classes of tables over all clients, from the sets of each client alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fednar_ray.config.data import TabularSettings
@@ -21,8 +21,8 @@ class ColumnFacts:
         name: The column's name.
         kind: number, boolean, date, category or empty.
         example: The place of the first value, and the value if it may be shown.
-        levels: The levels, or classes, of the training rows.
-        test_places: The place of the first test row of each level that no training row of this client has.
+        levels: The levels of a category, or the classes of a label, of the training rows.
+        test_places: The place of the first test row of each level or class that no training row of this client has.
         missing: The number of training rows without a value.
     """
 
@@ -61,7 +61,8 @@ def agree_on_schema(settings: TabularSettings, paths: Sequence[str], facts: Sequ
     if names is not None and settings.positive == names[0]:
         names = names[::-1]
     columns = [
-        ColumnSchema(name=found[0][1].name, kind=_find_kind(found), levels=_find_levels(found)) for found in inputs
+        ColumnSchema(name=found[0][1].name, kind=agree_on_kind(f.kind for _, f in found), levels=_find_levels(found))
+        for found in inputs
     ]
     return TableSchema(columns=tuple(columns), task=settings.task, label=settings.label, class_names=names)
 
@@ -69,11 +70,16 @@ def agree_on_schema(settings: TabularSettings, paths: Sequence[str], facts: Sequ
 Found = Sequence[tuple[str, ColumnFacts]]
 
 
-def _find_kind(found: Found) -> Kind:
-    """Returns the kind of a column. Booleans beside numbers are numbers."""
-    kinds = {fact.kind for _, fact in found} - {"empty"}
+def agree_on_kind(kinds: Iterable[str]) -> Kind:
+    """Returns the kind of a column that has these kinds in its files. Booleans beside numbers are numbers."""
+    found = set(kinds) - {"empty"}
     only: Mapping[str, Kind] = {"boolean": "boolean", "date": "date", "category": "category"}
-    return only.get(kinds.pop(), "number") if len(kinds) == 1 else "number"
+    return only.get(found.pop(), "number") if len(found) == 1 else "number"
+
+
+def has_too_many_levels(levels: int, rows: int) -> bool:
+    """Returns whether a column of text has so many levels in so many training rows that it is hardly a category."""
+    return levels > FEW_LEVELS and (levels > MOST_LEVELS or 2 * levels > rows)
 
 
 def _find_levels(found: Found) -> tuple[str, ...]:
@@ -95,12 +101,7 @@ def _find_problems(settings: TabularSettings, found: Found, rows: int) -> Iterat
         return
     levels = _find_levels(found)
     is_label, declared = name == settings.label, settings.types.get(name) == "category"
-    if (
-        not declared
-        and not is_label
-        and len(levels) > FEW_LEVELS
-        and (len(levels) > MOST_LEVELS or 2 * len(levels) > rows)
-    ):
+    if not declared and not is_label and has_too_many_levels(len(levels), rows):
         path, fact = first["category"]
         text = f"{len(levels)} different texts in {rows} training rows ({path}: {fact.example})"
         yield (

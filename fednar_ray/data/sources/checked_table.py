@@ -56,7 +56,14 @@ class CheckedTable:
             classes=label.levels if label.kind == "category" else None,
         )
         facts = [
-            describe_column(table, name, self.kept[train], self.kept[test], show_values=self.show_values)
+            describe_column(
+                table,
+                name,
+                self.kept[train],
+                self.kept[test],
+                show_values=self.show_values,
+                is_class=name == self.settings.label and self.settings.task != "regression",
+            )
             for name in (*self.features, self.settings.label)
         ]
         return rows, facts
@@ -91,7 +98,9 @@ def hold_out(rows: int, share: float, client_id: int) -> tuple[Rows, Rows]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def describe_column(table: Table, name: str, train: Rows, test: Rows, *, show_values: bool) -> ColumnFacts:
+def describe_column(
+    table: Table, name: str, train: Rows, test: Rows, *, show_values: bool, is_class: bool = False
+) -> ColumnFacts:
     """Describes a column of a file.
 
     Args:
@@ -100,6 +109,7 @@ def describe_column(table: Table, name: str, train: Rows, test: Rows, *, show_va
         train: The numbers of its training rows in the file.
         test: The numbers of its test rows.
         show_values: Whether the example may show a value.
+        is_class: Whether the column is a label whose numbers are classes.
     """
     column = table.kinds[name]
     there = np.flatnonzero(~np.isnan(column.values))
@@ -110,14 +120,14 @@ def describe_column(table: Table, name: str, train: Rows, test: Rows, *, show_va
         text = text or (column.levels[int(value)] if column.levels else f"{value:g}")
         example = f"{place}: {text.strip()!r}" if show_values else place
     missing = int(np.isnan(column.values[train]).sum())
-    if column.kind != "category":
+    if column.kind != "category" and not is_class:
         return ColumnFacts(name=name, kind=column.kind, example=example, test_places={}, missing=missing)
     trained = set(column.values[train][~np.isnan(column.values[train])].astype(int).tolist())
     codes, first = np.unique(column.values[test], return_index=True)
     places = {
-        column.levels[int(code)]: table.find_cell(int(test[row]), name)[0]
+        column.levels[int(code)] if column.levels else str(int(code)): table.find_cell(int(test[row]), name)[0]
         for code, row in zip(codes, first, strict=True)
         if not np.isnan(code) and int(code) not in trained
     }
-    levels = tuple(column.levels[code] for code in sorted(trained))
+    levels = tuple(column.levels[code] if column.levels else str(code) for code in sorted(trained))
     return ColumnFacts(name=name, kind=column.kind, example=example, levels=levels, test_places=places, missing=missing)

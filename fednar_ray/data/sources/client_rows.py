@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema, format_level
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrow_columns import find_text
-from fednar_ray.data.sources.cell_kinds import PARSERS
+from fednar_ray.data.sources.cell_kinds import PARSERS, find_decimal_commas, find_decimal_points
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.tables import Table
 
@@ -136,7 +136,7 @@ class RowChecker:
 
     def _build_arrays(self) -> tuple[Floats, Array]:
         label, columns = self.settings.label, self.table.columns
-        text = [self._describe_text(name) for name in (*self.features, label) if columns[name].dtype == object]
+        text = list(self._iter_text_problems(tuple(dict.fromkeys((*self.features, label)))))
         if text:
             raise DataError("\n".join(text))
         x, y = _join_inputs([columns[name] for name in self.features], self.features, self.path), columns[label]
@@ -145,6 +145,30 @@ class RowChecker:
         if not len(y):
             raise DataError(f"{self.path}: has no rows")
         return x, y
+
+    def _iter_text_problems(self, used: Sequence[str]) -> Iterator[str]:
+        """Yields one line per column that holds text instead of numbers, or numbers like 1,5 beside 1.5."""
+        for name in used:
+            commas = self._find_decimal_commas(name)
+            if len(commas):
+                point = self._find_decimal_point(used)
+                but = "" if point is None else f", but {point} has a decimal point"
+                remedy = "write all numbers of a file alike, or set data.csv.decimal: ',' or data.types"
+                yield self._describe(name, commas, f"has a decimal comma{but}; {remedy}: {{{name}: category}}")
+            elif self.table.columns[name].dtype == object:
+                yield self._describe_text(name)
+
+    def _find_decimal_commas(self, name: str) -> Rows:
+        kind = self.table.kinds.get(name)
+        if kind is None or self.settings.types.get(name) == "category":
+            return np.empty(0, dtype=np.int64)
+        return find_decimal_commas(kind)
+
+    def _find_decimal_point(self, used: Sequence[str]) -> str | None:
+        """Returns the place of a number like 1.5; None if the used columns of the file have none."""
+        found = ((name, find_decimal_points(self.table.kinds[name])) for name in used)
+        places = (f"{self.table.find_cell(int(rows[0]), name)[0]}, column {name}" for name, rows in found if len(rows))
+        return next(places, None)
 
     def _describe_text(self, name: str) -> str:
         """Describes the cells of a column that hold text."""

@@ -1,35 +1,36 @@
 """Reads rows to predict, in the same way as the rows that a run was trained on, but without labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.core.errors import DataError
+from fednar_ray.config.data import CsvSettings
+from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
-from fednar_ray.data.sources.arrow_columns import name_row, read_parquet, to_numpy
+from fednar_ray.data.sources.arrow_columns import name_row, to_numpy
 from fednar_ray.data.sources.client_rows import LARGEST
-from fednar_ray.data.sources.tables import Table, find_extension
-from fednar_ray.data.sources.text_files import read_text
+from fednar_ray.data.sources.tables import Table, find_extension, read_arrow
 
 Floats = npt.NDArray[np.float64]
 
 FRAME = Path("the data frame")  # the place of a frame's values in messages
 
 
-def read_rows(path: Path, schema: TableSchema, imputes: bool) -> Floats:
+def read_rows(path: Path, schema: TableSchema, imputes: bool, written: CsvSettings | None = None) -> Floats:
     """Reads the inputs of a file, [n, columns]. NaN is a missing value.
 
     Args:
         path: The file. Columns that the schema does not name are ignored.
         schema: The columns that the model takes.
         imputes: Whether the model replaces missing values. Otherwise they are refused.
+        written: How a text file is written. What is null, or all if it is None, is detected.
 
     Raises:
         DataError: The file cannot be read, has no such column or no rows, or a value does not fit its column. The
-            message names the file, the line and the column, and lists all that is wrong.
+            message names the file, the line and the column, counts the bad values, and lists all that is wrong.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -37,7 +38,7 @@ def read_rows(path: Path, schema: TableSchema, imputes: bool) -> Floats:
     if extension in ("", ".npz"):
         raise DataError(f"{path}: is not a table with a header: write the rows as .csv, .tsv or .parquet")
     categories = [column.name for column in schema.columns if column.kind == "category"]
-    found, find_cell = read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories)
+    found, find_cell = read_arrow(path, categories, written)
     _check_names(path, found.column_names, schema.names)
     columns = {c.name: _convert(path, c.name, found.column(c.name), c.kind) for c in schema.columns}
     return _encode(Table(path=path, columns=columns, find_cell=find_cell), schema, imputes)
@@ -74,55 +75,59 @@ def _convert(path: Path, name: str, column: Any, kind: str) -> Any:
 
 
 def _encode(table: Table, schema: TableSchema, imputes: bool) -> Floats:
-    """Converts a table whose columns are Series to the raw matrix."""
-    cells = table.columns
-    if not len(cells[schema.names[0]]):
+    """Converts a table whose columns are Series to the raw matrix. Raises DataError with all that is wrong."""
+    if not len(table.columns[schema.names[0]]):
         raise DataError(f"{table.path}: has no rows")
-    found, problems = [], []
+    found, problems = {}, []
     for column in schema.columns:
         try:
-            found.append(column.encode(cells[column.name]))
+            found[column.name] = column.encode(table.columns[column.name])
         except ValueError as error:
-            problems.append(_describe(table, column, cells[column.name], error))
-    if problems:
-        raise DataError("\n".join(problems))
-    x = np.stack(found, axis=1)
-    _check_values(table, schema, x, imputes)
-    return x
-
-
-def _describe(table: Table, column: ColumnSchema, cells: Any, error: ValueError) -> str:
-    """Returns what is wrong with the first bad cell of a column, and where it is."""
-    for row in range(len(cells)):
-        try:
-            column.encode(cells.iloc[[row]])
-        except ValueError as problem:
-            why = str(problem).removeprefix(f"column {column.name}: ")
-            if column.kind == "number":
-                why = "is not a number; write numbers as 1234.5, and leave missing cells empty"
-                return table.describe_bad_values(column.name, np.array([row]), why, show_values=True)
-            return f"{table.path}, {table.find_cell(row, column.name)[0]}, column {column.name}: {why}"
-    return f"{table.path}: {error}"
-
-
-def _check_values(table: Table, schema: TableSchema, x: Floats, imputes: bool) -> None:
-    """Raises DataError for infinite values, and for missing ones that the model does not replace."""
-    problems = list(_iter_problems(table, schema, np.abs(x) > LARGEST, "is infinite, or more than float32 can hold"))
-    if not imputes and np.isnan(x).any():
-        problems += _iter_problems(table, schema, np.isnan(x), None)
+            problems.append(_describe(table, column, error))
+    infinite = {name: np.abs(values) > LARGEST for name, values in found.items()}
+    problems += _iter_problems(table, infinite, "is infinite, or more than float32 can hold")
+    missing = {name: np.isnan(values) for name, values in found.items()}
+    if not imputes and any(rows.any() for rows in missing.values()):
+        problems += _iter_problems(table, missing, "is missing", show_values=False)
         problems.append(
             "the run does not impute: fill these values, leave the rows out, or train with data.missing=mean"
         )
     if problems:
         raise DataError("\n".join(problems))
+    return np.stack(list(found.values()), axis=1)
 
 
-def _iter_problems(table: Table, schema: TableSchema, bad: npt.NDArray[np.bool_], why: str | None) -> Iterator[str]:
-    """Yields the first bad cell of each column; ``why`` is None for missing values."""
-    for name, column in zip(schema.names, bad.T, strict=True):
-        rows = np.flatnonzero(column)
-        if len(rows) and why is not None:
-            yield table.describe_bad_values(name, rows, why, show_values=True)
-        elif len(rows):
-            more = f" ({len(rows) - 1} more like it in this column)" if len(rows) > 1 else ""
-            yield f"{table.path}, {table.find_cell(int(rows[0]), name)[0]}, column {name}: the value is missing{more}"
+def _describe(table: Table, column: ColumnSchema, error: ValueError) -> str:
+    """Returns what is wrong with the cells of a column, where the first one is, and how many there are."""
+    rows = _find_bad_cells(column, table.columns[column.name])
+    if not len(rows):  # the whole column has a type that no cell can have
+        return f"{table.path}: {error}"
+    why = {
+        "number": "is not a number; write numbers as 1234.5, and leave missing cells empty",
+        "date": "is not a date; dates are written 2020-01-31",
+        "boolean": "is not a boolean; booleans are true, false, yes, no, 1 or 0",
+        "category": f"is an unknown level; the model knows {format_names(column.levels)}",
+    }[column.kind]
+    return table.describe_bad_values(column.name, rows, why, show_values=True)
+
+
+def _find_bad_cells(column: ColumnSchema, cells: Any) -> npt.NDArray[np.int64]:
+    """Finds the rows of a Series whose cells are not of the column's kind."""
+    known: dict[str, bool] = {}
+    for row, text in enumerate(map(repr, cells)):
+        if text not in known:
+            try:
+                column.encode(cells.iloc[[row]])
+                known[text] = True
+            except ValueError:
+                known[text] = False
+    return np.flatnonzero([not known[text] for text in map(repr, cells)])
+
+
+def _iter_problems(
+    table: Table, bad: Mapping[str, npt.NDArray[np.bool_]], why: str, *, show_values: bool = True
+) -> Iterator[str]:
+    """Yields one line per column with bad cells, which ``bad`` marks by column."""
+    for name, marked in bad.items():
+        if marked.any():
+            yield table.describe_bad_values(name, np.flatnonzero(marked), why, show_values=show_values)

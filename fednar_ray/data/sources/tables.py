@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import TabularSettings
+from fednar_ray.config.data import CsvSettings, TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrays import read_npz
@@ -93,29 +93,55 @@ def read_columns(path: Path, settings: TabularSettings, groups: str | None = Non
             message names the file.
     """
     features, label, types = settings.features, settings.label, settings.types
-    extension = (find_extension(path) or "").lower()
-    if extension == ".npz":
+    if (find_extension(path) or "").lower() == ".npz":
         names = tuple(features or ("x",))
         return Table(path=path, columns=read_npz(path, [*names, label]), find_cell=name_row), names
     others = () if groups is None else (groups,)
     types = {**types, **dict.fromkeys(others, "category")}
     categories = [name for name, kind in types.items() if kind == "category"]
-    found, find_cell = (
-        read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories, settings.csv)
-    )
+    found, find_cell = read_arrow(path, categories, settings.csv)
     left_out = {label, *settings.exclude, *others}
     names = tuple(features) if features is not None else tuple(n for n in found.column_names if n not in left_out)
     _check_header(path, found.column_names, (*names, label, *others), named=features is not None)
     kinds = {
-        name: _find_kind(path, name, found.column(name), types.get(name), is_label=name == label)
+        name: convert_column(path, name, found.column(name), types.get(name), is_label=name == label)
         for name in dict.fromkeys((*names, label, *others))
     }
     columns = {name: column.values for name, column in kinds.items()}
     return Table(path=path, columns=columns, find_cell=find_cell, kinds=kinds), names
 
 
-def _find_kind(path: Path, name: str, column: Any, wanted: str | None, *, is_label: bool) -> Column:
-    """Converts an Arrow column, and determines its kind. ``wanted``: the kind that the settings name."""
+def read_arrow(path: Path, categories: Sequence[str] = (), written: CsvSettings | None = None) -> tuple[Any, FindCell]:
+    """Reads a file with named columns as an Arrow table.
+
+    Args:
+        path: A .csv, .tsv or .parquet file.
+        categories: Columns of text files that stay text even if all their values are numbers.
+        written: How text files are written. What is null, or all if it is None, is detected.
+
+    Returns:
+        The table, and a function that finds a cell in the file.
+
+    Raises:
+        DataError: The file cannot be read. The message names it.
+    """
+    extension = (find_extension(path) or "").lower()
+    return read_parquet(path) if extension == ".parquet" else read_text(path, extension, categories, written)
+
+
+def convert_column(path: Path, name: str, column: Any, wanted: str | None, *, is_label: bool) -> Column:
+    """Converts an Arrow column, and determines its kind.
+
+    Args:
+        path: The file, for messages.
+        name: The column's name, for messages.
+        column: The column as ``read_arrow`` returns it.
+        wanted: The kind that the settings name; None: it follows from the values.
+        is_label: Whether the column is the label; see ``find_kind``.
+
+    Raises:
+        DataError: The column has a type that is neither numbers, dates, booleans nor text, such as lists.
+    """
     import pyarrow as pa
 
     if wanted == "category":

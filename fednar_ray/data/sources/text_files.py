@@ -106,10 +106,12 @@ class _TextFile:
         """Writes 1,5 as 1.5 in columns that stayed text, if the file writes it so. ``categories`` stay unchanged.
 
         Raises:
-            DataError: A number is written as 1.5 in such a file, where it could also mean 15.
+            DataError: A number is written as 1.5 in such a file, where it could also mean 15. The message has one line
+                per column.
         """
         if self._decimal == ".":
             return table
+        problems = []
         for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
             if name not in categories and _is_other(column):
                 row = find_decimal_point(column)
@@ -118,8 +120,11 @@ class _TextFile:
                     remedy = (
                         f"correct it, or data.csv.decimal; if it is no number, set data.types: {{{name}: category}}"
                     )
-                    raise DataError(f"{place}: has a decimal point, but numbers are written with a comma; {remedy}")
+                    problems.append(f"{place}: has a decimal point, but numbers are written with a comma; {remedy}")
+                    continue
                 table = table.set_column(i, name, replace_decimal_commas(column))
+        if problems:
+            raise DataError("\n".join(problems))
         return table
 
     def _sample(self, separator: str) -> list[list[str]]:

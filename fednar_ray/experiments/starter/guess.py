@@ -1,12 +1,13 @@
 """Guesses an experiment's settings from a survey of the tables: what is predicted, from what, and by which model."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
+from fednar_ray.data.sources.agreement import has_too_many_levels
 from fednar_ray.experiments.starter.survey import ColumnSurvey, TablesSurvey
 
 LABELS = ("label", "labels", "target", "y", "outcome", "class", "diagnosis", "response", "result")
@@ -29,7 +30,8 @@ GROUPS = (
 IDENTIFIERS = ("id", "index", "row", "unnamed: 0", "patient", "patient_id", "record_id", "uuid")
 SHOWN_FEATURES = 30  # with more, and none left out, the file does not list them
 MOST_CLASSES = 20  # whole numbers with more distinct values are a regression
-MOST_LEVELS = 50  # text with more distinct values is left out: hardly any level would occur twice
+MOST_CLASS_NAMES = 50  # text with more distinct values is no label
+TEST_SHARE = 0.2
 ROWS_PER_CLIENT = 50  # of one table that has no groups
 FEW_ROWS = 500  # up to here the model is linear
 
@@ -76,14 +78,14 @@ def guess(survey: TablesSurvey, label: str | None, task: TaskName | None, groups
         wrong.append("--groups: each file in the folder is a client; --groups belongs to one table")
     if wrong:
         raise BadInput("\n".join(wrong))
-    column, why = _guess_label(survey, groups) if label is None else (survey.find(label), "given")
+    column, why = _guess_label(survey, groups) if label is None else (survey.find_label(label), "given")
     assert column is not None
     if column.mixture:
         raise BadInput(f"{column.name}: the label {column.mixture}; write it alike in all files, or use --label")
     if len(column.levels) < 2:
         held = "no value" if not column.levels else f"only the value {next(iter(column.levels))!r}"
         raise BadInput(f"{column.name}: the label has {held}; choose another with --label")
-    found, task_why = _guess_task(column) if task is None else (task, "given")
+    found, task_why = _guess_task(survey, column) if task is None else (task, "given")
     own = None if survey.is_folder else groups or _guess_groups(survey, column)
     left_out = dict(_iter_left_out(survey, (column.name, own)))
     features = [c.name for c in survey.columns if c.name not in (column.name, own) and c.name not in left_out]
@@ -116,7 +118,7 @@ def _find_wrong_names(survey: TablesSurvey, given: dict[str, str | None]) -> Ite
 
 def _guess_label(survey: TablesSurvey, groups: str | None) -> tuple[ColumnSurvey, str]:
     """Returns the column with a label's name, or else the last one that varies."""
-    by_name = {column.name.strip().casefold(): column for column in survey.columns if column.name != groups}
+    by_name = {column.name.strip().casefold(): column for column in survey.labels if column.name != groups}
     named = next((by_name[name] for name in LABELS if name in by_name), None)
     if named is not None:
         return named, "by its name"
@@ -126,17 +128,17 @@ def _guess_label(survey: TablesSurvey, groups: str | None) -> tuple[ColumnSurvey
     return varying[-1], "the last column"
 
 
-def _guess_task(label: ColumnSurvey) -> tuple[TaskName, str]:
-    distinct = len(label.levels)
-    if label.kind == "text" and distinct > MOST_LEVELS:
+def _guess_task(survey: TablesSurvey, label: ColumnSurvey) -> tuple[TaskName, str]:
+    distinct, as_input = len(label.levels), survey.find(label.name)
+    if distinct > 2 and as_input is not None and as_input.kind == "date":
+        raise BadInput(f"{label.name}: the label is a date; choose another with --label")
+    if label.kind == "category" and distinct > MOST_CLASS_NAMES:
         raise BadInput(f"{label.name}: the label is text with {distinct} different values; choose another with --label")
     if distinct == 2:
         return "binary", "two values"
-    if label.kind == "date":
-        raise BadInput(f"{label.name}: the label is a date; choose another with --label")
-    if label.kind == "text":
+    if label.kind == "category":
         return "classification", f"text with {distinct} values"
-    if label.kind == "whole number" and distinct <= MOST_CLASSES and min(label.levels) >= 0:
+    if label.is_whole and distinct <= MOST_CLASSES and min(label.levels) >= 0:
         return "classification", f"whole numbers with {distinct} values"
     return "regression", "numbers"
 
@@ -144,9 +146,9 @@ def _guess_task(label: ColumnSurvey) -> tuple[TaskName, str]:
 def _guess_groups(survey: TablesSurvey, label: ColumnSurvey) -> str | None:
     """Returns the column that names the clients of one table: one with such a name and few distinct values."""
     total = sum(survey.rows.values())
-    for column in survey.columns:
+    for column in survey.labels:
         name = column.name.strip().casefold().removesuffix("_id").removesuffix("_name")
-        few = 2 <= len(column.levels) <= total // 10 and not column.missing
+        few = 2 <= len(column.levels) <= total // 10 and not column.missing and not column.mixture
         if column.name != label.name and name in GROUPS and few:
             return column.name
     return None
@@ -163,9 +165,9 @@ def _iter_left_out(survey: TablesSurvey, taken: Sequence[str | None]) -> Iterato
             yield column.name, column.mixture
         elif distinct < 2:
             yield column.name, "is constant" if distinct else "has no values"
-        elif distinct == total and (column.name.strip().casefold() in IDENTIFIERS or column.kind == "text"):
+        elif distinct == total and (column.name.strip().casefold() in IDENTIFIERS or column.kind == "category"):
             yield column.name, "differs in every row, like an identifier"
-        elif column.kind == "text" and distinct > MOST_LEVELS:
+        elif column.kind == "category" and has_too_many_levels(distinct, int((1 - TEST_SHARE) * total)):
             yield column.name, f"is text with {distinct} different values"
     for name, files in survey.only_some.items():
         yield name, f"only {', '.join(files[:3])} has it"
@@ -174,7 +176,7 @@ def _iter_left_out(survey: TablesSurvey, taken: Sequence[str | None]) -> Iterato
 def _count_clients(survey: TablesSurvey, groups: str | None) -> int:
     if survey.is_folder:
         return len(survey.rows)
-    column = None if groups is None else survey.find(groups)
+    column = None if groups is None else survey.find_label(groups)
     total = sum(survey.rows.values())
     return len(column.levels) if column is not None else max(2, min(10, total // ROWS_PER_CLIENT))
 
@@ -183,14 +185,21 @@ def _join(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name} {why}" for name, why in reasons.items())
 
 
-def build_settings(survey: TablesSurvey, found: Guess, name: str) -> dict[str, Any]:
-    """Builds the ``experiment`` section: only keys that the user may want to see or change."""
+def build_settings(survey: TablesSurvey, found: Guess, name: str, csv: Mapping[str, str | None]) -> dict[str, Any]:
+    """Builds the ``experiment`` section: only keys that the user may want to see or change.
+
+    Args:
+        survey: What the tables hold.
+        found: What is predicted, and from what.
+        name: The experiment's name.
+        csv: How text files are written, as far as the user says so.
+    """
     total = sum(survey.rows.values())
     per_client = total // found.clients
     return {
         "name": name,
         "seed": 0,
-        "data": _build_data(survey, found),
+        "data": _build_data(survey, found, csv),
         "model": {"name": "logistic"} if total <= FEW_ROWS else {"name": "mlp", "hidden": 32},
         "federation": {
             "rounds": 20,
@@ -203,7 +212,7 @@ def build_settings(survey: TablesSurvey, found: Guess, name: str) -> dict[str, A
     }
 
 
-def _build_data(survey: TablesSurvey, found: Guess) -> dict[str, Any]:
+def _build_data(survey: TablesSurvey, found: Guess, csv: Mapping[str, str | None]) -> dict[str, Any]:
     where: dict[str, Any] = (
         {"source": "folder", "directory": str(survey.path)}
         if survey.is_folder
@@ -212,7 +221,7 @@ def _build_data(survey: TablesSurvey, found: Guess) -> dict[str, Any]:
     if found.groups is not None:
         where["groups"] = found.groups
     inputs = [column for column in survey.columns if column.name in found.features]
-    label = survey.find(found.label)
+    label = survey.find_label(found.label)
     data = {**where, "label": found.label, "task": found.task}
     if found.left_out or len(found.features) <= SHOWN_FEATURES:
         data["features"] = list(found.features)
@@ -220,7 +229,9 @@ def _build_data(survey: TablesSurvey, found: Guess) -> dict[str, Any]:
         data["missing"] = "drop"
     elif any(column.missing for column in inputs):
         data["missing"] = "mean"
-    data["test_share"] = 0.2
+    if csv:
+        data["csv"] = dict(csv)
+    data["test_share"] = TEST_SHARE
     if not survey.is_folder and found.groups is None:
         data["partition"] = {"kind": "iid", "clients": found.clients}
     return data

@@ -1,19 +1,25 @@
-"""Surveys tables: which clients they are, and what kind of values each column holds."""
+"""Surveys tables: which clients they are, and what kind of values each column holds, as training would read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from fednar_ray.config.data import CsvSettings
 from fednar_ray.core.errors import BadInput, DataError, format_names
-from fednar_ray.data.sources.arrow_columns import is_number, read_parquet, to_numpy
-from fednar_ray.data.sources.tables import FORMATS, derive_client_name, find_extension, list_tables
-from fednar_ray.data.sources.text_files import read_text
-
-KINDS = ("number", "whole number", "true or false", "text", "date", "mixed")
+from fednar_ray.data.sources.agreement import agree_on_kind
+from fednar_ray.data.sources.arrow_columns import find_text
+from fednar_ray.data.sources.cell_kinds import Column, find_decimal_commas
+from fednar_ray.data.sources.tables import (
+    FORMATS,
+    convert_column,
+    derive_client_name,
+    find_extension,
+    list_tables,
+    read_arrow,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +28,11 @@ class ColumnSurvey:
 
     Attributes:
         name: Its name in the header.
-        kind: One of ``KINDS``.
-        levels: The number of rows of each distinct value, most frequent first. Missing values are not counted.
+        kind: number, boolean, date or category; empty if no row has a value.
+        levels: The number of rows of each distinct value, most frequent first. Missing values are not counted. They are
+            numbers, or the texts of a category.
         missing: The number of rows without a value.
-        mixture: For the kind mixed: which file holds what, in words.
+        mixture: Why training cannot read the column, in words; empty if it can.
     """
 
     name: str
@@ -37,7 +44,12 @@ class ColumnSurvey:
     @property
     def is_numeric(self) -> bool:
         """Whether every value is a number, or true or false."""
-        return self.kind in ("number", "whole number", "true or false")
+        return self.kind in ("number", "boolean")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every value is a whole number."""
+        return self.is_numeric and all(float(level).is_integer() for level in self.levels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +59,15 @@ class TablesSurvey:
     Attributes:
         path: The directory or the file, as given.
         rows: The number of rows of each file, by client name. One file has one entry.
-        columns: The columns that all files have, in the order of the first file.
+        columns: The columns that all files have, in the order of the first file, as inputs.
+        labels: The same columns as labels, whose texts name classes even if they are yes and no, or dates.
         only_some: Columns that only some files have → the names of these files.
     """
 
     path: Path
     rows: Mapping[str, int]
     columns: tuple[ColumnSurvey, ...]
+    labels: tuple[ColumnSurvey, ...]
     only_some: Mapping[str, tuple[str, ...]]
 
     @property
@@ -62,8 +76,12 @@ class TablesSurvey:
         return self.path.is_dir()
 
     def find(self, name: str) -> ColumnSurvey | None:
-        """Finds a column by its exact name."""
+        """Finds a column, as an input, by its exact name."""
         return next((column for column in self.columns if column.name == name), None)
+
+    def find_label(self, name: str) -> ColumnSurvey | None:
+        """Finds a column, as a label or as the groups, by its exact name."""
+        return next((column for column in self.labels if column.name == name), None)
 
 
 def find_tables(path: Path) -> list[Path]:
@@ -81,8 +99,12 @@ def find_tables(path: Path) -> list[Path]:
     return [path]
 
 
-def survey_tables(path: Path) -> TablesSurvey:
+def survey_tables(path: Path, written: CsvSettings | None = None) -> TablesSurvey:
     """Reads all tables at ``path`` and describes their columns.
+
+    Args:
+        path: A directory or a file.
+        written: How text files are written, see ``data.csv``. What is null is detected, file by file.
 
     Raises:
         BadInput: There is no table, tables cannot be read or have no rows, or they share no columns. The message lists
@@ -93,23 +115,26 @@ def survey_tables(path: Path) -> TablesSurvey:
         others = list_tables(path)[1]
         here = f"; it holds {format_names(others)}" if others else "; it is empty"
         raise BadInput(f"{path}: has no {FORMATS} file{here}. Put one table per client there, or name one table")
-    frames, problems = {}, []
+    tables, problems = {}, []
     for file in files:
         try:
-            frames[derive_client_name(file)] = _read(file)
+            tables[derive_client_name(file)] = _read(file, written)
         except BadInput as problem:
             problems.append(str(problem))
     if problems:
         raise DataError("\n".join(problems))
-    return _summarize(path, frames)
+    return _summarize(path, tables)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """Reads a table: numbers as float64, everything else as text or dates. Raises DataError if it cannot be used."""
-    extension = (find_extension(path) or "").lower()
-    if extension == ".npz":
+_Views = Mapping[str, tuple[Column, Column]]
+"""The columns of a file by name, each as an input and as a label."""
+
+
+def _read(path: Path, written: CsvSettings | None) -> _Views:
+    """Reads a table. Raises DataError if it cannot be used."""
+    if (find_extension(path) or "").lower() == ".npz":
         raise DataError(f"{path}: holds arrays; write its file by hand, as `fednar config data.npz` says")
-    table, _ = read_parquet(path) if extension == ".parquet" else read_text(path, extension)
+    table, _ = read_arrow(path, written=written)
     names = table.column_names
     if len(names) < 2:
         raise DataError(f"{path}: has only one column, {names[0]}")
@@ -118,77 +143,79 @@ def _read(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: the header names {', '.join(twice)} twice; give each column a different name")
     if not table.num_rows:
         raise DataError(f"{path}: has a header and no rows; remove the file, or add the client's rows")
-    return pd.DataFrame({name: _convert(path, name, table.column(name)) for name in names})
+    return {name: _convert(path, name, table.column(name)) for name in names}
 
 
-def _convert(path: Path, name: str, column: Any) -> Any:
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_boolean(kind):
-        return column.to_pandas().astype(object)
-    if pa.types.is_temporal(kind):
-        return pd.Series(column.to_pandas(), dtype=object)
-    return to_numpy(path, name, column)
+def _convert(path: Path, name: str, column: Any) -> tuple[Column, Column]:
+    as_input = convert_column(path, name, column, None, is_label=False)
+    if as_input.kind in ("number", "category"):
+        return as_input, as_input
+    return as_input, convert_column(path, name, column, None, is_label=True)
 
 
-def _summarize(path: Path, frames: Mapping[str, pd.DataFrame]) -> TablesSurvey:
-    names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
-    shared = [name for name in names if all(name in frame.columns for frame in frames.values())]
+def _summarize(path: Path, tables: Mapping[str, _Views]) -> TablesSurvey:
+    names = list(dict.fromkeys(name for table in tables.values() for name in table))
+    shared = [name for name in names if all(name in table for table in tables.values())]
     if len(shared) < 2:
-        each = "; ".join(f"{name} has {format_names(list(frame.columns))}" for name, frame in list(frames.items())[:3])
+        each = "; ".join(f"{name} has {format_names(list(table))}" for name, table in list(tables.items())[:3])
         raise DataError(f"{path}: the tables share no columns: {each}. All clients' tables need the same columns")
+    columns, labels = (
+        tuple(_describe(name, {file: table[name][view] for file, table in tables.items()}) for name in shared)
+        for view in (0, 1)
+    )
     return TablesSurvey(
         path=path,
-        rows={name: len(frame) for name, frame in frames.items()},
-        columns=tuple(_describe(name, {file: frame[name] for file, frame in frames.items()}) for name in shared),
+        rows={name: len(table[shared[0]][0].values) for name, table in tables.items()},
+        columns=columns,
+        labels=labels,
         only_some={
-            name: tuple(file for file, frame in frames.items() if name in frame.columns)
-            for name in names
-            if name not in shared
+            name: tuple(file for file, table in tables.items() if name in table) for name in names if name not in shared
         },
     )
 
 
-def _describe(name: str, parts: Mapping[str, pd.Series]) -> ColumnSurvey:
-    values = pd.concat(list(parts.values()), ignore_index=True)
-    present = values.dropna()
+def _describe(name: str, parts: Mapping[str, Column]) -> ColumnSurvey:
     mixture = _find_mixture(parts)
+    levels: dict[Any, int] = {}
+    missing = 0
+    for part in [] if mixture else parts.values():
+        there = part.values[~np.isnan(part.values)]
+        missing += len(part.values) - len(there)
+        for value, count in zip(*np.unique(there, return_counts=True), strict=True):
+            level = part.levels[int(value)] if part.kind == "category" else float(value)
+            levels[level] = levels.get(level, 0) + int(count)
     return ColumnSurvey(
         name=name,
-        kind="mixed" if mixture else _find_kind(present),
-        levels=present.value_counts().to_dict(),
-        missing=len(values) - len(present),
+        kind="empty" if not levels else agree_on_kind([part.kind for part in parts.values()]),
+        levels=dict(sorted(levels.items(), key=lambda item: -item[1])),
+        missing=missing,
         mixture=mixture,
     )
 
 
-def _find_mixture(parts: Mapping[str, pd.Series]) -> str:
-    """Returns which file has numbers and which has text in a column, in words; empty if all files agree."""
-    numeric: list[str] = []
-    text: list[str] = []
+def _find_mixture(parts: Mapping[str, Column]) -> str:
+    """Returns why training cannot read a column, in words; empty if it can."""
+    words = {"number": "a number", "boolean": "a number", "date": "a date", "category": "text", "mixed": "text"}
+    files: dict[str, list[str]] = {}
     for file, part in parts.items():
-        present = part.dropna()
-        if len(present):
-            (text if _find_kind(present) == "text" else numeric).append(file)
-    if not numeric or not text:
-        return ""
-    cells = parts[text[0]].dropna().astype(str)
-    odd = next(cell for cell in cells if not is_number(cell))
-    return f"is a number in {format_names(numeric)} and text in {format_names(text)} ({odd!r})"
+        if part.kind != "empty":
+            files.setdefault(words[part.kind], []).append(file)
+    odd = next((f" ({text!r})" for part in parts.values() if (text := _find_odd_text(part)) is not None), "")
+    if len(files) > 1:
+        return "is " + " and ".join(
+            f"{kind} in {format_names(names)}{odd if kind == 'text' else ''}"
+            for kind, names in sorted(files.items(), key=lambda item: item[0] == "text")
+        )
+    commas = [file for file, part in parts.items() if len(find_decimal_commas(part))]
+    if commas:
+        return f"has numbers with a decimal comma in {format_names(commas)}{odd}, where others have a decimal point"
+    mixed = [file for file, part in parts.items() if part.kind == "mixed"]
+    return f"has text among its numbers in {format_names(mixed)}{odd}" if mixed else ""
 
 
-def _find_kind(present: pd.Series) -> str:
-    """Returns which of ``KINDS`` the values of a column are. A column with numbers in one file alone is text."""
-    if present.map(lambda value: isinstance(value, bool)).all() and len(present):
-        return "true or false"
-    try:
-        numbers = present.astype(np.float64)
-    except (TypeError, ValueError):
-        return "date" if _are_dates(present) else "text"
-    return "whole number" if (numbers == numbers.round()).all() else "number"
-
-
-def _are_dates(present: pd.Series) -> bool:
-    texts = present.astype(str)
-    return bool(texts.str.match(r"\d{4}-\d{2}-\d{2}").all())
+def _find_odd_text(part: Column) -> str | None:
+    """Returns the first text of a column of texts that is no number; None if it has none."""
+    if part.kind == "category":
+        return part.levels[int(part.values[~np.isnan(part.values)][0])]
+    rows: Sequence[int] = find_text(part.values).tolist() if part.kind == "mixed" else []
+    return str(part.values[rows[0]]) if rows else None
