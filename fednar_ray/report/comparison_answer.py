@@ -83,20 +83,16 @@ def _describe_target(contest: Contest, settings: CompareSettings) -> str | None:
         return None
     goal = f"a test {row.measure.name.replace('_', ' ')} of {target:g}"
     ours, theirs = row.rounds_to_target, baseline.rounds_to_target
-    other = _name(baseline, capital=False)
+    name, other = _name(row), _name(baseline, capital=False)
     if ours is None and theirs is None:
-        return f"Neither {_name(row)} nor {other} reaches {goal}"
-    if theirs is None:
-        return f"{_name(row)} reaches {goal} in {_count(ours)}{_count_seeds(row)}, {other} does not reach it"
+        return f"Neither {name} nor {other} reaches {goal}"
     if ours is None:
-        return f"{_name(row)} does not reach {goal}, {other} does in {_count(theirs)}{_count_seeds(baseline)}"
-    return (
-        f"{_name(row)} reaches {goal} in {_count(ours)}{_count_seeds(row)}, "
-        f"{other} in {theirs:g}{_count_seeds(baseline)}"
-    )
+        return f"{name} does not reach {goal}, {other} does in {_count(theirs)}{_count_seeds(baseline)}"
+    ending = "does not reach it" if theirs is None else f"in {theirs:g}{_count_seeds(baseline)}"
+    return f"{name} reaches {goal} in {_count(ours)}{_count_seeds(row)}, {other} {ending}"
 
 
-def _count(rounds: float) -> str:
+def _count(rounds: float | None) -> str:
     return f"{rounds:g} round" + ("" if rounds == 1 else "s")
 
 
