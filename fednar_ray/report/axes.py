@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from math import floor, log10
 from typing import Any
 
@@ -44,12 +43,10 @@ def build_label(key: str) -> str:
     return f"{words} ${symbol}$" if symbol else words
 
 
-def build_html_label(key: str) -> str:
-    """Returns the label of a key in HTML: words and symbol."""
+def build_plain_label(key: str) -> str:
+    """Returns the label of a key as text: words and symbol."""
     words, symbol = NAMES.get(key, (key, ""))
-    letter, _, index = symbol.partition("_")
-    below = f"<sub>{index}</sub>" if index else ""
-    return f"{escape(words)} <i>{letter}</i>{below}" if symbol else escape(words)
+    return f"{words} {symbol.removesuffix('_0')}" if symbol else words
 
 
 def format_searched_value(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ Means = npt.NDArray[np.float64]
 
 LISTS = ("grid", "choice")
 MOST_BINS = 8
+LEAST_TRIALS = 9  # a map of fewer trials would show gaps, not a region
 
 
 def list_pairs(record: SearchRecord) -> list[tuple[str, str]]:
@@ -43,7 +43,12 @@ def list_pairs(record: SearchRecord) -> list[tuple[str, str]]:
     return [(CLIP_BOUND, key) for key in record.space if key.endswith(ANNEAL) or key == WEIGHT_DECAY]
 
 
-def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
+def has_enough_trials(record: SearchRecord) -> bool:
+    """Returns whether enough trials ran all rounds for a map over two settings."""
+    return len(record.finished) >= LEAST_TRIALS
+
+
+def draw_heat_map(record: SearchRecord, x: str, y: str) -> Figure:
     """Draws the metric over two keys, one panel per regularizer, from the trials that ran all rounds.
 
     The panels show cells if both keys have lists of values, else points. At least one trial must have run all rounds.
@@ -60,8 +65,7 @@ def draw_heat_map(record: SearchRecord, x: str, y: str, path: Path) -> Path:
     panels[0].set_ylabel(build_label(y))
     bar = figure.colorbar(ScalarMappable(colors.norm, colors.map), ax=list(panels), extend=colors.extend)
     bar.set_label(name_metric(record))
-    figure.savefig(path, dpi=110)
-    return path
+    return figure
 
 
 def compute_cell_means(trials: Sequence[TrialRecord], x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> Means:

@@ -1,7 +1,6 @@
 """Plots of a search: all trials in parallel coordinates, importances, and the best trial against the baseline."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,12 +17,13 @@ from fednar_ray.report.axes import (
     name_metric,
 )
 from fednar_ray.report.plots import widen
+from fednar_ray.report.svg import FAINT, PAGE
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord
 
 BEST, BASELINE, OTHERS = "#d1495b", "#30638e", "#9a9a9a"
 
 
-def draw_parallel(record: SearchRecord, path: Path) -> Path:
+def draw_parallel(record: SearchRecord) -> Figure:
     """Draws one line per trial through its values and its result; lines of finished trials are colored by the result.
 
     At least one trial must have run all rounds.
@@ -60,8 +60,7 @@ def draw_parallel(record: SearchRecord, path: Path) -> Path:
     figure.colorbar(
         ScalarMappable(colors.norm, palette), ax=axes, label=name_metric(record), extend=colors.extend, pad=0.02
     )
-    figure.savefig(path, dpi=110)
-    return path
+    return figure
 
 
 def _draw_axes(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
@@ -72,16 +71,16 @@ def _draw_axes(axes: Axes, scales: list[AxisScale], names: list[str]) -> None:
     axes.set_xticks(range(len(scales)), names, fontsize=9)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    behind = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    behind = {"boxstyle": "round,pad=0.12", "facecolor": PAGE, "edgecolor": "none", "alpha": 0.75}
     for place, scale in enumerate(scales):
-        axes.plot([place, place], [-0.03, 1.03], color="#333333", linewidth=1, zorder=3)
+        axes.plot([place, place], [-0.03, 1.03], color=FAINT, linewidth=1, zorder=3)
         for measure, name in scale.list_ticks():
             height = scale.compute_share(measure)
-            axes.plot([place, place + 0.03], [height, height], color="#333333", linewidth=1, zorder=3)
+            axes.plot([place, place + 0.03], [height, height], color=FAINT, linewidth=1, zorder=3)
             axes.text(place + 0.05, height, name, fontsize=8.5, va="center", bbox=behind, zorder=4)
 
 
-def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
+def draw_importances(shares: Mapping[str, float]) -> Figure:
     """Draws the shares that ``compute_importances`` returns as bars, the most important key on top."""
     figure = Figure(figsize=(7, 1.3 + 0.42 * len(shares)), layout="constrained")
     axes = figure.subplots()
@@ -92,11 +91,10 @@ def draw_importances(shares: Mapping[str, float], path: Path) -> Path:
     axes.set(xlim=(0, 1.12 * max(shares.values())), xlabel="share of the variance between trials that it explains")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=110)
-    return path
+    return figure
 
 
-def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
+def draw_best_and_baseline(record: SearchRecord) -> Figure:
     """Draws the metric over rounds: the best trial and the baseline, in front of all trials."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -115,8 +113,7 @@ def draw_best_and_baseline(record: SearchRecord, path: Path) -> Path:
     widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
-    figure.savefig(path, dpi=110)
-    return path
+    return figure
 
 
 def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, color: str) -> None:

@@ -4,19 +4,24 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from html import escape
+from functools import partial
 from pathlib import Path
 
-from fednar_ray.report.axes import build_html_label, name_metric
-from fednar_ray.report.heat_maps import draw_heat_map, list_pairs
+from fednar_ray.report.axes import build_plain_label, name_metric
+from fednar_ray.report.heat_maps import LEAST_TRIALS, draw_heat_map, has_enough_trials, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
-from fednar_ray.report.search_page import Plot, build_page
+from fednar_ray.report.page import PageFigure
+from fednar_ray.report.search_page import build_search_page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
 from fednar_ray.report.search_results import COLUMNS, SearchFacts, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, compute_sensitivity
+from fednar_ray.report.svg import render
 from fednar_ray.tracking.searches import SearchRecord
 
-NONE_FINISHED = "No trial ran all rounds."
+HEAT_MAP_CAPTION = (
+    "Means over the trials that ran all rounds, regardless of their other settings; where trials are points, the star "
+    "is the best."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,57 +35,62 @@ class SearchReport:
 
 
 def write_report(record: SearchRecord, directory: Path) -> SearchReport:
-    """Writes the plots of a search, ``results.csv``, ``sensitivity.json`` and ``index.html`` into a directory."""
+    """Writes the page of a search, a picture, ``results.csv`` and ``sensitivity.json`` into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     facts, falls = summarize_search(record), compute_sensitivity(record)
-    plots = list(_draw_plots(record, directory))
+    figures, missing = list(_draw_figures(record)), list(_explain_missing_figures(record))
     index = directory / "index.html"
-    index.write_text(build_page(record, facts, falls, plots), encoding="utf-8")
-    drawn = [plot.path for plot in plots if plot.path is not None]
+    started = bool(record.best or record.baseline or any(trial.history for trial in record.trials))
+    curves = _draw_curves(record) if started else None
+    page = build_search_page(record, facts, falls, curves=curves, figures=figures, missing=missing)
+    index.write_text(page, encoding="utf-8")
+    drawn = []
+    if started:
+        drawn.append(directory / "best_and_baseline.png")
+        draw_best_and_baseline(record).savefig(drawn[0], dpi=110)
     tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
     return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)
 
 
-def _draw_plots(record: SearchRecord, directory: Path) -> Iterator[Plot]:
-    """Draws the plots in the order of the page."""
-    started = record.best or record.baseline or any(trial.history for trial in record.trials)
-    what = f"{name_metric(record).capitalize()} over rounds; behind it all trials, those that were stopped early too."
-    yield Plot(
-        title="Best against baseline",
-        caption=what if started else "No round was evaluated.",
-        path=draw_best_and_baseline(record, directory / "best_and_baseline.png") if started else None,
-    )
-    yield from _draw_heat_maps(record, directory)
-    finished = bool(record.finished)
-    yield Plot(
-        title="Settings and results",
-        caption="One line per trial, through its values to its result." if finished else NONE_FINISHED,
-        path=draw_parallel(record, directory / "parallel_coordinates.png") if finished else None,
-    )
-    why_not = explain_missing_importances(record)
-    yield Plot(
-        title="What mattered",
-        caption=why_not or "Parameter importance by fANOVA (Optuna's), over the trials that ran all rounds.",
-        path=None if why_not else draw_importances(compute_importances(record), directory / "importance.png"),
+def _draw_curves(record: SearchRecord) -> PageFigure:
+    metric = name_metric(record)
+    return PageFigure(
+        title=f"{metric.capitalize()} over rounds",
+        svg=render(lambda: draw_best_and_baseline(record), f"{metric} of the best trial and the baseline over rounds"),
+        caption="Behind them all trials, those that were stopped early too.",
     )
 
 
-def _draw_heat_maps(record: SearchRecord, directory: Path) -> Iterator[Plot]:
-    for x, y in list_pairs(record):
-        title = f"{escape(name_metric(record).capitalize())} over {build_html_label(x)} and {build_html_label(y)}"
-        if not record.finished:
-            yield Plot(title=title, caption=NONE_FINISHED, path=None)
-            continue
-        path = directory / f"{_build_stem(x)}_and_{_build_stem(y)}.png"
-        caption = (
-            "Means over the trials that ran all rounds, regardless of their other settings; "
-            "where trials are points, the star is the best."
+def _draw_figures(record: SearchRecord) -> Iterator[PageFigure]:
+    """Draws the wide figures in the order of the page, if there are enough trials for each."""
+    metric = name_metric(record)
+    for x, y in list_pairs(record) if has_enough_trials(record) else ():
+        yield PageFigure(
+            title=f"{metric.capitalize()} over {build_plain_label(x)} and {build_plain_label(y)}",
+            svg=render(partial(draw_heat_map, record, x, y), f"{metric} over {x} and {y}"),
+            caption=HEAT_MAP_CAPTION,
         )
-        yield Plot(title=title, caption=caption, path=draw_heat_map(record, x, y, path))
+    if len(record.finished) > 1:
+        yield PageFigure(
+            title="Settings and results",
+            svg=render(lambda: draw_parallel(record), "all trials: their settings and results"),
+            caption="One line per trial, through its values to its result.",
+        )
+    if explain_missing_importances(record) is None:
+        yield PageFigure(
+            title="What mattered",
+            svg=render(lambda: draw_importances(compute_importances(record)), "importance of the searched settings"),
+            caption="How much of the difference between trials each setting explains (fANOVA, over finished trials).",
+        )
 
 
-def _build_stem(key: str) -> str:
-    return key.rpartition(".")[2]
+def _explain_missing_figures(record: SearchRecord) -> Iterator[str]:
+    if list_pairs(record) and not has_enough_trials(record):
+        finished = len(record.finished)
+        yield f"A map over two settings needs {LEAST_TRIALS} trials that ran all rounds; there are {finished}."
+    why_not = explain_missing_importances(record)
+    if why_not is not None:
+        yield why_not
 
 
 def _write_results(record: SearchRecord, path: Path) -> Path:

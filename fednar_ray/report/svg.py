@@ -1,4 +1,4 @@
-"""Draws figures as SVG that is part of a page: it takes the page's colors and fonts, and has the page's width."""
+"""Draws figures as SVG that is part of a page: it takes the page's colors and fonts, and fits its width."""
 
 import re
 from collections.abc import Callable
@@ -10,14 +10,16 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, FAINT = "#010203", "#010204"
+INK, FAINT, PAGE = "#010203", "#010204", "#010205"
 COLORS = {
     INK: "var(--ink)",
     FAINT: "var(--faint)",
+    PAGE: "var(--page)",
     "#d1495b": "var(--red)",
     "#30638e": "var(--blue)",
     "#6a994e": "var(--green)",
     "#7f7f7f": "var(--gray)",
+    "#9a9a9a": "var(--gray)",
 }
 """Colors in figures → the style sheet's, which depend on the reader's color scheme."""
 STYLE: Any = {
@@ -58,13 +60,21 @@ def draw(build: Callable[[Axes], None], label: str, *, height: float = HEIGHT, l
     Returns:
         The SVG element.
     """
-    with rc_context(STYLE):
+
+    def build_figure() -> Figure:
         figure = Figure(figsize=(WIDTH, height))
-        margins = {**MARGINS, "left": left, "bottom": MARGINS["bottom"] * HEIGHT / height}
-        figure.subplots_adjust(**margins)
+        figure.subplots_adjust(**{**MARGINS, "left": left, "bottom": MARGINS["bottom"] * HEIGHT / height})
         build(figure.subplots())
+        return figure
+
+    return render(build_figure, label)
+
+
+def render(build: Callable[[], Figure], label: str) -> Markup:
+    """Renders a figure of any layout. ``build`` is called with the style of pages, which it should not override."""
+    with rc_context(STYLE):
         text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        build().savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Markup(_adapt(text.getvalue(), label))  # noqa: S704 - matplotlib escapes the texts of a figure
 
 

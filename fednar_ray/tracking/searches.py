@@ -60,7 +60,12 @@ class Curve:
     settings: Mapping[str, Any]  # of the first seed, by dotted key
     history: History  # of the search's metric
     test_history: History  # of the same metric on the test set; empty if there is none
-    test_value: float | None  # the mean of the last values of the search's ``test_metric``
+    test_values: tuple[float, ...]  # the last values of the search's ``test_metric``, by seed
+
+    @property
+    def test_value(self) -> float | None:
+        """The mean of ``test_values``; None if there are none."""
+        return fmean(self.test_values) if self.test_values else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +205,7 @@ def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str, test_met
         settings=_parse_settings(seeds[0].data.params),
         history=_average_histories([read_history(client, run, metric) for run in seeds]),
         test_history=_average_histories(test_histories) if test_histories else (),
-        test_value=fmean(values) if values else None,
+        test_values=tuple(values),
     )
 
 

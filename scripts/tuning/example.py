@@ -6,23 +6,28 @@ Run by scripts/tuning_example; writes the examples of docs/tuning.md and their p
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from pages import DOCS, ROOT, write_part
 
 import fednar_ray as fr
+from fednar_ray.report.axes import CLIP_BOUND, WEIGHT_DECAY
 from fednar_ray.report.comparison_table import compute_paired_difference
+from fednar_ray.report.heat_maps import draw_heat_map
+from fednar_ray.report.importance import compute_importances
+from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
+from fednar_ray.tracking.searches import SearchRecord, read_search
 
 PAGE, IMAGES = DOCS / "tuning.md", DOCS / "images"
 FILE = ROOT / "tune_configs" / "digits.yaml"
@@ -34,7 +39,12 @@ COMMAND = (
     *(f"federation.rounds={ROUNDS}", "data.seed=0"),
 )
 COMMON = ("data.validation=0.2",)  # larger than in the file, so that differences of a point show
-PICTURES = ("parallel_coordinates", "best_and_baseline", "importance", "clip_bound_and_weight_decay")
+PICTURES: dict[str, Callable[[SearchRecord], Figure]] = {
+    "parallel_coordinates": draw_parallel,
+    "best_and_baseline": draw_best_and_baseline,
+    "importance": lambda record: draw_importances(compute_importances(record)),
+    "clip_bound_and_weight_decay": lambda record: draw_heat_map(record, CLIP_BOUND, WEIGHT_DECAY),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def run_example() -> bool:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
         search = run_search(Path(folder), str(FILE), *COMMAND, *COMMON)
-        copy_pictures(search, "tuning", PICTURES)
+        draw_pictures(search, "tuning", [*PICTURES])
         tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
         singles = list(pool.map(train, [[f"seed={seed}", "data.seed=0"] for seed in range(TRIALS * SEEDS)]))
         defaults = [average_outcomes(singles[first : first + SEEDS]) for first in range(0, len(singles), SEEDS)]
@@ -95,7 +105,7 @@ def measure_sensitivity() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         search = run_search(Path(folder), str(ROOT / "tune_configs" / "sensitivity.yaml"))
-        copy_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
+        draw_pictures(search, "sensitivity", ("clip_bound_and_weight_decay",))
         found = json.loads((Path(search["report"]).parent / "sensitivity.json").read_text())
     minutes = (time.monotonic() - start) / 60
     names = list(found["mean_falls"])
@@ -140,12 +150,12 @@ def run_search(folder: Path, *arguments: str) -> dict[str, Any]:
     return summary
 
 
-def copy_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
-    """Copys pictures of the report to docs/images."""
+def draw_pictures(search: dict[str, Any], prefix: str, names: Sequence[str]) -> None:
+    """Draws figures of a search's page as docs/images/PREFIX-NAME.png."""
+    record = read_search(search["tracking_uri"], search["name"])
     for name in names:
-        picture = Path(search["report"]).parent / f"{name}.png"
-        if picture.exists():
-            shutil.copy(picture, IMAGES / f"{prefix}-{name.replace('_', '-')}.png")
+        picture = IMAGES / f"{prefix}-{name.replace('_', '-')}.png"
+        PICTURES[name](record).savefig(picture, dpi=110)
 
 
 def describe(

@@ -4,21 +4,24 @@ import csv
 import json
 import math
 import re
-from html import escape
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from scipy import stats
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report.axes import build_axis_scale, build_color_scale
-from fednar_ray.report.heat_maps import compute_binned_means, compute_cell_means, list_pairs
+from fednar_ray.report.heat_maps import LEAST_TRIALS, compute_binned_means, compute_cell_means, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
+from fednar_ray.report.search_answer import describe_search
 from fednar_ray.report.search_page import describe_sensitivity
 from fednar_ray.report.search_report import write_report
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
@@ -59,7 +62,9 @@ def build_search(trials: list[TrialRecord], space: dict[str, Any], **changes: An
 
 def build_curve(last: float, **settings: Any) -> Curve:
     history = tuple((t, last * (t + 1) / ROUNDS) for t in range(ROUNDS))
-    return Curve(run_id="1", settings=settings, history=history, test_history=history, test_value=history[-1][1] - 0.01)
+    return Curve(
+        run_id="1", settings=settings, history=history, test_history=history, test_values=(history[-1][1] - 0.01,)
+    )
 
 
 GRID = {A: {"grid": [0.1, 0.3, 1.0, 3.0, 10.0]}, DECAY: {"grid": [0.001, 0.01, 0.1]}}
@@ -372,15 +377,14 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     report = write_report(record, tmp_path / "new" / "report")
     page, outside = read_page(report.page)
     assert set(report.files) == set((tmp_path / "new" / "report").iterdir())
-    pictures = [path for path in report.files if path.suffix == ".png"]
-    assert len(outside.addresses) == len(pictures) == outside.tags.count("img")
-    assert all(address.startswith("data:image/png;base64,") for address in outside.addresses)
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert len(pictures) >= 2 + len(list_pairs(record))
-    for path in pictures:
-        height, width, _ = imread(path).shape
-        assert 500 <= width <= 2200
-        assert 150 <= height <= 1000
+    assert not outside.addresses
+    assert not {"script", "link"} & set(outside.tags)
+    assert "http" not in re.sub(r"base64,[^\"]*|xmlns(:xlink)?=\"[^\"]*\"", "", page)
+    assert len(page) < 2_000_000
+    maps = len(list_pairs(record)) if len(record.finished) >= LEAST_TRIALS else 0
+    assert outside.tags.count("figure") == page.count("<svg role=") >= 1 + maps
+    height, width, _ = imread(report.page.with_name("best_and_baseline.png")).shape
+    assert (width, height) == (880, 528)
     with (report.page.parent / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
@@ -396,10 +400,25 @@ def test_the_report_of_a_search_without_a_finished_trial_states_it(trials, tmp_p
     made = [build_trial(i, {A: 1.0 + i, DECAY: 0.1}, value, status) for i, (status, value) in enumerate(trials)]
     report = write_report(build_search(made, GRID), tmp_path)
     page, outside = read_page(report.page)
-    assert outside.tags.count("img") == any(value for _, value in trials)  # over rounds
-    assert page.count("No trial ran all rounds") >= 3
-    assert "there are 0" in page
+    assert outside.tags.count("figure") == any(value for _, value in trials)  # over rounds
+    assert f"None of {len(trials)} trials ran all rounds" in page
+    assert page.count("there are 0") == 2
     assert (report.facts.best_trial, report.facts.best_value) == (None, None)
+
+
+def test_a_search_answers_with_its_best_trial_and_the_difference_to_the_baseline():
+    best, baseline = (
+        replace(build_curve(0.9), test_values=(0.90, 0.93)),
+        replace(build_curve(0.7), test_values=(0.8, 0.81)),
+    )
+    record = build_mixed(best=best, baseline=baseline)
+    low, high = stats.ttest_1samp([0.10, 0.12], 0).confidence_interval(0.95)
+    first, second = describe_search(record, summarize_search(record))
+    assert first.startswith("The best of 6 trials reaches a validation accuracy of 0.900; trained again, it ends at a ")
+    assert f"+11 points (95 % interval {100 * low:+.3g} to {100 * high:+.3g}), ".replace("-", "−") in first
+    assert second == "It has clip bound A = 2."
+    alone = build_mixed(best=replace(best, test_values=(0.9,)), baseline=replace(baseline, test_values=(0.8,)))
+    assert "cannot tell it from luck" in next(describe_search(alone, summarize_search(alone)))
 
 
 def test_names_from_a_search_are_escaped_on_the_page(tmp_path):
@@ -409,7 +428,7 @@ def test_names_from_a_search_are_escaped_on_the_page(tmp_path):
     report = write_report(build_search(trials, space, name=evil, scheduler=evil), tmp_path)
     page, outside = read_page(report.page)
     assert "script" not in outside.tags
-    assert page.count(escape(evil)) >= 5
+    assert page.count(str(markupsafe.escape(evil))) >= 5
 
 
 def test_the_same_search_gives_the_same_report(tmp_path):
@@ -501,7 +520,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
         settings={A: 10.0, "checkpoint.every": 10},
         history=((0, 0.2), (1, 0.4), (2, 0.5), (3, 0.6)),
         test_history=((0, 0.15), (3, 0.58)),
-        test_value=0.58,
+        test_values=(0.58,),
     )
     assert record.test_metric == "test_accuracy"
     assert record.baseline is not None
@@ -519,7 +538,7 @@ def test_the_best_and_the_baseline_are_judged_by_the_primary_metric(client, uri,
     assert record.best is not None
     assert record.best.test_value == pytest.approx(0.79)
     page = write_report(record, tmp_path).page.read_text(encoding="utf-8")
-    assert "<dt>test auc of the best</dt><dd>0.790</dd>" in page
+    assert "<dt>test auc of the best</dt><dd>0.790 <small>baseline: 0.700</small></dd>" in page
     assert "<dt>test auc of the baseline</dt><dd>0.700</dd>" in page
     assert "test accuracy" not in page
 
