@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fednar_ray.report.axes import (
     AxisScale,
@@ -110,6 +111,7 @@ def draw_best_and_baseline(record: SearchRecord) -> Figure:
     elif record.best_trial is not None:
         axes.plot(*_split_history(record.best_trial.history), color=BEST, linewidth=2.2, label=record.best_trial.name)
     axes.set(xlabel="round", ylabel=name_metric(record))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
