@@ -25,6 +25,7 @@ from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
 from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.processes import ForkedProcess, finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
@@ -175,15 +176,7 @@ def test_within_a_job_only_the_temporary_directory_is_refused(tmp_path: Path, mo
 
 
 def run_fednar(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(BIN / "fednar"), *words],
-        cwd=cwd,
-        env=build_clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    done = finish(start_fednar(*words, cwd=cwd, env=build_clean_environment(**environment)))
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     return done
 
@@ -240,16 +233,10 @@ class Stage:
     credentials: dict[str, str]
     processes: ExitStack  # ends the processes that were started
 
-    def submit(self, *words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    def submit(self, *words: str, cwd: Path, **environment: str) -> ForkedProcess:
         """Starts ``fednar submit``."""
-        process = subprocess.Popen(
-            [str(BIN / "fednar"), "submit", *words, "--address", self.cluster.dashboard],
-            cwd=cwd,
-            env={**self.cluster.environment, "MLFLOW_TRACKING_URI": self.mlflow.uri, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        variables = {**self.cluster.environment, "MLFLOW_TRACKING_URI": self.mlflow.uri, **environment}
+        process = start_fednar("submit", *words, "--address", self.cluster.dashboard, cwd=cwd, env=variables)
         self.processes.enter_context(process)
         self.processes.callback(process.kill)
         return process

@@ -7,7 +7,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +24,7 @@ import fednar_ray as fr
 from fednar_ray.config import load_document
 from fednar_ray.core.errors import format_text
 from fednar_ray.experiments.prepare import Prepared, prepare
+from tests.support.processes import finish, start_fednar
 
 CLIENTS, ROUNDS = 4, 3
 VALID: dict[str, Any] = {
@@ -374,11 +374,8 @@ def typed(
         (folder / "trace.csv").write_bytes(TRACE_CSV)
         (folder / "f.csv").write_bytes(TRACE_CSV.replace(b"0,1,1", b"0,1,2"))
         (folder / "f.npy").write_bytes(dump_npy(TRACE)[:-5])
-        command = [str(Path(sys.executable).parent / "fednar"), "run", "f.yaml", *overrides]
         environment = {**os.environ, MARK: str(folder.parent)}
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-        )
+        done = finish(start_fednar("run", "f.yaml", *overrides, cwd=folder, env=environment))
         return done, {path.name for path in folder.iterdir()}
 
     with ThreadPoolExecutor(2) as pool:

@@ -1,7 +1,6 @@
 """An address with a password is refused: the password is not written, printed, sent or repeated in the error."""
 
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from fednar_ray.config.loading import parse_document
 from fednar_ray.config.recording import TrackingSettings
 from fednar_ray.core.credentials import find_secret
 from fednar_ray.tracking.mlflow import Store
+from tests.support.processes import finish, start_fednar
 
 SECRET = "hunter2hunter2"  # noqa: S105 - not a real password
 BIN = Path(sys.executable).parent
@@ -156,15 +156,7 @@ def test_a_refused_command_writes_the_secret_nowhere(case: str, tmp_path: Path) 
     words, variables = COMMANDS[case]
     (tmp_path / "f.yaml").write_text(f"experiment: {{tracking: {{uri: '{URI}'}}}}")
     environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    done = subprocess.run(
-        [BIN / "fednar", *words],
-        cwd=tmp_path,
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = finish(start_fednar(*words, cwd=tmp_path, env={**environment, **variables}))
     assert done.returncode == 2, done.stdout + done.stderr
     assert SECRET not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

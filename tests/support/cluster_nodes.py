@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 
-from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for
+from tests.support.processes import ForkedProcess, finish, start_fednar
+from tests.support.servers import find_free_port, wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -41,23 +42,12 @@ def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:
 
     The function may start a Ray cluster. It works in its own folder, so the suite's Ray can run at the same time.
     """
-    program = (
-        "import importlib, pathlib, sys; "
-        f"importlib.import_module({function.__module__!r}).{function.__name__}(*map(pathlib.Path, sys.argv[1:]))"
-    )
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with (
         tempfile.TemporaryDirectory() as short
     ):  # Ray's sockets lie there, and their paths are limited to 107 characters
-        done = subprocess.run(
-            [sys.executable, "-c", program, *map(str, paths)],
-            cwd=ROOT,
-            env=build_clean_environment(**token, RAY_TMPDIR=short),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
+        environment = build_clean_environment(**token, RAY_TMPDIR=short)
+        done = finish(ForkedProcess(function, *paths, cwd=ROOT, env=environment))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -128,15 +118,7 @@ class Cluster:
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of ours with the token."""
-        return subprocess.run(
-            [str(BIN / "fednar"), *words],
-            cwd=cwd,
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
+        return finish(start_fednar(*words, cwd=cwd, env={**self.environment, **more}))
 
 
 @contextmanager

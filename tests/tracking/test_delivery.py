@@ -6,8 +6,6 @@ import logging
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +38,8 @@ from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 from tests.conftest import set_mlflow_store
-from tests.support.servers import PATIENCE_SECONDS, Proxy, Server, wait_for
+from tests.support.processes import ForkedProcess, finish
+from tests.support.servers import Proxy, Server, wait_for
 from tests.support.stores import create_store
 
 pytestmark = [
@@ -182,20 +181,14 @@ def test_sync_in_another_process_sends_the_rest_after_an_outage(
     assert str(sync(result.directory)) == "MLflow has everything"
 
 
+def sync_and_print(directory: Path) -> None:
+    print(json.dumps(dataclasses.asdict(sync(directory)), default=str))
+
+
 def sync_elsewhere(directory: Path) -> dict[str, Any]:
     """Runs ``sync`` in its own process outside of the run's working directory, and returns its report."""
-    code = (
-        "import dataclasses, json, pathlib, sys; from fednar_ray.tracking.sync import sync;"
-        "print(json.dumps(dataclasses.asdict(sync(pathlib.Path(sys.argv[1]))), default=str))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, directory],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=PATIENCE_SECONDS,
-    )
+    done = finish(ForkedProcess(sync_and_print, directory, cwd="/"))
+    assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert report["skipped"] is None
     return report

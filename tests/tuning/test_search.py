@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import fednar_ray as fr
 from fednar_ray.tuning.search import SearchResult, start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, TrialTable
-from tests.support.commands import FEDNAR
+from tests.support.processes import start_fednar
 from tests.support.searches import GRID, IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, dump_search, show_nothing
+from tests.support.servers import wait_for
 from tests.support.stores import create_store
 
 pytestmark = IGNORED_WARNINGS
@@ -187,25 +187,10 @@ def test_ctrl_c_prints_how_to_resume_the_search(tmp_path: Path) -> None:
     search = {"algorithm": "random", "trials": 500, "space": {RATE: {"uniform": [0.01, 0.2]}}}
     (tmp_path / "search.yaml").write_text(dump_search(uri, {**search, "name": "long"}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with subprocess.Popen(
-        [FEDNAR, "tune", "search.yaml"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            lines = []
-            while not any("finished after" in line for line in lines):
-                lines.append(process.stdout.readline())
-                assert lines[-1], lines
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=300)
-        finally:
-            process.kill()
+    with start_fednar("tune", "search.yaml", cwd=tmp_path, env=environment, start_new_session=True) as process:
+        wait_for(lambda: "finished after" in process.read_output() or process.poll() is not None, "a finished trial")
+        process.send_signal(signal.SIGINT)
+        output = "".join(process.communicate())
     assert process.returncode == 130, output
     assert "interrupted; resume it with: fednar tune --resume long" in output
     assert "Traceback" not in output

@@ -18,7 +18,7 @@ from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.creation import create_search
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_lock import hold_search
-from tests.support.commands import FEDNAR
+from tests.support.processes import start_fednar
 from tests.support.search_files import build_small_search, dump_small_search, hash_files
 from tests.support.searches import IGNORED_WARNINGS, show_nothing
 from tests.support.servers import wait_for
@@ -105,13 +105,7 @@ def test_two_commands_at_once_create_one_search(store: Store, tmp_path: Path) ->
     (tmp_path / "a.yaml").write_text(dump_small_search(store, trials=2))
     (tmp_path / "b.yaml").write_text(dump_small_search(store, trials=1))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    processes = [
-        subprocess.Popen(
-            [FEDNAR, "tune", name], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("a.yaml", "b.yaml")
-    ]  # fmt: skip
+    processes = [start_fednar("tune", name, cwd=tmp_path, env=environment) for name in ("a.yaml", "b.yaml")]
     kept = tmp_path / "searches/small/search.yaml"
     try:
         wait_for(lambda: any(process.poll() is not None for process in processes), "the end of one of the two")
