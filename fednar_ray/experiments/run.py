@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shlex
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import START_UP
 from fednar_ray.tracking.run_directory import RunDirectory
 
 log = logging.getLogger("fednar_ray")
@@ -170,13 +172,14 @@ def train(
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
-        plan = plan_execution(prepared, session)
+        plan, starting = plan_execution(prepared, session), time.perf_counter()
         with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
             tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
-            if ready_first:
-                pool.wait_until_ready()
+            pool.wait_until_ready(first=not ready_first)
+            if start.is_new:
+                tracked.tracker.log_metrics({START_UP: time.perf_counter() - starting})
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report

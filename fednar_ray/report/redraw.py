@@ -13,6 +13,7 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import (
     Run,
     download_client_names,
@@ -108,7 +109,7 @@ def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles
     variants: dict[Variant, list[Records]] = {}
     primary: str | None = None
     for child in list_children(store, run):
-        if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
+        if ABANDONED_TAG in child.data.tags or name_in_mlflow(WITNESS) not in child.data.metrics:
             continue  # another run has replaced it, or it has no round yet
         params = child.data.params
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])

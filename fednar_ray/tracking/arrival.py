@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from fednar_ray.core.errors import first_line
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import Operation
 from fednar_ray.tracking.tags import END_TAG
 
@@ -44,7 +45,7 @@ def read_run(client: MlflowClient, run_id: str) -> Run:
 
 def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
-    return {point.step for point in client.get_metric_history(run_id, WITNESS)}
+    return {point.step for point in client.get_metric_history(run_id, name_in_mlflow(WITNESS))}
 
 
 def find_first_missing(rounds: Iterable[int], there: set[int]) -> int | None:

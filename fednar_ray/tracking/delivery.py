@@ -28,6 +28,7 @@ from fednar_ray.tracking.arrival import (
 )
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import Operation, Outbox
 from fednar_ray.tracking.tags import END_TAG
 
@@ -281,7 +282,7 @@ def _parse_metrics(line: str, **about: Any) -> list[Metric]:
     """Returns the metrics in a line of the journal, without those that are not finite."""
     fields = json.loads(line)
     finite = ((name, value) for name, value in fields["metrics"].items() if value is not None)
-    return [Metric(name, value, fields["time"], fields["round"], **about) for name, value in finite]
+    return [Metric(name_in_mlflow(name), value, fields["time"], fields["round"], **about) for name, value in finite]
 
 
 def _build_dataset(operation: Operation) -> DatasetInput:

@@ -46,6 +46,7 @@ from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import RUN_ID, Identity, read_identity
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -354,8 +355,8 @@ class RunTracker(RoundCallback):
         self._delivery.rounds = journal.file
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Logs metrics of the run as a whole."""
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        """Logs metrics of the run as a whole, under their names in MLflow."""
+        finite = {name_in_mlflow(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._queue("metrics", metrics=finite, step=step, time=_get_milliseconds())
 
     def save_model(self, model: torch.nn.Module, example: npt.NDArray[Any], schema: TableSchema | None = None) -> None:

@@ -17,6 +17,7 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.tags import PARENT_TAG
 
@@ -100,9 +101,10 @@ def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRec
 
 def read_history(client: MlflowClient, run: Run, metric: str) -> History:
     """Reads a metric over rounds. For a round that was trained twice, the later value is taken."""
-    if metric not in run.data.metrics:
+    name = name_in_mlflow(metric)
+    if name not in run.data.metrics:
         return ()
-    points = client.get_metric_history(run.info.run_id, metric)
+    points = client.get_metric_history(run.info.run_id, name)
     return tuple({point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}.items())
 
 

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import History, iterate_pages, read_history, search_runs_where
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
@@ -182,7 +183,8 @@ def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str) -> Curve
         return None
     on_test = metric.replace("validation_", "test_")
     test_histories = [read_history(client, run, on_test) for run in seeds] if on_test != metric else []
-    accuracies = [run.data.metrics["test_accuracy"] for run in seeds if "test_accuracy" in run.data.metrics]
+    name = name_in_mlflow("test_accuracy")
+    accuracies = [run.data.metrics[name] for run in seeds if name in run.data.metrics]
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_parse_settings(seeds[0].data.params),

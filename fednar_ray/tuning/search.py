@@ -17,6 +17,7 @@ from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
@@ -203,12 +204,17 @@ class _Search:
         parent.log_file(path)
 
     def _log_outputs(self, parent: RunTracker, best: TrialEntry, final: FinalRuns) -> None:
-        """Logs the best trial's values, and the metrics of the final runs."""
-        metrics = {f"best/{name}": value for name, value in final.best[0].metrics.items()}
-        metrics |= {f"baseline/{name}": value for name, value in final.baseline[0].metrics.items()}
-        metrics |= {f"best/{final.test_metric}": final.best_test, f"baseline/{final.test_metric}": final.baseline_test}
+        """Logs the best trial's values, and the metrics that judge the search; its final runs have the others."""
         assert best.value is not None
-        parent.log_metrics({**metrics, f"best/{self._search.metric}": best.value})
+        metric, test = name_in_mlflow(self._search.metric), name_in_mlflow(final.test_metric)
+        parent.log_metrics(
+            {
+                f"best/{metric}": best.value,
+                f"baseline/{metric}": final.baseline[0].metrics[self._search.metric],
+                f"best/{test}": final.best_test,
+                f"baseline/{test}": final.baseline_test,
+            }
+        )
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
 

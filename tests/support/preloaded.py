@@ -1,7 +1,8 @@
 # ruff: noqa: F401 - the imports are the purpose
 """Imports once, for all forked processes, what commands import until their end. It starts no threads, opens no files.
 
-Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in each process that saves a model.
+Their new SQLite databases get MLflow's tables from a template. The last line computes what MLflow would compute in each
+process that saves a model.
 """
 
 import matplotlib.figure

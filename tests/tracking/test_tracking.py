@@ -22,6 +22,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.data.sources import load_digits
+from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
@@ -108,11 +109,13 @@ def fluent(recorded: Recorded) -> Iterator[None]:
 def test_every_metric_is_recorded_for_every_round(recorded: Recorded, name: str) -> None:
     expected = METRICS | (VALIDATION if name == "cnn" else set())
     history = recorded.results[name].history
-    assert expected <= set(recorded.run(name).data.metrics)
-    assert VALIDATION & set(recorded.run(name).data.metrics) == VALIDATION & expected
+    sent = set(recorded.run(name).data.metrics)
+    assert {*map(name_in_mlflow, expected), name_in_mlflow(START_UP)} <= sent
+    assert not [metric for metric in VALIDATION - expected if name_in_mlflow(metric) in sent]
     for metric in expected:
         points = sorted(
-            recorded.client.get_metric_history(recorded.run(name).info.run_id, metric), key=lambda m: m.step
+            recorded.client.get_metric_history(recorded.run(name).info.run_id, name_in_mlflow(metric)),
+            key=lambda m: m.step,
         )
         assert [point.step for point in points] == list(range(ROUNDS))
         assert [point.value for point in points] == [record.metrics[metric] for record in history]
@@ -131,11 +134,11 @@ def test_evaluation_metrics_are_recorded_only_for_evaluated_rounds(
     )
     result = fr.run(chosen)
     for metric in ("test_accuracy", "test_loss", *VALIDATION, "client_accuracy_mean", "client_accuracy_worst_decile"):
-        history = recorded.client.get_metric_history(result.run_id, metric)
+        history = recorded.client.get_metric_history(result.run_id, name_in_mlflow(metric))
         points = {point.step: point.value for point in history}
         assert points == {t: result.history[t].metrics[metric] for t in (3, 5)}
         assert len(history) == 2
-    trained = recorded.client.get_metric_history(result.run_id, "train_loss")
+    trained = recorded.client.get_metric_history(result.run_id, "loss/train")
     assert sorted(point.step for point in trained) == list(range(6))
 
 
@@ -237,7 +240,7 @@ def test_the_journal_equals_the_history(recorded: Recorded, name: str) -> None:
         {"round": r.round_index, "clients": [*r.client_ids], "exclusions": {}, "metrics": r.metrics}
         for r in result.history
     ]
-    history = recorded.client.get_metric_history(result.run_id, "train_loss")
+    history = recorded.client.get_metric_history(result.run_id, "loss/train")
     assert times == [point.timestamp for point in sorted(history, key=lambda point: point.step)]
     for line in lines:
         json.loads(line, parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))

@@ -92,9 +92,9 @@ def test_every_grid_point_is_a_nested_run_with_its_values(grid: FinishedSearch) 
 
 def test_a_trial_records_every_round_once_and_no_test_metric(grid: FinishedSearch) -> None:
     run_id = grid.children["trial-0002"].info.run_id
-    for name in ("train_loss", "validation_accuracy", "validation_loss", "clip_fraction", "clients_trained"):
+    for name in ("loss/train", "accuracy/validation", "loss/validation", "fednar/clip_fraction", "clients/trained"):
         assert [m.step for m in grid.client.get_metric_history(run_id, name)] == list(range(SEARCH_ROUNDS)), name
-    assert not [name for name in grid.children["trial-0002"].data.metrics if name.startswith("test")]
+    assert not [name for name in grid.children["trial-0002"].data.metrics if name.endswith("/test")]
 
 
 def test_a_trial_equals_a_run_with_its_values(grid: FinishedSearch) -> None:
@@ -118,14 +118,14 @@ def test_the_best_trial_has_the_lowest_final_loss_and_its_file_repeats_the_resul
     again = fr.run(experiment)
     assert again.metrics["validation_loss"] == best.value
     (recorded_run,) = [run for run in grid.children.values() if run.data.tags["fednar.kind"] == "best"]
-    assert again.metrics["test_accuracy"] == recorded_run.data.metrics["test_accuracy"]
+    assert again.metrics["test_accuracy"] == recorded_run.data.metrics["accuracy/test"]
 
 
 def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: FinishedSearch, tmp_path: Path) -> None:
     best, parent = grid.result.best, grid.parent
-    assert parent.data.metrics["best/validation_loss"] == best.value
-    assert parent.data.metrics["best/test_accuracy"] == grid.result.best_test
-    assert parent.data.metrics["baseline/test_accuracy"] == grid.result.baseline_test
+    assert parent.data.metrics["best/loss/validation"] == best.value
+    assert parent.data.metrics["best/accuracy/test"] == grid.result.best_test
+    assert parent.data.metrics["baseline/accuracy/test"] == grid.result.baseline_test
     assert parent.data.params[f"best.{RATE}"] == str(best.values[RATE])
     assert json.loads(parent.data.params["search.space"])[RATE] == {"grid": [0.02, 0.3]}
     rows = grid.table(tmp_path)
