@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fednar_ray.config import flatten_settings
+from fednar_ray.config import flatten_chosen_settings
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.preprocessing import TablePreprocessing
@@ -29,7 +29,7 @@ log = logging.getLogger("fednar_ray")
 def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
     """Logs the experiment, the data, and where clients are trained."""
     federation = prepared.federation
-    tracker.log_params(flatten_settings(prepared.experiment))
+    tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
     examples = federation.shards.examples
     tracker.log_data(

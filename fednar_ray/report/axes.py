@@ -1,6 +1,6 @@
 """Names of searched keys and values, and their positions on an axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
@@ -34,6 +34,7 @@ NAMES = {
 }
 """Keys in words, with the paper's symbols. Other keys are shown by their dotted names."""
 
+NAMELESS = (REGULARIZER, "algorithm.name")  # their values say what they are
 COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
 DECADE = 10.0
 
@@ -59,6 +60,15 @@ def format_searched_value(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:.4g}"
     return "null" if value is None else str(value)
+
+
+def format_values(values: Mapping[str, Any]) -> str:
+    """Formats searched values on one short line, by the paper's symbols, such as ``A=3.162 γ_λ=0.97``."""
+    symbols = {key: NAMES.get(key, ("", ""))[1] or key.rpartition(".")[2] for key in values}
+    return " ".join(
+        format_searched_value(value) if key in NAMELESS else f"{symbols[key]}={format_searched_value(value)}"
+        for key, value in values.items()
+    )
 
 
 def format_for_plot(value: Any) -> str:

@@ -18,6 +18,7 @@ from fednar_ray.tracking.reading import (
     Run,
     download_client_names,
     find_mlflow_run,
+    get_name,
     list_children,
     read_metrics,
     read_rounds,
@@ -72,7 +73,7 @@ def redraw(name: str, uri: str | None, output: Path | None, searched: str | None
         if run is None:
             raise BadInput(f"MLflow at {store.uri} has no run {name}")
         if run.data.tags.get(KIND_TAG) != "search":
-            return _redraw_from_mlflow(store, run, output or RunDirectory.of_run(run.info.run_name, name).path)
+            return _redraw_from_mlflow(store, run, output or RunDirectory.of_run(get_name(run), name).path)
         name = run.data.tags[SEARCH_TAG]
     report = write_search_report(name, uri or searched, output or SearchDirectory.named(name).report)
     return RedrawnFiles(page=report.page, files=report.files)

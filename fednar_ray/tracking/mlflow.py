@@ -10,14 +10,12 @@ import logging
 import math
 import os
 import shlex
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +46,13 @@ from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.models import save_model
+from fednar_ray.tracking.origin import build_origin_tags
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.sender import Sender
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
     END_TAG,
-    FEDNAR_VERSION_TAG,
-    GIT_COMMIT_TAG,
-    RAY_VERSION_TAG,
-    TORCH_VERSION_TAG,
     WRITER_TAG,
 )
 
@@ -147,9 +142,9 @@ class Store:
             return _check_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """Creates a run, tagged with the versions of the software too, and returns its id."""
+        """Creates a run, tagged with its origin too, and returns its id."""
         with raise_as_unavailable(self.uri):
-            run = self.client.create_run(experiment_id, run_name=name, tags={**_build_version_tags(), **tags})
+            run = self.client.create_run(experiment_id, run_name=name, tags={**build_origin_tags(), **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
             run_id = _check_id("run", run.info.run_id)
@@ -412,30 +407,3 @@ def _get_milliseconds() -> int:
 
 def _replace_non_finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _build_version_tags() -> dict[str, str]:
-    tags = {
-        FEDNAR_VERSION_TAG: _get_version("fednar-ray"),
-        RAY_VERSION_TAG: _get_version("ray"),
-        TORCH_VERSION_TAG: torch.__version__,
-    }
-    commit = _find_git_commit()
-    return {**tags, GIT_COMMIT_TAG: commit} if commit else tags
-
-
-def _get_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _find_git_commit() -> str | None:
-    """Returns the commit of the working directory; None if it is not a git checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,7 +19,7 @@ from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PARENT_TAG
+from fednar_ray.tracking.tags import PARENT_TAG, TRIAL_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)
 PLOTTED_METRICS = (
@@ -42,6 +42,12 @@ def find_mlflow_run(store: Store, run_id: str) -> Run | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+
+def get_name(run: Run) -> str:
+    """Returns the name of a trial, or of the experiment of another run. MLflow's name of a run says more than that."""
+    name: str = run.data.tags.get(TRIAL_TAG) or run.data.params.get("name") or run.info.run_name
+    return name
 
 
 def list_children(store: Store, run: Run) -> list[Run]:

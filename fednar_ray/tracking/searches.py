@@ -17,7 +17,7 @@ from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
-from fednar_ray.tracking.reading import History, iterate_pages, read_history, search_runs_where
+from fednar_ray.tracking.reading import History, get_name, iterate_pages, read_history, search_runs_where
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
@@ -148,7 +148,8 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     for run in search_runs_where(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
-            children[kind].setdefault(run.info.run_name, run)  # the newest run of a name
+            name = get_name(run) if kind == "trial" else run.info.run_name
+            children[kind].setdefault(name, run)  # the newest run of a name
     started = [run for run in children["trial"].values() if set(space) <= set(run.data.params)]
     trials = [_read_trial(client, run, metric, space) for run in started]
     return SearchRecord(
@@ -169,7 +170,7 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
 
 def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str, object]) -> TrialRecord:
     return TrialRecord(
-        name=run.info.run_name,
+        name=get_name(run),
         values={key: parse_value(text) for key, text in run.data.params.items() if key in space},
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
         history=read_history(client, run, metric),

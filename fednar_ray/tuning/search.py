@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_settings
+from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.run_start import open_store
@@ -169,7 +169,7 @@ class _Search:
         search = self._search.model_dump(mode="json")
         described = {f"search.{key}": value for key, value in search.items() if value not in (None, [], {})}
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
-        parent.log_params({**flatten_settings(self._document.experiment), **described})
+        parent.log_params({**flatten_chosen_settings(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
         parent.log_file(self._table.files.search_yaml)
         self._table.described = True

@@ -1,5 +1,6 @@
 """The contents of MLflow and of the run directory after a run, read back as a user does."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -155,7 +156,7 @@ def test_runs_of_one_process_are_separate(recorded: Recorded) -> None:
     assert mlflow.active_run() is None
 
 
-def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
+def test_params_are_the_settings_that_were_chosen(recorded: Recorded) -> None:
     params = recorded.run("plain").data.params
     expected = {
         "name": "plain",
@@ -177,6 +178,7 @@ def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
     assert expected.items() <= params.items()
     assert not [value for value in params.values() if value.startswith("{") or value == "None"]
     assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg does not use β
+    assert not [key for key in params if key.startswith(("availability.", "screening.", "aggregation.", "checkpoint."))]
 
 
 def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
@@ -188,8 +190,12 @@ def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
         "mlflow.source.git.commit": recorded.commit,
         "fednar.placement": "serial",
         "fednar.actors": "0",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": sys.argv[0],
+        "mlflow.source.type": "LOCAL",
     }
     assert expected.items() <= tags.items()
+    assert "fednar.command" not in tags  # it was started from Python
     assert 1 <= int(tags["fednar.vectorize"]) <= 3
 
 

@@ -187,7 +187,7 @@ def test_no_finished_trial_is_lost_if_the_driver_is_killed(
     assert {name: read_journal_time(before, name) for name in times} == times  # they were not trained again
     client = MlflowClient(uri)
     trials = [run for run in list_children(client, result) if run.data.tags["fednar.kind"] == "trial"]
-    assert sorted(run.info.run_name for run in trials) == [f"trial-{i:04d}" for i in range(KILLED_TRIALS)]
+    assert sorted(run.data.tags["fednar.trial"] for run in trials) == [f"trial-{i:04d}" for i in range(KILLED_TRIALS)]
     for run in trials:
         assert run.info.status == "FINISHED"
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss/train")]

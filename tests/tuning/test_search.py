@@ -52,7 +52,9 @@ def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.R
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'", max_results=100
     )
-    return FinishedSearch(result, parent, {run.info.run_name: run for run in found}, client, shown)
+    return FinishedSearch(
+        result, parent, {run.data.tags.get("fednar.trial", run.info.run_name): run for run in found}, client, shown
+    )
 
 
 @pytest.mark.usefixtures("searches")

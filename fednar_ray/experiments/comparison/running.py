@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
@@ -78,7 +78,7 @@ def compare(
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
     _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
-        run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
+        run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
         directory = RunDirectory.of_run(document.experiment.name, run_id).path
         record = ComparisonRecord(directory=directory, document=document, runs=planned)
         resumed = False
@@ -89,7 +89,7 @@ def compare(
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
             RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
-            parent.log_params({**flatten_settings(document.experiment), **_build_params(document.compare)})
+            parent.log_params({**flatten_chosen_settings(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
         record.document = document
         record.save()
