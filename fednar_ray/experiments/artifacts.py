@@ -11,23 +11,31 @@ from torch import nn
 from fednar_ray.config import flatten_chosen_settings
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.report.answers import describe_run
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PRIMARY_TAG
+from fednar_ray.tracking.run_views import RUNS_KEY, RunView
+from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG
 
 log = logging.getLogger("fednar_ray")
 
 
-def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
-    """Logs the experiment, the data, and where clients are trained."""
+def log_inputs(
+    prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str, *, nested: bool
+) -> None:
+    """Logs the experiment, the data, and where clients are trained; and the view of the runs unless it is nested."""
+    if not nested:
+        tracker.log_view(build_experiment_view(prepared.experiment.name, prepared.primary))
     federation = prepared.federation
     tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
@@ -51,9 +59,21 @@ def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, dir
 
 
 def log_outputs(
-    prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
+    prepared: Prepared,
+    tracker: RunTracker,
+    directory: Path,
+    history: Sequence[RoundRecord],
+    model: nn.Module,
+    *,
+    nested: bool,
 ) -> None:
-    """Logs the plots of all rounds, the excluded clients and the model. Raises RunFailed if the disk is full."""
+    """Logs the plots of all rounds, the excluded clients, the model and the answer.
+
+    The answer is also that of the MLflow experiment, unless the run is nested in a comparison or a search.
+
+    Raises:
+        RunFailed: The disk is full.
+    """
     files, names = RunDirectory(directory), prepared.federation.client_names
     measure = find_measure(history, prepared.primary).name
     _log_figure(tracker, lambda path: draw_curves(history, path, measure), files.curves_plot)
@@ -67,6 +87,20 @@ def log_outputs(
         with raise_as_run_failed(files.schema):
             schema.write(files.schema)
     _save_parameters(model, files.parameters)
+    note = describe_run(prepared.experiment, history, prepared.primary)
+    tracker.log_note(note, None if nested else directory.name)
+
+
+def build_experiment_view(name: str, primary: str) -> RunView:
+    """Builds the view of an experiment's runs: the primary metric on the test set, and what makes runs differ."""
+    return RunView(
+        key=RUNS_KEY,
+        name=f"{name}: best first",
+        metrics=[name_in_mlflow(f"test_{primary}")],
+        params=["algorithm.name", "regularizer.name", "regularizer.clip_bound", "regularizer.weight_decay", "seed"],
+        tags=[KIND_TAG],
+        ascending=not is_higher_better(primary),
+    )
 
 
 def _log_excluded_clients(

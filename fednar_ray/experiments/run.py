@@ -42,6 +42,7 @@ from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.mlflow_names import START_UP
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -184,7 +185,8 @@ def train(
                 callbacks.on_round_end(report)
                 yield report
             result = tracked.build_result(tuple(pool.list_actors()))
-            log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
+            nested = PARENT_TAG in start.tags
+            log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model, nested=nested)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
         mark.touch()
@@ -241,7 +243,7 @@ def _start_callbacks(
     callbacks.start(start.build_system_metrics(identity))
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
-        log_inputs(prepared, plan, tracker, directory, data_digest)
+        log_inputs(prepared, plan, tracker, directory, data_digest, nested=PARENT_TAG in start.tags)
     tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
     alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
     state = start.load_state(directory)

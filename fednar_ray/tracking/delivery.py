@@ -29,8 +29,9 @@ from fednar_ray.tracking.arrival import (
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.notes import insert_ids
 from fednar_ray.tracking.outbox import Operation, Outbox
-from fednar_ray.tracking.tags import END_TAG
+from fednar_ray.tracking.tags import END_TAG, NOTE_TAG, WRITTEN_NOTE_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -232,6 +233,12 @@ class Delivery:
                 client.log_batch(run_id, metrics=metrics)
             case "data":
                 client.log_inputs(run_id, [_build_dataset(operation)])
+            case "note":
+                self._send_note(client, operation)
+            case "view":
+                client.set_experiment_tag(
+                    read_run(client, run_id).info.experiment_id, operation["tag"], operation["value"]
+                )
             case "file":
                 client.log_artifact(run_id, self._find_path(operation))
             case "table":
@@ -245,6 +252,18 @@ class Delivery:
                 client.update_run(run_id, status="RUNNING")
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
+
+    def _send_note(self, client: MlflowClient, operation: Operation) -> None:
+        """Sets the note of the run, and that of its experiment unless somebody has edited it."""
+        experiment_id = read_run(client, self._run_id).info.experiment_id
+        text, experiment_text = (
+            insert_ids(operation[name], experiment_id, self._run_id) for name in ("text", "experiment_text")
+        )
+        client.set_tag(self._run_id, NOTE_TAG, text)
+        tags = client.get_experiment(experiment_id).tags if experiment_text else {}
+        if experiment_text and tags.get(NOTE_TAG) == tags.get(WRITTEN_NOTE_TAG):
+            for tag in (WRITTEN_NOTE_TAG, NOTE_TAG):
+                client.set_experiment_tag(experiment_id, tag, experiment_text)
 
     def _find_path(self, operation: Operation) -> Path:
         """Returns the file of an operation. Raises FileNotFoundError if it does not exist or lies outside the run."""

@@ -46,9 +46,11 @@ from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.models import save_model
+from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.origin import build_origin_tags
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.sender import Sender
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
@@ -322,6 +324,21 @@ class RunTracker(RoundCallback):
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags of the MLflow run."""
         self._queue("tags", tags=dict(tags))
+
+    def log_note(self, note: Note, name: str | None = None) -> None:
+        """Sets the note of the MLflow run.
+
+        Args:
+            note: What a reader should see first.
+            name: The name of the run in the note of its experiment; None if that note stays as it is.
+        """
+        of_experiment = "" if name is None else note.build_experiment_markdown(name)
+        self._queue("note", text=note.build_markdown(), experiment_text=of_experiment)
+
+    def log_view(self, view: RunView) -> None:
+        """Saves a view of the table of runs in the run's experiment, in place of an earlier one with its key."""
+        tag, value = view.build_tag(_get_milliseconds())
+        self._queue("view", tag=tag, value=value)
 
     def log_data(self, data: DataSummary) -> None:
         """Logs the data set as an input of the run."""

@@ -5,9 +5,12 @@ USER_TAG = "mlflow.user"  # MLflow's: who started the run
 SOURCE_TAGS = ("mlflow.source.name", "mlflow.source.type")  # MLflow's: the program that started the run
 GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's: the commit of the working directory, if it is a git checkout
 
+NOTE_TAG = "mlflow.note.content"  # MLflow's: Markdown that its UI shows first; also of experiments
+
 KIND_TAG = "fednar.kind"  # search, comparison, trial, best or baseline; absent for other runs
 SEARCH_TAG = "fednar.search"  # the name of the search that the run is, or belongs to
 SEARCH_ID_TAG = "fednar.search_id"  # of a search's parent run: an id that is known before MLflow gives the run's
+WRITTEN_NOTE_TAG = "fednar.note"  # of an experiment: the note that was written last, unless somebody edited it
 STATUS_TAG = "fednar.status"  # of a trial: finished, stopped early or failed
 TRIAL_TAG = "fednar.trial"  # of a trial: its name, such as trial-0007
 FAILURE_TAG = "fednar.failure"  # of a failed trial: the reason

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatte
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.report.answers import describe_search
 from fednar_ray.report.redraw import write_search_report
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
-from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
+from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
@@ -172,8 +175,21 @@ class _Search:
         parent.log_params({**flatten_chosen_settings(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
         parent.log_file(self._table.files.search_yaml)
+        parent.log_view(self._build_view())
         self._table.described = True
         self._table.save()
+
+    def _build_view(self) -> RunView:
+        test = f"test_{self._search.metric.removeprefix('validation_')}"
+        return RunView(
+            key=self._table.parent_id[:8],
+            name=f"{self._table.name}: best first",
+            metrics=[name_in_mlflow(self._search.metric), name_in_mlflow(test)],
+            params=list(self._search.space),
+            tags=[STATUS_TAG],
+            ascending=self._search.mode == "min",
+            parent=self._table.parent_id,
+        )
 
     def _run_trials(self, points: Sequence[Mapping[str, Any]]) -> str | None:
         self._session.discard_idle()
@@ -217,6 +233,14 @@ class _Search:
         )
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
+        parent.log_note(self._describe(final), self._table.name)
+
+    def _describe(self, final: FinalRuns) -> Note:
+        trials = [asdict(entry) for entry in self._table.rank(self._search.mode)]
+        tests = final.best_test, final.baseline_test
+        view, report = self._table.parent_id[:8], f"{self._table.files.report.name}/index.html"
+        keys = list(self._search.space)
+        return describe_search(trials, keys, self._search.metric, final.test_metric, tests, view, report)
 
     def _build_result(self, best: TrialEntry, final: FinalRuns, ended_early: str | None) -> SearchResult:
         table, seeds = self._table, self._search.seeds

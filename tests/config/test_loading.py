@@ -540,5 +540,5 @@ def test_chosen_settings_are_those_that_were_set_and_those_that_follow_from_the_
     assert (chosen["federation.local_steps"], chosen["federation.rounds"]) == (3, everything["federation.rounds"])
     assert (chosen["algorithm.mu"], chosen["algorithm.server_lr"], chosen["regularizer.name"]) == (0.5, 1.0, "fednar")
     left_out = {key.partition(".")[0] for key in set(everything) - set(chosen)}
-    assert {"execution", "screening", "evaluation"} <= left_out
+    assert {"execution", "aggregation", "evaluation"} <= left_out
     assert not {"algorithm", "regularizer", "seed", "name"} & left_out

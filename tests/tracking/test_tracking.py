@@ -293,7 +293,8 @@ def test_the_model_is_the_runs_only_output_with_the_last_rounds_metrics(recorded
     assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
     assert output.step == ROUNDS - 1
     assert model.params == run.data.params
-    assert {metric.key: metric.value for metric in model.metrics} == dict(result.metrics)
+    wanted = {name_in_mlflow(metric): value for metric, value in result.metrics.items()}
+    assert {metric.key: metric.value for metric in model.metrics} == wanted
     described = mlflow.models.Model.load(result.directory / "model")
     assert (described.model_id, described.run_id) == (model.model_id, run.info.run_id)
 

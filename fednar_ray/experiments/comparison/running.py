@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
+from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
@@ -20,13 +21,16 @@ from fednar_ray.experiments.prepare import choose_primary_metric, load_experimen
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.report.answers import describe_comparison
 from fednar_ray.report.run_plots import Records, Variant, draw_variants
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
@@ -76,7 +80,7 @@ def compare(
     """
     store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
-    _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
+    primary = _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
         run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
         directory = RunDirectory.of_run(document.experiment.name, run_id).path
@@ -91,6 +95,7 @@ def compare(
         else:
             parent.log_params({**flatten_chosen_settings(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
+            parent.log_view(_build_view(record.name, run_id, primary))
         record.document = document
         record.save()
         try:
@@ -109,10 +114,14 @@ def _open_store_of(record: ComparisonRecord) -> tuple[Store, str]:
     return store, ""
 
 
-def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> None:
-    """Checks the experiment and the target before anything is trained, and then starts Ray."""
+def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> str:
+    """Checks the experiment and the target before anything is trained, and then starts Ray.
+
+    Returns:
+        The primary metric; an empty text if there is nothing to train.
+    """
     if not to_train:
-        return
+        return ""
     prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
     keys = {"accuracy": "target_accuracy", "rmse": "target_rmse"}
     task, wanted = prepared.federation.task, keys.get(prepared.primary, "target")
@@ -126,6 +135,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
             )
         )
     plan_execution(prepared, session)
+    return prepared.primary
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
@@ -134,6 +144,18 @@ def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     if directory is None or not RunDirectory(directory).finished:
         return False
     return len(load_records(directory)) >= record.document.experiment.federation.rounds
+
+
+def _build_view(name: str, run_id: str, primary: str) -> RunView:
+    return RunView(
+        key=run_id[:8],
+        name=f"{name}: best first",
+        metrics=[name_in_mlflow(f"test_{primary}"), name_in_mlflow("clip_fraction")],
+        params=["regularizer.name", "regularizer.weight_decay", "seed"],
+        tags=[],
+        ascending=not is_higher_better(primary),
+        parent=run_id,
+    )
 
 
 def _build_params(settings: CompareSettings) -> dict[str, object]:
@@ -164,13 +186,14 @@ class _Runs:
         rows = tuple(build_rows(outcomes, self._settings, self._primary))
         for plot in filter(Path.exists, (chart, *further)):
             parent.log_file(plot)
-        parent.log_table(
-            [row.format_cells() for row in rows], RunDirectory(self._record.directory).comparison_table.name
-        )
+        cells = [row.format_cells() for row in rows]
+        parent.log_table(cells, RunDirectory(self._record.directory).comparison_table.name)
         parent.log_metrics(build_metrics(rows))
         notes = tuple(describe_identical(group, self._get_run_name(group)) for group in find_identical(outcomes))
         if notes:
             parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
+        note = describe_comparison(cells, rows[0].measure.name, self._settings.seeds, self._run_id[:8])
+        parent.log_note(note, self._record.name)
         return Comparison(
             name=self._record.name,
             settings=self._settings,
