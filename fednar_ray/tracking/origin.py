@@ -22,7 +22,6 @@ from fednar_ray.tracking.tags import (
 
 COMMAND = "fednar"
 LONGEST_COMMAND = 4000  # characters; MLflow takes 8000 per tag
-ENTRY_POINT = Path(__file__).parents[1] / "cli" / "main.py"  # as ``python -m`` starts it
 
 
 def build_origin_tags() -> dict[str, str]:
@@ -45,7 +44,7 @@ def build_origin_tags() -> dict[str, str]:
 def _find_command() -> str | None:
     """Returns the command as typed; None in another program, whose arguments are not known to be harmless."""
     program, *words = sys.argv or [""]
-    if Path(program).name != COMMAND and Path(program).absolute() != ENTRY_POINT:
+    if Path(program).name != COMMAND:
         return None
     return shlex.join([COMMAND, *words])[:LONGEST_COMMAND]
 

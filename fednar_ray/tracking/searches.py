@@ -122,6 +122,12 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
         return _read_record(store.client, parent, name)
 
 
+def find_search_run(store: Store, name: str) -> Run | None:
+    """Returns the parent run of the newest search of a name; None if there is none. Raises TrackingUnavailable."""
+    with raise_as_unavailable(store.uri):
+        return next((run for run in _list_search_runs(store.client) if run.data.tags.get(SEARCH_TAG) == name), None)
+
+
 def ensure_parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> str:
     """Returns the id of a search's parent run, and creates the run unless an earlier process has done so.
 
