@@ -1,7 +1,8 @@
 """What a run logs besides its rounds: parameters, data and a figure at its start; figures and the model at its end."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from fednar_ray.core.errors import RunFailed, first_line
 from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.answers import describe_run
 from fednar_ray.report.plots import draw_curves, draw_partition, draw_step_norms
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
+from fednar_ray.tracking.datasets import TRAINING, DataSummary
 from fednar_ray.tracking.file_writes import raise_as_run_failed
-from fednar_ray.tracking.mlflow import DataSummary, RunTracker
+from fednar_ray.tracking.mlflow import RunTracker
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RUNS_KEY, RunView
@@ -39,23 +42,34 @@ def log_inputs(
     federation = prepared.federation
     tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
-    examples = federation.shards.examples
-    tracker.log_data(
-        DataSummary(
-            name=federation.name,
-            digest=data_digest[:16],
-            clients=federation.num_clients,
-            examples=len(examples),
-            input_shape=examples.x.shape[1:],
-            classes=federation.classes,
-        )
-    )
+    for summary in _summarize_data(federation, data_digest):
+        tracker.log_data(summary)
     tracker.log_experiment(prepared.experiment)
     clients = write_client_names(directory, federation.client_names)
     if clients is not None:
         tracker.log_file(clients)
     counts, names = federation.label_counts(), federation.client_names
     _log_figure(tracker, lambda path: draw_partition(counts, path, names), RunDirectory(directory).partition_plot)
+
+
+def _summarize_data(federation: FederatedData, digest: str) -> Iterator[DataSummary]:
+    """Yields the training data, which the digest identifies, and the held-out data of each split."""
+    splits = {TRAINING: federation.shards.examples, **federation.splits()}
+    table = federation.preprocessing.schema if isinstance(federation.preprocessing, TablePreprocessing) else None
+    for context, examples in splits.items():
+        of_split = digest if context == TRAINING else hashlib.sha256(f"{digest} {context}".encode()).hexdigest()
+        yield DataSummary(
+            name=federation.name,
+            digest=of_split[:16],
+            clients=federation.num_clients,
+            examples=len(examples),
+            input_shape=examples.x.shape[1:],
+            classes=federation.classes,
+            context=context,
+            input_type=str(examples.x.dtype),
+            columns=() if table is None else tuple((column.name, column.kind) for column in table.columns),
+            label=None if table is None else table.label,
+        )
 
 
 def log_outputs(

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import mlflow
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
@@ -39,6 +39,7 @@ from fednar_ray.core.store_uris import (
 )
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, describe_failure
+from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import RUN_ID, Identity, read_identity
@@ -55,6 +56,13 @@ from fednar_ray.tracking.sender import Sender
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
     END_TAG,
+    FEDNAR_VERSION_TAG,
+    GIT_COMMIT_TAG,
+    KIND_TAG,
+    NOTE_TAG,
+    PARENT_TAG,
+    PRIMARY_TAG,
+    SEARCH_TAG,
     WRITER_TAG,
 )
 
@@ -66,19 +74,9 @@ HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without an answer
 }
 LONGEST_MODEL_NAME = 256  # the width of MLflow's column
+BEST_ALIAS = "best"  # of the newest registered version
+DESCRIBING_TAGS = (KIND_TAG, SEARCH_TAG, PARENT_TAG, PRIMARY_TAG, GIT_COMMIT_TAG, FEDNAR_VERSION_TAG)
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSummary:
-    """Describes the data set, which MLflow shows among a run's inputs."""
-
-    name: str
-    digest: str
-    clients: int
-    examples: int
-    input_shape: tuple[int, ...]
-    classes: int
 
 
 class Store:
@@ -168,7 +166,9 @@ class Store:
             self.client.set_tag(run_id, ABANDONED_TAG, "true")
 
     def register_model(self, run_id: str, name: str) -> int:
-        """Registers a run's model as the next version of ``name``, and returns the version.
+        """Registers a run's model as the next version of ``name`` with the alias ``best``, and returns the version.
+
+        The version is described by the run's note and tagged with its name, parent and primary metric.
 
         Args:
             run_id: MLflow's id of the run, which has one logged model.
@@ -177,9 +177,19 @@ class Store:
         with raise_as_unavailable(self.uri):
             if not self._has_registered(name):
                 self.client.create_registered_model(name)
-            (model,) = self.client.get_run(run_id).outputs.model_outputs
+            run = self.client.get_run(run_id)
+            (model,) = run.outputs.model_outputs
             logged = self.client.get_logged_model(model.model_id)
-            version = self.client.create_model_version(name, logged.artifact_location, run_id, model_id=model.model_id)
+            tags = {tag: run.data.tags[tag] for tag in DESCRIBING_TAGS if tag in run.data.tags}
+            version = self.client.create_model_version(
+                name,
+                logged.artifact_location,
+                run_id,
+                tags=tags,
+                description=_build_description(run),
+                model_id=model.model_id,
+            )
+            self.client.set_registered_model_alias(name, BEST_ALIAS, version.version)
         return int(version.version)
 
     def check_registration(self, name: str) -> None:
@@ -212,6 +222,13 @@ class Store:
         """Uploads the files of a directory as artifacts of a run, in the artifact folder ``name``."""
         with raise_as_unavailable(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
+
+
+def _build_description(run: Run) -> str:
+    """Returns the answer of a run, without the links of its note, which only work on the run's own page."""
+    note: str = run.data.tags.get(NOTE_TAG, "")
+    answer = note.partition("\n")[0]
+    return "\n\n".join(filter(None, (answer, f"Run {run.info.run_name}, {run.info.run_id}")))
 
 
 def _check_id(of: str, answered: object) -> str:
@@ -341,9 +358,8 @@ class RunTracker(RoundCallback):
         self._queue("view", tag=tag, value=value)
 
     def log_data(self, data: DataSummary) -> None:
-        """Logs the data set as an input of the run."""
-        profile = {"clients": data.clients, "examples": data.examples, "classes": data.classes}
-        self._queue("data", name=data.name, digest=data.digest, profile=profile)
+        """Logs a data set as an input of the run."""
+        self._queue("data", **data.build_fields())
 
     def log_experiment(self, experiment: Experiment) -> None:
         """Logs the experiment as a file that ``fednar run`` takes."""
@@ -382,6 +398,10 @@ class RunTracker(RoundCallback):
         directory = RunDirectory(self._directory).model
         save_model(model, example, directory, schema)
         self._queue("model", path=directory.name)
+
+    def link_model(self, run_id: str) -> None:
+        """Links the model of another MLflow run, such as that of a search's best experiment, to this run."""
+        self._queue("model of", run_id=run_id)
 
     def set_end_status(self, status: str) -> None:
         """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""

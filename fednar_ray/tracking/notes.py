@@ -1,5 +1,6 @@
 """Notes, which MLflow's UI shows first on the page of a run, and above the runs of an experiment."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,14 +25,17 @@ class Note:
     view: str | None = None
 
     def build_markdown(self) -> str:
-        """Returns the note of the run as Markdown, with placeholders for MLflow's ids."""
-        return "\n\n".join([f"**{self.answer}**", *self._build_table(), *self._build_links()])
+        """Returns the note of the run as Markdown, with placeholders for MLflow's ids.
+
+        MLflow's UI shows the first lines only, so the links come before the table.
+        """
+        return "\n\n".join([f"**{_escape(self.answer)}**", *self._build_links(), *self._build_table()])
 
     def build_experiment_markdown(self, run_name: str) -> str:
         """Returns the note of the experiment of the run: the newest answer, and where it comes from."""
         page = f"#/experiments/{EXPERIMENT}/runs/{RUN}"
         links = [f"[{_escape(run_name)}]({page})", *self._build_links()]
-        return "\n\n".join([f"Newest result: **{self.answer}**", " · ".join(links)])
+        return "\n\n".join([f"Newest result: **{_escape(self.answer)}**", " · ".join(links)])
 
     def _build_table(self) -> list[str]:
         rows = [f"| {_escape(name)} | {_escape(value)} |" for name, value in self.figures.items()]
@@ -52,4 +56,4 @@ def insert_ids(text: str, experiment_id: str, run_id: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    return re.sub(r"([\\|_*`\[\]<])", r"\\\1", text)

@@ -16,7 +16,8 @@ from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
 VIEW_TAG_PREFIX = "mlflow.sharedViewState."  # MLflow's: followed by the key of a view
 COMPRESSED = "deflate;"
 RUNS_KEY = "runs"  # of the view of all runs of an experiment
-WIDTHS = {"metrics": 170, "params": 120, "tags": 140}  # pixels
+RUN_NAME, RUN_NAME_WIDTH = "attributes.`Run Name`", 260  # the first column, which every table has
+WIDTHS = {"metrics": 150, "params": 115, "tags": 120}  # pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,8 @@ class RunView:
             "searchFilter": "" if self.parent is None else f"tags.`{PARENT_TAG}` = '{self.parent}'",
             "selectedColumns": columns,
             "columnOrder": columns,
-            "columnWidths": {column: WIDTHS[column.partition(".")[0]] for column in columns},
+            "columnWidths": {RUN_NAME: RUN_NAME_WIDTH}
+            | {column: WIDTHS[column.partition(".")[0]] for column in columns},
             "runsHiddenMode": "SHOWALL",
         }
 

@@ -17,6 +17,7 @@ FAILURE_TAG = "fednar.failure"  # of a failed trial: the reason
 BEST_TRIAL_TAG = "fednar.best_trial"  # of a search's parent run: the name of the best trial
 BEST_RUN_ID_TAG = "fednar.best_run_id"  # of a search's parent run: the MLflow run that retrained the best trial
 
+RUN_NAME_TAG = "fednar.run"  # of a logged model: the name of its run
 PRIMARY_TAG = "fednar.primary"  # of runs and comparisons: the primary metric, without its split
 PLACEMENT_TAG = "fednar.placement"  # serial, pooled or dedicated
 ACTORS_TAG = "fednar.actors"  # the number of actors; 0 in a serial run

@@ -67,7 +67,9 @@ class OpenTrial:
     def _create_run(self) -> str:
         entry, table = self._entry, self._table
         tags = {PARENT_TAG: table.parent_id, KIND_TAG: "trial", SEARCH_TAG: table.name, TRIAL_TAG: entry.name}
-        return self._store.create_run(table.experiment_id, f"{entry.name}  {format_values(entry.values)}", tags)
+        return self._store.create_run(
+            table.experiment_id, f"{entry.name.removeprefix('trial-')} {format_values(entry.values)}", tags
+        )
 
     def end_run(self, status: str, failure: str | None) -> None:
         """Ends the MLflow run, with the trial's status and its alerts as tags."""

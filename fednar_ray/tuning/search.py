@@ -21,18 +21,22 @@ from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.searches import ABOUT
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.search_status import Show
+from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
 
 log = logging.getLogger("fednar_ray")
+
+BEST_SO_FAR = "best_so_far"  # the search's metric of the best finished trial, over the number of ended trials
+SPECIFIC = {"points", "stop", "baseline"}  # sections of a search that are in its file, and no parameters in MLflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +156,7 @@ class _Search:
         table, metric = self._table, self._search.metric
         with RunTracker(self._store, table.parent_id, table.directory, resumed=self._resume) as parent:
             self._log_inputs(parent)
-            ended_early = self._run_trials(points)
+            ended_early = self._run_trials(points, parent)
             parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
             best = self._find_best()
             training = FinalTraining(self._document, table, self._store, self._session, resume=self._resume)
@@ -170,7 +174,11 @@ class _Search:
         if self._table.described:
             return
         search = self._search.model_dump(mode="json")
-        described = {f"search.{key}": value for key, value in search.items() if value not in (None, [], {})}
+        chosen = {
+            *self._search.model_dump(exclude_unset=True),
+            *(key.removeprefix("search.") for key in ABOUT),
+        } - SPECIFIC
+        described = {f"search.{key}": value for key, value in search.items() if key in chosen and value is not None}
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
         parent.log_params({**flatten_chosen_settings(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
@@ -191,7 +199,12 @@ class _Search:
             parent=self._table.parent_id,
         )
 
-    def _run_trials(self, points: Sequence[Mapping[str, Any]]) -> str | None:
+    def _run_trials(self, points: Sequence[Mapping[str, Any]], parent: RunTracker) -> str | None:
+        def show(status: SearchStatus) -> None:
+            if status.ended is not None and status.best is not None and status.best.value is not None:
+                parent.log_metrics({BEST_SO_FAR: status.best.value}, step=status.done)
+            self._show(status)
+
         self._session.discard_idle()
         return run_trials(
             self._table,
@@ -199,7 +212,7 @@ class _Search:
             self._plan,
             self._resources,
             points,
-            self._show,
+            show,
             rounds=self._rounds,
             resume=self._resume,
         )
@@ -233,6 +246,7 @@ class _Search:
         )
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
+        parent.link_model(final.best[0].run_id)
         parent.log_note(self._describe(final), self._table.name)
 
     def _describe(self, final: FinalRuns) -> Note:

@@ -19,7 +19,7 @@ def build_record(t: int, **metrics: float) -> RoundRecord:
 
 def test_values_are_shown_by_their_symbols() -> None:
     values = {"regularizer.clip_bound": 3.16228, "regularizer.weight_decay_anneal": 0.97, "federation.batch_size": 16}
-    assert format_values({**values, "regularizer.name": "fednar"}) == "A=3.162 γ_λ=0.97 batch_size=16 fednar"
+    assert format_values({**values, "regularizer.name": "fednar"}) == "A=3.16 γ_λ=0.97 batch_size=16 fednar"
 
 
 def test_a_run_is_described_by_its_last_and_its_best_round() -> None:
@@ -54,7 +54,7 @@ def test_the_best_variant_of_a_comparison_follows_from_the_metric(measure: str, 
 def test_a_search_is_compared_with_its_baseline() -> None:
     keys = ["regularizer.clip_bound"]
     note = describe_search(TRIALS, keys, "validation_loss", "test_accuracy", (0.8, 0.7), "k")
-    assert note.answer == "Best of 2 trials: A=3.162. Test accuracy 0.800, better than the baseline's 0.700."
-    assert list(note.figures) == ["trial-0002: A=3.162 fednar"]
+    assert note.answer == "Best of 2 trials: A=3.16. Test accuracy 0.800, better than the baseline's 0.700."
+    assert list(note.figures) == ["trial-0002: A=3.16 fednar"]
     worse = describe_search(TRIALS, keys, "validation_rmse", "test_rmse", (0.8, 0.7), "k")
     assert "no better than" in worse.answer

@@ -124,7 +124,7 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["federation.rounds"] == str(ROUNDS)
     assert run.data.tags["fednar.placement"] == "serial"
-    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.inputs.dataset_inputs) == 2  # training and test
     assert {file.path for file in client.list_artifacts(result.run_id)} == FILES
     assert set(run.data.metrics) == {*map(name_in_mlflow, result.metrics), name_in_mlflow(START_UP)}
     for metric in result.metrics:

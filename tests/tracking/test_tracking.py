@@ -201,13 +201,20 @@ def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
 
 def test_the_data_set_is_an_input(recorded: Recorded) -> None:
     inputs = {name: recorded.run(name).inputs.dataset_inputs for name in VARIANTS}
-    assert {name: len(given) for name, given in inputs.items()} == dict.fromkeys(VARIANTS, 1)
-    data = {name: given[0].dataset for name, given in inputs.items()}
+    assert {name: len(given) for name, given in inputs.items()} == {
+        name: 3 if name == "cnn" else 2 for name in VARIANTS
+    }
+    contexts = [{each.tags[0].value: each.dataset for each in given} for given in inputs.values()]
+    by_name = dict(zip(inputs, contexts, strict=True))
+    assert set(by_name["plain"]) == {"training", "test"}
+    assert by_name["plain"]["test"].name == "digits"
+    (features,) = json.loads(json.loads(by_name["plain"]["test"].schema)["mlflow_tensorspec"]["features"])
+    assert features["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
+    data = {name: given["training"] for name, given in by_name.items()}
     assert data["plain"].name == "digits"
     assert json.loads(data["plain"].profile) == {"clients": 5, "examples": 1437, "classes": 10}
     assert data["plain"].digest == data["fedexp"].digest
     assert data["plain"].digest != data["cnn"].digest  # one tenth is held out
-    assert {tag.key: tag.value for tag in inputs["plain"][0].tags} == {"mlflow.data.context": "training"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
