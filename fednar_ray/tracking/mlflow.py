@@ -30,6 +30,7 @@ from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema
+from fednar_ray.core.metric_names import SPLITS, is_higher_better
 from fednar_ray.core.store_uris import (
     build_artifact_folder,
     find_misread_folder,
@@ -74,7 +75,7 @@ HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without an answer
 }
 LONGEST_MODEL_NAME = 256  # the width of MLflow's column
-BEST_ALIAS = "best"  # of the newest registered version
+BEST_ALIAS = "best"  # of the best registered version
 DESCRIBING_TAGS = (KIND_TAG, SEARCH_TAG, PARENT_TAG, PRIMARY_TAG, GIT_COMMIT_TAG, FEDNAR_VERSION_TAG)
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
 
@@ -166,9 +167,9 @@ class Store:
             self.client.set_tag(run_id, ABANDONED_TAG, "true")
 
     def register_model(self, run_id: str, name: str) -> int:
-        """Registers a run's model as the next version of ``name`` with the alias ``best``, and returns the version.
+        """Registers a run's model as the next version of ``name``, and returns the version.
 
-        The version is described by the run's note and tagged with its name, parent and primary metric.
+        The version is described by the run's answer. The alias ``best`` moves to it unless its version is better.
 
         Args:
             run_id: MLflow's id of the run, which has one logged model.
@@ -189,8 +190,25 @@ class Store:
                 description=_build_description(run),
                 model_id=model.model_id,
             )
-            self.client.set_registered_model_alias(name, BEST_ALIAS, version.version)
+            if self._is_best(name, run):
+                self.client.set_registered_model_alias(name, BEST_ALIAS, version.version)
         return int(version.version)
+
+    def _is_best(self, name: str, run: Run) -> bool:
+        """Returns whether a run is as good as that of the version with the alias ``best``, or there is none.
+
+        The primary metric decides: on the validation set if both runs have one, otherwise on the test set.
+        """
+        current = self.client.get_registered_model(name).aliases.get(BEST_ALIAS)
+        primary = run.data.tags.get(PRIMARY_TAG)
+        if current is None or primary is None:
+            return True
+        other = self.client.get_run(self.client.get_model_version(name, current).run_id).data.metrics
+        for metric in (name_in_mlflow(f"{split}_{primary}") for split in SPLITS):
+            if metric in other and metric in run.data.metrics:
+                better = run.data.metrics[metric] - other[metric]
+                return bool(better >= 0 if is_higher_better(primary) else better <= 0)
+        return True
 
     def check_registration(self, name: str) -> None:
         """Checks before training whether a model can be registered under a name.

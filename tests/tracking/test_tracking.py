@@ -23,6 +23,7 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.data.sources import load_digits
+from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
@@ -222,6 +223,19 @@ def test_the_recorded_experiment_is_read_back_unchanged(recorded: Recorded, name
     result = recorded.results[name]
     assert fr.load(recorded.artifact(name, "experiment.yaml", tmp_path)) == result.experiment
     assert fr.load(result.directory / "experiment.yaml") == result.experiment
+
+
+def test_the_alias_best_stays_with_the_better_of_two_registered_versions(recorded: Recorded) -> None:
+    accuracies = {name: recorded.results[name].metrics["test_accuracy"] for name in ("plain", "feddyn")}
+    worse, better = sorted(accuracies, key=accuracies.__getitem__)
+    assert accuracies[worse] < accuracies[better]
+    versions = [register(recorded.results[name], "aliased") for name in (worse, better, worse)]
+    assert versions == [1, 2, 3]
+    best = recorded.client.get_model_version_by_alias("aliased", "best")
+    assert (int(best.version), best.run_id) == (2, recorded.results[better].run_id)
+    assert best.description.startswith("**fed")
+    assert f"test accuracy of {accuracies[better]:.3f}" in best.description
+    assert best.tags["fednar.primary"] == "accuracy"
 
 
 @pytest.mark.parametrize("picture", ["partition.png", "curves.png"])
