@@ -1,36 +1,122 @@
-"""``fednar ui``: MLflow's own user interface."""
+"""``fednar ui``: MLflow's own user interface, opened at the page of a run, a comparison, a search or an experiment."""
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
 
 import click
 
 from fednar_ray.cli.output import quiet_libraries
-from fednar_ray.core.errors import BadInput
+from fednar_ray.core.errors import BadInput, TrackingUnavailable
+
+START = "/#/experiments?workflowType=machine_learning"  # without a name; otherwise MLflow opens its GenAI pages
+START_SECONDS, END_SECONDS = 120.0, 10.0
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+LAST_LINES = 5  # of the log of a server that ended
 
 
 @click.command()
-@click.option("--uri", help="The tracking store. Default: MLFLOW_TRACKING_URI, otherwise ./mlflow.db.")
+@click.argument("name", required=False)
+@click.option("--uri", help="The tracking store. Default: that of NAME, else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
-def ui(uri: str | None, host: str, port: int) -> None:
-    """Serve MLflow's UI on a tracking store until Ctrl-C."""
-    from fednar_ray.core.store_uris import split_off_folder
-    from fednar_ray.tracking.mlflow import Store
+@click.option("--browser/--no-browser", default=None, help="Whether to open a browser. Default: if there is a screen.")
+def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | None) -> None:
+    """Open MLflow's UI until Ctrl-C.
 
+    NAME is a run, a comparison, a search or an experiment, whose page is opened: of a comparison or a search, the table
+    of its runs, best first. If the tracking store is a server, its own UI is opened.
+    """
     quiet_libraries()
-    store = Store(uri)
+    from fednar_ray.tracking.mlflow import Store
+    from fednar_ray.tracking.pages import find_page
+    from fednar_ray.tuning.trial_table import find_tracking_uri
+
+    page = None if name is None else find_page(name, uri, find_tracking_uri(name))
+    store = Store(uri) if page is None else page.store
     store.check()
+    pages = [("MLflow", START)] if page is None else [(page.what, page.path)]
+    if page is not None and page.answer is not None:
+        pages.append(("what came out", page.answer))
+    if store.uri.startswith("http"):
+        _show(store.uri.rstrip("/"), pages, browser)
+        return
     _check_port(host, port)
-    click.echo(f"MLflow's UI on {store.uri}: http://{host}:{port}  (end it with Ctrl-C)")
+    with suppress(KeyboardInterrupt), _serve(store.uri, host, port) as server:
+        _show(f"http://{host}:{port}", pages, browser)
+        click.echo("end it with Ctrl-C")
+        server.wait()
+        raise TrackingUnavailable(f"MLflow's server ended with code {server.returncode}")
+
+
+def _show(address: str, pages: list[tuple[str, str]], browser: bool | None) -> None:
+    """Prints the pages, and opens the first one in a browser if there is a screen."""
+    for what, path in pages:
+        click.echo(f"{what}: {address}{path}")
     sys.stdout.flush()
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    address, folder = split_off_folder(store.uri)
-    if folder is not None:
-        os.chdir(folder)
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--workers", "1"]
-    os.execv(sys.executable, [*server, "--host", host, "--port", str(port)])
+    screen = sys.platform in ("darwin", "win32") or any(name in os.environ for name in DISPLAYS)
+    if screen and sys.stdout.isatty() if browser is None else browser:
+        webbrowser.open(address + pages[0][1])
+
+
+@contextmanager
+def _serve(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs MLflow's server until the block ends, and yields it once it answers. What it logs is not shown."""
+    from fednar_ray.core.store_uris import split_off_folder
+
+    address, folder = split_off_folder(uri)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--workers", "1"]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            [*command, "--host", host, "--port", str(port)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone, which ends all of them
+        )
+        try:
+            _wait_for_answer(server, f"http://{host}:{port}/health", log)
+            yield server
+        finally:
+            _end(server)
+
+
+def _wait_for_answer(server: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    """Waits for the first answer. Raises TrackingUnavailable if the server ends, or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=START_SECONDS).close()  # noqa: S310 - our own server
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    log.seek(0)
+    last = log.read().decode(errors="replace").strip().splitlines()[-LAST_LINES:]
+    raise TrackingUnavailable("\n".join(["MLflow's server does not start:", *last]))
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ends the server with all its processes, which are the group of its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(END_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _check_port(host: str, port: int) -> None:

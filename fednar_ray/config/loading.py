@@ -32,6 +32,9 @@ PATHS = (
 """The keys of an experiment whose values are paths or store addresses."""
 
 
+RESOLVED_SECTIONS = ("algorithm.", "regularizer.")  # their defaults follow from the name of the preset
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """The validated contents of an experiment file."""
@@ -324,6 +327,22 @@ def compute_digest(experiment: Experiment) -> str:
 
 def flatten_settings(experiment: Experiment) -> dict[str, Any]:
     """Returns dotted key → value for all settings but those that are None."""
+    return _flatten(experiment.model_dump(mode="json", exclude_none=True))
+
+
+def flatten_chosen_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns dotted key → value for the settings that matter to a reader of results.
+
+    Those are the settings that somebody set, and all settings of the algorithm and the regularizer, whose defaults
+    follow from their names. Other defaults, and settings that are None, are left out.
+    """
+    everything = flatten_settings(experiment)
+    chosen = _flatten(experiment.model_dump(mode="json", exclude_none=True, exclude_unset=True))
+    keys = {"name", "seed", "federation.rounds", *chosen}
+    return {key: value for key, value in everything.items() if key in keys or key.startswith(RESOLVED_SECTIONS)}
+
+
+def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -333,5 +352,5 @@ def flatten_settings(experiment: Experiment) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    walk("", experiment.model_dump(mode="json", exclude_none=True))
+    walk("", sections)
     return flat

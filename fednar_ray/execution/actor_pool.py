@@ -99,12 +99,15 @@ class ActorPool:
 
         return cls(session, actors, settings, prepare, federation.client_names, dedicated=True)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, *, first: bool = False) -> None:
         """Waits until all actors have warmed up, or the time limit for starts is over.
 
         Of a pooled placement that may grow, one actor is enough.
+
+        Args:
+            first: Whether one actor is enough in any placement.
         """
-        enough = any if self._plan.growing and not self._dedicated else all
+        enough = any if first or (self._plan.growing and not self._dedicated) else all
         while not enough(slot.is_ready for slot in self._slots) and self._find_startable():
             self._wait()
 

@@ -12,8 +12,8 @@ class ExecutionPool(ClientPool, Protocol):
     The round loop uses only the ``ClientPool`` part of it.
     """
 
-    def wait_until_ready(self) -> None:
-        """Waits until the pool has started and warmed up."""
+    def wait_until_ready(self, *, first: bool = False) -> None:
+        """Waits until the pool has started and warmed up, or only until the first of its actors has."""
 
     def list_actors(self) -> list[ActorInfo]:
         """Returns where the actors live, by slot; an empty list if there are none."""

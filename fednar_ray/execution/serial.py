@@ -41,9 +41,10 @@ class SerialPool:
     ) -> None:
         self._trainer, self._scorer, self._policy, self._warm_up = trainer, scorer, policy, warm_up
 
-    def wait_until_ready(self) -> None:
-        """Warms up, so that the first round takes no longer than the others."""
-        self._trainer.warm_up(self._warm_up)
+    def wait_until_ready(self, *, first: bool = False) -> None:
+        """Warms up, so that the first round takes no longer than the others. Does nothing if ``first`` is true."""
+        if not first:
+            self._trainer.warm_up(self._warm_up)
 
     def list_actors(self) -> list[ActorInfo]:
         """Returns an empty list, since there are no actors."""

@@ -1,18 +1,21 @@
 """What a run logs besides its rounds: parameters and data at its start; the model and its page at its end."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from fednar_ray.config import flatten_settings
+from fednar_ray.config import flatten_chosen_settings
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
@@ -21,30 +24,28 @@ from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_page import build_run_page
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
+from fednar_ray.tracking.datasets import TRAINING, DataSummary
 from fednar_ray.tracking.file_writes import raise_as_run_failed
-from fednar_ray.tracking.mlflow import DataSummary, RunTracker
+from fednar_ray.tracking.mlflow import RunTracker
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PRIMARY_TAG
+from fednar_ray.tracking.run_views import RUNS_KEY, RunView
+from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG
 
 log = logging.getLogger("fednar_ray")
 
 
-def log_inputs(prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str) -> None:
-    """Logs the experiment, the data, and where clients are trained."""
+def log_inputs(
+    prepared: Prepared, plan: ExecutionPlan, tracker: RunTracker, directory: Path, data_digest: str, *, nested: bool
+) -> None:
+    """Logs the experiment, the data, and where clients are trained; and the view of the runs unless it is nested."""
+    if not nested:
+        tracker.log_view(build_experiment_view(prepared.experiment.name, prepared.primary))
     federation = prepared.federation
-    tracker.log_params(flatten_settings(prepared.experiment))
+    tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
-    examples = federation.shards.examples
-    tracker.log_data(
-        DataSummary(
-            name=federation.name,
-            digest=data_digest[:16],
-            clients=federation.num_clients,
-            examples=len(examples),
-            input_shape=examples.x.shape[1:],
-            classes=federation.classes,
-        )
-    )
+    for summary in _summarize_data(federation, data_digest):
+        tracker.log_data(summary)
     tracker.log_experiment(prepared.experiment)
     log_client_names(prepared, tracker, directory)
 
@@ -57,8 +58,32 @@ def log_client_names(prepared: Prepared, tracker: RunTracker, directory: Path) -
             tracker.log_file(written)
 
 
+def _summarize_data(federation: FederatedData, digest: str) -> Iterator[DataSummary]:
+    """Yields the training data, which the digest identifies, and the held-out data of each split."""
+    splits = {TRAINING: federation.shards.examples, **federation.splits()}
+    table = federation.preprocessing.schema if isinstance(federation.preprocessing, TablePreprocessing) else None
+    for context, examples in splits.items():
+        of_split = digest if context == TRAINING else hashlib.sha256(f"{digest} {context}".encode()).hexdigest()
+        yield DataSummary(
+            name=federation.name,
+            digest=of_split[:16],
+            clients=federation.num_clients,
+            examples=len(examples),
+            input_shape=examples.x.shape[1:],
+            classes=federation.classes,
+            context=context,
+            input_type=str(examples.x.dtype),
+            columns=() if table is None else tuple((column.name, column.kind) for column in table.columns),
+            label=None if table is None else table.label,
+        )
+
+
 def log_outputs(
-    prepared: Prepared, tracker: RunTracker, directory: Path, history: Sequence[RoundRecord], model: nn.Module
+    prepared: Prepared,
+    tracker: RunTracker,
+    directory: Path,
+    history: Sequence[RoundRecord],
+    model: nn.Module,
 ) -> None:
     """Logs the journal, the excluded clients and the model. Raises RunFailed if the disk is full."""
     files, names = RunDirectory(directory), prepared.federation.client_names
@@ -71,6 +96,18 @@ def log_outputs(
         with raise_as_run_failed(files.schema):
             schema.write(files.schema)
     _save_parameters(model, files.parameters)
+
+
+def build_experiment_view(name: str, primary: str) -> RunView:
+    """Builds the view of an experiment's runs: the primary metric on the test set, and what makes runs differ."""
+    return RunView(
+        key=RUNS_KEY,
+        name=f"{name}: best first",
+        metrics=[name_in_mlflow(f"test_{primary}")],
+        params=["algorithm.name", "regularizer.name", "regularizer.clip_bound", "regularizer.weight_decay", "seed"],
+        tags=[KIND_TAG],
+        ascending=not is_higher_better(primary),
+    )
 
 
 def _log_excluded_clients(

@@ -23,12 +23,14 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.reading import (
     Run,
     download_client_names,
     download_file,
     find_mlflow_run,
+    get_name,
     list_children,
     read_rounds,
 )
@@ -82,7 +84,7 @@ def redraw(name: str, uri: str | None, output: Path | None, searched: str | None
         if run is None:
             raise BadInput(f"MLflow at {store.uri} has no run {name}")
         if run.data.tags.get(KIND_TAG) != "search":
-            return _redraw_from_mlflow(store, run, output or RunDirectory.of_run(run.info.run_name, name).path)
+            return _redraw_from_mlflow(store, run, output or RunDirectory.of_run(get_name(run), name).path)
         name = run.data.tags[SEARCH_TAG]
     report = write_search_report(name, uri or searched, output or SearchDirectory.named(name).report)
     return RedrawnFiles(page=report.page, files=report.files)
@@ -163,7 +165,7 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
     outcomes: dict[Variant, list[Outcome]] = {}
     primary, facts = None, RunFacts()
     for child in list_children(store, run):
-        if ABANDONED_TAG in child.data.tags or WITNESS not in child.data.metrics:
+        if ABANDONED_TAG in child.data.tags or name_in_mlflow(WITNESS) not in child.data.metrics:
             continue  # another run has replaced it, or it has no round yet
         params, tags = child.data.params, child.data.tags
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shlex
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,11 +43,14 @@ from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_facts import collect_facts
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
 from fednar_ray.federated.server_state import FederationState
+from fednar_ray.report.notes import note_run
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import START_UP
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.tags import PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -179,23 +183,27 @@ def train(
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
-        plan = plan_execution(prepared, session)
+        plan, starting = plan_execution(prepared, session), time.perf_counter()
         with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
             tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
-            if ready_first:
-                pool.wait_until_ready()
+            pool.wait_until_ready(first=not ready_first)
+            if start.is_new:
+                tracked.tracker.log_metrics({START_UP: time.perf_counter() - starting})
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 callbacks.on_round_end(report)
                 yield report
-            places = tuple(pool.list_actors())
+            places, nested = tuple(pool.list_actors()), PARENT_TAG in start.tags
             result = tracked.build_result(places)
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
             facts = collect_facts(prepared, plan, places, data_digest)
             log_optional_file(tracked.tracker, facts.write, RunDirectory(result.directory).facts)
             if with_page:
                 log_page(prepared, tracked.tracker, result.directory, result.history, facts, result.alerts)
+            page = RunDirectory(result.directory).report.name if with_page else None
+            note = note_run(prepared.experiment, result.history, prepared.primary, facts, page)
+            tracked.tracker.log_note(note, None if nested else result.directory.name)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
         mark.touch()
@@ -252,7 +260,7 @@ def _start_callbacks(
     callbacks.start(start.build_system_metrics(identity))
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
-        log_inputs(prepared, plan, tracker, directory, data_digest)
+        log_inputs(prepared, plan, tracker, directory, data_digest, nested=PARENT_TAG in start.tags)
     else:
         log_client_names(prepared, tracker, directory)
     tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run

@@ -1,6 +1,6 @@
 """Names of searched keys and values, and their positions on an axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
@@ -33,6 +33,7 @@ NAMES = {
 }
 """Keys in words, with the paper's symbols. Other keys are shown by their dotted names."""
 
+NAMELESS = (REGULARIZER, "algorithm.name")  # their values say what they are
 COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
 DECADE = 10.0
 
@@ -56,6 +57,16 @@ def format_searched_value(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:.4g}"
     return "null" if value is None else str(value)
+
+
+def format_values(values: Mapping[str, Any]) -> str:
+    """Formats searched values on one short line, by the paper's symbols, such as ``A=3.16 λ₀=0.01 γ_λ=0.97``."""
+    symbols = {key: NAMES.get(key, ("", ""))[1].replace("_0", "₀") or key.rpartition(".")[2] for key in values}
+    texts = {
+        key: f"{value:.3g}" if isinstance(value, float) else format_searched_value(value)
+        for key, value in values.items()
+    }
+    return " ".join(text if key in NAMELESS else f"{symbols[key]}={text}" for key, text in texts.items())
 
 
 def format_for_plot(value: Any) -> str:

@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from fednar_ray.core.errors import first_line
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import Operation
-from fednar_ray.tracking.tags import END_TAG
+from fednar_ray.tracking.tags import END_TAG, NOTE_TAG
 
 WITNESS = "clients_trained"  # a metric that is finite in every round, so its history tells which rounds MLflow has
 BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifact locations behind the tracking server
@@ -44,7 +45,7 @@ def read_run(client: MlflowClient, run_id: str) -> Run:
 
 def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
-    return {point.step for point in client.get_metric_history(run_id, WITNESS)}
+    return {point.step for point in client.get_metric_history(run_id, name_in_mlflow(WITNESS))}
 
 
 def find_first_missing(rounds: Iterable[int], there: set[int]) -> int | None:
@@ -82,6 +83,8 @@ def _has(client: MlflowClient, run: Run, files: set[str] | None, operation: Oper
             return set(operation["params"]) <= set(run.data.params)
         case "tags":
             return set(operation["tags"]) - {END_TAG} <= set(run.data.tags)  # a resumed run deletes that one
+        case "note":
+            return NOTE_TAG in run.data.tags
         case "metrics":
             return set(operation["metrics"]) <= set(run.data.metrics)
         case "data":

@@ -3,15 +3,24 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
@@ -26,10 +35,22 @@ from fednar_ray.tracking.arrival import (
     list_rounds,
     read_run,
 )
+from fednar_ray.tracking.datasets import CONTEXT_TAG, TRAINING
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.notes import insert_ids
 from fednar_ray.tracking.outbox import Operation, Outbox
-from fednar_ray.tracking.tags import END_TAG
+from fednar_ray.tracking.tags import (
+    END_TAG,
+    KIND_TAG,
+    NOTE_TAG,
+    PARENT_TAG,
+    PRIMARY_TAG,
+    RUN_NAME_TAG,
+    SEARCH_TAG,
+    WRITTEN_NOTE_TAG,
+)
 
 log = logging.getLogger("fednar_ray")
 
@@ -231,6 +252,12 @@ class Delivery:
                 client.log_batch(run_id, metrics=metrics)
             case "data":
                 client.log_inputs(run_id, [_build_dataset(operation)])
+            case "note":
+                self._send_note(client, operation)
+            case "view":
+                client.set_experiment_tag(
+                    read_run(client, run_id).info.experiment_id, operation["tag"], operation["value"]
+                )
             case "file":
                 client.log_artifact(run_id, self._find_path(operation))
             case "table":
@@ -238,12 +265,34 @@ class Delivery:
                 _mark_table(client, run_id, operation["path"])
             case "model":
                 self._send_model(client, self._find_path(operation))
+            case "model of":
+                self._link_model(client, operation["run_id"])
             case "resumed":
                 if END_TAG in client.get_run(run_id).data.tags:
                     client.delete_tag(run_id, END_TAG)
                 client.update_run(run_id, status="RUNNING")
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
+
+    def _send_note(self, client: MlflowClient, operation: Operation) -> None:
+        """Sets the note of the run, and that of its experiment unless somebody has edited it."""
+        experiment_id = read_run(client, self._run_id).info.experiment_id
+        text, experiment_text = (
+            insert_ids(operation[name], experiment_id, self._run_id) for name in ("text", "experiment_text")
+        )
+        client.set_tag(self._run_id, NOTE_TAG, text)
+        tags = client.get_experiment(experiment_id).tags if experiment_text else {}
+        if experiment_text and tags.get(NOTE_TAG) == tags.get(WRITTEN_NOTE_TAG):
+            for tag in (WRITTEN_NOTE_TAG, NOTE_TAG):
+                client.set_experiment_tag(experiment_id, tag, experiment_text)
+
+    def _link_model(self, client: MlflowClient, run_id: str) -> None:
+        """Links the model of another run to this run, too."""
+        own, other = (read_run(client, each).outputs for each in (self._run_id, run_id))
+        linked = {output.model_id for output in own.model_outputs} if own else set()
+        found = [output for output in (other.model_outputs if other else ()) if output.model_id not in linked]
+        if found:
+            client.log_outputs(self._run_id, found)
 
     def _find_path(self, operation: Operation) -> Path:
         """Returns the file of an operation. Raises FileNotFoundError if it does not exist or lies outside the run."""
@@ -261,7 +310,11 @@ class Delivery:
         experiment = run.info.experiment_id
         made = client.search_logged_models([experiment], f"source_run_id = '{self._run_id}' AND name = '{MODEL_NAME}'")
         model = (
-            made[0] if made else client.create_logged_model(experiment, MODEL_NAME, self._run_id, None, run.data.params)
+            made[0]
+            if made
+            else client.create_logged_model(
+                experiment, MODEL_NAME, self._run_id, _choose_model_tags(run), run.data.params
+            )
         )
         if not model.model_id:
             raise NotAnswered(f"asked for a model of run {self._run_id}, it answered with one without an id")
@@ -271,23 +324,46 @@ class Delivery:
             step = json.loads(last[0])["round"] if last else 0
             client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step)])
         for line in last:
-            client.log_batch(self._run_id, metrics=_parse_metrics(line, model_id=model.model_id))
+            client.log_batch(self._run_id, metrics=_link_metrics(_parse_metrics(line), run, model.model_id))
         _write_ids(directory, model.model_id, self._run_id, model.artifact_location)
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _parse_metrics(line: str, **about: Any) -> list[Metric]:
+def _parse_metrics(line: str) -> list[Metric]:
     """Returns the metrics in a line of the journal, without those that are not finite."""
     fields = json.loads(line)
     finite = ((name, value) for name, value in fields["metrics"].items() if value is not None)
-    return [Metric(name, value, fields["time"], fields["round"], **about) for name, value in finite]
+    return [Metric(name_in_mlflow(name), value, fields["time"], fields["round"]) for name, value in finite]
+
+
+def _choose_model_tags(run: Run) -> dict[str, str]:
+    """Returns the tags of a run's model: the run's name, and what it belongs to."""
+    tags = {tag: run.data.tags[tag] for tag in (PARENT_TAG, SEARCH_TAG, KIND_TAG, PRIMARY_TAG) if tag in run.data.tags}
+    return {RUN_NAME_TAG: run.info.run_name, **tags}
+
+
+def _link_metrics(metrics: Sequence[Metric], run: Run, model_id: str) -> list[Metric]:
+    """Returns metrics as those of a model, and of the data set that they were measured on, if the run has it."""
+    data = {
+        tag.value: {"dataset_name": each.dataset.name, "dataset_digest": each.dataset.digest}
+        for each in (run.inputs.dataset_inputs if run.inputs else ())
+        for tag in each.tags
+        if tag.key == CONTEXT_TAG
+    }
+    of_split = (data.get(metric.key.rpartition("/")[2].replace("train", TRAINING), {}) for metric in metrics)
+    return [
+        Metric(each.key, each.value, each.timestamp, each.step, model_id=model_id, **about)
+        for each, about in zip(metrics, of_split, strict=True)
+    ]
 
 
 def _build_dataset(operation: Operation) -> DatasetInput:
     source = json.dumps({"name": operation["name"]})
-    entity = Dataset(operation["name"], operation["digest"], "code", source, None, json.dumps(operation["profile"]))
-    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    entity = Dataset(
+        operation["name"], operation["digest"], "code", source, operation["schema"], json.dumps(operation["profile"])
+    )
+    return DatasetInput(entity, [InputTag(CONTEXT_TAG, operation["context"])])
 
 
 def _mark_table(client: MlflowClient, run_id: str, path: str) -> None:

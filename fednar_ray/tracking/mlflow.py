@@ -10,14 +10,11 @@ import logging
 import math
 import os
 import shlex
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import mlflow
 import numpy.typing as npt
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException, RestException
 
 from fednar_ray.config import Experiment, dump
@@ -32,6 +30,7 @@ from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema
+from fednar_ray.core.metric_names import SPLITS, is_higher_better
 from fednar_ray.core.store_uris import (
     build_artifact_folder,
     find_misread_folder,
@@ -41,22 +40,30 @@ from fednar_ray.core.store_uris import (
 )
 from fednar_ray.tracking.addresses import confirm
 from fednar_ray.tracking.arrival import NotAnswered, describe_failure
+from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.delivery import Delivery
 from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import RUN_ID, Identity, read_identity
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory, wait_for_lock_file
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.models import save_model
+from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.origin import build_origin_tags
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.sender import Sender
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
     END_TAG,
     FEDNAR_VERSION_TAG,
     GIT_COMMIT_TAG,
-    RAY_VERSION_TAG,
-    TORCH_VERSION_TAG,
+    KIND_TAG,
+    NOTE_TAG,
+    PARENT_TAG,
+    PRIMARY_TAG,
+    SEARCH_TAG,
     WRITER_TAG,
 )
 
@@ -68,19 +75,9 @@ HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without an answer
 }
 LONGEST_MODEL_NAME = 256  # the width of MLflow's column
+BEST_ALIAS = "best"  # of the best registered version
+DESCRIBING_TAGS = (KIND_TAG, SEARCH_TAG, PARENT_TAG, PRIMARY_TAG, GIT_COMMIT_TAG, FEDNAR_VERSION_TAG)
 INTERRUPTED_SECONDS = 3.0  # the longest that the end of an interrupted run may take
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSummary:
-    """Describes the data set, which MLflow shows among a run's inputs."""
-
-    name: str
-    digest: str
-    clients: int
-    examples: int
-    input_shape: tuple[int, ...]
-    classes: int
 
 
 class Store:
@@ -146,9 +143,9 @@ class Store:
             return _check_id("experiment", self.client.create_experiment(name, artifact_location=location))
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """Creates a run, tagged with the versions of the software too, and returns its id."""
+        """Creates a run, tagged with its origin too, and returns its id."""
         with raise_as_unavailable(self.uri):
-            run = self.client.create_run(experiment_id, run_name=name, tags={**_build_version_tags(), **tags})
+            run = self.client.create_run(experiment_id, run_name=name, tags={**build_origin_tags(), **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
             run_id = _check_id("run", run.info.run_id)
@@ -172,6 +169,8 @@ class Store:
     def register_model(self, run_id: str, name: str) -> int:
         """Registers a run's model as the next version of ``name``, and returns the version.
 
+        The version is described by the run's answer. The alias ``best`` moves to it unless its version is better.
+
         Args:
             run_id: MLflow's id of the run, which has one logged model.
             name: The registered model, which is created if it is new.
@@ -179,10 +178,37 @@ class Store:
         with raise_as_unavailable(self.uri):
             if not self._has_registered(name):
                 self.client.create_registered_model(name)
-            (model,) = self.client.get_run(run_id).outputs.model_outputs
+            run = self.client.get_run(run_id)
+            (model,) = run.outputs.model_outputs
             logged = self.client.get_logged_model(model.model_id)
-            version = self.client.create_model_version(name, logged.artifact_location, run_id, model_id=model.model_id)
+            tags = {tag: run.data.tags[tag] for tag in DESCRIBING_TAGS if tag in run.data.tags}
+            version = self.client.create_model_version(
+                name,
+                logged.artifact_location,
+                run_id,
+                tags=tags,
+                description=_build_description(run),
+                model_id=model.model_id,
+            )
+            if self._is_best(name, run):
+                self.client.set_registered_model_alias(name, BEST_ALIAS, version.version)
         return int(version.version)
+
+    def _is_best(self, name: str, run: Run) -> bool:
+        """Returns whether a run is as good as that of the version with the alias ``best``, or there is none.
+
+        The primary metric decides: on the validation set if both runs have one, otherwise on the test set.
+        """
+        current = self.client.get_registered_model(name).aliases.get(BEST_ALIAS)
+        primary = run.data.tags.get(PRIMARY_TAG)
+        if current is None or primary is None:
+            return True
+        other = self.client.get_run(self.client.get_model_version(name, current).run_id).data.metrics
+        for metric in (name_in_mlflow(f"{split}_{primary}") for split in SPLITS):
+            if metric in other and metric in run.data.metrics:
+                better = run.data.metrics[metric] - other[metric]
+                return bool(better >= 0 if is_higher_better(primary) else better <= 0)
+        return True
 
     def check_registration(self, name: str) -> None:
         """Checks before training whether a model can be registered under a name.
@@ -214,6 +240,13 @@ class Store:
         """Uploads the files of a directory as artifacts of a run, in the artifact folder ``name``."""
         with raise_as_unavailable(self.uri):
             self.client.log_artifacts(run_id, str(directory), name)
+
+
+def _build_description(run: Run) -> str:
+    """Returns the answer of a run, without the links of its note, which only work on the run's own page."""
+    note: str = run.data.tags.get(NOTE_TAG, "")
+    answer = note.partition("\n")[0]
+    return "\n\n".join(filter(None, (answer, f"Run {run.info.run_name}, {run.info.run_id}")))
 
 
 def _check_id(of: str, answered: object) -> str:
@@ -327,10 +360,24 @@ class RunTracker(RoundCallback):
         """Sets tags of the MLflow run."""
         self._queue("tags", tags=dict(tags))
 
+    def log_note(self, note: Note, name: str | None = None) -> None:
+        """Sets the note of the MLflow run.
+
+        Args:
+            note: What a reader should see first.
+            name: The name of the run in the note of its experiment; None if that note stays as it is.
+        """
+        of_experiment = "" if name is None else note.build_experiment_markdown(name)
+        self._queue("note", text=note.build_markdown(), experiment_text=of_experiment)
+
+    def log_view(self, view: RunView) -> None:
+        """Saves a view of the table of runs in the run's experiment, in place of an earlier one with its key."""
+        tag, value = view.build_tag(_get_milliseconds())
+        self._queue("view", tag=tag, value=value)
+
     def log_data(self, data: DataSummary) -> None:
-        """Logs the data set as an input of the run."""
-        profile = {"clients": data.clients, "examples": data.examples, "classes": data.classes}
-        self._queue("data", name=data.name, digest=data.digest, profile=profile)
+        """Logs a data set as an input of the run."""
+        self._queue("data", **data.build_fields())
 
     def log_experiment(self, experiment: Experiment) -> None:
         """Logs the experiment as a file that ``fednar run`` takes."""
@@ -354,8 +401,8 @@ class RunTracker(RoundCallback):
         self._delivery.rounds = journal.file
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Logs metrics of the run as a whole."""
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        """Logs metrics of the run as a whole, under their names in MLflow."""
+        finite = {name_in_mlflow(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
         self._queue("metrics", metrics=finite, step=step, time=_get_milliseconds())
 
     def save_model(self, model: torch.nn.Module, example: npt.NDArray[Any], schema: TableSchema | None = None) -> None:
@@ -369,6 +416,10 @@ class RunTracker(RoundCallback):
         directory = RunDirectory(self._directory).model
         save_model(model, example, directory, schema)
         self._queue("model", path=directory.name)
+
+    def link_model(self, run_id: str) -> None:
+        """Links the model of another MLflow run, such as that of a search's best experiment, to this run."""
+        self._queue("model of", run_id=run_id)
 
     def set_end_status(self, status: str) -> None:
         """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""
@@ -411,30 +462,3 @@ def _get_milliseconds() -> int:
 
 def _replace_non_finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _build_version_tags() -> dict[str, str]:
-    tags = {
-        FEDNAR_VERSION_TAG: _get_version("fednar-ray"),
-        RAY_VERSION_TAG: _get_version("ray"),
-        TORCH_VERSION_TAG: torch.__version__,
-    }
-    commit = _find_git_commit()
-    return {**tags, GIT_COMMIT_TAG: commit} if commit else tags
-
-
-def _get_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _find_git_commit() -> str | None:
-    """Returns the commit of the working directory; None if it is not a git checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

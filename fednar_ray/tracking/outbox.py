@@ -11,6 +11,7 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.tracking.file_writes import raise_as_run_failed, replace_file
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX
 
 
 def _is_text(value: object) -> bool:
@@ -32,10 +33,19 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "params": {"params": lambda value: _is_mapping_to(value, str)},
     "tags": {"tags": lambda value: _is_mapping_to(value, str)},
     "metrics": {"metrics": lambda value: _is_mapping_to(value, float, int), "step": _is_integer, "time": _is_integer},
-    "data": {"name": _is_text, "digest": _is_text, "profile": lambda value: isinstance(value, dict)},
+    "data": {
+        "name": _is_text,
+        "digest": _is_text,
+        "profile": lambda value: isinstance(value, dict),
+        "context": _is_text,
+        "schema": _is_text,
+    },
+    "note": {"text": _is_text, "experiment_text": _is_text},
+    "view": {"tag": lambda value: _is_text(value) and value.startswith(VIEW_TAG_PREFIX), "value": _is_text},
     "file": {"path": _is_text},
     "table": {"path": _is_text},
     "model": {"path": _is_text},
+    "model of": {"run_id": _is_text},
     "resumed": {},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time": _is_integer},
 }

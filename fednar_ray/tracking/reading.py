@@ -17,8 +17,9 @@ from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PARENT_TAG
+from fednar_ray.tracking.tags import PARENT_TAG, TRIAL_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)
 PLOTTED_METRICS = (
@@ -42,6 +43,12 @@ def find_mlflow_run(store: Store, run_id: str) -> Run | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+
+def get_name(run: Run) -> str:
+    """Returns the name of a trial, or of the experiment of another run. MLflow's name of a run says more than that."""
+    name: str = run.data.tags.get(TRIAL_TAG) or run.data.params.get("name") or run.info.run_name
+    return name
 
 
 def list_children(store: Store, run: Run) -> list[Run]:
@@ -102,9 +109,10 @@ def read_metrics(store: Store, run: Run, names: Sequence[str]) -> tuple[RoundRec
 
 def read_history(client: MlflowClient, run: Run, metric: str) -> History:
     """Reads a metric over rounds. For a round that was trained twice, the later value is taken."""
-    if metric not in run.data.metrics:
+    name = name_in_mlflow(metric)
+    if name not in run.data.metrics:
         return ()
-    points = client.get_metric_history(run.info.run_id, metric)
+    points = client.get_metric_history(run.info.run_id, name)
     return tuple({point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}.items())
 
 

@@ -17,7 +17,8 @@ from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import find_judged
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
-from fednar_ray.tracking.reading import History, iterate_pages, read_history, search_runs_where
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.reading import History, get_name, iterate_pages, read_history, search_runs_where
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
@@ -128,6 +129,12 @@ def read_search(uri: str | None, name: str) -> SearchRecord:
         return _read_record(store.client, parent, name)
 
 
+def find_search_run(store: Store, name: str) -> Run | None:
+    """Returns the parent run of the newest search of a name; None if there is none. Raises TrackingUnavailable."""
+    with raise_as_unavailable(store.uri):
+        return next((run for run in _list_search_runs(store.client) if run.data.tags.get(SEARCH_TAG) == name), None)
+
+
 def ensure_parent_run(store: Store, experiment_id: str, name: str, search_id: str) -> str:
     """Returns the id of a search's parent run, and creates the run unless an earlier process has done so.
 
@@ -154,7 +161,8 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     for run in search_runs_where(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
-            children[kind].setdefault(run.info.run_name, run)  # the newest run of a name
+            name = get_name(run) if kind == "trial" else run.info.run_name
+            children[kind].setdefault(name, run)  # the newest run of a name
     started = [run for run in children["trial"].values() if set(space) <= set(run.data.params)]
     trials = [_read_trial(client, run, metric, space) for run in started]
     test_metric = _find_test_metric([*children["best"].values(), *children["baseline"].values()])
@@ -177,7 +185,7 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
 
 def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str, object]) -> TrialRecord:
     return TrialRecord(
-        name=run.info.run_name,
+        name=get_name(run),
         values={key: parse_value(text) for key, text in run.data.params.items() if key in space},
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
         history=read_history(client, run, metric),
@@ -186,7 +194,8 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str,
 
 def _find_test_metric(finals: Sequence[Run]) -> str | None:
     """Returns the metric by which the final runs are judged; None if none of them was evaluated."""
-    names = {name for run in finals for name in run.data.metrics}
+    on_test = (name.removesuffix("/test") for run in finals for name in run.data.metrics if name.endswith("/test"))
+    names = {f"test_{name}" for name in on_test}
     primary = next((run.data.tags[PRIMARY_TAG] for run in finals if PRIMARY_TAG in run.data.tags), None)
     metric = f"test_{find_judged(names, primary)}"
     return metric if metric in names else None
@@ -199,7 +208,8 @@ def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str, test_met
         return None
     on_test = metric.replace("validation_", "test_")
     test_histories = [read_history(client, run, on_test) for run in seeds] if on_test != metric else []
-    values = [run.data.metrics[test_metric] for run in seeds if test_metric in run.data.metrics]
+    name = None if test_metric is None else name_in_mlflow(test_metric)
+    values = [run.data.metrics[name] for run in seeds if name in run.data.metrics]
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_parse_settings(seeds[0].data.params),

@@ -67,7 +67,9 @@ class FinalTraining:
         """Builds the experiment of the best trial, with all changes that population-based training made to it."""
         experiment = plan.build_experiment(best.initial_values)
         changes = None if best.lineage is None else best.lineage.changes
-        changed = Experiment.model_validate({**experiment.model_dump(exclude_none=True), "changes": changes})
+        changed = Experiment.model_validate(
+            {**experiment.model_dump(exclude_none=True, exclude_unset=True), "changes": changes}
+        )
         return self._build_single_run(changed, "best", best.group_size)
 
     def train(self, best: Experiment) -> FinalRuns:

@@ -10,18 +10,19 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
+from fednar_ray.report.axes import format_values
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import Journal, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG
-from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, TrialEntry, TrialTable
+from fednar_ray.tracking.tags import FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
+from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
 log = logging.getLogger("fednar_ray")
 
-MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED"}  # KILLED: stopped early, or the search was interrupted
+MLFLOW_STATUS = {FINISHED: "FINISHED", STOPPED: "FINISHED", FAILED: "FAILED"}  # else KILLED: the search was interrupted
 
 
 class OpenTrial:
@@ -64,8 +65,11 @@ class OpenTrial:
         self._tracker.follow(self._journal)
 
     def _create_run(self) -> str:
-        tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: "trial", SEARCH_TAG: self._table.name}
-        return self._store.create_run(self._table.experiment_id, self._entry.name, tags)
+        entry, table = self._entry, self._table
+        tags = {PARENT_TAG: table.parent_id, KIND_TAG: "trial", SEARCH_TAG: table.name, TRIAL_TAG: entry.name}
+        return self._store.create_run(
+            table.experiment_id, f"{entry.name.removeprefix('trial-')} {format_values(entry.values)}", tags
+        )
 
     def end_run(self, status: str, failure: str | None) -> None:
         """Ends the MLflow run, with the trial's status and its alerts as tags."""

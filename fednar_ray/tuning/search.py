@@ -4,31 +4,39 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_settings
+from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.report.notes import note_search
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
 from fednar_ray.tracking.mlflow import RunTracker, Store
-from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.searches import ABOUT
+from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.search_status import Show
+from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
 
 log = logging.getLogger("fednar_ray")
+
+BEST_SO_FAR = "best_so_far"  # the search's metric of the best finished trial, over the number of ended trials
+SPECIFIC = {"points", "stop", "baseline"}  # sections of a search that are in its file, and no parameters in MLflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +156,7 @@ class _Search:
         table, metric = self._table, self._search.metric
         with RunTracker(self._store, table.parent_id, table.directory, resumed=self._resume) as parent:
             self._log_inputs(parent)
-            ended_early = self._run_trials(points)
+            ended_early = self._run_trials(points, parent)
             parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
             best = self._find_best()
             training = FinalTraining(self._document, table, self._store, self._session, resume=self._resume)
@@ -166,15 +174,37 @@ class _Search:
         if self._table.described:
             return
         search = self._search.model_dump(mode="json")
-        described = {f"search.{key}": value for key, value in search.items() if value not in (None, [], {})}
+        chosen = {
+            *self._search.model_dump(exclude_unset=True),
+            *(key.removeprefix("search.") for key in ABOUT),
+        } - SPECIFIC
+        described = {f"search.{key}": value for key, value in search.items() if key in chosen and value is not None}
         described |= {"search.scheduler": self._search.scheduler.name, "search.space": json.dumps(search["space"])}
-        parent.log_params({**flatten_settings(self._document.experiment), **described})
+        parent.log_params({**flatten_chosen_settings(self._document.experiment), **described})
         parent.log_experiment(self._document.experiment)
         parent.log_file(self._table.files.search_yaml)
+        parent.log_view(self._build_view())
         self._table.described = True
         self._table.save()
 
-    def _run_trials(self, points: Sequence[Mapping[str, Any]]) -> str | None:
+    def _build_view(self) -> RunView:
+        test = f"test_{self._search.metric.removeprefix('validation_')}"
+        return RunView(
+            key=self._table.parent_id[:8],
+            name=f"{self._table.name}: best first",
+            metrics=[name_in_mlflow(self._search.metric), name_in_mlflow(test)],
+            params=list(self._search.space),
+            tags=[STATUS_TAG],
+            ascending=self._search.mode == "min",
+            parent=self._table.parent_id,
+        )
+
+    def _run_trials(self, points: Sequence[Mapping[str, Any]], parent: RunTracker) -> str | None:
+        def show(status: SearchStatus) -> None:
+            if status.ended is not None and status.best is not None and status.best.value is not None:
+                parent.log_metrics({BEST_SO_FAR: status.best.value}, step=status.done)
+            self._show(status)
+
         self._session.discard_idle()
         return run_trials(
             self._table,
@@ -182,7 +212,7 @@ class _Search:
             self._plan,
             self._resources,
             points,
-            self._show,
+            show,
             rounds=self._rounds,
             resume=self._resume,
         )
@@ -203,14 +233,28 @@ class _Search:
         parent.log_file(path)
 
     def _log_outputs(self, parent: RunTracker, best: TrialEntry, final: FinalRuns) -> None:
-        """Logs the best trial's values, and the metrics of the final runs."""
-        metrics = {f"best/{name}": value for name, value in final.best[0].metrics.items()}
-        metrics |= {f"baseline/{name}": value for name, value in final.baseline[0].metrics.items()}
-        metrics |= {f"best/{final.test_metric}": final.best_test, f"baseline/{final.test_metric}": final.baseline_test}
+        """Logs the best trial's values, and the metrics that judge the search; its final runs have the others."""
         assert best.value is not None
-        parent.log_metrics({**metrics, f"best/{self._search.metric}": best.value})
+        metric, test = name_in_mlflow(self._search.metric), name_in_mlflow(final.test_metric)
+        parent.log_metrics(
+            {
+                f"best/{metric}": best.value,
+                f"baseline/{metric}": final.baseline[0].metrics[self._search.metric],
+                f"best/{test}": final.best_test,
+                f"baseline/{test}": final.baseline_test,
+            }
+        )
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
+        parent.link_model(final.best[0].run_id)
+        parent.log_note(self._describe(final), self._table.name)
+
+    def _describe(self, final: FinalRuns) -> Note:
+        trials = [asdict(entry) for entry in self._table.rank(self._search.mode)]
+        tests = final.best_test, final.baseline_test
+        view, report = self._table.parent_id[:8], f"{self._table.files.report.name}/index.html"
+        keys = list(self._search.space)
+        return note_search(trials, keys, self._search.metric, final.test_metric, tests, view, report)
 
     def _build_result(self, best: TrialEntry, final: FinalRuns, ended_early: str | None) -> SearchResult:
         table, seeds = self._table, self._search.seeds

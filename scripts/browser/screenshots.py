@@ -30,16 +30,18 @@ WIDTH, ROW = 1500, 32  # pixels
 QUIET = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 ARTIFACTS = ("search.yaml", "best.yaml", "results.json", "report")
 # beside the search's own metric
-CURVES = ("clip_fraction", "effective_weight_decay", "local_lr", "train_loss", "update_norm")
+CURVES = (
+    "fednar/clip_fraction",
+    "fednar/effective_weight_decay",
+    "fednar/local_lr",
+    "loss/train",
+    "server/update_norm",
+)
 RESULTS_COLUMNS = 5  # trial, status, rounds, value, seconds; then the searched keys
-UNFOLD = "button[data-component-id$='runnamecellrenderer.tsx_46']"
 SIDEBAR = "[data-component-id='mlflow_header.toggle_sidebar_button']"
 UNCLUTTERED = "[data-assistant-ui] { display: none } .ag-cell-focus { border-color: transparent !important }"
-OPENS_WITH = {  # otherwise the UI opens its pages for language models, and a chat
-    "mlflow.workflowType_v1": '"machine_learning"',
-    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
-    "mlflow.assistant.panelOpen_v1": "false",
-}
+TRAINING = "workflowType=machine_learning"  # otherwise the UI opens its pages for language models
+CLOSE_CHAT = "[data-component-id='mlflow.assistant.chat_panel.close']"
 # of a chart's runs, those that have no curve
 WITHOUT_CURVE = """([metric, runs]) => {
     const cards = [...document.querySelectorAll("[data-testid='experiment-view-compare-runs-card']")];
@@ -58,10 +60,15 @@ class Search:
     experiment_id: str
     run_id: str
     name: str
-    metric: str
+    metric: str  # its name in MLflow
     keys: tuple[str, ...]  # that were searched
     best: str  # trial's name
-    children: tuple[str, ...]  # names
+    children: tuple[str, ...]  # names of runs
+
+    @property
+    def view(self) -> str:
+        """The address of the saved view of the children, without the server's."""
+        return f"/#/experiments/{self.experiment_id}/runs?{TRAINING}&viewStateShareKey={self.run_id[:8]}"
 
 
 def main() -> None:
@@ -71,8 +78,8 @@ def main() -> None:
     directory = parser.parse_args().directory.resolve()
     with serve(directory / "mlflow.db") as address, start_chromium() as browser:
         search = newest_search(address)
-        page = open_page(browser, search)
-        capture_runs(page, address, search)
+        page = open_page(browser, address, search)
+        capture_runs(page, search)
         capture_charts(page, address, search)
         capture_artifacts(page, address, search)
         capture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
@@ -148,13 +155,15 @@ def newest_search(address: str) -> Search:
     of_parent = f"tags.`mlflow.parentRunId` = '{info['run_id']}'"
     children = search_mlflow(address, "runs", experiment_ids=ids, filter=of_parent, max_results=1000)
     names = tuple(sorted(child["info"]["run_name"] for child in children))
-    if missing := {"best", "baseline", tags.get("fednar.best_trial", "the best trial")} - set(names):
+    trials = {collect_by_key(child["data"], "tags").get("fednar.trial") for child in children}
+    if missing := {"best", "baseline", tags.get("fednar.best_trial", "the best trial")} - {*names, *trials}:
         sys.exit(f"the search {info['run_name']} has no child run for {', '.join(sorted(missing))}: it did not finish")
+    split, _, metric = params["search.metric"].partition("_")
     return Search(
         experiment_id=info["experiment_id"],
         run_id=info["run_id"],
         name=tags["fednar.search"],
-        metric=params["search.metric"],
+        metric=f"{metric}/{split}",
         keys=tuple(json.loads(params["search.space"])),
         best=tags["fednar.best_trial"],
         children=names,
@@ -174,38 +183,18 @@ def collect_by_key(data: dict[str, Any], kind: str) -> dict[str, str]:
     return {each["key"]: each["value"] for each in data.get(kind, [])}
 
 
-def open_page(browser: Browser, search: Search) -> Page:
-    """Opens a page with the UI's settings for searches: the searched columns, and every run in the charts."""
-    columns = [
-        "tags.`fednar.status`",
-        f"metrics.`{search.metric}`",
-        *(f"params.`{key}`" for key in search.keys),
-    ]
-    view = {
-        "selectedColumns": columns,
-        "columnOrder": columns,
-        "columnWidths": {column: 6 * len(column.split("`")[1]) + 29 for column in columns},
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": True,
-        "runsHiddenMode": "SHOWALL",
-        "autoRefreshEnabled": False,
-    }
-    stored = {
-        **OPENS_WITH,
-        f'MLflowLocalStorage-1.1-ExperimentPage-["{search.experiment_id}"]-ReactComponentState': json.dumps(view),
-    }
-    page = browser.new_page(viewport={"width": WIDTH, "height": 400 + ROW * len(search.children)})
+def open_page(browser: Browser, address: str, search: Search) -> Page:
+    """Opens the saved view in a browser without a history, and closes the chat that MLflow opens first."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 500 + ROW * len(search.children)})
     page.set_default_timeout(1000 * PATIENCE_SECONDS)
-    page.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(stored)})) localStorage[k] ??= v")
+    page.goto(f"{address}{search.view}")
+    page.locator(CLOSE_CHAT).first.click()
     return page
 
 
-def capture_runs(page: Page, address: str, search: Search) -> None:
-    """Shows the parent, unfolded, and every child below it."""
-    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs")
-    wait_for_element(find_link(page, search.name), "the parent run in the table of runs")
+def capture_runs(page: Page, search: Search) -> None:
+    """Shows every child, best first, as ``fednar ui NAME`` does."""
     page.locator(SIDEBAR).click()
-    page.get_by_role("row").filter(has=find_link(page, search.name)).locator(UNFOLD).click()
     for child in search.children:
         wait_for_element(find_link(page, child), f"{child}, a child run, in the table of runs")
     for key in (search.metric, *search.keys):
@@ -216,7 +205,7 @@ def capture_runs(page: Page, address: str, search: Search) -> None:
 def capture_charts(page: Page, address: str, search: Search) -> None:
     """Shows the children's rounds, one curve each."""
     page.set_viewport_size({"width": WIDTH, "height": 1030})
-    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs?compareRunsMode=CHART")
+    page.goto(f"{address}{search.view}&compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
     for metric in (*CURVES, search.metric):
         wait_for_curves(page, metric, search.children)
@@ -226,7 +215,7 @@ def capture_charts(page: Page, address: str, search: Search) -> None:
 def capture_artifacts(page: Page, address: str, search: Search) -> None:
     """Shows the parent's files: the results as a table, and the report."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
-    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts")
+    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts?{TRAINING}")
     for name in ARTIFACTS:
         wait_for_element(find_artifact(page, name), f"the artifact {name} of the parent run")
     find_artifact(page, "report").click()

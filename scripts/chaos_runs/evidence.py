@@ -12,6 +12,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.tracking.journal import parse_line
 from fednar_ray.tracking.json_lines import read_lines
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 
 
@@ -94,7 +95,7 @@ def find_mlflow_differences(run: Run, ended: Ended) -> tuple[str, ...]:
     wanted: dict[str, list[tuple[int, float]]] = {}
     for record in _load_records(run):
         for name, value in record.metrics.items():
-            wanted.setdefault(name, []).append((record.round_index, value))
+            wanted.setdefault(name_in_mlflow(name), []).append((record.round_index, value))
     problems = []
     for name, points in wanted.items():
         found = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))

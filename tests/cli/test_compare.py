@@ -29,7 +29,7 @@ def test_compare_uses_the_metrics_of_evaluated_rounds_only(tmp_path: Path) -> No
             [client.get_experiment_by_name("compare").experiment_id],
             f"params.`regularizer.name` = '{row['regularizer']}' and tags.`mlflow.parentRunId` = '{result['run_id']}'",
         )
-        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "test_accuracy")}
+        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "accuracy/test")}
         assert sorted(history) == [1, 3, 4]
         assert row["final accuracy"] == f"{(history[3] + history[4]) / 2:.3f}"
         assert row["rounds to target"] == "2"  # the first round was not evaluated
@@ -72,7 +72,7 @@ def test_compare_trains_paired_runs(tmp_path: Path) -> None:
         final = [
             metric.value
             for seed in (0, 1)
-            for metric in client.get_metric_history(by_variant[row["regularizer"], seed].info.run_id, "test_accuracy")
+            for metric in client.get_metric_history(by_variant[row["regularizer"], seed].info.run_id, "accuracy/test")
             if metric.step >= 1
         ]
         assert row["final accuracy"].startswith(f"{sum(final) / 4:.3f} ± ")

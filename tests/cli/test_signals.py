@@ -45,6 +45,6 @@ def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_pa
     client = open_store(tmp_path)
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert run.info.status == "KILLED"
-    recorded = client.get_metric_history(run.info.run_id, "test_accuracy")
+    recorded = client.get_metric_history(run.info.run_id, "accuracy/test")
     lines = load_journal(journals[0].parent)
     assert sorted(metric.step for metric in recorded) == [line["round"] for line in lines] == [*range(len(lines))]

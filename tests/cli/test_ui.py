@@ -1,5 +1,6 @@
 """``fednar ui`` serves until it is ended, and reports a port that is in use."""
 
+import signal
 import socket
 import subprocess
 import urllib.error
@@ -48,13 +49,14 @@ def test_ui_serves_or_reports_a_port_in_use(case: str, tmp_path: Path) -> None:
         try:
             wait_for(healthy)
             children = psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-            process.wait(timeout=PATIENCE_SECONDS)
+            wait_for(lambda: "end it with Ctrl-C" in log.read_text())
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=PATIENCE_SECONDS) == 0
         finally:
             process.kill()
     _, alive = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
     for child in alive:
         child.kill()
     assert not alive
-    assert f"http://127.0.0.1:{port}" in log.read_text()
-    assert "Traceback" not in log.read_text()
+    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    assert log.read_text().splitlines() == [f"MLflow: {address}", "end it with Ctrl-C"]

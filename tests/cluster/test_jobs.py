@@ -289,7 +289,7 @@ def find_run(client: MlflowClient, name: str) -> Any:
 
 
 def load_losses(client: MlflowClient, run: Any) -> list[float]:
-    return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "train_loss"), key=lambda p: p.step)]
+    return [p.value for p in sorted(client.get_metric_history(run.info.run_id, "loss/train"), key=lambda p: p.step)]
 
 
 @pytest.mark.usefixtures("processes")
@@ -336,7 +336,7 @@ def test_a_job_that_loses_and_regains_a_node_gives_the_bytes_of_a_serial_run(
     assert fr.load(kept).name == "paced"
     (version,) = client.search_model_versions("name = 'paced'")
     assert (version.run_id, summary["registered_version"]) == (run.info.run_id, 1)
-    phases = {f"seconds/{phase}" for phase in ("broadcast", "train", "aggregate", "evaluate", "log")}
+    phases = {f"time/{phase}" for phase in ("broadcast", "train", "aggregate", "evaluate", "log")}
     assert {*phases, "system/cpu_utilization_percentage"} <= run.data.metrics.keys()
     assert read_prometheus(nodes, "ray_fednar_rounds_total") == ROUNDS
     assert read_prometheus(nodes, "ray_fednar_clients_total") == ROUNDS * 6

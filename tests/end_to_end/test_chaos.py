@@ -142,10 +142,10 @@ def test_scripts_chaos_distinguishes_runs_by_bytes_history_and_mlflow(
     assert evidence.find_differences(run, ended, other) == ("other final bytes", "another history")
 
     client, run_id = MlflowClient(ended.result["tracking_uri"]), ended.result["run_id"]
-    client.log_metric(run_id, "train_loss", 0.5, step=3)
+    client.log_metric(run_id, "loss/train", 0.5, step=3)
     client.set_terminated(run_id, "FAILED")
     assert evidence.find_differences(run, ended, undisturbed) == (
-        "MLflow has 7 points of train_loss, and not the 6 that were recorded",
+        "MLflow has 7 points of loss/train, and not the 6 that were recorded",
         "MLflow calls the run FAILED",
     )
     journal = run.directory / "metrics.jsonl"

@@ -129,7 +129,7 @@ def test_a_regression_is_compared_by_its_rmse(data):
     assert "nan" not in json.dumps(result).lower()
     runs = load_children(result["run_id"])
     finals = {
-        name: np.array([np.mean(load_history(runs[0.05, name, seed], "test_rmse")[-2:]) for seed in (0, 1)])
+        name: np.array([np.mean(load_history(runs[0.05, name, seed], "rmse/test")[-2:]) for seed in (0, 1)])
         for name in ("decoupled", "fednar")
     }
     first, second = result["rows"]
@@ -138,7 +138,7 @@ def test_a_regression_is_compared_by_its_rmse(data):
         final = finals[row["regularizer"]]
         assert row["final rmse"] == f"{final.mean():.4g} ± {final.std(ddof=1):.2g}"
         reached = [
-            next((t + 1 for t, value in enumerate(load_history(runs[0.05, row["regularizer"], seed], "test_rmse"))
+            next((t + 1 for t, value in enumerate(load_history(runs[0.05, row["regularizer"], seed], "rmse/test"))
                   if value <= 0.7), None)
             for seed in (0, 1)
         ]  # fmt: skip
@@ -173,7 +173,7 @@ def test_a_binary_task_is_compared_by_its_accuracy(data):
     result = run_and_parse(str(write(data, "binary")), "compare.target_accuracy=0.6")
     runs = load_children(result["run_id"])
     for row in result["rows"]:
-        accuracies = load_history(runs[0.05, row["regularizer"], 0], "test_accuracy")
+        accuracies = load_history(runs[0.05, row["regularizer"], 0], "accuracy/test")
         assert row["final accuracy"] == f"{np.mean(accuracies[-2:]):.3f}"
         assert row["rounds to target"] == str(1 + int(np.argmax(np.array(accuracies) >= 0.6)))
 

@@ -29,6 +29,7 @@ from fednar_ray.experiments.run import train
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory
+from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from fednar_ray.tracking.run_lookup import load_run
 from tests.conftest import build_small_federation
 from tests.support.processes import finish, start_fednar
@@ -155,9 +156,9 @@ def assert_recorded_once(directory: Path) -> None:
     assert len(same_name) == len([path for path in Path("runs").iterdir() if path.name.startswith("long-")])
     assert [record.round_index for record in history] == list(range(len(history)))
     names = {name for record in history for name in record.metrics}
-    assert set(run.data.metrics) == names
+    assert set(run.data.metrics) - {name_in_mlflow(START_UP)} == {*map(name_in_mlflow, names)}
     for name in names:
-        points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
+        points = sorted(client.get_metric_history(run_id, name_in_mlflow(name)), key=lambda point: point.step)
         wanted = [(r.round_index, r.metrics[name]) for r in history if name in r.metrics]
         assert [(point.step, point.value) for point in points] == wanted, name
 

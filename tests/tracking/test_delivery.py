@@ -35,6 +35,7 @@ from fednar_ray.tracking.delivery import is_refusal
 from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
 from tests.conftest import set_mlflow_store
@@ -106,7 +107,7 @@ def start_training(uri: str) -> Any:
     return train(prepare(EXPERIMENT.model_copy(update={"tracking": tracking})), fr.RaySession())
 
 
-def load_steps(client: MlflowClient, run_id: str, metric: str = "train_loss") -> list[int]:
+def load_steps(client: MlflowClient, run_id: str, metric: str = "loss/train") -> list[int]:
     return sorted(point.step for point in client.get_metric_history(run_id, metric))
 
 
@@ -122,11 +123,11 @@ def assert_all_is_there_once(uri: str, result: fr.Result) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["federation.rounds"] == str(ROUNDS)
     assert run.data.tags["fednar.placement"] == "serial"
-    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.inputs.dataset_inputs) == 2  # training and test
     assert {file.path for file in client.list_artifacts(result.run_id)} == FILES
-    assert set(run.data.metrics) == set(result.metrics)
+    assert set(run.data.metrics) == {*map(name_in_mlflow, result.metrics), name_in_mlflow(START_UP)}
     for metric in result.metrics:
-        points = sorted(client.get_metric_history(result.run_id, metric), key=lambda point: point.step)
+        points = sorted(client.get_metric_history(result.run_id, name_in_mlflow(metric)), key=lambda point: point.step)
         assert [point.step for point in points] == list(range(ROUNDS))
         assert [point.value for point in points] == [record.metrics[metric] for record in result.history]
     (output,) = run.outputs.model_outputs
@@ -395,7 +396,7 @@ def assert_by_hand_once(database: Store, run_id: str, rounds: int) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {"a": "1", "b": "None"}
     assert run.data.tags["color"] == "red"
-    assert run.data.metrics == {"gain": 0.25, "train_loss": 0.5, "clients_trained": 2.0}
+    assert run.data.metrics == {"gain": 0.25, "loss/train": 0.5, "clients/trained": 2.0}
     assert load_steps(client, run_id) == list(range(rounds))
     assert len(client.get_metric_history(run_id, "gain")) == 1
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["d"]
@@ -444,7 +445,7 @@ def test_sync_sends_the_unsent_operations_of_a_killed_process(database: Store, t
         follow(tracker, journal, range(3, 9))  # from a checkpoint at round 3
     assert_by_hand_once(database, run_id, rounds=9)
     times = [json.loads(line)["time"] for line in read_lines(left / "metrics.jsonl")]
-    points = database.client.get_metric_history(run_id, "train_loss")
+    points = database.client.get_metric_history(run_id, "loss/train")
     assert [point.timestamp for point in sorted(points, key=lambda point: point.step)] == times
 
 
@@ -463,13 +464,13 @@ def test_a_run_resumed_without_its_directory_records_no_round_twice(database: St
     lines = read_lines(first / "metrics.jsonl")[:4]
     run = database.client.get_run(run_id)
     assert (run.info.status, run.data.tags["fednar.end"]) == ("KILLED", "KeyboardInterrupt: ")
-    before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
+    before = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "loss/train")}
     with RunTracker(database, run_id, second, resumed=True) as tracker:
         wait_for(lambda: database.client.get_run(run_id).info.status == "RUNNING")
         with Journal(second, EXPERIMENT, lines=lines) as journal:
             assert journal.rounds == 4
             follow(tracker, journal, range(4, 9))
-    after = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "train_loss")}
+    after = {point.step: point.timestamp for point in database.client.get_metric_history(run_id, "loss/train")}
     assert load_steps(database.client, run_id) == list(range(9))
     assert before.items() <= after.items()
     run = database.client.get_run(run_id)

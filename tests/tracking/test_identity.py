@@ -63,7 +63,7 @@ def leave_run(chosen: fr.Experiment) -> Path:
 
 def load_rounds(tmp_path: Path, run_id: str) -> list[int]:
     client = MlflowClient(create_store(tmp_path / "m.db"))
-    return sorted(point.step for point in client.get_metric_history(run_id, "train_loss"))
+    return sorted(point.step for point in client.get_metric_history(run_id, "loss/train"))
 
 
 def assert_each_has_all_rounds_once(tmp_path: Path, original: fr.Result, copy: fr.Result) -> None:

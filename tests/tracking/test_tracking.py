@@ -1,5 +1,6 @@
 """The contents of MLflow and of the run directory after a run, read back as a user does."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -22,6 +23,8 @@ import fednar_ray as fr
 from fednar_ray.core.flat_params import load_parameters
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.data.sources import load_digits
+from fednar_ray.experiments.run import register
+from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from tests.conftest import set_mlflow_store
 from tests.support.stores import create_store
 
@@ -108,11 +111,13 @@ def fluent(recorded: Recorded) -> Iterator[None]:
 def test_every_metric_is_recorded_for_every_round(recorded: Recorded, name: str) -> None:
     expected = METRICS | (VALIDATION if name == "cnn" else set())
     history = recorded.results[name].history
-    assert expected <= set(recorded.run(name).data.metrics)
-    assert VALIDATION & set(recorded.run(name).data.metrics) == VALIDATION & expected
+    sent = set(recorded.run(name).data.metrics)
+    assert {*map(name_in_mlflow, expected), name_in_mlflow(START_UP)} <= sent
+    assert not [metric for metric in VALIDATION - expected if name_in_mlflow(metric) in sent]
     for metric in expected:
         points = sorted(
-            recorded.client.get_metric_history(recorded.run(name).info.run_id, metric), key=lambda m: m.step
+            recorded.client.get_metric_history(recorded.run(name).info.run_id, name_in_mlflow(metric)),
+            key=lambda m: m.step,
         )
         assert [point.step for point in points] == list(range(ROUNDS))
         assert [point.value for point in points] == [record.metrics[metric] for record in history]
@@ -131,11 +136,11 @@ def test_evaluation_metrics_are_recorded_only_for_evaluated_rounds(
     )
     result = fr.run(chosen)
     for metric in ("test_accuracy", "test_loss", *VALIDATION, "client_accuracy_mean", "client_accuracy_worst_decile"):
-        history = recorded.client.get_metric_history(result.run_id, metric)
+        history = recorded.client.get_metric_history(result.run_id, name_in_mlflow(metric))
         points = {point.step: point.value for point in history}
         assert points == {t: result.history[t].metrics[metric] for t in (3, 5)}
         assert len(history) == 2
-    trained = recorded.client.get_metric_history(result.run_id, "train_loss")
+    trained = recorded.client.get_metric_history(result.run_id, "loss/train")
     assert sorted(point.step for point in trained) == list(range(6))
 
 
@@ -152,7 +157,7 @@ def test_runs_of_one_process_are_separate(recorded: Recorded) -> None:
     assert mlflow.active_run() is None
 
 
-def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
+def test_params_are_the_settings_that_were_chosen(recorded: Recorded) -> None:
     params = recorded.run("plain").data.params
     expected = {
         "name": "plain",
@@ -174,6 +179,7 @@ def test_params_are_the_flattened_settings(recorded: Recorded) -> None:
     assert expected.items() <= params.items()
     assert not [value for value in params.values() if value.startswith("{") or value == "None"]
     assert not [key for key in params if key.startswith("algorithm.beta")]  # fedavg does not use β
+    assert not [key for key in params if key.startswith(("availability.", "screening.", "aggregation.", "checkpoint."))]
 
 
 def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
@@ -185,20 +191,31 @@ def test_tags_describe_the_run_and_its_execution(recorded: Recorded) -> None:
         "mlflow.source.git.commit": recorded.commit,
         "fednar.placement": "serial",
         "fednar.actors": "0",
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": sys.argv[0],
+        "mlflow.source.type": "LOCAL",
     }
     assert expected.items() <= tags.items()
+    assert "fednar.command" not in tags  # it was started from Python
     assert 1 <= int(tags["fednar.vectorize"]) <= 3
 
 
 def test_the_data_set_is_an_input(recorded: Recorded) -> None:
     inputs = {name: recorded.run(name).inputs.dataset_inputs for name in VARIANTS}
-    assert {name: len(given) for name, given in inputs.items()} == dict.fromkeys(VARIANTS, 1)
-    data = {name: given[0].dataset for name, given in inputs.items()}
+    assert {name: len(given) for name, given in inputs.items()} == {
+        name: 3 if name == "cnn" else 2 for name in VARIANTS
+    }
+    contexts = [{each.tags[0].value: each.dataset for each in given} for given in inputs.values()]
+    by_name = dict(zip(inputs, contexts, strict=True))
+    assert set(by_name["plain"]) == {"training", "test"}
+    assert by_name["plain"]["test"].name == "digits"
+    (features,) = json.loads(json.loads(by_name["plain"]["test"].schema)["mlflow_tensorspec"]["features"])
+    assert features["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
+    data = {name: given["training"] for name, given in by_name.items()}
     assert data["plain"].name == "digits"
     assert json.loads(data["plain"].profile) == {"clients": 5, "examples": 1437, "classes": 10}
     assert data["plain"].digest == data["fedexp"].digest
     assert data["plain"].digest != data["cnn"].digest  # one tenth is held out
-    assert {tag.key: tag.value for tag in inputs["plain"][0].tags} == {"mlflow.data.context": "training"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -206,6 +223,19 @@ def test_the_recorded_experiment_is_read_back_unchanged(recorded: Recorded, name
     result = recorded.results[name]
     assert fr.load(recorded.artifact(name, "experiment.yaml", tmp_path)) == result.experiment
     assert fr.load(result.directory / "experiment.yaml") == result.experiment
+
+
+def test_the_alias_best_stays_with_the_better_of_two_registered_versions(recorded: Recorded) -> None:
+    accuracies = {name: recorded.results[name].metrics["test_accuracy"] for name in ("plain", "feddyn")}
+    worse, better = sorted(accuracies, key=accuracies.__getitem__)
+    assert accuracies[worse] < accuracies[better]
+    versions = [register(recorded.results[name], "aliased") for name in (worse, better, worse)]
+    assert versions == [1, 2, 3]
+    best = recorded.client.get_model_version_by_alias("aliased", "best")
+    assert (int(best.version), best.run_id) == (2, recorded.results[better].run_id)
+    assert best.description.startswith("**After")
+    assert f"test accuracy of {accuracies[better]:.3f}" in best.description
+    assert best.tags["fednar.primary"] == "accuracy"
 
 
 def test_the_picture_is_a_valid_png_file(recorded: Recorded, tmp_path: Path) -> None:
@@ -244,7 +274,7 @@ def test_the_journal_equals_the_history(recorded: Recorded, name: str) -> None:
         {"round": r.round_index, "clients": [*r.client_ids], "exclusions": {}, "metrics": r.metrics}
         for r in result.history
     ]
-    history = recorded.client.get_metric_history(result.run_id, "train_loss")
+    history = recorded.client.get_metric_history(result.run_id, "loss/train")
     assert times == [point.timestamp for point in sorted(history, key=lambda point: point.step)]
     for line in lines:
         json.loads(line, parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
@@ -291,7 +321,8 @@ def test_the_model_is_the_runs_only_output_with_the_last_rounds_metrics(recorded
     assert (model.name, model.status, model.source_run_id) == ("model", "READY", run.info.run_id)
     assert output.step == ROUNDS - 1
     assert model.params == run.data.params
-    assert {metric.key: metric.value for metric in model.metrics} == dict(result.metrics)
+    wanted = {name_in_mlflow(metric): value for metric, value in result.metrics.items()}
+    assert {metric.key: metric.value for metric in model.metrics} == wanted
     described = mlflow.models.Model.load(result.directory / "model")
     assert (described.model_id, described.run_id) == (model.model_id, run.info.run_id)
 

@@ -46,7 +46,8 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
     for entry in table.trials.values():
         run = client.get_run(str(entry.run_id))
         assert (run.info.status, run.data.tags["fednar.status"]) == ("FINISHED", FINISHED)
-        assert [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")] == list(range(ROUNDS))
+        assert run.info.run_name == f"{run.data.tags['fednar.trial'][6:]} η₀={entry.values[RATE]:.3g}"
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/train")] == list(range(ROUNDS))
 
 
 def test_the_table_records_the_end_of_a_trial_before_tune_does(store: Store) -> None:
@@ -84,7 +85,7 @@ def test_a_resumed_search_sends_missing_trials_to_mlflow(store: Store) -> None:
             FINISHED,
             str(entry.values[RATE]),
         )
-        history = store.client.get_metric_history(run.info.run_id, "train_loss")
+        history = store.client.get_metric_history(run.info.run_id, "loss/train")
         assert [point.step for point in history] == list(range(ROUNDS))
     operations = (table.get_trial_directory(sent) / "outbox.jsonl").read_text()
     assert '"resumed"' not in operations  # the run that MLflow already had is not changed

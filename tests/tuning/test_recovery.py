@@ -187,10 +187,10 @@ def test_no_finished_trial_is_lost_if_the_driver_is_killed(
     assert {name: read_journal_time(before, name) for name in times} == times  # they were not trained again
     client = MlflowClient(uri)
     trials = [run for run in list_children(client, result) if run.data.tags["fednar.kind"] == "trial"]
-    assert sorted(run.info.run_name for run in trials) == [f"trial-{i:04d}" for i in range(KILLED_TRIALS)]
+    assert sorted(run.data.tags["fednar.trial"] for run in trials) == [f"trial-{i:04d}" for i in range(KILLED_TRIALS)]
     for run in trials:
         assert run.info.status == "FINISHED"
-        steps = [m.step for m in client.get_metric_history(run.info.run_id, "train_loss")]
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss/train")]
         assert steps == list(range(SEARCH_ROUNDS)), run.info.run_name
 
 
@@ -265,7 +265,7 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_trained_again(
     assert {run.info.status for run in found} == {"FINISHED"}
     assert len(found) == 1 + TRIALS + 2  # the parent, the trials, the best and the baseline
     for entry in result.trials:
-        steps = [point.step for point in store.client.get_metric_history(str(entry.run_id), "train_loss")]
+        steps = [point.step for point in store.client.get_metric_history(str(entry.run_id), "loss/train")]
         assert steps == list(range(ROUNDS))
     if state == "behind":  # a finished search ends again with its recorded results
         again = resume_search("small", session, lambda status: None)

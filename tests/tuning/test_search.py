@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import fednar_ray as fr
+from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX, parse_view
 from fednar_ray.tuning.search import SearchResult, start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, TrialTable
@@ -52,7 +53,9 @@ def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.R
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'", max_results=100
     )
-    return FinishedSearch(result, parent, {run.info.run_name: run for run in found}, client, shown)
+    return FinishedSearch(
+        result, parent, {run.data.tags.get("fednar.trial", run.info.run_name): run for run in found}, client, shown
+    )
 
 
 @pytest.mark.usefixtures("searches")
@@ -92,9 +95,9 @@ def test_every_grid_point_is_a_nested_run_with_its_values(grid: FinishedSearch) 
 
 def test_a_trial_records_every_round_once_and_no_test_metric(grid: FinishedSearch) -> None:
     run_id = grid.children["trial-0002"].info.run_id
-    for name in ("train_loss", "validation_accuracy", "validation_loss", "clip_fraction", "clients_trained"):
+    for name in ("loss/train", "accuracy/validation", "loss/validation", "fednar/clip_fraction", "clients/trained"):
         assert [m.step for m in grid.client.get_metric_history(run_id, name)] == list(range(SEARCH_ROUNDS)), name
-    assert not [name for name in grid.children["trial-0002"].data.metrics if name.startswith("test")]
+    assert not [name for name in grid.children["trial-0002"].data.metrics if name.endswith("/test")]
 
 
 def test_a_trial_equals_a_run_with_its_values(grid: FinishedSearch) -> None:
@@ -118,22 +121,44 @@ def test_the_best_trial_has_the_lowest_final_loss_and_its_file_repeats_the_resul
     again = fr.run(experiment)
     assert again.metrics["validation_loss"] == best.value
     (recorded_run,) = [run for run in grid.children.values() if run.data.tags["fednar.kind"] == "best"]
-    assert again.metrics["test_accuracy"] == recorded_run.data.metrics["test_accuracy"]
+    assert again.metrics["test_accuracy"] == recorded_run.data.metrics["accuracy/test"]
 
 
-def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: FinishedSearch, tmp_path: Path) -> None:
+def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: FinishedSearch) -> None:
     best, parent = grid.result.best, grid.parent
-    assert parent.data.metrics["best/validation_loss"] == best.value
-    assert parent.data.metrics["best/test_accuracy"] == grid.result.best_test
-    assert parent.data.metrics["baseline/test_accuracy"] == grid.result.baseline_test
+    assert parent.data.metrics["best/loss/validation"] == best.value
+    assert parent.data.metrics["best/accuracy/test"] == grid.result.best_test
+    assert parent.data.metrics["baseline/accuracy/test"] == grid.result.baseline_test
     assert parent.data.params[f"best.{RATE}"] == str(best.values[RATE])
     assert json.loads(parent.data.params["search.space"])[RATE] == {"grid": [0.02, 0.3]}
+    assert not [key for key in parent.data.params if key.startswith(("search.stop", "search.retries"))]
+    so_far = grid.client.get_metric_history(parent.info.run_id, "best_so_far")
+    assert [point.step for point in so_far] == [1, 2, 3, 4]
+    assert [point.value for point in so_far] == sorted((point.value for point in so_far), reverse=True)
+    assert so_far[-1].value == best.value
+    (model,) = parent.outputs.model_outputs
+    assert grid.client.get_logged_model(model.model_id).source_run_id == grid.children["best"].info.run_id
+    assert f"Best of 4 trials: η₀={best.values[RATE]:.3g}" in parent.data.tags["mlflow.note.content"]
+
+
+def test_the_saved_view_shows_the_trials_with_the_lowest_loss_first(grid: FinishedSearch) -> None:
+    run_id = grid.parent.info.run_id
+    tags = grid.client.get_experiment(grid.parent.info.experiment_id).tags
+    state = parse_view(tags[f"{VIEW_TAG_PREFIX}{run_id[:8]}"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`loss/validation`", True)
+    assert {f"params.`{RATE}`", "params.`regularizer.name`", "tags.`fednar.status`"} <= set(state["selectedColumns"])
+    shown = grid.client.search_runs([grid.parent.info.experiment_id], state["searchFilter"])
+    assert {run.info.run_id for run in shown} == {run.info.run_id for run in grid.children.values()}
+
+
+def test_the_parents_results_table_lists_the_trials_best_first(grid: FinishedSearch, tmp_path: Path) -> None:
+    best = grid.result.best
     rows = grid.table(tmp_path)
     assert [row["value"] for row in rows] == sorted(entry.value for entry in grid.result.trials)
     assert rows[0]["trial"] == best.name
-    names = {file.path for file in grid.client.list_artifacts(parent.info.run_id)}
+    names = {file.path for file in grid.client.list_artifacts(grid.parent.info.run_id)}
     assert {"search.yaml", "best.yaml", "results.json", "report"} <= names
-    pages = {file.path for file in grid.client.list_artifacts(parent.info.run_id, "report")}
+    pages = {file.path for file in grid.client.list_artifacts(grid.parent.info.run_id, "report")}
     assert "report/index.html" in pages
 
 

@@ -44,7 +44,7 @@ def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, s
     assert killed
     assert list_outcomes(disturbed) == train_alone(document, [{RATE: 0.05}, {RATE: 0.1}])
     for entry in disturbed.trials:
-        steps = [m.step for m in MlflowClient(uri).get_metric_history(entry.run_id, "train_loss")]
+        steps = [m.step for m in MlflowClient(uri).get_metric_history(entry.run_id, "loss/train")]
         assert steps == list(range(SEARCH_ROUNDS))
 
 

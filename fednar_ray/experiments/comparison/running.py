@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings
+from fednar_ray.config import CompareSettings, Document, Experiment, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
+from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import find_alerts
@@ -25,13 +26,16 @@ from fednar_ray.report.comparison_page import ComparisonPage
 from fednar_ray.report.comparison_table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.identical import describe_identical, find_identical
+from fednar_ray.report.notes import note_comparison
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
@@ -81,9 +85,9 @@ def compare(
     """
     store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
-    _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
+    primary = _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
     if record is None:
-        run_id = store.create_run(experiment_id, "comparison", {KIND_TAG: "comparison"})
+        run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
         directory = RunDirectory.of_run(document.experiment.name, run_id).path
         record = ComparisonRecord(directory=directory, document=document, runs=planned)
         resumed = False
@@ -94,8 +98,9 @@ def compare(
             record = ComparisonRecord.load(record.directory)  # nobody else writes it from here on
             RunDirectory(record.directory).finished_mark.unlink(missing_ok=True)
         else:
-            parent.log_params({**flatten_settings(document.experiment), **_build_params(document.compare)})
+            parent.log_params({**flatten_chosen_settings(document.experiment), **_build_params(document.compare)})
             parent.log_experiment(document.experiment)
+            parent.log_view(_build_view(record.name, run_id, primary))
         record.document = document
         record.save()
         try:
@@ -114,10 +119,14 @@ def _open_store_of(record: ComparisonRecord) -> tuple[Store, str]:
     return store, ""
 
 
-def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> None:
-    """Checks the experiment and the target before anything is trained, and then starts Ray."""
+def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> str:
+    """Checks the experiment and the target before anything is trained, and then starts Ray.
+
+    Returns:
+        The primary metric; an empty text if there is nothing to train.
+    """
     if not to_train:
-        return
+        return ""
     prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
     keys = {"accuracy": "target_accuracy", "rmse": "target_rmse"}
     task, wanted = prepared.federation.task, keys.get(prepared.primary, "target")
@@ -131,6 +140,7 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
             )
         )
     plan_execution(prepared, session)
+    return prepared.primary
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
@@ -139,6 +149,18 @@ def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
     if directory is None or not RunDirectory(directory).finished:
         return False
     return len(load_records(directory)) >= record.document.experiment.federation.rounds
+
+
+def _build_view(name: str, run_id: str, primary: str) -> RunView:
+    return RunView(
+        key=run_id[:8],
+        name=f"{name}: best first",
+        metrics=[name_in_mlflow(f"test_{primary}"), name_in_mlflow("clip_fraction")],
+        params=["regularizer.name", "regularizer.weight_decay", "seed"],
+        tags=[],
+        ascending=not is_higher_better(primary),
+        parent=run_id,
+    )
 
 
 def _build_params(settings: CompareSettings) -> dict[str, object]:
@@ -178,16 +200,19 @@ class _Runs:
         )
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
-        parent.log_table([row.format_cells() for row in rows], files.comparison_table.name)
+        cells = [row.format_cells() for row in rows]
+        parent.log_table(cells, files.comparison_table.name)
         parent.log_metrics(build_metrics(rows))
         if notes:
             parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
+        answer = tuple(describe_comparison(rows, self._settings))
+        parent.log_note(note_comparison(answer[0], cells, self._run_id[:8], files.report.name), self._record.name)
         return Comparison(
             name=self._record.name,
             settings=self._settings,
             rows=rows,
             notes=notes,
-            answer=tuple(describe_comparison(rows, self._settings)),
+            answer=answer,
             page=files.report,
             run_id=self._run_id,
             tracking_uri=parent.uri,

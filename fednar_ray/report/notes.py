@@ -1,0 +1,102 @@
+"""Builds the notes that MLflow shows first: what came out, and a few key figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fednar_ray.config import Experiment
+from fednar_ray.core.metric_names import format_metric_value, is_higher_better
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.axes import format_values
+from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.run_page import describe_run
+from fednar_ray.report.run_plots import find_measure, get_curve
+from fednar_ray.tracking.notes import Note
+
+LISTED_TRIALS = 5
+
+
+def note_run(
+    experiment: Experiment, history: Sequence[RoundRecord], primary: str, facts: RunFacts, report: str | None = None
+) -> Note:
+    """Builds the note of a finished run.
+
+    Args:
+        experiment: What was run.
+        history: Its rounds.
+        primary: The metric that counts, without its split.
+        facts: How the run was made.
+        report: The artifact with the page of the run; None if it has none.
+    """
+    measure = find_measure(history, primary)
+    values = get_curve(history, measure.metric)
+    values = values[np.isfinite(values)]
+    effort = measure_effort(history)
+    clipped = get_curve(history, "clip_fraction")
+    clipped = clipped[np.isfinite(clipped)]
+    figures = {
+        "method": f"{experiment.algorithm.name} with {experiment.regularizer.name}",
+        "rounds": str(len(history)),
+        "clients per round": str(experiment.federation.clients_per_round),
+        "clipped steps": f"{100 * clipped.mean():.0f} %" if len(clipped) else "–",
+        "sent, down and up": format_bytes(effort.bytes_sent),
+        "training, all clients": format_seconds(effort.client_seconds),
+    }
+    if len(values):
+        best = float(values.max() if measure.higher_is_better else values.min())
+        figures = {f"test {measure.name}, best round": format_metric_value(measure.name, best), **figures}
+    return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report)
+
+
+def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, report: str) -> Note:
+    """Builds the note of a finished comparison.
+
+    Args:
+        answer: What came out.
+        cells: The rows of its table, as text by column; the first row is the baseline.
+        view: The key of the saved view of its runs.
+        report: The artifact with its page.
+    """
+    column = next(name for name in cells[0] if name.startswith("final "))
+    figures = {
+        f"{row['regularizer']}, weight decay {row['weight decay']}: {column}": row[column]
+        + ("" if row["difference"] == "–" else f" ({row['difference']})")
+        for row in cells
+    }
+    return Note(answer=answer, figures=figures, view=view, report=report)
+
+
+def note_search(
+    trials: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    metric: str,
+    test_metric: str,
+    tests: tuple[float, float],
+    view: str,
+    report: str | None = None,
+) -> Note:
+    """Builds the note of a finished search.
+
+    Args:
+        trials: The trials, best first: ``name``, ``value`` and ``values`` by searched key.
+        keys: The searched keys.
+        metric: The metric that the trials were judged by.
+        test_metric: The metric on the test set.
+        tests: Its value for the best trial trained again, and for the baseline.
+        view: The key of the saved view of the trials.
+        report: The artifact with the report; None if it has none.
+    """
+    name, (ours, theirs) = test_metric.removeprefix("test_"), tests
+    best, baseline = (format_metric_value(name, value) for value in tests)
+    better = ours > theirs if is_higher_better(test_metric) else ours < theirs
+    verdict = "better than" if better else "no better than"
+    found = format_values({key: trials[0]["values"][key] for key in keys})
+    answer = f"Best of {len(trials)} trials: {found}. Test {name} {best}, {verdict} the baseline's {baseline}."
+    listed = [trial for trial in trials if trial["value"] is not None][:LISTED_TRIALS]
+    figures = {
+        f"{trial['name']}: {format_values(trial['values'])}": f"{metric.replace('_', ' ')} {trial['value']:.4g}"
+        for trial in listed
+    }
+    return Note(answer=answer, figures=figures, view=view, report=report)

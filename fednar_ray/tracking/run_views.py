@@ -1,0 +1,92 @@
+"""Saved views of MLflow's table of runs: which columns it has, and in which order and of which runs the rows are.
+
+MLflow's UI keeps what its button "Share" saves as a tag of the experiment, and opens it by ``viewStateShareKey``. This
+is not a documented interface: ``tests/end_to_end/test_browser.py`` opens a view in the tested version of MLflow.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
+
+VIEW_TAG_PREFIX = "mlflow.sharedViewState."  # MLflow's: followed by the key of a view
+COMPRESSED = "deflate;"
+RUNS_KEY = "runs"  # of the view of all runs of an experiment
+RUN_NAME, RUN_NAME_WIDTH = "attributes.`Run Name`", 260  # the first column, which every table has
+WIDTHS = {"metrics": 150, "params": 115, "tags": 120}  # pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A view of the table of runs.
+
+    Attributes:
+        key: Identifies the view in its experiment.
+        name: The name in the UI's list of views.
+        metrics: Names in MLflow. The table is sorted by the first one, which should be the primary metric.
+        params: Names of parameters.
+        tags: Names of tags.
+        ascending: Whether lower values of the first metric are better.
+        parent: The run whose children are shown; None: the runs that are not nested in another one, folded.
+    """
+
+    key: str
+    name: str
+    metrics: Sequence[str]
+    params: Sequence[str]
+    tags: Sequence[str]
+    ascending: bool = False
+    parent: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns, as the UI names them."""
+        named = {"metrics": self.metrics, "params": self.params, "tags": self.tags}
+        return [f"{kind}.`{name}`" for kind, names in named.items() for name in names]
+
+    def build_tag(self, milliseconds: int) -> tuple[str, str]:
+        """Returns the experiment's tag that saves the view, as key and value."""
+        text = zlib.compress(json.dumps(self._build_state()).encode())
+        fields = {"name": self.name, "createdAt": milliseconds, "updatedAt": milliseconds}
+        state = COMPRESSED + base64.b64encode(text).decode()
+        return VIEW_TAG_PREFIX + self.key, json.dumps({**fields, "state": state})
+
+    def _build_state(self) -> dict[str, Any]:
+        columns = self.columns
+        return {
+            "orderByKey": columns[0],
+            "orderByAsc": self.ascending,
+            "searchFilter": "" if self.parent is None else f"tags.`{PARENT_TAG}` = '{self.parent}'",
+            "selectedColumns": columns,
+            "columnOrder": columns,
+            "columnWidths": {RUN_NAME: RUN_NAME_WIDTH}
+            | {column: WIDTHS[column.partition(".")[0]] for column in columns},
+            "runsHiddenMode": "SHOWALL",
+        }
+
+
+def parse_view(value: str) -> dict[str, Any]:
+    """Returns the state of a view in the value of its tag, as the UI's names. Raises ValueError if it is damaged."""
+    try:
+        text: str = json.loads(value)["state"]
+        state = zlib.decompress(base64.b64decode(text.removeprefix(COMPRESSED), validate=True))
+        found: dict[str, Any] = json.loads(state)
+        return found
+    except (KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise ValueError(f"not a saved view: {error}") from error
+
+
+def build_page_path(experiment_id: str, *, run_id: str | None = None, view: str | None = None) -> str:
+    """Returns the path of a page of MLflow's UI: of a run, a view, or an experiment's runs."""
+    page = "runs" if run_id is None else f"runs/{run_id}"
+    shared = "" if view is None else f"&viewStateShareKey={view}"
+    return f"/#/experiments/{experiment_id}/{page}?workflowType=machine_learning{shared}"
+
+
+def get_view_key(tags: Mapping[str, str], run_id: str) -> str | None:
+    """Returns the key of the view of a run's children; None for a run that is no search and no comparison."""
+    return run_id[:8] if tags.get(KIND_TAG) in ("search", "comparison") else None

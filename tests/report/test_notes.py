@@ -1,0 +1,58 @@
+"""The notes that MLflow shows first: the answer, and key figures."""
+
+import fednar_ray as fr
+from fednar_ray.core.reports import RoundRecord
+from fednar_ray.report.axes import format_values
+from fednar_ray.report.facts import RunFacts
+from fednar_ray.report.notes import note_comparison, note_run, note_search
+
+TRIALS = [
+    {"name": "trial-0002", "value": 0.9, "values": {"regularizer.clip_bound": 3.16228, "regularizer.name": "fednar"}},
+    {"name": "trial-0001", "value": None, "values": {"regularizer.clip_bound": 1.0, "regularizer.name": "none"}},
+]
+
+
+def build_record(t: int, **metrics: float) -> RoundRecord:
+    return RoundRecord(round_index=t, metrics=metrics, client_ids=(), exclusions={})
+
+
+def test_values_are_shown_by_their_symbols() -> None:
+    values = {"regularizer.clip_bound": 3.16228, "regularizer.weight_decay_anneal": 0.97, "federation.batch_size": 16}
+    assert format_values({**values, "regularizer.name": "fednar"}) == "A=3.16 γ_λ=0.97 batch_size=16 fednar"
+
+
+def test_the_note_of_a_run_has_its_answer_and_its_best_round() -> None:
+    history = [
+        build_record(t, test_rmse=value, bytes_up=5e5, client_seconds=1800.0) for t, value in enumerate((2, 1, 3))
+    ]
+    note = note_run(fr.Experiment(), history, "rmse", RunFacts(), "report.html")
+    assert note.answer == "After 3 rounds the model reaches a test rmse of 3."
+    assert (note.figures["test rmse, best round"], note.figures["sent, down and up"]) == ("1", "1.5 MB")
+    assert note.figures["training, all clients"] == "1.5 h"
+    assert "report.html" in note.build_markdown()
+
+
+def test_a_run_that_was_never_tested_has_a_note_too() -> None:
+    assert "nothing was evaluated" in note_run(fr.Experiment(), [build_record(0)], "accuracy", RunFacts()).answer
+
+
+def test_the_note_of_a_comparison_lists_its_rows() -> None:
+    cells = [
+        {"regularizer": name, "weight decay": "0.01", "final rmse": value, "difference": difference}
+        for name, value, difference in (("decoupled", "0.8 ± 0.1", "–"), ("fednar", "0.9 ± 0.1", "+0.1"))
+    ]
+    note = note_comparison("FedNAR is better.", cells, "k", "report.html")
+    assert note.figures == {
+        "decoupled, weight decay 0.01: final rmse": "0.8 ± 0.1",
+        "fednar, weight decay 0.01: final rmse": "0.9 ± 0.1 (+0.1)",
+    }
+    assert note.build_markdown().startswith("**FedNAR is better.**")
+
+
+def test_a_search_is_compared_with_its_baseline() -> None:
+    keys = ["regularizer.clip_bound"]
+    note = note_search(TRIALS, keys, "validation_loss", "test_accuracy", (0.8, 0.7), "k")
+    assert note.answer == "Best of 2 trials: A=3.16. Test accuracy 0.800, better than the baseline's 0.700."
+    assert list(note.figures) == ["trial-0002: A=3.16 fednar"]
+    worse = note_search(TRIALS, keys, "validation_rmse", "test_rmse", (0.8, 0.7), "k")
+    assert "no better than" in worse.answer
