@@ -8,6 +8,7 @@ from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.loading import (
     Document,
     apply_overrides,
+    build_document,
     build_variant,
     compute_digest,
     dump,
@@ -45,6 +46,7 @@ __all__ = [
     "SearchSettings",
     "SiloSettings",
     "apply_overrides",
+    "build_document",
     "build_variant",
     "compute_digest",
     "dump",
