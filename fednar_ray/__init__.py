@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fednar_ray.algorithms.torch_optimizer import FedNARSGD
     from fednar_ray.config import Experiment, load
+    from fednar_ray.core.callbacks import RoundCallback, RunInfo, StopRun
     from fednar_ray.core.errors import (
         BadInput,
         CapacityError,
@@ -27,20 +28,29 @@ if TYPE_CHECKING:
     from fednar_ray.core.reports import RoundRecord, RoundReport
     from fednar_ray.data.federation import Federation
     from fednar_ray.execution.session import RaySession
+    from fednar_ray.execution.shared_session import shutdown
+    from fednar_ray.experiments.compare import compare
+    from fednar_ray.experiments.comparison.running import Comparison
+    from fednar_ray.experiments.early_stopping import EarlyStopping
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.predict import predict
     from fednar_ray.experiments.run import Result, run
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
+    from fednar_ray.tracking.stop_record import Stop
+    from fednar_ray.tuning.search import SearchResult
+    from fednar_ray.tuning.tune import tune
 
 __all__ = [
     "BadInput",
     "CapacityError",
     "CheckpointError",
     "ClipBoundSuggestion",
+    "Comparison",
     "ConfigError",
     "DataError",
     "DeviceError",
+    "EarlyStopping",
     "Experiment",
     "FedNARSGD",
     "Federation",
@@ -50,23 +60,32 @@ __all__ = [
     "RayUnavailable",
     "Result",
     "RoundAborted",
+    "RoundCallback",
     "RoundRecord",
     "RoundReport",
     "RunFailed",
+    "RunInfo",
+    "SearchResult",
+    "Stop",
+    "StopRun",
     "StorageUnavailable",
     "TrackingUnavailable",
+    "compare",
     "iter_rounds",
     "load",
     "load_model",
     "predict",
     "run",
+    "shutdown",
     "suggest",
+    "tune",
 ]
 
 _HOMES = {
     "algorithms.torch_optimizer": ("FedNARSGD",),
     "config": ("Experiment", "load"),
     "data.federation": ("Federation",),
+    "core.callbacks": ("RoundCallback", "RunInfo", "StopRun"),
     "core.errors": (
         "BadInput",
         "CapacityError",
@@ -83,12 +102,19 @@ _HOMES = {
         "TrackingUnavailable",
     ),
     "execution.session": ("RaySession",),
+    "execution.shared_session": ("shutdown",),
+    "experiments.compare": ("compare",),
+    "experiments.comparison.running": ("Comparison",),
+    "experiments.early_stopping": ("EarlyStopping",),
     "experiments.predict": ("predict",),
     "experiments.run": ("Result", "run"),
     "experiments.suggestion": ("ClipBoundSuggestion", "suggest"),
     "core.reports": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),
     "experiments.iter_rounds": ("iter_rounds",),
+    "tracking.stop_record": ("Stop",),
+    "tuning.search": ("SearchResult",),
+    "tuning.tune": ("tune",),
 }
 
 

@@ -1,7 +1,10 @@
 """Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +54,7 @@ class Prepared:
     availability: Availability
     task: Task
     own_metrics: tuple[OwnMetric, ...]
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
 
     @property
     def primary(self) -> str:
@@ -91,6 +95,7 @@ def prepare(
     federation: FederatedData | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
+    functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> Prepared:
     """Loads the data, builds the model, and checks that they fit each other.
 
@@ -99,6 +104,7 @@ def prepare(
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied.
         session: The Ray session whose nodes have the data, if the experiment names silos.
+        functions: The functions at paths of ``evaluation.metrics`` that are not imported.
 
     Raises:
         BadInput: Data or model are missing, cannot be loaded, or do not fit each other or the settings.
@@ -119,7 +125,7 @@ def prepare(
     initialize_lazy_layers(model, _get_first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
     examples, task = federation.shards.examples, _build_task(experiment, federation)
-    own_metrics = _load_metrics(experiment, federation)
+    own_metrics = _load_metrics(experiment, federation, functions)
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
@@ -137,6 +143,7 @@ def prepare(
         availability=_build_availability(experiment, federation),
         task=task,
         own_metrics=own_metrics,
+        functions=functions,
     )
 
 
@@ -157,14 +164,16 @@ def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
     )
 
 
-def _load_metrics(experiment: Experiment, federation: FederatedData) -> tuple[OwnMetric, ...]:
+def _load_metrics(
+    experiment: Experiment, federation: FederatedData, functions: Mapping[str, Callable[..., Any]]
+) -> tuple[OwnMetric, ...]:
     """Loads the user's own metrics, and checks that the task has the primary metric. Raises ConfigError."""
     settings, task = experiment.evaluation, federation.task
     known = (*METRICS_BY_TASK[task], *settings.own_metrics)
     if settings.primary is not None and settings.primary not in known:
         text = f"is not a metric of task {task}; use one of {', '.join(known)}"
         raise ConfigError((f"evaluation.primary: {settings.primary!r} {text}",))
-    return load_own_metrics(settings.metrics or (), federation)
+    return load_own_metrics(settings.metrics or (), federation, functions)
 
 
 def _get_first_inputs(federation: FederatedData) -> Tensor:
@@ -251,7 +260,7 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
         experiment=experiment,
         algorithm=build_algorithm(experiment.algorithm),
         availability=availability,
-        own_metrics=_load_metrics(experiment, prepared.federation),
+        own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )
 
 
