@@ -1,7 +1,5 @@
 """Prints the progress and the results of commands."""
 
-import logging
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -23,12 +21,9 @@ def build_console(*, stderr: bool) -> "Console":
 
 def quiet_libraries() -> None:
     """Silences what MLflow and Alembic log about themselves, except warnings."""
-    import fednar_ray.tracking.mlflow  # noqa: F401 - MLflow configures its logger when it is imported
+    from fednar_ray.tracking.quiet import quiet_libraries
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    quiet_libraries()
 
 
 def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:

@@ -1,6 +1,7 @@
 """``fednar run``: train one experiment."""
 
 import json
+import shlex
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,8 @@ def _print_result(console: "Console", result: "Result") -> None:
     if unclipped is not None:
         console.print(unclipped, soft_wrap=True)
     if result.stop is not None:
-        console.print(str(result.stop), soft_wrap=True)
+        more = f"fednar run --resume {shlex.quote(result.directory.name)} federation.rounds={result.stop.planned + 1}"
+        console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
 
@@ -159,7 +161,7 @@ def _order_metrics(result: "Result") -> tuple[str, ...]:
 
 def _describe_placement(result: "Result") -> str:
     """Describes where the clients were trained."""
-    if not result.places and result.placement != "serial":
+    if result.resumed_from_round == len(result.history):
         return "the run was finished before: nothing was left to train"
     if result.placement == "serial":
         return f"trained in this process, {result.group_size} clients at a time"

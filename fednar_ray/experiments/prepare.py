@@ -41,6 +41,8 @@ from fednar_ray.models.tasks import TASKS, Task
 
 log = logging.getLogger("fednar_ray")
 
+MISSING_DATA = "data: missing; set a data section, or pass federation="
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -110,7 +112,7 @@ def prepare(
         BadInput: Data or model are missing, cannot be loaded, or do not fit each other or the settings.
     """
     if federation is None and experiment.data is None:
-        raise ConfigError(("data: missing; set a data section, or pass federation=",))
+        raise ConfigError((MISSING_DATA,))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else copy_model(model)
@@ -218,11 +220,13 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     Silos are asked on their own nodes, unless the placement is serial.
 
     Raises:
+        ConfigError: The experiment has no data section.
         DataError: The data cannot be loaded or trained on.
         CapacityError: A silo has no node in the cluster.
     """
     data, execution = experiment.data, experiment.execution
-    assert data is not None
+    if data is None:
+        raise ConfigError((MISSING_DATA,))
     seed = experiment.seed if data.seed is None else data.seed
     if isinstance(data, FolderSettings) and execution.silos is not None:
         files = list_silo_files(data, {name: silo.data for name, silo in execution.silos.items()})

@@ -20,6 +20,7 @@ from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.quiet import quiet_libraries
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_checkpoint_location
 from fednar_ray.tracking.stop_record import read_stop
@@ -55,6 +56,7 @@ def open_store(experiment: Experiment) -> tuple[Store, str]:
     Raises:
         TrackingUnavailable: The store does not answer.
     """
+    quiet_libraries()
     store = Store(experiment.tracking.uri)
     return store, _open_experiment(store, experiment)
 

@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fednar_ray.report.plots import LEAST_SPAN, widen
 
 COLORS = ("#d1495b", "#3f88c5", "#6a994e", "#b07aa1", "#e09f3e", "#8c8c8c")
 """Mid-tones, which are visible on white and on black."""
-WIDTH, HEIGHT = 520, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 24, 36  # margins of the panel
-MOST_LINES = 6  # in SVG, so that the legend stays readable
+DASHES = (("-", ""), ("--", "6 3"))
+"""The styles of lines, by turns, so that two curves that coincide are both visible: matplotlib's, and SVG's."""
+WIDTH, HEIGHT = 520, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 44, 36  # margins of the panel
+MOST_LINES, LEGEND_COLUMNS = 6, 3  # in SVG, so that the legend stays readable
 
 Values = npt.NDArray[np.float64]
 
@@ -64,16 +70,19 @@ class Chart:
             from matplotlib import pyplot  # only here, since it chooses a window system
 
             axes = pyplot.subplots(layout="constrained")[1]
-        for line, color in zip(self.lines, _iter_colors(self.lines), strict=True):
+        for index, (line, color) in enumerate(zip(self.lines, _iter_colors(self.lines), strict=True)):
             shown = line.drop_missing()
+            style: Any = {"color": color, "linestyle": "" if line.dots else DASHES[index % len(DASHES)][0]}
             marker = "o" if line.dots or len(shown.x) == 1 else None
-            axes.plot(
-                shown.x, shown.y, label=line.label, color=color, marker=marker, linestyle="" if line.dots else "-"
-            )
+            axes.plot(shown.x, shown.y, label=line.label, marker=marker, **style)
             if shown.band is not None:
                 axes.fill_between(shown.x, *shown.band, color=color, alpha=0.15, linewidth=0)
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.3)
+        if all(np.array_equal(line.x, np.round(line.x)) for line in self.lines):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if self.lines:
+            widen(axes)
         if self.lines:
             axes.legend(frameon=False)
         return axes
@@ -86,8 +95,8 @@ class Chart:
             return ""
         frame = _Frame.around(lines)
         parts = [*frame.draw_axes(self.x_label, self.y_label), *_draw_legend(lines)]
-        for line, color in zip(lines, _iter_colors(lines), strict=True):
-            parts += frame.draw_line(line, color)
+        for index, (line, color) in enumerate(zip(lines, _iter_colors(lines), strict=True)):
+            parts += frame.draw_line(line, color, DASHES[index % len(DASHES)][1])
         style = f"max-width: {WIDTH}px; width: 100%; font: 11px sans-serif"
         label = escape(f"{self.title}: {self.y_label} by {self.x_label}")
         return (
@@ -115,7 +124,7 @@ class _Frame:
         x = np.concatenate([line.x for line in lines])
         y = np.concatenate([part for line in lines for part in (line.y, *(line.band or ()))])
         low, high = float(y.min()), float(y.max())
-        space = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        space = max(0.05 * (high - low), (LEAST_SPAN * max(abs(low), abs(high)) - (high - low)) / 2) or 1.0
         x_low, x_high = float(x.min()), float(x.max())
         return cls(x_low, x_high if x_high > x_low else x_low + 1, low - space, high + space)
 
@@ -125,7 +134,7 @@ class _Frame:
         down = HEIGHT - BOTTOM - (y - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
         return [f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True)]
 
-    def draw_line(self, line: Line, color: str) -> list[str]:
+    def draw_line(self, line: Line, color: str, dashes: str) -> list[str]:
         """Draws a line with its band, or its dots."""
         points, parts = self.to_pixels(line.x, line.y), []
         if line.band is not None:
@@ -134,7 +143,8 @@ class _Frame:
         if line.dots or len(points) == 1:
             parts += ['<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*point.split(","), color) for point in points]
         else:
-            parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+            style = f'fill="none" stroke="{color}" stroke-width="1.8" stroke-dasharray="{dashes}"'
+            parts.append(f'<polyline points="{" ".join(points)}" {style}/>')
         return parts
 
     def draw_axes(self, x_label: str, y_label: str) -> list[str]:
@@ -157,12 +167,12 @@ def _write(x: float, y: float, text: str, anchor: str = "start") -> str:
 
 
 def _draw_legend(lines: Sequence[Line]) -> list[str]:
-    """Draws the labels in one row above the panel, each behind a mark of its color."""
-    step, parts = (WIDTH - LEFT - RIGHT) / len(lines), []
+    """Draws the labels in two rows above the panel, each behind a mark of its color."""
+    step, parts = (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS, []
     for index, (line, color) in enumerate(zip(lines, _iter_colors(lines), strict=True)):
-        x = LEFT + index * step
-        parts.append(f'<rect x="{x:g}" y="6" width="10" height="10" rx="2" fill="{color}"/>')
-        parts.append(_write(x + 14, 15, line.label))
+        x, y = LEFT + index % LEGEND_COLUMNS * step, 6 + index // LEGEND_COLUMNS * 17
+        parts.append(f'<rect x="{x:g}" y="{y}" width="10" height="10" rx="2" fill="{color}"/>')
+        parts.append(_write(x + 14, y + 9, line.label))
     return parts
 
 

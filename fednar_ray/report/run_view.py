@@ -51,7 +51,7 @@ def describe_run(name: str, history: Sequence[RoundRecord], primary: str, stop: 
         for split in SPLITS[::-1]
         if history and (value := history[-1].metrics.get(f"{split}_{measure}")) is not None
     ]
-    return ", ".join([rounds, *values])
+    return "; ".join([rounds, ", ".join(values)] if values else [rounds])
 
 
 def tabulate_run(history: Sequence[RoundRecord], primary: str) -> list[tuple[str, ...]]:

@@ -41,10 +41,9 @@ def describe_comparison(rows: Sequence[Row], settings: CompareSettings) -> str:
     if not finite:
         return text
     best = max(finite, key=lambda row: float(row.final.mean()) * (1 if row.measure.higher_is_better else -1))
-    value = format_metric_value(best.measure.name, float(best.final.mean()))
-    cells = best.format_cells()
-    told = "" if best.difference is None else f" (difference to {settings.regularizers[0]} {cells['difference']})"
-    return f"{text}; best {best.measure.name} {value}{told}: {_name(best.variant)}"
+    cells, value = best.format_cells(), format_metric_value(best.measure.name, float(best.final.mean()))
+    against = "" if best.difference is None else f", difference to {settings.regularizers[0]} {cells['difference']}"
+    return f"{text}; best: {_name(best.variant)}, with {best.measure.name} {value}{against}"
 
 
 def build_comparison_frame(runs: Sequence[ComparedRun], settings: CompareSettings, primary: str | None) -> pd.DataFrame:
