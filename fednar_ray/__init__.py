@@ -3,7 +3,10 @@
 Li et al., *FedNAR: Federated Optimization with Normalized Annealing Regularization*, NeurIPS 2023.
 """
 
+import logging
+import warnings
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -122,10 +125,18 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: actors need no MLflow, and ``fednar --help`` no torch."""
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(import_module(f"fednar_ray.{home}"), name)
+            value = getattr(_import_quietly(f"fednar_ray.{home}"), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module 'fednar_ray' has no attribute {name!r}")
+
+
+def _import_quietly(module: str) -> ModuleType:
+    """Imports a module without the advice of Ray and tqdm to install ipywidgets, which nothing here uses."""
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        return import_module(module)
 
 
 def __dir__() -> list[str]:
