@@ -26,7 +26,7 @@ def list_notebooks() -> list[Path]:
 
 
 def execute(path: Path, directory: str) -> Any:
-    """Executes a notebook in a directory, and returns it with its outputs. Raises CellExecutionError if a cell fails."""
+    """Executes a notebook in a directory, and returns it with its outputs. Raises an error if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     environment = {name: value for name, value in os.environ.items() if name not in FORGOTTEN}
     client = NotebookClient(notebook, timeout=TIMEOUT_SECONDS, resources={"metadata": {"path": directory}})
