@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
@@ -82,26 +82,27 @@ class NotebookDisplay:
     def __init__(self) -> None:
         self._handle: Any = None
         self._shown_at = -float("inf")
-        self._waiting: Any = None
+        self._last: Bar | None = None
 
-    def show(self, content: Any) -> None:
-        """Shows ``content`` in the place of what was shown before, now or with a later call."""
-        self._waiting = content
+    def show(self, bar: Bar) -> None:
+        """Shows a bar in the place of what was shown before, now or with a later call."""
+        self._last = bar
         if time.monotonic() - self._shown_at >= UPDATE_SECONDS:
-            self._flush()
+            self._update(bar)
 
-    def _flush(self) -> None:
+    def _update(self, bar: Bar) -> None:
         from IPython.display import display
 
-        content, self._waiting, self._shown_at = self._waiting, None, time.monotonic()
+        self._shown_at = time.monotonic()
         if self._handle is None:
-            self._handle = display(content, display_id=True)
+            self._handle = display(bar, display_id=True)
         else:
-            self._handle.update(content)
+            self._handle.update(bar)
 
     def __enter__(self) -> "NotebookDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._waiting is not None:
-            self._flush()
+        """Leaves the text of the last bar, also of a run that ended early."""
+        if self._last is not None:
+            self._update(replace(self._last, done=self._last.of))
