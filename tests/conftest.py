@@ -127,6 +127,14 @@ def session(local_ray: str) -> Iterator[fr.RaySession]:
         yield shared
 
 
+@pytest.fixture(autouse=True)
+def _end_shared_ray() -> Iterator[None]:
+    """Ends the Ray that calls without a session have started, so that no test finds that of another one."""
+    yield
+    if "fednar_ray.execution.shared_session" in sys.modules:
+        fr.shutdown()
+
+
 @contextmanager
 def set_mlflow_store(uri: str) -> Iterator[None]:
     """Points MLflow's fluent API at a store, as in a notebook, and unsets the store afterwards."""

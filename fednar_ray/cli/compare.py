@@ -1,16 +1,15 @@
 """``fednar compare``: train the same experiment with several regularizers."""
 
 import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries
 from fednar_ray.cluster.addresses import check_results_outlive_job
 from fednar_ray.core.errors import BadInput
-from fednar_ray.core.generators import drain
+from fednar_ray.report.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,22 +32,13 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
     document, record = _find_comparison(arguments, resume)
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import plan_runs
-    from fednar_ray.experiments.comparison.running import Progress
-    from fednar_ray.experiments.comparison.running import compare as compare_runs
+    from fednar_ray.experiments.comparison.running import run_comparison
 
     console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
     runs = len(plan_runs(document.experiment, document.compare))
     quiet_libraries()
-    with (
-        RaySession(address) as session,
-        closing(compare_runs(document, session, record)) as comparing,
-        show_progress(console, runs * rounds, every=rounds) as show,
-    ):
-
-        def show_round(step: Progress) -> None:
-            show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics, step.primary)
-
-        result = drain(comparing, show_round)
+    with RaySession(address) as session, show_progress(console, runs * rounds, every=rounds) as show:
+        result = run_comparison(document, session, show, record)
     if as_json:
         click.echo(json.dumps(_summarize(result)))
     else:

@@ -1,6 +1,7 @@
 """``fednar run``: train one experiment."""
 
 import json
+import shlex
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
+from fednar_ray.cli.output import build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
+from fednar_ray.report.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,6 +124,7 @@ def _summarize(result: "Result") -> dict[str, Any]:
         "vectorize": result.group_size,
         "resumed_from_round": result.resumed_from_round,
         "alerts": [asdict(alert) for alert in result.alerts],
+        "stop": None if result.stop is None else asdict(result.stop),
     }
 
 
@@ -142,6 +145,9 @@ def _print_result(console: "Console", result: "Result") -> None:
     unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
     if unclipped is not None:
         console.print(unclipped, soft_wrap=True)
+    if result.stop is not None:
+        more = f"fednar run --resume {shlex.quote(result.directory.name)} federation.rounds={result.stop.planned + 1}"
+        console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
 
@@ -155,7 +161,7 @@ def _order_metrics(result: "Result") -> tuple[str, ...]:
 
 def _describe_placement(result: "Result") -> str:
     """Describes where the clients were trained."""
-    if not result.places and result.placement != "serial":
+    if result.resumed_from_round == len(result.history):
         return "the run was finished before: nothing was left to train"
     if result.placement == "serial":
         return f"trained in this process, {result.group_size} clients at a time"

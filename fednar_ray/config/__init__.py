@@ -8,6 +8,7 @@ from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.loading import (
     Document,
     apply_overrides,
+    build_document,
     build_variant,
     compute_digest,
     dump,
@@ -46,6 +47,7 @@ __all__ = [
     "SearchSettings",
     "SiloSettings",
     "apply_overrides",
+    "build_document",
     "build_variant",
     "compute_digest",
     "dump",

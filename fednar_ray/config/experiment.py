@@ -7,12 +7,12 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config import contradictions, problems, renamed
-from fednar_ray.config.algorithm import AlgorithmSection, FedAvgSettings, RegularizerSettings
+from fednar_ray.config.algorithm import ALGORITHM_VARIANTS, AlgorithmSection, FedAvgSettings, RegularizerSettings
 from fednar_ray.config.base import Settings, Size
 from fednar_ray.config.data import DataSection
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
-from fednar_ray.config.model import ModelSection
+from fednar_ray.config.model import MODEL_VARIANTS, ModelSection
 from fednar_ray.config.recording import CheckpointSettings, ReportSettings, TrackingSettings
 from fednar_ray.config.robustness import (
     AggregationSettings,
@@ -91,6 +91,18 @@ class Experiment(Settings):
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return experiment
+
+    def __repr__(self) -> str:
+        data = None if self.data is None else f"{self.data.source} data"
+        model = None if self.model is None else MODEL_VARIANTS.describe(self.model)
+        rounds = f"{self.federation.rounds} rounds"
+        clients = self.federation.clients_per_round
+        sampled = rounds if clients is None else f"{rounds} of {clients} clients"
+        algorithm = ALGORITHM_VARIANTS.describe(self.algorithm)
+        parts = [part for part in (data, model, sampled, algorithm, self.regularizer.name) if part is not None]
+        return f"<Experiment {self.name}: {', '.join(parts)}; seed {self.seed}>"
+
+    __str__ = __repr__
 
     def compute_scalars(self, round_index: int) -> RoundScalars:
         """Computes η_t, λ_t, A_t and ε_t of round t."""

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from fednar_ray.core.errors import ConfigError, format_text, format_value
 from fednar_ray.core.store_uris import make_uri_absolute
 
 SECTIONS = ("experiment", "compare", "search")
+EMBEDDED = ("digits", "compare", "silos")
+"""The files that ship with the package, by name."""
 PATHS = (
     "tracking.uri", "availability.trace", "checkpoint.storage", "model.weights", "data.directory", "data.path",
     "data.test_path",
@@ -59,10 +62,11 @@ class Document:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Loads the experiment of a YAML or JSON file.
+    """Loads the experiment of a YAML or JSON file, or one that ships with the package.
 
     Args:
-        path: The file.
+        path: The file; or ``digits``, ``compare`` or ``silos``, the experiments that ship with the package. A file of
+            such a name in the working directory comes first.
         overrides: ``key=value`` texts, as on the command line: ``federation.rounds=5``. Values are YAML.
 
     Returns:
@@ -72,29 +76,32 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: The file cannot be read, or a setting is invalid. It lists every problem.
 
     Example:
-        >>> experiment = fr.load("digits.yaml", ["federation.rounds=5", "regularizer.name=fednar"])
+        >>> experiment = fr.load("digits", ["federation.rounds=5", "regularizer.name=fednar"])
     """
     return load_document(path, overrides).experiment
 
 
 def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search: bool = False) -> Document:
-    """Loads all sections of a YAML or JSON file.
+    """Loads all sections of a YAML or JSON file, or of one that ships with the package.
 
     Args:
-        path: The file.
+        path: The file, or the name of one that ships with the package.
         overrides: ``key=value`` texts. A key without a section name belongs to ``experiment``.
         to_search: Whether the file must have a ``search`` section that is valid for the experiment.
 
     Raises:
         ConfigError: The file cannot be read, or a setting is invalid. It lists every problem.
     """
+    if str(path) in EMBEDDED and not os.path.isfile(path):
+        return load_embedded(str(path), overrides, to_search=to_search)
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # a longer file is refused, not read to its end
     except (OSError, ValueError) as error:  # ValueError: the path contains NUL, or the bytes are not UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError((f"{format_text(path)}: cannot be read: {reason}",)) from None
+        known = "" if path.suffix else f"; the names {', '.join(EMBEDDED)} need no file"
+        raise ConfigError((f"{format_text(path)}: cannot be read: {reason}{known}",)) from None
     return parse_document(text, str(path), overrides, to_search=to_search)
 
 
@@ -107,7 +114,7 @@ def load_embedded(name: str, overrides: Sequence[str] = (), *, to_search: bool =
     """Loads a file that ships with the package.
 
     Args:
-        name: The name of the file without its suffix: ``digits``, ``compare`` or ``silos``.
+        name: The name of the file without its suffix, one of ``EMBEDDED``.
         overrides: ``key=value`` texts.
         to_search: Whether the file must have a ``search`` section.
 
@@ -130,7 +137,39 @@ def parse_document(text: str, origin: str, overrides: Sequence[str] = (), *, to_
     Raises:
         ConfigError: The text or a setting is invalid. It lists every problem.
     """
-    raw = _parse_yaml(text, origin)
+    return _validate_sections(_parse_yaml(text, origin), origin, overrides, to_search=to_search)
+
+
+def build_document(
+    experiment: Experiment, *, compare: Mapping[str, Any] | None = None, search: Mapping[str, Any] | None = None
+) -> Document:
+    """Builds the document of an experiment and of the settings of a comparison or a search, as a file would have them.
+
+    Args:
+        experiment: The experiment. Settings that it leaves out keep the defaults of the variant that is trained.
+        compare: The ``compare`` section.
+        search: The ``search`` section; None: the document has none.
+
+    Raises:
+        ConfigError: A setting is invalid. It lists every problem.
+    """
+    sections = {"experiment": _dump_given(experiment), "compare": dict(compare or {})}
+    if search is not None:
+        sections["search"] = dict(search)
+    return _validate_sections(sections, "the arguments", to_search=search is not None)
+
+
+def _dump_given(experiment: Experiment) -> dict[str, Any]:
+    """Returns the settings that were given; all of them, if some were changed later, past validation."""
+    raw = experiment.model_dump(mode="json", exclude_unset=True)
+    with suppress(ValidationError):
+        if Experiment.model_validate(raw) == experiment:
+            return raw
+    return experiment.model_dump(mode="json", exclude_none=True)
+
+
+def _validate_sections(raw: dict[str, Any], origin: str, overrides: Sequence[str] = (), *, to_search: bool) -> Document:
+    """Validates the sections of a document. Raises ConfigError, which lists every problem."""
     wrong: list[str] = []
     for override in overrides:
         wrong.extend(_apply(raw, override))

@@ -65,6 +65,11 @@ class Variants:
         given = values if isinstance(values, Mapping) else dict(values)  # else an instance of a kind
         return next((key for key in self.stand_ins if given.get(key) is not None), self.key)
 
+    def describe(self, section: Settings) -> str:
+        """Returns the name of a validated section's kind, or what stands in for it: the path of a user's function."""
+        given = dict(section)
+        return next(str(given[key]) for key in (self.key, *self.stand_ins) if given.get(key) is not None)
+
     def validate(self, values: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         """Wraps pydantic's validation of the union.
 

@@ -108,6 +108,13 @@ class Federation(FederatedData):
         federation._check()
         return federation
 
+    def __repr__(self) -> str:
+        sizes, held_out = self.shards.sizes, {name: len(part) for name, part in self.splits().items()}
+        spread = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+        task = f"{self.classes} classes" if self.task == "classification" else self.task
+        splits = "".join(f", {name} {count}" for name, count in held_out.items())
+        return f"<Federation: {self.num_clients} clients with {spread} examples, {sizes.sum()} in all{splits}; {task}>"
+
     def _check(self) -> None:
         """Checks that held-out and clients' inputs have the same shape, and warns if labels look like codes."""
         _check_shape_of_splits(self)

@@ -36,6 +36,15 @@ def check_correction_is_picklable(function: str, correction: Any) -> None:
         raise ConfigError((f"{text}; keep no such object in it, or use execution.placement=serial",)) from error
 
 
+def check_function_is_picklable(place: str, name: str, function: Any) -> None:
+    """Raises ConfigError if a function that was given as ``place`` cannot be pickled."""
+    try:
+        _pickle(function)
+    except Exception as error:
+        text = f"{place}: {name}: cannot be sent to other processes: {first_line(error)}"
+        raise ConfigError((f"{text}; let it use no such object",)) from error
+
+
 def _find_unpicklable(model: nn.Module) -> str:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():

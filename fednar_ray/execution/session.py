@@ -9,7 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import psutil
@@ -40,7 +40,8 @@ class RaySession:
 
     A Ray that this process has already initialized is used, and left running. Otherwise the session joins the cluster
     at ``address``, or at ``RAY_ADDRESS``. Without either it starts a local Ray, and ends it when it is closed.
-    Actors stay warm from one run to the next, so a session saves the start-up of all runs but the first.
+    Actors stay warm from one run to the next, so a session saves the start-up of all runs but the first. Calls without
+    a session share one that lasts until the process ends; open one yourself to choose the cluster, or the end.
 
     Args:
         address: The address of a cluster, ``host:port``, ``ray://host:port`` or ``auto``.
@@ -54,10 +55,14 @@ class RaySession:
         ...         fednar_ray.run(experiment, session=session)
     """
 
+    shared: ClassVar["RaySession | None"] = None
+    """The session of all calls without one. Its idle actors make room for those of other sessions."""
+
     def __init__(self, address: str | None = None) -> None:
-        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        check_address("--address" if address else "RAY_ADDRESS", self._address)
+        self.address = find_address(address)
+        check_address("--address" if address else "RAY_ADDRESS", self.address)
         self._started_here = False
+        self._gcs_address = ""  # of the Ray that was started here
         self._private: PrivateRay | None = None  # of a local Ray
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
@@ -65,7 +70,12 @@ class RaySession:
     @property
     def local(self) -> bool:
         """Whether the session would start a local Ray that is not running yet."""
-        return self._address == "local" and not ray.is_initialized()
+        return self.address == "local" and not ray.is_initialized()
+
+    @property
+    def owns_ray(self) -> bool:
+        """Whether the session has started a local Ray, which nobody else uses."""
+        return self._private is not None
 
     def __enter__(self) -> Self:
         return self
@@ -81,27 +91,37 @@ class RaySession:
         Raises:
             RayUnavailable: A local Ray does not start, or no cluster answers at the address.
         """
+        self._forget_ended_ray()
         if ray.is_initialized():
             return
-        if self._address not in ("local", "auto"):
-            _check_reachable(self._address)
+        if self.address not in ("local", "auto"):
+            _check_reachable(self.address)
         options: Mapping[str, Any] = {}
-        if self._address == "local":
+        if self.address == "local":
             self._private = PrivateRay()
             options = {**LOCAL_OPTIONS, "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except BaseException as error:
             self._close_private()
             if not isinstance(error, Exception):
                 raise
-            what = "Ray does not start here" if self._address == "local" else f"Ray at {self._address} cannot be joined"
+            what = "Ray does not start here" if self.address == "local" else f"Ray at {self.address} cannot be joined"
             raise RayUnavailable(f"{what}: {error}") from error  # also Ray's plain Exception for a start that times out
-        self._started_here = True
+        self._started_here, self._gcs_address = True, ray.get_runtime_context().gcs_address
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # with Ray's own handler the process would abort
+
+    def _forget_ended_ray(self) -> None:
+        """Forgets the Ray that was started here if the caller has ended it by ``ray.shutdown()``."""
+        if not self._started_here:
+            return
+        if not ray.is_initialized() or ray.get_runtime_context().gcs_address != self._gcs_address:
+            self._idle.clear()
+            self._gpu_bytes, self._started_here = [], False
+            self._close_private()
 
     def get_resources(self) -> ClusterResources:
         """Returns what the cluster has in total, or what this machine has if a local Ray is yet to start."""
@@ -136,6 +156,8 @@ class RaySession:
     def lease(self, plan: ActorPlan) -> list[Any]:
         """Returns actors with the shares of a plan: idle ones first, then new ones. Those of silos are always new."""
         self.connect()
+        if RaySession.shared not in (None, self):
+            RaySession.shared.discard_idle()
         idle = [] if plan.pins else self._idle[_get_shares(plan)]
         leased = [idle.pop() for _ in range(min(len(idle), plan.count))]
         self.discard_idle()  # idle actors with other shares would keep CPUs from the new ones
@@ -159,6 +181,7 @@ class RaySession:
 
     def discard_idle(self) -> None:
         """Ends the actors that are kept warm, so that others get their CPUs and GPUs."""
+        self._forget_ended_ray()
         for actors in self._idle.values():
             while actors:
                 ray.kill(actors.pop())
@@ -171,6 +194,7 @@ class RaySession:
     def close(self) -> None:
         """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
         processes = [] if self._private is None else self._private.list_processes()
+        self._forget_ended_ray()
         if ray.is_initialized():
             self.discard_idle()
             if self._started_here:
@@ -184,6 +208,11 @@ class RaySession:
             self._private.close(processes)
             self._private = None
             atexit.unregister(self.close)
+
+
+def find_address(given: str | None) -> str:
+    """Returns the address of a session: the given one, otherwise that of ``RAY_ADDRESS``, otherwise ``local``."""
+    return given or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _get_shares(plan: ActorPlan) -> Shares:

@@ -1,8 +1,8 @@
 """Trains an experiment round by round, without tracking or writing anything."""
 
-from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +11,10 @@ from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
+from fednar_ray.execution.shared_session import open_session
+from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import SPLITS, Evaluation
 from fednar_ray.federated.round_loop import ClientPool, RoundPlan, run_rounds
@@ -25,6 +27,7 @@ def iter_rounds(
     *,
     federation: Federation | None = None,
     model: nn.Module | None = None,
+    metrics: Sequence[Callable[..., Any]] = (),
     session: RaySession | None = None,
 ) -> Iterator[RoundReport]:
     """Trains an experiment, and yields one report per round. Nothing is tracked or written.
@@ -34,7 +37,9 @@ def iter_rounds(
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
-        session: A Ray session that several runs share. Without one, Ray is started or joined for this run alone.
+        metrics: Metrics of your own: functions of (y, predictions), or of (y, outputs) if the second parameter is
+            called outputs, that return a number, of which higher is better. They are added to ``evaluation.metrics``.
+        session: The Ray session. Without one, all calls share one Ray until the process ends; see ``fr.shutdown``.
 
     Yields:
         The report of each round, with its metrics and the parameters after it.
@@ -47,16 +52,13 @@ def iter_rounds(
         >>> for report in fr.iter_rounds(fr.load("digits.yaml")):
         ...     print(report.round_index, report.metrics["train_loss"])
     """
+    given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
+    experiment = add_metrics(experiment, given.metrics)
     with open_session(session) as ray_session:
-        prepared = prepare(experiment, federation, model, ray_session)
+        prepared = given.prepare(experiment, ray_session)
         plan = plan_execution(prepared, ray_session)
         with open_pool(prepared, plan, ray_session) as pool:
             yield from train_rounds(prepared, plan, pool, build_initial_state(prepared))
-
-
-def open_session(session: RaySession | None) -> AbstractContextManager[RaySession]:
-    """Returns the caller's session, which stays open afterwards, or a new one for this run alone."""
-    return nullcontext(session) if session is not None else RaySession()
 
 
 def build_client_states(prepared: Prepared, directory: Path | None = None) -> ClientStates:

@@ -1,7 +1,10 @@
 """Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,8 @@ from fednar_ray.models.tasks import TASKS, Task
 
 log = logging.getLogger("fednar_ray")
 
+MISSING_DATA = "data: missing; set a data section, or pass federation="
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -52,6 +57,7 @@ class Prepared:
     availability: Availability
     task: Task
     own_metrics: tuple[OwnMetric, ...]
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
 
     @property
     def primary(self) -> str:
@@ -92,6 +98,7 @@ def prepare(
     federation: FederatedData | None = None,
     model: nn.Module | None = None,
     session: RaySession | None = None,
+    functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> Prepared:
     """Loads the data, builds the model, and checks that they fit each other.
 
@@ -100,12 +107,13 @@ def prepare(
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied.
         session: The Ray session whose nodes have the data, if the experiment names silos.
+        functions: The functions at paths of ``evaluation.metrics`` that are not imported.
 
     Raises:
         BadInput: Data or model are missing, cannot be loaded, or do not fit each other or the settings.
     """
     if federation is None and experiment.data is None:
-        raise ConfigError(("data: missing; set a data section, or pass federation=",))
+        raise ConfigError((MISSING_DATA,))
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else copy_model(model)
@@ -120,7 +128,7 @@ def prepare(
     initialize_lazy_layers(model, _get_first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
     examples, task = federation.shards.examples, _build_task(experiment, federation)
-    own_metrics = _load_metrics(experiment, federation)
+    own_metrics = _load_metrics(experiment, federation, functions)
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
@@ -138,6 +146,7 @@ def prepare(
         availability=_build_availability(experiment, federation),
         task=task,
         own_metrics=own_metrics,
+        functions=functions,
     )
 
 
@@ -158,14 +167,16 @@ def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
     )
 
 
-def _load_metrics(experiment: Experiment, federation: FederatedData) -> tuple[OwnMetric, ...]:
+def _load_metrics(
+    experiment: Experiment, federation: FederatedData, functions: Mapping[str, Callable[..., Any]]
+) -> tuple[OwnMetric, ...]:
     """Loads the user's own metrics, and checks that the task has the primary metric. Raises ConfigError."""
     settings, task = experiment.evaluation, federation.task
     known = (*METRICS_BY_TASK[task], *settings.own_metrics)
     if settings.primary is not None and settings.primary not in known:
         text = f"is not a metric of task {task}; use one of {', '.join(known)}"
         raise ConfigError((f"evaluation.primary: {settings.primary!r} {text}",))
-    return load_own_metrics(settings.metrics or (), federation)
+    return load_own_metrics(settings.metrics or (), federation, functions)
 
 
 def _get_first_inputs(federation: FederatedData) -> Tensor:
@@ -210,11 +221,13 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     Silos are asked on their own nodes, unless the placement is serial.
 
     Raises:
+        ConfigError: The experiment has no data section.
         DataError: The data cannot be loaded or trained on.
         CapacityError: A silo has no node in the cluster.
     """
     data, execution = experiment.data, experiment.execution
-    assert data is not None
+    if data is None:
+        raise ConfigError((MISSING_DATA,))
     seed = experiment.seed if data.seed is None else data.seed
     if isinstance(data, FolderSettings) and execution.silos is not None:
         files = list_silo_files(data, {name: silo.data for name, silo in execution.silos.items()})
@@ -252,7 +265,7 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
         experiment=experiment,
         algorithm=build_algorithm(experiment.algorithm),
         availability=availability,
-        own_metrics=_load_metrics(experiment, prepared.federation),
+        own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )
 
 

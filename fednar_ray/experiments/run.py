@@ -6,15 +6,18 @@ import shlex
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from torch import nn
 
 from fednar_ray.config import Experiment, compute_digest
-from fednar_ray.core.callbacks import CallbackList, RoundCallback
+from fednar_ray.core.callbacks import CallbackList, RoundCallback, RunInfo
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
@@ -26,6 +29,7 @@ from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.execution.session import RaySession
+from fednar_ray.execution.shared_session import open_session
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import AlertCallback, compute_chance_level
 from fednar_ray.experiments.artifacts import (
@@ -36,28 +40,43 @@ from fednar_ray.experiments.artifacts import (
     log_page,
 )
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
-from fednar_ray.experiments.iter_rounds import build_initial_state, open_session, train_rounds
+from fednar_ray.experiments.given import Given, add_metrics, name_metrics
+from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_facts import collect_facts
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
+from fednar_ray.federated.evaluation import SPLITS, list_metric_names
 from fednar_ray.federated.server_state import FederationState
+from fednar_ray.report.chart import render_card
+from fednar_ray.report.notebook_progress import open_progress
 from fednar_ray.report.notes import note_run
+from fednar_ray.report.run_view import build_run_chart, build_run_frame, describe_run, tabulate_run
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
 from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.mlflow_names import START_UP
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PARENT_TAG
+from fednar_ray.tracking.stop_record import Stop, read_stop
+from fednar_ray.tracking.tags import END_TAG, PARENT_TAG
+from fednar_ray.tracking.ui_url import build_run_url
 
 log = logging.getLogger("fednar_ray")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Result:
-    """A finished run: its rounds, its model, and where it was recorded."""
+    """A finished run: its rounds, its model, and where it was recorded.
+
+    A notebook shows it as a table and a curve.
+
+    Example:
+        >>> result = fr.run(fr.load("digits"))
+        >>> result.to_frame()["test_accuracy"].max()
+        >>> result.plot("clip_fraction")
+    """
 
     experiment: Experiment
     history: tuple[RoundRecord, ...]  # one record per round
@@ -73,6 +92,7 @@ class Result:
     alerts: tuple[Alert, ...]  # what a person should look at
     client_names: tuple[str, ...]  # by client id; "0", "1", … if the clients have no names
     primary: str  # the metric that counts, without its split
+    stop: Stop | None = None  # why a callback ended the run early; None: all rounds were trained
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -84,13 +104,53 @@ class Result:
         """SHA-256 of the final parameters, flat little-endian float32."""
         return hashlib.sha256(np.ascontiguousarray(self.parameters, dtype="<f4").tobytes()).hexdigest()
 
+    @property
+    def url(self) -> str | None:
+        """The run's page in MLflow's UI; None if MLflow is a local file, which ``fednar ui`` shows."""
+        return build_run_url(self.tracking_uri, self.run_id)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns the metrics as a data frame: one row per round, counted from 0, and one column per metric."""
+        return build_run_frame(self.history)
+
+    def plot(self, metric: str | None = None, *, axes: Axes | None = None) -> Axes:
+        """Draws a metric over rounds.
+
+        Args:
+            metric: Its name, such as ``train_loss``. None: the primary metric, on all splits.
+            axes: The matplotlib axes to draw into; None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            BadInput: No round has the metric.
+        """
+        return build_run_chart(self.history, self.experiment.name, self.primary, metric).plot(axes)
+
+    def __repr__(self) -> str:
+        return f"<{self._summary}; {self.directory.name}>"
+
+    @property
+    def _summary(self) -> str:
+        return describe_run(self.experiment.name, self.history, self.primary, self.stop)
+
+    def _repr_html_(self) -> str:
+        """Returns the table and the curve that a notebook shows."""
+        chart = build_run_chart(self.history, self.experiment.name, self.primary)
+        notes = [f"{alert.name}: {alert.message}" for alert in self.alerts]
+        return render_card(self._summary, tabulate_run(self.history, self.primary), chart, notes)
+
 
 def run(
     experiment: Experiment | None = None,
     *,
     federation: Federation | None = None,
     model: nn.Module | None = None,
+    metrics: Sequence[Callable[..., Any]] = (),
+    callbacks: Sequence[RoundCallback] = (),
     session: RaySession | None = None,
+    progress: bool | None = None,
     resume: str | Path | None = None,
     resume_newest: bool = False,
     may_change: Sequence[str] = (),
@@ -102,12 +162,17 @@ def run(
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. It is copied; training starts from its
             parameters.
-        session: A Ray session that several runs share. Without one, Ray is started or joined for this run alone.
+        metrics: Metrics of your own: functions of (y, predictions), or of (y, outputs) if the second parameter is
+            called outputs, that return a number, of which higher is better. They are added to ``evaluation.metrics``.
+        callbacks: What observes the run, and may end it, such as ``fr.EarlyStopping``. See ``fr.RoundCallback``.
+        session: The Ray session. Without one, all calls share one Ray until the process ends; see ``fr.shutdown``.
+        progress: Whether to show the progress. None: in a notebook and in IPython.
         resume: A run to resume from its newest whole checkpoint: its name, id or directory, or the path or URI of its
             checkpoints.
         resume_newest: Whether to resume the newest run of the experiment. If it has none, a new run is started.
         may_change: Keys or sections of the experiment that may differ from those that the run was started with.
-            ``federation.rounds`` may always grow, and ``execution`` and ``checkpoint`` may always change.
+            ``federation.rounds`` may always grow, and ``execution`` and ``checkpoint`` may always change. A run that a
+            callback has ended is finished; it continues only if it is resumed with more rounds than it had planned.
 
     Returns:
         The finished run.
@@ -117,21 +182,27 @@ def run(
         RunFailed: The run had started and could not be finished.
 
     Example:
-        >>> result = fr.run(fr.load("digits.yaml"))
-        >>> longer = fr.run(fr.load("digits.yaml", ["federation.rounds=200"]), resume=result.directory)
+        >>> result = fr.run(fr.load("digits"))
+        >>> longer = fr.run(fr.load("digits", ["federation.rounds=200"]), resume=result.directory)
     """
     if resume is not None and resume_newest:
         raise ConfigError(("resume: set only one of resume= and resume_newest=",))
     if experiment is None and resume is None:
         raise ConfigError(("experiment: missing; pass experiment=, or resume= to continue a run",))
+    given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
+    if experiment is not None:
+        experiment = add_metrics(experiment, given.metrics)
     resumption = None
     if resume is not None or resume_newest:
         resumption = resume_from(None if resume is None else str(resume), experiment, may_change)
     settings = experiment if resumption is None else resumption.experiment
     assert settings is not None
-    with open_session(session) as ray_session:
-        prepared = prepare(settings, federation, model, ray_session)
-        return drain(train(prepared, ray_session, resumption=resumption))
+    with open_session(session) as ray_session, open_progress(progress, settings.federation.rounds) as show:
+        prepared = given.prepare(settings, ray_session)
+        with closing(train(prepared, ray_session, resumption=resumption, callbacks=callbacks)) as training:
+            return drain(
+                training, lambda report: show(report.round_index + 1, settings.name, report.metrics, prepared.primary)
+            )
 
 
 def register(result: Result, name: str) -> int:
@@ -163,6 +234,7 @@ def train(
     on_start: Callable[[Path, int], None] | None = None,
     ready_first: bool = False,
     with_page: bool = True,
+    callbacks: Sequence[RoundCallback] = (),
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -175,7 +247,9 @@ def train(
         on_start: Called before the first round of a new run, with its directory and its client group size.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
         with_page: Whether the run gets a page of its own; those of a comparison are part of the comparison's page.
+        callbacks: The caller's callbacks, which see each round after it was recorded.
     """
+    _prepare_callbacks(prepared, callbacks)
     start = build_start(prepared, resumption, name, tags or {})
     start.check()
     if isinstance(start, ResumedRun) and start.is_finished:
@@ -184,18 +258,22 @@ def train(
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
         plan, starting = plan_execution(prepared, session), time.perf_counter()
-        with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
+        with open_pool(prepared, plan, session) as pool, CallbackList() as started:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
-            tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
+            tracked = _start_callbacks(started, start, start.open_run(opened), plan, data_digest, on_start)
+            tracked.start_callbacks(callbacks, started)
             pool.wait_until_ready(first=not ready_first)
             if start.is_new:
                 tracked.tracker.log_metrics({START_UP: time.perf_counter() - starting})
+            reason = None
             for report in train_rounds(prepared, plan, pool, tracked.state):
-                callbacks.on_round_end(report)
+                reason = started.on_round_end(report)
                 yield report
+                if reason is not None:
+                    break
             places, nested = tuple(pool.list_actors()), PARENT_TAG in start.tags
-            result = tracked.build_result(places)
+            result = tracked.build_result(places, reason)
             log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
             facts = collect_facts(prepared, plan, places, data_digest)
             log_optional_file(tracked.tracker, facts.write, RunDirectory(result.directory).facts)
@@ -204,6 +282,9 @@ def train(
             page = RunDirectory(result.directory).report.name if with_page else None
             note = note_run(prepared.experiment, result.history, prepared.primary, facts, page)
             tracked.tracker.log_note(note, None if nested else result.directory.name)
+            if result.stop is not None:
+                result.stop.save(result.directory)
+                tracked.tracker.log_tags({END_TAG: str(result.stop)})
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
         mark.touch()
@@ -222,12 +303,23 @@ class _TrackedRun:
     alerts: AlertCallback
     state: FederationState
 
-    def build_result(self, places: tuple[ActorInfo, ...]) -> Result:
-        """Returns the result of the run after its last round."""
+    def start_callbacks(self, callbacks: Sequence[RoundCallback], started: CallbackList) -> None:
+        """Starts the caller's callbacks, and tells them about the rounds that were trained before."""
+        for callback in callbacks:
+            started.start(callback)
+            if self.start.first_round is not None:
+                callback.on_resume(self.journal.get_records()[: self.start.first_round])
+
+    def build_result(self, places: tuple[ActorInfo, ...], reason: str | None) -> Result:
+        """Returns the result of the run after its last round; ``reason`` is why it may be the last one."""
         prepared = self.start.prepared
+        rounds, done = prepared.experiment.federation.rounds, self.state.now.next_round
+        stop = None
+        if reason is not None and done < rounds:
+            stop = Stop(rounds=done, planned=rounds, reason=reason)
         return Result(
             experiment=prepared.experiment,
-            history=self.journal.get_records()[: prepared.experiment.federation.rounds],
+            history=self.journal.get_records()[:done],
             parameters=self.state.now.server.parameters,
             model=_build_model(prepared, self.state),
             run_id=self.identity.run_id,
@@ -240,7 +332,25 @@ class _TrackedRun:
             alerts=self.alerts.alerts,
             client_names=prepared.federation.client_names,
             primary=prepared.primary,
+            stop=stop,
         )
+
+
+def _prepare_callbacks(prepared: Prepared, callbacks: Sequence[RoundCallback]) -> None:
+    """Tells the caller's callbacks about the run before anything is started. Raises BadInput if one does not fit."""
+    problems = tuple(
+        f"callbacks.{index}: {callback!r}: is not a callback; give an instance of a subclass of fr.RoundCallback"
+        for index, callback in enumerate(callbacks)
+        if not isinstance(callback, RoundCallback)
+    )
+    if problems:
+        raise ConfigError(problems)
+    experiment = prepared.experiment
+    evaluation = experiment.evaluation
+    metrics = list_metric_names(prepared.federation, SPLITS, federated=evaluation.federated, own=evaluation.own_metrics)
+    info = RunInfo(name=experiment.name, rounds=experiment.federation.rounds, primary=prepared.primary, metrics=metrics)
+    for callback in callbacks:
+        callback.on_prepare(info)
 
 
 def _start_callbacks(
@@ -338,6 +448,7 @@ def _load_result(start: ResumedRun) -> Result:
         ),
         client_names=prepared.federation.client_names,
         primary=prepared.primary,
+        stop=read_stop(directory),
     )
 
 

@@ -20,8 +20,10 @@ from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.quiet import quiet_libraries
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_checkpoint_location
+from fednar_ray.tracking.stop_record import read_stop
 from fednar_ray.tracking.system_metrics import SystemMetrics
 from fednar_ray.tracking.tags import COPIED_FROM_TAG
 
@@ -54,6 +56,7 @@ def open_store(experiment: Experiment) -> tuple[Store, str]:
     Raises:
         TrackingUnavailable: The store does not answer.
     """
+    quiet_libraries()
     store = Store(experiment.tracking.uri)
     return store, _open_experiment(store, experiment)
 
@@ -142,9 +145,11 @@ class ResumedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is finished and has no rounds left."""
-        rounds = self.prepared.experiment.federation.rounds
-        return self.resumption.ref.files.finished and self.resumption.checkpoint.next_round >= rounds
+        """Whether the run is finished and has no rounds left: a callback ended it, or it has trained all of them."""
+        rounds, done = self.prepared.experiment.federation.rounds, self.resumption.checkpoint.next_round
+        stop = read_stop(self.resumption.ref.directory)
+        enough = done if stop is None or stop.rounds != done else stop.planned
+        return self.resumption.ref.files.finished and enough >= rounds
 
     def check(self) -> None:
         """Raises BadInput or CheckpointError for problems that can be found before Ray starts."""
@@ -202,6 +207,7 @@ class ResumedRun:
     def open_journal(self, directory: Path) -> Journal:
         """Returns the journal, with the rounds of the checkpoint, and without later ones that may now differ."""
         RunDirectory(directory).finished_mark.unlink(missing_ok=True)
+        RunDirectory(directory).stop.unlink(missing_ok=True)
         journal = Journal(directory, self.prepared.experiment, lines=self.resumption.checkpoint.history)
         if self.resumption.rewrites:
             journal.truncate(self.resumption.checkpoint.next_round)

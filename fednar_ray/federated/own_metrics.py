@@ -34,8 +34,15 @@ class OwnMetric:
     takes_outputs: bool
 
 
-def load_own_metrics(paths: Sequence[str], federation: FederatedData) -> tuple[OwnMetric, ...]:
+def load_own_metrics(
+    paths: Sequence[str], federation: FederatedData, functions: Mapping[str, Callable[..., Any]]
+) -> tuple[OwnMetric, ...]:
     """Imports the functions of ``evaluation.metrics``, and tries each on the test labels.
+
+    Args:
+        paths: The paths of the functions.
+        federation: The data.
+        functions: The functions at some of the paths, which are not imported.
 
     Raises:
         ConfigError: A function cannot be imported, fails, or does not return a finite number; or the examples are at
@@ -47,7 +54,7 @@ def load_own_metrics(paths: Sequence[str], federation: FederatedData) -> tuple[O
     found, problems = [], []
     for path in paths:
         try:
-            function = import_callable(path)
+            function = functions[path] if path in functions else import_callable(path)
             metric = OwnMetric(
                 name=name_metric_function(path), function=function, takes_outputs=_takes_outputs(function)
             )

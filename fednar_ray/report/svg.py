@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 
 INK, FAINT, PAGE = "#010203", "#010204", "#010205"
 COLORS = {
-    INK: "var(--ink)",
-    FAINT: "var(--faint)",
-    PAGE: "var(--page)",
-    "#d1495b": "var(--red)",
-    "#30638e": "var(--blue)",
-    "#6a994e": "var(--green)",
-    "#7f7f7f": "var(--gray)",
-    "#9a9a9a": "var(--gray)",
+    INK: "var(--ink, currentColor)",
+    FAINT: "var(--faint, currentColor)",
+    PAGE: "var(--page, transparent)",
+    "#d1495b": "var(--red, #d1495b)",
+    "#30638e": "var(--blue, #3f88c5)",
+    "#6a994e": "var(--green, #6a994e)",
+    "#7f7f7f": "var(--gray, #8c8c8c)",
+    "#9a9a9a": "var(--gray, #8c8c8c)",
 }
-"""Colors in figures → the style sheet's, which depend on the reader's color scheme."""
+"""Colors in figures → the style sheet's, which depend on the reader's color scheme; a notebook, which has none of
+these names, takes the second."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fednar_ray",

@@ -63,6 +63,11 @@ class RunDirectory:
         return self.path / "finished"
 
     @property
+    def stop(self) -> Path:
+        """After how many rounds a callback ended the run, and why, as JSON; absent if none did."""
+        return self.path / "stop.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The directory of checkpoints, unless ``checkpoint.storage`` names another place."""
         return self.path / "checkpoints"

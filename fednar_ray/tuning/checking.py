@@ -7,24 +7,29 @@ from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.prepare import load_experiment_data, prepare
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
+from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import list_metric_names
 
 ALWAYS_REPORTED = ("train_loss",)
 
 
-def check_trials(document: Document, session: RaySession) -> Document:
+def check_trials(document: Document, session: RaySession, given: Given = NOTHING_GIVEN) -> Document:
     """Prepares the experiment as a trial does, and checks that trials report the search's metric.
 
     Returns:
         The document, whose search names its metric and mode even if they were ``auto``.
 
     Raises:
-        ConfigError: Trials do not report the metric; the message lists the metrics that they report.
+        ConfigError: A searched key belongs to a section that a given object replaces; or trials do not report the
+            metric, and the message lists the metrics that they report.
         BadInput: The data or the model cannot be used.
     """
     assert document.search is not None
-    prepared = prepare(document.experiment, session=session)
+    given.check_values("search.space", document.search.space)
+    given.check_values("search.baseline", document.search.baseline)
+    given.check_can_travel()
+    prepared = given.prepare(document.experiment, session)
     search = document.search.resolve_metric(prepared.primary)
     document = replace(document, search=search)
     problems = list(search.find_mode_problems())

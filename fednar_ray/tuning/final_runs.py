@@ -11,7 +11,7 @@ from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.core.generators import drain
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.prepare import prepare
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.report.run_plots import find_measure
@@ -57,9 +57,17 @@ class FinalTraining:
     """
 
     def __init__(
-        self, document: Document, table: TrialTable, store: Store, session: RaySession, *, resume: bool
+        self,
+        document: Document,
+        table: TrialTable,
+        store: Store,
+        session: RaySession,
+        given: Given = NOTHING_GIVEN,
+        *,
+        resume: bool,
     ) -> None:
         assert document.search is not None
+        self._given = given
         self._document, self._search, self._table = document, document.search, table
         self._store, self._session, self._resume = store, session, resume
 
@@ -98,7 +106,7 @@ class FinalTraining:
             tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None
-            prepared = prepare(each if resumption is None else resumption.experiment, session=self._session)
+            prepared = self._given.prepare(each if resumption is None else resumption.experiment, self._session)
             results.append(drain(train(prepared, self._session, tags=tags, name=name, resumption=resumption)))
         return results
 

@@ -34,17 +34,19 @@ def _print_ended_trial(status: SearchStatus, console: Console) -> None:
     value = "" if entry.value is None or entry.failure is not None else f" {entry.value:.4g}"
     why = f" ({entry.failure})" if entry.failure is not None else ""
     line = f"{entry.name} {entry.status} after {entry.rounds} rounds:{value}{why}  {_format_values(entry)}"
-    click.echo(f"{line}  [{_format_counts(status)}; {_format_best(status)}]", err=console.stderr)
+    click.echo(f"{line}  [{format_counts(status)}; {format_best(status)}]", err=console.stderr)
 
 
-def _format_counts(status: SearchStatus) -> str:
+def format_counts(status: SearchStatus) -> str:
+    """Formats how many trials have ended, and how."""
     parts = [f"{status.done}/{status.trials}"]
     parts += [f"{status.stopped} stopped early"] if status.stopped else []
     parts += [f"{status.failed} failed"] if status.failed else []
     return ", ".join(parts)
 
 
-def _format_best(status: SearchStatus) -> str:
+def format_best(status: SearchStatus) -> str:
+    """Formats the best value up to now."""
     best = status.best
     return "no best trial yet" if best is None else f"best {best.value:.4g} by {best.name}"
 
@@ -60,7 +62,7 @@ def _format_value(value: Any) -> str:
 def _build_live_table(status: SearchStatus) -> Table:
     left = status.seconds_left
     time = f"{status.seconds:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
-    table = Table(title=f"{_format_counts(status)}; {_format_best(status)}; {time}")
+    table = Table(title=f"{format_counts(status)}; {format_best(status)}; {time}")
     for column in ("trial", "rounds", "last value", "values"):
         table.add_column(column, justify="left" if column in ("trial", "values") else "right")
     best = [] if status.best is None else [status.best]

@@ -10,8 +10,8 @@ from fednar_ray.config import ExecutionSettings, Experiment
 from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution
-from fednar_ray.experiments.prepare import prepare
 
 Bundle = Mapping[str, float]
 """CPUs and GPUs that Ray reserves on one node, by ``CPU`` and ``GPU``."""
@@ -38,7 +38,7 @@ class TrialResources:
         return PlacementGroupFactory([dict(bundle) for bundle in self.bundles], strategy=strategy)
 
 
-def plan_resources(experiment: Experiment, session: RaySession) -> TrialResources:
+def plan_resources(experiment: Experiment, session: RaySession, given: Given = NOTHING_GIVEN) -> TrialResources:
     """Plans where trials train: in their own process, unless the experiment asks for actors or there are GPUs.
 
     Data and model are loaded and checked once, before Ray starts, since all trials share them.
@@ -52,7 +52,7 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
         raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
     gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     serial = settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto")
-    execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session)
+    execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session, given)
     nodes = _list_nodes(session)
     concurrent = count_fitting_trials(bundles, nodes)
     if not concurrent:
@@ -60,17 +60,21 @@ def plan_resources(experiment: Experiment, session: RaySession) -> TrialResource
     return TrialResources(execution=execution.model_dump(exclude_none=True), bundles=bundles, concurrent=concurrent)
 
 
-def _plan_serial(experiment: Experiment, session: RaySession) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+def _plan_serial(
+    experiment: Experiment, session: RaySession, given: Given
+) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
     execution = experiment.execution.model_copy(update={"placement": "serial"})
-    prepare(experiment.model_copy(update={"execution": execution}))
+    given.prepare(experiment.model_copy(update={"execution": execution}))
     return execution, ({"CPU": execution.cpus_per_actor},)
 
 
-def _plan_actors(experiment: Experiment, session: RaySession) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+def _plan_actors(
+    experiment: Experiment, session: RaySession, given: Given
+) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
     settings = experiment.execution
     pooled = {"placement": "pooled", "actors": 1} if settings.actors == "auto" else {"placement": "pooled"}
     execution = settings.model_copy(update=pooled if settings.placement == "auto" else {})
-    plan = plan_execution(prepare(experiment.model_copy(update={"execution": execution})), session)
+    plan = plan_execution(given.prepare(experiment.model_copy(update={"execution": execution})), session)
     assert plan.actors is not None
     actors = plan.actors
     resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}

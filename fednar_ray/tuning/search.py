@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.axes import Axes
+
 from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.report.chart import render_card
 from fednar_ray.report.notes import note_search
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
@@ -23,12 +28,14 @@ from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.searches import ABOUT
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
+from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import SearchStatus, Show
+from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, describe_search, tabulate_search
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
@@ -39,12 +46,14 @@ BEST_SO_FAR = "best_so_far"  # the search's metric of the best finished trial, o
 SPECIFIC = {"points", "stop", "baseline"}  # sections of a search that are in its file, and no parameters in MLflow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SearchResult:
-    """A finished search.
+    """A finished search. A notebook shows it as a table of the best trials and a chart.
 
     Attributes:
         name: The search's name.
+        metric: The metric that guided the search, such as ``validation_accuracy``.
+        mode: ``max`` or ``min``: which values of the metric are better.
         directory: ``searches/<name>``.
         trials: All trials, best first.
         best: The best trial.
@@ -61,6 +70,8 @@ class SearchResult:
     """
 
     name: str
+    metric: str
+    mode: str
     directory: Path
     trials: tuple[TrialEntry, ...]
     best: TrialEntry
@@ -75,8 +86,49 @@ class SearchResult:
     run_id: str
     tracking_uri: str
 
+    @property
+    def url(self) -> str | None:
+        """The search's page in MLflow's UI; None if MLflow is a local file, which ``fednar ui`` shows."""
+        return build_run_url(self.tracking_uri, self.run_id)
 
-def start_search(document: Document, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
+    def to_frame(self) -> pd.DataFrame:
+        """Returns one row per trial, best first: status, rounds, metric, seconds, and a column per searched key."""
+        return build_search_frame(self.trials, self.metric)
+
+    def plot(self, key: str | None = None, *, axes: Axes | None = None) -> Axes:
+        """Draws the metric of each trial.
+
+        Args:
+            key: The searched key to draw it over, such as ``regularizer.clip_bound``. None: the order of the trials,
+                with the best value so far.
+            axes: The matplotlib axes to draw into; None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            BadInput: The key was not searched, or its values are not numbers.
+        """
+        return build_search_chart(self.trials, self.name, self.metric, self.mode, key).plot(axes)
+
+    def __repr__(self) -> str:
+        return f"<{self._summary}; {self.name}>"
+
+    @property
+    def _summary(self) -> str:
+        return describe_search(self.trials, self.best, self.metric)
+
+    def _repr_html_(self) -> str:
+        """Returns the table and the chart that a notebook shows."""
+        chart = build_search_chart(self.trials, self.name, self.metric, self.mode)
+        test = self.test_metric.replace("_", " ")
+        note = f"{test}, measured once: best {self.best_test:.4g}, baseline {self.baseline_test:.4g}"
+        return render_card(self._summary, tabulate_search(self.trials, self.metric), chart, [note])
+
+
+def start_search(
+    document: Document, session: RaySession, show: Show, register: str | None = None, given: Given = NOTHING_GIVEN
+) -> SearchResult:
     """Starts a new search and runs it to its end.
 
     Args:
@@ -84,6 +136,7 @@ def start_search(document: Document, session: RaySession, show: Show, register: 
         session: The Ray session that trains the trials.
         show: Called with the state of the search after each event.
         register: The name under which MLflow registers the best model; None to register none.
+        given: The objects that replace sections of the experiment.
 
     Raises:
         BadInput: The document or its data are wrong, or another process runs the search. Nothing was started.
@@ -92,8 +145,9 @@ def start_search(document: Document, session: RaySession, show: Show, register: 
     name = get_search_name(document)
     with hold_search(name):
         check_name_is_free(name)
-        resources = plan_resources(document.experiment, session)
-        document = check_trials(document, session)
+        assert document.search is not None
+        resources = plan_resources(document.experiment, session, given)
+        document = check_trials(document, session, given)
         assert document.search is not None
         points = _list_first_points(document.search)
         with ThreadPoolExecutor(1) as background:
@@ -101,10 +155,12 @@ def start_search(document: Document, session: RaySession, show: Show, register: 
             session.connect()  # a local Ray starts while the store is opened
             store, experiment_id = opening.result()
         table = create_search(document, store, experiment_id)
-        return _Search(document, table, store, session, resources, show).run(points, register)
+        return _Search(document, table, store, session, resources, show, given).run(points, register)
 
 
-def resume_search(name: str, session: RaySession, show: Show, register: str | None = None) -> SearchResult:
+def resume_search(
+    name: str, session: RaySession, show: Show, register: str | None = None, given: Given = NOTHING_GIVEN
+) -> SearchResult:
     """Resumes a search whose process was interrupted or killed. Of a finished search, only the end is repeated.
 
     Args:
@@ -112,6 +168,7 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
         session: The Ray session that trains the trials.
         show: Called with the state of the search after each event.
         register: The name under which MLflow registers the best model; None to register none.
+        given: The objects that replace sections of the experiment, the same as at its start.
 
     Raises:
         BadInput: There is no search of that name, its files cannot be read, or another process runs it.
@@ -121,13 +178,13 @@ def resume_search(name: str, session: RaySession, show: Show, register: str | No
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
-        resources = plan_resources(document.experiment, session)
-        document = check_trials(document, session)
+        resources = plan_resources(document.experiment, session, given)
+        document = check_trials(document, session, given)
         store = Store(table.tracking_uri)
         store.check()
         session.connect()
         add_parent_run(table, store)
-        return _Search(document, table, store, session, resources, show, resume=True).run((), register)
+        return _Search(document, table, store, session, resources, show, given, resume=True).run((), register)
 
 
 class _Search:
@@ -141,13 +198,15 @@ class _Search:
         session: RaySession,
         resources: TrialResources,
         show: Show,
+        given: Given,
         *,
         resume: bool = False,
     ) -> None:
         assert document.search is not None
         self._document, self._search, self._table = document, document.search, table
         self._store, self._session, self._resources, self._show = store, session, resources, show
-        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search)
+        self._given = given
+        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search, given=given)
         self._rounds = document.experiment.federation.rounds
         self._resume = resume
 
@@ -159,7 +218,9 @@ class _Search:
             ended_early = self._run_trials(points, parent)
             parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
             best = self._find_best()
-            training = FinalTraining(self._document, table, self._store, self._session, resume=self._resume)
+            training = FinalTraining(
+                self._document, table, self._store, self._session, self._given, resume=self._resume
+            )
             experiment = training.build_best(self._plan, best)
             self._write_best(experiment, parent)
             final = training.train(experiment)
@@ -261,6 +322,8 @@ class _Search:
         stopped = [entry for entry in table.trials.values() if entry.status == STOPPED]
         return SearchResult(
             name=table.name,
+            metric=self._search.metric,
+            mode=self._search.mode,
             directory=table.directory,
             trials=tuple(table.rank(self._search.mode)),
             best=best,

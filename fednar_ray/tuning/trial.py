@@ -53,7 +53,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         experiment = self._plan.build_experiment(values)
         self._rounds = experiment.federation.rounds
         seeds = vary_seed(experiment, self._plan.search.seeds)
-        self._federations = [TrialFederation(each, self._session) for each in seeds]
+        self._federations = [TrialFederation(each, self._session, self._plan.given) for each in seeds]
         self._reported_rounds = 0
         self._saved_at = time.monotonic()
         self._start_seconds = time.perf_counter() - start

@@ -16,9 +16,10 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
 from fednar_ray.experiments.placement import SerialTrainer, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared, adapt, prepare
+from fednar_ray.experiments.prepare import Prepared, adapt
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
 from fednar_ray.tuning.trial_report import Lineage
@@ -29,13 +30,12 @@ CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next tr
 class TrialFederation:
     """A federation that is trained some rounds at a time, and can be saved and restored in between."""
 
-    def __init__(self, experiment: Experiment, session: RaySession) -> None:
+    def __init__(self, experiment: Experiment, session: RaySession, given: Given = NOTHING_GIVEN) -> None:
         self.experiment = experiment
         self.records: list[RoundRecord] = []
-        assert experiment.data is not None
-        assert experiment.model is not None
-        data, model = experiment.data.model_dump_json(), experiment.model.model_dump_json()
-        prepared, trainer = _prepare_cached(data, model, experiment.seed)
+        sections = {"data": experiment.data, "model": experiment.model}
+        dumped = {key: section.model_dump(mode="json") for key, section in sections.items() if section is not None}
+        prepared, trainer = _prepare_cached(json.dumps(dumped), experiment.seed, given)
         self._prepared = adapt(prepared, experiment)
         self._resources = ExitStack()
         self._execution = plan_execution(self._prepared, session)
@@ -112,10 +112,9 @@ def change_settings(saved: Experiment, wanted: Experiment, next_round: int) -> E
 
 
 @lru_cache(maxsize=CACHED_TRAINERS)
-def _prepare_cached(data: str, model: str, seed: int) -> tuple[Prepared, SerialTrainer]:
-    """Loads data and model, given as JSON, once for all trials of a process that share them."""
-    sections = {"data": json.loads(data), "model": json.loads(model)}
-    prepared = prepare(Experiment.model_validate({**sections, "seed": seed}))
+def _prepare_cached(sections: str, seed: int, given: Given) -> tuple[Prepared, SerialTrainer]:
+    """Loads data and model, whose sections are JSON, once for all trials of a process that share them."""
+    prepared = given.prepare(Experiment.model_validate({**json.loads(sections), "seed": seed}))
     return prepared, SerialTrainer(prepared)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fednar_ray.config import Experiment, SearchSettings, build_variant
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.tuning.trial_report import TrialReport
 
 
@@ -19,12 +20,14 @@ class TrialPlan:
         search: The search section.
         recorded: The last reports of ended trials that Tune would train again. The key is Tune's trial id or, for a
             trial that Tune forgot and proposes again under a new id, the ``build_values_key`` of its values.
+        given: The objects that replace sections of the experiment.
     """
 
     raw: Mapping[str, Any]
     execution: Mapping[str, Any]
     search: SearchSettings
     recorded: Mapping[str, TrialReport] = field(default_factory=dict)
+    given: Given = NOTHING_GIVEN
 
     def find_recorded(self, trial_id: str, values: Mapping[str, Any]) -> TrialReport | None:
         """Returns the last report of a trial that ended before the search was resumed; None for other trials."""

@@ -10,6 +10,7 @@ from configuration import build_configuration_page
 from drawings import MERMAID, locate_picture
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from notebooks import render
 
 ROOT = Path(__file__).resolve().parents[2]
 FETCHED = re.compile(
@@ -24,6 +25,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/configuration.md": build_configuration_page,
     "reference/changes.md": lambda: load_top_level("CHANGELOG.md"),
     "reference/contributing.md": lambda: load_top_level("CONTRIBUTING.md"),
+    "notebooks/first-steps.md": lambda: render(ROOT / "docs" / "notebooks" / "first-steps.ipynb"),
 }
 """The pages that are not files in docs/."""
 

@@ -17,6 +17,7 @@ from fednar_ray.config import (
     PRESET_SETTINGS,
     Document,
     Domain,
+    build_document,
     dump,
     flatten_chosen_settings,
     flatten_settings,
@@ -542,3 +543,57 @@ def test_chosen_settings_are_those_that_were_set_and_those_that_follow_from_the_
     left_out = {key.partition(".")[0] for key in set(everything) - set(chosen)}
     assert {"execution", "aggregation", "evaluation"} <= left_out
     assert not {"algorithm", "regularizer", "seed", "name"} & left_out
+
+
+# --- Experiments by name, and documents from Python
+
+
+@pytest.mark.parametrize("name", ["digits", "compare", "silos"])
+def test_an_experiment_that_ships_with_the_package_loads_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fr.load(name, ["seed=3"]) == load_embedded(name, ["seed=3"]).experiment
+    Path(name).mkdir()  # a folder is no experiment
+    assert fr.load(name) == load_embedded(name).experiment
+    Path(name).rmdir()
+    Path(name).write_text(yaml.safe_dump({"experiment": SMALL}))
+    assert fr.load(name) == fr.Experiment.model_validate(SMALL)  # a file comes first
+
+
+def test_a_wrong_name_is_answered_with_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(fr.ConfigError, match=r"digitz: cannot be read: .*; the names digits, compare, silos need no"):
+        fr.load("digitz")
+    with pytest.raises(fr.ConfigError) as caught:
+        fr.load("digitz.yaml")
+    assert "need no file" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "tune_configs").rglob("*.yaml")), "digits", "compare", "silos"])
+def test_a_document_from_python_equals_the_one_of_the_file(path: Path | str) -> None:
+    """Also its variants, in which settings that the file leaves out follow from others."""
+    document = load_document(path)
+    built = build_document(document.experiment, compare=document.compare.model_dump(exclude_unset=True))
+    assert (built.experiment, built.compare) == (document.experiment, document.compare)
+    for values in ({"regularizer.name": "none"}, {"algorithm": {"name": "fedadam"}}):
+        assert built.build_variant(values) == document.build_variant(values)
+
+
+def test_a_document_keeps_what_was_changed_past_validation() -> None:
+    experiment = fr.load("digits")
+    changed = experiment.model_copy(
+        update={"regularizer": experiment.regularizer.model_copy(update={"clip_bound": 3.0}), "seed": 4}
+    )
+    assert build_document(changed).experiment == changed
+    wrong = experiment.model_copy(update={"seed": -1})
+    with pytest.raises(fr.ConfigError, match="seed: -1"):
+        build_document(wrong)
+
+
+def test_a_document_from_python_reports_all_problems_at_once() -> None:
+    with pytest.raises(fr.ConfigError) as caught:
+        build_document(fr.load("digits"), compare={"seeds": 0}, search={"space": {"algorithm.lr": {"uniform": [0, 1]}}})
+    text = str(caught.value)
+    assert "compare.seeds: 0" in text
+    assert "search.space.algorithm.lr" in text

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from fednar_ray.core.callbacks import CallbackList, RoundCallback
+from fednar_ray.core.callbacks import CallbackList, RoundCallback, StopRun
 
 
 class Recording(RoundCallback):
@@ -74,3 +74,26 @@ def test_an_error_of_a_callback_is_passed_to_those_that_started_before_it(fails_
 
 def test_a_callback_that_overrides_nothing_does_nothing() -> None:
     train(RoundCallback(), rounds=1)
+
+
+class Stopping(Recording):
+    """Asks for the end of the run after every round."""
+
+    def on_round_end(self, report: Any) -> None:
+        super().on_round_end(report)
+        raise StopRun(f"{self._name} stops")
+
+
+def test_a_callback_that_stops_the_run_ends_it_without_an_error_and_after_the_others() -> None:
+    calls: list[str] = []
+    with CallbackList() as started:
+        for callback in (Stopping("a", calls), Recording("b", calls), Stopping("c", calls)):
+            started.start(callback)
+        assert started.on_round_end(cast("Any", 0)) == "a stops; c stops"
+    assert calls[3:] == ["a.round 0", "b.round 0", "c.round 0", "c.end", "b.end", "a.end"]
+
+
+def test_a_run_continues_if_no_callback_stops_it() -> None:
+    with CallbackList() as started:
+        started.start(Recording("a", []))
+        assert started.on_round_end(cast("Any", 0)) is None

@@ -24,7 +24,7 @@ from fednar_ray.core.errors import BadInput, ConfigError
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.comparison.record import find
-from fednar_ray.experiments.comparison.running import compare
+from fednar_ray.experiments.comparison.running import iter_comparison
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.report.comparison_table import Outcome, build_rows
@@ -263,7 +263,7 @@ def build_document(data: Path, **compared: Any) -> Document:
 
 def interrupt_comparison(document: Document, rounds: int) -> str:
     """Starts a comparison, stops it after a total number of rounds, and returns its name."""
-    with fr.RaySession() as session, contextlib.closing(compare(document, session)) as comparing:
+    with fr.RaySession() as session, contextlib.closing(iter_comparison(document, session)) as comparing:
         for _ in range(rounds):
             next(comparing)
     (path,) = Path("runs").glob("*/comparison.yaml")

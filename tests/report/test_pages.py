@@ -221,7 +221,7 @@ def test_figures_take_the_colors_of_the_page(page: str):
         assert root.get("width") is None
         assert INK not in text
         assert FAINT not in text
-        assert "var(--ink)" in text
+        assert "var(--ink, currentColor)" in text
 
 
 def test_the_page_of_a_run_shows_its_clients_and_cost():

@@ -1,13 +1,18 @@
 """Trains the runs of a comparison one after the other, or those that are left, and makes the table."""
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+from matplotlib.axes import Axes
+
 from fednar_ray.config import CompareSettings, Document, Experiment, flatten_chosen_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
+from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.execution.session import RaySession
@@ -15,18 +20,27 @@ from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
+from fednar_ray.experiments.comparison.view import (
+    ComparedRun,
+    build_comparison_chart,
+    build_comparison_frame,
+    summarize_comparison,
+)
+from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution
-from fednar_ray.experiments.prepare import choose_primary_metric, load_experiment_data, prepare
+from fednar_ray.experiments.prepare import choose_primary_metric
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_facts import describe_command
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.report.chart import render_card
 from fednar_ray.report.comparison_answer import describe_comparison
 from fednar_ray.report.comparison_page import ComparisonPage
 from fednar_ray.report.comparison_table import Outcome, Row, build_metrics, build_rows
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.identical import describe_identical, find_identical
 from fednar_ray.report.notes import note_comparison
+from fednar_ray.report.progress import ShowRound
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
@@ -37,6 +51,7 @@ from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.ui_url import build_run_url
 
 log = logging.getLogger("fednar_ray")
 
@@ -51,9 +66,14 @@ class Progress(NamedTuple):
     primary: str  # the metric that counts, without its split
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Comparison:
-    """A finished comparison."""
+    """A finished comparison. A notebook shows it as a table and curves.
+
+    Example:
+        >>> comparison = fr.compare(fr.load("compare"), seeds=5)
+        >>> comparison.to_frame().groupby("regularizer")["final_accuracy"].mean()
+    """
 
     name: str  # <experiment>-<id>
     settings: CompareSettings
@@ -63,10 +83,82 @@ class Comparison:
     page: Path  # report.html
     run_id: str
     tracking_uri: str
+    directory: Path  # runs/<name>
+    runs: tuple[ComparedRun, ...]  # in the order in which they were trained
+    primary: str | None  # the metric that counts, without its split
+
+    @property
+    def url(self) -> str | None:
+        """The comparison's page in MLflow's UI; None if MLflow is a local file, which ``fednar ui`` shows."""
+        return build_run_url(self.tracking_uri, self.run_id)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns one row per run, that is per weight decay, regularizer and seed.
+
+        Columns are the final value of the measure, the rounds and bytes to the target, the share of clipped steps, the
+        seconds, the alerts, and the name of the run's directory.
+        """
+        return build_comparison_frame(self.runs, self.settings, self.primary)
+
+    def plot(self, metric: str | None = None, *, axes: Axes | None = None) -> Axes:
+        """Draws a metric over rounds: each variant's mean over seeds, in a band from the lowest to the highest seed.
+
+        Args:
+            metric: Its name, such as ``effective_weight_decay``. None: the primary metric on the test set.
+            axes: The matplotlib axes to draw into; None: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            BadInput: No round has the metric.
+        """
+        return build_comparison_chart(self.runs, self.name, self.primary, metric).plot(axes)
+
+    def __repr__(self) -> str:
+        return f"<{self._summary}; {self.name}>"
+
+    @property
+    def _summary(self) -> str:
+        return summarize_comparison(self.rows, self.settings)
+
+    def _repr_html_(self) -> str:
+        """Returns the table and the curves that a notebook shows."""
+        cells = [row.format_cells() for row in self.rows]
+        chart = build_comparison_chart(self.runs, self.name, self.primary)
+        return render_card(self._summary, [tuple(cells[0]), *(tuple(row.values()) for row in cells)], chart, self.notes)
 
 
-def compare(
-    document: Document, session: RaySession, record: ComparisonRecord | None = None
+def run_comparison(
+    document: Document,
+    session: RaySession,
+    show: ShowRound,
+    record: ComparisonRecord | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> Comparison:
+    """Runs ``iter_comparison`` to its end, and shows its progress.
+
+    Args:
+        document: The experiment, and what is varied.
+        session: The Ray session that all runs share.
+        show: Called after each round, with the number of rounds of all runs that are done.
+        record: A comparison to resume.
+        given: The objects that replace sections of the experiment.
+    """
+    rounds = document.experiment.federation.rounds
+
+    def show_round(step: Progress) -> None:
+        show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics, step.primary)
+
+    with closing(iter_comparison(document, session, record, given)) as comparing:
+        return drain(comparing, show_round)
+
+
+def iter_comparison(
+    document: Document,
+    session: RaySession,
+    record: ComparisonRecord | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> Generator[Progress, None, Comparison]:
     """Trains every variant with every seed, each as a child of one MLflow run. The generator returns the comparison.
 
@@ -75,6 +167,7 @@ def compare(
         session: The Ray session that all runs share.
         record: A comparison to resume: its finished runs are read, an interrupted one continues from its checkpoint,
             and the others are trained. Without one, a new comparison is started.
+        given: The objects that replace sections of the experiment.
 
     Yields:
         The progress after each round.
@@ -85,7 +178,8 @@ def compare(
     """
     store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
-    primary = _check(document, [run for run in planned if record is None or not _is_finished(record, run)], session)
+    to_train = [run for run in planned if record is None or not _is_finished(record, run)]
+    primary = _check(document, to_train, session, given)
     if record is None:
         run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
         directory = RunDirectory.of_run(document.experiment.name, run_id).path
@@ -104,7 +198,7 @@ def compare(
         record.document = document
         record.save()
         try:
-            result = yield from _Runs(record, store, run_id, session).train_all(parent)
+            result = yield from _Runs(record, store, run_id, session, given).train_all(parent)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
@@ -119,7 +213,7 @@ def _open_store_of(record: ComparisonRecord) -> tuple[Store, str]:
     return store, ""
 
 
-def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession) -> str:
+def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession, given: Given) -> str:
     """Checks the experiment and the target before anything is trained, and then starts Ray.
 
     Returns:
@@ -127,16 +221,16 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     """
     if not to_train:
         return ""
-    prepared = prepare(to_train[0].build_experiment(document.experiment), session=session)
+    prepared = given.prepare(to_train[0].build_experiment(document.experiment), session)
     keys = {"accuracy": "target_accuracy", "rmse": "target_rmse"}
     task, wanted = prepared.federation.task, keys.get(prepared.primary, "target")
     wrong = [key for key in (*keys.values(), "target") if key != wanted and key in document.compare.model_fields_set]
-    if given := [key for key in wrong if getattr(document.compare, key) is not None]:
+    if refused := [key for key in wrong if getattr(document.compare, key) is not None]:
         what = task if prepared.primary in keys else f"the primary metric {prepared.primary}"
         raise ConfigError(
             tuple(
                 f"compare.{key}: {getattr(document.compare, key):g} is not a target for {what}; set compare.{wanted}"
-                for key in given
+                for key in refused
             )
         )
     plan_execution(prepared, session)
@@ -170,8 +264,9 @@ def _build_params(settings: CompareSettings) -> dict[str, object]:
 class _Runs:
     """The runs of a comparison that is being trained."""
 
-    def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession) -> None:
+    def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession, given: Given) -> None:
         self._record, self._store, self._run_id, self._session = record, store, run_id, session
+        self._given = given
         self._settings = record.document.compare
         self._primary: str | None = None  # of the last run; all runs have the same
 
@@ -216,6 +311,9 @@ class _Runs:
             page=files.report,
             run_id=self._run_id,
             tracking_uri=parent.uri,
+            directory=self._record.directory,
+            runs=tuple(self._iter_compared(outcomes)),
+            primary=self._primary,
         )
 
     def _collect_facts(self) -> RunFacts:
@@ -223,6 +321,14 @@ class _Runs:
         directory = self._record.find_directory(self._record.runs[0])
         assert directory is not None
         return replace(RunFacts.read(RunDirectory(directory).facts), command=describe_command())
+
+    def _iter_compared(self, outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[ComparedRun]:
+        """Yields the runs with their outcomes, of which each variant has one per seed."""
+        left = {variant: iter(runs) for variant, runs in outcomes.items()}
+        for run in self._record.runs:
+            directory = self._record.find_directory(run)
+            assert directory is not None
+            yield ComparedRun(variant=run.variant, seed=run.seed, directory=directory, outcome=next(left[run.variant]))
 
     def _get_run_name(self, group: Sequence[Variant]) -> str:
         """Returns the name of a run of one of the variants, of fednar if it is among them."""
@@ -273,7 +379,7 @@ class _Runs:
             self._record.save()
 
         experiment = self._build_experiment(run) if resumption is None else resumption.experiment
-        prepared = prepare(experiment, session=self._session)
+        prepared = self._given.prepare(experiment, self._session)
         self._primary = prepared.primary
         training = train(
             prepared,
@@ -292,7 +398,7 @@ class _Runs:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
         assert directory is not None
         history = load_records(directory)[: experiment.federation.rounds]
-        federation = load_experiment_data(experiment, self._session)
+        federation = self._given.load_data(experiment, self._session)
         self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
         return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
 

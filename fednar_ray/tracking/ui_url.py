@@ -1,0 +1,8 @@
+"""The address of a run in MLflow's UI."""
+
+
+def build_run_url(tracking_uri: str, run_id: str) -> str | None:
+    """Returns the address of a run's page; None if the store is a file, which only ``fednar ui`` shows."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return None
+    return f"{tracking_uri.rstrip('/')}/#/runs/{run_id}"
