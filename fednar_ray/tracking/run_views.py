@@ -16,8 +16,7 @@ from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
 VIEW_TAG_PREFIX = "mlflow.sharedViewState."  # MLflow's: followed by the key of a view
 COMPRESSED = "deflate;"
 RUNS_KEY = "runs"  # of the view of all runs of an experiment
-RUN_NAME, RUN_NAME_WIDTH = "attributes.`Run Name`", 260  # the first column, which every table has
-WIDTHS = {"metrics": 150, "params": 115, "tags": 120}  # pixels
+WIDTH, LETTER_WIDTH = 29, 6  # pixels of a column beside its title, and of a letter there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +62,7 @@ class RunView:
             "searchFilter": "" if self.parent is None else f"tags.`{PARENT_TAG}` = '{self.parent}'",
             "selectedColumns": columns,
             "columnOrder": columns,
-            "columnWidths": {RUN_NAME: RUN_NAME_WIDTH}
-            | {column: WIDTHS[column.partition(".")[0]] for column in columns},
+            "columnWidths": {column: WIDTH + LETTER_WIDTH * len(column.split("`")[1]) for column in columns},
             "runsHiddenMode": "SHOWALL",
         }
 

@@ -30,13 +30,7 @@ WIDTH, ROW = 1500, 32  # pixels
 QUIET = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 ARTIFACTS = ("search.yaml", "best.yaml", "results.json", "report")
 # beside the search's own metric
-CURVES = (
-    "fednar/clip_fraction",
-    "fednar/effective_weight_decay",
-    "fednar/local_lr",
-    "loss/train",
-    "server/update_norm",
-)
+CURVES = ("fednar/clip_fraction", "fednar/effective_weight_decay", "fednar/step_norm")
 RESULTS_COLUMNS = 5  # trial, status, rounds, value, seconds; then the searched keys
 SIDEBAR = "[data-component-id='mlflow_header.toggle_sidebar_button']"
 UNCLUTTERED = "[data-assistant-ui] { display: none } .ag-cell-focus { border-color: transparent !important }"
