@@ -26,6 +26,7 @@ from fednar_ray.report.search_page import describe_sensitivity
 from fednar_ray.report.search_report import write_report
 from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
 from fednar_ray.report.sensitivity import compute_sensitivity
+from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
 from tests.support.stores import create_store
 
@@ -455,7 +456,9 @@ def load_records(
 ) -> str:
     """Records a run with its metrics, given as {round: value}."""
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-    points = [Metric(key, value, 1, step) for key, values in metrics.items() for step, value in values.items()]
+    points = [
+        Metric(name_in_mlflow(key), value, 1, step) for key, values in metrics.items() for step, value in values.items()
+    ]
     client.log_batch(run_id, metrics=points, params=[Param(key, value) for key, value in params.items()])
     return str(run_id)
 
