@@ -100,7 +100,7 @@ def load_document(path: str | Path, overrides: Sequence[str] = (), *, to_search:
             text = file.read(yaml_text.LIMIT_CHARACTERS + 1)  # a longer file is refused, not read to its end
     except (OSError, ValueError) as error:  # ValueError: the path contains NUL, or the bytes are not UTF-8
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        known = "" if path.suffix else f"; the names {', '.join(EMBEDDED)} need no file"
+        known = "" if path.suffix or len(path.parts) > 1 else f"; the names {', '.join(EMBEDDED)} need no file"
         raise ConfigError((f"{format_text(path)}: cannot be read: {reason}{known}",)) from None
     return parse_document(text, str(path), overrides, to_search=to_search)
 
