@@ -9,6 +9,7 @@ import click
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries, show_progress
 from fednar_ray.cluster.addresses import check_results_outlive_job
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 
@@ -115,7 +116,7 @@ def _build_title(result: "Comparison") -> str:
     settings, measure = result.settings, result.rows[0].measure
     target = settings.get_target(measure.name)
     parts = [
-        f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}",
+        format_count(settings.seeds, "seed"),
         f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",
         f"difference to {settings.regularizers[0]}" + (", 95 % interval" if settings.seeds > 1 else ""),
     ]

@@ -231,6 +231,7 @@ ALGORITHM_VARIANTS = Variants(
     AlgorithmSettings,
     key="name",
     default="fedavg",
+    meaning="The preset: which federated algorithm trains. Each has its own keys.",
     stand_ins=("function",),
     prepare=_drop_neutral_server_lr,
 )
