@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @arguments
 @as_json
 @ray_address
-@build_resume_option("comparison", "its name, id, or directory")
+@build_resume_option("comparison", "NAME", "its name, id, or directory")
 def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
 

@@ -40,7 +40,7 @@ PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "cli
 @arguments
 @as_json
 @ray_address
-@build_resume_option("run", "its name, id, run directory, or place of checkpoints")
+@build_resume_option("run", "RUN", "its name, id, run directory, or place of checkpoints")
 @click.option(
     "--may-change",
     multiple=True,

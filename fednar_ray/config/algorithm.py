@@ -185,7 +185,7 @@ class OwnAlgorithmSettings(AlgorithmSettings):
 
     name: None = None
     function: FunctionPath
-    """module.function, importable. It is called with ``arguments``, and returns an Algorithm."""
+    """module:function, importable. It is called with ``arguments``, and returns an Algorithm."""
     arguments: Mapping[str, Argument] = {}
     """Keyword arguments of the function."""
     epsilon: NonNegative | None = None

@@ -114,7 +114,7 @@ class OwnModelSettings(ModelSettings):
 
     name: None = None
     function: FunctionPath
-    """module.function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
+    """module:function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
     arguments: Mapping[str, Argument] = {}
     """Keyword arguments of the function."""
 
