@@ -83,6 +83,8 @@ def load_predictor(run: str | Path) -> Predictor:
     """
     found = find_run_or_newest(str(run))
     files = found.files
+    if files.comparison_yaml.exists():
+        raise BadInput(f"{found.name}: is a comparison; name one of its runs, which fednar runs lists")
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
     if not files.schema.exists():

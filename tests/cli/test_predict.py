@@ -259,6 +259,9 @@ def test_runs_that_cannot_predict_say_why(tmp_path: Path) -> None:
     (unfinished / "experiment.yaml").write_bytes((directory / "experiment.yaml").read_bytes())
     with pytest.raises(fr.BadInput, match="has no model yet; finish it with fednar run --resume unfinished-0"):
         fr.predict(unfinished, "rows.csv")
+    (unfinished / "comparison.yaml").write_text("runs: []")
+    with pytest.raises(fr.BadInput, match="is a comparison; name one of its runs, which fednar runs lists"):
+        fr.predict(unfinished, "rows.csv")
 
 
 def test_a_run_on_other_data_names_the_way_to_its_model() -> None:
