@@ -8,6 +8,7 @@ import click
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries
 from fednar_ray.cluster.addresses import check_results_outlive_job
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.report.progress import show_progress
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @arguments
 @as_json
 @ray_address
-@build_resume_option("comparison", "its name, id, or directory")
+@build_resume_option("comparison", "NAME", "its name, id, or directory")
 def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
 
@@ -105,7 +106,7 @@ def _build_title(result: "Comparison") -> str:
     settings, measure = result.settings, result.rows[0].measure
     target = settings.get_target(measure.name)
     parts = [
-        f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}",
+        format_count(settings.seeds, "seed"),
         f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",
         f"difference to {settings.regularizers[0]}" + (", 95 % interval" if settings.seeds > 1 else ""),
     ]

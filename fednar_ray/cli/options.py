@@ -27,11 +27,12 @@ ray_address = click.option(
 )
 
 
-def build_resume_option(what: str, references: str) -> Callable[[F], F]:
-    """Builds the option ``--resume [NAME]`` of a command.
+def build_resume_option(what: str, metavar: str, references: str) -> Callable[[F], F]:
+    """Builds the option ``--resume [RUN]`` or ``--resume [NAME]`` of a command.
 
     Args:
         what: What is resumed, as the help text names it: "run".
+        metavar: The word for its name in usage and help: "RUN".
         references: What may follow the option: "its name, id, or directory".
     """
     return click.option(
@@ -39,9 +40,9 @@ def build_resume_option(what: str, references: str) -> Callable[[F], F]:
         is_flag=False,
         flag_value=NEWEST,
         callback=_check_resumed_name,
-        metavar="[NAME]",
-        help=f"Resume the {what} NAME, given by {references}. Without a NAME after it (or with '{NEWEST}'), resume the "
-        f"newest {what} of the experiment, or start a new one if there is none.",
+        metavar=f"[{metavar}]",
+        help=f"Resume the {what} {metavar}, given by {references}. Without {metavar} after it (or with '{NEWEST}'), "
+        f"resume the newest {what} of the experiment, or start a new one if there is none.",
     )
 
 

@@ -17,9 +17,10 @@ def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> 
     """Predict the rows of FILE with the model of RUN.
 
     RUN is the name, the id or the directory of a finished run on tables; the name of an experiment stands for its
-    newest run. FILE is a table with the columns that the run was trained on, in any order and with or without the
-    label. It is read as the run's data.csv says, and what that leaves open is detected. The output is CSV with one row
-    per row of FILE, in order: the column prediction, and for classes the probability of each class.
+    newest run. A run of a comparison or a search has to be named exactly. FILE is a table with the columns that the
+    run was trained on, in any order and with or without the label. It is read as the run's data.csv says, and what that
+    leaves open is detected. The output is CSV with one row per row of FILE, in order: the column prediction, and for
+    classes the probability of each class.
     """
     if output is not None and output.resolve() == file.resolve():
         raise BadInput(f"{output}: is the file with the rows; write the predictions to another with -o")

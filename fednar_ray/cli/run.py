@@ -21,6 +21,7 @@ from fednar_ray.cli.options import (
 )
 from fednar_ray.cli.output import build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
@@ -41,7 +42,7 @@ PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "cli
 @arguments
 @as_json
 @ray_address
-@build_resume_option("run", "its name, id, run directory, or place of checkpoints")
+@build_resume_option("run", "RUN", "its name, id, run directory, or place of checkpoints")
 @click.option(
     "--may-change",
     multiple=True,
@@ -133,7 +134,7 @@ def _print_result(console: "Console", result: "Result") -> None:
 
     from fednar_ray.experiments.suggestion import explain_no_clipping
 
-    table = Table(title=f"{result.experiment.name}: {len(result.history)} rounds")
+    table = Table(title=f"{result.experiment.name}: {format_count(len(result.history), 'round')}")
     table.add_column("metric")
     table.add_column("last round", justify="right")
     for name in _order_metrics(result):
@@ -164,10 +165,10 @@ def _describe_placement(result: "Result") -> str:
     if result.resumed_from_round == len(result.history):
         return "the run was finished before: nothing was left to train"
     if result.placement == "serial":
-        return f"trained in this process, {result.group_size} clients at a time"
+        return f"trained in this process, {format_count(result.group_size, 'client')} at a time"
     if result.placement == "dedicated":
         names = result.client_names
         lines = (f"{describe_client(i, names)}: actor in process {p.process_id}" for i, p in enumerate(result.places))
         return "each client has its own Ray actor, which alone holds its shard:\n  " + "\n  ".join(lines)
-    actors = f"{len(result.places)} Ray actor" + ("s" if len(result.places) > 1 else "")
-    return f"trained on {actors}, {result.group_size} clients at a time"
+    actors, clients = format_count(len(result.places), "Ray actor"), format_count(result.group_size, "client")
+    return f"trained on {actors}, {clients} at a time"

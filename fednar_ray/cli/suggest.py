@@ -23,7 +23,9 @@ SHOWN_LEVELS = {0.1: "10 %", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "lar
 def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
     """Suggest a clip bound A from the step norms of a run.
 
-    RUN is a run's name, id or directory. Without RUN, the newest run in ./runs is taken. A short run is enough.
+    RUN is a run's name, id or directory, or the name of an experiment, which stands for its newest run. Without RUN,
+    the newest run in ./runs is taken. Runs of comparisons and searches are taken only if they are named exactly. A
+    short run is enough.
     """
     quiet_libraries()
     from fednar_ray.experiments.suggestion import suggest as suggest_bound

@@ -185,7 +185,7 @@ class OwnAlgorithmSettings(AlgorithmSettings):
 
     name: None = None
     function: FunctionPath
-    """module.function, importable. It is called with ``arguments``, and returns an Algorithm."""
+    """module:function, importable. It is called with ``arguments``, and returns an Algorithm."""
     arguments: Mapping[str, Argument] = {}
     """Keyword arguments of the function."""
     epsilon: NonNegative | None = None
@@ -231,6 +231,7 @@ ALGORITHM_VARIANTS = Variants(
     AlgorithmSettings,
     key="name",
     default="fedavg",
+    meaning="The preset: which federated algorithm trains. Each has its own keys.",
     stand_ins=("function",),
     prepare=_drop_neutral_server_lr,
 )

@@ -345,7 +345,14 @@ def _set_entry_point_source(given: dict[str, Any]) -> dict[str, Any]:
     return {"source": "entry_point", **given} if "entry_point" in given else given
 
 
-DATA_VARIANTS = Variants(AnyData, DataSettings, key="source", default="digits", prepare=_set_entry_point_source)
+DATA_VARIANTS = Variants(
+    AnyData,
+    DataSettings,
+    key="source",
+    default="digits",
+    meaning="Where the examples come from. Each source has its own keys.",
+    prepare=_set_entry_point_source,
+)
 SOURCE_SETTINGS = DATA_VARIANTS.build_table()
 """Each source with the settings that it reads and their defaults; None if there is no default."""
 DataSection = Annotated[Annotated[AnyData, Field(discriminator="source")], WrapValidator(DATA_VARIANTS.validate)]

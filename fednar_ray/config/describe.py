@@ -145,8 +145,7 @@ def _build_key(prefix: str, name: str, entry: Mapping[str, Any]) -> Key:
 def _build_kind_key(variants: Variants, prefix: str) -> Key:
     """Builds the key that names the kind of a section."""
     names = ", ".join(f"`{name}`" for name in variants.by_name if name not in variants.stand_ins)
-    meaning = "Which kind; each kind has its own keys."
-    return Key(name=f"{prefix}{variants.key}", values=names, default=variants.default, meaning=meaning)
+    return Key(name=f"{prefix}{variants.key}", values=names, default=variants.default, meaning=variants.meaning)
 
 
 def _iter_kinds(variants: Variants, prefix: str) -> Iterator[Kind]:

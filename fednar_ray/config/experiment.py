@@ -49,7 +49,7 @@ class Experiment(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "experiment"
     """Name of the experiment, in MLflow and of the run directories: letters, digits, ``.``, ``_`` and ``-``."""
     seed: Size = 0
-    """Seed of all randomness: the same seed gives the same bytes."""
+    """Seed of all randomness: the same seed gives bit-identical parameters."""
     data: DataSection | None = None
     model: ModelSection | None = None
     federation: FederationSettings = FederationSettings(local_epochs=1)

@@ -114,7 +114,7 @@ class OwnModelSettings(ModelSettings):
 
     name: None = None
     function: FunctionPath
-    """module.function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
+    """module:function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
     arguments: Mapping[str, Argument] = {}
     """Keyword arguments of the function."""
 
@@ -131,7 +131,14 @@ NamedModel = (
 """One row per model."""
 AnyModel = NamedModel | TorchvisionModelSettings | OwnModelSettings
 
-MODEL_VARIANTS = Variants(AnyModel, ModelSettings, key="name", default="mlp", stand_ins=("torchvision", "function"))
+MODEL_VARIANTS = Variants(
+    AnyModel,
+    ModelSettings,
+    key="name",
+    default="mlp",
+    meaning="The built-in model. Each has its own keys.",
+    stand_ins=("torchvision", "function"),
+)
 MODEL_SETTINGS = MODEL_VARIANTS.build_table()
 """Each model with the settings that it reads and their defaults."""
 ModelSection = Annotated[

@@ -17,10 +17,10 @@ class OnOffSettings(Settings):
 
 
 class SpeedSettings(Settings):
-    """How fast clients train, on a virtual clock: log-normal around ``steps_per_second``."""
+    """How fast clients train, in simulated time: log-normal around ``steps_per_second``."""
 
     steps_per_second: Annotated[float, BeforeValidator(check_number), Field(ge=1e-6)] = 1.0
-    """Local steps per virtual second of the median client."""
+    """Local steps per simulated second of the median client."""
     spread: Annotated[NonNegative, Field(le=10)] = 0.0
     """Standard deviation of the logarithm of the clients' speeds."""
     jitter: Annotated[NonNegative, Field(le=10)] = 0.0
@@ -28,7 +28,7 @@ class SpeedSettings(Settings):
 
 
 class AvailabilitySettings(Settings):
-    """Clients that are absent, drop out or are late. Time is virtual: nothing waits."""
+    """Clients that are absent, drop out or are late. Time is simulated: nothing waits."""
 
     dropout: Share = 0.0
     """The probability that a sampled client returns nothing in a round."""

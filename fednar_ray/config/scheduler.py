@@ -77,7 +77,14 @@ class PbtSettings(SchedulerSettings):
 AnyScheduler = NoSchedulerSettings | AshaSettings | HyperbandSettings | MedianSettings | PbtSettings
 """One row per scheduler."""
 
-SCHEDULER_VARIANTS = Variants(AnyScheduler, SchedulerSettings, key="name", default="none", short=True)
+SCHEDULER_VARIANTS = Variants(
+    AnyScheduler,
+    SchedulerSettings,
+    key="name",
+    default="none",
+    meaning="The rule that stops trials early. Each has its own keys.",
+    short=True,
+)
 SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.build_table()
 """Each scheduler with the settings that it reads and their defaults."""
 SchedulerSection = Annotated[

@@ -25,6 +25,7 @@ class Variants:
         key: The key that names the kind: ``source`` or ``name``. Each class has it as a ``Literal`` of its names, or as
             ``None`` where another key stands in for a name.
         default: The kind, if the section names none.
+        meaning: What the key chooses.
         stand_ins: Keys that replace the name, such as ``function``, the path of a user's own function.
         short: Whether a bare name can stand for a section with only that name.
         prepare: Completes the given values before the kind is determined.
@@ -36,11 +37,12 @@ class Variants:
         base: type[Settings],
         key: str,
         default: str,
+        meaning: str,
         stand_ins: tuple[str, ...] = (),
         short: bool = False,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        self.base, self.key, self.default, self.stand_ins = base, key, default, stand_ins
+        self.base, self.key, self.default, self.stand_ins, self.meaning = base, key, default, stand_ins, meaning
         self._short, self._prepare = short, prepare
         self.by_name: Mapping[str, type[Settings]] = {
             name: kind for kind in get_args(union) for name in self._list_names(kind)

@@ -152,12 +152,17 @@ class TableSchema:
         task: classification, binary or regression.
         label: The name of the column that is predicted.
         class_names: The text of each class by its number; None if the labels are numbers.
+        network_inputs: Number of inputs of the trained network, in which each level of a category is one; None before
+            training.
+        network_outputs: Number of outputs that the network was built with; likewise.
     """
 
     columns: tuple[ColumnSchema, ...]
     task: str = "classification"
     label: str | None = None
     class_names: tuple[str, ...] | None = None
+    network_inputs: int | None = None
+    network_outputs: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -224,6 +229,8 @@ def read_schema(path: Path) -> TableSchema:
         task=given["task"],
         label=given.get("label"),
         class_names=None if names is None else tuple(names),
+        network_inputs=given.get("network_inputs"),
+        network_outputs=given.get("network_outputs"),
     )
 
 

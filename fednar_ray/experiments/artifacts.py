@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +13,14 @@ from torch import nn
 from fednar_ray.config import flatten_chosen_settings
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.errors import RunFailed, first_line
+from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.prepare import Prepared, count_outputs
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_page import build_run_page
@@ -90,7 +92,7 @@ def log_outputs(
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
     preprocessing = prepared.federation.preprocessing
-    schema = preprocessing.schema if isinstance(preprocessing, TablePreprocessing) else None
+    schema = _complete_schema(prepared, preprocessing.schema) if isinstance(preprocessing, TablePreprocessing) else None
     tracker.save_model(model, prepared.federation.build_example(), schema)
     if schema is not None:
         with raise_as_run_failed(files.schema):
@@ -108,6 +110,15 @@ def build_experiment_view(name: str, primary: str) -> RunView:
         tags=[KIND_TAG],
         ascending=not is_higher_better(primary),
     )
+
+
+def _complete_schema(prepared: Prepared, schema: TableSchema | None) -> TableSchema | None:
+    """Adds the sizes that the network was built with, with which ``fednar predict`` builds it again."""
+    if schema is None:
+        return None
+    (inputs,) = prepared.federation.shards.examples.x.shape[1:]
+    outputs = count_outputs(prepared.federation, prepared.experiment.model)
+    return replace(schema, network_inputs=inputs, network_outputs=outputs)
 
 
 def _log_excluded_clients(

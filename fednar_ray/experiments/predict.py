@@ -17,8 +17,8 @@ from fednar_ray.core.errors import BadInput, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
 from fednar_ray.federated.evaluation import BATCH
-from fednar_ray.models.building import build_network_like
-from fednar_ray.models.weights import load_model, read_saved_state
+from fednar_ray.models.building import build_model
+from fednar_ray.models.weights import load_model
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_run_or_newest
 
@@ -83,6 +83,8 @@ def load_predictor(run: str | Path) -> Predictor:
     """
     found = find_run_or_newest(str(run))
     files = found.files
+    if files.comparison_yaml.exists():
+        raise BadInput(f"{found.name}: is a comparison; name one of its runs, which fednar runs lists")
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
     if not files.schema.exists():
@@ -96,16 +98,16 @@ def load_predictor(run: str | Path) -> Predictor:
         raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
     experiment = load(files.experiment_yaml)
     written = experiment.data.csv if isinstance(experiment.data, TabularSettings) else CsvSettings()
-    return Predictor(model=_load(found.name, files, experiment), schema=schema, written=written)
+    return Predictor(model=_load(files, experiment, schema), schema=schema, written=written)
 
 
-def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:
+def _load(files: RunDirectory, experiment: Experiment, schema: TableSchema) -> nn.Module:
     """Loads the model from its state dict, which holds nothing but tensors: a run of others executes no code."""
-    if experiment.model is None:
-        raise ModelError(
-            f"{name}: its model was given in Python; load it with fr.load_model({str(files.path)!r}, network)"
-        )
-    network = build_network_like(experiment.model, read_saved_state(files.parameters))
+    settings, inputs, outputs = experiment.model, schema.network_inputs, schema.network_outputs
+    if settings is None or inputs is None or outputs is None:
+        missing = "the sizes of its network are not recorded" if settings else "its model was given in Python"
+        raise ModelError(f"{files.path.name}: {missing}; load it with fr.load_model({str(files.path)!r}, network)")
+    network = build_model(settings.model_copy(update={"weights": None}), (inputs,), outputs, seed=0)
     return load_model(files.path, network)
 
 
@@ -119,7 +121,7 @@ def predict(
 
     Args:
         run: The name, the id or the directory of a finished run on tables, or the name of an experiment, which stands
-            for its newest run.
+            for its newest run. A run of a comparison or a search has to be named exactly.
         rows: A table as a .csv, .tsv or .parquet file, or a data frame.
         csv: How a text file is written, with keys of ``data.csv``. None: as the run's ``data.csv`` says. What is not
             given, or null, is detected.

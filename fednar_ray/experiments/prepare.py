@@ -237,12 +237,17 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
 
 
 def _build_model(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
-    """Builds the model: with one output if the task needs one, else one per class or per character."""
+    """Builds the model for the shape of the inputs and the number of outputs."""
     vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
     if vocabulary:
         _check_tokens(federation, vocabulary)
-    outputs = TASKS[federation.task].outputs or max(federation.classes, vocabulary)
-    return build_model(settings, federation.shards.examples.x.shape[1:], outputs, seed)
+    return build_model(settings, federation.shards.examples.x.shape[1:], count_outputs(federation, settings), seed)
+
+
+def count_outputs(federation: FederatedData, settings: AnyModel | None) -> int:
+    """Returns the number of outputs that a model is built with: one if the task needs one, else one per class."""
+    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
+    return TASKS[federation.task].outputs or max(federation.classes, vocabulary)
 
 
 def _check_tokens(federation: FederatedData, vocabulary: int) -> None:

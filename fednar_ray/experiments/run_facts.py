@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.credentials import find_secrets
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.experiments.placement import ExecutionPlan
@@ -29,7 +30,7 @@ def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[Acto
         primary=prepared.primary,
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=_describe_machine(on_gpu=on_gpu),
-        placement=plan.placement + (f" on {actors.count} actors" if actors else ""),
+        placement=plan.placement + (f" on {format_count(actors.count, 'actor')}" if actors else ""),
         on_gpu=on_gpu,
         versions=_find_versions(),
         data=f"{federation.name}, {federation.num_clients:,} clients, SHA-256 {data_digest[:12]}",

@@ -25,7 +25,7 @@ from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_checkpoint_location
 from fednar_ray.tracking.stop_record import read_stop
 from fednar_ray.tracking.system_metrics import SystemMetrics
-from fednar_ray.tracking.tags import COPIED_FROM_TAG
+from fednar_ray.tracking.tags import COPIED_FROM_TAG, PARENT_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -101,7 +101,7 @@ class NewRun:
 
     def build_tracker(self, identity: RunIdentity) -> RunTracker:
         """Returns the tracker of the MLflow run."""
-        return RunTracker(identity.store, identity.run_id, identity.directory)
+        return RunTracker(identity.store, identity.run_id, identity.directory, parent_id=self.tags.get(PARENT_TAG))
 
     def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
         """Returns the recorder of system metrics."""
@@ -197,7 +197,14 @@ class ResumedRun:
     def build_tracker(self, identity: RunIdentity) -> RunTracker:
         """Returns the tracker of the MLflow run."""
         copied = identity.run_id != self.resumption.run_id
-        return RunTracker(identity.store, identity.run_id, identity.directory, resumed=not copied, copied=copied)
+        return RunTracker(
+            identity.store,
+            identity.run_id,
+            identity.directory,
+            resumed=not copied,
+            copied=copied,
+            parent_id=self.tags.get(PARENT_TAG),
+        )
 
     def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
         """Returns the recorder of system metrics."""

@@ -15,7 +15,7 @@ from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.run_lookup import RunRef, find_run, list_runs
+from fednar_ray.tracking.run_lookup import RunRef, find_run_or_newest, list_own_runs
 
 POINTS = 1000  # norms that represent the steps of one round
 FEWEST_CLIPPED, MOST_CLIPPED = 0.1, 0.5  # shares of steps that the ends of the recommended range clip
@@ -78,7 +78,9 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
     A short run is enough. It may have any regularizer: the norms are recorded before clipping.
 
     Args:
-        run: The run's name, id or directory. None: the newest run in ``runs/`` that has recorded step norms.
+        run: The run's name, id or directory, or the name of an experiment, which stands for its newest run. None: the
+            newest run in ``runs/`` that has recorded step norms. Runs of comparisons and searches are taken only if
+            they are named exactly.
         output: Where to draw the picture; None: ``clip_bound.png`` in the run's directory.
 
     Returns:
@@ -91,7 +93,7 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
         >>> suggestion = fr.suggest(result.directory)
         >>> again = fr.load("digits.yaml", [f"regularizer.clip_bound={suggestion.value}"])
     """
-    ref, records = _find_newest() if run is None else _load(find_run(str(run)))
+    ref, records = _find_newest() if run is None else _load(find_run_or_newest(str(run)))
     if not records:
         raise BadInput(_explain_missing(ref))
     experiment, plot = load(ref.files.experiment_yaml), output or ref.files.suggestion_plot
@@ -116,11 +118,14 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
 
 
 def _find_newest() -> tuple[RunRef, list[RoundRecord]]:
-    for ref in list_runs():
+    for ref in list_own_runs():
         found = _load(ref)
         if found[1]:
             return found
-    raise BadInput(f"no run in ./runs has recorded step norms; train a short one: {SHORT_RUN}")
+    raise BadInput(
+        f"no run in ./runs has recorded step norms; train a short one: {SHORT_RUN}; or name a run of a comparison or a "
+        "search, which fednar runs lists"
+    )
 
 
 def _load(ref: RunRef) -> tuple[RunRef, list[RoundRecord]]:

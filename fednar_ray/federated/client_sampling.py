@@ -1,4 +1,4 @@
-"""Samples the clients of each round, and simulates which of them return in time, on a virtual clock.
+"""Samples the clients of each round, and simulates which of them return in time, in simulated time.
 
 Every result follows from the settings, the seed, the round and the client alone. It depends neither on the rounds that
 were sampled before, nor on who else is sampled. Nothing here waits in real time.
@@ -32,7 +32,7 @@ class Selection:
         returned: Ids of the clients that train, sorted.
         dropped_out: How many clients never return.
         late: How many clients return after the deadline, or after enough others.
-        virtual_seconds: How long the round takes on the virtual clock; None without simulated speeds.
+        virtual_seconds: How long the round takes in simulated time; None without simulated speeds.
     """
 
     sampled: tuple[int, ...]
@@ -110,7 +110,7 @@ class Availability:
         )
 
     def _compute_seconds(self, round_index: int, clients: Whole) -> Numbers | None:
-        """Returns the virtual seconds that ``clients`` take for their local steps; None without speeds."""
+        """Returns the simulated seconds that ``clients`` take for their local steps; None without speeds."""
         speed = self._settings.speed
         if speed is None:
             return None

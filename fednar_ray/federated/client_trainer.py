@@ -1,6 +1,6 @@
 """Trains one client group for K local steps: a broadcast and a task go in, an update comes out. No Ray here.
 
-The same class runs in the driver's process and inside an actor, so a placement cannot change a result.
+The same class runs in the driver's process and inside an actor, so a client group trains the same in every placement.
 """
 
 import time

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fednar_ray.config import AnyModel
 from fednar_ray.config.model import OwnModelSettings, TorchvisionModelSettings
@@ -43,24 +43,6 @@ def build_model(settings: AnyModel, input_shape: Sequence[int], outputs: int, se
     if settings.weights is not None:
         load_weights(model, Path(settings.weights))
     return model
-
-
-def build_network_like(settings: AnyModel, state: Mapping[str, Tensor]) -> nn.Module:
-    """Builds the model of a run on tables, with the sizes of its saved weights. They are not loaded.
-
-    Args:
-        settings: The ``model`` section of the run.
-        state: The state dict of the trained network. Its first matrix tells the number of inputs, and its last tensor
-            the number of outputs.
-
-    Raises:
-        ModelError: The model cannot be built, or the weights are not those of a model that takes rows.
-    """
-    width = next((tensor.shape[1] for tensor in state.values() if tensor.ndim == 2), None)
-    if width is None:
-        raise ModelError("model: the saved weights have no matrix, so they are not those of a model that takes rows")
-    outputs = list(state.values())[-1].shape[:1]
-    return build_model(settings.model_copy(update={"weights": None}), (width,), outputs[0] if outputs else 1, seed=0)
 
 
 def _build_by_kind(settings: AnyModel, shape: Sequence[int], outputs: int) -> nn.Module:

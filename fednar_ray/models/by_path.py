@@ -16,7 +16,7 @@ def build_from_function(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Builds a model by calling a user's function.
 
     Args:
-        path: ``package.module.function``, importable. It returns a torch.nn.Module.
+        path: ``package.module:function``, importable. It returns a torch.nn.Module.
         arguments: Keyword arguments of the function.
 
     Raises:

@@ -65,15 +65,6 @@ def load_model(path: str | Path, network: nn.Module) -> nn.Module:
     return append_saved_postprocessing(postprocessing, join_saved_preprocessing(preprocessing, network)).eval()
 
 
-def read_saved_state(file: Path) -> dict[str, Tensor]:
-    """Reads the state dict of the network, without its preprocessing, from a run's ``model.pt``.
-
-    Raises:
-        ModelError: The file cannot be read, or holds more than tensors.
-    """
-    return split_state(_read(file, "model"))[1]
-
-
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, place: str) -> None:
     problems = list(_find_mismatches(model.state_dict(), state))
     if problems:

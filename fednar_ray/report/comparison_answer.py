@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from fednar_ray.config import CompareSettings
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.metric_names import SHARES, format_metric_value
 from fednar_ray.report.comparison_table import Row
 from fednar_ray.report.run_plots import Variant
@@ -93,7 +94,8 @@ def _describe_target(contest: Contest, settings: CompareSettings) -> str | None:
 
 
 def _count(rounds: float | None) -> str:
-    return f"{rounds:g} round" + ("" if rounds == 1 else "s")
+    assert rounds is not None  # the target is reached
+    return format_count(rounds, "round")
 
 
 def _count_seeds(row: Row) -> str:

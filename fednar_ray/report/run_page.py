@@ -7,6 +7,7 @@ from scipy import stats
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.metric_names import format_metric_value
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
@@ -58,15 +59,15 @@ def build_run_page(
 
 def describe_run(history: Sequence[RoundRecord], measure: Measure, facts: RunFacts) -> Iterator[str]:
     """Yields what came out of a run, with its uncertainty where that is known."""
-    rounds, name = history[-1].round_index + 1, measure.name.replace("_", " ")
+    rounds, name = format_count(history[-1].round_index + 1, "round"), measure.name.replace("_", " ")
     values = {r.round_index: r.metrics[measure.metric] for r in history if measure.metric in r.metrics}
     if not values:
-        yield f"Trained {rounds} rounds; nothing was evaluated on test examples."
+        yield f"Trained {rounds}; nothing was evaluated on test examples."
         return
     last = values[max(values)]
-    text = f"After {rounds} rounds the model reaches a test {name} of {format_metric_value(measure.name, last)}"
+    text = f"After {rounds} the model reaches a test {name} of {format_metric_value(measure.name, last)}"
     if not np.isfinite(last):
-        yield f"After {rounds} rounds the test {name} is not a finite number: the training diverged."
+        yield f"After {rounds} the test {name} is not a finite number: the training diverged."
         return
     if measure.name == "accuracy" and facts.test_examples:
         low, high = _compute_share_interval(last, facts.test_examples)

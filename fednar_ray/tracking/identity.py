@@ -22,6 +22,7 @@ class Identity:
     tracking_uri: str
     directory: str | None = None  # where it was last written; None if an older version wrote it
     writers: tuple[str, ...] = ()  # one token per start of the run, oldest first
+    parent_id: str | None = None  # the MLflow run of the comparison or search that the run belongs to
 
     @property
     def writer(self) -> str | None:
@@ -53,7 +54,7 @@ def _parse_identity(fields: object) -> Identity:
     if not isinstance(fields, dict):
         raise TypeError("it is not a JSON object")
     run_id, uri, directory = fields["run_id"], fields["tracking_uri"], fields.get("directory")
-    writers = fields.get("writers", [])
+    writers, parent_id = fields.get("writers", []), fields.get("parent_id")
     if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id)):
         raise ValueError(f"run_id is {run_id!r}")
     if not (isinstance(uri, str) and uri):
@@ -62,7 +63,9 @@ def _parse_identity(fields: object) -> Identity:
         raise ValueError(f"directory is {directory!r}")
     if not (isinstance(writers, list) and all(isinstance(writer, str) for writer in writers)):
         raise ValueError(f"writers is {writers!r}")
-    return Identity(run_id=run_id, tracking_uri=uri, directory=directory, writers=tuple(writers))
+    if not (parent_id is None or isinstance(parent_id, str)):
+        raise ValueError(f"parent_id is {parent_id!r}")
+    return Identity(run_id=run_id, tracking_uri=uri, directory=directory, writers=tuple(writers), parent_id=parent_id)
 
 
 def find_original(directory: Path, identity: Identity) -> Path | None:

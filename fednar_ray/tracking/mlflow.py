@@ -302,12 +302,20 @@ class RunTracker(RoundCallback):
         resumed: The run was recorded in this MLflow run before. Its outbox is continued, and no round that MLflow has
             is sent again.
         copied: The run was recorded before as another MLflow run. Everything recorded so far is sent to this one too.
+        parent_id: The MLflow run of the comparison or search that a new run belongs to.
     """
 
     def __init__(
-        self, store: Store, run_id: str, directory: Path, *, resumed: bool = False, copied: bool = False
+        self,
+        store: Store,
+        run_id: str,
+        directory: Path,
+        *,
+        resumed: bool = False,
+        copied: bool = False,
+        parent_id: str | None = None,
     ) -> None:
-        self.run_id = run_id
+        self.run_id, self._parent_id = run_id, parent_id
         self._store, self._directory, self._resumed, self._copied = store, directory, resumed, copied
         self._held = ExitStack()
         self._ends_as = "FINISHED"
@@ -338,7 +346,7 @@ class RunTracker(RoundCallback):
 
     def _read_identity(self) -> Identity:
         """Returns the identity that the directory records, if it is of the same run; else a new one."""
-        new = Identity(run_id=self.run_id, tracking_uri=self.uri)
+        new = Identity(run_id=self.run_id, tracking_uri=self.uri, parent_id=self._parent_id)
         try:
             recorded = read_identity(self._directory)
         except BadInput:

@@ -13,6 +13,7 @@ from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
 from fednar_ray.core.metric_names import find_judged
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
@@ -78,6 +79,24 @@ def list_runs(prefix: str = "") -> Iterator[RunRef]:
             log.warning("left out: %s", problem)
 
 
+def list_own_runs(prefix: str = "") -> Iterator[RunRef]:
+    """Yields runs as ``list_runs``, without comparisons and without the runs that belong to a comparison or a search.
+
+    These vary settings that their user did not choose, so they never stand for an experiment.
+    """
+    return (ref for ref in list_runs(prefix) if not _belongs_to_another(ref))
+
+
+def _belongs_to_another(ref: RunRef) -> bool:
+    """Returns whether a run is a comparison, or belongs to a comparison or a search."""
+    if ref.files.comparison_yaml.exists():
+        return True
+    try:
+        return read_identity(ref.directory).parent_id is not None
+    except BadInput:  # a damaged run.json
+        return False
+
+
 def _list_run_directories(prefix: str = "") -> Iterator[Path]:
     """Yields what looks like a run in ``runs/``: a directory with one of a run's files, or a broken link."""
     try:
@@ -131,16 +150,24 @@ def find_run(run: str) -> RunRef:
 def find_run_or_newest(run: str) -> RunRef:
     """Returns the run that ``run`` names as in ``find_run``, or the newest run of the experiment of this name.
 
+    The newest run is none that belongs to a comparison or a search: such a run has to be named exactly.
+
     Raises:
         BadInput: There is no such run, or it is damaged.
     """
     try:
         return find_run(run)
     except BadInput:
-        newest = next((ref for ref in list_runs(f"{run}-") if _parse_experiment_name(ref.name) == run), None)
-        if newest is None:
-            raise
-        return newest
+        newest = next((ref for ref in list_own_runs(f"{run}-") if _parse_experiment_name(ref.name) == run), None)
+        if newest is not None:
+            return newest
+        others = [ref.name for ref in list_runs(f"{run}-") if _parse_experiment_name(ref.name) == run]
+        if others:
+            raise BadInput(
+                f"{run}: only comparisons and searches have runs of this name; train one with fednar run, or name one "
+                f"of theirs exactly: {', '.join(others[:10])}"
+            ) from None
+        raise
 
 
 def _is_loadable(directory: Path) -> bool:

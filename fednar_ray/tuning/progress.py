@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fednar_ray.core.counting import format_count
 from fednar_ray.tuning.search import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.trial_table import TrialEntry
@@ -33,7 +34,9 @@ def _print_ended_trial(status: SearchStatus, console: Console) -> None:
         return
     value = "" if entry.value is None or entry.failure is not None else f" {entry.value:.4g}"
     why = f" ({entry.failure})" if entry.failure is not None else ""
-    line = f"{entry.name} {entry.status} after {entry.rounds} rounds:{value}{why}  {_format_values(entry)}"
+    line = (
+        f"{entry.name} {entry.status} after {format_count(entry.rounds, 'round')}:{value}{why}  {_format_values(entry)}"
+    )
     click.echo(f"{line}  [{format_counts(status)}; {format_best(status)}]", err=console.stderr)
 
 
@@ -75,7 +78,7 @@ def _build_live_table(status: SearchStatus) -> Table:
 
 def print_result(console: Console, result: SearchResult) -> None:
     """Prints the best trials, and where the files of the search are."""
-    table = Table(title=f"{result.name}: {len(result.trials)} trials, best first")
+    table = Table(title=f"{result.name}: {format_count(len(result.trials), 'trial')}, best first")
     for column in ("trial", "status", "rounds", "value", "values"):
         table.add_column(column, justify="right" if column in ("rounds", "value") else "left")
     for entry in result.trials[:LISTED_TRIALS]:
@@ -86,7 +89,7 @@ def print_result(console: Console, result: SearchResult) -> None:
         console.print(f"… and {len(result.trials) - LISTED_TRIALS} more")
     if result.ended_early is not None:
         console.print(f"ended early: {result.ended_early}")
-    console.print(f"trained {result.rounds_trained} rounds; early stopping saved {result.rounds_saved}")
+    console.print(f"trained {format_count(result.rounds_trained, 'round')}; early stopping saved {result.rounds_saved}")
     values = f"best {result.best_test:.4g}, baseline {result.baseline_test:.4g}"
     console.print(f"{result.test_metric.replace('_', ' ')}, measured once: {values}")
     console.print(f"best: fednar run {result.best_file}", soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Any
 from ray.tune.stopper import Stopper
 
 from fednar_ray.config import SearchSettings
+from fednar_ray.core.counting import format_count
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.run_directory import SearchDirectory
 from fednar_ray.tuning.strategy import is_better
@@ -43,7 +44,7 @@ class StopRules:
         self._best = best
         patience = self._search.stop.patience_trials
         if patience is not None and self._trials_since_best >= patience:
-            self._stop(f"{patience} trials ended without a new best")
+            self._stop(f"{format_count(patience, 'trial')} ended without a new best")
 
     def _stop(self, rule: str) -> None:
         if self.met is None:

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs that add generated pages and rendered drawings, and check that pages fetch nothing."""
+"""Hooks of MkDocs that fill in generated pages, programs and drawings, and check that pages fetch nothing."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -27,7 +27,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/contributing.md": lambda: load_top_level("CONTRIBUTING.md"),
     "notebooks/first-steps.md": lambda: render(ROOT / "docs" / "notebooks" / "first-steps.ipynb"),
 }
-"""The pages that are not files in docs/."""
+"""The pages that are generated. In a plain checkout a file in docs/ says how to get each, so that no link is dead."""
+PROGRAM = re.compile(r"^\[(?P<path>scripts/examples/\w+\.py)\]\(\.\./(?P=path)\)$", re.MULTILINE)
+"""A line with nothing but the link to a program, which becomes the program."""
 
 
 def load_top_level(name: str) -> str:
@@ -36,14 +38,21 @@ def load_top_level(name: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the generated pages."""
+    """Puts the generated pages in the place of their files in docs/."""
     for path, content in PAGES.items():
+        stub = files.get_file_from_path(path)
+        assert stub is not None, f"docs/{path} is missing"
+        files.remove(stub)
         files.append(File.generated(config, path, content=content()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Puts the rendered picture in the place of each mermaid drawing. Raises PluginError if a picture is missing."""
+    """Puts the rendered picture in the place of each mermaid drawing, and each program in the place of its link.
+
+    Raises:
+        PluginError: A picture is missing.
+    """
 
     def drawn(match: re.Match[str]) -> str:
         path = locate_picture(match["source"])
@@ -52,7 +61,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         up = "../" * page.file.src_uri.count("/")
         return f"![Drawing]({up}images/{path.name}){{ .drawing }}"
 
-    return MERMAID.sub(drawn, markdown)
+    return PROGRAM.sub(_show_program, MERMAID.sub(drawn, markdown))
+
+
+def _show_program(match: re.Match[str]) -> str:
+    text = (ROOT / match["path"]).read_text(encoding="utf-8").rstrip()
+    return f'```python title="{match["path"]}"\n{text}\n```'
 
 
 def on_post_build(config: Any) -> None:

@@ -6,7 +6,7 @@
 ```console                    commands behind a $ and their output, written by `scripts/docs record`
 ```sh                         commands that are not run here: they need other hardware or software, or do not end
 ```mermaid                    a drawing, rendered by `scripts/docs draw`
---8<-- "scripts/examples/…"   as a block's only line: that file, shown; tests/end_to_end/test_examples.py runs it
+[scripts/examples/…](…)       as a line of its own: that program, shown; tests/end_to_end/test_examples.py runs it
 <!-- not run: why -->         on the line above a block: its syntax is checked, it is not run
 <!-- meanwhile: 40: command -->   above a console block: a command that runs beside it, started 40 s before
 <!-- again: in tests -->      above a console block: its output is the same everywhere, so the tests run it again
@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")? *$")
 NOTE = re.compile(r"<!-- (?P<kind>not run|meanwhile|again): (?P<text>(?:(?!-->).)+) -->\Z", re.DOTALL)
-INCLUDED = re.compile(r"--8<-- \"(?P<path>[^\"]+)\"")
 PROMPT = "$ "
 
 
@@ -69,10 +68,7 @@ def iter_blocks(page: Path) -> Iterator[Block]:
         if fence:
             end = next((i for i in range(at + 1, len(lines)) if lines[i] == "```"), len(lines))
             text, found = "\n".join(lines[at + 1 : end]), fence.groupdict()
-            note, include = _parse_note(lines, at), INCLUDED.fullmatch(text)
-            if include:
-                text, note = (ROOT / include["path"]).read_text(encoding="utf-8").rstrip(), ("not run", "an example")
-            yield Block(page, at + 2, found["language"], found["title"], note, text)
+            yield Block(page, at + 2, found["language"], found["title"], _parse_note(lines, at), text)
             at = end + 1
         elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
             end = next((i for i in range(at, len(lines)) if lines[i].strip() and lines[i][0] != " "), len(lines))

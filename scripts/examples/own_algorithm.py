@@ -37,7 +37,7 @@ def main() -> None:
             "data": {"source": "digits", "partition": {"kind": "dirichlet", "clients": 20, "alpha": 0.3}},
             "model": {"name": "mlp"},
             "federation": {"rounds": 15, "clients_per_round": 10, "local_steps": 20, "batch_size": 16},
-            "algorithm": {"function": "own_algorithm.nesterov", "arguments": {"beta": 0.5}, "local_lr": 0.1},
+            "algorithm": {"function": "own_algorithm:nesterov", "arguments": {"beta": 0.5}, "local_lr": 0.1},
             "execution": {"placement": "serial"},
         }
     )

@@ -76,6 +76,9 @@ def test_every_key_of_the_file_has_a_comment_with_its_values() -> None:
         if not line.lstrip().startswith("#") and not line.endswith(":") and line:
             assert before.lstrip().startswith("#"), line
     assert any("number > 0; default: 10.0" in line for line in lines)
+    text = " ".join(line.strip().removeprefix("# ") for line in lines)
+    assert "The preset: which federated algorithm trains. Each has its own keys. fedavg: FedAvg (McMahan" in text
+    assert "Where the examples come from. Each source has its own keys. folder: " in text
 
 
 def test_missing_values_identifiers_and_columns_of_some_files_are_handled() -> None:

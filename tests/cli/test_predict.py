@@ -1,6 +1,7 @@
 """``fednar predict`` on raw rows gives the figures that the run reported, and refuses rows that do not fit the run."""
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from io import StringIO
@@ -11,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
@@ -257,6 +259,9 @@ def test_runs_that_cannot_predict_say_why(tmp_path: Path) -> None:
     (unfinished / "experiment.yaml").write_bytes((directory / "experiment.yaml").read_bytes())
     with pytest.raises(fr.BadInput, match="has no model yet; finish it with fednar run --resume unfinished-0"):
         fr.predict(unfinished, "rows.csv")
+    (unfinished / "comparison.yaml").write_text("runs: []")
+    with pytest.raises(fr.BadInput, match="is a comparison; name one of its runs, which fednar runs lists"):
+        fr.predict(unfinished, "rows.csv")
 
 
 def test_a_run_on_other_data_names_the_way_to_its_model() -> None:
@@ -270,3 +275,38 @@ def test_a_run_on_other_data_names_the_way_to_its_model() -> None:
     fr.run(fr.Experiment.model_validate(settings))
     with pytest.raises(fr.BadInput, match=r"was not trained on tables .* mlflow\.pyfunc\.load_model"):
         fr.predict("numbers", "rows.csv")
+
+
+CONVOLUTION = """
+from torch import nn
+
+def net(channels: int = 3) -> nn.Module:
+    features = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, channels, 2), nn.Flatten())
+    return nn.Sequential(features, nn.Linear(channels, 3), nn.Tanh())
+"""
+
+
+def test_the_sizes_of_a_network_are_recorded_and_not_guessed_from_its_weights(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "convolution.py").write_text(CONVOLUTION)
+    monkeypatch.syspath_prepend(work)
+    write_tables(work / "convolved", "classification")
+    settings = {
+        "name": "convolved",
+        "data": {"source": "folder", "directory": "convolved", "missing": "mean"},
+        "model": {"function": "convolution.net", "arguments": {"channels": 5}},
+        "federation": {"rounds": 1, "local_epochs": 1, "batch_size": 8},
+        "execution": {"placement": "serial"},
+    }
+    result = fr.run(fr.Experiment.model_validate(settings))
+    rows = pd.read_csv("convolved/north.csv")
+    outputs = result.model(torch.from_numpy(rows[["age", "dose"]].to_numpy(dtype=float))).detach().numpy()
+    assert (fr.predict("convolved", rows)["prediction"] == outputs.argmax(axis=1)).all()
+    schema = result.directory / "schema.json"
+    fields = json.loads(schema.read_text())
+    assert (fields["network_inputs"], fields["network_outputs"]) == (2, 3)
+    del fields["network_outputs"]
+    schema.write_text(json.dumps(fields))
+    with pytest.raises(fr.ModelError, match=r"sizes of its network are not recorded; load it with fr\.load_model"):
+        fr.predict("convolved", rows)

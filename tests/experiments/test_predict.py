@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fednar_ray.config.data import CsvSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing, join_preprocessing
@@ -35,7 +36,7 @@ def predictor() -> Predictor:
         network.weight.copy_(torch.arange(15.0).reshape(3, 5) / 10 - 0.7)
         network.bias.copy_(torch.tensor([0.3, 0.0, -0.3]))
     preprocessing = TablePreprocessing(schema=SCHEMA, fill=np.full(5, np.nan), mean=np.zeros(5), scale=np.ones(5))
-    return Predictor(model=join_preprocessing(preprocessing, network).eval(), schema=SCHEMA)
+    return Predictor(model=join_preprocessing(preprocessing, network).eval(), schema=SCHEMA, written=CsvSettings())
 
 
 def compute_softmax() -> np.ndarray:
@@ -68,7 +69,7 @@ def test_codes_with_leading_zeros_are_levels(tmp_path: Path) -> None:
         network.bias.zero_()
     (tmp_path / "rows.csv").write_text("ward,x\n01,0\n1,0\n")
     model = join_preprocessing(preprocessing, network).eval()
-    found = Predictor(model=model, schema=schema).predict_file(tmp_path / "rows.csv")
+    found = Predictor(model=model, schema=schema, written=CsvSettings()).predict_file(tmp_path / "rows.csv")
     assert list(found["prediction"]) == [5, 7]
 
 
@@ -86,6 +87,6 @@ def test_all_cells_that_do_not_fit_are_named_with_their_line(predictor: Predicto
         predictor.predict_file(path)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    for column, words in (("age", "is not a number"), ("sex", "unknown level 'x'; the model knows f, m"),
+    for column, words in (("age", "is not a number"), ("sex", "'x' is an unknown level; the model knows f, m"),
                           ("seen", "dates are written 2020-01-31"), ("smoker", "booleans are true")):  # fmt: skip
         assert any(line.startswith(f"{path}, line 3, column {column}: ") and words in line for line in lines), lines

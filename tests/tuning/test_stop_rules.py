@@ -70,7 +70,7 @@ def test_the_first_rule_that_is_met_also_stops_a_pickled_stopper(
 def test_a_stop_file_of_a_killed_process_does_not_end_a_resumed_search(store: Store) -> None:
     table = create_table(store)
     table.save()
-    table.files.stop_file.write_text("1 trials ended without a new best")
+    table.files.stop_file.write_text("1 trial ended without a new best")
     with record_trials(table, store) as recorder:
         assert not StopFileStopper("small").stop_all()
         assert recorder.ended_early is None

@@ -61,9 +61,17 @@ def describe_key(name: str, settings: Mapping[str, Any]) -> str:
     kind = _find_kind(section, settings)
     keys = (*section.keys, *(kind.keys if kind is not None else ()))
     key = next(key for key in keys if key.name == name)
-    meaning = kind.meaning if kind is not None and key == section.keys[0] else key.meaning
+    chosen = f" {_find_value(name, settings)}: {kind.meaning}" if kind is not None and key == section.keys[0] else ""
     default = "" if key.default is None else f"; default: {key.default}"
-    return f"{meaning} ({key.values}{default})".replace("`", "").replace("\u00a0", " ")
+    return f"{key.meaning}{chosen} ({key.values}{default})".replace("`", "").replace("\u00a0", " ")
+
+
+def _find_value(name: str, settings: Mapping[str, Any]) -> Any:
+    """Returns the value of a key by its dotted name."""
+    value: Any = settings
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 def _find_kind(section: Section, settings: Mapping[str, Any]) -> Kind | None:
