@@ -55,7 +55,7 @@ def _print_jobs(found: list["JobSummary"]) -> None:
     others = sum(max(map(len, (name, *cells))) for name, cells in columns.items())
     room = max(console.width - others - 3 * (len(columns) + 1) - 1, len("command"))  # the command gives way
     for job, *cells in zip(found, *columns.values(), strict=True):
-        command = Text(job.command)
+        command = Text(job.command.removeprefix("fednar "))
         command.truncate(room, overflow="ellipsis")
         table.add_row(*cells, command)
     console.print(table)

@@ -43,7 +43,7 @@ def test_the_table_fits_80_columns_and_shows_whole_ids(monkeypatch: pytest.Monke
     assert max(map(len, lines)) <= 80
     done, failed, pending = ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line)
     assert done[:4] == [DONE.job_id, "succeeded", "11-27 14:05", "3m20s"]
-    assert done[4].startswith("fednar run")
+    assert done[4].startswith("run ")
     assert done[4].endswith("…")
     assert failed[:2] == [FAILED.job_id, "failed (143)"]
     assert pending[:4] == [PENDING.job_id, "pending", "–", "–"]
