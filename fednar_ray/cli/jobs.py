@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fednar_ray.cli.options import as_json
+from fednar_ray.cli.output import build_console
 from fednar_ray.core.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -30,16 +32,53 @@ def jobs(address: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(job) for job in found]))
         return
-    for job in found:
-        click.echo(_format_job(job))
-    if not found:
+    if found:
+        _print_jobs(found)
+    else:
         click.echo("no jobs")
 
 
-def _format_job(job: "JobSummary") -> str:
-    started = "" if job.started is None else datetime.fromtimestamp(job.started / 1000).isoformat(" ", "seconds")
-    code = "" if job.exit_code is None else f"exit code {job.exit_code}"
-    return f"{job.job_id:32}{job.status:11}{code:14}{started:21}{job.command}".rstrip()
+def _print_jobs(found: list["JobSummary"]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = {
+        "id": [job.job_id for job in found],
+        "status": [_format_status(job) for job in found],
+        "started": [_format_start(job) for job in found],
+        "duration": [_format_duration(job) for job in found],
+    }
+    table, console = Table(), build_console(stderr=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name == "duration" else "left", no_wrap=True)
+    table.add_column("command", no_wrap=True)
+    others = sum(max(map(len, (name, *cells))) for name, cells in columns.items())
+    room = max(console.width - others - 3 * (len(columns) + 1) - 1, len("command"))  # the command gives way
+    for job, *cells in zip(found, *columns.values(), strict=True):
+        command = Text(job.command.removeprefix("fednar "))
+        command.truncate(room, overflow="ellipsis")
+        table.add_row(*cells, command)
+    console.print(table)
+    console.print("print the output of one with: fednar logs ID", soft_wrap=True)
+
+
+def _format_status(job: "JobSummary") -> str:
+    return f"failed ({job.exit_code})" if job.status == "failed" and job.exit_code is not None else job.status
+
+
+def _format_start(job: "JobSummary") -> str:
+    return "–" if job.started is None else f"{datetime.fromtimestamp(job.started / 1000):%m-%d %H:%M}"
+
+
+def _format_duration(job: "JobSummary") -> str:
+    """Returns how long a job has run, in two units: 3m20s, 5h12m, 2d03h."""
+    if job.started is None:
+        return "–"
+    minutes, seconds = divmod(round((job.ended or time.time() * 1000) - job.started) // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d{hours % 24:02}h"
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
 @click.command()

@@ -12,8 +12,7 @@ TERMINATED = 143
 DEFAULT_NEXT_STEP = "fednar runs shows what can be resumed"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: for instance, a cluster ends the job."""
+_received: int | None = None  # the signal that ends this process
 
 
 def handle_signals() -> None:
@@ -23,14 +22,21 @@ def handle_signals() -> None:
 
 
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+    global _received
+    _received, code = number, _get_exit_code(number)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: os._exit(code))
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    raise KeyboardInterrupt
+
+
+def _get_exit_code(number: int | None) -> int:
+    return TERMINATED if number == signal.SIGTERM else INTERRUPTED
 
 
 def describe_interrupt(error: BaseException) -> tuple[str, int]:
-    """Describes how a command was ended and what the user can do next, from the exception that ended it.
+    """Describes how a command was ended and what the user can do next.
+
+    Which signal it was is not taken from the exception, because Ray raises a KeyboardInterrupt of its own instead.
 
     Args:
         error: A KeyboardInterrupt, or an exception that one caused, such as Click's Abort.
@@ -38,11 +44,9 @@ def describe_interrupt(error: BaseException) -> tuple[str, int]:
     Returns:
         The message and the exit code.
     """
-    causes = list(_chain(error))
-    terminated = any(isinstance(each, Terminated) for each in causes)
-    next_step = next((each.next_step for each in causes if isinstance(each, Interrupted)), DEFAULT_NEXT_STEP)
-    message = f"{'terminated' if terminated else 'interrupted'}; {next_step}"
-    return message, TERMINATED if terminated else INTERRUPTED
+    next_step = next((each.next_step for each in _chain(error) if isinstance(each, Interrupted)), DEFAULT_NEXT_STEP)
+    code = _get_exit_code(_received)
+    return f"{'terminated' if code == TERMINATED else 'interrupted'}; {next_step}", code
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

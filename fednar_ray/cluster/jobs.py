@@ -41,6 +41,7 @@ class JobSummary:
         exit_code: The exit code of the command, None if it has not ended.
         command: The shell command.
         started: The start in milliseconds since the epoch, None if the job is pending.
+        ended: The end likewise, None if the job has not ended.
     """
 
     job_id: str
@@ -48,6 +49,7 @@ class JobSummary:
     exit_code: int | None
     command: str
     started: int | None
+    ended: int | None
 
 
 class Jobs:
@@ -245,6 +247,7 @@ def _summarize(details: Any) -> JobSummary:
         exit_code=details.driver_exit_code,
         command=details.entrypoint,
         started=details.start_time,
+        ended=details.end_time,
     )
 
 

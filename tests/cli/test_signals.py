@@ -1,4 +1,4 @@
-"""Ctrl-C while a command runs."""
+"""Ctrl-C and SIGTERM while a command runs."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fednar_ray.cli import signals
 from tests.support.commands import TINY, build_environment, load_journal, open_store
 from tests.support.processes import start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
@@ -16,6 +17,26 @@ from tests.support.stores import create_store
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_the_exit_code_follows_from_the_signal(
+    number: int, code: int, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the exception is Ray's own KeyboardInterrupt, which it raises while it waits for an actor."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(signals, "_received", None)
+    signals.handle_signals()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    message, found = signals.describe_interrupt(KeyboardInterrupt())
+    assert (message, found) == (f"{word}; {signals.DEFAULT_NEXT_STEP}", code)
 
 
 @pytest.mark.usefixtures("processes", "own_ray")

@@ -31,18 +31,34 @@ def load_documents(name: str) -> list[dict[str, Any]]:
 (RAY_JOB,) = load_documents("rayjob.yaml")
 CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
 (WORKERS,) = CLUSTER["workerGroupSpecs"]
+(SEARCH_JOB,) = load_documents("rayjob-tune.yaml")
+RAY_JOBS = {"run": RAY_JOB, "tune": SEARCH_JOB}
 MLFLOW = load_documents("mlflow.yaml")
+(VOLUME,) = load_documents("shared-volume.yaml")
+OBJECTS = [*MLFLOW, VOLUME]
+IMAGE = f"fednar-ray:{PROJECT['version']}"
 
 
 def select_kind(kind: str) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each for each in MLFLOW if each["kind"] == kind}
 
 
+def list_ray_pods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the pods of a RayJob by their roles."""
+    cluster = job["spec"]["rayClusterSpec"]
+    workers = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+    return {
+        "submitter": job["spec"]["submitterPodTemplate"],
+        "head": cluster["headGroupSpec"]["template"],
+        **workers,
+    }
+
+
 SECRETS, SERVICES, SETS = select_kind("Secret"), select_kind("Service"), select_kind("StatefulSet")
 PODS = {
-    "head": CLUSTER["headGroupSpec"]["template"],
-    "gpu": WORKERS["template"],
-    **{name: each["spec"]["template"] for name, each in SETS.items()},
+    **list_ray_pods(RAY_JOB),
+    **{f"search-{role}": pod for role, pod in list_ray_pods(SEARCH_JOB).items()},
+    **{name: each["spec"]["template"] for name, each in (SETS | select_kind("Job")).items()},
 }
 
 
@@ -83,7 +99,7 @@ def test_the_launcher_has_a_head_without_actors_and_starts_without_workers() -> 
     (gpu,) = (kind for name, kind in launcher["available_node_types"].items() if name != launcher["head_node_type"])
     assert gpu["resources"]["GPU"] >= 1
     assert 0 == gpu["min_workers"] < gpu["max_workers"] <= launcher["max_workers"]
-    assert launcher["docker"]["image"] == "fednar-ray"
+    assert launcher["docker"]["image"] == IMAGE
 
 
 @pytest.mark.parametrize("where", ["head", "worker"])
@@ -110,11 +126,11 @@ def test_the_experiment_settings_in_the_launcher_file_are_valid() -> None:
 # ——— Kubernetes ———
 
 
-@pytest.mark.parametrize("index", range(len(MLFLOW)))
-def test_kubernetes_accepts_the_objects_of_the_mlflow_server(index: int) -> None:
+@pytest.mark.parametrize("index", range(len(OBJECTS)))
+def test_kubernetes_accepts_the_objects(index: int) -> None:
     import kubernetes_validate
 
-    kubernetes_validate.validate(MLFLOW[index], kubernetes_validate.latest_version(), strict=True)
+    kubernetes_validate.validate(OBJECTS[index], kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("name", list(PODS))
@@ -125,21 +141,47 @@ def test_kubernetes_accepts_the_pods(name: str) -> None:
     kubernetes_validate.validate(template, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_ray_job_has_only_fields_that_kuberay_reads() -> None:
-    assert (RAY_JOB["apiVersion"], RAY_JOB["kind"]) == ("ray.io/v1", "RayJob")
-    assert RAY_JOB["spec"].keys() == {
-        "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
-        "rayClusterSpec",
+@pytest.mark.parametrize("name", list(PODS))
+def test_every_pod_fits_the_restricted_pod_security_standard(name: str) -> None:
+    """No root, no privileges, no capabilities, and the profile of system calls that comes with the runtime."""
+    spec = PODS[name]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["runAsGroup"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+    assert {next(iter(volume.keys() - {"name"})) for volume in spec.get("volumes", ())} <= {
+        "configMap", "emptyDir", "persistentVolumeClaim", "secret",
     }  # fmt: skip
-    assert CLUSTER.keys() == {
-        "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions", "headGroupSpec",
-        "workerGroupSpecs",
+
+
+@pytest.mark.parametrize("name", [*SETS, *select_kind("Job")])
+def test_what_a_read_only_pod_writes_is_on_a_volume(name: str) -> None:
+    for container in PODS[name]["spec"]["containers"]:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}  # noqa: S108 - within the pod
+
+
+@pytest.mark.parametrize("command", list(RAY_JOBS))
+def test_the_ray_job_has_only_fields_that_kuberay_reads(command: str) -> None:
+    job = RAY_JOBS[command]
+    cluster = job["spec"]["rayClusterSpec"]
+    assert (job["apiVersion"], job["kind"], job["metadata"].keys()) == ("ray.io/v1", "RayJob", {"generateName"})
+    assert job["spec"].keys() == {
+        "entrypoint", "submissionMode", "submitterPodTemplate", "backoffLimit", "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished", "rayClusterSpec",
     }  # fmt: skip
-    assert CLUSTER["headGroupSpec"].keys() == {"rayStartParams", "template"}
-    assert WORKERS.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-    assert 0 == WORKERS["minReplicas"] <= WORKERS["replicas"] <= WORKERS["maxReplicas"]
-    assert CLUSTER["authOptions"] == {"mode": "token"}
-    assert CLUSTER["rayVersion"] == __import__("ray").__version__
+    autoscaling = {"enableInTreeAutoscaling", "autoscalerOptions"} if command == "run" else set()
+    assert cluster.keys() == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs", *autoscaling}
+    assert cluster["headGroupSpec"].keys() == {"rayStartParams", "template"}
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+    assert (workers["minReplicas"] == workers["maxReplicas"]) == (not autoscaling)
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == __import__("ray").__version__
 
 
 def test_the_nodes_of_the_ray_job_start_with_options_of_ray() -> None:
@@ -173,10 +215,38 @@ def test_the_entrypoint_of_the_ray_job_is_a_command_with_valid_settings(tmp_path
     assert command.groups() == (volume["configMap"]["name"], Path(file).name)
 
 
-def test_every_image_is_that_of_the_project_or_of_a_back_end() -> None:
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("restarts", "started"), [(False, "search.name=mine"), (True, "--resume mine")])
+def test_the_entrypoint_of_the_search_starts_it_or_resumes_it(restarts: bool, started: str, tmp_path: Path) -> None:
+    program = tmp_path / "fednar"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    if restarts:
+        (tmp_path / "searches" / "mine").mkdir(parents=True)
+    entrypoint = SEARCH_JOB["spec"]["entrypoint"].replace("/shared", str(tmp_path))
+    done = subprocess.run(
+        ["sh", "-c", entrypoint], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    name, *words = done.stdout.split()
+    assert done.stdout.endswith(f"{started}\n")
+    parse_options(cli.commands[name], words)
+
+
+def test_all_nodes_of_the_search_see_its_directory() -> None:
+    assert VOLUME["spec"]["accessModes"] == ["ReadWriteMany"]
+    for pod in ("search-head", "search-cpu"):
+        (container,) = PODS[pod]["spec"]["containers"]
+        (name,) = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/shared"}
+        (volume,) = [each for each in PODS[pod]["spec"]["volumes"] if each["name"] == name]
+        assert volume["persistentVolumeClaim"]["claimName"] == VOLUME["metadata"]["name"]
+
+
+def test_every_image_is_that_of_the_project_or_of_a_back_end_and_has_a_tag() -> None:
     images = {container["image"] for _, container in list_containers()}
-    assert images == {"fednar-ray", "postgres:17", "minio/minio"}
-    assert all(f"-t {image}" in (FILES / "Dockerfile").read_text() for image in images if image == "fednar-ray")
+    assert {image.partition(":")[0] for image in images} == {"fednar-ray", "postgres", "minio/minio"}
+    assert {image for image in images if image.startswith("fednar-ray")} == {IMAGE}
+    assert all(re.search(r":.*\d+[.-]\d+", image) for image in images), images  # more than a major version
+    assert f"-t {IMAGE} " in (FILES / "Dockerfile").read_text()
 
 
 def test_every_named_secret_exists_with_its_key() -> None:
@@ -232,10 +302,11 @@ def test_variables_are_read_by_mlflow_boto_or_arrow() -> None:
     import mlflow.server.auth
 
     texts = [Path(module.__file__).read_text() for module in (mlflow.environment_variables, mlflow.server.auth)]
-    others = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"}
+    others = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HOME", "PGPASSWORD"}
     for name, container in list_containers():
-        if container["image"] == "fednar-ray":
+        if container["image"] == IMAGE and "env" in container:
             written = {variable["name"] for variable in container["env"]} - others
+            written = {variable for variable in written if f'"{variable}"' not in "".join(container.get("args", ()))}
             written = {variable for variable in written if not variable.startswith("POSTGRES_")}
             assert all(any(variable in text for text in texts) for variable in written), (name, written)
 
@@ -287,6 +358,16 @@ def test_the_image_is_built_from_known_instructions_and_arguments() -> None:
     (python,) = (words.partition("=")[2] for words in find_instructions("ARG") if words.startswith("PYTHON="))
     least = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
     assert tuple(map(int, python.split("."))) >= least
+    assert python.count(".") == 2
+
+
+def test_the_user_of_the_image_is_the_number_that_kubernetes_is_told() -> None:
+    (user,) = find_instructions("USER")
+    assert f"--uid {user.partition(':')[0]} " in " ".join(find_instructions("RUN"))
+    for container_of, container in list_containers():
+        if container["image"] == IMAGE:
+            context = PODS[container_of]["spec"]["securityContext"]
+            assert user == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
 def test_the_image_installs_existing_extras_with_the_packages_its_files_need() -> None:

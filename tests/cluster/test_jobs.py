@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 import fednar_ray as fr
@@ -24,7 +26,7 @@ from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.mlflow import Store
-from tests.support.cluster_nodes import BIN, HEAD, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.cluster_nodes import BIN, HEAD, ROOT, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
 from tests.support.processes import ForkedProcess, finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for
 
@@ -272,6 +274,25 @@ def test_mlflow_keeps_its_runs_in_postgresql(stage: Stage) -> None:
     if find_postgresql() is None:
         pytest.skip("no initdb (Debian: postgresql): MLflow's server keeps its runs in SQLite instead")
     assert stage.database.startswith("postgresql")
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_the_user_of_the_runs_is_created_once(stage: Stage) -> None:
+    """Runs the program of the job in docs/cluster/mlflow.yaml, which Kubernetes may repeat."""
+    documents = yaml.safe_load_all((ROOT / "docs" / "cluster" / "mlflow.yaml").read_text())
+    (job,) = (each for each in documents if each["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    given = {"MLFLOW_TRACKING_URI": stage.mlflow.uri, **stage.credentials}
+    runs = {"RUNS_USERNAME": "runs", "RUNS_PASSWORD": secrets.token_urlsafe(16)}
+    assert {each["name"] for each in container["env"]} == {"HOME", *given, *runs}
+    for _ in range(2):
+        command = [sys.executable, *container["command"][1:], *container["args"]]
+        subprocess.run(command, env=build_clean_environment(**given, **runs), check=True, timeout=PATIENCE_SECONDS)
+    names = ("RUNS_USERNAME", "RUNS_PASSWORD")
+    for variable, name in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), names, strict=True):
+        given[variable] = runs[name]
+    create = "import mlflow; print(mlflow.create_experiment('of-runs'))"
+    subprocess.run([sys.executable, "-c", create], env=build_clean_environment(**given), check=True)
 
 
 @pytest.fixture
