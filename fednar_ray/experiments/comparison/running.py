@@ -178,7 +178,7 @@ class _Runs:
         )
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
-        parent.log_table([row.format_cells() for row in rows], files.comparison_table.name)
+        parent.log_table([{**row.format_cells(), **row.numbers} for row in rows], files.comparison_table.name)
         parent.log_metrics(build_metrics(rows))
         if notes:
             parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
