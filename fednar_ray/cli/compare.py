@@ -117,6 +117,8 @@ def _print_result(console: "Console", result: "Comparison") -> None:
 
 
 def _build_title(result: "Comparison") -> str:
+    from fednar_ray.report.comparison_table import shows_target
+
     settings, measure = result.settings, result.rows[0].measure
     target = settings.get_target(measure.name)
     several = settings.seeds > 1

@@ -88,7 +88,7 @@ def find_judged(names: Collection[str], primary: str | None = None) -> str:
 
 
 def format_metric_value(name: str, value: float) -> str:
-    """Formats a value of a metric: those between 0 and 1 with three decimals, others with four digits or all whole ones."""
+    """Formats a value of a metric: those between 0 and 1 with three decimals, others with four digits at least."""
     return f"{value:.3f}" if name in SHARES else format_digits(value, 4)
 
 

@@ -37,7 +37,7 @@ class Predictor:
 
     model: nn.Module
     schema: TableSchema
-    written: CsvSettings
+    written: CsvSettings = CsvSettings()
 
     def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
         """Predicts each row of a file, in order.
@@ -63,9 +63,7 @@ class Predictor:
 
     def _predict(self, rows: Numbers) -> pd.DataFrame:
         outputs = np.concatenate([*self._iter_outputs(rows)])
-        if self.schema.task == "regression":
-            return pd.DataFrame({"prediction": outputs[:, 0]})
-        return pd.DataFrame(self.schema.build_class_columns(outputs))
+        return pd.DataFrame(self.schema.build_predictions(outputs))
 
     @torch.no_grad()
     def _iter_outputs(self, rows: Numbers) -> Iterator[Numbers]:
