@@ -105,9 +105,9 @@ def _print_result(console: "Console", result: "Comparison") -> None:
     console.print(table)
     console.print(explain_values(result.rows, result.settings), soft_wrap=True)
     for each in result.rows:
-        if each.alerts:
+        for line in each.alert_lines:
             variant = f"{each.variant.regularizer}, weight decay {each.variant.weight_decay:g}"
-            console.print(f"{variant}: {', '.join(each.alerts)} (see above)", soft_wrap=True)
+            console.print(f"{variant}: {line}", soft_wrap=True, markup=False)
     for note in result.notes:
         console.print(note, soft_wrap=True)
     for sentence in result.answer:

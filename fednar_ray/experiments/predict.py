@@ -1,7 +1,7 @@
 """Predicts the rows of a table with the model that a run saved."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fednar_ray.config.loading import validate_csv
 from fednar_ray.core.errors import BadInput, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
+from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.federated.evaluation import BATCH
 from fednar_ray.models.building import build_network_like
 from fednar_ray.models.weights import load_model, read_saved_state
@@ -37,7 +38,7 @@ class Predictor:
 
     model: nn.Module
     schema: TableSchema
-    written: CsvSettings = CsvSettings()
+    written: CsvSettings = field(default_factory=CsvSettings)
 
     def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
         """Predicts each row of a file, in order.
@@ -81,6 +82,8 @@ def load_predictor(run: str | Path) -> Predictor:
     """
     found = find_run_or_newest(str(run))
     files = found.files
+    if files.comparison_yaml.exists():
+        raise BadInput(explain_comparison(found.directory))
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
     if not files.schema.exists():

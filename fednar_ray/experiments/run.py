@@ -183,7 +183,10 @@ def train(
         with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
-            tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
+            identity = start.open_run(opened)
+            tracked = _start_callbacks(
+                callbacks, start, identity, plan, data_digest, on_start, is_compared=not with_page
+            )
             if ready_first:
                 pool.wait_until_ready()
             for report in train_rounds(prepared, plan, pool, tracked.state):
@@ -242,6 +245,8 @@ def _start_callbacks(
     plan: ExecutionPlan,
     data_digest: str,
     on_start: Callable[[Path, int], None] | None,
+    *,
+    is_compared: bool,
 ) -> _TrackedRun:
     """Starts the callbacks: first the tracker, which locks the run directory for this process."""
     prepared, directory = start.prepared, identity.directory
@@ -256,7 +261,8 @@ def _start_callbacks(
     else:
         log_client_names(prepared, tracker, directory)
     tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
-    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
+    label, history = start.name or directory.name, journal.get_records()
+    alerts = callbacks.start(AlertCallback(label, prepared, tracker, history, is_compared=is_compared))
     state = start.load_state(directory)
     callbacks.start(
         CheckpointCallback(

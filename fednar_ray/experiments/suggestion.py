@@ -12,6 +12,7 @@ from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
+from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -133,7 +134,7 @@ def _load(ref: RunRef) -> tuple[RunRef, list[RoundRecord]]:
 
 def _explain_missing(ref: RunRef) -> str:
     if ref.files.comparison_yaml.exists():
-        return f"{ref.name} is a comparison; name one of its runs, which fednar runs lists"
+        return explain_comparison(ref.directory)
     return f"{ref.name} has no round with step norms (an earlier version records none); train a short run: {SHORT_RUN}"
 
 

@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
 
     history: tuple[RoundRecord, ...]  # one record per round
     alerts: tuple[str, ...]  # the names of its alerts
+    messages: tuple[str, ...] = ()  # what each of them says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Row:
     client_seconds: float  # of training, mean over seeds
     wall_seconds: float  # of all rounds, without the time before the first; mean over seeds
     alerts: tuple[str, ...]  # the names of the alerts of any seed
+    alert_lines: tuple[str, ...] = ()  # one per name: how many seeds raised it, and what the first of them says
 
     def format_cells(self, *, with_target: bool = True) -> dict[str, str]:
         """Formats the row as text, by column; ``with_target``: including what it took to reach the target."""
@@ -128,7 +130,19 @@ def build_rows(
             client_seconds=float(np.mean([measure_effort(run.history).client_seconds for run in runs])),
             wall_seconds=float(np.mean([measure_effort(run.history).seconds for run in runs])),
             alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
+            alert_lines=tuple(_describe_alerts(runs)),
         )
+
+
+def _describe_alerts(runs: Sequence[Outcome]) -> Iterator[str]:
+    """Yields one line per kind of alert. Seeds say the same with other numbers, so only the first one is quoted."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for name, message in zip(run.alerts, run.messages, strict=False):
+            found.setdefault(name, []).append(message)
+    for name, messages in found.items():
+        often = f" ({len(messages)} of {len(runs)} seeds)" if len(runs) > 1 else ""
+        yield f"{name}{often}: {messages[0]}"
 
 
 def _average(values: Sequence[float]) -> float | None:

@@ -86,6 +86,6 @@ def test_all_cells_that_do_not_fit_are_named_with_their_line(predictor: Predicto
         predictor.predict_file(path)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    for column, words in (("age", "is not a number"), ("sex", "unknown level 'x'; the model knows f, m"),
+    for column, words in (("age", "is not a number"), ("sex", "'x' is an unknown level; the model knows f, m"),
                           ("seen", "dates are written 2020-01-31"), ("smoker", "booleans are true")):  # fmt: skip
         assert any(line.startswith(f"{path}, line 3, column {column}: ") and words in line for line in lines), lines

@@ -82,3 +82,15 @@ def test_the_explanation_names_the_rounds_both_spreads_and_the_test_set() -> Non
         assert words in text
     single = CompareSettings(seeds=1, final_rounds=1)
     assert explain_values(build([1.0], [1.5], single), single) == "Final rmse is the last round, on the test set."
+
+
+def test_an_alert_of_several_seeds_is_told_once_per_row() -> None:
+    record = RoundRecord(
+        round_index=0,
+        metrics={"test_accuracy": 0.5, "bytes_down": 1.0, "bytes_up": 1.0, "client_seconds": 1.0, "round_seconds": 1.0},
+        client_ids=(),
+        exclusions={},
+    )
+    runs = [Outcome((record,), ("stalls",), (f"chance ({seed})",)) for seed in (1, 2)] + [Outcome((record,), ())]
+    (row,) = build_rows({Variant(0.1, "decoupled"): runs}, CompareSettings(seeds=3))
+    assert row.alert_lines == ("stalls (2 of 3 seeds): chance (1)",)

@@ -253,7 +253,7 @@ def _suggest_less_decay(history: RunHistory) -> str:
     change = (
         f"{tenth}, which would pull with {history.decay_share / 10:.2g} times the norm of a step, and regularizes less"
     )
-    if settings.name == "fednar":
+    if settings.name == "fednar" or history.is_compared:
         return change
     return (
         f"{change}. Whether regularizer.name: fednar is better at this decay is shown by: "

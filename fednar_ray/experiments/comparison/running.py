@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from fednar_ray.config import CompareSettings, Document, Experiment, flatten_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
-from fednar_ray.core.reports import RoundReport
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.alerts import find_alerts
+from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
@@ -261,7 +261,7 @@ class _Runs:
             with_page=False,
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
-        return Outcome(result.history, tuple(alert.name for alert in result.alerts))
+        return _build_outcome(result.history, result.alerts)
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
@@ -269,7 +269,11 @@ class _Runs:
         history = load_records(directory)[: experiment.federation.rounds]
         federation = load_experiment_data(experiment, self._session)
         self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
-        return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
+        return _build_outcome(history, find_alerts(experiment, history, chance, is_compared=True))
+
+
+def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert]) -> Outcome:
+    return Outcome(tuple(history), tuple(a.name for a in alerts), tuple(a.message for a in alerts))
 
 
 def _read_run_id(directory: Path) -> str:
