@@ -1,5 +1,6 @@
 """Summarizes a federation: how many examples each client has, of which classes, and how much the clients differ."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy.typing as npt
 
 from fednar_ray.core.client_names import are_named
 from fednar_ray.core.errors import format_names
+from fednar_ray.core.preprocessing import TablePreprocessing
+from fednar_ray.core.spelling import describe_alike
 from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.label_summary import LabelSummary, compute_share_between, summarize_labels
@@ -44,6 +47,7 @@ class FederationSummary:
     ignored_files: tuple[str, ...] = ()  # names in data.directory that are not clients' files
     columns: tuple[ColumnSummary, ...] = ()  # of tables
     class_names: tuple[str, ...] | None = None  # the texts of the labels by class; None if labels are numbers
+    alike: tuple[str, ...] = ()  # levels and classes that are probably meant as one, in words
     labels: tuple[LabelSummary, ...] | None = None  # in regression, by client id; None if silos keep their labels
 
 
@@ -74,8 +78,21 @@ def summarize(federation: FederatedData) -> FederationSummary:
         ignored_files=federation.ignored_files,
         columns=federation.columns,
         class_names=federation.class_names,
+        alike=tuple(_find_alike(federation, counts)),
         labels=labels,
     )
+
+
+def _find_alike(federation: FederatedData, counts: Counts) -> Iterator[str]:
+    """Yields the classes, with the clients that have them, and the levels that differ only in capitals or blanks."""
+    if (names := federation.class_names) is not None:
+        clients = federation.client_names
+        by_class = {n: dict(zip(clients, own.tolist(), strict=True)) for n, own in zip(names, counts.T, strict=True)}
+        table = federation.preprocessing
+        label = table.schema.label if isinstance(table, TablePreprocessing) and table.schema is not None else None
+        yield from describe_alike(label or "label", by_class)
+    for column in federation.columns:
+        yield from describe_alike(column.name, {level: {} for level in column.levels or ()})
 
 
 def _list_sizes(federation: FederatedData) -> dict[str, int] | None:
@@ -127,6 +144,7 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
         rows.append(("classes", _format_classes(list(found.classes.values()), found.class_names)))
     if found.heterogeneity is not None:
         rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({MEANINGS[found.classes is None]})"))
+    rows.extend(("warning", text) for text in found.alike)
     if found.ignored_files:
         rows.append(("ignored files", format_names(found.ignored_files)))
     if found.sizes_by_client is not None and are_named(tuple(found.sizes_by_client)):

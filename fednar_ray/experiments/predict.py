@@ -34,11 +34,13 @@ class Predictor:
         model: Takes raw rows [n, columns], and returns outputs [n, o].
         schema: The columns, the task and the names of the classes.
         written: How the run's text files are written, as far as its settings say so.
+        run: The name of the run.
     """
 
     model: nn.Module
     schema: TableSchema
     written: CsvSettings = field(default_factory=CsvSettings)
+    run: str = ""
 
     def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
         """Predicts each row of a file, in order.
@@ -97,7 +99,7 @@ def load_predictor(run: str | Path) -> Predictor:
         raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
     experiment = load(files.experiment_yaml)
     written = experiment.data.csv if isinstance(experiment.data, TabularSettings) else CsvSettings()
-    return Predictor(model=_load(found.name, files, experiment), schema=schema, written=written)
+    return Predictor(model=_load(found.name, files, experiment), schema=schema, written=written, run=found.name)
 
 
 def _load(name: str, files: RunDirectory, experiment: Experiment) -> nn.Module:

@@ -290,7 +290,7 @@ def _add_label(
     """Turns the reports of a training into progress, and returns its result."""
     try:
         while True:
-            yield Progress(run, runs, label, next(training), primary)
+            yield Progress(run, runs, f"training {run + 1} of {runs}, {label}", next(training), primary)
     except StopIteration as end:
         result: Result = end.value
         return result
