@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 
 def find_alike(texts: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups texts that differ only in capitals and blanks, such as Sick and sick. Texts without a like are left out."""
+    """Groups texts that differ only in capitals and blanks, such as Sick and sick; others are left out."""
     groups: dict[str, list[str]] = {}
     for text in dict.fromkeys(texts):
         groups.setdefault("".join(text.split()).casefold(), []).append(text)

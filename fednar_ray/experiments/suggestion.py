@@ -150,7 +150,7 @@ def _find_start(ref: RunRef, experiment: Experiment) -> list[str]:
     A run of a comparison may differ in what the comparison varies.
     """
     try:
-        program, command, *words = shlex.split(RunFacts.read(ref.files.facts).command)
+        _, command, *words = shlex.split(RunFacts.read(ref.files.facts).command)
         files, overrides = [w for w in words if w.endswith((".yaml", ".yml"))], [w for w in words if "=" in w]
         if len(files) != 1 or command not in ("run", "compare") or len(words) != 1 + len(overrides):
             return []

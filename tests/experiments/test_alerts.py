@@ -286,6 +286,22 @@ def test_within_a_comparison_no_comparison_is_advised():
     assert compared.message.removesuffix(".") in alone.message
 
 
+def test_a_model_that_predicts_only_the_frequent_class_raises_an_alert():
+    """Of 100 labels 97 are of one class: F1 of that class is 2·97/(100 + 97), of the other 0."""
+    constant = {"test_accuracy": 0.97, "test_macro_f1": 0.97 / 1.97}
+    chance = ChanceLevel("accuracy", 0.97)
+    learning = [record(t, train_loss=2 / (t + 1), **constant) for t in range(12)]
+    (alert,) = find_alerts(build_experiment(model={"name": "mlp"}), learning, chance)
+    assert (alert.name, alert.round_index) == ("predicts_one_class", 9)
+    assert "97 % of the labels are of this class" in alert.message
+    assert "model.class_weights: balanced" in alert.message
+    weighted = build_experiment(model={"name": "mlp", "class_weights": "balanced"})
+    assert "class_weights" not in find_alerts(weighted, learning, chance)[0].message
+    better = [record(t, train_loss=2 / (t + 1), test_accuracy=0.97, test_macro_f1=0.6) for t in range(12)]
+    assert list_names(better, chance) == []
+    assert list_names([*learning[:9], record(9, train_loss=0.1, test_accuracy=0.98, test_macro_f1=0.7)], chance) == []
+
+
 def test_an_aborted_round_raises_an_alert():
     watch = AlertMonitor(build_experiment(algorithm={"local_lr": 5.0}))
     (alert,) = watch.check_abort(RoundAborted(0, "0 of 10 client updates usable", ExclusionReason.NOT_FINITE))

@@ -10,7 +10,10 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts.checks import CHECKS, Finding, explain_abort
 from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 
-CAUSES: Mapping[str, set[str]] = {"stalls": {"diverges", "clips_everything", "decay_dominates"}}
+CAUSES: Mapping[str, set[str]] = {
+    "stalls": {"diverges", "clips_everything", "decay_dominates"},
+    "predicts_one_class": {"diverges", "clips_everything", "decay_dominates", "stalls"},
+}
 """The name of an alert → those from which it follows. It is not raised with or after one of them."""
 
 
