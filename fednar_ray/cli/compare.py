@@ -71,7 +71,7 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
     """Returns the fields of ``fednar compare --json``."""
     return {
         "name": result.name,
-        "rows": [row.format_cells() for row in result.rows],
+        "rows": [{**row.format_cells(), **row.numbers} for row in result.rows],
         "alerts": [{**row.variant._asdict(), "alerts": row.alerts} for row in result.rows if row.alerts],
         "notes": result.notes,
         "answer": result.answer,
@@ -83,17 +83,22 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
 def _print_result(console: "Console", result: "Comparison") -> None:
     from rich.table import Table
 
-    rows = [row.format_cells() for row in result.rows]
+    from fednar_ray.report.comparison_answer import explain_values
+    from fednar_ray.report.comparison_table import shows_target
+
+    with_target = shows_target(result.rows, result.settings)
+    rows = [row.format_cells(with_target=with_target) for row in result.rows]
     table = Table(title=_build_title(result))
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "regularizer" else "right")
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+    console.print(explain_values(result.rows, result.settings), soft_wrap=True)
     for each in result.rows:
-        if each.alerts:
+        for line in each.alert_lines:
             variant = f"{each.variant.regularizer}, weight decay {each.variant.weight_decay:g}"
-            console.print(f"{variant}: {', '.join(each.alerts)} (see above)", soft_wrap=True)
+            console.print(f"{variant}: {line}", soft_wrap=True, markup=False)
     for note in result.notes:
         console.print(note, soft_wrap=True)
     for sentence in result.answer:
@@ -103,11 +108,16 @@ def _print_result(console: "Console", result: "Comparison") -> None:
 
 
 def _build_title(result: "Comparison") -> str:
+    from fednar_ray.report.comparison_table import shows_target
+
     settings, measure = result.settings, result.rows[0].measure
     target = settings.get_target(measure.name)
+    several = settings.seeds > 1
     parts = [
-        format_count(settings.seeds, "seed"),
+        f"{settings.seeds} seeds: mean ± standard deviation" if several else format_count(settings.seeds, "seed"),
         f"no target {measure.name}" if target is None else f"target {measure.name} {target:g}",
-        f"difference to {settings.regularizers[0]}" + (", 95 % interval" if settings.seeds > 1 else ""),
+        f"difference to {settings.regularizers[0]}" + (" ± 95 % interval" if several else ""),
     ]
+    if not shows_target(result.rows, settings):
+        del parts[1]
     return "; ".join(parts if measure.higher_is_better else [*parts, f"a lower {measure.name} is better"])

@@ -40,7 +40,11 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
         federation = load_experiment_data(experiment, session)
     summary = summarize(federation)
     drawn = draw_federation(
-        federation.label_counts(), figure or Path(f"{experiment.name}-data.png"), federation.client_names
+        federation.label_counts(),
+        figure or Path(f"{experiment.name}-data.png"),
+        federation.client_names,
+        class_names=federation.class_names,
+        labels=None if summary.labels is None else [own.quantiles for own in summary.labels],
     )
     if as_json:
         click.echo(json.dumps({**asdict(summary), "figure": str(drawn)}))

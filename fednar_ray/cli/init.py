@@ -62,17 +62,13 @@ def _write_for_tables(
     csv: dict[str, str | None],
 ) -> None:
     from fednar_ray.config.loading import parse_document
-    from fednar_ray.experiments.starter.guess import build_settings, guess
+    from fednar_ray.experiments.starter.guess import build_notes, build_settings, guess
     from fednar_ray.experiments.starter.writing import write_experiment
 
     found = guess(survey, label, task, groups)
     name = _name_experiment(survey.path)
     settings = build_settings(survey, found, name, csv)
-    notes = {
-        "data.label": f"Chosen: {found.label_reason}.",
-        "data.task": f"Chosen: {found.task_reason}.",
-        "data.features": "".join(f"Left out: {each} {why}. " for each, why in found.left_out.items()),
-    }
+    notes = build_notes(survey, found)
     header = (
         f"Written by fednar init {survey.path}. Train with: fednar run {file}\nExplain a key with: fednar config KEY"
     )

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.starter.survey import ColumnSurvey, TablesSurvey
 
 SHOWN = 8  # names in a list
+KINDS = {
+    "number": ("number", "numbers"),
+    "boolean": ("true or false", "true or false"),
+    "category": ("category", "categories"),
+    "date": ("date", "dates"),
+}
+"""How one column of a kind is called, and how several are."""
 
 
 def print_found(survey: "TablesSurvey", found: "Guess", settings: dict[str, dict[str, object]]) -> None:
@@ -31,6 +38,7 @@ def print_found(survey: "TablesSurvey", found: "Guess", settings: dict[str, dict
         places = ", ".join(f"{name} {count}" for name, count in missing.items())
         lines.append(("missing", f"{places}; data.missing: {settings['data']['missing']}"))
     lines.append(("model", str(settings["model"]["name"])))
+    lines += [("warning", text) for column in (*inputs, label) for text in column.alike]
     for topic, text in lines:
         click.echo(f"{topic:10}{text}")
 
@@ -58,11 +66,10 @@ def _format_level(level: object) -> str:
 
 def _iter_kinds(inputs: "list[ColumnSurvey]") -> "list[str]":
     """Returns one line per kind of column, with the names."""
-    words = {"number": "numbers", "boolean": "true or false", "category": "categories", "date": "dates"}
     by_kind: dict[str, list[str]] = {}
     for column in inputs:
-        by_kind.setdefault(words[column.kind], []).append(column.name)
-    return [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in by_kind.items()]
+        by_kind.setdefault(column.kind, []).append(column.name)
+    return [f"{len(names)} {KINDS[kind][len(names) > 1]}: {_shorten(names)}" for kind, names in by_kind.items()]
 
 
 def _shorten(names: list[str]) -> str:
@@ -76,6 +83,8 @@ def print_next(file: Path) -> None:
     for command, why in (
         ("data inspect", "what each client holds"),
         ("run", "train"),
+        ("suggest", "which clip bound fits the steps of the newest run"),
         ("compare", "FedNAR against the usual way, over three seeds"),
     ):
-        click.echo(f"  fednar {command} {file}".ljust(42) + f"  # {why}")
+        words = command if command == "suggest" else f"{command} {file}"
+        click.echo(f"  fednar {words}".ljust(42) + f"  # {why}")

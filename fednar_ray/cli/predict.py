@@ -7,6 +7,8 @@ import click
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
 
+DIGITS = "%.7g"  # as many as float32, in which models compute, has
+
 
 @click.command()
 @click.argument("run")
@@ -29,7 +31,7 @@ def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> 
     predictor = load_predictor(run)
     predicted = predictor.predict_file(file, parse_csv(csv, predictor.written))
     if output is None:
-        click.echo(predicted.to_csv(index=False), nl=False)
+        click.echo(predicted.to_csv(index=False, float_format=DIGITS), nl=False)
         return
-    predicted.to_csv(output, index=False)
-    click.echo(f"wrote {output}: {len(predicted)} predictions")
+    predicted.to_csv(output, index=False, float_format=DIGITS)
+    click.echo(f"wrote {output}: {len(predicted)} predictions of {predictor.run}")

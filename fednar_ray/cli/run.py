@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ def _print_result(console: "Console", result: "Result") -> None:
     table.add_column("metric")
     table.add_column("last round", justify="right")
     for name in _order_metrics(result):
-        if name in result.metrics:
+        if name in result.metrics and not _is_repeated(name, result.metrics):
             table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
     console.print(table)
     for alert in result.alerts:
@@ -151,6 +152,11 @@ def _print_result(console: "Console", result: "Result") -> None:
         console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory, result.tracking_uri)
+
+
+def _is_repeated(name: str, metrics: Mapping[str, float]) -> bool:
+    """Returns whether a metric is the loss of a split that its log loss shows already, as in classification."""
+    return name.endswith("_loss") and metrics.get(name.replace("_loss", "_log_loss")) == metrics[name]
 
 
 def _order_metrics(result: "Result") -> tuple[str, ...]:

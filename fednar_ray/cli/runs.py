@@ -1,6 +1,7 @@
 """``fednar runs`` and ``fednar sync``: list the runs in ./runs, and send MLflow what it missed of them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,44 +13,71 @@ from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.metric_names import format_metric_value
 
 if TYPE_CHECKING:
+    from fednar_ray.experiments.comparison.record import ComparisonRecord
     from fednar_ray.tracking.run_lookup import RunSummary
 
 
 @click.command()
 @as_json
 def runs(as_json: bool) -> None:
-    """List the runs in ./runs. Shows the round at which each can be resumed."""
+    """List the runs in ./runs, those of a comparison below it. Shows the round at which each can be resumed."""
+    from fednar_ray.experiments.comparison.record import list_comparisons
     from fednar_ray.tracking.run_lookup import list_runs, summarize
 
     rows = [summarize(kept) for kept in list_runs()]
+    comparisons = {record.name: record for record in list_comparisons()} if rows else {}
+    owners = {run.directory: name for name, record in comparisons.items() for run in record.runs}
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows]))
+        click.echo(json.dumps([{**asdict(row), "comparison": owners.get(row.run)} for row in rows]))
     elif rows:
-        _print_runs(rows)
+        _print_runs(rows, comparisons, owners)
     else:
         click.echo("no runs here: fednar keeps runs in ./runs")
 
 
-def _print_runs(rows: list["RunSummary"]) -> None:
+def _print_runs(
+    rows: list["RunSummary"], comparisons: Mapping[str, "ComparisonRecord"], owners: Mapping[str | None, str]
+) -> None:
+    """Prints one line per run. ``owners`` has the comparison of each run that belongs to one."""
     from rich.table import Table
 
-    from fednar_ray.experiments.comparison.record import list_comparisons
-
     table = Table()
-    for name in ("run", "rounds", "primary metric", "state"):
-        table.add_column(name, justify="right" if name == "rounds" else "left")
-    comparisons = {record.name: record for record in list_comparisons()}
-    for row in rows:
-        value = _describe_value(row)
+    for name in ("run", "rounds", "primary metric", "trained with", "state"):
+        table.add_column(name, justify="right" if name == "rounds" else "left", no_wrap=name == "run")
+    for row in _group(rows, owners):
+        value, name = _describe_value(row), f"  {row.run}" if row.run in owners else row.run
         if row.run in comparisons:
-            table.add_row(row.run, "–", value, comparisons[row.run].state)
+            table.add_row(name, "–", value, "–", comparisons[row.run].state)
         else:
-            table.add_row(row.run, f"{row.rounds}/{row.of}", value, _describe_state(row))
+            table.add_row(name, f"{row.rounds}/{row.of}", value, _describe_settings(row), _describe_state(row))
     console = build_console(stderr=False)
     console.print(table)
-    console.print("resume one with: fednar run --resume RUN", soft_wrap=True)
+    if any(not row.finished and row.run not in comparisons and row.run not in owners for row in rows):
+        console.print("resume one with: fednar run --resume RUN", soft_wrap=True)
     if any(not record.finished for record in comparisons.values()):
         console.print("resume a comparison with: fednar compare --resume COMPARISON", soft_wrap=True)
+
+
+def _group(rows: list["RunSummary"], owners: Mapping[str | None, str]) -> list["RunSummary"]:
+    """Returns the rows with the runs of each comparison below it, in the order in which they were trained."""
+    position = {row.run: i for i, row in enumerate(rows)}  # newest first
+    order = {run: i for i, run in enumerate(owners)}
+
+    def rank(row: "RunSummary") -> tuple[int, int]:
+        owner = owners.get(row.run)
+        return (position[row.run], -1) if owner not in position else (position[owner], order[row.run])
+
+    return sorted(rows, key=rank)
+
+
+def _describe_settings(row: "RunSummary") -> str:
+    """Describes what tells the runs of an experiment apart. A regularizer that does not clip has no A."""
+    parts = [row.regularizer]
+    if row.regularizer != "none":
+        parts.append(f"λ={row.weight_decay:g}")
+    if row.regularizer in ("fednar", "decoupled"):
+        parts.append(f"A={row.clip_bound:g}")
+    return " ".join([*parts, f"seed={row.seed}"])
 
 
 def _describe_value(row: "RunSummary") -> str:

@@ -52,7 +52,7 @@ def _print(found: "ClipBoundSuggestion") -> None:
         f"worth trying: A from {found.low:g} to {found.high:g}",
         *found.notes,
         f"picture: {found.plot}",
-        "try next:",
+        f"try next ({found.choice}):",
         *(f"  {command}" for command in found.commands),
     ):
         console.print(line, soft_wrap=True, markup=False)

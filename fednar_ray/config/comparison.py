@@ -16,7 +16,8 @@ class CompareSettings(Settings):
     weight_decays: Annotated[tuple[NonNegative, ...], Field(min_length=1)] | None = None
     """The weight decays that are compared. null: only the experiment's own."""
     seeds: Annotated[int, BeforeValidator(check_number), Field(ge=1, le=1000)] = 3
-    """The number of seeds, counted up from the experiment's seed."""
+    """The number of seeds, counted up from the experiment's seed. They vary training, validation examples and random
+    partitions; all of them have the same test set."""
     target_accuracy: Annotated[float, BeforeValidator(check_number), Field(gt=0, le=1)] = 0.8
     """For classification: the table shows the number of rounds until a run reached this test accuracy."""
     target_rmse: Positive | None = None

@@ -58,7 +58,8 @@ class DataSettings(Settings):
     validation: Share = 0.0
     """The share of the training examples held out for validation, before partitioning."""
     seed: Size | None = None
-    """The seed that decides which examples are held out and which client gets which. null: the experiment's seed."""
+    """The seed that decides which examples are held out for validation and which client gets which. null: the
+    experiment's seed. No seed changes which examples are the test set."""
     partition: PartitionSettings = PartitionSettings(clients=20)
 
     @property
@@ -233,7 +234,8 @@ class TabularSettings(ColumnSettings):
     positive: str | None = None
     """For ``task: binary`` with text labels: the label that is class 1. null: the second in sorted order."""
     test_share: Share = 0.2
-    """The share of each client's examples held out as the test set."""
+    """The share of each client's examples held out as the test set: the same examples with every seed, drawn without
+    regard to their labels."""
     missing: Literal["refuse", "drop", "mean"] = "refuse"
     """How missing inputs are handled: as an error (refuse), by leaving out the row (drop), or by the mean of the input
     over all clients' training examples (mean)."""
@@ -266,7 +268,8 @@ class TableSettings(TabularSettings):
     test_path: str | None = None
     """A file whose rows are the test set, with the same columns. null: ``test_share`` is held out."""
     test_share: Share = 0.2
-    """The share of each group's rows, or of all rows without ``groups``, held out as the test set."""
+    """The share of each group's rows, or of all rows without ``groups``, held out as the test set: the same rows with
+    every seed, drawn without regard to their labels."""
 
     @property
     def has_groups(self) -> bool:
@@ -304,7 +307,7 @@ class HuggingFaceSettings(ImageSettings, ColumnSettings):
     groups: str | None = None
     """The column whose values are the natural clients, for ``partition.kind: natural``."""
     test_share: Share = 0.2
-    """The share held out as the test set, if the data set has no split ``test``."""
+    """The share held out as the test set, if the data set has no split ``test``; the same examples with every seed."""
 
     @property
     def has_groups(self) -> bool:

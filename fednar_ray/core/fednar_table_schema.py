@@ -195,17 +195,20 @@ class TableSchema:
         document = {"format": FORMAT, **asdict(self)}
         path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
-    def build_class_columns(self, outputs: Floats) -> dict[str, Any]:
-        """Turns the outputs of a network into predicted classes and their probabilities.
+    def build_predictions(self, outputs: Floats) -> dict[str, Any]:
+        """Turns the outputs of a network into the columns of its predictions.
 
         Args:
-            outputs: One output per class, [n, classes], or the logit of class 1, [n, 1].
+            outputs: One output per class, [n, classes]; the logit of class 1, [n, 1]; or of a regression the number,
+                [n, 1].
 
         Returns:
             The column ``prediction`` [n], and per class its column ``probability_<class>`` [n], computed in float64.
             Classes without names have numbers.
         """
         logits = outputs.astype(np.float64)
+        if self.task == "regression":
+            return {PREDICTION: logits[:, 0]}
         chosen = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
         if logits.shape[1] == 1:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)

@@ -38,6 +38,7 @@ METRICS_BY_TASK: Mapping[str, tuple[str, ...]] = {
 SHARES = frozenset({"accuracy", "macro_f1", "auc", "average_precision", "calibration_error"})
 """The metrics that lie between 0 and 1."""
 
+LARGE = 1e9  # larger numbers are written with an exponent
 SPLITS = ("validation", "test")
 RARE = 0.2
 """A binary task whose rarer label has a smaller share of the training labels is judged by its AUC."""
@@ -87,5 +88,15 @@ def find_judged(names: Collection[str], primary: str | None = None) -> str:
 
 
 def format_metric_value(name: str, value: float) -> str:
-    """Formats a value of a metric: those between 0 and 1 with three decimals, others with four digits."""
-    return f"{value:.3f}" if name in SHARES else f"{value:.4g}"
+    """Formats a value of a metric: those between 0 and 1 with three decimals, others with four digits at least."""
+    return f"{value:.3f}" if name in SHARES else format_digits(value, 4)
+
+
+def format_spread(name: str, value: float) -> str:
+    """Formats a difference or a spread of values of a metric, with two digits unless the metric is a share."""
+    return f"{value:.3f}" if name in SHARES else format_digits(value, 2)
+
+
+def format_digits(value: float, digits: int) -> str:
+    """Formats a number with so many significant digits; of larger numbers, all digits before the point: 32350."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < LARGE else f"{value:.{digits}g}"

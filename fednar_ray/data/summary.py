@@ -1,5 +1,6 @@
 """Summarizes a federation: how many examples each client has, of which classes, and how much the clients differ."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,12 +8,20 @@ import numpy.typing as npt
 
 from fednar_ray.core.client_names import are_named
 from fednar_ray.core.errors import format_names
+from fednar_ray.core.preprocessing import TablePreprocessing
+from fednar_ray.core.spelling import describe_alike
 from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.federated_data import FederatedData
+from fednar_ray.data.label_summary import LabelSummary, compute_share_between, summarize_labels
 
 Counts = npt.NDArray[np.int64]
 LISTED_CLIENTS = 30  # with more clients the sizes are only summarized
 LISTED_COLUMNS = 30  # the others are in the JSON
+MEANINGS = {
+    False: "of the clients' classes: mean Jensen-Shannon distance; 0 = all clients alike, 1 = disjoint",
+    True: "of the clients' labels: share of their variance between clients; 0 = equal means, 1 = no other variance",
+}
+"""What a heterogeneity is, of classes (False) and of a regression's labels (True)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +40,15 @@ class FederationSummary:
     left_out: int  # training examples that no client holds
     sizes: dict[str, float]  # examples per client: least, lower_quartile, median, upper_quartile, most, mean
     classes: dict[int, float] | None  # the share of each class in the clients' examples; None in regression
-    heterogeneity: float | None  # see compute_heterogeneity; None in regression
+    heterogeneity: float | None  # of classes, see compute_heterogeneity; of numbers, see compute_share_between
     clients_bytes: int  # memory of the training examples; each node holds them once
     held_out_bytes: int  # memory of the validation and test examples
     sizes_by_client: dict[str, int] | None = None  # by the client's name; None if there are many clients
     ignored_files: tuple[str, ...] = ()  # names in data.directory that are not clients' files
     columns: tuple[ColumnSummary, ...] = ()  # of tables
     class_names: tuple[str, ...] | None = None  # the texts of the labels by class; None if labels are numbers
+    alike: tuple[str, ...] = ()  # levels and classes that are probably meant as one, in words
+    labels: tuple[LabelSummary, ...] | None = None  # in regression, by client id; None if silos keep their labels
 
 
 def summarize(federation: FederatedData) -> FederationSummary:
@@ -45,7 +56,8 @@ def summarize(federation: FederatedData) -> FederationSummary:
     counts, block = federation.label_counts(), federation.shards.examples
     sizes = federation.shards.sizes
     held_out = federation.splits()
-    classified = federation.task != "regression"
+    classified, labels = federation.task != "regression", summarize_labels(federation)
+    between = compute_share_between(labels) if labels else None
     return FederationSummary(
         name=federation.name,
         task=federation.task,
@@ -59,14 +71,28 @@ def summarize(federation: FederatedData) -> FederationSummary:
         left_out=federation.left_out,
         sizes=_compute_quantiles(sizes),
         classes=dict(enumerate((counts.sum(axis=0) / len(block)).tolist())) if classified else None,
-        heterogeneity=compute_heterogeneity(counts) if classified else None,
+        heterogeneity=compute_heterogeneity(counts) if classified else between,
         clients_bytes=block.bytes,
         held_out_bytes=sum(part.bytes for part in held_out.values()),
         sizes_by_client=_list_sizes(federation),
         ignored_files=federation.ignored_files,
         columns=federation.columns,
         class_names=federation.class_names,
+        alike=tuple(_find_alike(federation, counts)),
+        labels=labels,
     )
+
+
+def _find_alike(federation: FederatedData, counts: Counts) -> Iterator[str]:
+    """Yields the classes, with the clients that have them, and the levels that differ only in capitals or blanks."""
+    if (names := federation.class_names) is not None:
+        clients = federation.client_names
+        by_class = {n: dict(zip(clients, own.tolist(), strict=True)) for n, own in zip(names, counts.T, strict=True)}
+        table = federation.preprocessing
+        label = table.schema.label if isinstance(table, TablePreprocessing) and table.schema is not None else None
+        yield from describe_alike(label or "label", by_class)
+    for column in federation.columns:
+        yield from describe_alike(column.name, {level: {} for level in column.levels or ()})
 
 
 def _list_sizes(federation: FederatedData) -> dict[str, int] | None:
@@ -114,14 +140,18 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
         *_format_columns(found.columns),
         ("task", found.task),
     ]  # fmt: skip
-    if found.classes is not None and found.heterogeneity is not None:
+    if found.classes is not None:
         rows.append(("classes", _format_classes(list(found.classes.values()), found.class_names)))
-        meaning = "mean Jensen-Shannon distance; 0 = identical, 1 = disjoint"
-        rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({meaning})"))
+    if found.heterogeneity is not None:
+        rows.append(("heterogeneity", f"{found.heterogeneity:.3f} ({MEANINGS[found.classes is None]})"))
+    rows.extend(("warning", text) for text in found.alike)
     if found.ignored_files:
         rows.append(("ignored files", format_names(found.ignored_files)))
     if found.sizes_by_client is not None and are_named(tuple(found.sizes_by_client)):
-        rows.extend((f"  {name}", f"{size:,} examples") for name, size in found.sizes_by_client.items())
+        labels = found.labels or (None,) * found.clients
+        for (name, size), own in zip(found.sizes_by_client.items(), labels, strict=True):
+            text = "" if own is None or not own.count else f", labels {own.mean:.4g} ± {own.deviation:.3g}"
+            rows.append((f"  {name}", f"{size:,} examples{text}"))
     memory = f"{found.clients_bytes / 1e6:.1f} MB once per node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]
 

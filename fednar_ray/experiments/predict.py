@@ -1,7 +1,7 @@
 """Predicts the rows of a table with the model that a run saved."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fednar_ray.config.loading import validate_csv
 from fednar_ray.core.errors import BadInput, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
+from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.federated.evaluation import BATCH
 from fednar_ray.models.building import build_model
 from fednar_ray.models.weights import load_model
@@ -33,11 +34,13 @@ class Predictor:
         model: Takes raw rows [n, columns], and returns outputs [n, o].
         schema: The columns, the task and the names of the classes.
         written: How the run's text files are written, as far as its settings say so.
+        run: The name of the run.
     """
 
     model: nn.Module
     schema: TableSchema
-    written: CsvSettings
+    written: CsvSettings = field(default_factory=CsvSettings)
+    run: str = ""
 
     def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
         """Predicts each row of a file, in order.
@@ -63,9 +66,7 @@ class Predictor:
 
     def _predict(self, rows: Numbers) -> pd.DataFrame:
         outputs = np.concatenate([*self._iter_outputs(rows)])
-        if self.schema.task == "regression":
-            return pd.DataFrame({"prediction": outputs[:, 0]})
-        return pd.DataFrame(self.schema.build_class_columns(outputs))
+        return pd.DataFrame(self.schema.build_predictions(outputs))
 
     @torch.no_grad()
     def _iter_outputs(self, rows: Numbers) -> Iterator[Numbers]:
@@ -84,7 +85,7 @@ def load_predictor(run: str | Path) -> Predictor:
     found = find_run_or_newest(str(run))
     files = found.files
     if files.comparison_yaml.exists():
-        raise BadInput(f"{found.name}: is a comparison; name one of its runs, which fednar runs lists")
+        raise BadInput(explain_comparison(found.directory))
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")
     if not files.schema.exists():
@@ -98,7 +99,7 @@ def load_predictor(run: str | Path) -> Predictor:
         raise ModelError(f"{files.schema}: is damaged: {first_line(error)}") from None
     experiment = load(files.experiment_yaml)
     written = experiment.data.csv if isinstance(experiment.data, TabularSettings) else CsvSettings()
-    return Predictor(model=_load(files, experiment, schema), schema=schema, written=written)
+    return Predictor(model=_load(files, experiment, schema), schema=schema, written=written, run=found.name)
 
 
 def _load(files: RunDirectory, experiment: Experiment, schema: TableSchema) -> nn.Module:

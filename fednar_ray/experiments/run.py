@@ -261,7 +261,8 @@ def train(
         with open_pool(prepared, plan, session) as pool, CallbackList() as started:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
-            tracked = _start_callbacks(started, start, start.open_run(opened), plan, data_digest, on_start)
+            identity = start.open_run(opened)
+            tracked = _start_callbacks(started, start, identity, plan, data_digest, on_start, is_compared=not with_page)
             tracked.start_callbacks(callbacks, started)
             pool.wait_until_ready(first=not ready_first)
             if start.is_new:
@@ -360,6 +361,8 @@ def _start_callbacks(
     plan: ExecutionPlan,
     data_digest: str,
     on_start: Callable[[Path, int], None] | None,
+    *,
+    is_compared: bool,
 ) -> _TrackedRun:
     """Starts the callbacks: first the tracker, which locks the run directory for this process."""
     prepared, directory = start.prepared, identity.directory
@@ -374,7 +377,8 @@ def _start_callbacks(
     else:
         log_client_names(prepared, tracker, directory)
     tracker.follow(journal)  # MLflow may not have received all earlier rounds of a resumed run
-    alerts = callbacks.start(AlertCallback(start.name or directory.name, prepared, tracker, journal.get_records()))
+    label, history = start.name or directory.name, journal.get_records()
+    alerts = callbacks.start(AlertCallback(label, prepared, tracker, history, is_compared=is_compared))
     state = start.load_state(directory)
     callbacks.start(
         CheckpointCallback(

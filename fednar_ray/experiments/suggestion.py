@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config import Experiment, load
+from fednar_ray.config import Experiment, flatten_settings, load
+from fednar_ray.config.loading import load_document
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
+from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
+from fednar_ray.report.facts import RunFacts
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run_or_newest, list_own_runs
@@ -39,6 +42,9 @@ class ClipBoundSuggestion:
         quantiles: Quantiles of ‖v‖ by level (0 to 1), of the rounds ``first``, ``middle`` and ``last`` and ``overall``.
         notes: What to know about these numbers, one sentence each.
         plot: The picture that shows them.
+        weight_decay: The run's λ_0.
+        started_from: The file that the run was started from, and its overrides, if they still say what was run; else
+            empty.
     """
 
     run: str
@@ -53,6 +59,8 @@ class ClipBoundSuggestion:
     quantiles: Mapping[str, Mapping[float, float]]
     notes: tuple[str, ...]
     plot: Path
+    weight_decay: float
+    started_from: tuple[str, ...]
 
     @property
     def summary(self) -> str:
@@ -66,10 +74,29 @@ class ClipBoundSuggestion:
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands to try next."""
-        file = shlex.quote(str(RunDirectory(self.directory).experiment_yaml))
+        file = " ".join(map(shlex.quote, self.started_from or [str(RunDirectory(self.directory).experiment_yaml)]))
         name = "" if self.regularizer == "fednar" else "regularizer.name=fednar "
         bound = f"regularizer.clip_bound={self.value:g}"
-        return f"fednar run {file} {name}{bound}", f"fednar compare {file} {bound}"
+        decays = ",".join(f"{decay:g}" for decay in self.decays)
+        return (
+            f"fednar run {file} {name}{bound}",
+            f"fednar compare {file} {bound}",
+            f"fednar compare {file} {bound} 'compare.weight_decays=[{decays}]'",
+        )
+
+    @property
+    def choice(self) -> str:
+        """How the A of the commands was chosen, and what the last of them is for."""
+        return (
+            f"A = {self.value:g} would have clipped a quarter of this run's steps; several weight decays show how much "
+            "each method suffers from a badly chosen one"
+        )
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Weight decays to compare: a tenth of the run's, its own, and ten times as much."""
+        middle = self.weight_decay or 0.01
+        return tuple(float(f"{factor * middle:.6g}") for factor in (0.1, 1, 10))
 
 
 def suggest(run: str | Path | None = None, *, output: Path | None = None) -> ClipBoundSuggestion:
@@ -114,7 +141,30 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
         quantiles=_select_quantiles(records, norms),
         notes=tuple(_list_notes(experiment, records)),
         plot=plot,
+        weight_decay=experiment.regularizer.weight_decay,
+        started_from=tuple(_find_start(ref, experiment)),
     )
+
+
+def _find_start(ref: RunRef, experiment: Experiment) -> list[str]:
+    """Finds the file and the overrides of the command that started a run, if they give the run's experiment today.
+
+    A run of a comparison may differ in what the comparison varies.
+    """
+    try:
+        _, command, *words = shlex.split(RunFacts.read(ref.files.facts).command)
+        files, overrides = [w for w in words if w.endswith((".yaml", ".yml"))], [w for w in words if "=" in w]
+        if len(files) != 1 or command not in ("run", "compare") or len(words) != 1 + len(overrides):
+            return []
+        found = load_document(files[0], overrides).experiment
+    except (ValueError, BadInput):
+        return []
+    if command == "compare":
+        varied = {"name": experiment.regularizer.name, "weight_decay": experiment.regularizer.weight_decay}
+        regularizer = found.regularizer.model_copy(update=varied)
+        found = found.model_copy(update={"regularizer": regularizer, "seed": experiment.seed})
+    same = flatten_settings(found) == flatten_settings(experiment)
+    return [files[0], *(w for w in overrides if not w.startswith("regularizer.clip_bound="))] if same else []
 
 
 def _find_newest() -> tuple[RunRef, list[RoundRecord]]:
@@ -138,7 +188,7 @@ def _load(ref: RunRef) -> tuple[RunRef, list[RoundRecord]]:
 
 def _explain_missing(ref: RunRef) -> str:
     if ref.files.comparison_yaml.exists():
-        return f"{ref.name} is a comparison; name one of its runs, which fednar runs lists"
+        return explain_comparison(ref.directory)
     return f"{ref.name} has no round with step norms (an earlier version records none); train a short run: {SHORT_RUN}"
 
 

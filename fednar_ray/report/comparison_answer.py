@@ -66,6 +66,22 @@ def describe_comparison(rows: Sequence[Row], settings: CompareSettings) -> Itera
         yield _describe_forgiveness(rows, contest)
 
 
+def explain_values(rows: Sequence[Row], settings: CompareSettings) -> str:
+    """Explains what the numbers of a comparison's table are, and what their spreads do and do not cover."""
+    seeds, rounds = len(rows[0].final), settings.final_rounds
+    last = "the last round" if rounds == 1 else f"the mean over the last {rounds} rounds"
+    metric = rows[0].measure.name.replace("_", " ")
+    if seeds == 1:
+        return f"Final {metric} is {last}, on the test set."
+    text = f"Final {metric} is {last}, on the test set: its mean over {seeds} seeds ± their standard deviation."
+    if len(settings.regularizers) > 1:
+        text += (
+            f" Differences are to {settings.regularizers[0]} with the same seed and weight decay, ± the half-width of "
+            "their 95 % interval."
+        )
+    return f"{text} All seeds have the same test set."
+
+
 def _name(row: Row, *, capital: bool = True) -> str:
     name = name_method(row.variant)
     return name[0].upper() + name[1:] if capital else name

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fednar_ray.config import CompareSettings, Experiment
 from fednar_ray.config.recording import Prices
 from fednar_ray.core.metric_names import SHARES, format_metric_value
-from fednar_ray.report.comparison_answer import Contest, describe_comparison, name_method
+from fednar_ray.report.comparison_answer import Contest, describe_comparison, explain_values, name_method
 from fednar_ray.report.comparison_table import Outcome, Row
 from fednar_ray.report.effort import Effort, format_bytes, format_seconds
 from fednar_ray.report.facts import RunFacts
@@ -118,12 +118,7 @@ def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
 
 
 def _explain_table(rows: Sequence[Row], settings: CompareSettings) -> Iterator[str]:
-    seeds, baseline = len(rows[0].final), settings.regularizers[0]
-    if seeds > 1 and len(settings.regularizers) > 1:
-        yield (
-            f"Final values are means over {seeds} seeds ± their standard deviation. Differences are to {baseline} with "
-            "the same seed and weight decay, ± their 95 % interval."
-        )
+    yield explain_values(rows, settings)
     if any(row.alerts for row in rows):
         yield "Alerts: " + "; ".join(
             f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts)}"

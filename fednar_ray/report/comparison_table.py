@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from fednar_ray.config import CompareSettings
-from fednar_ray.core.metric_names import SHARES
+from fednar_ray.core.metric_names import format_metric_value, format_spread
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.effort import Effort, measure_effort
 from fednar_ray.report.run_plots import Measure, Variant, compute_final_value, find_measure, get_curve
@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
 
     history: tuple[RoundRecord, ...]  # one record per round
     alerts: tuple[str, ...]  # the names of its alerts
+    messages: tuple[str, ...] = ()  # what each of them says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +44,23 @@ class Row:
     client_seconds: float  # of training, mean over seeds
     wall_seconds: float  # of all rounds, without the time before the first; mean over seeds
     alerts: tuple[str, ...]  # the names of the alerts of any seed
+    alert_lines: tuple[str, ...] = ()  # one per name: how many seeds raised it, and what the first of them says
 
-    def format_cells(self) -> dict[str, str]:
-        """Formats the row as text, by column."""
+    def format_cells(self, *, with_target: bool = True) -> dict[str, str]:
+        """Formats the row as text, by column; ``with_target``: including what it took to reach the target."""
         seeds = len(self.final)
         reached = "" if self.reached == seeds else f" ({self.reached}/{seeds} seeds)"
         to_target = MISSING if self.rounds_to_target is None else f"{self.rounds_to_target:g}{reached}"
+        target = {
+            "rounds to target": to_target,
+            "MB to target": MISSING if self.bytes_to_target is None else f"{self.bytes_to_target / 1e6:.1f}",
+        }
         return {
             "weight decay": f"{self.variant.weight_decay:g}",
             "regularizer": self.variant.regularizer,
             f"final {self.measure.name}": self._format_final(),
             "difference": self._format_difference(),
-            "rounds to target": to_target,
-            "MB to target": MISSING if self.bytes_to_target is None else f"{self.bytes_to_target / 1e6:.1f}",
+            **(target if with_target else {}),
             "clipped": MISSING if self.clip_fraction is None else f"{100 * self.clip_fraction:.0f} %",
             "client-s": f"{self.client_seconds:.1f}",
             "wall s": f"{self.wall_seconds:.1f}",
@@ -64,20 +69,29 @@ class Row:
     def _format_final(self) -> str:
         if not np.isfinite(self.final).all():
             return "not finite"
-        value, spread = self._formats
-        deviation = f" ± {self.final.std(ddof=1):{spread}}" if len(self.final) > 1 else ""
-        return f"{self.final.mean():{value}}{deviation}"
+        name = self.measure.name
+        deviation = f" ± {format_spread(name, float(self.final.std(ddof=1)))}" if len(self.final) > 1 else ""
+        return f"{format_metric_value(name, float(self.final.mean()))}{deviation}"
 
     def _format_difference(self) -> str:
         if self.difference is None:
             return MISSING
-        spread = self._formats[1]
-        return f"{self.difference:+{spread}}" + ("" if self.interval is None else f" ± {self.interval:{spread}}")
+        name = self.measure.name
+        text = format_spread(name, abs(self.difference))
+        sign = "-" if self.difference < 0 and text.strip("0.") else "+"
+        return f"{sign}{text}" + ("" if self.interval is None else f" ± {format_spread(name, self.interval)}")
 
     @property
-    def _formats(self) -> tuple[str, str]:
-        """Formats of a value and of a spread: shares have three decimals; an RMSE may have any size."""
-        return (".3f", ".3f") if self.measure.name in SHARES else (".4g", ".2g")
+    def numbers(self) -> dict[str, Any]:
+        """The numbers behind the cells, by column; a value that is not finite is None."""
+        finals = [value if np.isfinite(value) else None for value in self.final.tolist()]
+        return {f"{self.measure.name} by seed": finals, "mean difference": self.difference, "interval": self.interval}
+
+
+def shows_target(rows: Sequence[Row], settings: CompareSettings) -> bool:
+    """Returns whether a table has the columns of the target: if somebody has set one, or if a run has reached it."""
+    given = {"target", "target_accuracy", "target_rmse"} & settings.model_fields_set
+    return bool(given) or any(row.reached for row in rows)
 
 
 def build_rows(
@@ -116,7 +130,19 @@ def build_rows(
             client_seconds=float(np.mean([measure_effort(run.history).client_seconds for run in runs])),
             wall_seconds=float(np.mean([measure_effort(run.history).seconds for run in runs])),
             alerts=tuple(dict.fromkeys(name for run in runs for name in run.alerts)),
+            alert_lines=tuple(_describe_alerts(runs)),
         )
+
+
+def _describe_alerts(runs: Sequence[Outcome]) -> Iterator[str]:
+    """Yields one line per kind of alert. Seeds say the same with other numbers, so only the first one is quoted."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for name, message in zip(run.alerts, run.messages, strict=False):
+            found.setdefault(name, []).append(message)
+    for name, messages in found.items():
+        often = f" ({len(messages)} of {len(runs)} seeds)" if len(runs) > 1 else ""
+        yield f"{name}{often}: {messages[0]}"
 
 
 def _average(values: Sequence[float]) -> float | None:

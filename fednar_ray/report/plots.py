@@ -9,6 +9,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.reports import RoundRecord
@@ -18,6 +20,7 @@ STYLES = {"fednar": "-", "decoupled": "--", "coupled": "-.", "none": ":"}  # cur
 WIDE = 20.0  # numbers whose ratio is larger are drawn on a logarithmic axis
 LEAST_SPAN = 0.1  # of the largest number on a linear axis, so that rounding errors do not look like differences
 LINES = ("-", "--")  # for two lines in one panel, so that both are visible where they coincide
+BARS = "#30638e"
 BOUNDED, BOUND = "#30638e", "#d1495b"  # ‖v‖, and A
 MOST_LABELS = 8  # with more labels the axis chooses
 MOST_NAMES, NAME_LENGTH = 30, 20  # with more clients names would overlap; longer names are cut
@@ -27,24 +30,81 @@ CURVES_MARGINS = {"left": 0.09, "right": 0.98, "bottom": 0.09, "top": 0.94, "hsp
 MOST_CLIENTS = 200  # more rows would be too thin to see
 
 
-def draw_federation(counts: npt.NDArray[np.int64], path: Path, names: ClientNames = ()) -> Path:
-    """Draws how many examples each client has, and of which classes; ``counts`` [N, classes].
+def draw_federation(
+    counts: npt.NDArray[np.int64],
+    path: Path,
+    names: ClientNames = (),
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: Sequence[Sequence[float]] | None = None,
+) -> Path:
+    """Draws how many examples each client has, and their labels.
 
-    The upper panel shows the sizes, largest first, and the lower panel the shares of the classes in the same order.
+    The upper panel shows the sizes, largest first, and the lower panel the labels in the same order: the shares of the
+    classes, or the quartiles of numbers. There is no lower panel for numbers that stay with the clients.
+
+    Args:
+        counts: The number of training examples by client and class, [N, classes]; in regression [N, 1].
+        path: The PNG file.
+        names: The clients' names.
+        class_names: The names of the classes; None: their numbers.
+        labels: In regression, the least label, the quartiles and the largest label of each client, [N, 5].
     """
     sizes = counts.sum(axis=1)
     order = np.argsort(-sizes, kind="stable")
-    shares = counts[order] / np.maximum(sizes[order, None], 1)
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.5])
-    above.fill_between(np.arange(len(sizes)), sizes[order], step="mid", color="#30638e")
-    above.set(ylabel="examples", ylim=(0, None), title="How much each client has, and of what")
-    image = below.imshow(shares.T, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0, vmax=1)
-    below.set(xlabel="clients, largest first", ylabel="class")
+    if counts.shape[1] == 1 and labels is None:
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        above = below = figure.subplots()
+    else:
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.5])
+    above.bar(
+        np.arange(len(sizes)), sizes[order], width=1.0, color=BARS, edgecolor="white", linewidth=_choose_gap(sizes)
+    )
+    above.set(ylabel="examples", ylim=(0, None), xlim=(-0.5, len(sizes) - 0.5))
+    above.set_title("How much each client has" + ("" if above is below else ", and of what"))
+    if labels is not None:
+        _draw_quartiles(below, np.asarray(labels)[order])
+    elif above is not below:
+        image = _draw_classes(below, counts[order] / np.maximum(sizes[order, None], 1), class_names)
+        figure.colorbar(image, ax=below, label="share of the client's examples")
+    below.set(xlabel="clients, largest first")
     _name_ticks(below.xaxis, order.tolist(), names)
-    figure.colorbar(image, ax=below, label="share of the client's examples")
     figure.savefig(path, dpi=100)
     return path
+
+
+def _choose_gap(sizes: npt.NDArray[np.int64]) -> float:
+    """Returns the width of the gaps between bars, in points; many bars have none."""
+    return 1.0 if len(sizes) <= MOST_NAMES else 0.0
+
+
+def _draw_classes(axes: Axes, shares: npt.NDArray[np.float64], names: Sequence[str] | None) -> AxesImage:
+    """Draws the share of each class, [N, classes], with one tick per class if they are few."""
+    image = axes.imshow(shares.T, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0, vmax=1)
+    classes = shares.shape[1]
+    axes.set(ylabel="class")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if classes <= MOST_NAMES:
+        axes.set_yticks(range(classes), list(map(_shorten, names or map(str, range(classes)))))
+    return image
+
+
+def _draw_quartiles(axes: Axes, quantiles: npt.NDArray[np.float64]) -> None:
+    """Draws per client a line from the least to the largest label, a box between the quartiles, and the median."""
+    least, lower, median, upper, most = quantiles.T
+    places = np.arange(len(quantiles))
+    axes.vlines(places, least, most, color=BARS, linewidth=1, label="least to most")
+    axes.bar(places, upper - lower, bottom=lower, width=0.6, color=BARS, alpha=0.35, label="quartiles")
+    axes.hlines(median, places - 0.3, places + 0.3, color=BOUND, linewidth=2, label="median")
+    axes.set(ylabel="label")
+    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.12), fontsize="small")
+
+
+def _shorten(name: str) -> str:
+    """Cuts a long name, and writes it so that a dollar sign starts no formula."""
+    cut = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+    return cut.replace("$", r"\$")
 
 
 def draw_curves(history: Sequence[RoundRecord], path: Path, measure: str | None = None) -> Path:
@@ -82,8 +142,8 @@ def _name_ticks(axis: Axis, client_ids: Sequence[int], names: ClientNames) -> No
     if not are_named(names) or len(client_ids) > MOST_NAMES:
         return
     written = [name_client(client_id, names) for client_id in client_ids]
-    labels = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in written]
-    axis.set_ticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
+    labels = list(map(_shorten, written))
+    axis.set_ticks(range(len(labels)), labels)
     if isinstance(axis, XAxis) and sum(map(len, labels)) > ROW_LENGTH:
         for label in axis.get_ticklabels():
             label.set(rotation=45, ha="right", rotation_mode="anchor")

@@ -34,16 +34,13 @@ class TableModel:
             params: Not used.
 
         Returns:
-            A DataFrame with the same index: the network's outputs or, if the classes have names, the columns
-            ``prediction`` and ``probability_<class>``.
+            A DataFrame with the same index and the column ``prediction``; for classes also ``probability_<class>``.
 
         Raises:
             ValueError: A cell does not fit its column, or has a level that the model does not know.
         """
         outputs = np.asarray(self._model.predict(self._schema.encode(data)))
-        if self._schema.class_names is None:
-            return pd.DataFrame(outputs, index=data.index)
-        return pd.DataFrame(self._schema.build_class_columns(outputs), index=data.index)
+        return pd.DataFrame(self._schema.build_predictions(outputs), index=data.index)
 
     def get_raw_model(self) -> Any:
         """Returns the PyTorch module."""

@@ -38,7 +38,7 @@ def save_model(
         example: Two or more raw inputs, [n, …].
         directory: The directory to write; replaced if it exists.
         schema: The columns of ``example`` [n, columns]. With it, the signature, the example and the pyfunc model use
-            tables, and a model of named classes predicts their names and probabilities.
+            tables, and the pyfunc model predicts classes with their probabilities, or a number.
 
     Raises:
         RunFailed: The model cannot be saved in either form.
@@ -107,10 +107,8 @@ def _save_with_schema(
     data = plain / flavor["model_data"]
     schema.write(data / fednar_table_model.SCHEMA)
     inputs = Schema([ColSpec(AnyType(), name) for name in schema.names])  # "double" would refuse whole numbers
-    outputs = signature.outputs
-    if schema.class_names is not None:
-        named = [ColSpec("double", name) for name in fednar_table_schema.name_probabilities(schema.class_names)]
-        outputs = Schema([ColSpec("string", fednar_table_schema.PREDICTION), *named])
+    example = schema.build_predictions(np.zeros((1, signature.outputs.inputs[0].shape[-1])))
+    outputs = infer_signature(None, pd.DataFrame(example)).outputs
     mlflow.pyfunc.save_model(
         directory,
         loader_module=fednar_table_model.__name__.rpartition(".")[2],

@@ -1,5 +1,6 @@
 """Finds the runs that exist: in ``runs/`` of the working directory, and at a storage that an experiment names."""
 
+import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -142,9 +143,17 @@ def find_run(run: str) -> RunRef:
         return _build_run_at_storage(str(path), directory.name)
     found = [each for each in _list_run_directories() if run == each.name or each.name.rpartition("-")[2] == run[:8]]
     if not found:
-        names = ", ".join(ref.name for ref in list(list_runs())[:10]) or "none"
-        raise BadInput(f"{run}: no such run, run directory or location of checkpoints; runs here: {names}")
+        raise BadInput(f"{run}: no such run, run directory or location of checkpoints; {_describe_known(run)}")
     return load_run(max(found, key=_get_creation_time))
+
+
+def _describe_known(wanted: str) -> str:
+    """Describes the runs here: the names that are like the wanted one, or else the newest."""
+    names = [ref.name for ref in list_runs()]
+    known = list(dict.fromkeys([*names, *map(_parse_experiment_name, names)]))
+    if close := difflib.get_close_matches(wanted, known, n=3):
+        return f"did you mean {' or '.join(close)}?"
+    return f"runs here: {', '.join(names[:10]) or 'none'}"
 
 
 def find_run_or_newest(run: str) -> RunRef:
@@ -222,6 +231,10 @@ class RunSummary:
     test_metric: str | None  # its primary metric on the test set, such as test_auc; None if no round was evaluated
     test_value: float | None  # the last one measured
     test_accuracy: float | None  # the same of the accuracy; None in regression
+    regularizer: str
+    weight_decay: float  # λ_0
+    clip_bound: float  # A_0
+    seed: int
 
 
 def summarize(ref: RunRef) -> RunSummary:
@@ -229,15 +242,20 @@ def summarize(ref: RunRef) -> RunSummary:
     records = _load_records(ref)
     last = {name: value for record in records for name, value in record.metrics.items()}
     metric = f"test_{find_judged(last, read_tags(ref.directory).get(PRIMARY_TAG))}"
+    experiment = load(ref.files.experiment_yaml)
     return RunSummary(
         run=ref.name,
         rounds=len(records),
-        of=load(ref.files.experiment_yaml).federation.rounds,
+        of=experiment.federation.rounds,
         resumes_from_round=_find_newest_checkpoint(ref),
         finished=ref.files.finished,
         test_metric=metric if metric in last else None,
         test_value=last.get(metric),
         test_accuracy=last.get("test_accuracy"),
+        regularizer=experiment.regularizer.name,
+        weight_decay=experiment.regularizer.weight_decay,
+        clip_bound=experiment.regularizer.clip_bound,
+        seed=experiment.seed,
     )
 
 

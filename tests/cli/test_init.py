@@ -124,7 +124,7 @@ def test_kinds_are_those_that_training_reads() -> None:
     write_folder(**frames)
     shown = init("hospitals").output
     assert "1 true or false: smokes" in shown
-    assert "1 dates: seen" in shown
+    assert "1 date: seen" in shown
     assert "code: has text among its numbers in north, south, west ('x')" in shown
     assert "outcome (by its name): no (51%), yes (49%)" in shown  # texts of a label are classes, even yes and no
     federation = load_experiment_data(fr.load("hospitals.yaml", QUICK))
@@ -192,8 +192,8 @@ def test_categories_dates_and_text_labels_train_as_they_are() -> None:
         frames[name] = frame.assign(outcome=frame["outcome"].map({0: "healthy", 1: "ill"}))
     write_folder(**frames)
     shown = init("hospitals").output
-    assert "1 categories: sex" in shown
-    assert "1 dates: seen" in shown
+    assert "1 category: sex" in shown
+    assert "1 date: seen" in shown
     assert read_settings("hospitals.yaml")["data"]["task"] == "binary"
     assert "test_accuracy" in train("hospitals.yaml")
 
@@ -282,6 +282,8 @@ def write_bad(case: str) -> None:
     texts = {
         "an empty folder": {},
         "a folder with other files": {Path("data/report.docx"): "x"},
+        "a folder with a spreadsheet": {Path("data/rows.xlsx"): "x"},
+        "two spellings": {north: "a,y\n1,Ill\n2,Ill\n3,well\n", south: "a,y\n1,ill\n2,well\n3,well\n"},
         "tables without rows": {north: "a,b\n", south: "a,b\n"},
         "tables with other columns": {north: "a,b\n1,2\n", south: "c,d\n1,2\n"},
         "a constant label": {north: "a,y\n1,2\n3,2\n"},
@@ -298,6 +300,12 @@ def write_bad(case: str) -> None:
     [
         ("an empty folder", ["data"], ["data: has no .csv", "it is empty", "one table per client"]),
         ("a folder with other files", ["data"], ["it holds report.docx"]),
+        ("a folder with a spreadsheet", ["data"], ["it holds rows.xlsx", "Export spreadsheets as CSV"]),
+        (
+            "two spellings",
+            ["data", "--task", "binary"],
+            ["y has 3 values", "'ill' (1 row of south)", "write them alike"],
+        ),
         ("a missing path", ["nothing"], ["nothing: there is no such file or directory"]),
         ("tables without rows", ["data"], ["north.csv: has a header and no rows", "south.csv: has a header"]),
         ("tables with other columns", ["data"], ["share no columns", "north has a, b", "south has c, d"]),
@@ -312,3 +320,25 @@ def test_what_cannot_be_used_is_said_with_the_remedy(case: str, words: list[str]
     error = str(init(*words).exception)
     assert [text for text in expected if text not in error] == [], error
     assert not list(Path().glob("*.yaml"))
+
+
+def test_spellings_gaps_and_rare_labels_are_pointed_out() -> None:
+    north = draw(100).astype({"dose": float}).assign(outcome=["ill"] * 4 + ["well"] * 96)
+    north.loc[::3, "dose"] = np.nan
+    write_folder(
+        north=north,
+        south=draw(100, 1).assign(outcome=["ill"] * 4 + ["well"] * 96, dose=1.5),
+        west=draw(100, 2).assign(outcome="well", ward=["A", "a"] * 50, dose=2.5),
+    )
+    for name in ("north", "south"):
+        pd.read_csv(f"hospitals/{name}.csv").assign(ward="A").to_csv(f"hospitals/{name}.csv", index=False)
+    shown = init("hospitals", "--label", "outcome").output
+    assert (
+        "warning   column ward: 'A' (100 rows of north, 100 rows of south, 50 rows of west) and 'a' (50 rows" in shown
+    )
+    assert "fednar suggest " in shown
+    text = " ".join(Path("hospitals.yaml").read_text().split("#"))
+    assert "Only 2.7% of the labels are ill." in " ".join(text.split())
+    assert "Many values are missing of" not in text  # a tenth of all rows
+    assert read_settings("hospitals.yaml")["model"]["class_weights"] is None
+    train("hospitals.yaml")

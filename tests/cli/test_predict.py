@@ -126,9 +126,17 @@ def test_the_model_of_mlflow_says_the_same() -> None:
     result = train("binary")
     rows = pd.read_csv("binary-mean/north.csv")
     model = mlflow.pyfunc.load_model(str(result.directory / "model"))
-    logits = model.predict(rows[["dose", "age"]])[0]
     predicted = fr.predict(result.directory, rows)
-    assert np.allclose(1 / (1 + np.exp(-logits)), predicted["probability_1"], atol=1e-6)
+    pd.testing.assert_frame_equal(model.predict(rows[["dose", "age"]]), predicted, check_exact=False)
+    assert model.metadata.signature.outputs.input_names() == list(predicted)
+
+
+def test_the_model_of_mlflow_names_a_predicted_number() -> None:
+    result = train("regression")
+    rows = pd.read_csv("regression-mean/north.csv")
+    model = mlflow.pyfunc.load_model(str(result.directory / "model"))
+    pd.testing.assert_frame_equal(model.predict(rows[["dose", "age"]]), fr.predict(result.directory, rows))
+    assert model.metadata.signature.outputs.input_names() == ["prediction"]
 
 
 def test_a_data_frame_a_file_and_other_formats_give_the_same() -> None:

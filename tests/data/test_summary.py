@@ -14,6 +14,7 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import read_data
 from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.data.label_summary import _summarize, compute_share_between
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.summary import compute_heterogeneity, format_summary, summarize
 from fednar_ray.report.plots import draw_federation
@@ -63,10 +64,33 @@ def test_classes_are_not_counted_for_real_valued_labels(tmp_path: Path) -> None:
     pairs = [(np.zeros((3, 2)), [0.5, -1.0, 7.25]), (np.ones((1, 2)), [3.0])]
     federation = fr.Federation(pairs, pairs[0], task="regression")
     found = summarize(federation)
-    assert (found.classes, found.heterogeneity, found.task) == (None, None, "regression")
+    assert (found.classes, found.task) == (None, "regression")
     assert federation.label_counts().tolist() == [[3], [1]]
-    assert not {"classes", "heterogeneity"} & dict(format_summary(found)).keys()
+    assert "classes" not in dict(format_summary(found))
     assert draw_federation(federation.label_counts(), tmp_path / "f.png").stat().st_size > 0
+
+
+def test_the_labels_of_a_regression_are_summarized_by_client(tmp_path: Path) -> None:
+    pairs = [(np.zeros((3, 2)), [1.0, 2.0, 6.0]), (np.ones((2, 2)), [8.0, 8.0])]
+    federation = fr.Federation(dict(zip(("north", "south"), pairs, strict=True)), pairs[0], task="regression")
+    found = summarize(federation)
+    assert found.labels is not None
+    assert [own.mean for own in found.labels] == [3, 8]
+    assert [own.deviation for own in found.labels] == [pytest.approx(np.std([1, 2, 6])), 0]
+    assert found.labels[0].quantiles == (1, 1.5, 2, 4, 6)
+    # one-way analysis of variance: between (3·2² + 2·3²)/5 = 6, of 8.8 in all (whose mean is 5)
+    assert found.heterogeneity == pytest.approx(6 / np.var([1, 2, 6, 8, 8]))
+    text = dict(format_summary(found))
+    assert text["  north"] == "3 examples, labels 3 ± 2.16"
+    assert "0 = equal means" in text["heterogeneity"]
+    quantiles = [own.quantiles for own in found.labels]
+    drawn = draw_federation(federation.label_counts(), tmp_path / "f.png", federation.client_names, labels=quantiles)
+    assert drawn.stat().st_size > 0
+
+
+@pytest.mark.parametrize(("labels", "share"), [([[1, 2], [1, 2]], 0), ([[1, 1], [2]], 1), ([[3], [3, 3], []], 0)])
+def test_clients_that_do_not_differ_have_no_variance_between_them(labels: list[list[float]], share: float) -> None:
+    assert compute_share_between([_summarize(np.array(own, dtype=float)) for own in labels]) == share
 
 
 def test_more_skew_gives_more_heterogeneity() -> None:

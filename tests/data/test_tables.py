@@ -19,6 +19,7 @@ from fednar_ray.cli.main import cli
 from fednar_ray.config import AnyData, read_data
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.files import FederationOfFiles, load_file_federation
+from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.folder import list_client_files
 from fednar_ray.experiments.prepare import prepare
 
@@ -365,3 +366,13 @@ def test_a_federation_of_a_folder_knows_its_columns(tmp_path: Path) -> None:
     assert isinstance(found, FederationOfFiles)
     assert found.preprocessing is not None
     assert found.preprocessing.columns == ("age", "dose")
+
+
+def test_seeds_change_the_validation_examples_but_not_the_test_set(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"age": range(40), "ill": [0, 1] * 20})
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    settings = load_folder(tmp_path, validation=0.25, standardize=False)
+    first, second = (load_federation(settings, seed) for seed in (0, 1))
+    assert np.array_equal(first.test.x, second.test.x)
+    one, other = (each.splits()["validation"].x for each in (first, second))
+    assert not np.array_equal(np.sort(one[:, 0]), np.sort(other[:, 0]))

@@ -93,6 +93,11 @@ class Trained:
         assert float(loss) == pytest.approx(self.result.metrics["test_loss"], rel=1e-5)
 
 
+def find_logits(predicted: pd.DataFrame) -> np.ndarray:
+    """Returns the logits of class 1, from the probabilities of both classes."""
+    return np.log(predicted["probability_1"] / predicted["probability_0"]).to_numpy()
+
+
 def load_held_out(chosen: fr.Experiment) -> tuple[np.ndarray, np.ndarray]:
     assert chosen.data is not None
     rows = [file.read() for file in list_client_files(chosen.data)]
@@ -142,14 +147,14 @@ def test_mlflow_predicts_from_a_table_with_its_columns_in_any_order(trained: Tra
     model = mlflow.pyfunc.load_model(trained.saved)
     table = trained.table
     expected = model.predict(table)
-    trained.assert_as_evaluated(expected)
+    trained.assert_as_evaluated(find_logits(expected))
     assert expected.index.equals(table.index)
     turned = table[list(NAMES[::-1])].assign(ill=trained.y)
     pd.testing.assert_frame_equal(model.predict(turned), expected)
     pd.testing.assert_frame_equal(model.predict(table.convert_dtypes()), expected)  # pd.NA, Int64
     pd.testing.assert_frame_equal(model.predict(table.astype(object).where(table.notna(), None)), expected)
     one = model.predict(table.iloc[[4]])
-    np.testing.assert_allclose(one, expected.iloc[[4]], rtol=1e-5)
+    pd.testing.assert_frame_equal(one, expected.iloc[[4]], rtol=1e-5)
 
 
 def test_mlflow_refuses_a_table_with_a_missing_column_or_with_text(trained: Trained) -> None:
@@ -184,7 +189,7 @@ def test_the_logged_model_has_columns_and_an_example_and_the_torch_model(trained
         uri = f"runs:/{trained.result.run_id}/model"
         info = mlflow.models.get_model_info(uri)
         assert tuple(info.signature.inputs.input_names()) == NAMES
-        assert info.signature.outputs.inputs[0].shape == (-1, 1)
+        assert info.signature.outputs.input_names() == ["prediction", "probability_0", "probability_1"]
         example = mlflow.models.Model.load(uri).load_input_example()
         assert tuple(example.columns) == NAMES
         assert not set(example["time"]) & set(trained.table["time"])  # no client holds it
@@ -257,8 +262,8 @@ def test_silos_save_the_same_model_as_a_folder_of_their_files(
     for ours, theirs in zip(result.model.state_dict().values(), alone.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     saved = mlflow.pyfunc.load_model(str(result.directory / "model"))
-    logits = saved.predict(trained.table)[0].to_numpy()
-    assert ((logits > 0) == trained.y).mean() == result.metrics["test_accuracy"]
+    predicted = saved.predict(trained.table)["prediction"].to_numpy()
+    assert (predicted == trained.y).mean() == result.metrics["test_accuracy"]
 
 
 @pytest.mark.parametrize(
@@ -293,9 +298,8 @@ def test_a_model_of_tables_that_cannot_be_exported_is_a_pickle_with_columns(
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
     example = np.array([[1.0, 2.0], [3.0, 4.0]])
     model = torch.nn.Sequential(torch.nn.Linear(2, 1).double(), Branching())
-    save_model(
-        model.eval(), example, tmp_path / "model", TableSchema(columns=(ColumnSchema(name="u"), ColumnSchema(name="v")))
-    )
+    schema = TableSchema(columns=(ColumnSchema(name="u"), ColumnSchema(name="v")), task="regression")
+    save_model(model.eval(), example, tmp_path / "model", schema)
     assert (tmp_path / "model" / "data" / "data" / "model.pth").exists()
     found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(pd.DataFrame({"v": [2, 4], "u": [1.0, 3.0]}))
     np.testing.assert_array_equal(found, model(torch.from_numpy(example)).detach().numpy())

@@ -19,7 +19,7 @@ from fednar_ray.data.sources.client_files import ClientFile, FileSummary, ask_al
 from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.moments import Moments
 from fednar_ray.data.sources.source import Source
-from fednar_ray.data.sources.tables import FORMATS, derive_client_name, list_tables
+from fednar_ray.data.sources.tables import FORMATS, SPREADSHEETS, derive_client_name, list_tables
 
 
 def load_folder(settings: FolderSettings) -> Source:
@@ -69,10 +69,11 @@ def list_client_files(settings: FolderSettings) -> list[ClientFile]:
     """
     directory = Path(str(settings.directory))
     if not directory.is_dir():
-        raise DataError(f"{directory}: is not a directory; data.directory holds one file per client")
+        below = "" if directory.is_absolute() else f" below the working directory {Path.cwd()}"
+        raise DataError(f"{directory}: is not a directory{below}; data.directory holds one file per client")
     paths, others = list_tables(directory)
     if not paths:
-        raise DataError(f"{directory}: holds no {FORMATS} file" + (f", but {format_names(others)}" if others else ""))
+        raise DataError(f"{directory}: holds no {FORMATS} file" + _describe_others(others))
     for before, path in pairwise(sorted(paths, key=lambda path: derive_client_name(path).casefold())):
         if derive_client_name(before).casefold() == derive_client_name(path).casefold():
             raise DataError(f"{path}: {before.name} belongs to the same client; a client has exactly one file")
@@ -84,6 +85,14 @@ def list_client_files(settings: FolderSettings) -> list[ClientFile]:
         for i, path in enumerate(paths)
     ]
     return files if settings.features is not None else with_features(files, files[0].read_features())
+
+
+def _describe_others(names: Sequence[str]) -> str:
+    """Describes files that are no tables, in a directory without any."""
+    if not names:
+        return ""
+    hint = "; export spreadsheets as CSV" if any(name.lower().endswith(SPREADSHEETS) for name in names) else ""
+    return f", but {format_names(names)}{hint}"
 
 
 def find_ignored(settings: FolderSettings) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from fednar_ray.data.sources.cell_kinds import Column, build_category, find_kind
 from fednar_ray.data.sources.text_files import OPENERS, SEPARATORS, explain_separator, read_text
 
 FORMATS = ".csv, .tsv, .parquet or .npz"
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
+"""Endings of files that are no tables until they are exported."""
 
 
 # ——— files ———

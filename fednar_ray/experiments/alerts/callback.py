@@ -26,12 +26,23 @@ class AlertCallback(RoundCallback):
         prepared: The run.
         tracker: Its MLflow run, which ends after this callback.
         history: The rounds that a resumed run has recorded. Their alerts are known, and not shown again.
+        is_compared: Whether the run is part of a comparison.
     """
 
-    def __init__(self, label: str, prepared: Prepared, tracker: RunTracker, history: Iterable[RoundRecord]) -> None:
+    def __init__(
+        self,
+        label: str,
+        prepared: Prepared,
+        tracker: RunTracker,
+        history: Iterable[RoundRecord],
+        *,
+        is_compared: bool = False,
+    ) -> None:
         self._label, self._tracker = label, tracker
         federation = prepared.federation
-        self._monitor = AlertMonitor(prepared.experiment, compute_chance_level(federation), federation.client_names)
+        self._monitor = AlertMonitor(
+            prepared.experiment, compute_chance_level(federation), federation.client_names, is_compared=is_compared
+        )
         self._last_round = -1
         for record in history:
             self._last_round = record.round_index

@@ -23,6 +23,7 @@ RISE = 2.0  # a loss this many times that of the first and of the best round has
 LEARNED, UNLEARNED = 0.3, 0.05  # share of the way from chance to perfect: above, a model has learned; below, it has not
 STALLED = 0.1  # the same share: a run stalls if it stays below and no longer improves
 LOST, FAILED = 0.5, 0.2  # shares of the clients that a round should have
+CLOSE, MAJORITY = 1e-6, 0.7  # relative difference of equal metrics; share of a class that is much more frequent
 DOMINATES, SHRUNK = 0.25, 0.9  # λ‖x‖ relative to the norm of a step; ‖x‖ relative to ‖x‖ after the first round
 
 
@@ -246,6 +247,26 @@ def _check_decay(history: RunHistory) -> Finding | None:
     return Finding(what, cause, _suggest_less_decay(history))
 
 
+def _check_one_class(history: RunHistory) -> Finding | None:
+    """Finds a model that gives every test example the most frequent label: its accuracy and macro F1 follow from it."""
+    chance, last = history.chance, [record.metrics for record in history.recent if "test_macro_f1" in record.metrics]
+    if chance is None or chance.metric != "accuracy" or chance.value == 1.0 or len(last) < WINDOW:
+        return None
+    share = chance.value
+    for metrics in last[-WINDOW:]:
+        classes = divide(2 * share / (1 + share), metrics["test_macro_f1"])  # macro F1 of such a model is F1 of 1 class
+        if abs(metrics["test_accuracy"] - share) > CLOSE or abs(classes - round(classes)) > CLOSE * classes:
+            return None
+    model = history.experiment.model
+    weighted = model is not None and model.class_weights is not None
+    what = f"the model gives every test example the most frequent label, in the last {WINDOW} tests"
+    rounds = f"federation.rounds (now {history.experiment.federation.rounds}) or algorithm.local_lr: more"
+    if weighted or share < MAJORITY:
+        return Finding(what, "it has learned little so far", rounds)
+    weights = "model.class_weights: balanced, which raises the probabilities of rare classes"
+    return Finding(what, f"{100 * share:.3g} % of the labels are of this class", f"{weights}; or {rounds}")
+
+
 def _suggest_less_decay(history: RunHistory) -> str:
     """Suggests a tenth of the decay, and a comparison: other regularizers' norms do not show what FedNAR would do."""
     settings = history.experiment.regularizer
@@ -253,7 +274,7 @@ def _suggest_less_decay(history: RunHistory) -> str:
     change = (
         f"{tenth}, which would pull with {history.decay_share / 10:.2g} times the norm of a step, and regularizes less"
     )
-    if settings.name == "fednar":
+    if settings.name == "fednar" or history.is_compared:
         return change
     return (
         f"{change}. Whether regularizer.name: fednar is better at this decay is shown by: "
@@ -283,5 +304,6 @@ CHECKS: Mapping[str, Callable[[RunHistory], Finding | None]] = {
     "loses_clients": _check_lost_clients,
     "clips_everything": _check_clipping,
     "decay_dominates": _check_decay,
+    "predicts_one_class": _check_one_class,
 }
 """The names of the alerts → the checks that find them."""

@@ -49,6 +49,7 @@ class RunHistory:
     experiment: Experiment
     chance: ChanceLevel | None
     client_names: ClientNames = ()
+    is_compared: bool = False
     first: Mapping[str, float] = field(default_factory=dict)  # metrics of the first round with an update
     recent: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=LONGEST))
     best_loss: float = math.inf  # of training

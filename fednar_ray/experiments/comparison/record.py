@@ -138,6 +138,13 @@ def _dump_sections(document: Document) -> dict[str, Any]:
     return {"experiment": dict(document.raw), "compare": compare}
 
 
+def explain_comparison(directory: Path) -> str:
+    """Explains that a directory is a comparison's where one of its runs is wanted, and names its runs."""
+    started = [run for run in ComparisonRecord.load(directory).runs if run.directory is not None]
+    runs = "\n".join(f"  {run.directory}  {run.label}" for run in started) or "  none was started"
+    return f"{directory.name} is a comparison; name one of its runs:\n{runs}"
+
+
 def list_comparisons() -> Iterator[ComparisonRecord]:
     """Lists the comparisons in ``runs/``, newest first. Logs a warning for a record that cannot be read."""
     for directory in _list_directories():

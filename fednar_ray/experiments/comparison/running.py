@@ -14,9 +14,9 @@ from fednar_ray.config import CompareSettings, Document, Experiment, flatten_cho
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import is_higher_better
-from fednar_ray.core.reports import RoundReport
+from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.alerts import find_alerts
+from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
@@ -296,7 +296,7 @@ class _Runs:
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
         cells = [row.format_cells() for row in rows]
-        parent.log_table(cells, files.comparison_table.name)
+        parent.log_table([{**row.format_cells(), **row.numbers} for row in rows], files.comparison_table.name)
         parent.log_metrics(build_metrics(rows))
         if notes:
             parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
@@ -392,7 +392,7 @@ class _Runs:
             with_page=False,
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
-        return Outcome(result.history, tuple(alert.name for alert in result.alerts))
+        return _build_outcome(result.history, result.alerts)
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
@@ -400,7 +400,11 @@ class _Runs:
         history = load_records(directory)[: experiment.federation.rounds]
         federation = self._given.load_data(experiment, self._session)
         self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
-        return Outcome(history, tuple(alert.name for alert in find_alerts(experiment, history, chance)))
+        return _build_outcome(history, find_alerts(experiment, history, chance, is_compared=True))
+
+
+def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert]) -> Outcome:
+    return Outcome(tuple(history), tuple(a.name for a in alerts), tuple(a.message for a in alerts))
 
 
 def _read_run_id(directory: Path) -> str:
@@ -417,7 +421,7 @@ def _add_label(
     """Turns the reports of a training into progress, and returns its result."""
     try:
         while True:
-            yield Progress(run, runs, label, next(training), primary)
+            yield Progress(run, runs, f"training {run + 1} of {runs}, {label}", next(training), primary)
     except StopIteration as end:
         result: Result = end.value
         return result

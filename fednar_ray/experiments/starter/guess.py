@@ -7,6 +7,7 @@ from typing import Any
 
 from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.metric_names import RARE
 from fednar_ray.data.sources.agreement import has_too_many_levels
 from fednar_ray.experiments.starter.survey import ColumnSurvey, TablesSurvey
 
@@ -31,7 +32,9 @@ IDENTIFIERS = ("id", "index", "row", "unnamed: 0", "patient", "patient_id", "rec
 SHOWN_FEATURES = 30  # with more, and none left out, the file does not list them
 MOST_CLASSES = 20  # whole numbers with more distinct values are a regression
 MOST_CLASS_NAMES = 50  # text with more distinct values is no label
+SHOWN_LEVELS = 8
 TEST_SHARE = 0.2
+MANY_GAPS = 0.2  # a column with a larger share of missing values is named in the file
 ROWS_PER_CLIENT = 50  # of one table that has no groups
 FEW_ROWS = 500  # up to here the model is linear
 
@@ -85,6 +88,10 @@ def guess(survey: TablesSurvey, label: str | None, task: TaskName | None, groups
     if len(column.levels) < 2:
         held = "no value" if not column.levels else f"only the value {next(iter(column.levels))!r}"
         raise BadInput(f"{column.name}: the label has {held}; choose another with --label")
+    if task == "binary" and len(column.levels) > 2:
+        shown = ", ".join(map(str, list(column.levels)[:SHOWN_LEVELS])) + (", …" * (len(column.levels) > SHOWN_LEVELS))
+        remedy = "; ".join(column.alike) or "use --task classification, or choose another label"
+        raise BadInput(f"--task binary: {column.name} has {len(column.levels)} values, {shown}; {remedy}")
     found, task_why = _guess_task(survey, column) if task is None else (task, "given")
     own = None if survey.is_folder else groups or _guess_groups(survey, column)
     left_out = dict(_iter_left_out(survey, (column.name, own)))
@@ -196,11 +203,14 @@ def build_settings(survey: TablesSurvey, found: Guess, name: str, csv: Mapping[s
     """
     total = sum(survey.rows.values())
     per_client = total // found.clients
+    model: dict[str, Any] = {"name": "logistic"} if total <= FEW_ROWS else {"name": "mlp", "hidden": 32}
+    if find_rare_label(survey, found) is not None:
+        model["class_weights"] = None
     return {
         "name": name,
         "seed": 0,
         "data": _build_data(survey, found, csv),
-        "model": {"name": "logistic"} if total <= FEW_ROWS else {"name": "mlp", "hidden": 32},
+        "model": model,
         "federation": {
             "rounds": 20,
             "local_epochs": 1,
@@ -210,6 +220,37 @@ def build_settings(survey: TablesSurvey, found: Guess, name: str, csv: Mapping[s
         "regularizer": {"name": "fednar", "weight_decay": 0.01, "clip_bound": 10.0},
         "execution": {"placement": "auto"},
     }
+
+
+def build_notes(survey: TablesSurvey, found: Guess) -> dict[str, str]:
+    """Builds what the comments of an experiment file say besides the meaning of a key, by key."""
+    total = sum(survey.rows.values())
+    gaps = [
+        f"{column.name} {column.missing / total:.0%}"
+        for column in survey.columns
+        if column.name in found.features and column.missing > MANY_GAPS * total
+    ]
+    rare = find_rare_label(survey, found)
+    return {
+        "data.label": f"Chosen: {found.label_reason}.",
+        "data.task": f"Chosen: {found.task_reason}.",
+        "data.features": "".join(f"Left out: {each} {why}. " for each, why in found.left_out.items()),
+        "data.missing": f"Many values are missing of: {', '.join(gaps)}." if gaps else "",
+        "model.class_weights": ""
+        if rare is None
+        else f"Only {rare[1]:.1%} of the labels are {rare[0]}. With balanced, the model predicts it more often; its "
+        "probabilities are then too high.",
+    }
+
+
+def find_rare_label(survey: TablesSurvey, found: Guess) -> tuple[str, float] | None:
+    """Finds the rarer of two labels and its share, if it is so rare that runs are judged by their AUC; else None."""
+    label = survey.find_label(found.label)
+    if found.task != "binary" or label is None or len(label.levels) != 2:
+        return None
+    name, count = min(label.levels.items(), key=lambda item: item[1])
+    share = count / sum(label.levels.values())
+    return (f"{name:g}" if isinstance(name, float) else str(name), share) if share < RARE else None
 
 
 def _build_data(survey: TablesSurvey, found: Guess, csv: Mapping[str, str | None]) -> dict[str, Any]:

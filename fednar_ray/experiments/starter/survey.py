@@ -9,11 +9,13 @@ import numpy as np
 
 from fednar_ray.config.data import CsvSettings
 from fednar_ray.core.errors import BadInput, DataError, format_names
+from fednar_ray.core.spelling import describe_alike
 from fednar_ray.data.sources.agreement import agree_on_kind
 from fednar_ray.data.sources.arrow_columns import find_text
 from fednar_ray.data.sources.cell_kinds import Column, find_decimal_commas
 from fednar_ray.data.sources.tables import (
     FORMATS,
+    SPREADSHEETS,
     convert_column,
     derive_client_name,
     find_extension,
@@ -33,6 +35,7 @@ class ColumnSurvey:
             numbers, or the texts of a category.
         missing: The number of rows without a value.
         mixture: Why training cannot read the column, in words; empty if it can.
+        alike: Levels that are probably meant as one, in words.
     """
 
     name: str
@@ -40,6 +43,7 @@ class ColumnSurvey:
     levels: Mapping[Any, int]
     missing: int
     mixture: str = ""
+    alike: tuple[str, ...] = ()
 
     @property
     def is_numeric(self) -> bool:
@@ -114,7 +118,8 @@ def survey_tables(path: Path, written: CsvSettings | None = None) -> TablesSurve
     if not files:
         others = list_tables(path)[1]
         here = f"; it holds {format_names(others)}" if others else "; it is empty"
-        raise BadInput(f"{path}: has no {FORMATS} file{here}. Put one table per client there, or name one table")
+        hint = " Export spreadsheets as CSV." if any(name.lower().endswith(SPREADSHEETS) for name in others) else ""
+        raise BadInput(f"{path}: has no {FORMATS} file{here}. Put one table per client there, or name one table.{hint}")
     tables, problems = {}, []
     for file in files:
         try:
@@ -177,19 +182,23 @@ def _summarize(path: Path, tables: Mapping[str, _Views]) -> TablesSurvey:
 def _describe(name: str, parts: Mapping[str, Column]) -> ColumnSurvey:
     mixture = _find_mixture(parts)
     levels: dict[Any, int] = {}
+    by_file: dict[str, dict[str, int]] = {}
     missing = 0
-    for part in [] if mixture else parts.values():
+    for file, part in ({} if mixture else parts).items():
         there = part.values[~np.isnan(part.values)]
         missing += len(part.values) - len(there)
         for value, count in zip(*np.unique(there, return_counts=True), strict=True):
             level = part.levels[int(value)] if part.kind == "category" else float(value)
             levels[level] = levels.get(level, 0) + int(count)
+            if isinstance(level, str):
+                by_file.setdefault(level, {})[file] = int(count)
     return ColumnSurvey(
         name=name,
         kind="empty" if not levels else agree_on_kind([part.kind for part in parts.values()]),
         levels=dict(sorted(levels.items(), key=lambda item: -item[1])),
         missing=missing,
         mixture=mixture,
+        alike=tuple(describe_alike(name, by_file)),
     )
 
 
