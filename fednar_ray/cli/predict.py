@@ -14,8 +14,13 @@ DIGITS = "%.7g"  # as many as float32, in which models compute, has
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
 @csv_option
+@click.option(
+    "--skip-bad-rows",
+    is_flag=True,
+    help="Leave the prediction of a row with a bad value empty. Default: refuse the file.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The CSV file to write. Default: print the CSV.")
-def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> None:
+def predict(run: str, file: Path, csv: tuple[str, ...], skip_bad_rows: bool, output: Path | None) -> None:
     """Predict the rows of FILE with the model of RUN.
 
     RUN is the name, the id or the directory of a finished run on tables; the name of an experiment stands for its
@@ -28,7 +33,7 @@ def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> 
     from fednar_ray.experiments.predict import load_predictor
 
     predictor = load_predictor(run)
-    predicted = predictor.predict_file(file, parse_csv(csv, predictor.written))
+    predicted = predictor.predict_file(file, parse_csv(csv, predictor.written), skip_bad=skip_bad_rows)
     if output is None:
         click.echo(predicted.to_csv(index=False, float_format=DIGITS), nl=False)
         return
