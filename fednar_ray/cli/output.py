@@ -55,6 +55,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
+def announce_start(console: "Console") -> None:
+    """Says on a terminal what takes the first seconds, before anything is imported that takes long."""
+    if console.is_terminal:
+        console.print("loading the data, then starting Ray …", style="dim")
+
+
 @contextmanager
 def show_progress(console: "Console", rounds: int, every: int | None = None) -> Iterator[ShowRound]:
     """Yields a function that shows finished rounds: as a bar on a terminal, otherwise as plain lines.

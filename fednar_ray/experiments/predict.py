@@ -17,7 +17,6 @@ from fednar_ray.config.loading import validate_csv
 from fednar_ray.core.errors import BadInput, DataError, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
-from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.federated.evaluation import BATCH
 from fednar_ray.models.building import build_network_like
 from fednar_ray.models.weights import load_model, read_saved_state
@@ -99,6 +98,8 @@ def load_predictor(run: str | Path) -> Predictor:
     found = find_run_or_newest(str(run))
     files = found.files
     if files.comparison_yaml.exists():
+        from fednar_ray.experiments.comparison.record import explain_comparison  # imports matplotlib
+
         raise BadInput(explain_comparison(found.directory))
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")

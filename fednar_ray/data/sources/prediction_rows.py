@@ -87,6 +87,8 @@ def _convert(path: Path, name: str, column: Any, kind: str) -> Any:
 
 def _encode(table: Table, schema: TableSchema, imputes: bool, *, skip_bad: bool) -> ReadRows:
     """Converts a table whose columns are Series to the raw matrix. Raises DataError with all that is wrong."""
+    import pandas as pd
+
     count = len(table.columns[schema.names[0]])
     if not count:
         raise DataError(f"{table.path}: has no rows")
@@ -100,7 +102,7 @@ def _encode(table: Table, schema: TableSchema, imputes: bool, *, skip_bad: bool)
             problems.append(_describe(table, column, error, rows))
             bad[rows] = True
             if skip_bad and len(rows):
-                found[column.name] = column.encode(cells.mask(bad, None))
+                found[column.name] = column.encode(pd.Series(cells).mask(bad, None))
     for wrong, why in ((_find_infinite(found), "is infinite, or more than float32 can hold"),
                        ({} if imputes else _find_missing(found, bad), "is missing")):  # fmt: skip
         problems += _iter_problems(table, wrong, why, show_values=why != "is missing")
