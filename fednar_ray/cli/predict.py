@@ -7,7 +7,8 @@ import click
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
 
-DIGITS = "%.7g"  # as many as float32, in which models compute, has
+NUMBER, PROBABILITY = "%.7g", "%.9g"
+"""As many digits as float32 has, in which models compute; probabilities have two more, so that they add up to 1."""
 
 
 @click.command()
@@ -34,8 +35,9 @@ def predict(run: str, file: Path, csv: tuple[str, ...], skip_bad_rows: bool, out
 
     predictor = load_predictor(run)
     predicted = predictor.predict_file(file, parse_csv(csv, predictor.written), skip_bad=skip_bad_rows)
+    digits = NUMBER if predictor.schema.task == "regression" else PROBABILITY
     if output is None:
-        click.echo(predicted.to_csv(index=False, float_format=DIGITS), nl=False)
+        click.echo(predicted.to_csv(index=False, float_format=digits), nl=False)
         return
-    predicted.to_csv(output, index=False, float_format=DIGITS)
+    predicted.to_csv(output, index=False, float_format=digits)
     click.echo(f"wrote {output}: {len(predicted)} predictions of {predictor.run}")
