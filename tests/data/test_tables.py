@@ -381,7 +381,7 @@ def test_seeds_change_the_validation_examples_but_not_the_test_set(tmp_path: Pat
 def test_a_wrong_name_is_told_once_with_a_name_like_it(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.csv").write_text(GOOD)
-    text = find_refusal(tmp_path, label="il")
+    text = find_refusal(tmp_path, label="il", features=["age", "dose"])
     assert text == f"{tmp_path}/a.csv and 2 more files: has no column il; it has age, dose, ill; did you mean ill?"
 
 

@@ -88,7 +88,7 @@ def test_the_file_that_a_run_was_started_from_is_proposed_if_it_still_says_what_
     text = "experiment: {model: {name: mlp}, federation: {rounds: 2, local_steps: 5}, data: {validation: 0.1}}"
     Path("mine.yaml").write_text(text)
     experiment = fr.load("mine.yaml", ["seed=3", "regularizer.clip_bound=7"])
-    record = build_record(0, np.array([1.0, 2.0]))
+    record = build_record(0, np.array([1.0, 2.0]), clip_bound=7.0)
     directory = write_run(tmp_path / "runs" / "mine-1", experiment, [record])
     facts = RunFacts(command="fednar run mine.yaml seed=3 regularizer.clip_bound=7")
     facts.write(directory / "facts.json")
