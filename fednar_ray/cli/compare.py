@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
 from fednar_ray.cluster.addresses import check_results_outlive_job
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
@@ -37,6 +37,7 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
 
     console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
     runs = len(plan_runs(document.experiment, document.compare))
+    announce_start(console)
     quiet_libraries()
     with RaySession(address) as session, show_progress(console, runs * rounds, every=rounds) as show:
         result = run_comparison(document, session, show, record)

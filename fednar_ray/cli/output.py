@@ -26,6 +26,12 @@ def quiet_libraries() -> None:
     quiet_libraries()
 
 
+def announce_start(console: "Console") -> None:
+    """Says on a terminal what takes the first seconds, before anything is imported that takes long."""
+    if console.is_terminal:
+        console.print("loading the data, then starting Ray …", style="dim")
+
+
 def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:
     """Prints where the files are, and how to browse the results in MLflow."""
     console.print(f"files: {directory}", soft_wrap=True)

@@ -7,15 +7,21 @@ import click
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
 
-DIGITS = "%.7g"  # as many as float32, in which models compute, has
+NUMBER, PROBABILITY = "%.7g", "%.9g"
+"""As many digits as float32 has, in which models compute; probabilities have two more, so that they add up to 1."""
 
 
 @click.command()
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
 @csv_option
+@click.option(
+    "--skip-bad-rows",
+    is_flag=True,
+    help="Leave the prediction of a row with a bad value empty. Default: refuse the file.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The CSV file to write. Default: print the CSV.")
-def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> None:
+def predict(run: str, file: Path, csv: tuple[str, ...], skip_bad_rows: bool, output: Path | None) -> None:
     """Predict the rows of FILE with the model of RUN.
 
     RUN is the name, the id or the directory of a finished run on tables; the name of an experiment stands for its
@@ -29,9 +35,10 @@ def predict(run: str, file: Path, csv: tuple[str, ...], output: Path | None) -> 
     from fednar_ray.experiments.predict import load_predictor
 
     predictor = load_predictor(run)
-    predicted = predictor.predict_file(file, parse_csv(csv, predictor.written))
+    predicted = predictor.predict_file(file, parse_csv(csv, predictor.written), skip_bad=skip_bad_rows)
+    digits = NUMBER if predictor.schema.task == "regression" else PROBABILITY
     if output is None:
-        click.echo(predicted.to_csv(index=False, float_format=DIGITS), nl=False)
+        click.echo(predicted.to_csv(index=False, float_format=digits), nl=False)
         return
-    predicted.to_csv(output, index=False, float_format=DIGITS)
+    predicted.to_csv(output, index=False, float_format=digits)
     click.echo(f"wrote {output}: {len(predicted)} predictions of {predictor.run}")

@@ -20,7 +20,7 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
@@ -65,6 +65,7 @@ def run(
     """
     experiment, resumption = _find_experiment(arguments, resume, may_change)
     console = build_console(stderr=as_json)
+    announce_start(console)
     quiet_libraries()
     check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.session import RaySession

@@ -57,7 +57,7 @@ def summarize(federation: FederatedData) -> FederationSummary:
     sizes = federation.shards.sizes
     held_out = federation.splits()
     classified, labels = federation.task != "regression", summarize_labels(federation)
-    between = compute_share_between(labels) if labels else None
+    differences = None if labels is None else compute_share_between(labels)
     return FederationSummary(
         name=federation.name,
         task=federation.task,
@@ -71,7 +71,7 @@ def summarize(federation: FederatedData) -> FederationSummary:
         left_out=federation.left_out,
         sizes=_compute_quantiles(sizes),
         classes=dict(enumerate((counts.sum(axis=0) / len(block)).tolist())) if classified else None,
-        heterogeneity=compute_heterogeneity(counts) if classified else between,
+        heterogeneity=compute_heterogeneity(counts) if classified else differences,
         clients_bytes=block.bytes,
         held_out_bytes=sum(part.bytes for part in held_out.values()),
         sizes_by_client=_list_sizes(federation),

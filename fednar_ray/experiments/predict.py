@@ -1,5 +1,6 @@
 """Predicts the rows of a table with the model that a run saved."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,16 @@ from torch import nn
 from fednar_ray.config import Experiment, load
 from fednar_ray.config.data import CsvSettings, TabularSettings
 from fednar_ray.config.loading import validate_csv
-from fednar_ray.core.errors import BadInput, ModelError, first_line
+from fednar_ray.core.errors import BadInput, DataError, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
-from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.federated.evaluation import BATCH
 from fednar_ray.models.building import build_model
 from fednar_ray.models.weights import load_model
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_run_or_newest
+
+log = logging.getLogger("fednar_ray")
 
 Numbers = npt.NDArray[np.float64]
 
@@ -42,21 +44,32 @@ class Predictor:
     written: CsvSettings = field(default_factory=CsvSettings)
     run: str = ""
 
-    def predict_file(self, path: Path, written: CsvSettings | None = None) -> pd.DataFrame:
+    def predict_file(self, path: Path, written: CsvSettings | None = None, *, skip_bad: bool = False) -> pd.DataFrame:
         """Predicts each row of a file, in order.
 
         Args:
             path: The file.
             written: How the file is written, if it is text. None: as those of the run.
+            skip_bad: Whether rows with a value that does not fit get no prediction, and a warning says why. Otherwise
+                one such row is an error.
 
         Raises:
             DataError: The file does not fit the run.
         """
-        return self._predict(read_rows(path, self.schema, self.imputes, written or self.written))
+        read = read_rows(path, self.schema, self.imputes, written or self.written, skip_bad=skip_bad)
+        if not read.bad.any():
+            return self._predict(read.inputs)
+        if read.bad.all():
+            raise DataError("\n".join(read.problems))
+        log.warning("%d of %d rows get no prediction: %s", read.bad.sum(), len(read.bad), "; ".join(read.problems))
+        predicted = self._predict(read.inputs[~read.bad]).set_axis(np.flatnonzero(~read.bad))
+        if predicted["prediction"].dtype.kind == "i":
+            predicted = predicted.astype({"prediction": "Int64"})  # classes stay whole numbers beside empty cells
+        return predicted.reindex(range(len(read.bad)))
 
     def predict_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Predicts each row of a data frame, in order. Raises DataError if the frame does not fit the run."""
-        return self._predict(read_frame(frame, self.schema, self.imputes)).set_axis(frame.index)
+        return self._predict(read_frame(frame, self.schema, self.imputes).inputs).set_axis(frame.index)
 
     @property
     def imputes(self) -> bool:
@@ -85,6 +98,8 @@ def load_predictor(run: str | Path) -> Predictor:
     found = find_run_or_newest(str(run))
     files = found.files
     if files.comparison_yaml.exists():
+        from fednar_ray.experiments.comparison.record import explain_comparison  # imports matplotlib
+
         raise BadInput(explain_comparison(found.directory))
     if not files.parameters.exists():
         raise BadInput(f"{found.name}: has no model yet; finish it with fednar run --resume {found.name}")

@@ -376,3 +376,19 @@ def test_seeds_change_the_validation_examples_but_not_the_test_set(tmp_path: Pat
     assert np.array_equal(first.test.x, second.test.x)
     one, other = (each.splits()["validation"].x for each in (first, second))
     assert not np.array_equal(np.sort(one[:, 0]), np.sort(other[:, 0]))
+
+
+def test_a_wrong_name_is_told_once_with_a_name_like_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.csv").write_text(GOOD)
+    text = find_refusal(tmp_path, label="il", features=["age", "dose"])
+    assert text == f"{tmp_path}/a.csv and 2 more files: has no column il; it has age, dose, ill; did you mean ill?"
+
+
+def test_a_relative_directory_is_told_with_what_it_is_relative_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_refusal(Path("nowhere")).startswith(
+        f"nowhere: is not a directory below the working directory {tmp_path}"
+    )

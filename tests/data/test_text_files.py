@@ -184,4 +184,4 @@ def test_rows_to_predict_may_have_decimal_commas(tmp_path: Path) -> None:
     columns = tuple(ColumnSchema(name=name, kind="number", levels=()) for name in ("dose", "age"))
     schema = TableSchema(columns=columns, task="binary", label="ill", class_names=None)
     expected = pd.read_csv(StringIO(EXCEL), sep=";", decimal=",")[["dose", "age"]].to_numpy(float)
-    assert np.array_equal(read_rows(tmp_path / "new.csv", schema, imputes=False), expected)
+    assert np.array_equal(read_rows(tmp_path / "new.csv", schema, imputes=False).inputs, expected)

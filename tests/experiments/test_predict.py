@@ -90,3 +90,26 @@ def test_all_cells_that_do_not_fit_are_named_with_their_line(predictor: Predicto
     for column, words in (("age", "is not a number"), ("sex", "'x' is an unknown level; the model knows f, m"),
                           ("seen", "dates are written 2020-01-31"), ("smoker", "booleans are true")):  # fmt: skip
         assert any(line.startswith(f"{path}, line 3, column {column}: ") and words in line for line in lines), lines
+
+
+def test_bad_rows_can_be_left_without_a_prediction(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, good = tmp_path / "rows.csv", tmp_path / "good.csv"
+    good.write_text(ROWS)
+    first, second = ROWS.splitlines()[1:3]
+    bad = ["perhaps,m,1970-01-02,1,low", "true,x,1970-01-02,1,low", "true,m,soon,old,low", "true,m,1970-01-02,1e60,low",
+           "true,m,1970-01-02,,low"]  # fmt: skip
+    path.write_text("\n".join([ROWS.splitlines()[0], first, *bad, second]) + "\n")
+    with caplog.at_level("WARNING", logger="fednar_ray"):
+        found = predictor.predict_file(path, skip_bad=True)
+    assert found["prediction"].isna().tolist() == [False, *[True] * 5, False]
+    left = found.dropna().reset_index(drop=True)
+    pd.testing.assert_frame_equal(left, predictor.predict_file(good), check_exact=False)
+    assert "5 of 7 rows get no prediction" in caplog.text
+    for place in ("line 3, column smoker", "line 4, column sex", "line 5, column seen", "line 5, column age",
+                  "line 6, column age", "line 7, column age"):  # fmt: skip
+        assert place in caplog.text
+    path.write_text("\n".join([ROWS.splitlines()[0], *bad]) + "\n")
+    with pytest.raises(DataError, match="line 2, column smoker"):
+        predictor.predict_file(path, skip_bad=True)

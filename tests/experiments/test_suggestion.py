@@ -14,6 +14,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.experiments.suggestion import explain_no_clipping
 from fednar_ray.report.comparison_table import Outcome
+from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.identical import describe_identical, find_identical
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.journal import Journal
@@ -80,6 +81,25 @@ def test_the_command_takes_the_newest_run(tmp_path, monkeypatch):
     assert f"fednar run {tmp_path}/runs/digits-1/experiment.yaml regularizer.clip_bound=1.8" in shown
     fields = json.loads(CliRunner().invoke(cli, ["suggest", "digits-1", "--json"]).output)
     assert (fields["low"], fields["high"], fields["largest"]) == (1.5, 1.9, 2.0)
+
+
+def test_the_file_that_a_run_was_started_from_is_proposed_if_it_still_says_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "experiment: {model: {name: mlp}, federation: {rounds: 2, local_steps: 5}, data: {validation: 0.1}}"
+    Path("mine.yaml").write_text(text)
+    experiment = fr.load("mine.yaml", ["seed=3", "regularizer.clip_bound=7"])
+    record = build_record(0, np.array([1.0, 2.0]), clip_bound=7.0)
+    directory = write_run(tmp_path / "runs" / "mine-1", experiment, [record])
+    facts = RunFacts(command="fednar run mine.yaml seed=3 regularizer.clip_bound=7")
+    facts.write(directory / "facts.json")
+    run, compare, several = fr.suggest("mine-1").commands
+    assert run == "fednar run mine.yaml seed=3 regularizer.clip_bound=1.8"
+    assert compare == "fednar compare mine.yaml seed=3 regularizer.clip_bound=1.8"
+    assert several == f"{compare} 'compare.weight_decays=[0.001,0.01,0.1]'"
+    Path("mine.yaml").write_text(text.replace("rounds: 2", "rounds: 3"))
+    assert "runs/mine-1/experiment.yaml" in fr.suggest("mine-1").commands[0]
+    Path("mine.yaml").unlink()
+    assert "runs/mine-1/experiment.yaml" in fr.suggest("mine-1").commands[0]
 
 
 def test_a_run_without_norms_is_refused(tmp_path):

@@ -173,16 +173,30 @@ def list_silo_files(settings: TabularSettings, places: Mapping[str, str]) -> lis
 
 
 def ask_all(files: Sequence[ClientFile], question: Callable[[ClientFile], Answer]) -> list[Answer]:
-    """Asks each file, such as for its summary. Raises one DataError with the problems of all of them."""
-    answers, problems = [], []
+    """Asks each file, such as for its summary.
+
+    Raises:
+        DataError: The problems of all files. What is wrong in the same way in several files is told once.
+    """
+    answers: list[Answer] = []
+    problems: dict[str, list[str]] = {}  # the text without the file's path → the texts
     for file in files:
         try:
             answers.append(question(file))
         except DataError as error:
-            problems.append(str(error))
+            problems.setdefault(str(error).replace(str(file.path), ""), []).append(str(error))
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join(map(_merge, problems.values())))
     return answers
+
+
+def _merge(texts: Sequence[str]) -> str:
+    """Returns the text of the first of several files that differ only in their path, and how many there are."""
+    more = len(texts) - 1
+    if not more:
+        return texts[0]
+    path, colon, rest = texts[0].partition(": ")
+    return f"{path} and {more} more file{'s' * (more > 1)}{colon}{rest}"
 
 
 def with_features(files: Sequence[ClientFile], features: tuple[str, ...]) -> list[ClientFile]:

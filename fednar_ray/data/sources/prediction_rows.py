@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,25 @@ Floats = npt.NDArray[np.float64]
 FRAME = Path("the data frame")  # the place of a frame's values in messages
 
 
-def read_rows(path: Path, schema: TableSchema, imputes: bool, written: CsvSettings | None = None) -> Floats:
-    """Reads the inputs of a file, [n, columns]. NaN is a missing value.
+class ReadRows(NamedTuple):
+    """Rows of a table as the model takes them."""
+
+    inputs: Floats  # [n, columns]; NaN is a missing value
+    bad: npt.NDArray[np.bool_]  # [n], the rows that do not fit the schema and were left out; their inputs are undefined
+    problems: tuple[str, ...]  # what is wrong with them, one line per column
+
+
+def read_rows(
+    path: Path, schema: TableSchema, imputes: bool, written: CsvSettings | None = None, *, skip_bad: bool = False
+) -> ReadRows:
+    """Reads the inputs of a file.
 
     Args:
         path: The file. Columns that the schema does not name are ignored.
         schema: The columns that the model takes.
         imputes: Whether the model replaces missing values. Otherwise they are refused.
         written: How a text file is written. What is null, or all if it is None, is detected.
+        skip_bad: Whether rows with a value that does not fit its column are marked, and not refused.
 
     Raises:
         DataError: The file cannot be read, has no such column or no rows, or a value does not fit its column. The
@@ -41,14 +52,14 @@ def read_rows(path: Path, schema: TableSchema, imputes: bool, written: CsvSettin
     found, find_cell = read_arrow(path, categories, written)
     _check_names(path, found.column_names, schema.names)
     columns = {c.name: _convert(path, c.name, found.column(c.name), c.kind) for c in schema.columns}
-    return _encode(Table(path=path, columns=columns, find_cell=find_cell), schema, imputes)
+    return _encode(Table(path=path, columns=columns, find_cell=find_cell), schema, imputes, skip_bad=skip_bad)
 
 
-def read_frame(frame: Any, schema: TableSchema, imputes: bool) -> Floats:
+def read_frame(frame: Any, schema: TableSchema, imputes: bool) -> ReadRows:
     """Reads the inputs of a pandas data frame as ``read_rows`` reads those of a file."""
     _check_names(FRAME, list(frame.columns), schema.names)
     columns = {name: frame[name].reset_index(drop=True) for name in schema.names}
-    return _encode(Table(path=FRAME, columns=columns, find_cell=name_row), schema, imputes)
+    return _encode(Table(path=FRAME, columns=columns, find_cell=name_row), schema, imputes, skip_bad=False)
 
 
 def _check_names(path: Path, names: list[str], wanted: Sequence[str]) -> None:
@@ -74,32 +85,48 @@ def _convert(path: Path, name: str, column: Any, kind: str) -> Any:
     return pd.Series(to_numpy(path, name, column))
 
 
-def _encode(table: Table, schema: TableSchema, imputes: bool) -> Floats:
+def _encode(table: Table, schema: TableSchema, imputes: bool, *, skip_bad: bool) -> ReadRows:
     """Converts a table whose columns are Series to the raw matrix. Raises DataError with all that is wrong."""
-    if not len(table.columns[schema.names[0]]):
+    import pandas as pd
+
+    count = len(table.columns[schema.names[0]])
+    if not count:
         raise DataError(f"{table.path}: has no rows")
-    found, problems = {}, []
+    found, problems, bad = {}, [], np.zeros(count, dtype=bool)
     for column in schema.columns:
+        cells = table.columns[column.name]
         try:
-            found[column.name] = column.encode(table.columns[column.name])
+            found[column.name] = column.encode(cells)
         except ValueError as error:
-            problems.append(_describe(table, column, error))
-    infinite = {name: np.abs(values) > LARGEST for name, values in found.items()}
-    problems += _iter_problems(table, infinite, "is infinite, or more than float32 can hold")
-    missing = {name: np.isnan(values) for name, values in found.items()}
-    if not imputes and any(rows.any() for rows in missing.values()):
-        problems += _iter_problems(table, missing, "is missing", show_values=False)
-        problems.append(
-            "the run does not impute: fill these values, leave the rows out, or train with data.missing=mean"
-        )
-    if problems:
+            rows = _find_bad_cells(column, cells)
+            problems.append(_describe(table, column, error, rows))
+            bad[rows] = True
+            if skip_bad and len(rows):
+                found[column.name] = column.encode(pd.Series(cells).mask(bad, None))
+    for wrong, why in ((_find_infinite(found), "is infinite, or more than float32 can hold"),
+                       ({} if imputes else _find_missing(found, bad), "is missing")):  # fmt: skip
+        problems += _iter_problems(table, wrong, why, show_values=why != "is missing")
+        bad |= np.any([np.zeros(count, dtype=bool), *wrong.values()], axis=0)
+        if why == "is missing" and any(rows.any() for rows in wrong.values()):
+            problems.append(
+                "the run does not impute: fill these values, leave the rows out, or train with data.missing=mean"
+            )
+    if problems and (not skip_bad or len(found) < len(schema.columns)):
         raise DataError("\n".join(problems))
-    return np.stack(list(found.values()), axis=1)
+    return ReadRows(np.stack(list(found.values()), axis=1), bad, tuple(problems))
 
 
-def _describe(table: Table, column: ColumnSchema, error: ValueError) -> str:
+def _find_infinite(columns: Mapping[str, Floats]) -> dict[str, npt.NDArray[np.bool_]]:
+    return {name: np.abs(values) > LARGEST for name, values in columns.items()}
+
+
+def _find_missing(columns: Mapping[str, Floats], bad: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Marks missing values by column, but not those of rows that are left out already."""
+    return {name: np.isnan(values) & ~bad for name, values in columns.items()}
+
+
+def _describe(table: Table, column: ColumnSchema, error: ValueError, rows: npt.NDArray[np.int64]) -> str:
     """Returns what is wrong with the cells of a column, where the first one is, and how many there are."""
-    rows = _find_bad_cells(column, table.columns[column.name])
     if not len(rows):  # the whole column has a type that no cell can have
         return f"{table.path}: {error}"
     why = {

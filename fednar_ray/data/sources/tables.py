@@ -1,5 +1,6 @@
 """Reads tables from .csv, .tsv, .parquet and .npz files as arrays of numbers, and locates bad values in them."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,8 +173,11 @@ def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str], *, n
 
 
 def _explain_spelling(missing: Sequence[str], header: Sequence[str]) -> str:
-    """Returns a hint if the header has the missing names with other blanks or capitals; else nothing."""
+    """Returns a hint if the header has the missing names with other blanks or capitals, or names like them."""
     spelled = {name.strip().casefold(): name for name in header}
     found = [(name, spelled[name.strip().casefold()]) for name in missing if name.strip().casefold() in spelled]
-    renamed = " and ".join(f"{other!r} as {name!r}" for name, other in found)
-    return f"; write {renamed}, because all files must use the same names" if found else ""
+    if found:
+        renamed = " and ".join(f"{other!r} as {name!r}" for name, other in found)
+        return f"; write {renamed}, because all files must use the same names"
+    close = [other for name in missing for other in difflib.get_close_matches(name, header, n=1)]
+    return f"; did you mean {' and '.join(dict.fromkeys(close))}?" if close else ""
