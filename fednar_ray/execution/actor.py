@@ -47,7 +47,7 @@ class TrainingActor:
         splits: Mapping[str, Examples],
         warm_up: tuple[int, ...],
         offsets: Mapping[str, Offsets] | None = None,
-    ) -> None:
+    ) -> ActorInfo:
         """Prepares the actor for a run, and warms up.
 
         Args:
@@ -58,17 +58,22 @@ class TrainingActor:
             warm_up: The clients to warm up with: as many as a client group of the run has.
             offsets: Where each client's part of a split starts and ends, [N + 1] by the name of the split.
 
+        Returns:
+            Where the actor lives.
+
         Raises:
             DeviceError: Ray assigned a GPU that torch cannot use.
             DataError: The file cannot be read, or has changed.
         """
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
-        device = torch.device(choose_device(self.get_info().gpus, torch.cuda.device_count()))
+        info = self.get_info()
+        device = torch.device(choose_device(info.gpus, torch.cuda.device_count()))
         self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
         self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
         self._trainer.warm_up(warm_up)
+        return info
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Runs the local round of one client group, unless ``measure`` already did."""

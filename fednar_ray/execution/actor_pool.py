@@ -31,6 +31,7 @@ from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.deadlines import Deadline, NoActor, SlowCall, SlowStart, TimeLimits, compute_wait_seconds
 from fednar_ray.execution.dispatch import find_absent_slots, find_next_dispatch
 from fednar_ray.execution.failure_policy import FailureKind, FailurePolicy, classify_error, describe_error
+from fednar_ray.execution.node_loss import NodeLosses
 from fednar_ray.execution.ray_errors import classify_actor_loss, is_preempted, unwrap_task_error
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.slots import ActorSlots, Prepare, Slot
@@ -59,6 +60,7 @@ class ActorPool:
         self._policy = FailurePolicy.from_settings(settings, client_names)
         self._limits = TimeLimits.from_settings(settings)
         self._slots = ActorSlots(session, plan, prepare)
+        self._losses = NodeLosses(pinned=bool(plan.pins))
         self._holders: dict[tuple[int, ...], Slot] = {}  # measured client group → slot whose actor holds its result
 
     @classmethod
@@ -114,8 +116,7 @@ class ActorPool:
     def list_actors(self) -> list[ActorInfo]:
         """Returns where the actors live, by slot, once they are ready; those that do not start in time are left out."""
         self.wait_until_ready()
-        infos: list[ActorInfo] = ray.get([slot.actor.get_info.remote() for slot in self._slots if slot.is_ready])
-        return infos
+        return [slot.info for slot in self._slots if slot.info is not None]
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """Yields the updates of ``tasks``, in their order."""
@@ -135,6 +136,7 @@ class ActorPool:
 
     def close(self) -> None:
         """Returns idle actors to the session and ends the others."""
+        self._losses.report()
         self._slots.close()
 
     def _find_own_slot(self, task: GroupTask) -> int | None:
@@ -146,6 +148,7 @@ class ActorPool:
 
     def _run(self, stream: Stream, *, hold: bool = False) -> Iterator[Any]:
         """Sends the calls of a stream and yields their results in dispatch order."""
+        self._losses.report()
         while True:
             yield from stream.queue.pop_due()
             if stream.queue.is_finished:
@@ -179,6 +182,8 @@ class ActorPool:
             self._handle_client_error(slot, ref, unwrap_task_error(error), stream)
         except RayError as error:
             kind = classify_actor_loss(error)
+            if slot.info is not None:
+                self._losses.add_actor(slot.info.node_id)
             is_own_fault = len(slot.calls) == 1 and not is_preempted(error)
             self._replace(slot, kind, f"{kind.value} ({type(error).__name__})", stream, blame_oldest=is_own_fault)
         else:

@@ -111,6 +111,7 @@ class RaySession:
             what = "Ray does not start here" if self.address == "local" else f"Ray at {self.address} cannot be joined"
             raise RayUnavailable(f"{what}: {error}") from error  # also Ray's plain Exception for a start that times out
         self._started_here, self._gcs_address = True, ray.get_runtime_context().gcs_address
+        _silence_ray(True)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # with Ray's own handler the process would abort
 
@@ -199,6 +200,7 @@ class RaySession:
             self.discard_idle()
             if self._started_here:
                 ray.shutdown()
+                _silence_ray(False)
                 self._started_here = False
         self._close_private(processes)
 
@@ -217,6 +219,15 @@ def find_address(given: str | None) -> str:
 
 def _get_shares(plan: ActorPlan) -> Shares:
     return plan.cpus, plan.gpus, plan.strategy
+
+
+def _silence_ray(silent: bool) -> None:
+    """Turns off what Ray prints about nodes and processes: dozens of lines of its own state, on the standard output.
+
+    ``log_to_driver`` does not turn this off. What happened is said by this package, and in Ray's log files.
+    """
+    if hasattr(ray._private.worker, "_worker_logs_enabled"):
+        ray._private.worker._worker_logs_enabled = not silent
 
 
 def _check_reachable(address: str) -> None:

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fednar_ray.core.errors import RunFailed
+from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.queue import Call
 from fednar_ray.execution.ray_errors import unwrap_task_error
@@ -30,6 +31,7 @@ class Slot:
         index: Which slot it is. In a dedicated pool this is the client's id.
         actor: The Ray actor.
         starting: The reference of the call that prepares the actor. None once the actor is ready.
+        info: Where the actor lives. None until it is ready.
         failed_starts: How many actors in a row were lost while they started here.
         starting_since: When the actor was requested, on the monotonic clock.
         calls: The calls under way with their references, the oldest first.
@@ -39,6 +41,7 @@ class Slot:
     index: int
     actor: Any
     starting: Any | None
+    info: ActorInfo | None = None
     failed_starts: int = 0
     starting_since: float = field(default_factory=time.monotonic)
     calls: deque[tuple[Any, Call[Any]]] = field(default_factory=deque)
@@ -117,7 +120,9 @@ class ActorSlots(Sequence[Slot]):
         if not any(other.is_ready for other in self._slots if other is not slot):
             self.none_ready_since = time.monotonic()
         (actor,) = self._session.start_actors(self._plan, [slot.index])
-        self._slots[slot.index] = Slot(slot.index, actor, self._prepare(slot.index, actor), slot.failed_starts)
+        self._slots[slot.index] = Slot(
+            slot.index, actor, self._prepare(slot.index, actor), failed_starts=slot.failed_starts
+        )
 
     def finish_start(self, slot: Slot) -> None:
         """Marks an actor as ready, or replaces it if it was lost while it started.
@@ -127,7 +132,7 @@ class ActorSlots(Sequence[Slot]):
             Exception: Whatever preparing the actor raised, such as DeviceError.
         """
         try:
-            ray.get(slot.starting)
+            slot.info = ray.get(slot.starting)
         except RayTaskError as error:
             raise unwrap_task_error(error) from None
         except RayError as error:
