@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fednar_ray.core.client_names import are_named
 from fednar_ray.core.errors import format_names
+from fednar_ray.core.metric_names import format_digits
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.spelling import describe_alike
 from fednar_ray.data.columns import ColumnSummary
@@ -150,7 +151,11 @@ def format_summary(found: FederationSummary) -> list[tuple[str, str]]:
     if found.sizes_by_client is not None and are_named(tuple(found.sizes_by_client)):
         labels = found.labels or (None,) * found.clients
         for (name, size), own in zip(found.sizes_by_client.items(), labels, strict=True):
-            text = "" if own is None or not own.count else f", labels {own.mean:.4g} ± {own.deviation:.3g}"
+            text = (
+                ""
+                if own is None or not own.count
+                else f", labels {format_digits(own.mean, 4)} ± {format_digits(own.deviation, 3)}"
+            )
             rows.append((f"  {name}", f"{size:,} examples{text}"))
     memory = f"{found.clients_bytes / 1e6:.1f} MB once per node, and {found.held_out_bytes / 1e6:.1f} MB held out"
     return [*rows, ("memory", memory)]

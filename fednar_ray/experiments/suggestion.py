@@ -163,8 +163,13 @@ def _find_start(ref: RunRef, experiment: Experiment) -> list[str]:
         varied = {"name": experiment.regularizer.name, "weight_decay": experiment.regularizer.weight_decay}
         regularizer = found.regularizer.model_copy(update=varied)
         found = found.model_copy(update={"regularizer": regularizer, "seed": experiment.seed})
-    same = flatten_settings(found) == flatten_settings(experiment)
+    same = _select_decisive(found) == _select_decisive(experiment)
     return [files[0], *(w for w in overrides if not w.startswith("regularizer.clip_bound="))] if same else []
+
+
+def _select_decisive(experiment: Experiment) -> dict[str, object]:
+    """Returns all settings but those that only say where clients train."""
+    return {key: value for key, value in flatten_settings(experiment).items() if not key.startswith("execution.")}
 
 
 def _find_newest() -> tuple[RunRef, list[RoundRecord]]:

@@ -69,7 +69,7 @@ def describe_comparison(rows: Sequence[Row], settings: CompareSettings) -> Itera
 def explain_values(rows: Sequence[Row], settings: CompareSettings) -> str:
     """Explains what the numbers of a comparison's table are, and what their spreads do and do not cover."""
     seeds, rounds = len(rows[0].final), settings.final_rounds
-    last = "the last round" if rounds == 1 else f"the mean over the last {rounds} rounds"
+    last = "that of the last round" if rounds == 1 else f"the mean over the last {rounds} rounds, or all if fewer"
     metric = rows[0].measure.name.replace("_", " ")
     if seeds == 1:
         return f"Final {metric} is {last}, on the test set."

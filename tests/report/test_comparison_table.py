@@ -81,7 +81,9 @@ def test_the_explanation_names_the_rounds_both_spreads_and_the_test_set() -> Non
                   "All seeds have the same test set"):  # fmt: skip
         assert words in text
     single = CompareSettings(seeds=1, final_rounds=1)
-    assert explain_values(build([1.0], [1.5], single), single) == "Final rmse is the last round, on the test set."
+    assert (
+        explain_values(build([1.0], [1.5], single), single) == "Final rmse is that of the last round, on the test set."
+    )
 
 
 def test_an_alert_of_several_seeds_is_told_once_per_row() -> None:
