@@ -5,6 +5,7 @@ import logging
 import shlex
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def train(
     on_start: Callable[[Path, int], None] | None = None,
     ready_first: bool = False,
     with_page: bool = True,
+    actors_of: str | None = None,
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -171,6 +173,7 @@ def train(
         on_start: Called before the first round of a new run, with its directory and its client group size.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
         with_page: Whether the run gets a page of its own; those of a comparison are part of the comparison's page.
+        actors_of: The name by which Ray's dashboard names the actors; None: the run's.
     """
     start = build_start(prepared, resumption, name, tags or {})
     start.check()
@@ -180,10 +183,16 @@ def train(
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
         plan = plan_execution(prepared, session)
-        with open_pool(prepared, plan, session) as pool, CallbackList() as callbacks:
-            opened, data_digest = opening.result(), digesting.result()
-            start.check_data(data_digest)
-            tracked = _start_callbacks(callbacks, start, start.open_run(opened), plan, data_digest, on_start)
+        if isinstance(start, ResumedRun):
+            start.check_data(digesting.result())  # before anything of the run is changed
+        opened = opening.result()
+        with ExitStack() as resources, CallbackList() as callbacks:
+            identity = start.open_run(opened)
+            tracker = _start_tracker(callbacks, start, identity)
+            name = actors_of or identity.directory.name
+            pool = resources.enter_context(open_pool(prepared, plan, session, owner=name))  # ends after the callbacks
+            data_digest = digesting.result()
+            tracked = _start_callbacks(callbacks, start, identity, tracker, plan, data_digest, on_start)
             if ready_first:
                 pool.wait_until_ready()
             for report in train_rounds(prepared, plan, pool, tracked.state):
@@ -235,18 +244,23 @@ class _TrackedRun:
         )
 
 
+def _start_tracker(callbacks: CallbackList, start: RunStart, identity: RunIdentity) -> RunTracker:
+    """Starts the tracker, which locks the run directory for this process, and marks the run if starting it fails."""
+    callbacks.start(ResumeHint(start.prepared.experiment, identity.directory))
+    return callbacks.start(start.build_tracker(identity))
+
+
 def _start_callbacks(
     callbacks: CallbackList,
     start: RunStart,
     identity: RunIdentity,
+    tracker: RunTracker,
     plan: ExecutionPlan,
     data_digest: str,
     on_start: Callable[[Path, int], None] | None,
 ) -> _TrackedRun:
-    """Starts the callbacks: first the tracker, which locks the run directory for this process."""
+    """Starts the callbacks that follow the tracker."""
     prepared, directory = start.prepared, identity.directory
-    callbacks.start(ResumeHint(prepared.experiment, directory))
-    tracker = callbacks.start(start.build_tracker(identity))
     if on_start is not None and start.is_new:
         on_start(directory, plan.group_size)
     callbacks.start(start.build_system_metrics(identity))

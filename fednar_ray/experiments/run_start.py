@@ -84,9 +84,6 @@ class NewRun:
         store, experiment_id = open_store(self.prepared.experiment)
         return OpenedStore(store=store, experiment_id=experiment_id)
 
-    def check_data(self, data_digest: str) -> None:
-        """Does nothing, since a new run accepts any data."""
-
     def open_run(self, opened: OpenedStore) -> RunIdentity:
         """Creates the MLflow run, and returns it with the directory."""
         experiment = self.prepared.experiment

@@ -259,6 +259,7 @@ class _Runs:
             on_start=on_start,
             ready_first=True,
             with_page=False,
+            actors_of=self._record.name,  # the runs share their actors
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
         return Outcome(result.history, tuple(alert.name for alert in result.alerts))
