@@ -76,6 +76,7 @@ class ActorPlan:
         strategy: Where the actors start: default, pack or spread.
         growing: Whether actors that do not fit yet may start when nodes join.
         pins: One per actor for silos; empty if the actors may start anywhere.
+        owner: The run that the actors are for, as Ray's dashboard names them.
     """
 
     count: int
@@ -84,6 +85,7 @@ class ActorPlan:
     strategy: str = "default"
     growing: bool = False
     pins: tuple[Pin, ...] = ()
+    owner: str = ""
 
 
 def count_fitting_actors(cluster: ClusterResources, cpus: float, gpus: float, footprint: Footprint) -> int:

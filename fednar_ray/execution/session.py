@@ -8,6 +8,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import build_actor_options
 
 CONNECT_SECONDS = 5.0
+MAX_NAMES = 5  # that are tried for an actor
 LOCAL_OPTIONS: Mapping[str, Any] = {
     "include_dashboard": False,
     # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
@@ -165,10 +167,15 @@ class RaySession:
         return leased + self.start_actors(plan, range(len(leased), plan.count))
 
     def start_actors(self, plan: ActorPlan, slots: Iterable[int]) -> list[Any]:
-        """Requests an actor for each of these slots of a plan. Each starts once the cluster has room for it."""
+        """Requests an actor for each of these slots of a plan. Each starts once the cluster has room for it.
+
+        Ray's dashboard shows an actor by its owner and slot: ``digits-8dd427d1 actor 0``. An actor that is kept warm
+        keeps the name that it was started with.
+        """
+        slots = list(slots)
         return [
-            ray.remote(max_restarts=0, **options)(TrainingActor).remote()
-            for options in build_actor_options(plan, list(slots))
+            _start_actor(options, f"{plan.owner} actor {slot}" if plan.owner else None)
+            for slot, options in zip(slots, build_actor_options(plan, slots), strict=True)
         ]
 
     def give_back(self, plan: ActorPlan, actors: list[Any]) -> None:
@@ -215,6 +222,16 @@ class RaySession:
 def find_address(given: str | None) -> str:
     """Returns the address of a session: the given one, otherwise that of ``RAY_ADDRESS``, otherwise ``local``."""
     return given or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _start_actor(options: Mapping[str, Any], name: str | None) -> Any:
+    """Starts an actor under a name, or under the next free one: the actor that it replaces may not have ended yet."""
+    start = ray.remote(max_restarts=0, **options)(TrainingActor)
+    names = [] if name is None else [name, *(f"{name} ({number})" for number in range(2, MAX_NAMES + 1))]
+    for each in names:
+        with suppress(ValueError):  # the name is taken
+            return start.options(name=each).remote()
+    return start.remote()
 
 
 def _get_shares(plan: ActorPlan) -> Shares:

@@ -154,7 +154,11 @@ class SerialTrainer:
 
 @contextmanager
 def open_pool(
-    prepared: Prepared, plan: ExecutionPlan, session: RaySession, trainer: SerialTrainer | None = None
+    prepared: Prepared,
+    plan: ExecutionPlan,
+    session: RaySession,
+    trainer: SerialTrainer | None = None,
+    owner: str | None = None,
 ) -> Iterator[ExecutionPool]:
     """Opens the pool that trains the clients of a run, and closes it at the end.
 
@@ -163,6 +167,7 @@ def open_pool(
         plan: The run's execution plan.
         session: The Ray session that the actors belong to.
         trainer: The trainer of a serial run. None: build a new one.
+        owner: The name of the run, by which Ray's dashboard names the actors. None: the experiment's.
 
     Yields:
         The pool.
@@ -172,11 +177,12 @@ def open_pool(
     if plan.actors is None:
         yield (trainer or SerialTrainer(prepared)).build_pool(prepared, warm_up)
         return
+    actors = replace(plan.actors, owner=owner or prepared.experiment.name)
     training = prepared.build_training_plan()
     if plan.placement == "dedicated":
-        pool = ActorPool.dedicated(session, plan.actors, settings, training, federation)
+        pool = ActorPool.dedicated(session, actors, settings, training, federation)
     else:
-        pool = ActorPool.pooled(session, plan.actors, settings, training, federation, warm_up)
+        pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up)
     with closing(pool):
         yield pool
 

@@ -235,6 +235,7 @@ def train(
     ready_first: bool = False,
     with_page: bool = True,
     callbacks: Sequence[RoundCallback] = (),
+    actors_of: str | None = None,
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -248,6 +249,8 @@ def train(
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
         with_page: Whether the run gets a page of its own; those of a comparison are part of the comparison's page.
         callbacks: The caller's callbacks, which see each round after it was recorded.
+        actors_of: The name by which Ray's dashboard names the actors; None: the name of the run,
+            or of the experiment.
     """
     _prepare_callbacks(prepared, callbacks)
     start = build_start(prepared, resumption, name, tags or {})
@@ -258,7 +261,8 @@ def train(
         opening = background.submit(start.open_store)
         digesting = background.submit(prepared.federation.digest)
         plan, starting = plan_execution(prepared, session), time.perf_counter()
-        with open_pool(prepared, plan, session) as pool, CallbackList() as started:
+        owner = actors_of or start.name or prepared.experiment.name  # MLflow's id of the run is not known yet
+        with open_pool(prepared, plan, session, owner=owner) as pool, CallbackList() as started:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
             identity = start.open_run(opened)

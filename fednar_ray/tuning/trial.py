@@ -33,6 +33,10 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         self._session = RaySession()
         self._start(config)
 
+    def __repr__(self) -> str:
+        """Returns the search's name. Ray's dashboard shows it, since a process trains one trial after another."""
+        return self._plan.search.name or str(self._plan.raw.get("name", "search"))
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Starts another trial in the same process."""
         self.cleanup()
@@ -53,7 +57,12 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         experiment = self._plan.build_experiment(values)
         self._rounds = experiment.federation.rounds
         seeds = vary_seed(experiment, self._plan.search.seeds)
-        self._federations = [TrialFederation(each, self._session, self._plan.given) for each in seeds]
+        owner = f"{self} trial {self.trial_id}"
+        owners = [owner] if len(seeds) == 1 else [f"{owner} seed {each.seed}" for each in seeds]
+        self._federations = [
+            TrialFederation(each, self._session, name, self._plan.given)
+            for each, name in zip(seeds, owners, strict=True)
+        ]
         self._reported_rounds = 0
         self._saved_at = time.monotonic()
         self._start_seconds = time.perf_counter() - start

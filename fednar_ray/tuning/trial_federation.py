@@ -28,9 +28,16 @@ CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next tr
 
 
 class TrialFederation:
-    """A federation that is trained some rounds at a time, and can be saved and restored in between."""
+    """A federation that is trained some rounds at a time, and can be saved and restored in between.
 
-    def __init__(self, experiment: Experiment, session: RaySession, given: Given = NOTHING_GIVEN) -> None:
+    Args:
+        experiment: What is trained.
+        session: The Ray session that its actors belong to.
+        owner: What Ray's dashboard calls the actors by.
+        given: What takes the place of the experiment's sections.
+    """
+
+    def __init__(self, experiment: Experiment, session: RaySession, owner: str, given: Given = NOTHING_GIVEN) -> None:
         self.experiment = experiment
         self.records: list[RoundRecord] = []
         sections = {"data": experiment.data, "model": experiment.model}
@@ -39,7 +46,7 @@ class TrialFederation:
         self._prepared = adapt(prepared, experiment)
         self._resources = ExitStack()
         self._execution = plan_execution(self._prepared, session)
-        self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer))
+        self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer, owner))
         self._resume(build_initial_state(self._prepared))
 
     @property

@@ -268,7 +268,7 @@ def test_runs_that_cannot_predict_say_why(tmp_path: Path) -> None:
     with pytest.raises(fr.BadInput, match="has no model yet; finish it with fednar run --resume unfinished-0"):
         fr.predict(unfinished, "rows.csv")
     (unfinished / "comparison.yaml").write_text("runs: []")
-    with pytest.raises(fr.BadInput, match="is a comparison; name one of its runs, which fednar runs lists"):
+    with pytest.raises(fr.BadInput, match="comparison"):
         fr.predict(unfinished, "rows.csv")
 
 

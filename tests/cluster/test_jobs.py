@@ -340,6 +340,8 @@ def test_a_job_that_loses_and_regains_a_node_gives_the_bytes_of_a_serial_run(
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
     nodes.kill(THIRD)
     assert job.returncode == 0, out + err
+    assert f"WARNING node {SECOND} was lost; its actor starts again elsewhere" in out.splitlines()
+    assert "state-dump" not in out  # of the lost node's Ray
     assert "with 2 files" in err  # the store is not sent
     assert "MLFLOW_TRACKING_PASSWORD" in err  # it is not passed on, because the nodes have their own
     summary = json.loads(out.splitlines()[-1])

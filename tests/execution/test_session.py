@@ -28,6 +28,19 @@ def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:
     session.give_back(plan, actors)
 
 
+def test_actors_are_named_by_their_run_and_slot(session: fr.RaySession) -> None:
+    """A replacement gets another name if the actor that it replaces has not ended yet."""
+    from ray._private.state import actors as list_actors
+
+    plan = ActorPlan(count=2, cpus=0.5, gpus=0, owner="digits-8dd427d1")
+    actors = [*session.start_actors(plan, [0, 1]), *session.start_actors(plan, [1])]
+    names = {actor["ActorID"]: actor["Name"] for actor in list_actors().values()}
+    assert [names[actor._actor_id.hex()] for actor in actors] == [
+        "digits-8dd427d1 actor 0", "digits-8dd427d1 actor 1", "digits-8dd427d1 actor 1 (2)",
+    ]  # fmt: skip
+    session.give_back(plan, actors)
+
+
 def test_closing_a_session_ends_its_actors_but_not_a_ray_it_did_not_start(local_ray: str) -> None:
     import ray
 

@@ -578,7 +578,7 @@ def test_the_later_values_of_rounds_that_were_trained_twice_are_used(client, uri
     tags = {"mlflow.parentRunId": parent, "fednar.kind": "trial", "fednar.status": "finished"}
     run_id = client.create_run(experiment, run_name="trial-0000", tags=tags).info.run_id
     points = [(0, 0.1, 1), (1, 0.2, 2), (2, 0.3, 3), (1, 0.5, 4), (2, 0.6, 5)]
-    metrics = [Metric("validation_accuracy", value, time, step) for step, value, time in points]
+    metrics = [Metric(name_in_mlflow("validation_accuracy"), value, time, step) for step, value, time in points]
     client.log_batch(run_id, metrics=metrics, params=[Param(A, "1"), Param(NAME, "none")])
     assert read_search(uri, "twice").trials[0].history == ((0, 0.1), (1, 0.5), (2, 0.6))
 

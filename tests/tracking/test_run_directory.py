@@ -21,6 +21,7 @@ SHARED_WORDS = {
     "tune",
     "report",
     "trials",
+    "stop",
 }  # these words also have other meanings
 
 

@@ -390,6 +390,7 @@ class _Runs:
             on_start=on_start,
             ready_first=True,
             with_page=False,
+            actors_of=self._record.name,  # the runs share their actors
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
         return _build_outcome(result.history, result.alerts)
