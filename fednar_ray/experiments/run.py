@@ -50,6 +50,7 @@ from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, 
 from fednar_ray.federated.evaluation import SPLITS, list_metric_names
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.report.chart import render_card
+from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.notebook_progress import open_progress
 from fednar_ray.report.notes import note_run
 from fednar_ray.report.run_view import build_run_chart, build_run_frame, describe_run, tabulate_run
@@ -277,23 +278,28 @@ def train(
                 yield report
                 if reason is not None:
                     break
-            places, nested = tuple(pool.list_actors()), PARENT_TAG in start.tags
+            places = tuple(pool.list_actors())
             result = tracked.build_result(places, reason)
-            log_outputs(prepared, tracked.tracker, result.directory, result.history, result.model)
-            facts = collect_facts(prepared, plan, places, data_digest)
-            log_optional_file(tracked.tracker, facts.write, RunDirectory(result.directory).facts)
-            if with_page:
-                log_page(prepared, tracked.tracker, result.directory, result.history, facts, result.alerts)
-            page = RunDirectory(result.directory).report.name if with_page else None
-            note = note_run(prepared.experiment, result.history, prepared.primary, facts, page)
-            tracked.tracker.log_note(note, None if nested else result.directory.name)
-            if result.stop is not None:
-                result.stop.save(result.directory)
-                tracked.tracker.log_tags({END_TAG: str(result.stop)})
+            _log_end(tracked, result, collect_facts(prepared, plan, places, data_digest), with_page=with_page)
     mark = RunDirectory(result.directory).finished_mark
     with raise_as_run_failed(mark):
         mark.touch()
     return result
+
+
+def _log_end(tracked: "_TrackedRun", result: Result, facts: RunFacts, *, with_page: bool) -> None:
+    """Logs what a run leaves at its end: the model, its facts, its page, and the note that MLflow shows first."""
+    prepared, tracker, files = tracked.start.prepared, tracked.tracker, RunDirectory(result.directory)
+    log_outputs(prepared, tracker, result.directory, result.history, result.model)
+    log_optional_file(tracker, facts.write, files.facts)
+    if with_page:
+        log_page(prepared, tracker, result.directory, result.history, facts, result.alerts)
+    page = files.report.name if with_page else None
+    note = note_run(prepared.experiment, result.history, prepared.primary, facts, page)
+    tracker.log_note(note, None if PARENT_TAG in tracked.start.tags else result.directory.name)
+    if result.stop is not None:
+        result.stop.save(result.directory)
+        tracker.log_tags({END_TAG: str(result.stop)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
