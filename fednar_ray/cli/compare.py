@@ -102,10 +102,10 @@ def _print_result(console: "Console", result: "Comparison") -> None:
             console.print(f"{variant}: {line}", soft_wrap=True, markup=False)
     for note in result.notes:
         console.print(note, soft_wrap=True)
+    print_place(console, result.page.parent, result.tracking_uri)
     for sentence in result.answer:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {result.page}", soft_wrap=True)
-    print_place(console, result.page.parent, result.tracking_uri)
 
 
 def _build_title(result: "Comparison") -> str:
