@@ -48,6 +48,22 @@ def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, s
         assert steps == list(range(SEARCH_ROUNDS))
 
 
+def test_rays_dashboard_names_actors_by_their_trial(session: fr.RaySession) -> None:
+    from ray._private.state import actors as list_actors
+
+    plan = build_plan()
+    execution = {"placement": "pooled", "actors": 1, "cpus_per_actor": 0.5, "vectorize": 1}
+    plan = replace(plan, execution=execution, search=plan.search.model_copy(update={"seeds": 2}))
+    trial = open_trial({RATE: 0.05}, plan)
+    try:
+        assert repr(trial) == "small"  # of the process that trains trials
+        names = {actor["Name"] for actor in list_actors().values() if actor["State"] != "DEAD"}
+        assert {f"small trial {trial.trial_id} seed {seed} actor 0" for seed in (0, 1)} <= names
+    finally:
+        trial.cleanup()
+        trial._session.close()
+
+
 def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
     recorded = TrialReport(
         value=0.5,
