@@ -56,7 +56,7 @@ class ComparisonPage:
             kind="comparison",
             title=self.name,
             answer=list(describe_comparison(rows, settings)),
-            made=describe_making(facts, self.experiment),
+            made=describe_making(self.name, facts, self.experiment),
             content={
                 "key": list(_list_key_figures(contest, settings, prices, facts)),
                 "results": _tabulate_results(rows, contest),

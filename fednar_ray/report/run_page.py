@@ -46,7 +46,7 @@ def build_run_page(
         kind="run",
         title=name,
         answer=list(describe_run(history, measure, facts)),
-        made=describe_making(facts, experiment),
+        made=describe_making(name, facts, experiment),
         content={
             "key": list(_list_key_figures(history, measure, facts, experiment)),
             "alerts": alerts,
@@ -138,9 +138,10 @@ def _tabulate_clients(history: Sequence[RoundRecord], facts: RunFacts, names: Cl
     return Table(columns, rows, note=note)
 
 
-def describe_making(facts: RunFacts, experiment: Experiment | None) -> Made:
+def describe_making(name: str, facts: RunFacts, experiment: Experiment | None) -> Made:
     """Returns how a run or comparison was made, as rows of a table and all its settings."""
     rows = {
+        "in MLflow": f"fednar ui {name}",
         "command": facts.command,
         "data": facts.data + (f", {facts.examples:,} training examples" if facts.examples else ""),
         "where": ", ".join(filter(None, (facts.machine, facts.placement))),

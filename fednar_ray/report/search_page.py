@@ -170,6 +170,7 @@ def _describe_making(record: SearchRecord) -> Made:
     space = ((key, ", ".join(_describe_domain(domain))) for key, domain in record.space.items())
     return Made(
         rows=[
+            ("in MLflow", f"fednar ui {record.name}"),
             ("searcher", record.algorithm),
             ("scheduler", record.scheduler),
             ("seeds", seeds),
