@@ -301,7 +301,7 @@ def _apply(raw: dict[str, Any], override: str) -> list[str]:
         )
     keys = path.strip().split(".")
     if not equals or not all(keys) or len(keys) > yaml_text.LIMIT_DEPTH:
-        return [f"{format_text(override)}: should be key=value, such as federation.rounds=5"]
+        return [f"{format_text(override.strip())}: should be key=value, such as federation.rounds=5"]
     try:
         value = yaml_text.parse(text)
     except yaml_text.NotYaml as error:

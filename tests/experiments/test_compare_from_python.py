@@ -54,7 +54,7 @@ def test_python_and_the_command_give_the_same_table(capsys: pytest.CaptureFixtur
     typed = CliRunner().invoke(cli, ["compare", "small.yaml", "--json"])
     assert typed.exit_code == 0, typed.output
     table = json.loads(typed.stdout)["rows"]
-    assert drop_seconds([row.format_cells() for row in comparison.rows]) == drop_seconds(table)
+    assert drop_seconds([{**row.format_cells(), **row.numbers} for row in comparison.rows]) == drop_seconds(table)
     assert find(comparison.name).document.compare == find(json.loads(typed.stdout)["name"]).document.compare
 
     frame = comparison.to_frame()

@@ -213,7 +213,10 @@ def test_ctrl_c_prints_how_to_resume_the_search(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(dump_search(uri, {**search, "name": "long"}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with start_fednar("tune", "search.yaml", cwd=tmp_path, env=environment, start_new_session=True) as process:
-        wait_for(lambda: "finished after" in process.read_errors() or process.poll() is not None, "a finished trial")
+        wait_for(
+            lambda: "finished after" in process.read_output() + process.read_errors() or process.poll() is not None,
+            "a finished trial",
+        )
         process.send_signal(signal.SIGINT)
         output = "".join(process.communicate())
     assert process.returncode == 130, output
