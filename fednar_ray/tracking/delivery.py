@@ -259,9 +259,9 @@ class Delivery:
                     read_run(client, run_id).info.experiment_id, operation["tag"], operation["value"]
                 )
             case "file":
-                client.log_artifact(run_id, self._find_path(operation))
+                self._send_file(client, operation)
             case "table":
-                client.log_artifact(run_id, self._find_path(operation))
+                self._send_file(client, operation)
                 _mark_table(client, run_id, operation["path"])
             case "model":
                 self._send_model(client, self._find_path(operation))
@@ -273,6 +273,11 @@ class Delivery:
                 client.update_run(run_id, status="RUNNING")
             case "end":
                 client.set_terminated(run_id, operation["status"], operation["time"])
+
+    def _send_file(self, client: MlflowClient, operation: Operation) -> None:
+        """Uploads a file, if it is MLflow that answers: its client keeps the first place that it is told for a run."""
+        read_run(client, self._run_id)
+        client.log_artifact(self._run_id, self._find_path(operation))
 
     def _send_note(self, client: MlflowClient, operation: Operation) -> None:
         """Sets the note of the run, and that of its experiment unless somebody has edited it."""
