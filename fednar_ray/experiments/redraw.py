@@ -35,7 +35,7 @@ from fednar_ray.tracking.reading import (
     read_rounds,
 )
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
-from fednar_ray.tracking.run_lookup import RunRef, find_run
+from fednar_ray.tracking.run_lookup import RunRef, find_run_here
 from fednar_ray.tracking.searches import parse_value, read_search
 from fednar_ray.tracking.tags import ABANDONED_TAG, ALERTS_TAG, IDENTICAL_TAG, KIND_TAG, PRIMARY_TAG, SEARCH_TAG
 
@@ -76,7 +76,7 @@ def redraw(name: str, uri: str | None, output: Path | None, searched: str | None
     Raises:
         BadInput: There is nothing of that name.
     """
-    if searched is None and (ref := _find_run_here(name)) is not None:
+    if searched is None and (ref := find_run_here(name)) is not None:
         return _redraw_run_here(ref, uri, output)
     if searched is None and RUN_ID.fullmatch(name):
         store = Store(uri)
@@ -88,14 +88,6 @@ def redraw(name: str, uri: str | None, output: Path | None, searched: str | None
         name = run.data.tags[SEARCH_TAG]
     report = write_search_report(name, uri or searched, output or SearchDirectory.named(name).report)
     return RedrawnFiles(page=report.page, files=report.files)
-
-
-def _find_run_here(name: str) -> RunRef | None:
-    try:
-        ref = find_run(name)
-    except BadInput:
-        return None
-    return ref if ref.directory.is_dir() else None
 
 
 def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> RedrawnFiles:

@@ -19,7 +19,7 @@ from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.page import Column, KeyFigure, Page, PageFigure, Table
 from fednar_ray.report.plots import COLORS, STYLES, choose_marker, format_decay_axis, widen
 from fednar_ray.report.run_page import describe_making
-from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, get_curve
+from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, get_curve, stack_curves
 from fednar_ray.report.svg import draw
 
 MISSING = "–"
@@ -179,10 +179,7 @@ def _draw_bands(
     axes: Axes, *, outcomes: Mapping[Variant, Sequence[Outcome]], variants: Sequence[Variant], metric: str
 ) -> None:
     for variant in variants:
-        curves = [get_curve(run.history, metric) for run in outcomes[variant]]
-        values = np.full((len(curves), max(map(len, curves))), np.nan)
-        for row, curve in zip(values, curves, strict=True):
-            row[: len(curve)] = np.where(np.isfinite(curve), curve, np.nan)
+        values = stack_curves([get_curve(run.history, metric) for run in outcomes[variant]])
         rounds = np.flatnonzero(~np.isnan(values).any(axis=0))
         if not len(rounds):
             continue

@@ -79,13 +79,13 @@ def compute_final_value(records: Records, rounds: int, measure: Measure = ACCURA
 def _group_by_decay(runs: Mapping[Variant, Sequence[Records]], metric: str) -> dict[float, Curves]:
     curves: dict[float, dict[str, npt.NDArray[np.float64]]] = {}
     for variant, seeds in runs.items():
-        curves.setdefault(variant.weight_decay, {})[variant.regularizer] = _stack(
+        curves.setdefault(variant.weight_decay, {})[variant.regularizer] = stack_curves(
             [get_curve(records, metric) for records in seeds]
         )
     return dict(curves)
 
 
-def _stack(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def stack_curves(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """Stacks curves to [seeds, rounds]; NaN after the end of a shorter one, and for values that are not finite."""
     stacked = np.full((len(curves), max(map(len, curves))), np.nan)
     for row, values in zip(stacked, curves, strict=True):

@@ -8,7 +8,7 @@ from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.reading import Run, find_mlflow_run, iterate_pages
-from fednar_ray.tracking.run_lookup import RunRef, find_run
+from fednar_ray.tracking.run_lookup import RunRef, find_run_here
 from fednar_ray.tracking.run_views import RUNS_KEY, VIEW_TAG_PREFIX, build_page_path, get_view_key
 from fednar_ray.tracking.searches import find_search_run
 
@@ -45,20 +45,12 @@ def find_page(name: str, uri: str | None, searched: str | None) -> UiPage:
         BadInput: There is nothing of that name.
         TrackingUnavailable: The store does not answer.
     """
-    ref = None if searched is not None else _find_run_here(name)
+    ref = None if searched is not None else find_run_here(name)
     store = Store(uri or searched or (None if ref is None else _read_confirmed_uri(ref)))
     store.check()
     run_id = read_identity(ref.directory).run_id if ref is not None else name if RUN_ID.fullmatch(name) else None
     run = find_search_run(store, name) if run_id is None else find_mlflow_run(store, run_id)
     return _find_experiment_page(store, name) if run is None else _build_run_page(store, run, name)
-
-
-def _find_run_here(name: str) -> RunRef | None:
-    try:
-        ref = find_run(name)
-    except BadInput:
-        return None
-    return ref if ref.directory.is_dir() else None
 
 
 def _read_confirmed_uri(ref: RunRef) -> str:

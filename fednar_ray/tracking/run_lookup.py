@@ -147,6 +147,15 @@ def find_run(run: str) -> RunRef:
     return load_run(max(found, key=_get_creation_time))
 
 
+def find_run_here(name: str) -> RunRef | None:
+    """Finds a run or comparison as ``find_run`` does; None if there is none, or if its directory is elsewhere."""
+    try:
+        ref = find_run(name)
+    except BadInput:
+        return None
+    return ref if ref.directory.is_dir() else None
+
+
 def _describe_known(wanted: str) -> str:
     """Describes the runs here: the names that are like the wanted one, or else the newest."""
     names = [ref.name for ref in list_runs()]

@@ -1,4 +1,4 @@
-"""Numbers with nouns."""
+"""Counts are written with their nouns: 1 round, 2 rounds."""
 
 from fednar_ray.core.counting import format_count
 

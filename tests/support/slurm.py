@@ -80,7 +80,7 @@ class SlurmJob:
 
     @property
     def log(self) -> Path:
-        """The job's log."""
+        """The file that the output of all starts of the job is appended to."""
         return self.folder / f"fednar-{JOB_ID}.log"
 
     @property
