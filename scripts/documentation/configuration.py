@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fednar_ray.config.describe import Key, Section, list_sections
 
+RAISES = "\n\nRaises:"  # of a class, which is for programmers
 INTRODUCTION = """# Configuration
 
 An experiment file is YAML with an `experiment` section, and may have `compare` (read by `fednar compare`) and `search`
@@ -29,7 +30,7 @@ def build_configuration_page() -> str:
 def iter_section(section: Section) -> Iterator[str]:
     """Yields a section's keys, and those of its kinds if it has several."""
     yield f"## {section.name}\n"
-    yield f"{format_text(section.meaning)}\n"
+    yield f"{format_text(section.meaning.partition(RAISES)[0])}\n"
     yield from map(describe_key, section.keys)
     for kind in section.kinds:
         named = " or ".join(f"`{given}`" for given in kind.given_by)

@@ -7,8 +7,8 @@
 ```sh                         commands that are not run here: they need other hardware or software, or do not end
 ```mermaid                    a drawing, rendered by `scripts/docs draw`
 [scripts/examples/…](…)       as a line of its own: that program, shown; tests/end_to_end/test_examples.py runs it
-…                             as a line of a long output: `scripts/docs record` leaves out the middle, and writes as many
-                              lines before and after it as it finds
+…                             as a line of a long output: `scripts/docs record` leaves out the middle, and writes as
+                              many lines before and after it as it finds
 <!-- not run: why -->         on the line above a block: its syntax is checked, it is not run
 <!-- meanwhile: 40: command -->   above a console block: a command that runs beside it, started 40 s before
 <!-- again: in tests -->      above a console block: its output is the same everywhere, so the tests run it again
