@@ -329,6 +329,7 @@ SOUGHT = {
     "slurm": "cluster.html",
     "resume": "resume.html",
     "gpu": "placement.html",
+    "effective weight decay": "figures.html",
 }
 """What a reader types into the search, and the page that must be among the first two that it finds."""
 FORMULAS = ("concepts.html", "plug-in.html", "choosing-a.html")
