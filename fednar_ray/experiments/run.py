@@ -53,7 +53,7 @@ from fednar_ray.report.chart import render_card
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.notebook_progress import open_progress
 from fednar_ray.report.notes import note_run
-from fednar_ray.report.run_view import build_run_chart, build_run_frame, describe_run, tabulate_run
+from fednar_ray.report.run_view import build_run_chart, build_run_frame, summarize_run, tabulate_run
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
@@ -134,7 +134,7 @@ class Result:
 
     @property
     def _summary(self) -> str:
-        return describe_run(self.experiment.name, self.history, self.primary, self.stop)
+        return summarize_run(self.experiment.name, self.history, self.primary, self.stop)
 
     def _repr_html_(self) -> str:
         """Returns the table and the curve that a notebook shows."""

@@ -6,7 +6,7 @@ from typing import Any
 from fednar_ray.config import yaml_text
 from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value, name_metric
 from fednar_ray.report.page import Column, KeyFigure, Made, Page, PageFigure, Table
-from fednar_ray.report.search_answer import describe_search
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
 from fednar_ray.report.search_results import SearchFacts, rank_trials
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.searches import SearchRecord
@@ -34,7 +34,7 @@ def build_search_page(
     page = Page(
         kind="search",
         title=record.name,
-        answer=list(describe_search(record, facts)),
+        answer=list(describe_search(SearchOutcome.of_record(record))),
         made=_describe_making(record),
         content={
             "key": list(_list_key_figures(record, facts)),

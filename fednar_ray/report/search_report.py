@@ -13,7 +13,7 @@ from fednar_ray.report.importance import compute_importances, explain_missing_im
 from fednar_ray.report.page import PageFigure
 from fednar_ray.report.search_page import build_search_page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
-from fednar_ray.report.search_results import COLUMNS, SearchFacts, summarize_search, tabulate_trials
+from fednar_ray.report.search_results import COLUMNS, SearchFacts, compute_search_facts, tabulate_trials
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, compute_sensitivity
 from fednar_ray.report.svg import render
 from fednar_ray.tracking.searches import SearchRecord
@@ -37,7 +37,7 @@ class SearchReport:
 def write_report(record: SearchRecord, directory: Path) -> SearchReport:
     """Writes the page of a search, a picture, ``results.csv`` and ``sensitivity.json`` into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    facts, falls = summarize_search(record), compute_sensitivity(record)
+    facts, falls = compute_search_facts(record), compute_sensitivity(record)
     figures, missing = list(_draw_figures(record)), list(_explain_missing_figures(record))
     index = directory / "index.html"
     started = bool(record.best or record.baseline or any(trial.history for trial in record.trials))

@@ -26,7 +26,7 @@ class SearchFacts:
     rounds_saved: int  # not trained because trials were stopped early
 
 
-def summarize_search(record: SearchRecord) -> SearchFacts:
+def compute_search_facts(record: SearchRecord) -> SearchFacts:
     """Computes the summary of a search."""
     best, baseline = record.best_trial, record.baseline
     whole = count_full_rounds(record)

@@ -42,12 +42,22 @@ class FinalRuns:
     @property
     def best_test(self) -> float:
         """The test metric of the best experiment, averaged over the seeds."""
-        return average_metric(self.test_metric, self.best)
+        return float(np.mean(self.best_tests))
 
     @property
     def baseline_test(self) -> float:
         """The test metric of the baseline, averaged over the seeds."""
-        return average_metric(self.test_metric, self.baseline)
+        return float(np.mean(self.baseline_tests))
+
+    @property
+    def best_tests(self) -> list[float]:
+        """The test metric of the best experiment, by seed."""
+        return [run.metrics[self.test_metric] for run in self.best]
+
+    @property
+    def baseline_tests(self) -> list[float]:
+        """The test metric of the baseline, by seed."""
+        return [run.metrics[self.test_metric] for run in self.baseline]
 
 
 class FinalTraining:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fednar_ray as fr
-from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, describe_search, tabulate_search
+from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialEntry
 from tests.support.searches import IGNORED_WARNINGS
 
@@ -151,7 +151,7 @@ def test_the_chart_shows_trials_in_their_order_and_the_best_complete_one_so_far(
 
 def test_a_search_is_described_by_its_best_trial() -> None:
     trials = build_trials()
-    assert describe_search(trials, trials[0], "validation_accuracy") == (
+    assert summarize_search(trials, trials[0], "validation_accuracy") == (
         "search of 4 trials, best validation accuracy 0.7: regularizer.clip_bound=1, regularizer.name=fednar"
     )
     assert tabulate_search(trials, "validation_accuracy")[1] == ("trial-0000", "finished", "3", "0.7", "1", "fednar")
