@@ -162,8 +162,9 @@ def test_effort_is_the_sum_over_rounds():
     assert measure_effort(history).bytes_sent == 3e6
     effort = measure_effort(history, 2)
     assert (effort.rounds, effort.seconds, effort.client_seconds) == (2, 180, 360)
-    assert effort.compute_cost(PRICES, on_gpu=True) == pytest.approx(0.1 * 3.0 + 0.002 * 0.1)
-    assert effort.compute_cost(PRICES, on_gpu=False) == pytest.approx(0.1 * 0.5 + 0.002 * 0.1)
+    assert effort.compute_cost(PRICES, gpus=1) == pytest.approx(0.1 * 3.0 + 0.002 * 0.1)
+    assert effort.compute_cost(PRICES, gpus=0.25) == pytest.approx(0.1 * 0.25 * 3.0 + 0.002 * 0.1)  # four share a GPU
+    assert effort.compute_cost(PRICES, gpus=0) == pytest.approx(0.1 * 0.5 + 0.002 * 0.1)
 
 
 @pytest.mark.parametrize(

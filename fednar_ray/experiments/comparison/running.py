@@ -292,6 +292,7 @@ class _Runs:
             facts=self._collect_facts(),
             experiment=document.experiment,
             notes=notes,
+            url=build_run_url(parent.uri, self._run_id),
         )
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
