@@ -37,7 +37,15 @@ from fednar_ray.tracking.reading import (
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run_here
 from fednar_ray.tracking.searches import SearchRecord, parse_value, read_search
-from fednar_ray.tracking.tags import ABANDONED_TAG, ALERTS_TAG, IDENTICAL_TAG, KIND_TAG, PRIMARY_TAG, SEARCH_TAG
+from fednar_ray.tracking.tags import (
+    ABANDONED_TAG,
+    ALERTS_TAG,
+    END_TAG,
+    IDENTICAL_TAG,
+    KIND_TAG,
+    PRIMARY_TAG,
+    SEARCH_TAG,
+)
 from fednar_ray.tracking.ui_url import build_run_url
 
 RUN_ID = re.compile("[0-9a-f]{32}")
@@ -194,7 +202,8 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
         if not outcomes:
             primary, (facts, _) = tags.get(PRIMARY_TAG), _download_settings(store, child, folder)
         alerts = tuple(name for name in tags.get(ALERTS_TAG, "none").split(",") if name != "none")
-        outcomes.setdefault(variant, []).append(Outcome(read_rounds(store, child), alerts))
+        stop = tags.get(END_TAG, "") if child.info.status == "FINISHED" else ""
+        outcomes.setdefault(variant, []).append(Outcome(read_rounds(store, child), alerts, stop=stop))
     if not outcomes:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
     _, experiment = _download_settings(store, run, folder / "parent")

@@ -62,7 +62,7 @@ class ComparisonPage:
             content={
                 "key": list(_list_key_figures(contest, settings, prices, facts)),
                 "results": _tabulate_results(rows, contest, self.outcomes),
-                "notes": [*_explain_table(rows, settings), *self.notes],
+                "notes": [*_explain_table(rows, settings), *_explain_stops(self.outcomes), *self.notes],
                 "figures": list(_draw_curves(rows, self.outcomes)),
                 "by_decay": _draw_by_decay(rows),
                 "bound": self._build_bound_section(contest),
@@ -148,6 +148,15 @@ def _explain_table(rows: Sequence[Row], settings: CompareSettings) -> Iterator[s
             for row in rows
             if row.alerts
         )
+
+
+def _explain_stops(outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[str]:
+    """Yields which runs a callback ended, since they trained fewer rounds than others."""
+    for variant, runs in outcomes.items():
+        stopped = [run for run in runs if run.stop]
+        if stopped:
+            which = f"{name_method(variant)}, λ = {variant.weight_decay:g}: {len(stopped)} of {len(runs)} runs"
+            yield f"{which} {stopped[0].stop}."
 
 
 def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) -> Table:

@@ -19,7 +19,7 @@ from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.mlflow_names import TOTALS
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
+from fednar_ray.tracking.tags import END_TAG, FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
 log = logging.getLogger("fednar_ray")
@@ -83,6 +83,7 @@ class OpenTrial:
             tags = build_tags(find_alerts(self._experiment, self._journal.get_records()))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             tags |= {FAILURE_TAG: failure} if failure is not None else {}
+            tags |= {END_TAG: self._entry.ended} if self._entry.ended is not None else {}
             self._tracker.log_tags(tags)
             self._tracker.log_metrics(sum_up(self._journal.get_records()))
             self._tracker.set_end_status(MLFLOW_STATUS.get(status, "KILLED"))

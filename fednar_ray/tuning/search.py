@@ -32,7 +32,7 @@ from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
-from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
+from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, get_last, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import SearchStatus, Show
@@ -301,7 +301,7 @@ class _Search:
         parent.log_metrics(
             {
                 f"best/{metric}": best.value,
-                f"baseline/{metric}": final.baseline[0].metrics[self._search.metric],
+                f"baseline/{metric}": get_last(final.baseline[0], self._search.metric),
                 f"best/{test}": final.best_test,
                 f"baseline/{test}": final.baseline_test,
             }
@@ -327,7 +327,7 @@ class _Search:
 
     def _build_result(self, best: TrialEntry, final: FinalRuns, ended_early: str | None) -> SearchResult:
         table, seeds = self._table, self._search.seeds
-        stopped = [entry for entry in table.trials.values() if entry.status == STOPPED]
+        stopped = [entry for entry in table.trials.values() if entry.status == STOPPED or entry.ended is not None]
         return SearchResult(
             name=table.name,
             metric=self._search.metric,

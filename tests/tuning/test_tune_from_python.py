@@ -47,6 +47,11 @@ def test_trials_in_other_processes_get_the_data_the_model_and_the_metrics(uri: s
     torch.manual_seed(0)
     model, bias = nn.Linear(2, 2), 0.25
 
+    class StopAfterTwo(fr.RoundCallback):
+        def on_round_end(self, report: fr.RoundReport) -> None:
+            if report.round_index == 1:
+                raise fr.StopRun("two rounds are enough")
+
     def shifted_accuracy(y: np.ndarray, predictions: np.ndarray) -> float:
         return float((y == predictions).mean()) + bias
 
@@ -60,15 +65,20 @@ def test_trials_in_other_processes_get_the_data_the_model_and_the_metrics(uri: s
         federation=federation,
         model=model,
         metrics=[shifted_accuracy],
+        callbacks=[StopAfterTwo()],
         session=session,
     )
     assert (result.metric, result.mode, result.name) == ("validation_shifted_accuracy", "max", "objects")
     frame = result.to_frame()
-    assert frame["status"].tolist() == [FINISHED] * 2
+    assert frame["status"].tolist() == [FINISHED] * 2  # also of a trial that a callback has ended
+    assert frame["rounds"].tolist() == [2, 2]
+    assert {entry.ended for entry in result.trials} == {"two rounds are enough"}
+    assert result.rounds_saved == 2
+    assert fr.load(result.best_file).federation.rounds == 2
     for _, row in frame.iterrows():
         algorithm = experiment.algorithm.model_copy(update={"local_lr": row[RATE]})
         varied = experiment.model_copy(update={"algorithm": algorithm})
-        (*_, alone) = fr.iter_rounds(varied, federation=federation, model=model)
+        alone = list(fr.iter_rounds(varied, federation=federation, model=model))[1]
         assert row["validation_shifted_accuracy"] == pytest.approx(alone.metrics["validation_accuracy"] + bias)
     best = fr.run(fr.load(result.best_file), federation=federation, model=model, metrics=[shifted_accuracy])
     assert best.metrics["test_accuracy"] == result.best_test
@@ -98,6 +108,8 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(uri: str) -> 
         ({"space": {"algorithm.local_rl": {"uniform": [0, 1]}}}, "local_rl"),
         ({"metrics": [locked]}, "metrics: .*:locked: cannot be sent to other processes: cannot pickle"),
         ({"federation": None}, "data: missing"),
+        ({"callbacks": [fr.EarlyStopping(metric="validation_auc")]}, "EarlyStopping.metric: 'validation_auc'"),
+        ({"callbacks": [lambda: lock]}, "callbacks: 0: .* cannot be sent to other processes"),
     ]
     for change, says in cases:
         arguments = {"experiment": experiment, "space": SPACE, "algorithm": "grid", **given, **change}
