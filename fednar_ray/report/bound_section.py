@@ -24,18 +24,19 @@ class BoundSection:
     notes: Sequence[str]
 
 
-def build_bound_section(records: Sequence[RoundRecord], regularizer: str) -> BoundSection | None:
+def build_bound_section(records: Sequence[RoundRecord], regularizer: str, *, of: str = "") -> BoundSection | None:
     """Builds the section from the rounds of a run, or of several seeds; None if no step norms are recorded.
 
     Args:
         records: The rounds.
         regularizer: The name of the regularizer, which says whether steps were clipped at all; empty if not known.
+        of: Whose steps they are, if a page has those of several.
     """
     found = BoundSensitivity.measure(records)
     if found is None:
         return None
     return BoundSection(
-        answer=_describe(found, regularizer),
+        answer=(f"{of}: " if of else "") + _describe(found, regularizer),
         table=_tabulate(found),
         figures=list(_draw(found)),
         notes=list(_explain(found, regularizer)),

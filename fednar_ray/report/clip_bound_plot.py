@@ -81,7 +81,7 @@ def draw_shares(axes: Axes, sensitivity: BoundSensitivity) -> None:
         bounds = np.linspace(low, high, 200)
     shares = 1 - np.searchsorted(norms, bounds, side="right") / len(norms)
     axes.plot(bounds, shares, color=BOUNDED)
-    axes.axvline(bound, color=BOUND, linestyle="--", label=f"this run's A = {bound:g}")
+    axes.axvline(bound, color=BOUND, linestyle="--", label=f"A = {bound:g}, as trained")
     axes.set(xlabel="clip bound A", ylim=(-0.02, 1.02), xlim=(low, high))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.25, linewidth=0.6)

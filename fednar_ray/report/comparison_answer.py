@@ -63,7 +63,7 @@ def describe_comparison(rows: Sequence[Row], settings: CompareSettings) -> Itera
     yield "; ".join(parts) + "."
     if len(decays) > 1:
         best = contest.baseline.variant.weight_decay
-        yield f"This is at λ = {best:g}, where {_name(contest.baseline, capital=False)} does best."
+        yield f"This is at weight decay λ = {best:g}, where {_name(contest.baseline, capital=False)} does best."
         yield _describe_forgiveness(rows, contest)
 
 

@@ -61,11 +61,12 @@ class ComparisonPage:
             made=describe_making(self.name, facts, self.experiment, self.url),
             content={
                 "key": list(_list_key_figures(contest, settings, prices, facts)),
-                "results": _tabulate_results(rows, contest, self.outcomes),
+                "results": _tabulate_results(rows, contest),
                 "notes": [*_explain_table(rows, settings), *_explain_stops(self.outcomes), *self.notes],
                 "figures": list(_draw_curves(rows, self.outcomes)),
                 "by_decay": _draw_by_decay(rows),
                 "bound": self._build_bound_section(contest),
+                "clients": _tabulate_clients(rows, self.outcomes),
                 "cost": _tabulate_cost(rows, prices, facts),
                 "cost_notes": list(_explain_cost(prices, facts)),
             },
@@ -76,7 +77,8 @@ class ComparisonPage:
         """Builds the sensitivity to A of the method that the answer is about, from the steps of all its seeds."""
         variant = contest.row.variant
         records = [record for run in self.outcomes[variant] for record in run.history]
-        return build_bound_section(records, variant.regularizer)
+        of = f"{name_method(variant)}, λ = {variant.weight_decay:g}"
+        return build_bound_section(records, variant.regularizer, of=of)
 
 
 def _list_key_figures(
@@ -116,35 +118,42 @@ def _compute_cost(row: Row, prices: Prices, facts: RunFacts) -> float:
     return effort.compute_cost(prices, gpus=facts.gpus)
 
 
-def _tabulate_results(rows: Sequence[Row], contest: Contest, outcomes: Mapping[Variant, Sequence[Outcome]]) -> Table:
+def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
     cells = [row.format_cells() for row in rows]
     kept = [name for name in cells[0] if name not in ("client-s", "wall s", "MB to target")]
     if all(row.rounds_to_target is None for row in rows):
         kept.remove("rounds to target")
-    over_clients = [_average_over_clients(row, outcomes[row.variant]) for row in rows]
-    kept += [name for name in over_clients[0] if all(name in each for each in over_clients)]
-    cells = [{**each, **more} for each, more in zip(cells, over_clients, strict=True)]
     columns = [Column(name, number=name != "regularizer") for name in kept]
     marked = frozenset(i for i, row in enumerate(rows) if row is contest.row)
     return Table(columns, [[each[name] for name in kept] for each in cells], marked)
 
 
-def _average_over_clients(row: Row, runs: Sequence[Outcome]) -> dict[str, str]:
-    """Returns the last values on clients' own examples, averaged over seeds; empty if they were not evaluated."""
-    name, found = row.measure.name, {}
-    for key, of in CLIENT_FIGURES.items():
-        values = [find_last(run.history, f"client_{name}_{key}") for run in runs]
-        known = [value for value in values if value is not None]
-        if known:
-            found[f"{name} {of}"] = format_metric_value(name, float(np.mean(known)))
-    return found
+def _tabulate_clients(rows: Sequence[Row], outcomes: Mapping[Variant, Sequence[Outcome]]) -> Table | None:
+    """Returns the last values on clients' own examples, averaged over seeds; None if they were not evaluated."""
+    name = rows[0].measure.name
+    cells = [
+        [f"{row.variant.weight_decay:g}", row.variant.regularizer]
+        + [_average_last(outcomes[row.variant], f"client_{name}_{key}", name) for key in CLIENT_FIGURES]
+        for row in rows
+    ]
+    if all(cell == MISSING for row in cells for cell in row[2:]):
+        return None
+    columns = [Column("weight decay"), Column("regularizer", number=False)]
+    columns += [Column(f"{name.replace('_', ' ')} {of}") for of in CLIENT_FIGURES.values()]
+    return Table(columns, cells, note="On the clients' own examples after the last round, the mean over seeds.")
+
+
+def _average_last(runs: Sequence[Outcome], metric: str, name: str) -> str:
+    values = [find_last(run.history, metric) for run in runs]
+    known = [value for value in values if value is not None]
+    return format_metric_value(name, float(np.mean(known))) if known else MISSING
 
 
 def _explain_table(rows: Sequence[Row], settings: CompareSettings) -> Iterator[str]:
     yield explain_values(rows, settings)
     if any(row.alerts for row in rows):
         yield "Alerts: " + "; ".join(
-            f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts)}"
+            f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts).replace('_', ' ')}"
             for row in rows
             if row.alerts
         )

@@ -130,22 +130,22 @@ def _tabulate_best_values(record: SearchRecord, facts: SearchFacts) -> Table | N
     rows = [
         [
             build_plain_label(key),
-            key,
             format_searched_value(value),
             format_searched_value(baseline[key]) if key in baseline else "–",
+            key,
         ]
         for key, value in facts.best_values.items()
     ]
     return Table(
-        [Column("setting", number=False), Column("key", number=False), Column("best"), Column("baseline")], rows
+        [Column("setting", number=False), Column("best"), Column("baseline"), Column("key", number=False)], rows
     )
 
 
 def _explain_falls(record: SearchRecord, falls: Sensitivity) -> Iterator[str]:
     if not falls.known:
         yield (
-            "No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: a grid over A, λ and "
-            "η has such trials."
+            "No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: a grid over clip "
+            "bound, weight decay and learning rate has such trials."
         )
         return
     unit = "points" if _is_in_points(record) else name_metric(record)
@@ -182,15 +182,16 @@ def _format_change(fall: Degradation) -> str:
 
 
 def _tabulate_trials(record: SearchRecord) -> Table:
-    columns = [Column("trial", number=False), Column("status", number=False), Column("rounds")]
-    columns += [Column(name_metric(record)), *(Column(build_plain_label(key)) for key in record.space)]
+    columns = [Column("trial", number=False), Column(name_metric(record))]
+    columns += [*(Column(build_plain_label(key)) for key in record.space), Column("status", number=False)]
+    columns += [Column("rounds")]
     rows = [
         [
             trial.name,
-            trial.status,
-            str(trial.rounds),
             format_metric(trial.value),
             *(format_searched_value(trial.values[key]) for key in record.space),
+            trial.status,
+            str(trial.rounds),
         ]
         for trial in rank_trials(record)
     ]
@@ -199,7 +200,7 @@ def _tabulate_trials(record: SearchRecord) -> Table:
 
 def _describe_making(record: SearchRecord, facts: RunFacts, url: str | None) -> Made:
     seeds = f"{record.seeds} seeds per trial, of which the mean counts" if record.seeds > 1 else "one seed per trial"
-    space = ((key, ", ".join(_describe_domain(domain))) for key, domain in record.space.items())
+    space = ((build_plain_label(key), _describe_domain(domain)) for key, domain in record.space.items())
     return Made(
         rows=[
             link_to_mlflow(record.name, url),
@@ -214,5 +215,17 @@ def _describe_making(record: SearchRecord, facts: RunFacts, url: str | None) -> 
     )
 
 
-def _describe_domain(domain: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    return (f"{kind}: {', '.join(map(format_searched_value, values))}" for kind, values in domain.items())
+DOMAINS = {
+    "uniform": "from {} to {}",
+    "loguniform": "from {} to {}, on a logarithmic scale",
+    "quniform": "from {} to {}, in steps of {}",
+    "randint": "whole numbers from {} to below {}",
+}
+"""How the values of a key were drawn, in words; others are listed."""
+
+
+def _describe_domain(domain: Mapping[str, Sequence[Any]]) -> str:
+    """Describes which values of a key were tried."""
+    ((kind, values),) = domain.items()
+    written = list(map(format_searched_value, values))
+    return DOMAINS[kind].format(*written) if kind in DOMAINS else f"one of {', '.join(written)}"

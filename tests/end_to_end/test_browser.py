@@ -42,7 +42,7 @@ def write_search(folder: Path) -> None:
         tags = {"mlflow.parentRunId": parent, "fednar.status": "stopped early"}
         with RunTracker(store, store.create_run(experiment_id, name, tags), folder / name) as trial:
             trial.log_params({"regularizer.clip_bound": index + 1})
-            trial.log_metrics({"validation_loss": loss})
+            trial.log_metrics({"validation_loss": loss, "test_accuracy": 0.5, "bytes_up": 7.0})
     store.create_run(experiment_id, "another", {})
     view = RunView(
         key=parent[:8],
@@ -104,3 +104,8 @@ def test_the_page_of_the_search_begins_with_its_answer(pages: list[str], tmp_pat
     html = read_page(pages[1], tmp_path)
     assert "<strong>A=2 is best.</strong>" in html
     assert "viewStateShareKey=" in html
+
+
+def test_the_charts_of_the_saved_view_begin_with_the_primary_metric(pages: list[str], tmp_path: Path) -> None:
+    html = read_page(f"{pages[0]}&compareRunsMode=CHART", tmp_path)
+    Path("/tmp/rep/charts.html").write_text(html)

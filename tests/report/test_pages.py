@@ -127,7 +127,7 @@ def test_methods_are_compared_where_the_baseline_does_best_and_where_each_does_w
         (0.9, "fednar"): [[0.6], [0.6], [0.6]],
     }  # fmt: skip
     _, where, worst = answer(finals)
-    assert where == "This is at λ = 0.1, where decoupled decay does best."
+    assert where == "This is at weight decay λ = 0.1, where decoupled decay does best."
     assert "FedNAR still ends at 0.600 (λ = 0.9), decoupled decay at 0.100 (λ = 0.9)" in worst
 
 

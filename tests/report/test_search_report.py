@@ -505,6 +505,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     )
 
     record = read_search(uri, "first")
+    assert record.name == "first"
     assert (record.run_id, record.metric, record.mode, record.seeds) == (parent, "validation_accuracy", "max", 2)
     assert record.settings == {"federation.rounds": 4, A: 10.0, "algorithm.epsilon": 1e-5}
     assert record.space[NAME] == {"choice": ["fednar", "none"]}
