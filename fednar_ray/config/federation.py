@@ -40,8 +40,9 @@ class EvaluationSettings(Settings):
     federated: bool = False
     """Whether to evaluate clients on their own examples as well: the mean over all, and over the worst tenth."""
     primary: str | None = None
-    """The metric that counts, without its split, such as auc. Summaries, comparisons and plots show it, and it guides a
-    search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in regression."""
+    """The metric that counts, without its split, such as auc, or one of your own. Summaries, comparisons and plots show
+    it, and it guides a search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in
+    regression."""
     metrics: Annotated[tuple[FunctionPath, ...], Field(min_length=1)] | None = None
     """Metrics of your own: module:function, importable. Each is called with (y, predictions), or with (y, outputs) if
     its second parameter is called outputs, and returns a number, of which higher is better."""

@@ -40,6 +40,7 @@ from fednar_ray.tracking.searches import SearchRecord, parse_value, read_search
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
     ALERTS_TAG,
+    COMMAND_TAG,
     END_TAG,
     IDENTICAL_TAG,
     KIND_TAG,
@@ -213,7 +214,7 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
         rows=tuple(build_rows(outcomes, settings, primary)),
         outcomes=outcomes,
         settings=settings,
-        facts=replace(facts, command=""),
+        facts=replace(facts, command=run.data.tags.get(COMMAND_TAG, "")),
         experiment=experiment,
         notes=tuple(filter(None, run.data.tags.get(IDENTICAL_TAG, "").split("; "))),
         url=build_run_url(store.uri, run.info.run_id),

@@ -1,6 +1,7 @@
 """Builds the notes that MLflow shows first: what came out, and a few key figures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.run_page import describe_run
 from fednar_ray.report.run_plots import find_measure, get_curve
 from fednar_ray.report.search_answer import SearchOutcome, describe_search
+from fednar_ray.report.search_report import SEARCH_PICTURE
 from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.run_directory import RunDirectory
 
 LISTED_TRIALS = 5
+FILES = RunDirectory(Path())  # for the names of artifacts
 
 
 def note_run(
@@ -48,7 +52,8 @@ def note_run(
     if len(values):
         best = float(values.max() if measure.higher_is_better else values.min())
         figures = {f"test {measure.name}, best round": format_metric_value(measure.name, best), **figures}
-    return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report)
+    picture = None if report is None else FILES.curves_plot.name
+    return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report, picture=picture)
 
 
 def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, report: str) -> Note:
@@ -66,7 +71,8 @@ def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, 
         + ("" if row["difference"] == "–" else f" ({row['difference']})")
         for row in cells
     }
-    return Note(answer=answer, figures=figures, view=view, report=report)
+    picture = FILES.comparison_plot.name
+    return Note(answer=answer, figures=figures, view=view, report=report, picture=picture)
 
 
 def note_search(
@@ -85,4 +91,6 @@ def note_search(
     figures = {
         f"{trial['name']}: {format_values(trial['values'])}": f"{metric} {trial['value']:.4g}" for trial in listed
     }
-    return Note(answer=" ".join(describe_search(outcome)), figures=figures, view=view, report=report)
+    picture = None if report is None else str(PurePosixPath(report).with_name(SEARCH_PICTURE))
+    answer = " ".join(describe_search(outcome))
+    return Note(answer=answer, figures=figures, view=view, report=report, picture=picture)

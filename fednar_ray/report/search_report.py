@@ -19,6 +19,7 @@ from fednar_ray.report.sensitivity import FACTORS, Sensitivity, compute_sensitiv
 from fednar_ray.report.svg import render
 from fednar_ray.tracking.searches import SearchRecord
 
+SEARCH_PICTURE = "best_and_baseline.png"
 NOT_KNOWN = RunFacts()
 HEAT_MAP_CAPTION = (
     "Means over the trials that ran all rounds, regardless of their other settings; where trials are points, the star "
@@ -57,7 +58,7 @@ def write_report(
     index.write_text(page, encoding="utf-8")
     drawn = []
     if started:
-        drawn.append(directory / "best_and_baseline.png")
+        drawn.append(directory / SEARCH_PICTURE)
         draw_best_and_baseline(record).savefig(drawn[0], dpi=110)
     tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
     return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)

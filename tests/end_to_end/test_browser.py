@@ -55,7 +55,7 @@ def write_search(folder: Path) -> None:
     )
     with RunTracker(store, parent, folder / "search") as tracker:
         tracker.log_view(view)
-        tracker.log_note(Note(answer="A=2 is best.", view=view.key), "clip")
+        tracker.log_note(Note(answer="A=2 is best.", view=view.key, picture="curves.png"), "clip")
     assert MlflowClient(store.uri).get_run(parent).info.status == "FINISHED"
 
 
@@ -104,8 +104,9 @@ def test_the_page_of_the_search_begins_with_its_answer(pages: list[str], tmp_pat
     html = read_page(pages[1], tmp_path)
     assert "<strong>A=2 is best.</strong>" in html
     assert "viewStateShareKey=" in html
+    assert '<img src="get-artifact?path=curves.png' in html.replace("&amp;", "&")
 
 
 def test_the_charts_of_the_saved_view_begin_with_the_primary_metric(pages: list[str], tmp_path: Path) -> None:
     html = read_page(f"{pages[0]}&compareRunsMode=CHART", tmp_path)
-    Path("/tmp/rep/charts.html").write_text(html)
+    assert list(dict.fromkeys(re.findall(">(accuracy|cost|loss)<", html))) == ["loss", "accuracy", "cost"]

@@ -33,6 +33,7 @@ def test_the_note_of_a_run_has_its_answer_and_its_best_round() -> None:
     assert (note.figures["test rmse, best round"], note.figures["sent, down and up"]) == ("1", "1.5 MB")
     assert note.figures["training, all clients"] == "1.5 h"
     assert "report.html" in note.build_markdown()
+    assert note.picture == "curves.png"
 
 
 def test_a_run_that_was_never_tested_has_a_note_too() -> None:
@@ -62,7 +63,8 @@ def test_the_note_of_a_search_has_the_answer_of_its_page() -> None:
         best_tests=(0.8, 0.81),
         baseline_tests=(0.7, 0.72),
     )
-    note = note_search(outcome, TRIALS, "k")
+    note = note_search(outcome, TRIALS, "k", "report/index.html")
+    assert note.picture == "report/best_and_baseline.png"
     assert note.answer == " ".join(describe_search(outcome))
     assert note.answer.startswith("The best of 2 trials reaches a validation loss of 0.900; trained again, it ends at")
     assert "+9.5 points (95 % interval " in note.answer
