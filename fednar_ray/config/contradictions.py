@@ -10,8 +10,7 @@ from pydantic_core import InitErrorDetails, ValidationError
 from fednar_ray.config.data import DataSettings, FolderSettings
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
-from fednar_ray.config.problems import build_problem, suggest
-from fednar_ray.core.metric_names import HIGHER_IS_BETTER
+from fednar_ray.config.problems import build_problem
 
 
 def validate_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:
@@ -69,9 +68,6 @@ def find_contradictions(sections: Mapping[str, Any]) -> Iterator[InitErrorDetail
 def _check_evaluation(
     evaluation: EvaluationSettings, execution: ExecutionSettings | None
 ) -> Iterator[InitErrorDetails]:
-    known, primary = (*HIGHER_IS_BETTER, *evaluation.own_metrics), evaluation.primary
-    if primary is not None and primary not in known:
-        yield build_problem(("evaluation", "primary"), primary, f"unknown metric{suggest(primary, known)}")
     if evaluation.metrics is not None and execution is not None and execution.silos is not None:
         text = "needs the predictions for single examples, which may not leave a silo; remove it"
         yield build_problem(("evaluation", "metrics"), ", ".join(evaluation.metrics), text)

@@ -42,8 +42,9 @@ class EvaluationSettings(Settings):
     federated: Annotated[bool, Example(True)] = False
     """Whether to evaluate clients on their own examples as well: the mean over all, and over the worst tenth."""
     primary: Annotated[str | None, Example("macro_f1")] = None
-    """The metric that counts, without its split, such as auc. Summaries, comparisons and plots show it, and it guides a
-    search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in regression."""
+    """The metric that counts, without its split, such as auc, or one of your own. Summaries, comparisons and plots show
+    it, and it guides a search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in
+    regression."""
     metrics: Annotated[
         Annotated[tuple[FunctionPath, ...], Field(min_length=1)] | None, Example(("mymetrics:top_5",))
     ] = None

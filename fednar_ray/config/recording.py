@@ -42,7 +42,7 @@ class Prices(Settings):
     """What hours and bytes cost, in one currency of your choice."""
 
     gpu_hour: Annotated[NonNegative, Example(2.5)] = 0.0
-    """The price of an hour of training on one GPU."""
+    """The price of an hour of training on one GPU. Actors that share a GPU share its price."""
     cpu_hour: Annotated[NonNegative, Example(0.05)] = 0.0
     """The price of an hour of training in an actor that has no GPU."""
     gb: Annotated[NonNegative, Example(0.09)] = 0.0

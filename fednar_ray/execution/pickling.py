@@ -1,12 +1,15 @@
 """Checks before Ray starts whether the objects of a run can be pickled for Ray's actors."""
 
-from typing import Any
+import pickle
+from typing import Any, TypeVar
 
 from ray import cloudpickle
 from torch import nn
 
 from fednar_ray.core.errors import ConfigError, ModelError, first_line
 from fednar_ray.core.module_state import describe_module
+
+Object = TypeVar("Object")
 
 
 class _NullFile:
@@ -36,13 +39,19 @@ def check_correction_is_picklable(function: str, correction: Any) -> None:
         raise ConfigError((f"{text}; keep no such object in it, or use execution.placement=serial",)) from error
 
 
-def check_function_is_picklable(place: str, name: str, function: Any) -> None:
-    """Raises ConfigError if a function that was given as ``place`` cannot be pickled."""
+def check_object_is_picklable(place: str, name: str, value: Any) -> None:
+    """Raises ConfigError if a function or an object that was given as ``place`` cannot be pickled."""
     try:
-        _pickle(function)
+        _pickle(value)
     except Exception as error:
         text = f"{place}: {name}: cannot be sent to other processes: {first_line(error)}"
         raise ConfigError((f"{text}; let it use no such object",)) from error
+
+
+def copy_by_pickling(value: Object) -> Object:
+    """Returns a copy of an object. Raises whatever pickling it raises."""
+    copy: Object = pickle.loads(cloudpickle.dumps(value))  # noqa: S301 - pickled by this line
+    return copy
 
 
 def _find_unpicklable(model: nn.Module) -> str:

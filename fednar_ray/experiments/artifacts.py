@@ -33,6 +33,7 @@ from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RUNS_KEY, RunView
 from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG
+from fednar_ray.tracking.ui_url import build_run_url
 
 log = logging.getLogger("fednar_ray")
 
@@ -156,6 +157,7 @@ def log_page(
             primary=prepared.primary,
             client_names=prepared.federation.client_names,
             alerts=alerts,
+            url=build_run_url(tracker.uri, tracker.run_id),
         )
         path.write_text(page, encoding="utf-8")
 

@@ -10,6 +10,7 @@ from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.shared_session import open_session
+from fednar_ray.experiments.callbacks import CallbackSource
 from fednar_ray.experiments.comparison.record import ComparisonRecord, find, plan_runs
 from fednar_ray.experiments.comparison.running import Comparison, run_comparison
 from fednar_ray.experiments.given import Given, name_metrics
@@ -29,6 +30,7 @@ def compare(
     federation: Federation | None = None,
     model: nn.Module | None = None,
     metrics: Sequence[Callable[..., Any]] = (),
+    callbacks: Sequence[CallbackSource] = (),
     session: RaySession | None = None,
     progress: bool | None = None,
     resume: str | None = None,
@@ -49,10 +51,12 @@ def compare(
         federation: The data, in place of the experiment's ``data`` section.
         model: The model, in place of the experiment's ``model`` section. Every run starts from its parameters.
         metrics: Metrics of your own, as in ``fr.run``.
+        callbacks: What observes each run, and may end it, such as ``fr.EarlyStopping``. Each run gets its own: a copy
+            of a callback, or a new one of a class or of a function without arguments.
         session: The Ray session. Without one, all calls share one Ray until the process ends; see ``fr.shutdown``.
         progress: Whether to show the progress. None: in a notebook and in IPython.
         resume: The name, id or directory of a comparison to resume as it was started. If it was given a federation, a
-            model or metrics, give the same ones again.
+            model, metrics or callbacks, give the same ones again.
 
     Returns:
         The comparison, with a row per variant and the rounds of each run.
@@ -65,7 +69,7 @@ def compare(
         >>> comparison = fr.compare(fr.load("digits"), regularizers=["decoupled", "fednar"], seeds=3)
         >>> comparison.to_frame()[["regularizer", "seed", "final_accuracy"]]
     """
-    given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
+    given = Given(federation=federation, model=model, metrics=name_metrics(metrics), callbacks=tuple(callbacks))
     settings: dict[str, Any] = {"regularizers": regularizers, "weight_decays": weight_decays, "seeds": seeds}
     settings |= {"target_accuracy": target_accuracy, "target_rmse": target_rmse, "target": target}
     settings = {key: value for key, value in {**settings, "final_rounds": final_rounds}.items() if value is not None}

@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from fednar_ray.config import Experiment, build_document
+from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.execution.pickling import check_function_is_picklable, check_model_is_picklable
+from fednar_ray.execution.pickling import check_model_is_picklable, check_object_is_picklable
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.callbacks import CallbackSource, build_callbacks, iter_numbered
 from fednar_ray.experiments.prepare import Prepared, load_experiment_data, prepare
 
 
@@ -22,11 +24,17 @@ class Given:
         federation: The data, in place of the ``data`` section.
         model: The model, in place of the ``model`` section.
         metrics: The functions of metrics that have no importable path, by the path that the experiment names.
+        callbacks: What observes each run of a comparison or search, and may end it.
     """
 
     federation: FederatedData | None = None
     model: nn.Module | None = None
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    callbacks: tuple[CallbackSource, ...] = ()
+
+    def build_callbacks(self) -> list[RoundCallback]:
+        """Builds the callbacks of one run; see ``build_callbacks``."""
+        return build_callbacks(self.callbacks)
 
     def prepare(self, experiment: Experiment, session: RaySession | None = None) -> Prepared:
         """Prepares an experiment with the given objects; see ``prepare``."""
@@ -58,11 +66,13 @@ class Given:
             raise ConfigError(problems)
 
     def check_can_travel(self) -> None:
-        """Raises BadInput if a model or a metric cannot be sent to the processes of trials."""
+        """Raises BadInput if a model, a metric or a callback cannot be sent to the processes of trials."""
         if self.model is not None:
             check_model_is_picklable(self.model)
         for path, function in self.metrics.items():
-            check_function_is_picklable("metrics", path, function)
+            check_object_is_picklable("metrics", path, function)
+        for name, source in iter_numbered(self.callbacks):
+            check_object_is_picklable("callbacks", name, source)
 
 
 NOTHING_GIVEN = Given()

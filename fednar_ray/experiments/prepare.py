@@ -174,7 +174,8 @@ def _load_metrics(
     settings, task = experiment.evaluation, federation.task
     known = (*METRICS_BY_TASK[task], *settings.own_metrics)
     if settings.primary is not None and settings.primary not in known:
-        text = f"is not a metric of task {task}; use one of {', '.join(known)}"
+        listed = f"use one of {', '.join(known)}, or name your own in evaluation.metrics (in Python also metrics=)"
+        text = f"is not a metric of task {task}; {listed}"
         raise ConfigError((f"evaluation.primary: {settings.primary!r} {text}",))
     return load_own_metrics(settings.metrics or (), federation, functions)
 

@@ -36,8 +36,18 @@ from fednar_ray.tracking.reading import (
 )
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run_here
-from fednar_ray.tracking.searches import parse_value, read_search
-from fednar_ray.tracking.tags import ABANDONED_TAG, ALERTS_TAG, IDENTICAL_TAG, KIND_TAG, PRIMARY_TAG, SEARCH_TAG
+from fednar_ray.tracking.searches import SearchRecord, parse_value, read_search
+from fednar_ray.tracking.tags import (
+    ABANDONED_TAG,
+    ALERTS_TAG,
+    COMMAND_TAG,
+    END_TAG,
+    IDENTICAL_TAG,
+    KIND_TAG,
+    PRIMARY_TAG,
+    SEARCH_TAG,
+)
+from fednar_ray.tracking.ui_url import build_run_url
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -59,9 +69,19 @@ def write_search_report(name: str, uri: str | None, directory: Path) -> SearchRe
     store = Store(uri)
     store.check()
     record = read_search(store.uri, name)
-    report = write_report(record, directory)
+    facts = _read_facts_of_best(store, record)
+    report = write_report(record, directory, facts, build_run_url(store.uri, record.run_id))
     store.log_files(record.run_id, directory, SearchDirectory.named(name).report.name)
     return report
+
+
+def _read_facts_of_best(store: Store, record: SearchRecord) -> RunFacts:
+    """Reads how a search was made from the run that trained its best experiment again; empty if it is not known."""
+    run = None if record.best is None else find_mlflow_run(store, record.best.run_id)
+    if run is None:
+        return RunFacts()
+    with tempfile.TemporaryDirectory() as folder:
+        return _download_settings(store, run, Path(folder))[0]
 
 
 def redraw(name: str, uri: str | None, output: Path | None, searched: str | None) -> RedrawnFiles:
@@ -96,7 +116,8 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
         files = RunDirectory(ref.directory)
         experiment, facts = _load_if_readable(files.experiment_yaml), RunFacts.read(files.facts)
         facts = replace(facts, primary=facts.primary or read_tags(ref.directory).get(PRIMARY_TAG, ""))
-        return _write_run(ref.name, records, facts, experiment, read_client_names(ref.directory), directory)
+        names = read_client_names(ref.directory)
+        return _write_run(ref.name, records, facts, experiment, names, directory, _find_url(ref))
     identity = read_identity(ref.directory)  # a comparison, or a run without a finished round
     if uri is None:
         check_confirmed(identity.tracking_uri, ref.directory)
@@ -105,6 +126,15 @@ def _redraw_run_here(ref: RunRef, uri: str | None, output: Path | None) -> Redra
     if run is None:
         raise BadInput(f"MLflow at {store.uri} has no run {identity.run_id}, which belongs to {ref.name}")
     return _redraw_from_mlflow(store, run, directory)
+
+
+def _find_url(ref: RunRef) -> str | None:
+    """Finds the page of a run in MLflow; None if MLflow is a file, or if the run does not say where it was recorded."""
+    try:
+        identity = read_identity(ref.directory)
+    except BadInput:
+        return None
+    return build_run_url(identity.tracking_uri, identity.run_id)
 
 
 def _load_if_readable(path: Path) -> Experiment | None:
@@ -122,12 +152,20 @@ def _write_run(
     experiment: Experiment | None,
     client_names: ClientNames,
     directory: Path,
+    url: str | None,
 ) -> RedrawnFiles:
     directory.mkdir(parents=True, exist_ok=True)
     files, primary = RunDirectory(directory), facts.primary or None
     alerts = () if experiment is None else find_alerts(experiment, records, client_names=client_names)
     page = build_run_page(
-        name, records, facts, experiment=experiment, primary=primary, client_names=client_names, alerts=alerts
+        name,
+        records,
+        facts,
+        experiment=experiment,
+        primary=primary,
+        url=url,
+        client_names=client_names,
+        alerts=alerts,
     )
     files.report.write_text(page, encoding="utf-8")
     draw_curves(records, files.curves_plot, find_measure(records, primary).name)
@@ -142,7 +180,8 @@ def _redraw_from_mlflow(store: Store, run: Run, directory: Path) -> RedrawnFiles
         records, downloaded = read_rounds(store, run), _download_settings(store, run, Path(folder))
         facts, experiment = downloaded
         facts = replace(facts, primary=facts.primary or run.data.tags.get(PRIMARY_TAG, ""))
-        return _write_run(directory.name, records, facts, experiment, download_client_names(store, run), directory)
+        names, url = download_client_names(store, run), build_run_url(store.uri, run.info.run_id)
+        return _write_run(directory.name, records, facts, experiment, names, directory, url)
 
 
 def _download_settings(store: Store, run: Run, folder: Path) -> tuple[RunFacts, Experiment | None]:
@@ -164,7 +203,8 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
         if not outcomes:
             primary, (facts, _) = tags.get(PRIMARY_TAG), _download_settings(store, child, folder)
         alerts = tuple(name for name in tags.get(ALERTS_TAG, "none").split(",") if name != "none")
-        outcomes.setdefault(variant, []).append(Outcome(read_rounds(store, child), alerts))
+        stop = tags.get(END_TAG, "") if child.info.status == "FINISHED" else ""
+        outcomes.setdefault(variant, []).append(Outcome(read_rounds(store, child), alerts, stop=stop))
     if not outcomes:
         raise BadInput(f"MLflow at {store.uri} has no run of the comparison {run.info.run_id} yet")
     _, experiment = _download_settings(store, run, folder / "parent")
@@ -174,9 +214,10 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
         rows=tuple(build_rows(outcomes, settings, primary)),
         outcomes=outcomes,
         settings=settings,
-        facts=replace(facts, command=""),
+        facts=replace(facts, command=run.data.tags.get(COMMAND_TAG, "")),
         experiment=experiment,
         notes=tuple(filter(None, run.data.tags.get(IDENTICAL_TAG, "").split("; "))),
+        url=build_run_url(store.uri, run.info.run_id),
     )
     directory.mkdir(parents=True, exist_ok=True)
     files = RunDirectory(directory)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from fednar_ray.config import Experiment, compute_digest
-from fednar_ray.core.callbacks import CallbackList, RoundCallback, RunInfo
+from fednar_ray.core.callbacks import CallbackList, RoundCallback
 from fednar_ray.core.errors import ConfigError, RunFailed
 from fednar_ray.core.flat_params import FloatVector, load_buffers, load_parameters
 from fednar_ray.core.generators import drain
@@ -39,6 +39,7 @@ from fednar_ray.experiments.artifacts import (
     log_outputs,
     log_page,
 )
+from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
@@ -47,13 +48,12 @@ from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run_facts import collect_facts
 from fednar_ray.experiments.run_start import ResumedRun, RunIdentity, RunStart, build_start
-from fednar_ray.federated.evaluation import SPLITS, list_metric_names
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.report.chart import render_card
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.notebook_progress import open_progress
 from fednar_ray.report.notes import note_run
-from fednar_ray.report.run_view import build_run_chart, build_run_frame, describe_run, tabulate_run
+from fednar_ray.report.run_view import build_run_chart, build_run_frame, summarize_run, tabulate_run
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
@@ -134,7 +134,7 @@ class Result:
 
     @property
     def _summary(self) -> str:
-        return describe_run(self.experiment.name, self.history, self.primary, self.stop)
+        return summarize_run(self.experiment.name, self.history, self.primary, self.stop)
 
     def _repr_html_(self) -> str:
         """Returns the table and the curve that a notebook shows."""
@@ -253,7 +253,7 @@ def train(
         actors_of: The name by which Ray's dashboard names the actors; None: the name of the run,
             or of the experiment.
     """
-    _prepare_callbacks(prepared, callbacks)
+    prepare_callbacks(prepared, callbacks)
     start = build_start(prepared, resumption, name, tags or {})
     start.check()
     if isinstance(start, ResumedRun) and start.is_finished:
@@ -345,23 +345,6 @@ class _TrackedRun:
             primary=prepared.primary,
             stop=stop,
         )
-
-
-def _prepare_callbacks(prepared: Prepared, callbacks: Sequence[RoundCallback]) -> None:
-    """Tells the caller's callbacks about the run before anything is started. Raises BadInput if one does not fit."""
-    problems = tuple(
-        f"callbacks.{index}: {callback!r}: is not a callback; give an instance of a subclass of fr.RoundCallback"
-        for index, callback in enumerate(callbacks)
-        if not isinstance(callback, RoundCallback)
-    )
-    if problems:
-        raise ConfigError(problems)
-    experiment = prepared.experiment
-    evaluation = experiment.evaluation
-    metrics = list_metric_names(prepared.federation, SPLITS, federated=evaluation.federated, own=evaluation.own_metrics)
-    info = RunInfo(name=experiment.name, rounds=experiment.federation.rounds, primary=prepared.primary, metrics=metrics)
-    for callback in callbacks:
-        callback.on_prepare(info)
 
 
 def _start_callbacks(

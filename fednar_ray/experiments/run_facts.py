@@ -31,7 +31,7 @@ def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[Acto
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=_describe_machine(on_gpu=on_gpu),
         placement=plan.placement + (f" on {format_count(actors.count, 'actor')}" if actors else ""),
-        on_gpu=on_gpu,
+        gpus=(actors.gpus or 1.0) if on_gpu and actors else 0.0,
         versions=_find_versions(),
         data=f"{federation.name}, {federation.num_clients:,} clients, SHA-256 {data_digest[:12]}",
         examples=int(federation.shards.sizes.sum()),

@@ -15,13 +15,18 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
+from fednar_ray.report.clip_bounds import (
+    CLIPS,
+    compute_scaled_norms,
+    describe_share,
+    get_annealing,
+    round_bound,
+)
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run_or_newest, list_own_runs
 
-POINTS = 1000  # norms that represent the steps of one round
-FEWEST_CLIPPED, MOST_CLIPPED = 0.1, 0.5  # shares of steps that the ends of the recommended range clip
 SHORT_RUN = "fednar run FILE federation.rounds=5"
 
 
@@ -65,10 +70,10 @@ class ClipBoundSuggestion:
     @property
     def summary(self) -> str:
         """One sentence: which bound clips how many steps."""
-        clips = "clips" if self.regularizer in ("fednar", "decoupled") else "would clip"
+        clips = "clips" if self.regularizer in CLIPS else "would clip"
         return (
             f"at A = {self.high:g} one in ten steps would be clipped, at A = {self.low:g} half of them; "
-            f"the run's A = {self.clip_bound:g} {clips} {_describe_share(self.clipped)}"
+            f"the run's A = {self.clip_bound:g} {clips} {describe_share(self.clipped)}"
         )
 
     @property
@@ -125,8 +130,8 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
         raise BadInput(_explain_missing(ref))
     experiment, plot = load(ref.files.experiment_yaml), output or ref.files.suggestion_plot
     norms = compute_scaled_norms(records, experiment.regularizer.clip_bound)
-    low, value, high = (_round(float(np.quantile(norms, level))) for level in (0.5, 0.75, 0.9))
-    anneal = [_get_annealing(record, experiment.regularizer.clip_bound) for record in records]
+    low, value, high = (round_bound(float(np.quantile(norms, level))) for level in (0.5, 0.75, 0.9))
+    anneal = [get_annealing(record, experiment.regularizer.clip_bound) for record in records]
     draw_clip_bound(records, plot, low=low, high=high, anneal=anneal)
     return ClipBoundSuggestion(
         run=ref.name,
@@ -197,25 +202,6 @@ def _explain_missing(ref: RunRef) -> str:
     return f"{ref.name} has no round with step norms (an earlier version records none); train a short run: {SHORT_RUN}"
 
 
-def _get_annealing(record: RoundRecord, clip_bound: float) -> float:
-    """Returns A_t / A_0 of a round."""
-    return record.metrics["clip_bound"] / clip_bound
-
-
-def compute_scaled_norms(records: Sequence[RoundRecord], clip_bound: float) -> npt.NDArray[np.float64]:
-    """Computes norms that represent the steps of all rounds, divided by A_t / A_0: a step is clipped if it exceeds A_0.
-
-    Every round counts the same. Within a round, the distribution is linear between the recorded quantiles.
-
-    Returns:
-        ``POINTS`` norms per round, in one row, [rounds · POINTS].
-    """
-    levels = np.linspace(0, 1, POINTS)
-    return np.concatenate(
-        [np.interp(levels, LEVELS, record.norm_quantiles) / _get_annealing(record, clip_bound) for record in records]
-    )
-
-
 def _select_quantiles(
     records: Sequence[RoundRecord], norms: npt.NDArray[np.float64]
 ) -> dict[str, Mapping[float, float]]:
@@ -243,7 +229,7 @@ def _list_notes(experiment: Experiment, records: Sequence[RoundRecord]) -> list[
 def explain_no_clipping(regularizer: str, records: Sequence[RoundRecord]) -> str | None:
     """Returns a sentence about a run that could clip and never did; None if it clipped a step, or cannot clip."""
     trained = [record for record in records if "clip_fraction" in record.metrics and record.norm_quantiles]
-    if regularizer not in ("fednar", "decoupled") or not trained:
+    if regularizer not in CLIPS or not trained:
         return None
     if any(record.metrics["clip_fraction"] > 0 for record in trained):
         return None
@@ -254,14 +240,3 @@ def explain_no_clipping(regularizer: str, records: Sequence[RoundRecord]) -> str
         f"no step was clipped (largest step norm {largest:.3g}, bound {bound:g}): {name} acted as coupled decay; "
         "see fednar suggest"
     )
-
-
-def _round(value: float) -> float:
-    """Rounds a bound to two digits."""
-    return float(f"{value:.2g}")
-
-
-def _describe_share(share: float) -> str:
-    if share == 0:
-        return "none"
-    return "all" if share == 1 else f"{100 * share:.2g} %"

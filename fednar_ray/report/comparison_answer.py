@@ -8,8 +8,9 @@ import numpy as np
 
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.counting import format_count
-from fednar_ray.core.metric_names import SHARES, format_metric_value
+from fednar_ray.core.metric_names import format_metric_value
 from fednar_ray.report.comparison_table import Row
+from fednar_ray.report.differences import describe_difference
 from fednar_ray.report.run_plots import Variant
 
 METHODS = {"fednar": "FedNAR", "none": "no weight decay"}
@@ -62,7 +63,7 @@ def describe_comparison(rows: Sequence[Row], settings: CompareSettings) -> Itera
     yield "; ".join(parts) + "."
     if len(decays) > 1:
         best = contest.baseline.variant.weight_decay
-        yield f"This is at λ = {best:g}, where {_name(contest.baseline, capital=False)} does best."
+        yield f"This is at weight decay λ = {best:g}, where {_name(contest.baseline, capital=False)} does best."
         yield _describe_forgiveness(rows, contest)
 
 
@@ -127,34 +128,12 @@ def _describe_difference(contest: Contest) -> str:
             f"no difference can be given, because {' and '.join(whose)} diverged" if whose else "no difference is known"
         )
     ends = f"{_name(row)} ends at {_describe_value(row)}, {_name(baseline, capital=False)} at {_format_mean(baseline)}"
-    if row.difference == 0 and not row.interval:
-        return f"{ends}: no difference at all"
-    change = _format_change(row, row.difference)
-    if row.interval is None:
-        return f"{ends}: {change}, from one seed, which cannot tell it from luck"
-    low, high = row.difference - row.interval, row.difference + row.interval
-    span = f"95 % interval {_format_number(row, low)} to {_format_number(row, high)}"
-    seeds = f"{len(row.final)} seeds"
-    if low <= 0 <= high:
-        return f"{ends}: {change} ({span}), not more than luck with {seeds}"
-    better = (row.difference > 0) == row.measure.higher_is_better
-    return f"{ends}: {change} ({span}), {'better' if better else 'worse'} beyond luck with {seeds}"
+    return f"{ends}: {describe_difference(row.measure.name, row.difference, row.interval, len(row.final))}"
 
 
 def _format_mean(row: Row) -> str:
     mean = float(row.final.mean())
     return format_metric_value(row.measure.name, mean) if np.isfinite(mean) else "no number"
-
-
-def _format_change(row: Row, value: float) -> str:
-    unit = " points" if row.measure.name in SHARES else ""
-    return f"{_format_number(row, value)}{unit}"
-
-
-def _format_number(row: Row, value: float) -> str:
-    """Formats a difference with its sign; that of a share in points, which are hundredths."""
-    text = f"{100 * value:+.1f}" if row.measure.name in SHARES else f"{value:+.3g}"
-    return text.replace("-", "−")
 
 
 def _describe_forgiveness(rows: Sequence[Row], contest: Contest) -> str:

@@ -12,14 +12,15 @@ from matplotlib.ticker import MaxNLocator
 from fednar_ray.config import CompareSettings, Experiment
 from fednar_ray.config.recording import Prices
 from fednar_ray.core.metric_names import SHARES, format_metric_value
+from fednar_ray.report.bound_section import BoundSection, build_bound_section
 from fednar_ray.report.comparison_answer import Contest, describe_comparison, explain_values, name_method
 from fednar_ray.report.comparison_table import Outcome, Row
-from fednar_ray.report.effort import Effort, format_bytes, format_seconds
+from fednar_ray.report.effort import Effort, format_bytes, format_cost, format_seconds
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.page import Column, KeyFigure, Page, PageFigure, Table
-from fednar_ray.report.plots import COLORS, STYLES, choose_marker, format_decay_axis, widen
-from fednar_ray.report.run_page import describe_making
-from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, get_curve, stack_curves
+from fednar_ray.report.plots import COLORS, STYLES, draw_band, format_decay_axis, widen
+from fednar_ray.report.run_page import CLIENT_FIGURES, describe_making
+from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, find_last, get_curve, stack_curves
 from fednar_ray.report.svg import draw
 
 MISSING = "–"
@@ -36,6 +37,7 @@ class ComparisonPage:
     facts: RunFacts
     experiment: Experiment | None = None  # what all runs have in common; None: not known
     notes: Sequence[str] = ()  # below the table
+    url: str | None = None  # of its page in MLflow; None if MLflow is a file
 
     def draw(self, path: Path) -> None:
         """Draws the curves of all variants as a PNG file."""
@@ -56,18 +58,27 @@ class ComparisonPage:
             kind="comparison",
             title=self.name,
             answer=list(describe_comparison(rows, settings)),
-            made=describe_making(self.name, facts, self.experiment),
+            made=describe_making(self.name, facts, self.experiment, self.url),
             content={
                 "key": list(_list_key_figures(contest, settings, prices, facts)),
                 "results": _tabulate_results(rows, contest),
-                "notes": [*_explain_table(rows, settings), *self.notes],
+                "notes": [*_explain_table(rows, settings), *_explain_stops(self.outcomes), *self.notes],
                 "figures": list(_draw_curves(rows, self.outcomes)),
                 "by_decay": _draw_by_decay(rows),
+                "bound": self._build_bound_section(contest),
+                "clients": _tabulate_clients(rows, self.outcomes),
                 "cost": _tabulate_cost(rows, prices, facts),
                 "cost_notes": list(_explain_cost(prices, facts)),
             },
         )
         return page.render()
+
+    def _build_bound_section(self, contest: Contest) -> BoundSection | None:
+        """Builds the sensitivity to A of the method that the answer is about, from the steps of all its seeds."""
+        variant = contest.row.variant
+        records = [record for run in self.outcomes[variant] for record in run.history]
+        of = f"{name_method(variant)}, λ = {variant.weight_decay:g}"
+        return build_bound_section(records, variant.regularizer, of=of)
 
 
 def _list_key_figures(
@@ -90,7 +101,7 @@ def _list_key_figures(
         yield pair("time of all rounds", *(format_seconds(each.wall_seconds) for each in (row, baseline)))
     yield pair("training, all clients", *(format_seconds(each.client_seconds) for each in (row, baseline)))
     if prices is not None:
-        yield pair("cost of a run", *(f"{_compute_cost(each, prices, facts):.3g}" for each in (row, baseline)))
+        yield pair("cost of a run", *(format_cost(_compute_cost(each, prices, facts)) for each in (row, baseline)))
 
 
 def _format(value: float | None, write: Callable[[float], str]) -> str:
@@ -104,7 +115,7 @@ def _format_final(row: Row) -> str:
 
 def _compute_cost(row: Row, prices: Prices, facts: RunFacts) -> float:
     effort = Effort(rounds=0, bytes_sent=row.bytes_sent, seconds=row.wall_seconds, client_seconds=row.client_seconds)
-    return effort.compute_cost(prices, on_gpu=facts.on_gpu)
+    return effort.compute_cost(prices, gpus=facts.gpus)
 
 
 def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
@@ -117,14 +128,44 @@ def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
     return Table(columns, [[each[name] for name in kept] for each in cells], marked)
 
 
+def _tabulate_clients(rows: Sequence[Row], outcomes: Mapping[Variant, Sequence[Outcome]]) -> Table | None:
+    """Returns the last values on clients' own examples, averaged over seeds; None if they were not evaluated."""
+    name = rows[0].measure.name
+    cells = [
+        [f"{row.variant.weight_decay:g}", row.variant.regularizer]
+        + [_average_last(outcomes[row.variant], f"client_{name}_{key}", name) for key in CLIENT_FIGURES]
+        for row in rows
+    ]
+    if all(cell == MISSING for row in cells for cell in row[2:]):
+        return None
+    columns = [Column("weight decay"), Column("regularizer", number=False)]
+    columns += [Column(f"{name.replace('_', ' ')} {of}") for of in CLIENT_FIGURES.values()]
+    return Table(columns, cells, note="On the clients' own examples after the last round, the mean over seeds.")
+
+
+def _average_last(runs: Sequence[Outcome], metric: str, name: str) -> str:
+    values = [find_last(run.history, metric) for run in runs]
+    known = [value for value in values if value is not None]
+    return format_metric_value(name, float(np.mean(known))) if known else MISSING
+
+
 def _explain_table(rows: Sequence[Row], settings: CompareSettings) -> Iterator[str]:
     yield explain_values(rows, settings)
     if any(row.alerts for row in rows):
         yield "Alerts: " + "; ".join(
-            f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts)}"
+            f"{name_method(row.variant)}, λ = {row.variant.weight_decay:g}: {', '.join(row.alerts).replace('_', ' ')}"
             for row in rows
             if row.alerts
         )
+
+
+def _explain_stops(outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[str]:
+    """Yields which runs a callback ended, since they trained fewer rounds than others."""
+    for variant, runs in outcomes.items():
+        stopped = [run for run in runs if run.stop]
+        if stopped:
+            which = f"{name_method(variant)}, λ = {variant.weight_decay:g}: {len(stopped)} of {len(runs)} runs"
+            yield f"{which} {stopped[0].stop}."
 
 
 def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) -> Table:
@@ -136,7 +177,7 @@ def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) 
             format_bytes(row.bytes_sent),
             format_seconds(row.client_seconds),
             format_seconds(row.wall_seconds),
-            *([] if prices is None else [f"{_compute_cost(row, prices, facts):.3g}"]),
+            *([] if prices is None else [format_cost(_compute_cost(row, prices, facts))]),
         ]
         for row in rows
     ]
@@ -147,7 +188,7 @@ def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) 
 def _explain_cost(prices: Prices | None, facts: RunFacts) -> Iterator[str]:
     yield "Of one run, the mean over seeds. Bytes are those of a real federation: the model down to clients and back."
     if prices is not None:
-        hour = f"{prices.gpu_hour:g} per GPU hour" if facts.on_gpu else f"{prices.cpu_hour:g} per CPU hour"
+        hour = f"{prices.gpu_hour:g} per GPU hour" if facts.gpus else f"{prices.cpu_hour:g} per CPU hour"
         yield f"Prices: {hour} of training, {prices.gb:g} per gigabyte sent or received."
     else:
         yield "Set report.prices to see the cost in money."
@@ -179,22 +220,12 @@ def _draw_bands(
     axes: Axes, *, outcomes: Mapping[Variant, Sequence[Outcome]], variants: Sequence[Variant], metric: str
 ) -> None:
     for variant in variants:
-        values = stack_curves([get_curve(run.history, metric) for run in outcomes[variant]])
-        rounds = np.flatnonzero(~np.isnan(values).any(axis=0))
-        if not len(rounds):
-            continue
-        values, color = values[:, rounds], COLORS[variant.regularizer]
-        axes.plot(
-            rounds + 1, values.mean(axis=0), color=color, linestyle=STYLES[variant.regularizer],
-            label=name_method(variant), marker=choose_marker(len(rounds)),
-        )  # fmt: skip
-        if len(values) > 1:
-            axes.fill_between(rounds + 1, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
+        runs = stack_curves([get_curve(run.history, metric) for run in outcomes[variant]])
+        draw_band(axes, variant.regularizer, runs, label=name_method(variant))
     axes.set_xlabel("round")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axes.lines:
-        axes.legend(loc="best")
+    axes.legend(loc="best")
     widen(axes)
 
 

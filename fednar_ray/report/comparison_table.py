@@ -24,6 +24,7 @@ class Outcome(NamedTuple):
     history: tuple[RoundRecord, ...]  # one record per round
     alerts: tuple[str, ...]  # the names of its alerts
     messages: tuple[str, ...] = ()  # what each of them says
+    stop: str = ""  # why a callback ended it early; empty if it trained all rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

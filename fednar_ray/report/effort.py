@@ -18,14 +18,14 @@ class Effort:
     seconds: float  # of rounds, on the driver's clock
     client_seconds: float  # of training, summed over clients
 
-    def compute_cost(self, prices: Prices, *, on_gpu: bool) -> float:
+    def compute_cost(self, prices: Prices, *, gpus: float) -> float:
         """Computes the cost of the training time and of the bytes, in the unit of the prices.
 
         Args:
             prices: The prices of an hour and of a gigabyte.
-            on_gpu: Whether clients trained on GPUs, so that an hour of training is one of a GPU, otherwise of a CPU.
+            gpus: The GPUs of each actor, such as 0.25, which share the price of a GPU; 0: clients trained on CPUs.
         """
-        hour = prices.gpu_hour if on_gpu else prices.cpu_hour
+        hour = gpus * prices.gpu_hour if gpus else prices.cpu_hour
         return self.client_seconds / HOUR * hour + self.bytes_sent / GIGABYTE * prices.gb
 
 
@@ -58,3 +58,8 @@ def format_seconds(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def format_cost(cost: float) -> str:
+    """Formats a cost in the unit of the prices: with two decimals, or three digits if it is below 1."""
+    return f"{cost:,.2f}" if cost >= 1 else f"{cost:.3g}"

@@ -20,7 +20,7 @@ class RunFacts:
     finished: str = ""  # date and time, with the offset from UTC
     machine: str = ""
     placement: str = ""
-    on_gpu: bool = False  # whether clients trained on GPUs
+    gpus: float = 0.0  # of each actor that clients trained in; 0: on CPUs
     versions: Mapping[str, str] = field(default_factory=dict)
     data: str = ""  # what the data are called, with their digest
     examples: int = 0  # of all clients, for training
@@ -43,3 +43,14 @@ class RunFacts:
             return cls()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} does not say how the run was made: {error}") from error
+
+
+def list_facts(facts: RunFacts) -> list[tuple[str, str]]:
+    """Lists the known facts as rows of a table: the command, the data, the machine and the versions."""
+    rows = {
+        "command": facts.command,
+        "data": facts.data + (f", {facts.examples:,} training examples" if facts.examples else ""),
+        "where": ", ".join(filter(None, (facts.machine, facts.placement))),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+    }
+    return [(name, value) for name, value in rows.items() if value]

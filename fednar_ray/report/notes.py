@@ -1,21 +1,26 @@
 """Builds the notes that MLflow shows first: what came out, and a few key figures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from fednar_ray.config import Experiment
-from fednar_ray.core.metric_names import format_metric_value, is_higher_better
+from fednar_ray.core.metric_names import format_metric_value
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.axes import format_values
 from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.run_page import describe_run
 from fednar_ray.report.run_plots import find_measure, get_curve
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
+from fednar_ray.report.search_report import SEARCH_PICTURE
 from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.run_directory import RunDirectory
 
 LISTED_TRIALS = 5
+FILES = RunDirectory(Path())  # for the names of artifacts
 
 
 def note_run(
@@ -47,7 +52,8 @@ def note_run(
     if len(values):
         best = float(values.max() if measure.higher_is_better else values.min())
         figures = {f"test {measure.name}, best round": format_metric_value(measure.name, best), **figures}
-    return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report)
+    picture = None if report is None else FILES.curves_plot.name
+    return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report, picture=picture)
 
 
 def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, report: str) -> Note:
@@ -65,38 +71,26 @@ def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, 
         + ("" if row["difference"] == "–" else f" ({row['difference']})")
         for row in cells
     }
-    return Note(answer=answer, figures=figures, view=view, report=report)
+    picture = FILES.comparison_plot.name
+    return Note(answer=answer, figures=figures, view=view, report=report, picture=picture)
 
 
 def note_search(
-    trials: Sequence[Mapping[str, Any]],
-    keys: Sequence[str],
-    metric: str,
-    test_metric: str,
-    tests: tuple[float, float],
-    view: str,
-    report: str | None = None,
+    outcome: SearchOutcome, trials: Sequence[Mapping[str, Any]], view: str, report: str | None = None
 ) -> Note:
     """Builds the note of a finished search.
 
     Args:
+        outcome: What came out; the answer is that of the search's page.
         trials: The trials, best first: ``name``, ``value`` and ``values`` by searched key.
-        keys: The searched keys.
-        metric: The metric that the trials were judged by.
-        test_metric: The metric on the test set.
-        tests: Its value for the best trial trained again, and for the baseline.
         view: The key of the saved view of the trials.
         report: The artifact with the report; None if it has none.
     """
-    name, (ours, theirs) = test_metric.removeprefix("test_"), tests
-    best, baseline = (format_metric_value(name, value) for value in tests)
-    better = ours > theirs if is_higher_better(test_metric) else ours < theirs
-    verdict = "better than" if better else "no better than"
-    found = format_values({key: trials[0]["values"][key] for key in keys})
-    answer = f"Best of {len(trials)} trials: {found}. Test {name} {best}, {verdict} the baseline's {baseline}."
     listed = [trial for trial in trials if trial["value"] is not None][:LISTED_TRIALS]
+    metric = outcome.metric.replace("_", " ")
     figures = {
-        f"{trial['name']}: {format_values(trial['values'])}": f"{metric.replace('_', ' ')} {trial['value']:.4g}"
-        for trial in listed
+        f"{trial['name']}: {format_values(trial['values'])}": f"{metric} {trial['value']:.4g}" for trial in listed
     }
-    return Note(answer=answer, figures=figures, view=view, report=report)
+    picture = None if report is None else str(PurePosixPath(report).with_name(SEARCH_PICTURE))
+    answer = " ".join(describe_search(outcome))
+    return Note(answer=answer, figures=figures, view=view, report=report, picture=picture)

@@ -56,6 +56,17 @@ class Made:
     finished: str = ""
 
 
+def link_to_mlflow(name: str, url: str | None) -> tuple[str, str | Markup]:
+    """Returns the row that says where MLflow shows something: a link, or the command that opens MLflow's UI.
+
+    Args:
+        name: The name, as ``fednar ui`` takes it.
+        url: The page in the UI; None if MLflow is a file.
+    """
+    link = Markup('<a href="{}">{}</a>').format(url, url) if url is not None else f"fednar ui {name}"
+    return "in MLflow", link
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """What every page has; ``content`` is what the template of its kind shows."""

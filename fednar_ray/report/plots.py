@@ -124,11 +124,12 @@ def draw_curves(history: Sequence[RoundRecord], path: Path, measure: str | None 
     }
     for axes, (title, names) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
         for name, style in zip(names, LINES, strict=False):
-            points = [(record.round_index, record.metrics[name]) for record in history if name in record.metrics]
+            points = [(record.round_index + 1, record.metrics[name]) for record in history if name in record.metrics]
             if points:
                 label, marker = name.replace("_", " "), choose_marker(len(points))
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, linestyle=style)
         axes.set(title=title, xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         widen(axes)
         axes.grid(alpha=0.3)
         if len(names) > 1 and axes.lines:
@@ -185,21 +186,32 @@ def draw_comparison(
         grid[0, column].set_ylim(bottom=0, top=1 if accuracy else None)
         grid[1, column].set(xlabel="round", ylabel="effective weight decay")
         grid[1, column].set_ylim(bottom=0)
+        grid[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, column].legend(frameon=False, loc="lower right" if accuracy else "best")
     figure.savefig(path, dpi=110)
     return path
 
 
-def _draw_bands(axes: "object", curves: Curves) -> None:
+def _draw_bands(axes: Axes, curves: Curves) -> None:
     for name, runs in curves.items():
-        rounds = np.flatnonzero(~np.isnan(runs).any(axis=0))
-        runs = runs[:, rounds]
-        style = {"color": COLORS[name], "linestyle": STYLES[name], "marker": choose_marker(len(rounds))}
-        axes.plot(rounds, runs.mean(axis=0), label=name, **style)  # type: ignore[attr-defined]
-        axes.fill_between(  # type: ignore[attr-defined]
-            rounds, runs.min(axis=0), runs.max(axis=0), color=COLORS[name], alpha=0.15, linewidth=0
-        )
-    axes.grid(alpha=0.3)  # type: ignore[attr-defined]
+        draw_band(axes, name, runs, label=name)
+    axes.grid(alpha=0.3)
+
+
+def draw_band(axes: Axes, regularizer: str, runs: npt.NDArray[np.float64], *, label: str) -> None:
+    """Draws the mean of curves over seeds as a line, and their range as a band.
+
+    Args:
+        axes: Where to draw.
+        regularizer: Gives the line its color and style.
+        runs: One curve per seed, [seeds, rounds]. Rounds in which one of them is NaN are left out.
+        label: The name in the legend.
+    """
+    indices = np.flatnonzero(~np.isnan(runs).any(axis=0))
+    rounds, values, color = indices + 1, runs[:, indices], COLORS[regularizer]
+    style: Any = {"color": color, "linestyle": STYLES[regularizer], "marker": choose_marker(len(rounds))}
+    axes.plot(rounds, values.mean(axis=0), label=label, **style)
+    axes.fill_between(rounds, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
 ByDecay = Mapping[str, Mapping[float, Sequence[float]]]

@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fednar_ray.core.metric_names import SHARES
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.page import PageFigure
-from fednar_ray.report.plots import BOUND, BOUNDED, WIDE, choose_marker, widen
-from fednar_ray.report.run_plots import Measure, get_curve
+from fednar_ray.report.plots import BOUND, BOUNDED, choose_marker, widen
+from fednar_ray.report.run_plots import Measure
 from fednar_ray.report.svg import draw
 
 SPLITS = {"test": (BOUND, "-"), "validation": (BOUNDED, "--")}
 
 
 def draw_run_charts(history: Sequence[RoundRecord], measure: Measure) -> Iterator[PageFigure]:
-    """Draws the primary metric, the training loss, the norms of steps and the weight decay over rounds."""
+    """Draws the primary metric, the training loss, the share of clipped steps and the weight decay over rounds."""
     name = measure.name.replace("_", " ")
     shown = [split for split in SPLITS if _has(history, f"{split}_{measure.name}")]
     better = "higher" if measure.higher_is_better else "lower"
@@ -35,11 +34,11 @@ def draw_run_charts(history: Sequence[RoundRecord], measure: Measure) -> Iterato
             draw(lambda axes: _draw_lines(axes, history, {"train_loss": ("", BOUNDED, "-")}), "training loss"),
             "Mean loss of the batches that clients trained on.",
         )
-    if _has(history, "step_norm"):
+    if _has(history, "clip_fraction"):
         yield PageFigure(
-            "Length of a step before clipping",
-            draw(lambda axes: _draw_norms(axes, history), "norm of steps and clip bound"),
-            "Norm of gradient plus weight decay. FedNAR shortens steps above the bound A.",
+            "Share of clipped steps",
+            draw(lambda axes: _draw_shares(axes, history), "share of clipped steps"),
+            "How many steps were longer than the bound A.",
         )
     if _has(history, "effective_weight_decay"):
         yield PageFigure(
@@ -76,20 +75,10 @@ def _draw_decay(axes: Axes, history: Sequence[RoundRecord]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _draw_norms(axes: Axes, history: Sequence[RoundRecord]) -> None:
-    low, mean, high, bound = (
-        get_curve(history, name) for name in ("step_norm_p10", "step_norm", "step_norm_p90", "clip_bound")
-    )
-    rounds, marker = np.arange(len(mean)) + 1, choose_marker(len(mean))
-    axes.fill_between(rounds, low, high, color=BOUNDED, alpha=0.22, linewidth=0, label="eight of ten clients")
-    axes.plot(rounds, mean, color=BOUNDED, label="mean", marker=marker)
-    axes.plot(rounds, bound, "--", color=BOUND, label="bound A", marker=marker)
-    values = np.concatenate([low, mean, high, bound])
-    values = values[np.isfinite(values) & (values > 0)]
-    if len(values) and values.max() > WIDE * values.min():
-        axes.set_yscale("log")
-    _finish(axes)
-    axes.legend(loc="best")
+def _draw_shares(axes: Axes, history: Sequence[RoundRecord]) -> None:
+    _draw_lines(axes, history, {"clip_fraction": ("", BOUND, "-")})
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _finish(axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""Builds the page of a run: what came out, what it took, curves, clients, and how it was made."""
+"""Builds the page of a run: what came out, what it took, curves, sensitivity, clients, and how it was made."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,14 +10,17 @@ from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.metric_names import format_metric_value
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
-from fednar_ray.report.facts import RunFacts
-from fednar_ray.report.page import Column, KeyFigure, Made, Page, Table
+from fednar_ray.report.bound_section import build_bound_section
+from fednar_ray.report.effort import format_bytes, format_cost, format_seconds, measure_effort
+from fednar_ray.report.facts import RunFacts, list_facts
+from fednar_ray.report.page import Column, KeyFigure, Made, Page, Table, link_to_mlflow
 from fednar_ray.report.run_charts import draw_run_charts
-from fednar_ray.report.run_plots import Measure, find_measure
+from fednar_ray.report.run_plots import Measure, find_last, find_measure
 
 CONFIDENCE = 0.95
 SHOWN_CLIENTS = 50
+CLIENT_FIGURES = {"mean": "of the mean client", "worst_decile": "of the worst tenth of clients"}
+"""The metrics over clients, by the end of their names, in words."""
 
 
 def build_run_page(
@@ -27,6 +30,7 @@ def build_run_page(
     *,
     experiment: Experiment | None = None,
     primary: str | None = None,
+    url: str | None = None,
     client_names: ClientNames = (),
     alerts: Sequence[object] = (),
 ) -> str:
@@ -38,6 +42,7 @@ def build_run_page(
         facts: How it was made, as far as that is known.
         experiment: Its settings; None: not known.
         primary: Its primary metric; see ``find_measure``.
+        url: Its page in MLflow; None if MLflow is a file.
         client_names: The clients' names, by client id.
         alerts: What a person should look at, with ``name``, ``round_index`` and ``message``.
     """
@@ -46,11 +51,12 @@ def build_run_page(
         kind="run",
         title=name,
         answer=list(describe_run(history, measure, facts)),
-        made=describe_making(name, facts, experiment),
+        made=describe_making(name, facts, experiment, url),
         content={
             "key": list(_list_key_figures(history, measure, facts, experiment)),
             "alerts": alerts,
             "figures": list(draw_run_charts(history, measure)),
+            "bound": build_bound_section(history, experiment.regularizer.name if experiment is not None else ""),
             "clients": _tabulate_clients(history, facts, client_names),
         },
     )
@@ -92,17 +98,21 @@ def _list_key_figures(
     history: Sequence[RoundRecord], measure: Measure, facts: RunFacts, experiment: Experiment | None
 ) -> Iterator[KeyFigure]:
     effort = measure_effort(history)
-    value = next((r.metrics[measure.metric] for r in reversed(history) if measure.metric in r.metrics), None)
+    value = find_last(history, measure.metric)
     if value is not None:
         yield KeyFigure(f"test {measure.name.replace('_', ' ')}", format_metric_value(measure.name, value))
+    for name, of in CLIENT_FIGURES.items():
+        over_clients = find_last(history, f"client_{measure.name}_{name}")
+        if over_clients is not None:
+            yield KeyFigure(f"{measure.name} {of}", format_metric_value(measure.name, over_clients), "own examples")
     yield KeyFigure("rounds", f"{history[-1].round_index + 1:,}")
     yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "as in a real federation")
     yield KeyFigure("time of all rounds", format_seconds(effort.seconds))
     yield KeyFigure("training, all clients", format_seconds(effort.client_seconds))
     prices = experiment.report.prices if experiment is not None else None
     if prices is not None:
-        cost = effort.compute_cost(prices, on_gpu=facts.on_gpu)
-        yield KeyFigure("cost", f"{cost:.3g}", "at the given prices")
+        cost = effort.compute_cost(prices, gpus=facts.gpus)
+        yield KeyFigure("cost", format_cost(cost), "at the given prices")
     clipped = [r.metrics["clip_fraction"] for r in history if "clip_fraction" in r.metrics]
     if clipped:
         yield KeyFigure("steps that were clipped", f"{100 * float(np.mean(clipped)):.0f} %")
@@ -138,17 +148,10 @@ def _tabulate_clients(history: Sequence[RoundRecord], facts: RunFacts, names: Cl
     return Table(columns, rows, note=note)
 
 
-def describe_making(name: str, facts: RunFacts, experiment: Experiment | None) -> Made:
+def describe_making(name: str, facts: RunFacts, experiment: Experiment | None, url: str | None) -> Made:
     """Returns how a run or comparison was made, as rows of a table and all its settings."""
-    rows = {
-        "in MLflow": f"fednar ui {name}",
-        "command": facts.command,
-        "data": facts.data + (f", {facts.examples:,} training examples" if facts.examples else ""),
-        "where": ", ".join(filter(None, (facts.machine, facts.placement))),
-        "versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
-    }
     return Made(
-        rows=[(name, value) for name, value in rows.items() if value],
+        rows=[link_to_mlflow(name, url), *list_facts(facts)],
         settings="" if experiment is None else dump(experiment),
         finished=facts.finished.replace("T", " ")[:16],
     )

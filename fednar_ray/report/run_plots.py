@@ -65,6 +65,11 @@ def get_curve(records: Records, metric: str) -> npt.NDArray[np.float64]:
     return values
 
 
+def find_last(records: Records, metric: str) -> float | None:
+    """Returns the last value of a metric; None if no round has it."""
+    return next((record.metrics[metric] for record in reversed(records) if metric in record.metrics), None)
+
+
 def compute_final_value(records: Records, rounds: int, measure: Measure = ACCURACY) -> float:
     """Averages the measure over the last ``rounds`` rounds, as far as they were evaluated.
 

@@ -42,8 +42,8 @@ def build_run_chart(
     return Chart(title=name, x_label="round", y_label=label, lines=tuple(lines))
 
 
-def describe_run(name: str, history: Sequence[RoundRecord], primary: str, stop: Stop | None) -> str:
-    """Describes a run in one line: its length, and the primary metric at its end."""
+def summarize_run(name: str, history: Sequence[RoundRecord], primary: str, stop: Stop | None) -> str:
+    """Summarizes a run in one line: its length, and the primary metric at its end."""
     rounds = f"{name}: {len(history)} rounds" if stop is None else f"{name}: {stop}"
     measure = find_measure(history, primary).name
     values = [

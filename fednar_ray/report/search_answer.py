@@ -1,50 +1,76 @@
 """Says in sentences what came out of a search, with its uncertainty."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from fednar_ray.core.metric_names import SHARES, is_higher_better
-from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value, name_metric
+from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value
 from fednar_ray.report.comparison_table import compute_paired_difference
-from fednar_ray.report.search_results import SearchFacts
+from fednar_ray.report.differences import describe_difference
 from fednar_ray.tracking.searches import SearchRecord
 
 
-def describe_search(record: SearchRecord, facts: SearchFacts) -> Iterator[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOutcome:
+    """What came out of a search.
+
+    Attributes:
+        trials: The number of trials.
+        metric: The metric that guided the search.
+        best_value: Its value in the best trial; None if no trial ran all rounds.
+        best_values: The values of the best trial, by searched key.
+        test_metric: The metric on the test set that judges the search; None if it is not known yet.
+        best_tests: Its last values in the runs of the best experiment, trained again, by seed.
+        baseline_tests: The same in the runs of the baseline.
+    """
+
+    trials: int
+    metric: str
+    best_value: float | None
+    best_values: Mapping[str, Any]
+    test_metric: str | None = None
+    best_tests: Sequence[float] = ()
+    baseline_tests: Sequence[float] = ()
+
+    @classmethod
+    def of_record(cls, record: SearchRecord) -> Self:
+        """Returns the outcome of a search that was read from MLflow."""
+        trial, best, baseline = record.best_trial, record.best, record.baseline
+        return cls(
+            trials=len(record.trials),
+            metric=record.metric,
+            best_value=trial.final if trial else None,
+            best_values=trial.values if trial else {},
+            test_metric=record.test_metric,
+            best_tests=best.test_values if best else (),
+            baseline_tests=baseline.test_values if baseline else (),
+        )
+
+
+def describe_search(outcome: SearchOutcome) -> Iterator[str]:
     """Yields what the search found, how it compares with the baseline, and the values that it chose."""
-    trials = len(record.trials)
-    if facts.best_trial is None:
-        yield f"None of {trials} trials ran all rounds, so there is no best one yet."
+    if outcome.best_value is None:
+        yield f"None of {outcome.trials} trials ran all rounds, so there is no best one yet."
         return
-    reached = f"{name_metric(record)} of {format_metric(facts.best_value)}"
-    yield f"The best of {trials} trials reaches a {reached}{_describe_difference(record)}."
+    reached = f"{outcome.metric.replace('_', ' ')} of {format_metric(outcome.best_value)}"
+    yield f"The best of {outcome.trials} trials reaches a {reached}{_describe_test(outcome)}."
     values = ", ".join(
-        f"{build_plain_label(key)} = {format_searched_value(value)}" for key, value in facts.best_values.items()
+        f"{build_plain_label(key)} = {format_searched_value(value)}" for key, value in outcome.best_values.items()
     )
     yield f"It has {values}."
 
 
-def _describe_difference(record: SearchRecord) -> str:
+def _describe_test(outcome: SearchOutcome) -> str:
     """Compares the best trial and the baseline on the test set, where they were trained again."""
-    best, baseline, metric = record.best, record.baseline, record.test_metric
-    if best is None or baseline is None or metric is None or not best.test_values or not baseline.test_values:
+    metric, seeds = outcome.test_metric, min(len(outcome.best_tests), len(outcome.baseline_tests))
+    if metric is None or not seeds:
         return ""
-    seeds = min(len(best.test_values), len(baseline.test_values))
-    ours, theirs = (np.array(each.test_values[:seeds]) for each in (best, baseline))
-    name = metric.replace("_", " ")
-    ends = f"; trained again, it ends at a {name} of {format_metric(ours.mean())}, the baseline at "
-    ends += format_metric(theirs.mean())
+    ours, theirs = (np.array(values[:seeds]) for values in (outcome.best_tests, outcome.baseline_tests))
+    ends = f"; trained again, it ends at a {metric.replace('_', ' ')} of {format_metric(float(ours.mean()))}"
+    ends += f", the baseline at {format_metric(float(theirs.mean()))}"
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return ends
     change, interval = compute_paired_difference(ours, theirs)
-    bare = metric.partition("_")[2]
-    scale, unit = (100.0, " points") if bare in SHARES else (1.0, "")
-    number = f"{scale * change:+.3g}{unit}".replace("-", "−")
-    if interval is None:
-        return f"{ends}: {number}, from one seed, which cannot tell it from luck"
-    low, high = (f"{scale * (change + side * interval):+.3g}".replace("-", "−") for side in (-1, 1))
-    span = f"{number} (95 % interval {low} to {high})"
-    if abs(change) <= interval:
-        return f"{ends}: {span}, not more than luck with {seeds} seeds"
-    return f"{ends}: {span}, {'better' if (change > 0) == is_higher_better(bare) else 'worse'} beyond luck"
+    return f"{ends}: {describe_difference(metric.partition('_')[2], change, interval, seeds)}"

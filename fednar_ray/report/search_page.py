@@ -1,14 +1,19 @@
 """Builds the page of a search: what it found, what a wrong setting costs, and all trials."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import nan
 from typing import Any
 
 from fednar_ray.config import yaml_text
+from fednar_ray.config.recording import Prices
 from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value, name_metric
-from fednar_ray.report.page import Column, KeyFigure, Made, Page, PageFigure, Table
-from fednar_ray.report.search_answer import describe_search
+from fednar_ray.report.effort import Effort, format_bytes, format_cost, format_seconds
+from fednar_ray.report.facts import RunFacts, list_facts
+from fednar_ray.report.page import Column, KeyFigure, Made, Page, PageFigure, Table, link_to_mlflow
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
 from fednar_ray.report.search_results import SearchFacts, rank_trials
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
+from fednar_ray.tracking.mlflow_names import TOTALS
 from fednar_ray.tracking.searches import SearchRecord
 
 
@@ -16,6 +21,8 @@ def build_search_page(
     record: SearchRecord,
     facts: SearchFacts,
     falls: Sensitivity,
+    facts_of_best: RunFacts,
+    url: str | None,
     *,
     curves: PageFigure | None,
     figures: Sequence[PageFigure],
@@ -27,6 +34,8 @@ def build_search_page(
         record: The search.
         facts: Its summary.
         falls: What wrong settings cost.
+        facts_of_best: How the best experiment was trained again.
+        url: The page of the search in MLflow; None if MLflow is a file.
         curves: The best trial and the baseline over rounds; None if nothing was evaluated.
         figures: Wider figures of all trials.
         missing: Why other figures are not shown.
@@ -34,10 +43,10 @@ def build_search_page(
     page = Page(
         kind="search",
         title=record.name,
-        answer=list(describe_search(record, facts)),
-        made=_describe_making(record),
+        answer=list(describe_search(SearchOutcome.of_record(record))),
+        made=_describe_making(record, facts_of_best, url),
         content={
-            "key": list(_list_key_figures(record, facts)),
+            "key": list(_list_key_figures(record, facts, facts_of_best)),
             "curves": curves,
             "best": _tabulate_best_values(record, facts),
             "sensitivity": describe_sensitivity(record, falls),
@@ -74,7 +83,7 @@ def _is_in_points(record: SearchRecord) -> bool:
     return "accuracy" in record.metric
 
 
-def _list_key_figures(record: SearchRecord, facts: SearchFacts) -> Iterator[KeyFigure]:
+def _list_key_figures(record: SearchRecord, facts: SearchFacts, made: RunFacts) -> Iterator[KeyFigure]:
     metric = name_metric(record)
     test = None if record.test_metric is None else record.test_metric.replace("_", " ")
     direction = "highest is best" if record.mode == "max" else "lowest is best"
@@ -85,6 +94,29 @@ def _list_key_figures(record: SearchRecord, facts: SearchFacts) -> Iterator[KeyF
     counts = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count)
     yield KeyFigure("trials", f"{len(record.trials):,}", counts)
     yield KeyFigure("rounds trained", f"{facts.rounds_trained:,}", _describe_saving(facts))
+    effort = measure_search(record)
+    if effort is not None:
+        yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "in all trials")
+        yield KeyFigure("training, all clients", format_seconds(effort.client_seconds), "in all trials")
+        prices = _find_prices(record)
+        if prices is not None:
+            yield KeyFigure("cost", format_cost(effort.compute_cost(prices, gpus=made.gpus)), "at the given prices")
+
+
+def measure_search(record: SearchRecord) -> Effort | None:
+    """Measures what all trials took; None if it is not recorded."""
+    known = [trial.totals for trial in record.trials if trial.totals]
+    if not known:
+        return None
+    sent, trained = (record.seeds * sum(totals[name] for totals in known) for name in TOTALS)
+    rounds = record.seeds * sum(trial.rounds for trial in record.trials)
+    return Effort(rounds=rounds, bytes_sent=sent, seconds=nan, client_seconds=trained)
+
+
+def _find_prices(record: SearchRecord) -> Prices | None:
+    place = "report.prices."
+    given = {key.removeprefix(place): v for key, v in record.settings.items() if key.startswith(place)}
+    return Prices.model_validate(given) if given else None
 
 
 def _describe_saving(facts: SearchFacts) -> str:
@@ -98,22 +130,22 @@ def _tabulate_best_values(record: SearchRecord, facts: SearchFacts) -> Table | N
     rows = [
         [
             build_plain_label(key),
-            key,
             format_searched_value(value),
             format_searched_value(baseline[key]) if key in baseline else "–",
+            key,
         ]
         for key, value in facts.best_values.items()
     ]
     return Table(
-        [Column("setting", number=False), Column("key", number=False), Column("best"), Column("baseline")], rows
+        [Column("setting", number=False), Column("best"), Column("baseline"), Column("key", number=False)], rows
     )
 
 
 def _explain_falls(record: SearchRecord, falls: Sensitivity) -> Iterator[str]:
     if not falls.known:
         yield (
-            "No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: a grid over A, λ and "
-            "η has such trials."
+            "No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: a grid over clip "
+            "bound, weight decay and learning rate has such trials."
         )
         return
     unit = "points" if _is_in_points(record) else name_metric(record)
@@ -150,35 +182,50 @@ def _format_change(fall: Degradation) -> str:
 
 
 def _tabulate_trials(record: SearchRecord) -> Table:
-    columns = [Column("trial", number=False), Column("status", number=False), Column("rounds")]
-    columns += [Column(name_metric(record)), *(Column(build_plain_label(key)) for key in record.space)]
+    columns = [Column("trial", number=False), Column(name_metric(record))]
+    columns += [*(Column(build_plain_label(key)) for key in record.space), Column("status", number=False)]
+    columns += [Column("rounds")]
     rows = [
         [
             trial.name,
-            trial.status,
-            str(trial.rounds),
             format_metric(trial.value),
             *(format_searched_value(trial.values[key]) for key in record.space),
+            trial.status,
+            str(trial.rounds),
         ]
         for trial in rank_trials(record)
     ]
     return Table(columns, rows, frozenset({0} if record.best_trial else ()))
 
 
-def _describe_making(record: SearchRecord) -> Made:
+def _describe_making(record: SearchRecord, facts: RunFacts, url: str | None) -> Made:
     seeds = f"{record.seeds} seeds per trial, of which the mean counts" if record.seeds > 1 else "one seed per trial"
-    space = ((key, ", ".join(_describe_domain(domain))) for key, domain in record.space.items())
+    space = ((build_plain_label(key), _describe_domain(domain)) for key, domain in record.space.items())
     return Made(
         rows=[
-            ("in MLflow", f"fednar ui {record.name}"),
+            link_to_mlflow(record.name, url),
+            *list_facts(facts),
             ("searcher", record.algorithm),
             ("scheduler", record.scheduler),
             ("seeds", seeds),
             *space,
         ],
         settings=yaml_text.write(dict(record.settings)),
+        finished=facts.finished.replace("T", " ")[:16],
     )
 
 
-def _describe_domain(domain: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    return (f"{kind}: {', '.join(map(format_searched_value, values))}" for kind, values in domain.items())
+DOMAINS = {
+    "uniform": "from {} to {}",
+    "loguniform": "from {} to {}, on a logarithmic scale",
+    "quniform": "from {} to {}, in steps of {}",
+    "randint": "whole numbers from {} to below {}",
+}
+"""How the values of a key were drawn, in words; others are listed."""
+
+
+def _describe_domain(domain: Mapping[str, Sequence[Any]]) -> str:
+    """Describes which values of a key were tried."""
+    ((kind, values),) = domain.items()
+    written = list(map(format_searched_value, values))
+    return DOMAINS[kind].format(*written) if kind in DOMAINS else f"one of {', '.join(written)}"

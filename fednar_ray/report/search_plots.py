@@ -128,4 +128,5 @@ def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, color
 
 
 def _split_history(history: tuple[tuple[int, float], ...]) -> tuple[list[int], list[float]]:
-    return [point[0] for point in history], [point[1] for point in history]
+    """Returns the rounds, counted from 1 as on every page, and the values."""
+    return [point[0] + 1 for point in history], [point[1] for point in history]

@@ -8,16 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from fednar_ray.report.axes import build_plain_label, name_metric
+from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.heat_maps import LEAST_TRIALS, draw_heat_map, has_enough_trials, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
 from fednar_ray.report.page import PageFigure
 from fednar_ray.report.search_page import build_search_page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
-from fednar_ray.report.search_results import COLUMNS, SearchFacts, summarize_search, tabulate_trials
+from fednar_ray.report.search_results import COLUMNS, SearchFacts, compute_search_facts, tabulate_trials
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, compute_sensitivity
 from fednar_ray.report.svg import render
 from fednar_ray.tracking.searches import SearchRecord
 
+SEARCH_PICTURE = "best_and_baseline.png"
+NOT_KNOWN = RunFacts()
 HEAT_MAP_CAPTION = (
     "Means over the trials that ran all rounds, regardless of their other settings; where trials are points, the star "
     "is the best."
@@ -34,19 +37,28 @@ class SearchReport:
     sensitivity: Sensitivity
 
 
-def write_report(record: SearchRecord, directory: Path) -> SearchReport:
-    """Writes the page of a search, a picture, ``results.csv`` and ``sensitivity.json`` into a directory."""
+def write_report(
+    record: SearchRecord, directory: Path, made: RunFacts = NOT_KNOWN, url: str | None = None
+) -> SearchReport:
+    """Writes the page of a search, a picture, ``results.csv`` and ``sensitivity.json`` into a directory.
+
+    Args:
+        record: The search.
+        directory: Where to write.
+        made: How the best experiment was trained again, which is how the search was made.
+        url: The page of the search in MLflow; None if MLflow is a file.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    facts, falls = summarize_search(record), compute_sensitivity(record)
+    facts, falls = compute_search_facts(record), compute_sensitivity(record)
     figures, missing = list(_draw_figures(record)), list(_explain_missing_figures(record))
     index = directory / "index.html"
     started = bool(record.best or record.baseline or any(trial.history for trial in record.trials))
     curves = _draw_curves(record) if started else None
-    page = build_search_page(record, facts, falls, curves=curves, figures=figures, missing=missing)
+    page = build_search_page(record, facts, falls, made, url, curves=curves, figures=figures, missing=missing)
     index.write_text(page, encoding="utf-8")
     drawn = []
     if started:
-        drawn.append(directory / "best_and_baseline.png")
+        drawn.append(directory / SEARCH_PICTURE)
         draw_best_and_baseline(record).savefig(drawn[0], dpi=110)
     tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
     return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)

@@ -26,11 +26,11 @@ class SearchFacts:
     rounds_saved: int  # not trained because trials were stopped early
 
 
-def summarize_search(record: SearchRecord) -> SearchFacts:
+def compute_search_facts(record: SearchRecord) -> SearchFacts:
     """Computes the summary of a search."""
     best, baseline = record.best_trial, record.baseline
     whole = count_full_rounds(record)
-    stopped = [trial for trial in record.trials if trial.status == STOPPED]
+    stopped = [trial for trial in record.trials if trial.status in (FINISHED, STOPPED)]  # callbacks end a trial, too
     return SearchFacts(
         statuses={status: sum(trial.status == status for trial in record.trials) for status in ORDER},
         best_trial=best.name if best else None,

@@ -12,6 +12,12 @@ from fednar_ray.core.timing import PHASES
 START_UP = "start_up_seconds"
 """How long a run waited for its actors before its first round."""
 
+TOTALS: Mapping[str, tuple[str, ...]] = {
+    "cost/total_bytes": ("bytes_down", "bytes_up"),
+    "cost/total_client_seconds": ("client_seconds",),
+}
+"""What a trial cost in all its rounds: names in MLflow → the metrics of a round that are added up."""
+
 IN_MLFLOW: Mapping[str, str] = {
     **{name: f"clients/{name.removeprefix('client_')}" for name in CLIENT_METRICS},
     **{f"clients_{what}": f"clients/{what}" for what in ("sampled", "dropped_out", "late", "trained", "failed")},

@@ -17,19 +17,22 @@ class Note:
         figures: The key figures, by name.
         report: The artifact with the whole report; None if there is none.
         view: The key of the saved view of the run's children; None if it has none.
+        picture: The artifact with a picture of the result; None if it has none.
     """
 
     answer: str
     figures: Mapping[str, str] = field(default_factory=dict)
     report: str | None = None
     view: str | None = None
+    picture: str | None = None
 
     def build_markdown(self) -> str:
         """Returns the note of the run as Markdown, with placeholders for MLflow's ids.
 
         MLflow's UI shows the first lines only, so the links come before the table.
         """
-        return "\n\n".join([f"**{_escape(self.answer)}**", *self._build_links(), *self._build_table()])
+        picture = [f"![curves](get-artifact?path={self.picture}&run_uuid={RUN})"] if self.picture is not None else []
+        return "\n\n".join([f"**{_escape(self.answer)}**", *self._build_links(), *self._build_table(), *picture])
 
     def build_experiment_markdown(self, run_name: str) -> str:
         """Returns the note of the experiment of the run: the newest answer, and where it comes from."""
@@ -42,9 +45,11 @@ class Note:
         return ["\n".join(["| | |", "|---|---|", *rows])] if rows else []
 
     def _build_links(self) -> list[str]:
+        table = f"#/experiments/{EXPERIMENT}/runs?viewStateShareKey={self.view}"
         pages: Sequence[tuple[str, str | None]] = (
             ("Report", self.report and f"#/experiments/{EXPERIMENT}/runs/{RUN}/artifacts/{self.report}"),
-            ("All runs, best first", self.view and f"#/experiments/{EXPERIMENT}/runs?viewStateShareKey={self.view}"),
+            ("All runs, best first", self.view and table),
+            ("Their charts", self.view and f"{table}&compareRunsMode=CHART"),
         )
         links = [f"[{name}]({page})" for name, page in pages if page]
         return [" · ".join(links)] if links else []

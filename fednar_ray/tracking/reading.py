@@ -10,7 +10,7 @@ from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.core.metric_names import HIGHER_IS_BETTER
+from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER, SPLITS
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.clients_file import read_client_names
@@ -19,14 +19,14 @@ from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import PARENT_TAG, TRIAL_TAG
+from fednar_ray.tracking.tags import PARENT_TAG, PRIMARY_TAG, TRIAL_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)
 PLOTTED_METRICS = (
     *(f"{split}_{name}" for split in ("test", "validation") for name in HIGHER_IS_BETTER),
     "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
-    "update_norm", "bytes_down", "bytes_up", "round_seconds", "client_seconds",
+    *CLIENT_METRICS, "update_norm", "bytes_down", "bytes_up", "round_seconds", "client_seconds",
 )  # fmt: skip
 """The metrics that the pages of runs and comparisons show."""
 
@@ -59,7 +59,7 @@ def list_children(store: Store, run: Run) -> list[Run]:
 
 
 def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
-    """Reads the rounds of a run: from its journal if it has finished, else from PLOTTED_METRICS.
+    """Reads the rounds of a run: from its journal if it has finished, else from PLOTTED_METRICS and its primary metric.
 
     Raises:
         TrackingUnavailable: The store does not answer.
@@ -70,7 +70,9 @@ def read_rounds(store: Store, run: Run) -> tuple[RoundRecord, ...]:
     with tempfile.TemporaryDirectory() as directory:
         if finished and (path := download_file(store, run_id, journal, Path(directory))) is not None:
             return tuple(map(parse_line, read_lines(path, is_round)))
-    return read_metrics(store, run, PLOTTED_METRICS)
+    primary = run.data.tags.get(PRIMARY_TAG)  # possibly a metric of the user's own
+    own = () if primary is None else tuple(f"{split}_{primary}" for split in SPLITS)
+    return read_metrics(store, run, tuple(dict.fromkeys((*PLOTTED_METRICS, *own))))
 
 
 def download_client_names(store: Store, run: Run) -> tuple[str, ...]:

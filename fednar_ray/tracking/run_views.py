@@ -1,4 +1,4 @@
-"""Saved views of MLflow's table of runs: which columns it has, and in which order and of which runs the rows are.
+"""Saved views of MLflow's table of runs: its columns, the order of the rows and of the charts, and which runs it has.
 
 MLflow's UI keeps what its button "Share" saves as a tag of the experiment, and opens it by ``viewStateShareKey``. This
 is not a documented interface: ``tests/end_to_end/test_browser.py`` opens a view in the tested version of MLflow.
@@ -64,7 +64,20 @@ class RunView:
             "columnOrder": columns,
             "columnWidths": {column: WIDTH + LETTER_WIDTH * len(column.split("`")[1]) for column in columns},
             "runsHiddenMode": "SHOWALL",
+            "compareRunCharts": [],  # the UI adds one per metric,
+            "compareRunSections": [_build_section(group) for group in self._list_groups()],
+            "isAccordionReordered": True,  # and appends the groups that are not listed
         }
+
+    def _list_groups(self) -> list[str]:
+        """Lists the groups of the metrics in their order, so that the charts of the primary metric come first."""
+        return list(dict.fromkeys(name.rpartition("/")[0] for name in self.metrics if "/" in name))
+
+
+def _build_section(group: str) -> dict[str, Any]:
+    """Builds a section of charts, as the UI's own state has it."""
+    own = {"isReordered": False, "deleted": False, "isGenerated": True}
+    return {"uuid": f"fednar-{group}", "name": group, "display": True, **own}
 
 
 def parse_view(value: str) -> dict[str, Any]:

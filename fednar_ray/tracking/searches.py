@@ -6,7 +6,7 @@ of the last two with further seeds are tagged ``best, another seed`` and ``basel
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import find_judged
 from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
-from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.mlflow_names import TOTALS, name_in_mlflow
 from fednar_ray.tracking.reading import History, get_name, iterate_pages, read_history, search_runs_where
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
@@ -35,6 +35,7 @@ class TrialRecord:
     values: Mapping[str, Any]  # by searched key
     status: str  # finished (it ran all rounds), stopped early, failed or unfinished
     history: History  # of the search's metric
+    totals: Mapping[str, float] = field(default_factory=dict)  # what all rounds of one seed cost; see ``TOTALS``
 
     @property
     def rounds(self) -> int:
@@ -161,8 +162,8 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     for run in search_runs_where(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
-            own = get_name(run) if kind == "trial" else run.info.run_name
-            children[kind].setdefault(own, run)  # the newest run of a name
+            own_name = get_name(run) if kind == "trial" else run.info.run_name
+            children[kind].setdefault(own_name, run)  # the newest run of a name
     started = [run for run in children["trial"].values() if set(space) <= set(run.data.params)]
     trials = [_read_trial(client, run, metric, space) for run in started]
     test_metric = _find_test_metric([*children["best"].values(), *children["baseline"].values()])
@@ -189,6 +190,7 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str,
         values={key: parse_value(text) for key, text in run.data.params.items() if key in space},
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
         history=read_history(client, run, metric),
+        totals={name: run.data.metrics[name] for name in TOTALS if name in run.data.metrics},
     )
 
 

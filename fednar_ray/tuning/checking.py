@@ -7,9 +7,11 @@ from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.prepare import load_experiment_data
 from fednar_ray.federated.evaluation import list_metric_names
+from fednar_ray.tuning.trial_callbacks import TRIAL_SPLITS
 
 ALWAYS_REPORTED = ("train_loss",)
 
@@ -30,6 +32,7 @@ def check_trials(document: Document, session: RaySession, given: Given = NOTHING
     given.check_values("search.baseline", document.search.baseline)
     given.check_can_travel()
     prepared = given.prepare(document.experiment, session)
+    prepare_callbacks(prepared, given.build_callbacks(), TRIAL_SPLITS)
     search = document.search.resolve_metric(prepared.primary)
     document = replace(document, search=search)
     problems = list(search.find_mode_problems())

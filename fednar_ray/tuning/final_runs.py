@@ -14,7 +14,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.run import Result, train
-from fednar_ray.report.run_plots import find_measure
+from fednar_ray.report.run_plots import find_last, find_measure
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED
@@ -42,12 +42,22 @@ class FinalRuns:
     @property
     def best_test(self) -> float:
         """The test metric of the best experiment, averaged over the seeds."""
-        return average_metric(self.test_metric, self.best)
+        return float(np.mean(self.best_tests))
 
     @property
     def baseline_test(self) -> float:
         """The test metric of the baseline, averaged over the seeds."""
-        return average_metric(self.test_metric, self.baseline)
+        return float(np.mean(self.baseline_tests))
+
+    @property
+    def best_tests(self) -> list[float]:
+        """The test metric of the best experiment, by seed."""
+        return [get_last(run, self.test_metric) for run in self.best]
+
+    @property
+    def baseline_tests(self) -> list[float]:
+        """The test metric of the baseline, by seed."""
+        return [get_last(run, self.test_metric) for run in self.baseline]
 
 
 class FinalTraining:
@@ -70,14 +80,22 @@ class FinalTraining:
         self._given = given
         self._document, self._search, self._table = document, document.search, table
         self._store, self._session, self._resume = store, session, resume
+        self._with_callbacks = True  # whether callbacks see the best experiment; those that ended its trial do not
 
     def build_best(self, plan: TrialPlan, best: TrialEntry) -> Experiment:
-        """Builds the experiment of the best trial, with all changes that population-based training made to it."""
+        """Builds the experiment of the best trial, with all changes that population-based training made to it.
+
+        If a callback has ended the trial, the experiment has only as many rounds.
+        """
+        self._with_callbacks = best.ended is None
         experiment = plan.build_experiment(best.initial_values)
         changes = None if best.lineage is None else best.lineage.changes
         changed = Experiment.model_validate(
             {**experiment.model_dump(exclude_none=True, exclude_unset=True), "changes": changes}
         )
+        if best.ended is not None:  # the same rounds, without the callbacks that ended them
+            federation = changed.federation.model_copy(update={"rounds": best.rounds})
+            changed = changed.model_copy(update={"federation": federation})
         return self._build_single_run(changed, "best", best.group_size)
 
     def train(self, best: Experiment) -> FinalRuns:
@@ -107,7 +125,9 @@ class FinalTraining:
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None
             prepared = self._given.prepare(each if resumption is None else resumption.experiment, self._session)
-            results.append(drain(train(prepared, self._session, tags=tags, name=name, resumption=resumption)))
+            callbacks = self._given.build_callbacks() if role == "baseline" or self._with_callbacks else ()
+            training = train(prepared, self._session, tags=tags, name=name, resumption=resumption, callbacks=callbacks)
+            results.append(drain(training))
         return results
 
     def _find_resumption(self, experiment: Experiment) -> Resumption | None:
@@ -121,8 +141,15 @@ class FinalTraining:
 
 
 def average_metric(metric: str, runs: Sequence[Result]) -> float:
-    """Averages a metric of the last round over runs."""
-    return float(np.mean([run.metrics[metric] for run in runs]))
+    """Averages the last value of a metric over runs."""
+    return float(np.mean([get_last(run, metric) for run in runs]))
+
+
+def get_last(run: Result, metric: str) -> float:
+    """Returns the last value of a metric, which a run that a callback has ended may not have in its last round."""
+    value = find_last(run.history, metric)
+    assert value is not None, metric
+    return value
 
 
 def warn_if_different(runs: Sequence[Result], best: TrialEntry, metric: str) -> None:

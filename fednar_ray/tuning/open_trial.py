@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
+from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.alerts import find_alerts
 from fednar_ray.experiments.alerts.callback import build_tags
 from fednar_ray.report.axes import format_values
@@ -15,9 +16,10 @@ from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import Journal, parse_line
 from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow_names import TOTALS
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.tags import FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
+from fednar_ray.tracking.tags import END_TAG, FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
 
 log = logging.getLogger("fednar_ray")
@@ -81,8 +83,18 @@ class OpenTrial:
             tags = build_tags(find_alerts(self._experiment, self._journal.get_records()))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             tags |= {FAILURE_TAG: failure} if failure is not None else {}
+            tags |= {END_TAG: self._entry.ended} if self._entry.ended is not None else {}
             self._tracker.log_tags(tags)
+            self._tracker.log_metrics(sum_up(self._journal.get_records()))
             self._tracker.set_end_status(MLFLOW_STATUS.get(status, "KILLED"))
+
+
+def sum_up(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Returns what a trial cost in all its rounds, by the names in MLflow."""
+    return {
+        total: float(sum(record.metrics.get(name, 0.0) for record in records for name in names))
+        for total, names in TOTALS.items()
+    }
 
 
 def _find_run_id(directory: Path) -> str | None:

@@ -120,7 +120,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def _determine_status(self, entry: TrialEntry) -> str:
         if entry.failure is not None:
             return FAILED
-        return FINISHED if entry.rounds >= self._rounds else STOPPED
+        return FINISHED if entry.rounds >= self._rounds or entry.ended is not None else STOPPED
 
     def _open(self, trial: Trial) -> None:
         entry = self._table.trials.get(trial.trial_id) or self._find_lost(trial) or self._add_entry(trial)

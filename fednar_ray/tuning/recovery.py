@@ -93,6 +93,7 @@ def _build_last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
         rounds=entry.rounds,
         lines=read_lines(table.files.trial(entry.name).journal),
         failure=entry.failure,
+        ended=entry.ended,
         train_seconds=0.0,
         group_size=entry.group_size,
         lineage=entry.lineage,

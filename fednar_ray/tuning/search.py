@@ -19,6 +19,7 @@ from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.chart import render_card
 from fednar_ray.report.notes import note_search
+from fednar_ray.report.search_answer import SearchOutcome
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
@@ -31,11 +32,11 @@ from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
-from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, warn_if_different
+from fednar_ray.tuning.final_runs import FinalRuns, FinalTraining, get_last, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import SearchStatus, Show
-from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, describe_search, tabulate_search
+from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
@@ -116,7 +117,7 @@ class SearchResult:
 
     @property
     def _summary(self) -> str:
-        return describe_search(self.trials, self.best, self.metric)
+        return summarize_search(self.trials, self.best, self.metric)
 
     def _repr_html_(self) -> str:
         """Returns the table and the chart that a notebook shows."""
@@ -300,7 +301,7 @@ class _Search:
         parent.log_metrics(
             {
                 f"best/{metric}": best.value,
-                f"baseline/{metric}": final.baseline[0].metrics[self._search.metric],
+                f"baseline/{metric}": get_last(final.baseline[0], self._search.metric),
                 f"best/{test}": final.best_test,
                 f"baseline/{test}": final.baseline_test,
             }
@@ -308,18 +309,25 @@ class _Search:
         parent.log_params({f"best.{key}": value for key, value in best.values.items()})
         parent.log_tags({BEST_TRIAL_TAG: best.name, BEST_RUN_ID_TAG: final.best[0].run_id})
         parent.link_model(final.best[0].run_id)
-        parent.log_note(self._describe(final), self._table.name)
+        parent.log_note(self._describe(best, final), self._table.name)
 
-    def _describe(self, final: FinalRuns) -> Note:
-        trials = [asdict(entry) for entry in self._table.rank(self._search.mode)]
-        tests = final.best_test, final.baseline_test
+    def _describe(self, best: TrialEntry, final: FinalRuns) -> Note:
+        trials = self._table.rank(self._search.mode)
+        outcome = SearchOutcome(
+            trials=len(trials),
+            metric=self._search.metric,
+            best_value=best.value,
+            best_values=best.values,
+            test_metric=final.test_metric,
+            best_tests=final.best_tests,
+            baseline_tests=final.baseline_tests,
+        )
         view, report = self._table.parent_id[:8], f"{self._table.files.report.name}/index.html"
-        keys = list(self._search.space)
-        return note_search(trials, keys, self._search.metric, final.test_metric, tests, view, report)
+        return note_search(outcome, [asdict(entry) for entry in trials], view, report)
 
     def _build_result(self, best: TrialEntry, final: FinalRuns, ended_early: str | None) -> SearchResult:
         table, seeds = self._table, self._search.seeds
-        stopped = [entry for entry in table.trials.values() if entry.status == STOPPED]
+        stopped = [entry for entry in table.trials.values() if entry.status == STOPPED or entry.ended is not None]
         return SearchResult(
             name=table.name,
             metric=self._search.metric,

@@ -62,8 +62,8 @@ def _get_number(entry: TrialEntry, key: str) -> float:
     return float(value)
 
 
-def describe_search(trials: Sequence[TrialEntry], best: TrialEntry, metric: str) -> str:
-    """Describes a search in one line: its best trial."""
+def summarize_search(trials: Sequence[TrialEntry], best: TrialEntry, metric: str) -> str:
+    """Summarizes a search in one line: its best trial."""
     values = ", ".join(f"{key}={_format(value)}" for key, value in best.values.items())
     return f"search of {len(trials)} trials, best {metric.replace('_', ' ')} {best.value:.4g}: {values}"
 

@@ -86,7 +86,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         fixed = search.scheduler.name != "none" or search.report_rounds != "auto"
         until = time.perf_counter() + (0.0 if fixed else min(REPORT_SECONDS, search.checkpoint_seconds))
         failure = self._train_some_rounds()
-        while failure is None and self._rounds_done < self._rounds and time.perf_counter() < until:
+        while failure is None and not self._is_complete and time.perf_counter() < until:
             failure = self._train_some_rounds()
         return failure
 
@@ -105,6 +105,16 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
     def _rounds_done(self) -> int:
         return min(federation.rounds for federation in self._federations)
 
+    @property
+    def _is_complete(self) -> bool:
+        return self._rounds_done == self._rounds or self._ended is not None
+
+    @property
+    def _ended(self) -> str | None:
+        """Why callbacks have ended the trial, once those of all its federations have."""
+        reasons = [federation.ended for federation in self._federations]
+        return reasons[0] if None not in reasons else None
+
     def _build_report(self, failure: str | None, start: float) -> TrialReport:
         search, first = self._plan.search, self._federations[0]
         records = average_records([federation.records[self._reported_rounds :] for federation in self._federations])
@@ -112,13 +122,15 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         value = records[-1].metrics.get(search.metric, math.nan) if records else math.nan
         if failure is None and not math.isfinite(value):
             failure = f"{search.metric} is not finite"
-        done = failure is not None or self._rounds_done == self._rounds
+        ended = self._ended if self._rounds_done < self._rounds and failure is None else None
+        done = failure is not None or self._is_complete
         seconds, self._start_seconds = self._start_seconds + time.perf_counter() - start, 0.0
         return TrialReport(
             value=value if failure is None else get_worst_value(search.mode),
             rounds=self._rounds_done,
             lines=tuple(format_line(record) for record in records),
             failure=failure,
+            ended=ended,
             train_seconds=seconds,
             group_size=first.group_size,
             lineage=first.find_lineage(search),

@@ -22,6 +22,7 @@ from fednar_ray.experiments.placement import SerialTrainer, open_pool, plan_exec
 from fednar_ray.experiments.prepare import Prepared, adapt
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
+from fednar_ray.tuning.trial_callbacks import TRIAL_SPLITS, TrialCallbacks
 from fednar_ray.tuning.trial_report import Lineage
 
 CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next trials
@@ -43,7 +44,8 @@ class TrialFederation:
         sections = {"data": experiment.data, "model": experiment.model}
         dumped = {key: section.model_dump(mode="json") for key, section in sections.items() if section is not None}
         prepared, trainer = _prepare_cached(json.dumps(dumped), experiment.seed, given)
-        self._prepared = adapt(prepared, experiment)
+        self._prepared, self._given = adapt(prepared, experiment), given
+        self._callbacks: TrialCallbacks | None = None  # until the first round
         self._resources = ExitStack()
         self._execution = plan_execution(self._prepared, session)
         self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer, owner))
@@ -62,13 +64,26 @@ class TrialFederation:
     def _resume(self, state: FederationState) -> None:
         self._state = state
         self._reports: Iterator[RoundReport] = train_rounds(
-            self._prepared, self._execution, self._pool, state, splits=("validation",)
+            self._prepared, self._execution, self._pool, state, splits=TRIAL_SPLITS
         )
 
     def train(self, until: int) -> None:
         """Trains until ``until`` rounds are done. Raises RunFailed if a round fails."""
-        while self.rounds < until:
-            self.records.append(next(self._reports).record())
+        if self._callbacks is None:
+            self._callbacks = TrialCallbacks(self._prepared, self._given, self.records)
+        try:
+            while self.rounds < until:
+                report = next(self._reports)
+                self.records.append(report.record())
+                self._callbacks.on_round_end(report)
+        except BaseException as error:
+            self._callbacks.close(error)
+            raise
+
+    @property
+    def ended(self) -> str | None:
+        """Why a callback has ended the training; None if none has."""
+        return None if self._callbacks is None else self._callbacks.reason
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint of the federation into a directory."""
@@ -91,6 +106,7 @@ class TrialFederation:
         self.experiment = change_settings(saved, self.experiment, checkpoint.next_round)
         self._prepared = adapt(self._prepared, self.experiment)
         self.records = [parse_line(line) for line in checkpoint.history]
+        self._end_callbacks()  # others are told about the rounds of the checkpoint
         start = build_initial_state(self._prepared)
         check_fits(checkpoint, start.now, str(directory))
         self._resume(FederationState.from_checkpoint(checkpoint, start))
@@ -104,8 +120,16 @@ class TrialFederation:
         return Lineage(initial_values={key: initial[key] for key in search.space}, changes=changes)
 
     def close(self) -> None:
-        """Releases the federation's actors, if it has any."""
-        self._resources.close()
+        """Ends the callbacks, and releases the federation's actors, if it has any."""
+        try:
+            self._end_callbacks()
+        finally:
+            self._resources.close()
+
+    def _end_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            callbacks.close()
 
 
 def change_settings(saved: Experiment, wanted: Experiment, next_round: int) -> Experiment:

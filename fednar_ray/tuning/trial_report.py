@@ -24,6 +24,7 @@ class TrialReport:
         rounds: Number of rounds that are trained, those of earlier reports included.
         lines: One line of JSON per round since the previous report, as in ``metrics.jsonl``.
         failure: Why the trial cannot train any further; None if it can.
+        ended: Why a callback has ended the trial, which is then finished; None if none has.
         train_seconds: Time since the previous report, loading of data and model included.
         group_size: Number of clients that are trained as one matrix; None if unknown.
         lineage: The origin of the federation; None if its settings never changed.
@@ -35,6 +36,7 @@ class TrialReport:
     rounds: int
     lines: tuple[str, ...]
     failure: str | None
+    ended: str | None = None
     train_seconds: float
     group_size: int | None
     lineage: Lineage | None

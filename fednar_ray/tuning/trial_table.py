@@ -30,11 +30,12 @@ class TrialEntry:
         name: ``trial-0007``, numbered in the order in which trials start.
         values: Its value of each searched key. Population-based training changes them on the way.
         run_id: Its run in MLflow; None until MLflow has answered.
-        status: RUNNING, FINISHED (all rounds are trained), STOPPED (early) or FAILED.
+        status: RUNNING, FINISHED (all rounds are trained, or a callback has ended it), STOPPED (early) or FAILED.
         rounds: Number of rounds that it has reported.
         value: The search's metric in the last report.
         seconds: Training time of its process.
         failure: Why it failed.
+        ended: Why a callback has ended it before all rounds were trained.
         group_size: Number of clients that are trained as one matrix.
         lineage: The origin of its federation; None if its settings never changed.
     """
@@ -49,6 +50,7 @@ class TrialEntry:
     failure: str | None = None
     group_size: int | None = None
     lineage: Lineage | None = None
+    ended: str | None = None
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "TrialEntry":
@@ -67,6 +69,7 @@ class TrialEntry:
         self.seconds += report.train_seconds
         self.group_size = report.group_size
         self.lineage = report.lineage or self.lineage
+        self.ended = report.ended
 
 
 @dataclass(slots=True, kw_only=True)

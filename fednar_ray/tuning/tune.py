@@ -12,6 +12,7 @@ from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.shared_session import open_session
+from fednar_ray.experiments.callbacks import CallbackSource
 from fednar_ray.experiments.given import Given, name_metrics
 from fednar_ray.report.notebook_progress import Bar, NotebookDisplay, build_progress_console, choose_place
 from fednar_ray.tuning.progress import format_best, format_counts, show_search
@@ -28,6 +29,7 @@ def tune(
     federation: Federation | None = None,
     model: nn.Module | None = None,
     metrics: Sequence[Callable[..., Any]] = (),
+    callbacks: Sequence[CallbackSource] = (),
     session: RaySession | None = None,
     progress: bool | None = None,
     register: str | None = None,
@@ -51,11 +53,14 @@ def tune(
         model: The model, in place of the experiment's ``model`` section. Every trial starts from its parameters. It
             must be picklable.
         metrics: Metrics of your own, as in ``fr.run``. They must be picklable.
+        callbacks: What observes each trial, and may end it, such as ``fr.EarlyStopping``. They must be picklable: each
+            trial gets its own in its process, a copy of a callback, or a new one of a class or of a function without
+            arguments. A trial that a callback ends is finished, at its next report. Its rounds have no test metrics.
         session: The Ray session. Without one, all calls share one Ray until the process ends; see ``fr.shutdown``.
         progress: Whether to show the progress. None: in a notebook and in IPython.
         register: The name under which MLflow registers the best model; None to register none.
-        resume: The name of an interrupted search to resume as it was started. If it was given a federation, a model or
-            metrics, give the same ones again.
+        resume: The name of an interrupted search to resume as it was started. If it was given a federation, a model,
+            metrics or callbacks, give the same ones again.
         **settings: Other keys of the file's ``search`` section: ``name``, ``algorithm``, ``scheduler``, ``seed``,
             ``seeds``, ``concurrent``, ``stop``, ``baseline`` and so on.
 
@@ -71,7 +76,7 @@ def tune(
         >>> result = fr.tune(fr.load("digits"), space=space, trials=16, name="bounds")
         >>> again = fr.run(fr.load(result.best_file))
     """
-    given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
+    given = Given(federation=federation, model=model, metrics=name_metrics(metrics), callbacks=tuple(callbacks))
     settings |= {key: v for key, v in {"space": space, "trials": trials, "metric": metric}.items() if v is not None}
     with open_session(session) as ray_session, _open_search_progress(progress) as show:
         if resume is not None:

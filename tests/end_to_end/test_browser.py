@@ -42,7 +42,7 @@ def write_search(folder: Path) -> None:
         tags = {"mlflow.parentRunId": parent, "fednar.status": "stopped early"}
         with RunTracker(store, store.create_run(experiment_id, name, tags), folder / name) as trial:
             trial.log_params({"regularizer.clip_bound": index + 1})
-            trial.log_metrics({"validation_loss": loss})
+            trial.log_metrics({"validation_loss": loss, "test_accuracy": 0.5, "bytes_up": 7.0})
     store.create_run(experiment_id, "another", {})
     view = RunView(
         key=parent[:8],
@@ -55,7 +55,7 @@ def write_search(folder: Path) -> None:
     )
     with RunTracker(store, parent, folder / "search") as tracker:
         tracker.log_view(view)
-        tracker.log_note(Note(answer="A=2 is best.", view=view.key), "clip")
+        tracker.log_note(Note(answer="A=2 is best.", view=view.key, picture="curves.png"), "clip")
     assert MlflowClient(store.uri).get_run(parent).info.status == "FINISHED"
 
 
@@ -104,3 +104,9 @@ def test_the_page_of_the_search_begins_with_its_answer(pages: list[str], tmp_pat
     html = read_page(pages[1], tmp_path)
     assert "<strong>A=2 is best.</strong>" in html
     assert "viewStateShareKey=" in html
+    assert '<img src="get-artifact?path=curves.png' in html.replace("&amp;", "&")
+
+
+def test_the_charts_of_the_saved_view_begin_with_the_primary_metric(pages: list[str], tmp_path: Path) -> None:
+    html = read_page(f"{pages[0]}&compareRunsMode=CHART", tmp_path)
+    assert list(dict.fromkeys(re.findall(">(accuracy|cost|loss)<", html))) == ["loss", "accuracy", "cost"]

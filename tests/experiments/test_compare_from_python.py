@@ -42,6 +42,18 @@ def build_experiment(**sections: Any) -> fr.Experiment:
     return fr.Experiment.model_validate({**SECTIONS, **sections})
 
 
+class StopAfter(fr.RoundCallback):
+    """Ends a run once it has seen some rounds, which it counts itself."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds, self.seen = rounds, 0
+
+    def on_round_end(self, report: fr.RoundReport) -> None:
+        self.seen += 1
+        if self.seen == self.rounds:
+            raise fr.StopRun(f"{self.rounds} rounds are enough")
+
+
 def drop_seconds(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in ("client-s", "wall s")} for row in rows]
 
@@ -81,15 +93,20 @@ def test_python_and_the_command_give_the_same_table(capsys: pytest.CaptureFixtur
 def test_data_and_model_can_be_objects(federation: fr.Federation) -> None:
     torch.manual_seed(0)
     model = nn.Linear(2, 3)
-    comparison = fr.compare(build_experiment(), seeds=1, federation=federation, model=model, weight_decays=[0.0, 0.1])
+    given = {"federation": federation, "model": model, "callbacks": [StopAfter(2)]}
+    experiment = build_experiment(federation={**SECTIONS["federation"], "rounds": 3})
+    comparison = fr.compare(experiment, seeds=1, weight_decays=[0.0, 0.1], **given)
     for run in comparison.runs:
         experiment = fr.load(run.directory / "experiment.yaml")
         assert (experiment.data, experiment.model) == (None, None)
-        (*_, alone) = fr.iter_rounds(experiment, federation=federation, model=model)
-        assert run.outcome.history[-1].metrics["test_loss"] == alone.metrics["test_loss"]
+        alone = list(fr.iter_rounds(experiment, federation=federation, model=model))
+        assert len(run.outcome.history) == 2 < len(alone)  # each run has a callback of its own, which counts from 0
+        assert run.outcome.history[-1].metrics["test_loss"] == alone[1].metrics["test_loss"]
+        assert run.outcome.stop == "stopped early, after 2 of 3 rounds: 2 rounds are enough"
+    assert "FedNAR, λ = 0.1: 1 of 1 runs stopped early, after 2 of 3 rounds" in comparison.page.read_text()
     with pytest.raises(fr.ConfigError, match="data: missing; set a data section, or pass federation="):
         fr.compare(resume=comparison.name)
-    again = fr.compare(resume=comparison.name, federation=federation, model=model)
+    again = fr.compare(resume=comparison.name, **given)  # an ended run is finished
     assert again.name == comparison.name
     assert again.to_frame()["final_accuracy"].tolist() == comparison.to_frame()["final_accuracy"].tolist()
 
@@ -103,6 +120,11 @@ def test_data_and_model_can_be_objects(federation: fr.Federation) -> None:
         ({"experiment": build_experiment(**DATA), "seeds": 0, "regularizers": "fednar"}, "compare.regularizers"),
         ({"experiment": build_experiment(**DATA), "target_rmse": 0.5}, "set compare.target_accuracy"),
         ({"experiment": build_experiment()}, "data: missing"),
+        (
+            {"experiment": build_experiment(**DATA), "callbacks": [print]},
+            "callbacks.0: .*: returns None, which is",
+        ),
+        ({"experiment": build_experiment(**DATA), "callbacks": [fr.EarlyStopping]}, "EarlyStopping.metric"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_trained(arguments: dict[str, Any], says: str) -> None:

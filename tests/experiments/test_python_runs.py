@@ -155,8 +155,17 @@ def test_metrics_of_ones_own_need_no_importable_path() -> None:
     (report, _) = fr.iter_rounds(build_experiment(rounds=2), metrics=[worst_recall, share_of_zeros])
     assert report.metrics["test_share_of_zeros"] in expected
     assert 0 <= report.metrics["validation_worst_recall"] <= report.metrics["validation_accuracy"]
-    result = fr.run(build_experiment(rounds=2), metrics=[worst_recall], callbacks=[Watch()])
-    assert result.experiment.evaluation.own_metrics == ("worst_recall",)
+    chosen = build_experiment(rounds=2, evaluation={"primary": "worst_recall"})  # given only now
+    result = fr.run(chosen, metrics=[worst_recall], callbacks=[Watch()])
+    assert result.experiment.evaluation.own_metrics == (result.primary,) == ("worst_recall",)
+    page = (result.directory / "report.html").read_text()
+    assert "After 2 rounds the model reaches a test worst recall of " in page
+    assert "<h3>Worst recall</h3>" in page
+    stored = MlflowClient().get_run(result.run_id).data
+    assert stored.tags["fednar.primary"] == "worst_recall"
+    assert "a test worst recall of " in stored.tags["mlflow.note.content"]
+    with pytest.raises(fr.ConfigError, match=r"evaluation.primary: 'worst_recall' .* evaluation.metrics \(in Python "):
+        fr.run(chosen)
     assert result.history[0].metrics["test_worst_recall"] == report.metrics["test_worst_recall"]
 
 

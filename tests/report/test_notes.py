@@ -1,10 +1,13 @@
 """The notes that MLflow shows first: the answer, and key figures."""
 
+from dataclasses import replace
+
 import fednar_ray as fr
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.axes import format_values
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.notes import note_comparison, note_run, note_search
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
 
 TRIALS = [
     {"name": "trial-0002", "value": 0.9, "values": {"regularizer.clip_bound": 3.16228, "regularizer.name": "fednar"}},
@@ -30,6 +33,7 @@ def test_the_note_of_a_run_has_its_answer_and_its_best_round() -> None:
     assert (note.figures["test rmse, best round"], note.figures["sent, down and up"]) == ("1", "1.5 MB")
     assert note.figures["training, all clients"] == "1.5 h"
     assert "report.html" in note.build_markdown()
+    assert note.picture == "curves.png"
 
 
 def test_a_run_that_was_never_tested_has_a_note_too() -> None:
@@ -49,10 +53,22 @@ def test_the_note_of_a_comparison_lists_its_rows() -> None:
     assert note.build_markdown().startswith("**FedNAR is better.**")
 
 
-def test_a_search_is_compared_with_its_baseline() -> None:
-    keys = ["regularizer.clip_bound"]
-    note = note_search(TRIALS, keys, "validation_loss", "test_accuracy", (0.8, 0.7), "k")
-    assert note.answer == "Best of 2 trials: A=3.16. Test accuracy 0.800, better than the baseline's 0.700."
-    assert list(note.figures) == ["trial-0002: A=3.16 fednar"]
-    worse = note_search(TRIALS, keys, "validation_rmse", "test_rmse", (0.8, 0.7), "k")
-    assert "no better than" in worse.answer
+def test_the_note_of_a_search_has_the_answer_of_its_page() -> None:
+    outcome = SearchOutcome(
+        trials=2,
+        metric="validation_loss",
+        best_value=0.9,
+        best_values={"regularizer.clip_bound": 3.16228},
+        test_metric="test_accuracy",
+        best_tests=(0.8, 0.81),
+        baseline_tests=(0.7, 0.72),
+    )
+    note = note_search(outcome, TRIALS, "k", "report/index.html")
+    assert note.picture == "report/best_and_baseline.png"
+    assert note.answer == " ".join(describe_search(outcome))
+    assert note.answer.startswith("The best of 2 trials reaches a validation loss of 0.900; trained again, it ends at")
+    assert "+9.5 points (95 % interval " in note.answer
+    assert note.answer.endswith("It has clip bound A = 3.162.")
+    assert note.figures == {"trial-0002: A=3.16 fednar": "validation loss 0.9"}
+    worse = replace(outcome, test_metric="test_rmse", best_tests=(0.8, 0.81), baseline_tests=(0.1, 0.12))
+    assert "worse beyond luck with 2 seeds" in note_search(worse, TRIALS, "k").answer

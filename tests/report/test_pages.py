@@ -14,10 +14,12 @@ from fednar_ray.config import CompareSettings, Experiment
 from fednar_ray.config.recording import Prices
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.reports import RoundRecord
+from fednar_ray.core.step_norms import LEVELS
+from fednar_ray.report.bound_section import build_bound_section
 from fednar_ray.report.comparison_answer import describe_comparison
 from fednar_ray.report.comparison_page import ComparisonPage
 from fednar_ray.report.comparison_table import Outcome, build_rows
-from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
+from fednar_ray.report.effort import format_bytes, format_cost, format_seconds, measure_effort
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.run_page import build_run_page, describe_run
 from fednar_ray.report.run_plots import Variant, build_measure
@@ -127,7 +129,7 @@ def test_methods_are_compared_where_the_baseline_does_best_and_where_each_does_w
         (0.9, "fednar"): [[0.6], [0.6], [0.6]],
     }  # fmt: skip
     _, where, worst = answer(finals)
-    assert where == "This is at λ = 0.1, where decoupled decay does best."
+    assert where == "This is at weight decay λ = 0.1, where decoupled decay does best."
     assert "FedNAR still ends at 0.600 (λ = 0.9), decoupled decay at 0.100 (λ = 0.9)" in worst
 
 
@@ -162,8 +164,9 @@ def test_effort_is_the_sum_over_rounds():
     assert measure_effort(history).bytes_sent == 3e6
     effort = measure_effort(history, 2)
     assert (effort.rounds, effort.seconds, effort.client_seconds) == (2, 180, 360)
-    assert effort.compute_cost(PRICES, on_gpu=True) == pytest.approx(0.1 * 3.0 + 0.002 * 0.1)
-    assert effort.compute_cost(PRICES, on_gpu=False) == pytest.approx(0.1 * 0.5 + 0.002 * 0.1)
+    assert effort.compute_cost(PRICES, gpus=1) == pytest.approx(0.1 * 3.0 + 0.002 * 0.1)
+    assert effort.compute_cost(PRICES, gpus=0.25) == pytest.approx(0.1 * 0.25 * 3.0 + 0.002 * 0.1)  # four share a GPU
+    assert effort.compute_cost(PRICES, gpus=0) == pytest.approx(0.1 * 0.5 + 0.002 * 0.1)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,57 @@ def test_clients_are_listed_with_what_they_did():
     rows = [line for line in page.splitlines() if "<td>north" in line or "<td>south" in line]
     cells = [re.findall("<td[^>]*>([^<]*)", row) for row in rows]
     assert cells == [["south", "5", "2", "2.5", "1"], ["north", "3", "1", "1.5", "0"]]  # the largest first
+
+
+def test_a_page_says_which_bound_would_clip_how_many_of_the_steps():
+    norms = np.linspace(0.5, 4.1, 1001)  # of all steps of a round
+    records = [
+        replace(record, norm_quantiles=tuple(np.quantile(norms, LEVELS).tolist()))
+        for record in build_history([0.5, 0.6], clip_bound=2.0)
+    ]
+    section = build_bound_section(records, "fednar")
+    clipped = (norms > 2.0).mean()
+    assert section.answer.startswith(f"The bound A = 2 clipped {100 * clipped:.2g} % of the steps. ")
+    expected = {f"{share:g} %": float(f"{np.quantile(norms, 1 - share / 100):.2g}") for share in (10, 50, 90)}
+    rows = {clips: float(bound) for bound, clips in section.table.rows}
+    assert {**expected, f"{100 * clipped:.2g} % (as trained)": 2.0} == rows
+    assert "would have clipped" in build_bound_section(records, "none").answer
+    page = build_run_page("r", records, RunFacts())
+    assert "<h2>Sensitivity to the clip bound A</h2>" in page
+    assert page.count("<figure>") == 6
+    assert build_bound_section(build_history([0.5]), "fednar") is None  # rounds without recorded norms
+    halved = replace(records[1], metrics={**records[1].metrics, "clip_bound": 1.0})  # A is annealed
+    both = build_bound_section([records[0], halved], "fednar")
+    assert float(both.table.rows[-1][0]) < float(section.table.rows[0][0])
+    assert any("changes from round to round" in note for note in both.notes)
+
+
+def test_a_page_links_to_mlflow_on_a_server():
+    url = "http://127.0.0.1:5000/#/runs/ab12"
+    assert read(build_run_page("r", build_history([0.5]), RunFacts(), url=url)).outside == [url]
+    assert "fednar ui r" in build_run_page("r", build_history([0.5]), RunFacts())
+
+
+def test_clients_own_examples_and_early_ends_are_shown_for_each_variant():
+    clients = {"client_accuracy_mean": 0.61, "client_accuracy_worst_decile": 0.42}
+    outcomes = {
+        Variant(0.1, name): [
+            Outcome(build_history([0.5, 0.6], **clients), (), stop="stopped early, after 2 of 9 rounds: x")
+        ]
+        for name in ("decoupled", "fednar")
+    }
+    settings = CompareSettings(final_rounds=1)
+    rows = tuple(build_rows(outcomes, settings))
+    page = ComparisonPage(name="c", rows=rows, outcomes=outcomes, settings=settings, facts=RunFacts()).build()
+    assert page.count(">0.610<") == page.count(">0.420<") == 2
+    assert "FedNAR, λ = 0.1: 1 of 1 runs stopped early, after 2 of 9 rounds: x." in page
+    run = build_run_page("r", build_history([0.5], **clients), RunFacts())
+    assert "accuracy of the worst tenth of clients" in run
+
+
+@pytest.mark.parametrize(("cost", "text"), [(0.000382, "0.000382"), (0.25, "0.25"), (1234.5, "1,234.50")])
+def test_a_cost_is_never_written_with_an_exponent(cost: float, text: str):
+    assert format_cost(cost) == text
 
 
 def test_the_same_figure_has_the_same_bytes():

@@ -21,10 +21,10 @@ from fednar_ray.core.errors import BadInput
 from fednar_ray.report.axes import build_axis_scale, build_color_scale
 from fednar_ray.report.heat_maps import LEAST_TRIALS, compute_binned_means, compute_cell_means, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
-from fednar_ray.report.search_answer import describe_search
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
 from fednar_ray.report.search_page import describe_sensitivity
 from fednar_ray.report.search_report import write_report
-from fednar_ray.report.search_results import rank_trials, summarize_search, tabulate_trials
+from fednar_ray.report.search_results import compute_search_facts, rank_trials, tabulate_trials
 from fednar_ray.report.sensitivity import compute_sensitivity
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
@@ -305,7 +305,7 @@ def test_the_best_comes_first_and_failures_last():
 
 
 def test_the_summary_counts_rounds_over_seeds_and_rounds_saved_by_stopping():
-    facts = summarize_search(build_mixed(seeds=3, best=build_curve(0.9), baseline=build_curve(0.7)))
+    facts = compute_search_facts(build_mixed(seeds=3, best=build_curve(0.9), baseline=build_curve(0.7)))
     assert facts.statuses == {"finished": 3, "stopped early": 1, "unfinished": 1, "failed": 1}
     assert (facts.best_trial, facts.best_value, facts.best_values) == ("trial-0001", 0.9, {A: 2.0})
     assert facts.rounds_trained == 3 * (3 * ROUNDS + 2 + 2)
@@ -414,12 +414,12 @@ def test_a_search_answers_with_its_best_trial_and_the_difference_to_the_baseline
     )
     record = build_mixed(best=best, baseline=baseline)
     low, high = stats.ttest_1samp([0.10, 0.12], 0).confidence_interval(0.95)
-    first, second = describe_search(record, summarize_search(record))
+    first, second = describe_search(SearchOutcome.of_record(record))
     assert first.startswith("The best of 6 trials reaches a validation accuracy of 0.900; trained again, it ends at a ")
-    assert f"+11 points (95 % interval {100 * low:+.3g} to {100 * high:+.3g}), ".replace("-", "−") in first
+    assert f"+11.0 points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), ".replace("-", "−") in first
     assert second == "It has clip bound A = 2."
     alone = build_mixed(best=replace(best, test_values=(0.9,)), baseline=replace(baseline, test_values=(0.8,)))
-    assert "cannot tell it from luck" in next(describe_search(alone, summarize_search(alone)))
+    assert "cannot tell it from luck" in next(describe_search(SearchOutcome.of_record(alone)))
 
 
 def test_names_from_a_search_are_escaped_on_the_page(tmp_path):

@@ -8,7 +8,9 @@ from fednar_ray.tracking.mlflow import RunTracker, Store
 from fednar_ray.tracking.notes import Note
 from tests.support.stores import create_store
 
-NOTE = Note(answer="It works: γ_λ.", figures={"a | b": "1"}, report="report.html", view="1a2b3c4d")
+NOTE = Note(
+    answer="It works: γ_λ.", figures={"a | b": "1"}, report="report.html", view="1a2b3c4d", picture="curves.png"
+)
 
 
 def test_a_note_reaches_the_run_and_its_experiment(tmp_path: Path) -> None:
@@ -23,10 +25,14 @@ def test_a_note_reaches_the_run_and_its_experiment(tmp_path: Path) -> None:
 
     run_id = log(NOTE, "first")
     text = store.client.get_run(run_id).data.tags["mlflow.note.content"]
-    answer, links, table = text.split("\n\n")
+    answer, links, table, picture = text.split("\n\n")
     assert (answer, table) == ("**It works: γ\\_λ.**", "| | |\n|---|---|\n| a \\| b | 1 |")
     assert f"[Report](#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html)" in links
     assert f"[All runs, best first](#/experiments/{experiment_id}/runs?viewStateShareKey=1a2b3c4d)" in links
+    assert (
+        f"[Their charts](#/experiments/{experiment_id}/runs?viewStateShareKey=1a2b3c4d&compareRunsMode=CHART)" in links
+    )
+    assert picture == f"![curves](get-artifact?path=curves.png&run_uuid={run_id})"
     assert f"Newest result: **It works: γ\\_λ.**\n\n[e-1](#/experiments/{experiment_id}/runs/{run_id})" in read_note(
         store
     )

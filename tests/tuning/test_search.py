@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import fednar_ray as fr
+from fednar_ray.report.search_answer import SearchOutcome, describe_search
 from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX, parse_view
+from fednar_ray.tracking.searches import read_search
 from fednar_ray.tuning.search import SearchResult, start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, TrialTable
@@ -138,7 +140,13 @@ def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: Finish
     assert so_far[-1].value == best.value
     (model,) = parent.outputs.model_outputs
     assert grid.client.get_logged_model(model.model_id).source_run_id == grid.children["best"].info.run_id
-    assert f"Best of 4 trials: η₀={best.values[RATE]:.3g}" in parent.data.tags["mlflow.note.content"]
+    record = read_search(grid.result.tracking_uri, grid.result.name)
+    page = grid.result.report.page.read_text()
+    for sentence in describe_search(SearchOutcome.of_record(record)):  # the note has the answer of the page
+        assert sentence.replace("_", "\\_") in parent.data.tags["mlflow.note.content"]
+        assert sentence in page
+    assert all(trial.totals["cost/total_bytes"] > 0 for trial in record.trials)
+    assert "in all trials" in page
 
 
 def test_the_saved_view_shows_the_trials_with_the_lowest_loss_first(grid: FinishedSearch) -> None:

@@ -2,13 +2,16 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
+from fednar_ray.experiments.given import Given
 from fednar_ray.tuning.search import start_search
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_plan import build_values_key
@@ -87,3 +90,49 @@ def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
     assert again.step()["rounds"] == 1
     assert again.reset_config({RATE: 0.05})
     assert again.step() == result
+
+
+def test_callbacks_see_the_rounds_of_their_federation_and_end_the_trial_together() -> None:
+    made: list[fr.RoundCallback] = []
+
+    class Seen(fr.RoundCallback):
+        def __init__(self) -> None:
+            self.calls: list[object] = []
+            made.append(self)
+
+        def on_round_end(self, report: fr.RoundReport) -> None:
+            assert not any(name.startswith("test_") for name in report.metrics)
+            self.calls.append(report.round_index)
+            if report.round_index >= made.index(self):  # the first federation wants to end after one round
+                raise fr.StopRun(f"enough for {made.index(self)}")
+
+        def on_run_end(self) -> None:
+            self.calls.append("end")
+
+    plan = build_plan()
+    search = plan.search.model_copy(update={"seeds": 2, "report_rounds": 1})
+    trial = open_trial({RATE: 0.05}, replace(plan, given=Given(callbacks=(lambda: Seen(),)), search=search))
+    first, second = trial.step(), trial.step()
+    assert (first["ended"], first["done"]) == (None, False)
+    assert (second["ended"], second["done"], second["rounds"]) == ("enough for 0", True, 2)
+    trial.cleanup()
+    assert [vars(each)["calls"] for each in made] == [[0, 1, "end"]] * 2
+
+
+def test_a_trial_that_continues_from_a_checkpoint_tells_its_callbacks(tmp_path: Path) -> None:
+    resumed: list[int] = []
+
+    class Seen(fr.RoundCallback):
+        def on_resume(self, history: Sequence[fr.RoundRecord]) -> None:
+            resumed.append(len(history))
+
+    plan = build_plan()
+    search = plan.search.model_copy(update={"report_rounds": 1})
+    plan = replace(plan, given=Given(callbacks=(Seen,)), search=search)
+    trial, again = open_trial({RATE: 0.05}, plan), open_trial({RATE: 0.05}, plan)
+    trial.step()
+    trial.save_checkpoint(str(tmp_path))
+    assert resumed == []
+    again.load_checkpoint(str(tmp_path))
+    again.step()
+    assert resumed == [1]

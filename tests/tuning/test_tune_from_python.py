@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fednar_ray as fr
-from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, describe_search, tabulate_search
+from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialEntry
 from tests.support.searches import IGNORED_WARNINGS
 
@@ -47,6 +47,11 @@ def test_trials_in_other_processes_get_the_data_the_model_and_the_metrics(uri: s
     torch.manual_seed(0)
     model, bias = nn.Linear(2, 2), 0.25
 
+    class StopAfterTwo(fr.RoundCallback):
+        def on_round_end(self, report: fr.RoundReport) -> None:
+            if report.round_index == 1:
+                raise fr.StopRun("two rounds are enough")
+
     def shifted_accuracy(y: np.ndarray, predictions: np.ndarray) -> float:
         return float((y == predictions).mean()) + bias
 
@@ -60,15 +65,20 @@ def test_trials_in_other_processes_get_the_data_the_model_and_the_metrics(uri: s
         federation=federation,
         model=model,
         metrics=[shifted_accuracy],
+        callbacks=[StopAfterTwo()],
         session=session,
     )
     assert (result.metric, result.mode, result.name) == ("validation_shifted_accuracy", "max", "objects")
     frame = result.to_frame()
-    assert frame["status"].tolist() == [FINISHED] * 2
+    assert frame["status"].tolist() == [FINISHED] * 2  # also of a trial that a callback has ended
+    assert frame["rounds"].tolist() == [2, 2]
+    assert {entry.ended for entry in result.trials} == {"two rounds are enough"}
+    assert result.rounds_saved == 2
+    assert fr.load(result.best_file).federation.rounds == 2
     for _, row in frame.iterrows():
         algorithm = experiment.algorithm.model_copy(update={"local_lr": row[RATE]})
         varied = experiment.model_copy(update={"algorithm": algorithm})
-        (*_, alone) = fr.iter_rounds(varied, federation=federation, model=model)
+        alone = list(fr.iter_rounds(varied, federation=federation, model=model))[1]
         assert row["validation_shifted_accuracy"] == pytest.approx(alone.metrics["validation_accuracy"] + bias)
     best = fr.run(fr.load(result.best_file), federation=federation, model=model, metrics=[shifted_accuracy])
     assert best.metrics["test_accuracy"] == result.best_test
@@ -98,6 +108,8 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(uri: str) -> 
         ({"space": {"algorithm.local_rl": {"uniform": [0, 1]}}}, "local_rl"),
         ({"metrics": [locked]}, "metrics: .*:locked: cannot be sent to other processes: cannot pickle"),
         ({"federation": None}, "data: missing"),
+        ({"callbacks": [fr.EarlyStopping(metric="validation_auc")]}, "EarlyStopping.metric: 'validation_auc'"),
+        ({"callbacks": [lambda: lock]}, "callbacks: 0: .* cannot be sent to other processes"),
     ]
     for change, says in cases:
         arguments = {"experiment": experiment, "space": SPACE, "algorithm": "grid", **given, **change}
@@ -151,7 +163,7 @@ def test_the_chart_shows_trials_in_their_order_and_the_best_complete_one_so_far(
 
 def test_a_search_is_described_by_its_best_trial() -> None:
     trials = build_trials()
-    assert describe_search(trials, trials[0], "validation_accuracy") == (
+    assert summarize_search(trials, trials[0], "validation_accuracy") == (
         "search of 4 trials, best validation accuracy 0.7: regularizer.clip_bound=1, regularizer.name=fednar"
     )
     assert tabulate_search(trials, "validation_accuracy")[1] == ("trial-0000", "finished", "3", "0.7", "1", "fednar")

@@ -19,6 +19,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.artifacts import log_optional_file
+from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.view import (
     ComparedRun,
@@ -50,6 +51,7 @@ from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.stop_record import Stop, read_stop
 from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
 from fednar_ray.tracking.ui_url import build_run_url
 
@@ -233,16 +235,18 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
                 for key in refused
             )
         )
+    prepare_callbacks(prepared, given.build_callbacks())
     plan_execution(prepared, session)
     return prepared.primary
 
 
 def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
-    """Returns whether all rounds of a run are recorded, and its last records are complete."""
+    """Returns whether a run has trained all rounds or was ended by a callback, and its last records are complete."""
     directory = record.find_directory(run)
     if directory is None or not RunDirectory(directory).finished:
         return False
-    return len(load_records(directory)) >= record.document.experiment.federation.rounds
+    rounds = record.document.experiment.federation.rounds
+    return len(load_records(directory)) >= rounds or read_stop(directory) is not None
 
 
 def _build_view(name: str, run_id: str, primary: str) -> RunView:
@@ -292,6 +296,7 @@ class _Runs:
             facts=self._collect_facts(),
             experiment=document.experiment,
             notes=notes,
+            url=build_run_url(parent.uri, self._run_id),
         )
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
@@ -390,10 +395,11 @@ class _Runs:
             on_start=on_start,
             ready_first=True,
             with_page=False,
+            callbacks=self._given.build_callbacks(),
             actors_of=self._record.name,  # the runs share their actors
         )
         result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
-        return _build_outcome(result.history, result.alerts)
+        return _build_outcome(result.history, result.alerts, result.stop)
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
@@ -401,11 +407,13 @@ class _Runs:
         history = load_records(directory)[: experiment.federation.rounds]
         federation = self._given.load_data(experiment, self._session)
         self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
-        return _build_outcome(history, find_alerts(experiment, history, chance, is_compared=True))
+        alerts = find_alerts(experiment, history, chance, is_compared=True)
+        return _build_outcome(history, alerts, read_stop(directory))
 
 
-def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert]) -> Outcome:
-    return Outcome(tuple(history), tuple(a.name for a in alerts), tuple(a.message for a in alerts))
+def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert], stop: Stop | None) -> Outcome:
+    names, messages = tuple(a.name for a in alerts), tuple(a.message for a in alerts)
+    return Outcome(tuple(history), names, messages, "" if stop is None else str(stop))
 
 
 def _read_run_id(directory: Path) -> str:

@@ -34,7 +34,7 @@ class ComparedRun:
 
 
 def summarize_comparison(rows: Sequence[Row], settings: CompareSettings) -> str:
-    """Describes a comparison in one line: the variant with the best mean, and how it differs from the baseline."""
+    """Summarizes a comparison in one line: the variant with the best mean, and how it differs from the baseline."""
     seeds = f"{settings.seeds} seed{'s' if settings.seeds > 1 else ''}"
     text = f"comparison of {len(rows)} variants, {seeds}"
     finite = [row for row in rows if np.isfinite(row.final).all()]
