@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
-from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
-from fednar_ray.cluster.addresses import check_results_outlive_job
+from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
 
 if TYPE_CHECKING:
@@ -30,14 +30,15 @@ def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resu
 
     key=value overrides a setting, for example compare.seeds=5 or regularizer.clip_bound=1
     """
+    announce(START)
     document, record = _find_comparison(arguments, resume)
+    announce(IMPORTS)
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import plan_runs
     from fednar_ray.experiments.comparison.running import run_comparison
 
     console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
     runs = len(plan_runs(document.experiment, document.compare))
-    announce_start(console)
     quiet_libraries()
     with RaySession(address) as session, show_progress(console, runs * rounds, every=rounds) as show:
         result = run_comparison(document, session, show, record)
@@ -51,6 +52,7 @@ def _find_comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["D
     """Finds what is compared, and the comparison that is resumed."""
     if resume is None:
         return read_document_to_train(arguments, "compare"), None
+    from fednar_ray.cluster.addresses import check_results_outlive_job
     from fednar_ray.experiments.comparison.record import find, find_newest
 
     if resume != NEWEST:

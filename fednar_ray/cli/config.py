@@ -11,6 +11,7 @@ from fednar_ray.cli.config_tables import iter_keys, show_all, show_key, show_kin
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console
 from fednar_ray.core.errors import BadInput, format_text
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,7 @@ def config(key: str | None, as_json: bool) -> None:
     of one kind of a section: a data source (data.folder), a model (model.mlp), a preset (algorithm.fedprox) or a
     scheduler (search.scheduler.asha).
     """
+    announce("reading the keys")
     from fednar_ray.config.describe import list_sections
 
     found = _Found(list_sections(), None if key is None else key.strip())

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from fednar_ray.config.loading import SECTIONS
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -66,6 +64,8 @@ def show_kind(console: "Console", section: "Section", kind: "Kind", sections: Se
 
 def _show_inner(console: "Console", section: "Section", sections: Sequence["Section"]) -> None:
     """Prints the names of the sections within a section."""
+    from fednar_ray.config.loading import SECTIONS
+
     if section.name == "experiment":
         inner = [each.name for each in sections if each.name.partition(".")[0] not in SECTIONS]
     else:

@@ -27,6 +27,8 @@ from fednar_ray.cli.tune import tune
 from fednar_ray.cli.ui import ui
 from fednar_ray.core.credentials import check_words
 from fednar_ray.core.errors import BadInput, FednarError
+from fednar_ray.core.stages import open_lines
+from fednar_ray.report.progress import write_stage
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM)
 
@@ -41,8 +43,10 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fednar-ray")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
+    context.with_resource(open_lines(write_stage, repeat=not sys.stderr.isatty()))
 
 
 for command in (

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
-from fednar_ray.config import Document, load_document, load_embedded
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, format_text
+from fednar_ray.core.store_uris import TRACKING_VARIABLE
+
+if TYPE_CHECKING:
+    from fednar_ray.config import Document
 
 COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
 """The commands that train, each with the embedded file that it takes without FILE."""
@@ -69,12 +71,14 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, [word for word in words if "=" in word]
 
 
-def read_document(words: Sequence[str], command: str) -> Document:
+def read_document(words: Sequence[str], command: str) -> "Document":
     """Reads what one of ``COMMANDS`` is to do: the file, or the command's embedded one, with the overrides.
 
     Raises:
         ConfigError: The file or an override is wrong.
     """
+    from fednar_ray.config import load_document, load_embedded
+
     files, overrides = split_arguments(words)
     to_search = command == "tune"
     if files:
@@ -82,13 +86,15 @@ def read_document(words: Sequence[str], command: str) -> Document:
     return load_embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
-def read_document_to_train(words: Sequence[str], command: str) -> Document:
+def read_document_to_train(words: Sequence[str], command: str) -> "Document":
     """Reads a document that is trained here.
 
     Raises:
         ConfigError: The file or an override is wrong.
         BadInput: The tracking store's address contains a password, or this is a Ray job whose results would be lost.
     """
+    from fednar_ray.cluster.addresses import check_results_outlive_job
+
     document = read_document(words, command)
     if document.experiment.tracking.uri is None:
         check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))

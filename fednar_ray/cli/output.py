@@ -10,6 +10,12 @@ from fednar_ray.report.progress import PIPE_COLUMNS
 if TYPE_CHECKING:
     from rich.console import Console
 
+START = "reading the settings"
+"""The first stage of commands that train; it is announced before anything is imported that takes long."""
+
+IMPORTS = "loading PyTorch and Ray"
+"""The second one."""
+
 
 def build_console(*, stderr: bool) -> "Console":
     """Builds the console for progress and tables; ``stderr`` leaves the standard output to JSON."""
@@ -24,12 +30,6 @@ def quiet_libraries() -> None:
     from fednar_ray.tracking.quiet import quiet_libraries
 
     quiet_libraries()
-
-
-def announce_start(console: "Console") -> None:
-    """Says on a terminal what takes the first seconds, before anything is imported that takes long."""
-    if console.is_terminal:
-        console.print("loading the data, then starting Ray …", style="dim")
 
 
 def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:

@@ -6,6 +6,7 @@ import click
 
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
 
 NUMBER, PROBABILITY = "%.7g", "%.9g"
 """As many digits as float32 has, in which models compute; probabilities have two more, so that they add up to 1."""
@@ -32,6 +33,7 @@ def predict(run: str, file: Path, csv: tuple[str, ...], skip_bad_rows: bool, out
     """
     if output is not None and output.resolve() == file.resolve():
         raise BadInput(f"{output}: is the file with the rows; write the predictions to another with -o")
+    announce(f"loading the model of {run}")
     from fednar_ray.experiments.predict import load_predictor
 
     predictor = load_predictor(run)

@@ -8,6 +8,7 @@ import click
 
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import quiet_libraries
+from fednar_ray.core.stages import announce
 
 
 @click.command()
@@ -22,6 +23,7 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
 
     NAME is its name, its directory, or its id in MLflow.
     """
+    announce(f"reading what is recorded of {name}")
     quiet_libraries()
     from fednar_ray.experiments.redraw import redraw
     from fednar_ray.tuning.search_lock import hold_search

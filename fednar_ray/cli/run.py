@@ -20,12 +20,13 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
+from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ def run(
 
     key=value overrides a setting, for example regularizer.clip_bound=5
     """
+    announce(START)
     experiment, resumption = _find_experiment(arguments, resume, may_change)
     console = build_console(stderr=as_json)
-    announce_start(console)
+    announce(IMPORTS)
     quiet_libraries()
     check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.session import RaySession

@@ -11,6 +11,7 @@ from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from fednar_ray.experiments.comparison.record import ComparisonRecord
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @as_json
 def runs(as_json: bool) -> None:
     """List the runs in ./runs, those of a comparison below it. Shows the round at which each can be resumed."""
+    announce("reading runs and searches")
     from fednar_ray.experiments.comparison.record import list_comparisons
     from fednar_ray.tracking.run_lookup import list_runs, summarize
 
@@ -103,6 +105,7 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
     A run may name a tracking store that your settings do not name, and that none of your own runs was recorded in. Such
     a run is sent there only if --uri confirms the address.
     """
+    announce("looking for what MLflow missed")
     quiet_libraries()
     from fednar_ray.tracking.run_lookup import find_run, list_runs
     from fednar_ray.tracking.sync import SyncReport

@@ -9,6 +9,7 @@ import click
 
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion
@@ -27,6 +28,7 @@ def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
     the newest run in ./runs is taken. Runs of comparisons and searches are taken only if they are named exactly. A
     short run is enough.
     """
+    announce("reading the run")
     quiet_libraries()
     from fednar_ray.experiments.suggestion import suggest as suggest_bound
 

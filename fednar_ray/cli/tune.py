@@ -12,8 +12,9 @@ from fednar_ray.cli.options import (
     read_document_to_train,
     register_option,
 )
-from fednar_ray.cli.output import build_console, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, Interrupted
+from fednar_ray.core.stages import announce
 
 
 @click.command()
@@ -31,7 +32,9 @@ def tune(
     """
     if resume is not None and arguments:
         raise BadInput(f"--resume {resume} resumes the search as it was started; it takes no FILE and no key=value")
+    announce(START)
     document = None if resume is not None else read_document_to_train(arguments, "tune")
+    announce(IMPORTS)
     quiet_libraries()
     from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress

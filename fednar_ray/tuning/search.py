@@ -12,7 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
+from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.redraw import write_search_report
@@ -36,6 +38,7 @@ from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, describe_search, tabulate_search
+from fednar_ray.tuning.strategy import count_trials
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
@@ -267,6 +270,7 @@ class _Search:
             self._show(status)
 
         self._session.discard_idle()
+        announce(f"training {format_count(count_trials(self._search), 'trial')}")
         return run_trials(
             self._table,
             self._store,
@@ -341,6 +345,7 @@ class _Search:
 
 
 def _write_report(table: TrialTable) -> SearchReport | None:
+    announce("writing the report")
     try:
         return write_search_report(table.name, table.tracking_uri, table.files.report)
     except (FednarError, OSError) as error:
