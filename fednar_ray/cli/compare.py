@@ -11,6 +11,7 @@ from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from fednar_ray.config import Document
     from fednar_ray.experiments.comparison.record import ComparisonRecord
     from fednar_ray.experiments.comparison.running import Comparison
+
+
+SYMBOLS = {"weight decay": "λ₀"}
+"""Columns of the table on the terminal that have a shorter name there than in JSON and in files."""
 
 
 @click.command()
@@ -84,19 +89,14 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
 
 
 def _print_result(console: "Console", result: "Comparison") -> None:
-    from rich.table import Table
-
     from fednar_ray.report.comparison_answer import explain_values
     from fednar_ray.report.comparison_table import shows_target
 
     with_target = shows_target(result.rows, result.settings)
-    rows = [row.format_cells(with_target=with_target) for row in result.rows]
-    table = Table(title=_build_title(result))
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "regularizer" else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    cells = [row.format_cells(with_target=with_target) for row in result.rows]
+    rows = [{SYMBOLS.get(name, name): cell for name, cell in row.items()} for row in cells]
+    columns = [Column(name, right=name != "regularizer") for name in rows[0]]
+    print_table(console, columns, rows, title=_build_title(result), repeated=2)
     console.print(explain_values(result.rows, result.settings), soft_wrap=True)
     for each in result.rows:
         for line in each.alert_lines:
@@ -104,7 +104,7 @@ def _print_result(console: "Console", result: "Comparison") -> None:
             console.print(f"{variant}: {line}", soft_wrap=True, markup=False)
     for note in result.notes:
         console.print(note, soft_wrap=True)
-    print_place(console, result.page.parent, result.tracking_uri)
+    print_place(console, result.page.parent)
     for sentence in result.answer:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {result.page}", soft_wrap=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from fednar_ray.cli.output import IMPORTS, START
 from fednar_ray.cli.options import arguments, as_json, read_document
+from fednar_ray.cli.output import IMPORTS, START
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.stages import announce
 

@@ -19,10 +19,11 @@ from fednar_ray.cli.jobs import jobs, logs, stop
 from fednar_ray.cli.predict import predict
 from fednar_ray.cli.report import report
 from fednar_ray.cli.run import run
-from fednar_ray.cli.runs import runs, sync
+from fednar_ray.cli.runs import runs
 from fednar_ray.cli.signals import describe_interrupt, handle_signals
 from fednar_ray.cli.submit import submit
 from fednar_ray.cli.suggest import suggest
+from fednar_ray.cli.sync import sync
 from fednar_ray.cli.tune import tune
 from fednar_ray.cli.ui import ui
 from fednar_ray.core.credentials import check_words

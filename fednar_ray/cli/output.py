@@ -32,7 +32,7 @@ def quiet_libraries() -> None:
     quiet_libraries()
 
 
-def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:
-    """Prints where the files are, and how to browse the results in MLflow."""
+def print_place(console: "Console", directory: Path) -> None:
+    """Prints where the files of a run or a comparison are, and how to open it in MLflow."""
     console.print(f"files: {directory}", soft_wrap=True)
-    console.print(f"browse: fednar ui --uri {shlex.quote(tracking_uri)}", soft_wrap=True)
+    console.print(f"browse: fednar ui {shlex.quote(directory.name)}", soft_wrap=True)

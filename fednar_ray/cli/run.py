@@ -28,6 +28,7 @@ from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
 from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,17 +135,15 @@ def _summarize(result: "Result") -> dict[str, Any]:
 
 
 def _print_result(console: "Console", result: "Result") -> None:
-    from rich.table import Table
-
     from fednar_ray.experiments.suggestion import explain_no_clipping
 
-    table = Table(title=f"{result.experiment.name}: {format_count(len(result.history), 'round')}")
-    table.add_column("metric")
-    table.add_column("last round", justify="right")
-    for name in _order_metrics(result):
-        if name in result.metrics and not _is_repeated(name, result.metrics):
-            table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
-    console.print(table)
+    rows = [
+        {"metric": name.replace("_", " "), "last round": f"{result.metrics[name]:.4g}"}
+        for name in _order_metrics(result)
+        if name in result.metrics and not _is_repeated(name, result.metrics)
+    ]
+    title = f"{result.experiment.name}: {format_count(len(result.history), 'round')}"
+    print_table(console, [Column("metric"), Column("last round", right=True)], rows, title=title)
     for alert in result.alerts:
         console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
     unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
@@ -154,7 +153,7 @@ def _print_result(console: "Console", result: "Result") -> None:
         more = f"fednar run --resume {shlex.quote(result.directory.name)} federation.rounds={result.stop.planned + 1}"
         console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
-    print_place(console, result.directory, result.tracking_uri)
+    print_place(console, result.directory)
 
 
 def _is_repeated(name: str, metrics: Mapping[str, float]) -> bool:

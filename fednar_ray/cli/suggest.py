@@ -10,6 +10,7 @@ import click
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
 from fednar_ray.core.stages import announce
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion
@@ -40,15 +41,13 @@ def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
 
 
 def _print(found: "ClipBoundSuggestion") -> None:
-    from rich.table import Table
-
     console = build_console(stderr=False)
-    table = Table(title=f"{found.run}: norms ‖v‖ of single steps")
-    for name in ("round", *SHOWN_LEVELS.values()):
-        table.add_column(name, justify="left" if name == "round" else "right")
-    for name, quantiles in found.quantiles.items():
-        table.add_row(name, *(f"{quantiles[level]:.3g}" for level in SHOWN_LEVELS))
-    console.print(table)
+    columns = [Column("round"), *(Column(name, right=True) for name in SHOWN_LEVELS.values())]
+    rows = [
+        {"round": name, **{text: f"{quantiles[level]:.3g}" for level, text in SHOWN_LEVELS.items()}}
+        for name, quantiles in found.quantiles.items()
+    ]
+    print_table(console, columns, rows, title=f"{found.run}: norms ‖v‖ of single steps")
     for line in (
         found.summary,
         f"worth trying: A from {found.low:g} to {found.high:g}",

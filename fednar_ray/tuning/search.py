@@ -217,6 +217,7 @@ class _Search:
         """Trains the trials, then the final runs."""
         table, metric = self._table, self._search.metric
         with RunTracker(self._store, table.parent_id, table.directory, resumed=self._resume) as parent:
+            table.files.finished_mark.unlink(missing_ok=True)
             self._log_inputs(parent)
             ended_early = self._run_trials(points, parent)
             parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
@@ -231,7 +232,9 @@ class _Search:
             self._log_outputs(parent, best, final)
             if register is not None:
                 self._store.register_model(final.best[0].run_id, register)
-        return self._build_result(best, final, ended_early)
+        result = self._build_result(best, final, ended_early)
+        replace_file(table.files.finished_mark, ended_early or "")
+        return result
 
     def _log_inputs(self, parent: RunTracker) -> None:
         """Logs the experiment and the search section once, also if the search is resumed."""
