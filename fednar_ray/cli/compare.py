@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_comparison
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
 from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
 from fednar_ray.core.counting import format_count
@@ -29,7 +30,7 @@ SYMBOLS = {"weight decay": "λ₀"}
 @arguments
 @as_json
 @ray_address
-@build_resume_option("comparison", "NAME", "its name, id, or directory")
+@build_resume_option("comparison", "NAME", "its name, id, or directory", complete_comparison)
 def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_key
 from fednar_ray.cli.config_tables import iter_keys, show_all, show_key, show_kind, show_section, strip_markup
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console
@@ -22,7 +23,7 @@ EXAMPLES = "fednar config regularizer.clip_bound, fednar config data.folder, or 
 
 
 @click.command()
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=complete_key)
 @as_json
 def config(key: str | None, as_json: bool) -> None:
     """Show what a key of an experiment file means, its values and its default.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fednar_ray.cli.completion import Complete, complete_arguments
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, format_text
 from fednar_ray.core.store_uris import TRACKING_VARIABLE
@@ -21,7 +22,7 @@ NEWEST = "newest"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
+arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]", shell_complete=complete_arguments)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow as NAME.")
 ray_address = click.option(
@@ -29,13 +30,14 @@ ray_address = click.option(
 )
 
 
-def build_resume_option(what: str, metavar: str, references: str) -> Callable[[F], F]:
+def build_resume_option(what: str, metavar: str, references: str, complete: Complete) -> Callable[[F], F]:
     """Builds the option ``--resume [RUN]`` or ``--resume [NAME]`` of a command.
 
     Args:
         what: What is resumed, as the help text names it: "run".
         metavar: The word for its name in usage and help: "RUN".
         references: What may follow the option: "its name, id, or directory".
+        complete: Completes the names in a shell.
     """
     return click.option(
         "--resume",
@@ -43,6 +45,7 @@ def build_resume_option(what: str, metavar: str, references: str) -> Callable[[F
         flag_value=NEWEST,
         callback=_check_resumed_name,
         metavar=f"[{metavar}]",
+        shell_complete=complete,
         help=f"Resume the {what} {metavar}, given by {references}. Without {metavar} after it (or with '{NEWEST}'), "
         f"resume the newest {what} of the experiment, or start a new one if there is none.",
     )

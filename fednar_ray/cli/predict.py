@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fednar_ray.cli.completion import complete_run
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.stages import announce
@@ -13,7 +14,7 @@ NUMBER, PROBABILITY = "%.7g", "%.9g"
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.argument("file", type=click.Path(path_type=Path))
 @csv_option
 @click.option(

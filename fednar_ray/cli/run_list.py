@@ -25,10 +25,10 @@ COLUMNS = (
     Column("started"),
     Column("done", right=True),
     Column("result", least=10),
-    Column("status", least=13),
+    Column("status", least=12),
 )
 UNFINISHED = ("interrupted", "failed", "unfinished")  # what can be resumed
-LABEL_WIDTH = 24  # of the lines below a name, at least
+LABEL_WIDTH = 32  # of the lines below a name, at least
 MISSING = "–"
 
 
@@ -117,9 +117,9 @@ def describe_search(found: "SearchSummary") -> Line:
     return Line(
         kind="search",
         name=found.name,
-        label=" ".join(map(shorten_key, found.keys)),
+        label=f"{' '.join(map(shorten_key, found.keys))}; {format_count(found.trials, 'trial')}",
         started=found.started,
-        done=format_count(found.trials, "trial"),
+        done=str(found.trials),
         result=result,
         status=found.status,
         why=found.why,

@@ -91,7 +91,8 @@ def _iter_lines(
 ) -> Iterator[Line]:
     from fednar_ray.experiments.comparison.summary import summarize_comparison_record
 
-    for row in rows:
+    order = {run: position for position, run in enumerate(owners)}  # the others come first, newest first
+    for row in sorted(rows, key=lambda row: order.get(row.run, -1)):
         if row.run in records:
             yield describe_comparison(summarize_comparison_record(records[row.run]))
         else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_arguments
 from fednar_ray.cli.jobs import ASKING, dashboard_address, follow_job
 from fednar_ray.cli.options import COMMANDS, NEWEST, read_document, split_arguments
 from fednar_ray.cli.output import START
@@ -44,8 +45,20 @@ class _Job:
     package: "Package"
 
 
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes the command of the job, and then what follows it."""
+    commands = () if ctx.params.get("arguments") else COMMANDS
+    return [*(name for name in commands if name.startswith(incomplete)), *complete_arguments(ctx, param, incomplete)]
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[run|compare|tune] [FILE] [key=value …]")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[run|compare|tune] [FILE] [key=value …]",
+    shell_complete=_complete,
+)
 @dashboard_address
 @click.option("--directory", metavar="DIR", help="A working directory on the cluster that outlives the job.")
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fednar_ray.cli.completion import complete_run
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
 from fednar_ray.core.stages import announce
@@ -19,7 +20,7 @@ SHOWN_LEVELS = {0.1: "10 %", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "lar
 
 
 @click.command()
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run)
 @as_json
 @click.option("--output", type=click.Path(path_type=Path), help="Where to draw. Default: RUN's clip_bound.png.")
 def suggest(run: str | None, as_json: bool, output: Path | None) -> None:

@@ -1,10 +1,12 @@
 """``fednar sync``: send MLflow what it missed of the runs in ./runs."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import click
 
+from fednar_ray.cli.completion import complete_run
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
@@ -12,7 +14,7 @@ from fednar_ray.core.stages import announce
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[RUN …]")
+@click.argument("names", nargs=-1, metavar="[RUN …]", shell_complete=complete_run)
 @as_json
 @click.option("--uri", help="The tracking store. Default: the one that the run was recorded in.")
 def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
@@ -44,6 +46,6 @@ def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
         click.echo(json.dumps(reports, default=str))
         if problems:  # they are in the reports
             click.echo("\n".join(problems), err=True)
-            raise click.exceptions.Exit(2)
+            sys.exit(2)
     elif problems:
         raise BadInput("; ".join(problems))

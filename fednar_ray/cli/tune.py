@@ -4,6 +4,7 @@ import json
 
 import click
 
+from fednar_ray.cli.completion import complete_search
 from fednar_ray.cli.options import (
     arguments,
     as_json,
@@ -21,7 +22,9 @@ from fednar_ray.core.stages import announce
 @arguments
 @as_json
 @ray_address
-@click.option("--resume", metavar="NAME", help="Resume the search NAME, as it was started.")
+@click.option(
+    "--resume", metavar="NAME", shell_complete=complete_search, help="Resume the search NAME, as it was started."
+)
 @register_option
 def tune(
     arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, register: str | None

@@ -14,6 +14,7 @@ from typing import IO
 
 import click
 
+from fednar_ray.cli.completion import complete_any
 from fednar_ray.cli.output import quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.stages import announce
@@ -25,7 +26,7 @@ LAST_LINES = 5  # of the log of a server that ended
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_any)
 @click.option("--uri", help="The tracking store. Default: that of NAME, else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")

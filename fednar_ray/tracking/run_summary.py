@@ -67,7 +67,7 @@ def summarize(ref: RunRef) -> RunSummary:
         of=experiment.federation.rounds,
         status=status,
         why=why,
-        resumes_from_round=_find_newest_checkpoint(ref),
+        resumes_from_round=find_newest_checkpoint(ref),
         finished=ref.files.finished,
         test_metric=metric if metric in last else None,
         test_value=last.get(metric),
@@ -125,7 +125,7 @@ def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
         return ()
 
 
-def _find_newest_checkpoint(ref: RunRef) -> int | None:
+def find_newest_checkpoint(ref: RunRef) -> int | None:
     """Returns the round of the newest checkpoint; None if there is none, or the storage cannot be listed."""
     try:
         names = open_storage(ref.storage).list_names("round-")
