@@ -91,13 +91,8 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
 
 def _print_result(console: "Console", result: "Comparison") -> None:
     from fednar_ray.report.comparison_answer import explain_values
-    from fednar_ray.report.comparison_table import shows_target
 
-    with_target = shows_target(result.rows, result.settings)
-    cells = [row.format_cells(with_target=with_target) for row in result.rows]
-    rows = [{SYMBOLS.get(name, name): cell for name, cell in row.items()} for row in cells]
-    columns = [Column(name, right=name != "regularizer") for name in rows[0]]
-    print_table(console, columns, rows, title=_build_title(result), repeated=2)
+    _print_table(console, result)
     console.print(explain_values(result.rows, result.settings), soft_wrap=True)
     for each in result.rows:
         for line in each.alert_lines:
@@ -109,6 +104,16 @@ def _print_result(console: "Console", result: "Comparison") -> None:
     for sentence in result.answer:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {result.page}", soft_wrap=True)
+
+
+def _print_table(console: "Console", result: "Comparison") -> None:
+    from fednar_ray.report.comparison_table import shows_target
+
+    with_target = shows_target(result.rows, result.settings)
+    cells = [row.format_cells(with_target=with_target) for row in result.rows]
+    rows = [{SYMBOLS.get(name, name): cell for name, cell in row.items()} for row in cells]
+    columns = [Column(name, right=name != "regularizer") for name in rows[0]]
+    print_table(console, columns, rows, title=_build_title(result), repeated=2)
 
 
 def _build_title(result: "Comparison") -> str:

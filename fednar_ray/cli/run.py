@@ -184,13 +184,7 @@ def _summarize(result: "Result") -> dict[str, Any]:
 def _print_result(console: "Console", result: "Result") -> None:
     from fednar_ray.experiments.suggestion import explain_no_clipping
 
-    rows = [
-        {"metric": name.replace("_", " "), "last round": f"{result.metrics[name]:.4g}"}
-        for name in _order_metrics(result)
-        if name in result.metrics and not _is_repeated(name, result.metrics)
-    ]
-    title = f"{result.experiment.name}: {format_count(len(result.history), 'round')}"
-    print_table(console, [Column("metric"), Column("last round", right=True)], rows, title=title)
+    _print_metrics(console, result)
     for alert in result.alerts:
         console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
     unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
@@ -201,6 +195,16 @@ def _print_result(console: "Console", result: "Result") -> None:
         console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory)
+
+
+def _print_metrics(console: "Console", result: "Result") -> None:
+    rows = [
+        {"metric": name.replace("_", " "), "last round": f"{result.metrics[name]:.4g}"}
+        for name in _order_metrics(result)
+        if name in result.metrics and not _is_repeated(name, result.metrics)
+    ]
+    title = f"{result.experiment.name}: {format_count(len(result.history), 'round')}"
+    print_table(console, [Column("metric"), Column("last round", right=True)], rows, title=title)
 
 
 def _is_repeated(name: str, metrics: Mapping[str, float]) -> bool:

@@ -14,6 +14,8 @@ from fednar_ray.core.stages import announce
 from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion
 
 SHOWN_LEVELS = {0.1: "10 %", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "largest"}
@@ -43,12 +45,7 @@ def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
 
 def _print(found: "ClipBoundSuggestion") -> None:
     console = build_console(stderr=False)
-    columns = [Column("round"), *(Column(name, right=True) for name in SHOWN_LEVELS.values())]
-    rows = [
-        {"round": name, **{text: f"{quantiles[level]:.3g}" for level, text in SHOWN_LEVELS.items()}}
-        for name, quantiles in found.quantiles.items()
-    ]
-    print_table(console, columns, rows, title=f"{found.run}: norms ‖v‖ of single steps")
+    _print_quantiles(console, found)
     for line in (
         found.summary,
         f"worth trying: A from {found.low:g} to {found.high:g}",
@@ -58,3 +55,12 @@ def _print(found: "ClipBoundSuggestion") -> None:
         *(f"  {command}" for command in found.commands),
     ):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _print_quantiles(console: "Console", found: "ClipBoundSuggestion") -> None:
+    columns = [Column("round"), *(Column(name, right=True) for name in SHOWN_LEVELS.values())]
+    rows = [
+        {"round": name, **{text: f"{quantiles[level]:.3g}" for level, text in SHOWN_LEVELS.items()}}
+        for name, quantiles in found.quantiles.items()
+    ]
+    print_table(console, columns, rows, title=f"{found.run}: norms ‖v‖ of single steps")

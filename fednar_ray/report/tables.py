@@ -45,6 +45,9 @@ def print_table(
     if title is not None:
         console.print(title, style="bold", markup=False)
     widths = {column.name: _measure(column, rows) for column in columns}
+    others = max((_get_least(column, widths) for column in columns[repeated:]), default=0)
+    name = columns[0].name  # of what a row is, which is folded if nothing fits beside it
+    widths[name] = min(widths[name], console.width - GAP - others)
     for index, group in enumerate(_split(columns, widths, repeated, console.width)):
         if index:
             console.print()

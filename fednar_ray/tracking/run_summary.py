@@ -91,9 +91,9 @@ def _describe_settings(experiment: Experiment) -> str:
     regularizer = experiment.regularizer
     parts: list[str] = [regularizer.name]
     if regularizer.name != "none":
-        parts.append(f"λ₀={regularizer.weight_decay:g}")
+        parts.append(f"λ₀={regularizer.weight_decay:.4g}")
     if regularizer.name in ("fednar", "decoupled"):
-        parts.append(f"A={regularizer.clip_bound:g}")
+        parts.append(f"A={regularizer.clip_bound:.4g}")
     return " ".join([*parts, f"seed={experiment.seed}"])
 
 

@@ -31,9 +31,10 @@ class ComparisonSummary:
 
 def summarize_comparison_record(record: ComparisonRecord) -> ComparisonSummary:
     """Summarizes a comparison. Writes nothing."""
-    files, settings = RunDirectory(record.directory), record.document.compare
-    decays = ", ".join(f"{decay:g}" for decay in dict.fromkeys(run.weight_decay for run in record.runs))
-    label = f"{', '.join(settings.regularizers)}; λ₀={decays}; {format_count(settings.seeds, 'seed')}"
+    files = RunDirectory(record.directory)
+    names = ", ".join(dict.fromkeys(run.regularizer for run in record.runs))
+    decays = ", ".join(f"{decay:.4g}" for decay in dict.fromkeys(run.weight_decay for run in record.runs))
+    label = f"{names}; λ₀={decays}; {format_count(len({run.seed for run in record.runs}), 'seed')}"
     status = FINISHED if record.finished else RUNNING if is_held(files.lock) else UNFINISHED
     return ComparisonSummary(
         name=record.name,
