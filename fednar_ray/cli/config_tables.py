@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from fednar_ray.config.describe import Key, Kind, Section
 
 
+WIDE = 120  # columns of a terminal from which texts fit beside each other
+ASK = "one section, kind or key in full: fednar config data, data.folder, regularizer.clip_bound"
+
+
 def iter_keys(section: "Section") -> Iterable[tuple["Kind | None", "Key"]]:
     """Yields the keys of a section, each with the kind that reads it; None: every kind, or the section has none."""
     yield from ((None, key) for key in section.keys)
@@ -25,6 +29,14 @@ def show_all(console: "Console", sections: Sequence["Section"]) -> None:
     """Prints every key in one line: its name, its default, and the first sentence of its meaning."""
     from rich.table import Table
 
+    if console.width < WIDE:
+        for section in sections:
+            console.print(f"[bold]{section.name}[/]  {_escape(_first_sentence(section.meaning))}")
+            for key in dict.fromkeys(key.name for _, key in iter_keys(section)):
+                first = next(each for _, each in iter_keys(section) if each.name == key)
+                _show_stacked(console, key, f"default {_format_default(first)}", _first_sentence(first.meaning))
+        console.print(ASK)
+        return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     longest = max(len(key.name) for section in sections for _, key in iter_keys(section))
     table.add_column("key", no_wrap=True, min_width=longest + 2)
@@ -38,7 +50,15 @@ def show_all(console: "Console", sections: Sequence["Section"]) -> None:
         for name, (default, meaning) in shown.items():
             table.add_row(f"  {name}", _escape(default), _escape(meaning))
     console.print(table)
-    console.print("one section, kind or key in full: fednar config data, data.folder, regularizer.clip_bound")
+    console.print(ASK)
+
+
+def _show_stacked(console: "Console", name: str, details: str, meaning: str) -> None:
+    """Prints a key on a terminal that is too narrow for a table of texts: its meaning below it, in whole sentences."""
+    from rich.padding import Padding
+
+    console.print(Padding(f"{name}  [dim]{_escape(details)}[/]", (0, 0, 0, 2)))
+    console.print(Padding(_escape(meaning), (0, 0, 0, 6)))
 
 
 def show_section(console: "Console", section: "Section", sections: Sequence["Section"]) -> None:
@@ -78,6 +98,11 @@ def _show_keys(console: "Console", keys: Sequence["Key"]) -> None:
     from rich.table import Table
 
     if not keys:
+        return
+    if console.width < WIDE:
+        for key in keys:
+            details = f"{strip_markup(key.values)}; default {_format_default(key)}"
+            _show_stacked(console, key.name, details, strip_markup(key.meaning))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("key", no_wrap=True)
