@@ -22,11 +22,26 @@ def ask_json(*words: str) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout)["keys"])
 
 
-def test_every_key_of_the_embedded_experiments_is_listed_in_one_line() -> None:
+@pytest.mark.parametrize("columns", [80, 150])
+def test_every_key_of_the_embedded_experiments_is_listed_in_one_line(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fednar_ray.cli.output.PIPE_COLUMNS", columns)
     lines = ask().stdout.splitlines()
+    assert max(map(len, lines)) <= columns
     for name in ("digits", "compare"):
         for key in flatten_settings(load_embedded(name).experiment):
-            assert sum(line.split()[:1] == [key] for line in lines) == 1, key
+            assert sum(line.startswith(f"  {key} ") for line in lines) == 1, key
+
+
+@pytest.mark.parametrize("section", ["regularizer", "data", "search"])
+def test_a_narrow_terminal_shows_whole_sentences(section: str) -> None:
+    shown = ask(section).stdout
+    words = " ".join(shown.split())
+    for key in ask_json(section):
+        assert " ".join(key["meaning"].split()) in words, key["key"]
+    keys = shown.splitlines()[2:]
+    assert max(len(line) for line in keys if line.startswith("  ")) <= 80
 
 
 def test_every_key_has_a_meaning_and_every_section_too() -> None:
