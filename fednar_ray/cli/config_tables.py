@@ -32,9 +32,11 @@ def show_all(console: "Console", sections: Sequence["Section"]) -> None:
     if console.width < WIDE:
         for section in sections:
             console.print(f"[bold]{section.name}[/]  {_escape(_first_sentence(section.meaning))}")
-            for key in dict.fromkeys(key.name for _, key in iter_keys(section)):
-                first = next(each for _, each in iter_keys(section) if each.name == key)
-                _show_stacked(console, key, f"default {_format_default(first)}", _first_sentence(first.meaning))
+            first = {key.name: key for _, key in reversed(list(iter_keys(section)))}  # kinds may share a key
+            for name in dict.fromkeys(key.name for _, key in iter_keys(section)):
+                _show_stacked(
+                    console, name, f"default {_format_default(first[name])}", _first_sentence(first[name].meaning)
+                )
         console.print(ASK)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
