@@ -47,7 +47,7 @@ def print_table(
     widths = {column.name: _measure(column, rows) for column in columns}
     others = max((_get_least(column, widths) for column in columns[repeated:]), default=0)
     name = columns[0].name  # of what a row is, which is folded if nothing fits beside it
-    widths[name] = min(widths[name], console.width - GAP - others)
+    widths[name] = min(widths[name], max(console.width - GAP - others, len(name)))
     for index, group in enumerate(_split(columns, widths, repeated, console.width)):
         if index:
             console.print()
@@ -97,11 +97,10 @@ def _build(
     spare = room - _add_up(columns, widths)
     for column in columns:
         least = _get_least(column, widths)
-        width = min(
-            max(widths[column.name], cell_len(column.name)), least + max(spare, 0), room
-        )  # as wide as there is room
+        wanted = max(widths[column.name], cell_len(column.name))
+        width = min(wanted, least + max(spare, 0), room)
         spare -= width - least
-        heading = "\n".join(textwrap.wrap(column.name, width))
+        heading = Text("\n".join(textwrap.wrap(column.name, width)))
         table.add_column(heading, justify="right" if column.right else "left", width=width, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[column.name], overflow="fold") for column in columns))

@@ -20,6 +20,7 @@ from fednar_ray.report.comparison_table import Row
 from fednar_ray.report.run_plots import Measure, Variant
 from fednar_ray.report.tables import Column, print_table
 from fednar_ray.tuning import progress
+from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import TrialEntry
 
 COLUMNS = 80
@@ -107,6 +108,18 @@ def test_the_table_of_a_search_has_symbols_for_keys(console: Console) -> None:
     check_fits(shown, *symbols, "alpha", "scaffold+exp", "1024", "13.35", "0.0001235", "12345", "-0.1235", "trial-0002")
     assert "regularizer." not in shown
     assert shown.count("trial-0001") > 1  # the table goes on below, where rows say again what they are
+
+
+def test_the_live_table_of_a_search(console: Console) -> None:
+    entries = tuple(build_entry(number, status="running") for number in range(12))
+    status = SearchStatus(
+        trials=1000, rounds=20000, running=entries, finished=900, stopped=50, failed=7, best=build_entry(77),
+        ended=None, seconds=123_456.7,
+    )  # fmt: skip
+    console.print(progress._build_live_table(status))
+    shown = read(console)
+    check_fits(shown, "trial-0000", "12345/20000", "-0.1235", "A=12.3", "λ₀=0.000123")
+    assert "1000, 50 stopped early, 7 failed" in " ".join(shown.split())
 
 
 def test_two_keys_with_the_same_last_word_keep_their_names() -> None:
