@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_comparison
 from fednar_ray.cli.options import NEWEST, arguments, as_json, build_resume_option, ray_address, read_document_to_train
-from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
-from fednar_ray.cluster.addresses import check_results_outlive_job
+from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,24 +22,29 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.comparison.running import Comparison
 
 
+SYMBOLS = {"weight decay": "λ₀"}
+"""Columns of the table on the terminal that have a shorter name there than in JSON and in files."""
+
+
 @click.command()
 @arguments
 @as_json
 @ray_address
-@build_resume_option("comparison", "NAME", "its name, id, or directory")
+@build_resume_option("comparison", "NAME", "its name, id, or directory", complete_comparison)
 def compare(arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None) -> None:
     """Compare regularizers over several seeds. Without FILE, run the embedded comparison on digits.
 
     key=value overrides a setting, for example compare.seeds=5 or regularizer.clip_bound=1
     """
+    announce(START)
     document, record = _find_comparison(arguments, resume)
+    announce(IMPORTS)
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.comparison.record import plan_runs
     from fednar_ray.experiments.comparison.running import run_comparison
 
     console, rounds = build_console(stderr=as_json), document.experiment.federation.rounds
     runs = len(plan_runs(document.experiment, document.compare))
-    announce_start(console)
     quiet_libraries()
     with RaySession(address) as session, show_progress(console, runs * rounds, every=rounds) as show:
         result = run_comparison(document, session, show, record)
@@ -51,6 +58,7 @@ def _find_comparison(arguments: tuple[str, ...], resume: str | None) -> tuple["D
     """Finds what is compared, and the comparison that is resumed."""
     if resume is None:
         return read_document_to_train(arguments, "compare"), None
+    from fednar_ray.cluster.addresses import check_results_outlive_job
     from fednar_ray.experiments.comparison.record import find, find_newest
 
     if resume != NEWEST:
@@ -82,19 +90,9 @@ def _summarize(result: "Comparison") -> dict[str, Any]:
 
 
 def _print_result(console: "Console", result: "Comparison") -> None:
-    from rich.table import Table
-
     from fednar_ray.report.comparison_answer import explain_values
-    from fednar_ray.report.comparison_table import shows_target
 
-    with_target = shows_target(result.rows, result.settings)
-    rows = [row.format_cells(with_target=with_target) for row in result.rows]
-    table = Table(title=_build_title(result))
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "regularizer" else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    _print_table(console, result)
     console.print(explain_values(result.rows, result.settings), soft_wrap=True)
     for each in result.rows:
         for line in each.alert_lines:
@@ -102,10 +100,20 @@ def _print_result(console: "Console", result: "Comparison") -> None:
             console.print(f"{variant}: {line}", soft_wrap=True, markup=False)
     for note in result.notes:
         console.print(note, soft_wrap=True)
-    print_place(console, result.page.parent, result.tracking_uri)
+    print_place(console, result.page.parent)
     for sentence in result.answer:
         console.print(sentence, soft_wrap=True)
     console.print(f"report: {result.page}", soft_wrap=True)
+
+
+def _print_table(console: "Console", result: "Comparison") -> None:
+    from fednar_ray.report.comparison_table import shows_target
+
+    with_target = shows_target(result.rows, result.settings)
+    cells = [row.format_cells(with_target=with_target) for row in result.rows]
+    rows = [{SYMBOLS.get(name, name): cell for name, cell in row.items()} for row in cells]
+    columns = [Column(name, right=name != "regularizer") for name in rows[0]]
+    print_table(console, columns, rows, title=_build_title(result), repeated=2)
 
 
 def _build_title(result: "Comparison") -> str:

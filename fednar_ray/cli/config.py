@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_key
 from fednar_ray.cli.config_tables import iter_keys, show_all, show_key, show_kind, show_section, strip_markup
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console
 from fednar_ray.core.errors import BadInput, format_text
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +23,7 @@ EXAMPLES = "fednar config regularizer.clip_bound, fednar config data.folder, or 
 
 
 @click.command()
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=complete_key)
 @as_json
 def config(key: str | None, as_json: bool) -> None:
     """Show what a key of an experiment file means, its values and its default.
@@ -30,6 +32,7 @@ def config(key: str | None, as_json: bool) -> None:
     of one kind of a section: a data source (data.folder), a model (model.mlp), a preset (algorithm.fedprox) or a
     scheduler (search.scheduler.asha).
     """
+    announce("reading the keys")
     from fednar_ray.config.describe import list_sections
 
     found = _Found(list_sections(), None if key is None else key.strip())

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from fednar_ray.config.loading import SECTIONS
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fednar_ray.config.describe import Key, Kind, Section
+
+
+WIDE = 120  # columns of a terminal from which texts fit beside each other
+ASK = "one section, kind or key in full: fednar config data, data.folder, regularizer.clip_bound"
 
 
 def iter_keys(section: "Section") -> Iterable[tuple["Kind | None", "Key"]]:
@@ -28,6 +30,16 @@ def show_all(console: "Console", sections: Sequence["Section"]) -> None:
     """Prints every key in one line: its name, its default, and the first sentence of its meaning."""
     from rich.table import Table
 
+    if console.width < WIDE:
+        for section in sections:
+            console.print(f"[bold]{section.name}[/]  {_escape(_first_sentence(section.meaning))}")
+            first = {key.name: key for _, key in reversed(list(iter_keys(section)))}  # kinds may share a key
+            for name in dict.fromkeys(key.name for _, key in iter_keys(section)):
+                _show_stacked(
+                    console, name, f"default {_format_default(first[name])}", _first_sentence(first[name].meaning)
+                )
+        console.print(ASK)
+        return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     longest = max(len(key.name) for section in sections for _, key in iter_keys(section))
     table.add_column("key", no_wrap=True, min_width=longest + 2)
@@ -41,7 +53,15 @@ def show_all(console: "Console", sections: Sequence["Section"]) -> None:
         for name, (default, meaning) in shown.items():
             table.add_row(f"  {name}", _escape(default), _escape(meaning))
     console.print(table)
-    console.print("one section, kind or key in full: fednar config data, data.folder, regularizer.clip_bound")
+    console.print(ASK)
+
+
+def _show_stacked(console: "Console", name: str, details: str, meaning: str) -> None:
+    """Prints a key on a terminal that is too narrow for a table of texts: its meaning below it, in whole sentences."""
+    from rich.padding import Padding
+
+    console.print(Padding(f"{name}  [dim]{_escape(details)}[/]", (0, 0, 0, 2)))
+    console.print(Padding(_escape(meaning), (0, 0, 0, 6)))
 
 
 def show_section(console: "Console", section: "Section", sections: Sequence["Section"]) -> None:
@@ -67,6 +87,8 @@ def show_kind(console: "Console", section: "Section", kind: "Kind", sections: Se
 
 def _show_inner(console: "Console", section: "Section", sections: Sequence["Section"]) -> None:
     """Prints the names of the sections within a section."""
+    from fednar_ray.config.loading import SECTIONS
+
     if section.name == "experiment":
         inner = [each.name for each in sections if each.name.partition(".")[0] not in SECTIONS]
     else:
@@ -79,6 +101,11 @@ def _show_keys(console: "Console", keys: Sequence["Key"]) -> None:
     from rich.table import Table
 
     if not keys:
+        return
+    if console.width < WIDE:
+        for key in keys:
+            details = f"{strip_markup(key.values)}; default {_format_default(key)}"
+            _show_stacked(console, key.name, details, strip_markup(key.meaning))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("key", no_wrap=True)

@@ -1,12 +1,13 @@
 """The option ``--csv`` of commands that read tables: how text files are written, with the keys of ``data.csv``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fednar_ray.config.data import CsvSettings
-from fednar_ray.config.loading import validate_csv
 from fednar_ray.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from fednar_ray.config.data import CsvSettings
 
 csv_option = click.option(
     "--csv",
@@ -17,7 +18,7 @@ csv_option = click.option(
 )
 
 
-def parse_csv(given: tuple[str, ...], base: CsvSettings | None = None) -> CsvSettings:
+def parse_csv(given: tuple[str, ...], base: "CsvSettings | None" = None) -> "CsvSettings":
     """Parses the values of ``--csv``.
 
     Args:
@@ -27,6 +28,8 @@ def parse_csv(given: tuple[str, ...], base: CsvSettings | None = None) -> CsvSet
     Raises:
         BadInput: A text is not KEY=VALUE. ConfigError: A key or a value does not exist.
     """
+    from fednar_ray.config.loading import validate_csv
+
     values: dict[str, Any] = {} if base is None else base.model_dump(exclude_unset=True)
     for text in given:
         key, equals, value = text.partition("=")

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from fednar_ray.cli.options import arguments, as_json, read_document
+from fednar_ray.cli.output import IMPORTS, START
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
 
 
 @click.group()
@@ -28,9 +30,11 @@ def inspect(arguments: tuple[str, ...], as_json: bool, figure: Path | None) -> N
 
     key=value overrides a setting, for example data.partition.alpha=0.1
     """
+    announce(START)
     experiment = read_document(arguments, "run").experiment
     if experiment.data is None:
         raise BadInput("data: missing; add a data section to the experiment")
+    announce(IMPORTS)
     from fednar_ray.data.summary import format_summary, summarize
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import load_experiment_data

@@ -6,7 +6,8 @@ import sys
 import click
 
 from fednar_ray.cli.options import as_json, ray_address
-from fednar_ray.cli.output import quiet_libraries
+from fednar_ray.cli.output import IMPORTS, quiet_libraries
+from fednar_ray.core.stages import announce
 
 
 @click.command()
@@ -15,6 +16,7 @@ from fednar_ray.cli.output import quiet_libraries
 @click.option("--uri", help="The tracking store to check. Default: MLFLOW_TRACKING_URI, otherwise ./mlflow.db.")
 def doctor(as_json: bool, address: str | None, uri: str | None) -> None:
     """Check versions, machine, Ray and tracking store. The exit code is 1 if anything is wrong."""
+    announce(IMPORTS)
     from fednar_ray.cli.health import check_installation
 
     quiet_libraries()

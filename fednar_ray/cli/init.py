@@ -2,16 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.cli.init_output import print_found, print_next
-from fednar_ray.config.data import TaskName
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.metric_names import METRICS_BY_TASK
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
+    from fednar_ray.config.data import TaskName
     from fednar_ray.experiments.starter.survey import TablesSurvey
 
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--label", metavar="COLUMN", help="The column to predict. Default: a column named label, target, y, "
               "outcome, class or alike, otherwise the last column.")  # fmt: skip
-@click.option("--task", type=click.Choice(get_args(TaskName)), help="Default: guessed from the label's values.")
+@click.option("--task", type=click.Choice(tuple(METRICS_BY_TASK)), help="Default: guessed from the label's values.")
 @click.option("--groups", metavar="COLUMN", help="For one table: the column whose values are the clients. Default: a "
               "column named hospital, site, client or alike; without one, rows are divided at random.")  # fmt: skip
 @csv_option
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 def init(
     path: Path | None,
     label: str | None,
-    task: TaskName | None,
+    task: "TaskName | None",
     groups: str | None,
     csv: tuple[str, ...],
     output: Path | None,
@@ -39,6 +41,7 @@ def init(
     PATH is a folder with one table per client, or one table. Without PATH, the current directory; if it has no tables,
     the file trains on handwritten digits, to start from.
     """
+    announce("looking for tables")
     from fednar_ray.experiments.starter.survey import find_tables, survey_tables
 
     if path is None and not find_tables(Path()):
@@ -49,6 +52,7 @@ def init(
         given = tables[0]  # one table is divided into clients
     file = output or Path(f"{_name_experiment(given)}.yaml")
     _check_free(file, force)
+    announce("reading the tables")
     survey = survey_tables(given, written)
     _write_for_tables(survey, label, task, groups, file, written.model_dump(exclude_unset=True))
 
@@ -56,7 +60,7 @@ def init(
 def _write_for_tables(
     survey: "TablesSurvey",
     label: str | None,
-    task: TaskName | None,
+    task: "TaskName | None",
     groups: str | None,
     file: Path,
     csv: dict[str, str | None],

@@ -12,9 +12,12 @@ import click
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console
 from fednar_ray.core.errors import Interrupted
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from fednar_ray.cluster.jobs import Jobs, JobSummary
+
+ASKING = "asking the cluster"
 
 dashboard_address = click.option(
     "--address", metavar="URL", help="The cluster's dashboard, http://head:8265. Default: RAY_API_SERVER_ADDRESS."
@@ -26,6 +29,7 @@ dashboard_address = click.option(
 @as_json
 def jobs(address: str | None, as_json: bool) -> None:
     """List the jobs of a Ray cluster, newest first."""
+    announce(ASKING)
     from fednar_ray.cluster.jobs import Jobs
 
     found = Jobs(address).list_jobs()
@@ -87,6 +91,7 @@ def _format_duration(job: "JobSummary") -> str:
 @click.option("--follow", is_flag=True, help="Print until the job ends, and exit with the job's exit code.")
 def logs(job_id: str, address: str | None, follow: bool) -> None:
     """Print what a job has printed."""
+    announce(ASKING)
     from fednar_ray.cluster.jobs import Jobs
 
     cluster = Jobs(address)
@@ -100,6 +105,7 @@ def logs(job_id: str, address: str | None, follow: bool) -> None:
 @dashboard_address
 def stop(job_id: str, address: str | None) -> None:
     """Stop a job as Ctrl-C does. It writes a last checkpoint, and its run in MLflow becomes KILLED."""
+    announce(ASKING)
     from fednar_ray.cluster.jobs import Jobs
 
     job = Jobs(address).stop(job_id)

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -14,21 +13,22 @@ from fednar_ray.cli.compare import compare
 from fednar_ray.cli.config import config
 from fednar_ray.cli.data import data
 from fednar_ray.cli.doctor import doctor
+from fednar_ray.cli.failures import report_failure
 from fednar_ray.cli.init import init
 from fednar_ray.cli.jobs import jobs, logs, stop
 from fednar_ray.cli.predict import predict
 from fednar_ray.cli.report import report
 from fednar_ray.cli.run import run
-from fednar_ray.cli.runs import runs, sync
-from fednar_ray.cli.signals import describe_interrupt, handle_signals
+from fednar_ray.cli.runs import runs
+from fednar_ray.cli.signals import handle_signals
 from fednar_ray.cli.submit import submit
 from fednar_ray.cli.suggest import suggest
+from fednar_ray.cli.sync import sync
 from fednar_ray.cli.tune import tune
 from fednar_ray.cli.ui import ui
 from fednar_ray.core.credentials import check_words
-from fednar_ray.core.errors import BadInput, FednarError
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM)
+from fednar_ray.core.stages import open_lines
+from fednar_ray.report.progress import write_stage
 
 
 class _Commands(click.Group):
@@ -41,8 +41,10 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fednar-ray")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """FedNAR on Ray: train federations, compare regularizers, search settings, browse the results in MLflow."""
+    context.with_resource(open_lines(write_stage, repeat=not sys.stderr.isatty()))
 
 
 for command in (
@@ -75,33 +77,8 @@ def main() -> None:
     try:
         sys.path.append(os.getcwd())  # the user's algorithm.function, model.function and data.entry_point may lie here
         cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except BadInput as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except FednarError as error:
-        click.echo("; ".join([f"failed: {error}", *getattr(error, "__notes__", ())]), err=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        message, code = describe_interrupt(error)
-        click.echo(message, err=True)
-        sys.exit(code)
-    except Exception as error:
-        problem = _find_disk_problem(error)
-        if problem is None:
+    except (Exception, KeyboardInterrupt) as error:
+        code = report_failure(error, sys.argv[1:])
+        if code is None:
             raise
-        click.echo(f"failed: {problem}", err=True)
-        sys.exit(1)
-
-
-def _find_disk_problem(error: Exception) -> str | None:
-    """Finds what is wrong with the disk or the working directory; None if something else ended the command."""
-    try:
-        os.getcwd()
-    except OSError:
-        return f"the working directory, {os.environ.get('PWD', '')}, was deleted; start again from one that exists"
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
-    return None
+        sys.exit(code)

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_results_outlive_job
-from fednar_ray.config import Document, load_document, load_embedded
+from fednar_ray.cli.completion import Complete, complete_arguments
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, format_text
+from fednar_ray.core.store_uris import TRACKING_VARIABLE
+
+if TYPE_CHECKING:
+    from fednar_ray.config import Document
 
 COMMANDS = {"run": "digits", "compare": "compare", "tune": "digits"}
 """The commands that train, each with the embedded file that it takes without FILE."""
@@ -19,7 +22,7 @@ NEWEST = "newest"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]")
+arguments = click.argument("arguments", nargs=-1, metavar="[FILE] [key=value …]", shell_complete=complete_arguments)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 register_option = click.option("--register", metavar="NAME", help="Register the (best) model in MLflow as NAME.")
 ray_address = click.option(
@@ -27,13 +30,14 @@ ray_address = click.option(
 )
 
 
-def build_resume_option(what: str, metavar: str, references: str) -> Callable[[F], F]:
+def build_resume_option(what: str, metavar: str, references: str, complete: Complete) -> Callable[[F], F]:
     """Builds the option ``--resume [RUN]`` or ``--resume [NAME]`` of a command.
 
     Args:
         what: What is resumed, as the help text names it: "run".
         metavar: The word for its name in usage and help: "RUN".
         references: What may follow the option: "its name, id, or directory".
+        complete: Completes the names in a shell.
     """
     return click.option(
         "--resume",
@@ -41,6 +45,7 @@ def build_resume_option(what: str, metavar: str, references: str) -> Callable[[F
         flag_value=NEWEST,
         callback=_check_resumed_name,
         metavar=f"[{metavar}]",
+        shell_complete=complete,
         help=f"Resume the {what} {metavar}, given by {references}. Without {metavar} after it (or with '{NEWEST}'), "
         f"resume the newest {what} of the experiment, or start a new one if there is none.",
     )
@@ -69,12 +74,14 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, [word for word in words if "=" in word]
 
 
-def read_document(words: Sequence[str], command: str) -> Document:
+def read_document(words: Sequence[str], command: str) -> "Document":
     """Reads what one of ``COMMANDS`` is to do: the file, or the command's embedded one, with the overrides.
 
     Raises:
         ConfigError: The file or an override is wrong.
     """
+    from fednar_ray.config import load_document, load_embedded
+
     files, overrides = split_arguments(words)
     to_search = command == "tune"
     if files:
@@ -82,13 +89,15 @@ def read_document(words: Sequence[str], command: str) -> Document:
     return load_embedded(COMMANDS[command], overrides, to_search=to_search)
 
 
-def read_document_to_train(words: Sequence[str], command: str) -> Document:
+def read_document_to_train(words: Sequence[str], command: str) -> "Document":
     """Reads a document that is trained here.
 
     Raises:
         ConfigError: The file or an override is wrong.
         BadInput: The tracking store's address contains a password, or this is a Ray job whose results would be lost.
     """
+    from fednar_ray.cluster.addresses import check_results_outlive_job
+
     document = read_document(words, command)
     if document.experiment.tracking.uri is None:
         check_address(TRACKING_VARIABLE, os.environ.get(TRACKING_VARIABLE))

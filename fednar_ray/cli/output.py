@@ -10,6 +10,12 @@ from fednar_ray.report.progress import PIPE_COLUMNS
 if TYPE_CHECKING:
     from rich.console import Console
 
+START = "reading the settings"
+"""The first stage of commands that train; it is announced before anything is imported that takes long."""
+
+IMPORTS = "loading PyTorch and Ray"
+"""The second one."""
+
 
 def build_console(*, stderr: bool) -> "Console":
     """Builds the console for progress and tables; ``stderr`` leaves the standard output to JSON."""
@@ -26,13 +32,7 @@ def quiet_libraries() -> None:
     quiet_libraries()
 
 
-def announce_start(console: "Console") -> None:
-    """Says on a terminal what takes the first seconds, before anything is imported that takes long."""
-    if console.is_terminal:
-        console.print("loading the data, then starting Ray …", style="dim")
-
-
-def print_place(console: "Console", directory: Path, tracking_uri: str) -> None:
-    """Prints where the files are, and how to browse the results in MLflow."""
+def print_place(console: "Console", directory: Path) -> None:
+    """Prints where the files of a run or a comparison are, and how to open it in MLflow."""
     console.print(f"files: {directory}", soft_wrap=True)
-    console.print(f"browse: fednar ui --uri {shlex.quote(tracking_uri)}", soft_wrap=True)
+    console.print(f"browse: fednar ui {shlex.quote(directory.name)}", soft_wrap=True)

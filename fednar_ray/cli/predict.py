@@ -4,15 +4,17 @@ from pathlib import Path
 
 import click
 
+from fednar_ray.cli.completion import complete_run
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
 
 NUMBER, PROBABILITY = "%.7g", "%.9g"
 """As many digits as float32 has, in which models compute; probabilities have two more, so that they add up to 1."""
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run)
 @click.argument("file", type=click.Path(path_type=Path))
 @csv_option
 @click.option(
@@ -32,6 +34,7 @@ def predict(run: str, file: Path, csv: tuple[str, ...], skip_bad_rows: bool, out
     """
     if output is not None and output.resolve() == file.resolve():
         raise BadInput(f"{output}: is the file with the rows; write the predictions to another with -o")
+    announce(f"loading the model of {run}")
     from fednar_ray.experiments.predict import load_predictor
 
     predictor = load_predictor(run)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from fednar_ray.cli.completion import complete_any
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import quiet_libraries
+from fednar_ray.core.stages import announce
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_any)
 @as_json
 @click.option("--uri", help="The tracking store. Default: the one that NAME was recorded in, otherwise MLflow's own.")
 @click.option(
@@ -22,6 +24,7 @@ def report(name: str, as_json: bool, uri: str | None, output: Path | None) -> No
 
     NAME is its name, its directory, or its id in MLflow.
     """
+    announce(f"reading what is recorded of {name}")
     quiet_libraries()
     from fednar_ray.experiments.redraw import redraw
     from fednar_ray.tuning.search_lock import hold_search

@@ -2,13 +2,15 @@
 
 import json
 import shlex
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fednar_ray.cli.completion import complete_key, complete_run
 from fednar_ray.cli.options import (
     NEWEST,
     arguments,
@@ -20,13 +22,15 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import announce_start, build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.counting import format_count
-from fednar_ray.core.errors import BadInput
+from fednar_ray.core.errors import BadInput, Interrupted
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
+from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,11 +47,12 @@ PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "cli
 @arguments
 @as_json
 @ray_address
-@build_resume_option("run", "RUN", "its name, id, run directory, or place of checkpoints")
+@build_resume_option("run", "RUN", "its name, id, run directory, or place of checkpoints", complete_run)
 @click.option(
     "--may-change",
     multiple=True,
     metavar="KEY",
+    shell_complete=complete_key,
     help="With --resume: a setting that may differ from the resumed run's.",
 )
 @register_option
@@ -63,9 +68,10 @@ def run(
 
     key=value overrides a setting, for example regularizer.clip_bound=5
     """
+    announce(START)
     experiment, resumption = _find_experiment(arguments, resume, may_change)
     console = build_console(stderr=as_json)
-    announce_start(console)
+    announce(IMPORTS)
     quiet_libraries()
     check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.session import RaySession
@@ -73,9 +79,15 @@ def run(
     from fednar_ray.experiments.run import register as register_model
     from fednar_ray.experiments.run import train
 
+    started = _Started(None if resumption is None else resumption.ref.directory)
     with (
+        _hint_at_resume(started),
         RaySession(address) as session,
-        closing(train(prepared := prepare(experiment, session=session), session, resumption=resumption)) as training,
+        closing(
+            train(
+                prepared := prepare(experiment, session=session), session, resumption=resumption, on_start=started.note
+            )
+        ) as training,
         show_progress(console, experiment.federation.rounds) as show,
     ):
         result = drain(training, lambda report: show(report.round_index + 1, "", report.metrics, prepared.primary))
@@ -86,6 +98,44 @@ def run(
     _print_result(console, result)
     if version is not None:
         console.print(f"registered: {register}, version {version}", soft_wrap=True)
+
+
+class _Started:
+    """The directory of the run that this process trains; None before it exists."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory
+
+    def note(self, directory: Path, group_size: int) -> None:
+        """Notes the directory of a new run."""
+        self.directory = directory
+
+
+@contextmanager
+def _hint_at_resume(started: _Started) -> Iterator[None]:
+    """Lets the message of an interrupted run say how to resume it, if it has a checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        reference = None if started.directory is None else _find_reference(started.directory)
+        if reference is None:
+            raise
+        raise Interrupted(f"resume it with: fednar run --resume {shlex.quote(reference)}") from interrupt
+
+
+def _find_reference(directory: Path) -> str | None:
+    """Returns what ``--resume`` takes for a run: its name, or in a job, its checkpoints; None if it has none."""
+    from fednar_ray.cluster.addresses import is_in_temporary_directory
+    from fednar_ray.tracking.run_lookup import load_run
+    from fednar_ray.tracking.run_summary import find_newest_checkpoint
+
+    try:
+        ref = load_run(directory)
+    except BadInput:  # it was interrupted before its files were written
+        return None
+    if find_newest_checkpoint(ref) is None:
+        return None
+    return ref.storage if is_in_temporary_directory() else ref.name
 
 
 def _find_experiment(
@@ -132,17 +182,9 @@ def _summarize(result: "Result") -> dict[str, Any]:
 
 
 def _print_result(console: "Console", result: "Result") -> None:
-    from rich.table import Table
-
     from fednar_ray.experiments.suggestion import explain_no_clipping
 
-    table = Table(title=f"{result.experiment.name}: {format_count(len(result.history), 'round')}")
-    table.add_column("metric")
-    table.add_column("last round", justify="right")
-    for name in _order_metrics(result):
-        if name in result.metrics and not _is_repeated(name, result.metrics):
-            table.add_row(name.replace("_", " "), f"{result.metrics[name]:.4g}")
-    console.print(table)
+    _print_metrics(console, result)
     for alert in result.alerts:
         console.print(f"{alert.name}, from round {alert.round_index + 1}: {alert.message}", soft_wrap=True)
     unclipped = explain_no_clipping(result.experiment.regularizer.name, result.history)
@@ -152,7 +194,17 @@ def _print_result(console: "Console", result: "Result") -> None:
         more = f"fednar run --resume {shlex.quote(result.directory.name)} federation.rounds={result.stop.planned + 1}"
         console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
-    print_place(console, result.directory, result.tracking_uri)
+    print_place(console, result.directory)
+
+
+def _print_metrics(console: "Console", result: "Result") -> None:
+    rows = [
+        {"metric": name.replace("_", " "), "last round": f"{result.metrics[name]:.4g}"}
+        for name in _order_metrics(result)
+        if name in result.metrics and not _is_repeated(name, result.metrics)
+    ]
+    title = f"{result.experiment.name}: {format_count(len(result.history), 'round')}"
+    print_table(console, [Column("metric"), Column("last round", right=True)], rows, title=title)
 
 
 def _is_repeated(name: str, metrics: Mapping[str, float]) -> bool:

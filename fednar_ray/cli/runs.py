@@ -1,127 +1,99 @@
-"""``fednar runs`` and ``fednar sync``: list the runs in ./runs, and send MLflow what it missed of them."""
+"""``fednar runs``: list the runs and comparisons in ./runs, and the searches in ./searches."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fednar_ray.cli.options import as_json
-from fednar_ray.cli.output import build_console, quiet_libraries
-from fednar_ray.core.errors import BadInput, TrackingUnavailable
-from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.cli.output import build_console
+from fednar_ray.cli.run_list import Line, describe_comparison, describe_run, describe_search, print_lines
+from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
     from fednar_ray.experiments.comparison.record import ComparisonRecord
-    from fednar_ray.tracking.run_lookup import RunSummary
+    from fednar_ray.tracking.run_summary import RunSummary
+    from fednar_ray.tuning.search_summary import SearchSummary
 
 
 @click.command()
 @as_json
 def runs(as_json: bool) -> None:
-    """List the runs in ./runs, those of a comparison below it. Shows the round at which each can be resumed."""
+    """List the runs and comparisons in ./runs and the searches in ./searches, with what came out of each.
+
+    The runs of a comparison or a search are listed below it. Shows the round at which a run can be resumed.
+    """
+    announce("reading runs and searches")
     from fednar_ray.experiments.comparison.record import list_comparisons
-    from fednar_ray.tracking.run_lookup import list_runs, summarize
+    from fednar_ray.tracking.run_lookup import list_runs
+    from fednar_ray.tracking.run_summary import summarize
 
     rows = [summarize(kept) for kept in list_runs()]
-    comparisons = {record.name: record for record in list_comparisons()} if rows else {}
-    owners = {run.directory: name for name, record in comparisons.items() for run in record.runs}
+    records = {record.name: record for record in list_comparisons()} if rows else {}
+    searches = _list_searches()
+    owners = _find_owners(rows, records, searches)
     if as_json:
-        click.echo(json.dumps([{**asdict(row), "comparison": owners.get(row.run)} for row in rows]))
-    elif rows:
-        _print_runs(rows, comparisons, owners)
+        click.echo(json.dumps(list(_iter_json(rows, records, searches, owners)), ensure_ascii=False))
+        return
+    lines = [*_iter_lines(rows, records, owners), *(describe_search(search) for search in searches)]
+    if lines:
+        print_lines(build_console(stderr=False), lines)
     else:
-        click.echo("no runs here: fednar keeps runs in ./runs")
+        click.echo("no runs here: fednar keeps runs in ./runs, and searches in ./searches")
 
 
-def _print_runs(
-    rows: list["RunSummary"], comparisons: Mapping[str, "ComparisonRecord"], owners: Mapping[str | None, str]
-) -> None:
-    """Prints one line per run. ``owners`` has the comparison of each run that belongs to one."""
-    from rich.table import Table
+def _list_searches() -> "list[SearchSummary]":
+    """Lists the searches here. Without any, Ray Tune and what it takes to read them are not imported."""
+    from fednar_ray.tracking.run_directory import has_searches
 
-    table = Table()
-    for name in ("run", "rounds", "primary metric", "trained with", "state"):
-        table.add_column(name, justify="right" if name == "rounds" else "left", no_wrap=name == "run")
-    for row in _group(rows, owners):
-        value, name = _describe_value(row), f"  {row.run}" if row.run in owners else row.run
-        if row.run in comparisons:
-            table.add_row(name, "–", value, "–", comparisons[row.run].state)
-        else:
-            table.add_row(name, f"{row.rounds}/{row.of}", value, _describe_settings(row), _describe_state(row))
-    console = build_console(stderr=False)
-    console.print(table)
-    if any(not row.finished and row.run not in comparisons and row.run not in owners for row in rows):
-        console.print("resume one with: fednar run --resume RUN", soft_wrap=True)
-    if any(not record.finished for record in comparisons.values()):
-        console.print("resume a comparison with: fednar compare --resume COMPARISON", soft_wrap=True)
+    if not has_searches():
+        return []
+    from fednar_ray.tuning.search_summary import list_search_summaries
+
+    return list(list_search_summaries())
 
 
-def _group(rows: list["RunSummary"], owners: Mapping[str | None, str]) -> list["RunSummary"]:
-    """Returns the rows with the runs of each comparison below it, in the order in which they were trained."""
-    position = {row.run: i for i, row in enumerate(rows)}  # newest first
-    order = {run: i for i, run in enumerate(owners)}
+def _find_owners(
+    rows: "Sequence[RunSummary]", records: "Mapping[str, ComparisonRecord]", searches: "Sequence[SearchSummary]"
+) -> dict[str, str]:
+    """Returns the name of the comparison or search of each run that belongs to one, in the order of their training."""
+    owners = {run.directory: name for name, record in records.items() for run in record.runs if run.directory}
+    by_id = {search.run_id: search.name for search in searches if search.run_id is not None}
+    return owners | {row.run: by_id[row.parent_id] for row in reversed(rows) if row.parent_id in by_id}
 
-    def rank(row: "RunSummary") -> tuple[int, int]:
+
+def _iter_json(
+    rows: "Sequence[RunSummary]",
+    records: "Mapping[str, ComparisonRecord]",
+    searches: "Sequence[SearchSummary]",
+    owners: Mapping[str, str],
+) -> Iterator[dict[str, Any]]:
+    """Yields one object per run, comparison and search. Keys that a kind does not have are left out."""
+    from fednar_ray.experiments.comparison.summary import summarize_comparison_record
+
+    names = {search.name for search in searches}
+    for row in rows:
         owner = owners.get(row.run)
-        return (position[row.run], -1) if owner not in position else (position[owner], order[row.run])
-
-    return sorted(rows, key=rank)
-
-
-def _describe_settings(row: "RunSummary") -> str:
-    """Describes what tells the runs of an experiment apart. A regularizer that does not clip has no A."""
-    parts = [row.regularizer]
-    if row.regularizer != "none":
-        parts.append(f"λ={row.weight_decay:g}")
-    if row.regularizer in ("fednar", "decoupled"):
-        parts.append(f"A={row.clip_bound:g}")
-    return " ".join([*parts, f"seed={row.seed}"])
-
-
-def _describe_value(row: "RunSummary") -> str:
-    if row.test_metric is None or row.test_value is None:
-        return "–"
-    name = row.test_metric.removeprefix("test_")
-    return f"test {name.replace('_', ' ')} {format_metric_value(name, row.test_value)}"
-
-
-def _describe_state(row: "RunSummary") -> str:
-    if row.finished:
-        return "finished"
-    return "no checkpoint" if row.resumes_from_round is None else f"resumes from round {row.resumes_from_round}"
-
-
-@click.command()
-@click.argument("names", nargs=-1, metavar="[RUN …]")
-@as_json
-@click.option("--uri", help="The tracking store. Default: the one that the run was recorded in.")
-def sync(names: tuple[str, ...], as_json: bool, uri: str | None) -> None:
-    """Send MLflow what it missed. Without RUN, do so for all runs in ./runs.
-
-    A run may name a tracking store that your settings do not name, and that none of your own runs was recorded in. Such
-    a run is sent there only if --uri confirms the address.
-    """
-    quiet_libraries()
-    from fednar_ray.tracking.run_lookup import find_run, list_runs
-    from fednar_ray.tracking.sync import SyncReport
-    from fednar_ray.tracking.sync import sync as send_missing
-
-    reports, problems = [], []
-    for kept in [find_run(name) for name in names] or list_runs():
-        try:
-            report = send_missing(kept.directory, uri)
-        except TrackingUnavailable as error:
-            report = SyncReport(directory=kept.directory, problem=str(error))
-            problems.append(f"{kept.name}: {error}")
+        of = {"comparison": owner if owner in records else None, "search": owner if owner in names else None}
+        if row.run in records:
+            found = asdict(summarize_comparison_record(records[row.run]))
+            shared = {key: found[key] for key in ("label", "status", "result")}
+            yield {"kind": "comparison", **asdict(row), **shared, "runs": found["runs"], "of_runs": found["of"], **of}
         else:
-            if report.problem is not None and names:
-                problems.append(f"{kept.name}: {report.problem}")
-        reports.append({"run": kept.name, **asdict(report)})
-        if not as_json:
-            click.echo(f"{kept.name}: {report}")
-    if as_json:
-        click.echo(json.dumps(reports, default=str))
-    if problems:
-        raise BadInput("; ".join(problems))
+            yield {"kind": "run", **asdict(row), **of}
+    yield from ({"kind": "search", **asdict(search)} for search in searches)
+
+
+def _iter_lines(
+    rows: "Sequence[RunSummary]", records: "Mapping[str, ComparisonRecord]", owners: Mapping[str, str]
+) -> Iterator[Line]:
+    from fednar_ray.experiments.comparison.summary import summarize_comparison_record
+
+    order = {run: position for position, run in enumerate(owners)}  # the others come first, newest first
+    for row in sorted(rows, key=lambda row: order.get(row.run, -1)):
+        if row.run in records:
+            yield describe_comparison(summarize_comparison_record(records[row.run]))
+        else:
+            yield describe_run(row, owners.get(row.run))

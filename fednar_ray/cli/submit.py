@@ -8,17 +8,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fednar_ray.cli.jobs import dashboard_address, follow_job
+from fednar_ray.cli.completion import complete_arguments
+from fednar_ray.cli.jobs import ASKING, dashboard_address, follow_job
 from fednar_ray.cli.options import COMMANDS, NEWEST, read_document, split_arguments
-from fednar_ray.cluster.addresses import TRACKING_VARIABLE, check_before_submitting, find_cluster_addresses
-from fednar_ray.cluster.packing import Package, collect_package
-from fednar_ray.config import Document
+from fednar_ray.cli.output import START
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.stages import announce
+from fednar_ray.core.store_uris import TRACKING_VARIABLE
+
+if TYPE_CHECKING:
+    from fednar_ray.cluster.packing import Package
+    from fednar_ray.config import Document
 
 PASSED_ON = (
     TRACKING_VARIABLE,
@@ -37,11 +42,23 @@ class _Job:
 
     name: str
     command: str  # for a shell on the cluster
-    package: Package
+    package: "Package"
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completes the command of the job, and then what follows it."""
+    commands = () if ctx.params.get("arguments") else COMMANDS
+    return [*(name for name in commands if name.startswith(incomplete)), *complete_arguments(ctx, param, incomplete)]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[run|compare|tune] [FILE] [key=value …]")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[run|compare|tune] [FILE] [key=value …]",
+    shell_complete=_complete,
+)
 @dashboard_address
 @click.option("--directory", metavar="DIR", help="A working directory on the cluster that outlives the job.")
 @click.option(
@@ -75,7 +92,9 @@ def submit(
     assert isinstance(group, click.Group)
     parsed = group.commands[name].make_context(name, list(rest)).params
     variables = _collect_variables(given)
+    announce(START)
     job = _build_job(name, rest, parsed, directory, exclude, variables)
+    announce(ASKING)
     from fednar_ray.cluster.jobs import Jobs, describe_reattach
 
     cluster = Jobs(address)
@@ -100,6 +119,9 @@ def _build_job(
     variables: Mapping[str, str],
 ) -> _Job:
     """Builds the job. Raises BadInput for what cannot become a job, before the cluster is asked."""
+    from fednar_ray.cluster.addresses import check_before_submitting
+    from fednar_ray.cluster.packing import collect_package
+
     if directory is not None and not directory.startswith("/"):
         raise BadInput(f"--directory {directory} is a relative path; give an absolute path of the cluster's nodes")
     words = parsed["arguments"]
@@ -115,7 +137,7 @@ def _build_job(
     return _Job(name=experiment, command=_build_command(name, rest, files, root, directory), package=package)
 
 
-def _read_document(name: str, words: Sequence[str], resume: str | None, directory: str | None) -> Document | None:
+def _read_document(name: str, words: Sequence[str], resume: str | None, directory: str | None) -> "Document | None":
     """Reads what the job trains, as the command on the cluster does; None if it resumes something by its name."""
     files, _ = split_arguments(words)
     if resume is None or resume == NEWEST or files:
@@ -140,7 +162,7 @@ def _make_absolute(path: str) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _list_needed(root: Path, files: Sequence[str], document: Document | None, directory: str | None) -> list[Path]:
+def _list_needed(root: Path, files: Sequence[str], document: "Document | None", directory: str | None) -> list[Path]:
     """Lists the files without which the job fails: the FILE, and what it names by relative paths."""
     needed = [_make_absolute(file).relative_to(root) for file in files]
     if document is None or directory is not None:
@@ -181,7 +203,9 @@ def _collect_variables(given: Sequence[str]) -> dict[str, str]:
     return variables
 
 
-def _print_addresses(document: Document, directory: str | None, variables: Mapping[str, str]) -> None:
+def _print_addresses(document: "Document", directory: str | None, variables: Mapping[str, str]) -> None:
+    from fednar_ray.cluster.addresses import find_cluster_addresses
+
     for key, place in find_cluster_addresses(document, variables).items():
         click.echo(f"{key}: {place} is taken as the cluster's nodes see it", err=True)
     if directory is not None:

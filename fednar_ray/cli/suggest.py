@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fednar_ray.cli.completion import complete_run
 from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console, quiet_libraries
+from fednar_ray.core.stages import announce
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion
 
 SHOWN_LEVELS = {0.1: "10 %", 0.5: "median", 0.9: "90 %", 0.99: "99 %", 1.0: "largest"}
 
 
 @click.command()
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run)
 @as_json
 @click.option("--output", type=click.Path(path_type=Path), help="Where to draw. Default: RUN's clip_bound.png.")
 def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
@@ -27,6 +32,7 @@ def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
     the newest run in ./runs is taken. Runs of comparisons and searches are taken only if they are named exactly. A
     short run is enough.
     """
+    announce("reading the run")
     quiet_libraries()
     from fednar_ray.experiments.suggestion import suggest as suggest_bound
 
@@ -38,15 +44,8 @@ def suggest(run: str | None, as_json: bool, output: Path | None) -> None:
 
 
 def _print(found: "ClipBoundSuggestion") -> None:
-    from rich.table import Table
-
     console = build_console(stderr=False)
-    table = Table(title=f"{found.run}: norms ‖v‖ of single steps")
-    for name in ("round", *SHOWN_LEVELS.values()):
-        table.add_column(name, justify="left" if name == "round" else "right")
-    for name, quantiles in found.quantiles.items():
-        table.add_row(name, *(f"{quantiles[level]:.3g}" for level in SHOWN_LEVELS))
-    console.print(table)
+    _print_quantiles(console, found)
     for line in (
         found.summary,
         f"worth trying: A from {found.low:g} to {found.high:g}",
@@ -56,3 +55,12 @@ def _print(found: "ClipBoundSuggestion") -> None:
         *(f"  {command}" for command in found.commands),
     ):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _print_quantiles(console: "Console", found: "ClipBoundSuggestion") -> None:
+    columns = [Column("round"), *(Column(name, right=True) for name in SHOWN_LEVELS.values())]
+    rows = [
+        {"round": name, **{text: f"{quantiles[level]:.3g}" for level, text in SHOWN_LEVELS.items()}}
+        for name, quantiles in found.quantiles.items()
+    ]
+    print_table(console, columns, rows, title=f"{found.run}: norms ‖v‖ of single steps")

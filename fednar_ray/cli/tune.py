@@ -4,6 +4,7 @@ import json
 
 import click
 
+from fednar_ray.cli.completion import complete_search
 from fednar_ray.cli.options import (
     arguments,
     as_json,
@@ -12,15 +13,18 @@ from fednar_ray.cli.options import (
     read_document_to_train,
     register_option,
 )
-from fednar_ray.cli.output import build_console, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, Interrupted
+from fednar_ray.core.stages import announce
 
 
 @click.command()
 @arguments
 @as_json
 @ray_address
-@click.option("--resume", metavar="NAME", help="Resume the search NAME, as it was started.")
+@click.option(
+    "--resume", metavar="NAME", shell_complete=complete_search, help="Resume the search NAME, as it was started."
+)
 @register_option
 def tune(
     arguments: tuple[str, ...], as_json: bool, address: str | None, resume: str | None, register: str | None
@@ -31,7 +35,9 @@ def tune(
     """
     if resume is not None and arguments:
         raise BadInput(f"--resume {resume} resumes the search as it was started; it takes no FILE and no key=value")
+    announce(START)
     document = None if resume is not None else read_document_to_train(arguments, "tune")
+    announce(IMPORTS)
     quiet_libraries()
     from fednar_ray.execution.session import RaySession
     from fednar_ray.tuning import progress

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +14,10 @@ from typing import IO
 
 import click
 
+from fednar_ray.cli.completion import complete_any
 from fednar_ray.cli.output import quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
+from fednar_ray.core.stages import announce
 
 START = "/#/experiments?workflowType=machine_learning"  # without a name; otherwise MLflow opens its GenAI pages
 START_SECONDS, END_SECONDS = 120.0, 10.0
@@ -25,7 +26,7 @@ LAST_LINES = 5  # of the log of a server that ended
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_any)
 @click.option("--uri", help="The tracking store. Default: that of NAME, else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
@@ -36,6 +37,7 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
     NAME is a run, a comparison, a search or an experiment, whose page is opened: of a comparison or a search, the table
     of its runs, best first. If the tracking store is a server, its own UI is opened.
     """
+    announce("opening the tracking store")
     quiet_libraries()
     from fednar_ray.tracking.mlflow import Store
     from fednar_ray.tracking.pages import find_page
@@ -51,6 +53,7 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
         _show(store.uri.rstrip("/"), pages, browser)
         return
     _check_port(host, port)
+    announce("starting MLflow's server")
     with suppress(KeyboardInterrupt), _serve(store.uri, host, port) as server:
         _show(f"http://{host}:{port}", pages, browser)
         click.echo("end it with Ctrl-C")
@@ -95,10 +98,12 @@ def _serve(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def _wait_for_answer(server: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     """Waits for the first answer. Raises TrackingUnavailable if the server ends, or takes too long."""
+    from urllib.request import urlopen  # not at the top: it takes a while, and other commands do not need it
+
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(url, timeout=START_SECONDS).close()  # noqa: S310 - our own server
+            urlopen(url, timeout=START_SECONDS).close()  # noqa: S310 - our own server
         except OSError:
             time.sleep(0.1)
         else:

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from fednar_ray.config import Document, is_relative
 from fednar_ray.config.loading import PATHS
 from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.store_uris import TRACKING_VARIABLE
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job, and for nothing else
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 TEMPORARY = "a job's working directory is temporary"
 DATA_KEYS = tuple(key for key in PATHS if key.startswith("data."))
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

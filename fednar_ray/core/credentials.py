@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from pydantic import BaseModel
-
 from fednar_ray.core.errors import BadInput
 
 INSTEAD = (
@@ -105,6 +103,8 @@ def find_secrets(values: Any, place: tuple[str | int, ...] = ()) -> Iterator[tup
         if found is not None:
             yield place, found
     elif len(place) < LIMIT_DEPTH:
+        from pydantic import BaseModel  # not at the top: it takes a tenth of a second, and few commands need it
+
         if isinstance(values, BaseModel):
             yield from find_secrets(dict(values), place)
         elif isinstance(values, Mapping):

@@ -1,9 +1,11 @@
 """The metrics of evaluated examples by name: which direction is better, which task has them, and which one counts."""
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {
     "accuracy": True,
@@ -57,7 +59,7 @@ def is_higher_better(name: str) -> bool:
     return {**HIGHER_IS_BETTER, **CLIENT_METRICS}.get(name, True)
 
 
-def choose_primary(task: str, label_counts: npt.NDArray[np.int64]) -> str:
+def choose_primary(task: str, label_counts: "npt.NDArray[np.int64]") -> str:
     """Chooses the metric that counts if the settings name none.
 
     Args:

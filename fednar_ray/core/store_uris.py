@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's: the tracking store of a run whose settings name none
 LONGEST_EXPERIMENT_NAME = 500  # MLflow's limit
 LONGEST_PART_BYTES = 200  # file systems take 255
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///")

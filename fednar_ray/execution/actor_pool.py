@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.client_names import ClientNames, describe_client
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.messages import (
     Broadcast,
@@ -25,6 +26,7 @@ from fednar_ray.core.messages import (
     ScoringTask,
 )
 from fednar_ray.core.metric_sums import MetricSums
+from fednar_ray.core.stages import announce
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.capacity import ActorPlan
@@ -110,6 +112,7 @@ class ActorPool:
             first: Whether one actor is enough in any placement.
         """
         enough = any if first or (self._plan.growing and not self._dedicated) else all
+        announce(f"waiting for {format_count(len(self._slots), 'Ray actor')}")
         while not enough(slot.is_ready for slot in self._slots) and self._find_startable():
             self._wait()
 

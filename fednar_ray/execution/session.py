@@ -19,6 +19,7 @@ import torch
 
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
+from fednar_ray.core.stages import announce
 from fednar_ray.execution.actor import TrainingActor
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
@@ -96,6 +97,7 @@ class RaySession:
         self._forget_ended_ray()
         if ray.is_initialized():
             return
+        announce("starting Ray" if self.address == "local" else f"joining the Ray cluster at {self.address}")
         if self.address not in ("local", "auto"):
             _check_reachable(self.address)
         options: Mapping[str, Any] = {}

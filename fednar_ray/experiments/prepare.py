@@ -22,6 +22,7 @@ from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.metric_names import METRICS_BY_TASK, choose_primary
 from fednar_ray.core.module_state import copy_model
+from fednar_ray.core.stages import announce
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
@@ -129,6 +130,7 @@ def prepare(
     ParameterLayout.of(model)
     examples, task = federation.shards.examples, _build_task(experiment, federation)
     own_metrics = _load_metrics(experiment, federation, functions)
+    announce("trying the model on the data")
     with exits_as_errors():
         traits = probe(model, examples, federation.classes, task, federation.transform)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
@@ -229,6 +231,7 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     data, execution = experiment.data, experiment.execution
     if data is None:
         raise ConfigError((MISSING_DATA,))
+    announce("loading the data")
     seed = experiment.seed if data.seed is None else data.seed
     if isinstance(data, FolderSettings) and execution.silos is not None:
         files = list_silo_files(data, {name: silo.data for name, silo in execution.silos.items()})

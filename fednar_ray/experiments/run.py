@@ -25,6 +25,7 @@ from fednar_ray.core.module_state import copy_with_leaf_parameters
 from fednar_ray.core.postprocessing import append_postprocessing
 from fednar_ray.core.preprocessing import join_preprocessing
 from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.core.stages import announce
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
@@ -290,9 +291,11 @@ def train(
 def _log_end(tracked: "_TrackedRun", result: Result, facts: RunFacts, *, with_page: bool) -> None:
     """Logs what a run leaves at its end: the model, its facts, its page, and the note that MLflow shows first."""
     prepared, tracker, files = tracked.start.prepared, tracked.tracker, RunDirectory(result.directory)
+    announce("saving the model")
     log_outputs(prepared, tracker, result.directory, result.history, result.model)
     log_optional_file(tracker, facts.write, files.facts)
     if with_page:
+        announce("drawing the page")
         log_page(prepared, tracker, result.directory, result.history, facts, result.alerts)
     page = files.report.name if with_page else None
     note = note_run(prepared.experiment, result.history, prepared.primary, facts, page)

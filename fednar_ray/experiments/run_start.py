@@ -13,6 +13,7 @@ from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.stages import announce
 from fednar_ray.experiments.checkpoint_contents import check_fits
 from fednar_ray.experiments.iter_rounds import build_initial_state
 from fednar_ray.experiments.prepare import Prepared
@@ -58,6 +59,7 @@ def open_store(experiment: Experiment) -> tuple[Store, str]:
     """
     quiet_libraries()
     store = Store(experiment.tracking.uri)
+    announce(f"opening MLflow at {store.uri}")
     return store, _open_experiment(store, experiment)
 
 

@@ -59,14 +59,18 @@ def format_searched_value(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
+def shorten_key(key: str) -> str:
+    """Returns the paper's symbol of a key for tables, such as ``λ₀``; of other keys, the last part of the name."""
+    return NAMES.get(key, ("", ""))[1].replace("_0", "₀") or key.rpartition(".")[2]
+
+
 def format_values(values: Mapping[str, Any]) -> str:
     """Formats searched values on one short line, by the paper's symbols, such as ``A=3.16 λ₀=0.01 γ_λ=0.97``."""
-    symbols = {key: NAMES.get(key, ("", ""))[1].replace("_0", "₀") or key.rpartition(".")[2] for key in values}
     texts = {
         key: f"{value:.3g}" if isinstance(value, float) else format_searched_value(value)
         for key, value in values.items()
     }
-    return " ".join(text if key in NAMELESS else f"{symbols[key]}={text}" for key, text in texts.items())
+    return " ".join(text if key in NAMELESS else f"{shorten_key(key)}={text}" for key, text in texts.items())
 
 
 def format_for_plot(value: Any) -> str:

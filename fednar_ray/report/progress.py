@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.stages import open_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PIPE_COLUMNS = 150
+PIPE_COLUMNS = 80
 PLAIN_LINES = 10  # of progress, if the output is not a terminal
 
 
@@ -33,6 +34,8 @@ class ShowRound(Protocol):
 def show_progress(console: "Console", rounds: int, every: int | None = None) -> Iterator[ShowRound]:
     """Yields a function that shows finished rounds: as a bar on a terminal, otherwise as plain lines.
 
+    There is at least one plain line per minute, also while a round takes longer.
+
     Args:
         console: Where to show them.
         rounds: Number of rounds in all.
@@ -43,14 +46,20 @@ def show_progress(console: "Console", rounds: int, every: int | None = None) -> 
             yield show
         return
     interval = every or max(1, rounds // PLAIN_LINES)
+    with open_lines(write_stage, repeat=True) as lines:
 
-    def show_line(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
-        if done % interval == 0 or done == rounds:
+        def show_line(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
             loss = f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "no client took part"
             parts = (f"round {done}/{rounds}", format_test_metric(metrics, primary), loss, label)
-            click.echo("  ".join(part for part in parts if part), err=console.stderr)
+            line, due = "  ".join(part for part in parts if part), done % interval == 0 or done == rounds
+            lines.show(line, lambda text: click.echo(text, err=console.stderr), now=due)
 
-    yield show_line
+        yield show_line
+
+
+def write_stage(line: str) -> None:
+    """Writes the line of a stage to the standard error, so that a program's own output stays as it is."""
+    click.secho(line, err=True, dim=True)
 
 
 @contextmanager

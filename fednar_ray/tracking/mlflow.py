@@ -31,6 +31,7 @@ from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.metric_names import SPLITS, is_higher_better
+from fednar_ray.core.stages import announce
 from fednar_ray.core.store_uris import (
     build_artifact_folder,
     find_misread_folder,
@@ -435,6 +436,7 @@ class RunTracker(RoundCallback):
 
     def on_run_end(self) -> None:
         """Ends the MLflow run, and waits until everything is sent or MLflow does not answer."""
+        announce("sending the last records to MLflow")
         self._end(self._ends_as, math.inf)
 
     def on_error(self, error: BaseException) -> None:

@@ -143,6 +143,11 @@ class RunDirectory:
         return (self.experiment_yaml, self.journal, self.identity, self.checkpoints)
 
 
+def has_searches() -> bool:
+    """Returns whether there is a search in the working directory."""
+    return any(Path(SEARCHES).glob(str(SearchDirectory(Path("*")).trial_table)))
+
+
 @dataclass(frozen=True, slots=True)
 class SearchDirectory:
     """The directory of one search, ``searches/<name>``. An instance only names files; nothing is read or created."""
@@ -183,6 +188,11 @@ class SearchDirectory:
     def best_yaml(self) -> Path:
         """The experiment with the values of the best trial."""
         return self.path / "best.yaml"
+
+    @property
+    def finished_mark(self) -> Path:
+        """A file that exists once nothing is left to do; it says which stop rule ended the search, if one did."""
+        return self.path / "finished"
 
     @property
     def results_table(self) -> Path:

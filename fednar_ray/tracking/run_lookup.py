@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednar_ray.checkpoint.locations import build_storage_location, open_storage
-from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, load
 from fednar_ray.core.errors import BadInput, ConfigError, StorageUnavailable
-from fednar_ray.core.metric_names import find_judged
-from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.identity import read_identity
-from fednar_ray.tracking.journal import load_records
-from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.run_directory import RUNS, RunDirectory
-from fednar_ray.tracking.tags import PRIMARY_TAG
 
 log = logging.getLogger("fednar_ray")
 
@@ -119,8 +113,13 @@ def _any_exists(*paths: Path) -> bool:
 
 def _get_creation_time(directory: Path) -> int:
     """Returns when the experiment was written, in nanoseconds; 0 if that is unknown."""
+    return get_change_time(RunDirectory(directory).experiment_yaml)
+
+
+def get_change_time(path: Path) -> int:
+    """Returns when a file was written or moved here, in nanoseconds; 0 if that is unknown."""
     try:
-        return RunDirectory(directory).experiment_yaml.stat().st_ctime_ns
+        return path.stat().st_ctime_ns
     except OSError:
         return 0
 
@@ -226,61 +225,3 @@ def list_runs_of(experiment: Experiment) -> Iterator[RunRef]:
 def _parse_experiment_name(run: str) -> str:
     """Returns the experiment in <experiment>-<id>: ``digits-big-7f3a09c1`` is not a run of ``digits``."""
     return run.rpartition("-")[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """One row of ``fednar runs``."""
-
-    run: str
-    rounds: int  # recorded so far
-    of: int  # rounds of the experiment
-    resumes_from_round: int | None  # round of the newest checkpoint; None if there is none
-    finished: bool
-    test_metric: str | None  # its primary metric on the test set, such as test_auc; None if no round was evaluated
-    test_value: float | None  # the last one measured
-    test_accuracy: float | None  # the same of the accuracy; None in regression
-    regularizer: str
-    weight_decay: float  # λ_0
-    clip_bound: float  # A_0
-    seed: int
-
-
-def summarize(ref: RunRef) -> RunSummary:
-    """Summarizes a run from its files. Writes nothing, and does not verify checkpoints."""
-    records = _load_records(ref)
-    last = {name: value for record in records for name, value in record.metrics.items()}
-    metric = f"test_{find_judged(last, read_tags(ref.directory).get(PRIMARY_TAG))}"
-    experiment = load(ref.files.experiment_yaml)
-    return RunSummary(
-        run=ref.name,
-        rounds=len(records),
-        of=experiment.federation.rounds,
-        resumes_from_round=_find_newest_checkpoint(ref),
-        finished=ref.files.finished,
-        test_metric=metric if metric in last else None,
-        test_value=last.get(metric),
-        test_accuracy=last.get("test_accuracy"),
-        regularizer=experiment.regularizer.name,
-        weight_decay=experiment.regularizer.weight_decay,
-        clip_bound=experiment.regularizer.clip_bound,
-        seed=experiment.seed,
-    )
-
-
-def _load_records(ref: RunRef) -> tuple[RoundRecord, ...]:
-    try:
-        return load_records(ref.directory)
-    except OSError as error:
-        log.warning("the rounds of %s cannot be read: %s", ref.directory, error.strerror)
-        return ()
-
-
-def _find_newest_checkpoint(ref: RunRef) -> int | None:
-    """Returns the round of the newest checkpoint; None if there is none, or the storage cannot be listed."""
-    try:
-        names = open_storage(ref.storage).list_names("round-")
-    except (BadInput, OSError) as error:
-        log.warning("the checkpoints of %s cannot be listed: %s", ref.name, error)
-        return None
-    return max((index for name in names if (index := parse_manifest_name(name)) is not None), default=None)

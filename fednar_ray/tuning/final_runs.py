@@ -1,8 +1,9 @@
 """Trains a search's best experiment and its baseline again, as separate runs that measure test metrics."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from fednar_ray.config import Document, Experiment
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.core.generators import drain
+from fednar_ray.core.reports import RoundReport
+from fednar_ray.core.stages import announce, update
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.resume import Resumption, resume_from
@@ -25,6 +28,7 @@ from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 log = logging.getLogger("fednar_ray")
 
 Role = Literal["best", "baseline"]
+STAGES: Mapping[Role, str] = {"best": "training the best trial once more", "baseline": "training the baseline"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +126,13 @@ class FinalTraining:
         for index, each in enumerate(vary_seed(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}{ANOTHER_SEED}"
             tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
+            announce(STAGES[role])
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None
             prepared = self._given.prepare(each if resumption is None else resumption.experiment, self._session)
             callbacks = self._given.build_callbacks() if role == "baseline" or self._with_callbacks else ()
             training = train(prepared, self._session, tags=tags, name=name, resumption=resumption, callbacks=callbacks)
-            results.append(drain(training))
+            results.append(drain(training, partial(_say_round, name, each.federation.rounds)))
         return results
 
     def _find_resumption(self, experiment: Experiment) -> Resumption | None:
@@ -138,6 +143,10 @@ class FinalTraining:
             return None
         run = None if found is None else find_mlflow_run(self._store, found.run_id)
         return found if run is not None and run.data.tags.get(PARENT_TAG) == self._table.parent_id else None
+
+
+def _say_round(name: str, rounds: int, report: RoundReport) -> None:
+    update(f"{name}: round {report.round_index + 1}/{rounds}")
 
 
 def average_metric(metric: str, runs: Sequence[Result]) -> float:

@@ -1,7 +1,7 @@
 """Shows a search while it runs, as a live table on a terminal or as plain lines in a pipe, and its result."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,12 @@ from rich.live import Live
 from rich.table import Table
 
 from fednar_ray.core.counting import format_count
+from fednar_ray.core.stages import open_lines
+from fednar_ray.report.axes import format_searched_value, format_values, shorten_key
+from fednar_ray.report.progress import write_stage
+from fednar_ray.report.tables import Column, print_table
 from fednar_ray.tuning.search import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
-from fednar_ray.tuning.trial_table import TrialEntry
 
 LISTED_TRIALS = 10
 
@@ -22,22 +25,25 @@ LISTED_TRIALS = 10
 def show_search(console: Console) -> Iterator[Show]:
     """Yields a function that shows the state of a search."""
     if not console.is_terminal:
-        yield lambda status: _print_ended_trial(status, console)
+        with open_lines(write_stage, repeat=True) as lines:
+            yield lambda status: lines.show(
+                _describe(status), lambda text: click.echo(text, err=console.stderr), now=status.ended is not None
+            )
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield lambda status: live.update(_build_live_table(status))
 
 
-def _print_ended_trial(status: SearchStatus, console: Console) -> None:
-    entry = status.ended
+def _describe(status: SearchStatus) -> str:
+    """Describes the trial that has just ended, or else those that are being trained."""
+    entry, state = status.ended, f"[{format_counts(status)}; {format_best(status)}]"
     if entry is None:
-        return
+        running = ", ".join(f"{each.name} {each.rounds}/{status.rounds}" for each in status.running[:LISTED_TRIALS])
+        return f"training {running or 'no trial yet'}  {state}"
     value = "" if entry.value is None or entry.failure is not None else f" {entry.value:.4g}"
     why = f" ({entry.failure})" if entry.failure is not None else ""
-    line = (
-        f"{entry.name} {entry.status} after {format_count(entry.rounds, 'round')}:{value}{why}  {_format_values(entry)}"
-    )
-    click.echo(f"{line}  [{format_counts(status)}; {format_best(status)}]", err=console.stderr)
+    ended = f"{entry.name} {entry.status} after {format_count(entry.rounds, 'round')}:{value}{why}"
+    return f"{ended}  {format_values(entry.values)}  {state}"
 
 
 def format_counts(status: SearchStatus) -> str:
@@ -54,14 +60,6 @@ def format_best(status: SearchStatus) -> str:
     return "no best trial yet" if best is None else f"best {best.value:.4g} by {best.name}"
 
 
-def _format_values(entry: TrialEntry) -> str:
-    return " ".join(f"{key}={_format_value(value)}" for key, value in entry.values.items())
-
-
-def _format_value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _build_live_table(status: SearchStatus) -> Table:
     left = status.seconds_left
     time = f"{status.seconds:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
@@ -72,19 +70,13 @@ def _build_live_table(status: SearchStatus) -> Table:
     for entry in [*best, *status.running][:LISTED_TRIALS]:
         value = "" if entry.value is None else f"{entry.value:.4g}"
         label = f"best: {entry.name}" if entry is status.best else entry.name
-        table.add_row(label, f"{entry.rounds}/{status.rounds}", value, _format_values(entry))
+        table.add_row(label, f"{entry.rounds}/{status.rounds}", value, format_values(entry.values))
     return table
 
 
 def print_result(console: Console, result: SearchResult) -> None:
     """Prints the best trials, and where the files of the search are."""
-    table = Table(title=f"{result.name}: {format_count(len(result.trials), 'trial')}, best first")
-    for column in ("trial", "status", "rounds", "value", "values"):
-        table.add_column(column, justify="right" if column in ("rounds", "value") else "left")
-    for entry in result.trials[:LISTED_TRIALS]:
-        value = "" if entry.value is None else f"{entry.value:.4g}"
-        table.add_row(entry.name, entry.status, str(entry.rounds), value, _format_values(entry))
-    console.print(table)
+    _print_trials(console, result)
     if len(result.trials) > LISTED_TRIALS:
         console.print(f"… and {len(result.trials) - LISTED_TRIALS} more")
     if result.ended_early is not None:
@@ -96,7 +88,35 @@ def print_result(console: Console, result: SearchResult) -> None:
     if result.report is not None:
         console.print(f"report: {result.report.page}", soft_wrap=True)
     console.print(f"files: {result.directory}", soft_wrap=True)
-    console.print(f"browse: fednar ui --uri {shlex.quote(result.tracking_uri)}", soft_wrap=True)
+    console.print(f"browse: fednar ui {shlex.quote(result.name)}", soft_wrap=True)
+
+
+def _print_trials(console: Console, result: SearchResult) -> None:
+    """Prints the table of the best trials. Searched keys have the paper's symbols; files have their full names."""
+    shown = result.trials[:LISTED_TRIALS]
+    symbols = _name_columns([key for entry in shown for key in entry.values])
+    columns = [Column("trial"), Column("status"), Column("rounds", right=True), Column("value", right=True)]
+    columns += [Column(symbol, right=True) for symbol in symbols.values()]
+    rows = [
+        {
+            "trial": entry.name,
+            "status": entry.status,
+            "rounds": str(entry.rounds),
+            "value": "" if entry.value is None else f"{entry.value:.4g}",
+            **dict.fromkeys(symbols.values(), ""),
+            **{symbols[key]: format_searched_value(value) for key, value in entry.values.items()},
+        }
+        for entry in shown
+    ]
+    what = f"{result.metric.replace('_', ' ')}, best first"
+    print_table(console, columns, rows, title=f"{result.name}: {format_count(len(result.trials), 'trial')}, {what}")
+
+
+def _name_columns(keys: Sequence[str]) -> dict[str, str]:
+    """Returns a column's name for each key: its symbol, or the whole key if another one has the same."""
+    shorts = {key: shorten_key(key) for key in keys}
+    taken = [*shorts.values(), "trial", "status", "rounds", "value"]
+    return {key: short if taken.count(short) == 1 else key for key, short in shorts.items()}
 
 
 def summarize(result: SearchResult) -> dict[str, Any]:

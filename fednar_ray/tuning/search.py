@@ -12,7 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
+from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, FednarError, RunFailed
+from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.redraw import write_search_report
@@ -37,6 +39,7 @@ from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
+from fednar_ray.tuning.strategy import count_trials
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import STOPPED, TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
@@ -215,6 +218,7 @@ class _Search:
         """Trains the trials, then the final runs."""
         table, metric = self._table, self._search.metric
         with RunTracker(self._store, table.parent_id, table.directory, resumed=self._resume) as parent:
+            table.files.finished_mark.unlink(missing_ok=True)
             self._log_inputs(parent)
             ended_early = self._run_trials(points, parent)
             parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
@@ -229,7 +233,9 @@ class _Search:
             self._log_outputs(parent, best, final)
             if register is not None:
                 self._store.register_model(final.best[0].run_id, register)
-        return self._build_result(best, final, ended_early)
+        result = self._build_result(best, final, ended_early)
+        replace_file(table.files.finished_mark, ended_early or "")
+        return result
 
     def _log_inputs(self, parent: RunTracker) -> None:
         """Logs the experiment and the search section once, also if the search is resumed."""
@@ -268,6 +274,7 @@ class _Search:
             self._show(status)
 
         self._session.discard_idle()
+        announce(f"training {format_count(count_trials(self._search), 'trial')}")
         return run_trials(
             self._table,
             self._store,
@@ -349,6 +356,7 @@ class _Search:
 
 
 def _write_report(table: TrialTable) -> SearchReport | None:
+    announce("writing the report")
     try:
         return write_search_report(table.name, table.tracking_uri, table.files.report)
     except (FednarError, OSError) as error:

@@ -18,15 +18,30 @@ def ask(*words: str) -> Result:
 
 def ask_json(*words: str) -> list[dict[str, Any]]:
     done = ask(*words, "--json")
-    assert done.exit_code == 0, done.output
-    return list(json.loads(done.output)["keys"])
+    assert done.exit_code == 0, done.stdout
+    return list(json.loads(done.stdout)["keys"])
 
 
-def test_every_key_of_the_embedded_experiments_is_listed_in_one_line() -> None:
-    lines = ask().output.splitlines()
+@pytest.mark.parametrize("columns", [80, 150])
+def test_every_key_of_the_embedded_experiments_is_listed_in_one_line(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fednar_ray.cli.output.PIPE_COLUMNS", columns)
+    lines = ask().stdout.splitlines()
+    assert max(map(len, lines)) <= columns
     for name in ("digits", "compare"):
         for key in flatten_settings(load_embedded(name).experiment):
-            assert sum(line.split()[:1] == [key] for line in lines) == 1, key
+            assert sum(line.startswith(f"  {key} ") for line in lines) == 1, key
+
+
+@pytest.mark.parametrize("section", ["regularizer", "data", "search"])
+def test_a_narrow_terminal_shows_whole_sentences(section: str) -> None:
+    shown = ask(section).stdout
+    words = " ".join(shown.split())
+    for key in ask_json(section):
+        assert " ".join(key["meaning"].split()) in words, key["key"]
+    keys = shown.splitlines()[2:]
+    assert max(len(line) for line in keys if line.startswith("  ")) <= 80
 
 
 def test_every_key_has_a_meaning_and_every_section_too() -> None:
@@ -48,7 +63,7 @@ def test_a_key_is_shown_in_full() -> None:
     (key,) = ask_json("regularizer.clip_bound")
     assert (key["values"], key["default"], key["section"]) == ("number > 0", "10.0", "regularizer")
     assert key["example"] == "regularizer.clip_bound=1.1"
-    shown = ask("regularizer.clip_bound").output
+    shown = ask("regularizer.clip_bound").stdout
     assert "A_0" in shown
     assert "example   regularizer.clip_bound=1.1\n" in shown
     assert "in a file regularizer: {clip_bound: 1.1}" in shown
@@ -56,7 +71,7 @@ def test_a_key_is_shown_in_full() -> None:
 
 def test_a_section_lists_its_keys_and_what_lies_within() -> None:
     assert {key["key"] for key in ask_json("compare")} >= {"compare.seeds", "compare.regularizers"}
-    shown = ask("data").output
+    shown = ask("data").stdout
     assert "source: folder" in shown
     assert "sections within: data.partition" in shown
 
@@ -73,13 +88,13 @@ def test_a_section_lists_its_keys_and_what_lies_within() -> None:
 )
 def test_a_kind_shows_its_own_keys_and_those_of_every_kind(kind: str, own: str, common: str) -> None:
     assert {own, common} <= {key["key"] for key in ask_json(kind)}
-    assert own in ask(kind).output
+    assert own in ask(kind).stdout
 
 
 def test_a_key_that_kinds_read_differently_is_shown_for_each() -> None:
     by_preset = {name: key["default"] for key in ask_json("algorithm.server_lr") for name in key["read_by"]}
     assert (by_preset["fedavg"], by_preset["fedadam"]) == ("1.0", "0.1")
-    assert ask("algorithm.server_lr").output.count("read by") == 2
+    assert ask("algorithm.server_lr").stdout.count("read by") == 2
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def list_jobs(monkeypatch: pytest.MonkeyPatch, found: list[JobSummary], *words: 
     monkeypatch.setattr("fednar_ray.cli.output.PIPE_COLUMNS", 80)
     result = CliRunner().invoke(cli, ["jobs", *words])
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_the_table_fits_80_columns_and_shows_whole_ids(monkeypatch: pytest.MonkeyPatch) -> None:

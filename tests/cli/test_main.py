@@ -69,6 +69,36 @@ print(*sorted({"torch", "ray", "mlflow"} & set(sys.modules)))
 """
 
 
+FIRST_LINES = """
+import sys
+from click.testing import CliRunner
+from fednar_ray.cli.main import cli
+from fednar_ray.core.stages import open_lines
+
+class Said(Exception):
+    pass
+
+def stop(line):
+    raise Said(line)
+
+WORDS = {"predict": ["a", "b"], "report": ["a"], "logs": ["a"], "stop": ["a"], "data": ["inspect"]}
+for name in cli.commands:
+    with open_lines(stop, repeat=False):
+        done = CliRunner().invoke(cli, [name, *WORDS.get(name, [])])
+    assert isinstance(done.exception, Said), (name, done.output, done.exception)
+print(*sorted({"torch", "ray", "mlflow", "pydantic", "numpy", "pandas", "rich"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_every_command_prints_a_line_before_it_imports_what_takes_long(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LINES], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("processes")
 def test_help_is_printed_without_importing_torch(tmp_path: Path) -> None:
     done = type_fednar("--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")

@@ -87,7 +87,7 @@ def read_held_out(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         held = np.sort(generator(0, Purpose.TEST_SHARE, client_id=client_id).permutation(rows)[: round(SHARE * rows)])
         done = CliRunner().invoke(cli, ["predict", folder, f"{folder}/{name}.csv"])
         assert done.exit_code == 0, done.output
-        answers = pd.read_csv(StringIO(done.output))
+        answers = pd.read_csv(StringIO(done.stdout))
         assert len(answers) == rows
         truth.append(pd.read_csv(f"{folder}/{name}.csv").iloc[held])
         predicted.append(answers.iloc[held])
@@ -183,7 +183,7 @@ def test_separators_and_decimal_signs_are_detected_or_given() -> None:
     rows.assign(note="a|b").to_csv("pipes.csv", index=False, sep="|", decimal=",", quoting=csv.QUOTE_NONNUMERIC)
     given = ["--csv", "separator=|", "--csv", "decimal=,"]
     done = CliRunner().invoke(cli, ["predict", "binary-mean", "pipes.csv", *given])
-    assert done.output == expected.to_csv(index=False, float_format="%.9g")
+    assert done.stdout == expected.to_csv(index=False, float_format="%.9g")
     written = {"separator": "|", "decimal": ","}
     pd.testing.assert_frame_equal(fr.predict("binary-mean", "pipes.csv", csv=written), expected)
     with pytest.raises(fr.ConfigError, match=r"csv\.decimal: 'x' should be"):
@@ -203,7 +203,7 @@ def test_what_the_runs_settings_say_holds_for_new_rows_unless_another_is_given(t
         fr.predict(directory, tmp_path / "rows.csv")
     null = ["--csv", "separator=null", "--csv", "decimal=null"]
     done = CliRunner().invoke(cli, ["predict", str(directory), str(tmp_path / "rows.csv"), *null])
-    assert done.output == fr.predict("binary-mean", tmp_path / "rows.csv").to_csv(index=False, float_format="%.9g")
+    assert done.stdout == fr.predict("binary-mean", tmp_path / "rows.csv").to_csv(index=False, float_format="%.9g")
 
 
 def test_all_bad_cells_are_counted_and_all_columns_said_at_once() -> None:

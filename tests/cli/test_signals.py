@@ -57,7 +57,7 @@ def test_ctrl_c_ends_a_run_cleanly(interrupt: Callable[[int, int], None], tmp_pa
             process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    assert "interrupted; fednar runs shows what can be resumed" in output
+    assert f"interrupted; resume it with: fednar run --resume {journals[0].parent.name}" in output
     _, alive = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
     for child in alive:
         child.kill()

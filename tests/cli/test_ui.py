@@ -59,4 +59,5 @@ def test_ui_serves_or_reports_a_port_in_use(case: str, tmp_path: Path) -> None:
         child.kill()
     assert not alive
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    assert log.read_text().splitlines() == [f"MLflow: {address}", "end it with Ctrl-C"]
+    stages = ["opening the tracking store …", "starting MLflow's server …"]
+    assert log.read_text().splitlines() == [*stages, f"MLflow: {address}", "end it with Ctrl-C"]

@@ -113,7 +113,7 @@ def test_the_command_prints_and_draws_the_summary(tmp_path: Path, monkeypatch: p
     assert "validation and test 144 and 360" in shown.output
     assert Path("mine-data.png").read_bytes().startswith(b"\x89PNG")
     arguments = ["data", "inspect", "e.yaml", "--json", "--figure", "other.png"]
-    found = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).output)
+    found = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout)
     assert (found["clients"], found["examples"], found["figure"]) == (7, 1437, "other.png")
     assert found["clients_bytes"] == 1437 * (64 * 4 + 8)
     assert Path("other.png").exists()

@@ -46,7 +46,7 @@ def test_another_process_without_the_data_predicts_what_fednar_predict_does(
     }
     result = fr.run(fr.Experiment.model_validate(experiment))
     build_ward(7).drop(columns="ill").to_csv(elsewhere / "rows.csv", index=False)
-    expected = CliRunner().invoke(cli, ["predict", str(result.directory), str(elsewhere / "rows.csv")]).output
+    expected = CliRunner().invoke(cli, ["predict", str(result.directory), str(elsewhere / "rows.csv")]).stdout
     shutil.move(result.directory / "model", elsewhere / "model")
     monkeypatch.chdir(elsewhere)
     shutil.rmtree(work)  # the tables, the run, and the store

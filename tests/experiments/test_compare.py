@@ -446,10 +446,11 @@ def test_a_comparison_is_not_resumed_as_a_run(data):
 def test_the_list_of_runs_shows_comparisons_and_their_progress(data):
     name = interrupt_comparison(build_document(data), ROUNDS + 1)
     output = run_fednar("runs").output
-    assert re.search(rf"{name} .*comparison, 1/2 runs", output)
-    assert "resume a comparison with: fednar compare --resume COMPARISON" in output
+    assert "comparisons" in output.splitlines()
+    assert re.search(rf"{name} .* 1/2 .*unfinished", output)
+    assert f"resume it with: fednar compare --resume {name}" in output
     run_and_parse("--resume", name)
-    assert re.search(rf"{name} .*comparison, finished", run_fednar("runs").output)
+    assert re.search(rf"{name} .* 2/2 .*finished", run_fednar("runs").output)
 
 
 def iter_rounds_trained(folder: Path) -> Iterator[int]:

@@ -689,13 +689,16 @@ def test_a_command_that_is_killed_terminated_and_interrupted_gives_the_same_byte
         code, message = signal_command(command, number, count_recorded_rounds, done + 8)
         assert code == wanted, message
         assert f"INFO resuming {directory.name} at round {start}" in message
-        assert message.splitlines()[-1] == f"{word}; fednar runs shows what can be resumed"
+        assert message.splitlines()[-1] == f"{word}; resume it with: fednar run --resume {directory.name}"
         assert done < find_newest_checkpoint() == count_recorded_rounds() < TYPED_ROUNDS
         assert MlflowClient(uri).get_run(run_id).info.status == "KILLED"
     start = find_newest_checkpoint()
-    (row,) = [line for line in run_to_end(["runs"]).stdout.splitlines() if directory.name in line]
+    lines = run_to_end(["runs"]).stdout.splitlines()
+    (row,) = [line for line in lines if line.startswith(directory.name)]
     assert f"{start}/{TYPED_ROUNDS}" in row
-    assert f"resumes from round {start}" in row
+    assert "interrupted" in row
+    assert any(line.rstrip().endswith(f" {start}") for line in lines)  # "resumes from round", over several lines
+    assert f"resume it with: fednar run --resume {directory.name}" in lines
     summary = json.loads(run_to_end(command).stdout)
     assert (summary["directory"], summary["run_id"]) == (str(directory), run_id)
     assert (summary["resumed_from_round"], summary["rounds"]) == (start, TYPED_ROUNDS)

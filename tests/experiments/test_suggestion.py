@@ -79,7 +79,7 @@ def test_the_command_takes_the_newest_run(tmp_path, monkeypatch):
     shown = CliRunner().invoke(cli, ["suggest"]).output
     assert re.search(r"at A = 1\.9 one in ten steps would be clipped, at A = 1\.5 half of them; .* clips none", shown)
     assert f"fednar run {tmp_path}/runs/digits-1/experiment.yaml regularizer.clip_bound=1.8" in shown
-    fields = json.loads(CliRunner().invoke(cli, ["suggest", "digits-1", "--json"]).output)
+    fields = json.loads(CliRunner().invoke(cli, ["suggest", "digits-1", "--json"]).stdout)
     assert (fields["low"], fields["high"], fields["largest"]) == (1.5, 1.9, 2.0)
 
 

@@ -16,7 +16,8 @@ from fednar_ray.core.errors import BadInput, CheckpointError, FednarError
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.tracking.journal import Journal, is_round, load_records
 from fednar_ray.tracking.outbox import parse_operation
-from fednar_ray.tracking.run_lookup import find_run, list_runs, summarize
+from fednar_ray.tracking.run_lookup import find_run, list_runs
+from fednar_ray.tracking.run_summary import summarize
 from fednar_ray.tracking.sync import sync
 from tests.support.commands import run_in_process
 from tests.support.stores import create_store

@@ -88,11 +88,6 @@ class ComparisonRecord:
         """Whether the comparison itself came to its end."""
         return RunDirectory(self.directory).finished
 
-    @property
-    def state(self) -> str:
-        """How a list of runs describes it."""
-        return "comparison, finished" if self.finished else f"comparison, {self.finished_runs}/{len(self.runs)} runs"
-
     def save(self) -> None:
         """Writes the record in one step: a crash leaves the previous one whole. Raises RunFailed on a full disk."""
         fields = {**_dump_sections(self.document), "runs": [asdict(run) for run in self.runs]}

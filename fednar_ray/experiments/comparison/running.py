@@ -15,6 +15,7 @@ from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Inter
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import is_higher_better
 from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
@@ -298,6 +299,7 @@ class _Runs:
             notes=notes,
             url=build_run_url(parent.uri, self._run_id),
         )
+        announce("drawing the comparison")
         log_optional_file(parent, page.draw, files.comparison_plot)
         log_optional_file(parent, page.write, files.report)
         cells = [row.format_cells() for row in rows]
