@@ -5,6 +5,8 @@ Their new SQLite databases get MLflow's tables from a template. The last line co
 each process that saves a model.
 """
 
+import os
+
 import matplotlib.figure
 import matplotlib.pyplot
 import mlflow.store.tracking.sqlalchemy_store
@@ -22,7 +24,11 @@ import fednar_ray.cli.main
 import fednar_ray.experiments.redraw
 import fednar_ray.experiments.run
 import fednar_ray.tuning.search
+from tests.support.forked_workers import READ_ONCE, fork_workers
 from tests.support.stores import copy_tables_into_new_databases
 
+for name in READ_ONCE:
+    os.environ.pop(name, None)
+fork_workers()
 copy_tables_into_new_databases()
 _init_modules_to_packages_map()

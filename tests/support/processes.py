@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,21 @@ from typing import Any, Self
 import pytest
 
 from fednar_ray.execution.private_ray import _forget_token
+from tests.support import forked_workers
 from tests.support.servers import PATIENCE_SECONDS
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROOT = Path(__file__).parents[2]
+
+
+@cache
+def start_worker_server() -> str:
+    """Starts the server from which the workers of Ray are forked, once, and returns its address."""
+    folder = tempfile.mkdtemp(prefix="workers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = str(Path(folder, "socket"))
+    _start_server().Process(target=forked_workers.serve, args=(address,), daemon=True).start()
+    return address
 
 
 @cache
@@ -37,6 +49,8 @@ def _start_server() -> ForkServerContext:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)  # for the import of the module to preload
+        for name, value in forked_workers.READ_ONCE.items():
+            patch.setenv(name, value)
         forkserver.ensure_running()
     atexit.register(_end_server)
     return context
