@@ -1,9 +1,11 @@
-"""Workers of Ray that start at once: they are forked from a process that has imported torch, Ray and the package.
+"""Python processes of Ray that start at once: they are forked from one that has imported torch, Ray and the package.
 
-A raylet starts a worker as ``python setup_worker.py default_worker.py …``, which imports Ray twice, and then torch and
-the package: six seconds of a core. ``fork_workers`` puts this file in the place of ``setup_worker.py``. Run by a raylet,
-it hands the command, the environment and the output to a server, which forks; the child runs Ray's own
-``default_worker.py`` with them. What the raylet has started waits for the child's end, and takes the child with it.
+Ray starts its Python processes, workers and agents, with ``sys.executable``. A new interpreter takes a second of a core
+to import Ray, twice for a worker, and five more for torch and the package. ``fork_workers`` gives Ray another
+executable. It hands its command, environment and streams to a server, which forks; the child runs Ray's own script.
+The process that Ray has started waits for the child's end, and takes the child with it.
+
+Ray runs this file without site-packages, so at the top only the standard library is imported.
 """
 
 import fcntl
@@ -12,9 +14,10 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 SERVER = "FEDNAR_TEST_WORKER_SERVER"
-"""The environment variable with the address of the server. Without it, a worker starts as always."""
+"""The environment variable with the address of the server. Without it, processes of Ray start as always."""
 READ_ONCE = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": "1"}
 """What Ray reads from the environment when it is imported, and never again: for the process that imports it for all.
 
@@ -22,17 +25,44 @@ A worker of no job serves any (Ray starts its first workers so). A worker ends w
 here it ends with the process that the raylet started, which watches the raylet.
 """
 WATCH_SECONDS = 0.5
+WORKER = "setup_worker.py"
+SCRIPTS = (
+    f"_private/workers/{WORKER}",
+    "_private/log_monitor.py",
+    "_private/runtime_env/agent/main.py",
+    "autoscaler/_private/monitor.py",
+    "dashboard/agent.py",
+    "dashboard/dashboard.py",
+)
+"""The scripts of Ray that are forked. Others are started."""
+
+
+class _SystemOfRay:
+    """The module ``sys`` as the part of Ray sees it that starts processes: with another executable."""
+
+    def __init__(self, executable: str) -> None:
+        self.executable = executable
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys, name)
+
+
+def write_executable(path: Path) -> None:
+    """Writes the executable that ``fork_workers`` gives to Ray."""
+    path.write_text(f"#!{sys.executable} -IS\nimport runpy\nrunpy.run_path({__file__!r}, run_name='__main__')\n")
+    path.chmod(0o700)
 
 
 def fork_workers() -> None:
-    """Makes the raylets that this process starts fork their workers, where ``SERVER`` is set."""
-    import ray._private.ray_constants as constants
+    """Lets the processes of Ray that this process starts be forked, if ``SERVER`` is set."""
+    import ray._private.services as services
 
-    constants.SETUP_WORKER_FILENAME = __file__  # joined to Ray's folder, of which an absolute path leaves nothing
+    if SERVER in os.environ:
+        services.sys = _SystemOfRay(str(Path(os.environ[SERVER]).with_name("python")))  # type: ignore[attr-defined]
 
 
 def serve(address: str) -> None:
-    """Forks a worker for each command that arrives, until the process that started this one ends."""
+    """Forks a process for each command that arrives, until the process that started this one ends."""
     from multiprocessing import connection, parent_process
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -42,15 +72,16 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
-        while parent.sentinel not in connection.wait([parent.sentinel, listener]):
+        while parent.sentinel not in connection.wait([parent.sentinel, listener]):  # type: ignore[list-item]
             client, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
-                _become_worker(client)
+                _become(client)
             client.close()
 
 
-def _become_worker(client: socket.socket) -> None:
+def _become(client: socket.socket) -> None:
+    """Runs, in the forked process, the command that the client sends."""
     message, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
     while not message.endswith(b"\n"):
         message += client.recv(1 << 20)
@@ -64,38 +95,47 @@ def _become_worker(client: socket.socket) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    _run_worker(request["words"])
+    _run(*request["words"])
 
 
 def _die_with_peer(client: socket.socket) -> None:
-    """Asks the kernel to kill this process when the one that the raylet has started ends."""
+    """Asks the kernel to kill this process when the one that Ray has started ends."""
     fcntl.fcntl(client, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(client, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(client, fcntl.F_SETFL, fcntl.fcntl(client, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _run_worker(words: list[str]) -> None:
+def _run(script: str, *words: str) -> None:
     import logging
     import runpy
 
-    import ray._private.workers.setup_worker as setup
-    from ray._private.runtime_env.context import RuntimeEnvContext, update_envs
-
     from fednar_ray.execution.private_ray import _forget_token
 
-    known, words = setup.parser.parse_known_args(words)
-    update_envs(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context or "{}").env_vars)
+    if Path(script).name == WORKER:
+        script, *words = _set_up_worker(list(words))  # type: ignore[assignment]
+    elif "RAY_RAYLET_PID" in os.environ:
+        os.environ["RAY_RAYLET_PID"] = str(os.getppid())  # an agent ends when this is no longer its parent
     _forget_token()
     logging.getLogger().handlers.clear()
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[:0] = [os.path.dirname(words[0]), *paths]
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    sys.path[:0] = [str(Path(script).parent), *paths]
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _set_up_worker(words: list[str]) -> list[str]:
+    """Sets the variables of the worker's runtime environment, as ``setup_worker.py`` does, and returns its command."""
+    import ray._private.workers.setup_worker as setup
+    from ray._private.runtime_env.context import RuntimeEnvContext, update_envs
+
+    known, words = setup.parser.parse_known_args(words)
+    update_envs(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context or "{}").env_vars)
+    return words
 
 
 def _ask_server(address: str, words: list[str]) -> None:
-    """Runs a worker's command in a process of the server, and waits for its end."""
-    raylet = os.getppid()
+    """Runs a command in a process of the server, until it ends or the parent of this process does."""
+    parent = os.getppid()
     request = {"words": words, "env": dict(os.environ), "cwd": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(address)
@@ -103,7 +143,7 @@ def _ask_server(address: str, words: list[str]) -> None:
         sent = socket.send_fds(client, [message], [0, 1, 2])
         client.sendall(message[sent:])
         client.settimeout(WATCH_SECONDS)
-        while os.getppid() == raylet:
+        while os.getppid() == parent:
             try:
                 client.recv(1)
                 return
@@ -111,10 +151,13 @@ def _ask_server(address: str, words: list[str]) -> None:
                 continue
 
 
-if __name__ == "__main__":
-    if SERVER in os.environ:
-        _ask_server(os.environ[SERVER], sys.argv[1:])
+def _main() -> None:
+    words = [word for word in sys.argv[1:] if word != "-u"]
+    if SERVER in os.environ and words and words[0].endswith(SCRIPTS):
+        _ask_server(os.environ[SERVER], words)
     else:
-        import ray._private.workers.setup_worker as original
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
-        os.execv(sys.executable, [sys.executable, original.__file__, *sys.argv[1:]])
+
+if __name__ == "__main__":
+    _main()

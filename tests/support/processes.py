@@ -37,6 +37,7 @@ def start_worker_server() -> str:
     folder = tempfile.mkdtemp(prefix="workers-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = str(Path(folder, "socket"))
+    forked_workers.write_executable(Path(folder, "python"))
     _start_server().Process(target=forked_workers.serve, args=(address,), daemon=True).start()
     return address
 
@@ -148,6 +149,7 @@ def _call(
     os.environ.update(env)
     logging.getLogger().handlers.clear()  # as in a new interpreter, so that a command sets up its own
     _forget_token()  # of a Ray that this process's parent has read
+    forked_workers.fork_workers()
     try:
         function(*arguments)
     finally:
