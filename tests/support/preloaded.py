@@ -5,6 +5,7 @@ Their new SQLite databases get MLflow's tables from a template. The last line co
 each process that saves a model.
 """
 
+import gc
 import os
 
 import matplotlib.figure
@@ -16,6 +17,7 @@ import ray._private.runtime_env.agent.runtime_env_agent
 import ray.autoscaler._private.monitor
 import ray.dashboard.agent
 import ray.dashboard.dashboard
+import ray.scripts.scripts
 import rich.table
 import torch._dynamo
 import torch.distributed.fsdp
@@ -39,3 +41,4 @@ copy_tables_into_new_databases()
 _init_modules_to_packages_map()
 for kind in (DashboardHeadModule, DashboardAgentModule):
     get_all_modules(kind)  # which imports them
+gc.freeze()  # a child's collections need not look at what has been imported

@@ -163,6 +163,14 @@ def _run_command(words: tuple[str, ...]) -> None:
     main()
 
 
+def run_command_of_ray(words: tuple[str, ...]) -> None:
+    """Runs ``ray`` with these words, in a forked process."""
+    from ray.scripts.scripts import main
+
+    sys.argv = ["ray", *words]
+    main()
+
+
 def _run_script(path: str, words: tuple[str, ...], paths: tuple[str, ...]) -> None:
     sys.argv = [path, *words]
     sys.path[:0] = [str(Path(path).parent), *paths]
