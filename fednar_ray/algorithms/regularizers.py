@@ -94,7 +94,7 @@ def co_clip(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scal
 
     Source: Li et al., NeurIPS 2023, Algorithm 1.
 
-    Example:
+    Examples:
         v = [3, 0] + 0.05·[0, −80] = [3, −4] has norm 5, and the bound 2.5 halves it:
 
         >>> grad, params = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, -80.0]])

@@ -34,7 +34,7 @@ class FedNARSGD(Optimizer):
 
     Source: Li et al., NeurIPS 2023, Algorithm 1.
 
-    Example:
+    Examples:
         >>> optimizer = FedNARSGD(model.parameters(), lr=0.01, weight_decay=0.1, clip_bound=10.0)
     """
 

@@ -26,7 +26,7 @@ def open_storage(location: str) -> Storage:
 def build_storage_location(location: str, name: str) -> str:
     """Returns the location of ``name`` below a path or a URI; the query of a URI stays at its end.
 
-    Example:
+    Examples:
         >>> build_storage_location("s3://bucket/runs?region=eu", "digits-7f3a09c1")
         's3://bucket/runs/digits-7f3a09c1?region=eu'
     """

@@ -74,6 +74,7 @@ class _Found:
                 "default": key.default,
                 "required": key.default is None,
                 "meaning": strip_markup(key.meaning),
+                "example": key.example,
             }
 
     def show(self, console: "Console") -> None:

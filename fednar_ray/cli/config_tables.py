@@ -1,5 +1,6 @@
 """Prints the keys of an experiment file for ``fednar config``."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -92,25 +93,26 @@ def _show_keys(console: "Console", keys: Sequence["Key"]) -> None:
 
 def show_key(console: "Console", found: Sequence[tuple["Section", "Kind | None", "Key"]]) -> None:
     """Prints one key in full: once for all kinds of its section that describe it alike."""
-    alike: dict[Key, list[str]] = {}
+    alike: dict[tuple[str, ...], tuple[Key, list[str]]] = {}
     for _, kind, key in found:
-        alike.setdefault(key, []).extend(() if kind is None else kind.names)
+        described = (key.meaning, key.values, _format_default(key))
+        alike.setdefault(described, (key, []))[1].extend(() if kind is None else kind.names)
     console.print(f"[bold]{found[0][2].name}[/]")
-    for key, names in alike.items():
+    for key, names in alike.values():
         lines = [
             ("meaning", strip_markup(key.meaning)),
             ("values", strip_markup(key.values)),
             ("default", _format_default(key)),
+            ("example", key.example),
         ]
         for topic, text in ([("read by", ", ".join(names))] if names else []) + lines:
-            console.print(f"  {topic:9}{_escape(text)}", soft_wrap=True)
+            console.print(f"  {topic:10}{_escape(text)}", soft_wrap=True)
         if len(alike) > 1:
             console.print()
-    name, default = found[0][2].name, next(iter(alike)).default
-    value = "…" if default in (None, "null") else default
-    *sections, last = name.split(".")
+    *sections, last = found[0][2].name.split(".")
+    value = shlex.split(found[0][2].example)[-1].partition("=")[2]
     nested = "".join(f"{section}: {{" for section in sections) + f"{last}: {value}" + "}" * len(sections)
-    console.print(f"  set it   {name}={_escape(str(value))}, or in a file {_escape(nested)}", soft_wrap=True)
+    console.print(f"  in a file {_escape(nested)}", soft_wrap=True)
 
 
 def _format_default(key: "Key") -> str:

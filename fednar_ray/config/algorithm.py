@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator, model_validator
 
-from fednar_ray.config.base import Argument, FunctionPath, NonNegative, Positive, Rate, Settings, Share
+from fednar_ray.config.base import Argument, Example, FunctionPath, NonNegative, Positive, Rate, Settings, Share
 from fednar_ray.config.variants import Variants
 from fednar_ray.core.schedules import anneal
 
@@ -18,16 +18,16 @@ RegularizerName = Literal["fednar", "decoupled", "coupled", "none"]
 class RegularizerSettings(Settings):
     """How weight decay enters the local steps, and how steps are clipped."""
 
-    name: RegularizerName = "fednar"
+    name: Annotated[RegularizerName, Example("decoupled")] = "fednar"
     """fednar: clip gradient and weight decay together, by the norm of their sum. decoupled: clip the gradient, then add
     the decay. coupled: add the decay, and clip nothing. none: neither decay nor clip."""
-    weight_decay: NonNegative = 0.01
+    weight_decay: Annotated[NonNegative, Example(0.001)] = 0.01
     """Weight decay in round 0, λ_0."""
-    weight_decay_anneal: Rate = 1.0
+    weight_decay_anneal: Annotated[Rate, Example(0.99)] = 1.0
     """Factor by which the weight decay is multiplied from one round to the next, γ_λ. 1: it stays."""
-    clip_bound: Positive = 10.0
+    clip_bound: Annotated[Positive, Example(1.1)] = 10.0
     """Bound of the norm of a local step before the step size, in round 0, A_0. A small bound clips more steps."""
-    clip_bound_anneal: Rate = 1.0
+    clip_bound_anneal: Annotated[Rate, Example(0.99)] = 1.0
     """Factor by which the bound is multiplied from one round to the next, γ_A. 1: it stays."""
 
 
@@ -37,9 +37,9 @@ class AlgorithmSettings(Settings):
     An algorithm is a preset, given by ``name``, or your own, given by the path of a ``function`` that returns it.
     """
 
-    local_lr: Positive = 0.1
+    local_lr: Annotated[Positive, Example(0.05)] = 0.1
     """Step size of the clients in round 0, η_0."""
-    local_lr_anneal: Rate = 1.0
+    local_lr_anneal: Annotated[Rate, Example(0.998)] = 1.0
     """Factor by which the step size is multiplied from one round to the next, γ_η. 1: it stays."""
 
     def compute_epsilon(self, round_index: int) -> float:
@@ -50,16 +50,16 @@ class AlgorithmSettings(Settings):
 class ServerLrSettings(AlgorithmSettings):
     """The settings of presets whose server takes a step of a given length."""
 
-    server_lr: Positive = 1.0
+    server_lr: Annotated[Positive, Example(0.5)] = 1.0
     """Step size of the server, η_g. 1: the server takes the mean of the clients' updates as it is."""
 
 
 class EpsilonSettings(AlgorithmSettings):
     """The settings of presets with an ε."""
 
-    epsilon: NonNegative = 0.001
+    epsilon: Annotated[NonNegative, Example(0.01)] = 0.001
     """ε_0, added to the denominator of the server's extrapolation in round 0."""
-    epsilon_anneal: Rate = 1.0
+    epsilon_anneal: Annotated[Rate, Example(0.99)] = 1.0
     """Factor by which ε is multiplied from one round to the next, γ_ε."""
 
     def compute_epsilon(self, round_index: int) -> float:
@@ -70,9 +70,9 @@ class EpsilonSettings(AlgorithmSettings):
 class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
     """The settings of presets whose server divides by a second moment."""
 
-    server_lr: Positive = 0.1
+    server_lr: Annotated[Positive, Example(0.03)] = 0.1
     """Step size of the server, η_g."""
-    epsilon: NonNegative = 0.01
+    epsilon: Annotated[NonNegative, Example(0.001)] = 0.01
     """ε_0, added to the root of the second moment in round 0."""
 
     @model_validator(mode="after")
@@ -86,9 +86,9 @@ class AdaptiveSettings(ServerLrSettings, EpsilonSettings):
 class MomentsSettings(AdaptiveSettings):
     """The settings of presets whose server keeps running averages of both moments."""
 
-    beta1: Share = 0.9
+    beta1: Annotated[Share, Example(0.5)] = 0.9
     """β₁: the share of the server's running mean of updates that is kept in a round."""
-    beta2: Share = 0.99
+    beta2: Annotated[Share, Example(0.999)] = 0.99
     """β₂: the share of the server's running mean of squared updates that is kept in a round."""
 
 
@@ -102,7 +102,7 @@ class FedProxSettings(ServerLrSettings):
     """FedProx (Li et al., MLSys 2020)."""
 
     name: Literal["fedprox"] = "fedprox"
-    mu: NonNegative = 0.001
+    mu: Annotated[NonNegative, Example(0.01)] = 0.001
     """Weight μ of the proximal term, which pulls each client towards the global model. 0: FedAvg."""
 
 
@@ -116,7 +116,7 @@ class FedAvgMSettings(ServerLrSettings):
     """FedAvgM (Hsu et al. 2019)."""
 
     name: Literal["fedavgm"] = "fedavgm"
-    beta: Share = 0.9
+    beta: Annotated[Share, Example(0.5)] = 0.9
     """Momentum β of the server. 0: FedAvg."""
 
 
@@ -154,7 +154,7 @@ class FedDynSettings(AlgorithmSettings):
     """FedDyn (Acar et al., ICLR 2021)."""
 
     name: Literal["feddyn"] = "feddyn"
-    alpha: Positive = 0.1
+    alpha: Annotated[Positive, Example(0.01)] = 0.1
     """Weight α of the dynamic regularizer."""
 
 
@@ -162,7 +162,7 @@ class FedProxExpSettings(EpsilonSettings):
     """FedProx with FedExP's extrapolation."""
 
     name: Literal["fedprox+exp"] = "fedprox+exp"
-    mu: NonNegative = 0.001
+    mu: Annotated[NonNegative, Example(0.01)] = 0.001
     """Weight μ of the proximal term, which pulls each client towards the global model. 0: FedAvg."""
 
 
@@ -176,7 +176,7 @@ class FedAvgMExpSettings(EpsilonSettings):
     """FedAvgM with FedExP's extrapolation."""
 
     name: Literal["fedavgm+exp"] = "fedavgm+exp"
-    beta: Share = 0.9
+    beta: Annotated[Share, Example(0.5)] = 0.9
     """Momentum β of the server. 0: FedAvg."""
 
 
@@ -184,13 +184,13 @@ class OwnAlgorithmSettings(AlgorithmSettings):
     """A user's own algorithm."""
 
     name: None = None
-    function: FunctionPath
+    function: Annotated[FunctionPath, Example("myrules:build")]
     """module:function, importable. It is called with ``arguments``, and returns an Algorithm."""
-    arguments: Mapping[str, Argument] = {}
+    arguments: Annotated[Mapping[str, Argument], Example({"strength": 0.1})] = {}
     """Keyword arguments of the function."""
-    epsilon: NonNegative | None = None
+    epsilon: Annotated[NonNegative | None, Example(0.01)] = None
     """ε_0 of the algorithm in round 0. null: 0."""
-    epsilon_anneal: Rate | None = None
+    epsilon_anneal: Annotated[Rate | None, Example(0.99)] = None
     """Factor by which ε is multiplied from one round to the next, γ_ε. null: 1."""
 
     def compute_epsilon(self, round_index: int) -> float:
@@ -232,6 +232,7 @@ ALGORITHM_VARIANTS = Variants(
     key="name",
     default="fedavg",
     meaning="The preset: which federated algorithm trains. Each has its own keys.",
+    example="scaffold",
     stand_ins=("function",),
     prepare=_drop_neutral_server_lr,
 )

@@ -1,5 +1,6 @@
 """The base of every section, and the types of values that sections share."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -28,6 +29,24 @@ Share = Annotated[float, BeforeValidator(check_number), Field(ge=0, lt=1)]
 FunctionPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*$")]
 """``package.module:function`` or ``package.module.function``."""
 Argument = Annotated[Any, BeforeValidator(_check_argument)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example of a setting, for its description.
+
+    Attributes:
+        value: A value other than the default.
+        needs: Other settings without which the value is refused or has no effect, as ``key=value``. Required settings
+            of the same section are added by themselves.
+    """
+
+    value: Any
+    needs: tuple[str, ...]
+
+    def __init__(self, value: Any, *needs: str) -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "needs", needs)
 
 
 class Settings(BaseModel):

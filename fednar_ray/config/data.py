@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
-from fednar_ray.config.base import Argument, Count, NonNegative, Positive, Settings, Share, Size
+from fednar_ray.config.base import Argument, Count, Example, NonNegative, Positive, Settings, Share, Size
 from fednar_ray.config.variants import Variants
 
 TaskName = Literal["classification", "binary", "regression"]
@@ -16,25 +16,25 @@ TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 class PartitionSettings(Settings):
     """How examples are divided among the clients."""
 
-    kind: Literal["iid", "dirichlet", "dirichlet_equal", "shards", "natural"] = "iid"
+    kind: Annotated[Literal["iid", "dirichlet", "dirichlet_equal", "shards", "natural"], Example("dirichlet")] = "iid"
     """iid: at random. dirichlet, dirichlet_equal: skewed labels. shards: few labels per client. natural: one client per
     group that the source names."""
-    clients: Annotated[Count, Field(le=10_000_000)] | None = None
+    clients: Annotated[Annotated[Count, Field(le=10_000_000)] | None, Example(50)] = None
     """Number of clients, N. For ``natural``: the number of groups, drawn at random. null: all groups."""
-    alpha: Positive = 0.3
+    alpha: Annotated[Positive, Example(0.1, "data.partition.kind=dirichlet")] = 0.3
     """Concentration of Dir(α), for both Dirichlet kinds."""
-    shards_per_client: Count = 2
+    shards_per_client: Annotated[Count, Example(3, "data.partition.kind=shards")] = 2
     """For ``shards``: the number of shards, cut from the examples sorted by label, that each client gets."""
-    min_examples: Size = 1
+    min_examples: Annotated[Size, Example(10)] = 1
     """Minimum number of examples per client. 0 allows clients without examples, which are never sampled."""
 
 
 class NormalizationSettings(Settings):
     """(value/255 − mean)/std for uint8 images: one mean and one std per channel."""
 
-    mean: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    mean: Annotated[tuple[NonNegative, ...], Field(min_length=1), Example((0.49, 0.48, 0.45))]
     """Mean of each channel, on the scale 0 to 1."""
-    std: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    std: Annotated[tuple[Positive, ...], Field(min_length=1), Example((0.25, 0.24, 0.26))]
     """Standard deviation of each channel, on the scale 0 to 1."""
 
 
@@ -44,20 +44,20 @@ class AugmentationSettings(Settings):
     They are drawn by seed, so a run does not depend on which actor trains which client.
     """
 
-    kind: Literal["per_batch", "per_example"]
+    kind: Annotated[Literal["per_batch", "per_example"], Example("per_example")]
     """One draw for the whole batch of a client, as FedNAR's authors do, or one draw per example."""
-    padding: Size = 4
+    padding: Annotated[Size, Example(2)] = 4
     """Pixels added on every side. They are 0 after normalization, which is the mean."""
-    flip: bool = True
+    flip: Annotated[bool, Example(False)] = True
     """Whether to mirror images left to right with probability one half."""
 
 
 class DataSettings(Settings):
     """The settings that every source reads."""
 
-    validation: Share = 0.0
+    validation: Annotated[Share, Example(0.1)] = 0.0
     """The share of the training examples held out for validation, before partitioning."""
-    seed: Size | None = None
+    seed: Annotated[Size | None, Example(0)] = None
     """The seed that decides which examples are held out for validation and which client gets which. null: the
     experiment's seed. No seed changes which examples are the test set."""
     partition: PartitionSettings = PartitionSettings(clients=20)
@@ -103,9 +103,9 @@ class TorchvisionSettings(ImageSettings):
     """A data set of images that torchvision reads."""
 
     source: Literal["cifar10", "cifar100", "mnist"]
-    directory: str
+    directory: Annotated[str, Example("datasets")]
     """The directory of torchvision's files."""
-    download: bool = False
+    download: Annotated[bool, Example(True)] = False
     """Whether files that are missing in ``directory`` may be downloaded into it."""
 
 
@@ -113,26 +113,26 @@ class FashionMnistSettings(ImageSettings):
     """Fashion-MNIST, as torchvision reads it."""
 
     source: Literal["fashion_mnist"] = "fashion_mnist"
-    directory: str | None = None
+    directory: Annotated[str | None, Example("datasets")] = None
     """The directory of torchvision's files. null: that of Debian's package dataset-fashion-mnist."""
-    download: bool = False
+    download: Annotated[bool, Example(True)] = False
     """Whether files that are missing in ``directory`` may be downloaded into it."""
 
 
 class ArraySettings(Settings):
     """The names of the arrays in an .npz file."""
 
-    train_x: str = "train_x"
+    train_x: Annotated[str, Example("images")] = "train_x"
     """The array with the inputs of the training examples."""
-    train_y: str = "train_y"
+    train_y: Annotated[str, Example("labels")] = "train_y"
     """The array with the labels of the training examples."""
-    test_x: str = "test_x"
+    test_x: Annotated[str, Example("test_images")] = "test_x"
     """The array with the inputs of the test examples."""
-    test_y: str = "test_y"
+    test_y: Annotated[str, Example("test_labels")] = "test_y"
     """The array with the labels of the test examples."""
-    groups: str | None = None
+    groups: Annotated[str | None, Example("hospital")] = None
     """An array with the natural client of each training example, for ``partition.kind: natural``."""
-    channels: Literal["first", "last"] | None = None
+    channels: Annotated[Literal["first", "last"] | None, Example("last")] = None
     """Where uint8 images have their channels: [N, channels, height, width] or [N, height, width, channels]. null:
     this follows from the shape, and an ambiguous shape is an error."""
 
@@ -141,10 +141,10 @@ class NpzSettings(ImageSettings):
     """The user's own arrays in an .npz file."""
 
     source: Literal["npz"] = "npz"
-    path: str
+    path: Annotated[str, Example("scans.npz")]
     """The file."""
     arrays: ArraySettings = ArraySettings()
-    task: TaskName = "classification"
+    task: Annotated[TaskName, Example("binary")] = "classification"
     """Labels are classes from 0 (classification), 0 and 1 for one logit (binary), or numbers (regression)."""
 
     @property
@@ -157,13 +157,13 @@ class ShakespeareSettings(GroupedSettings):
     """Prediction of the next character in Shakespeare's plays. Each speaking role is a client."""
 
     source: Literal["shakespeare"] = "shakespeare"
-    path: str
+    path: Annotated[str, Example("shakespeare")]
     """LEAF's directory, or a file with the plays or with the roles' speeches."""
-    test_share: Share = 0.2
+    test_share: Annotated[Share, Example(0.1)] = 0.2
     """The share of each role's examples, its last ones, held out as the test set. LEAF's directory has its own."""
-    min_characters: Size = 1000
+    min_characters: Annotated[Size, Example(5000)] = 1000
     """Roles with fewer characters are left out."""
-    crop: bool = False
+    crop: Annotated[bool, Example(True)] = False
     """Take 2,000 training and 400 test examples of each role, from roles that have more of both."""
 
 
@@ -172,7 +172,7 @@ class ColumnSettings(DataSettings):
 
     features: Annotated[tuple[str, ...], Field(min_length=1)] | None
     label: str
-    task: TaskName = "classification"
+    task: Annotated[TaskName, Example("regression")] = "classification"
     """Labels are classes from 0 (classification), 0 and 1 for one logit (binary), or numbers (regression)."""
     test_share: Share = 0.2
 
@@ -191,12 +191,12 @@ class ColumnSettings(DataSettings):
 class CsvSettings(Settings):
     """How .csv and .tsv files are written. What is null is detected, file by file."""
 
-    separator: str | None = None
+    separator: Annotated[str | None, Example(";")] = None
     """The character between two values. null: a comma, or a tab in .tsv files, unless only one of ``;``, tab, ``|`` and
     comma gives all rows the same number of values."""
-    decimal: Literal[".", ","] | None = None
+    decimal: Annotated[Literal[".", ","] | None, Example(",")] = None
     """The decimal sign. null: a comma if a column needs it and no value has a decimal point, else a point."""
-    encoding: str | None = None
+    encoding: Annotated[str | None, Example("cp1250")] = None
     """The encoding of the text, such as ``cp1250``. null: UTF-8, or UTF-16 with its mark, else Windows-1252."""
 
     @field_validator("separator")
@@ -221,33 +221,33 @@ class CsvSettings(Settings):
 class TabularSettings(ColumnSettings):
     """The settings of the user's own tables: how columns are read, and what is held out."""
 
-    features: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    features: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, Example(("age", "weight"))] = None
     """The columns, or arrays of .npz files, that are inputs. null: all columns but the label, or the array x."""
-    label: str = "y"
+    label: Annotated[str, Example("readmitted")] = "y"
     """The column, or the array, that is to be predicted."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[str, ...], Example(("patient",))] = ()
     """Columns that are not inputs, such as a patient's number. They are read only if ``features`` is null."""
-    types: Mapping[str, Literal["number", "category", "boolean", "date"]] = {}
+    types: Annotated[Mapping[str, Literal["number", "category", "boolean", "date"]], Example({"zip": "category"})] = {}
     """The kind of columns, by name, where it should not follow from their values: {zip: category}."""
     csv: CsvSettings = CsvSettings()
     """How .csv and .tsv files are written."""
-    positive: str | None = None
+    positive: Annotated[str | None, Example("ill", "data.task=binary")] = None
     """For ``task: binary`` with text labels: the label that is class 1. null: the second in sorted order."""
-    test_share: Share = 0.2
+    test_share: Annotated[Share, Example(0.3)] = 0.2
     """The share of each client's examples held out as the test set: the same examples with every seed, drawn without
     regard to their labels."""
-    missing: Literal["refuse", "drop", "mean"] = "refuse"
+    missing: Annotated[Literal["refuse", "drop", "mean"], Example("mean")] = "refuse"
     """How missing inputs are handled: as an error (refuse), by leaving out the row (drop), or by the mean of the input
     over all clients' training examples (mean)."""
-    standardize: bool = True
+    standardize: Annotated[bool, Example(False)] = True
     """Scale each input to mean 0 and standard deviation 1 over the training examples of all clients."""
 
 
 class FolderSettings(GroupedSettings, TabularSettings):
     """The user's own tables, one file per client."""
 
-    source: Literal["folder"] = "folder"
-    directory: str | None = None
+    source: Annotated[Literal["folder"], Example("folder", "data.directory=clinics")] = "folder"
+    directory: Annotated[str | None, Example("clinics")] = None
     """The directory of the files. null: ``execution.silos`` says where each file is."""
 
     @model_validator(mode="after")
@@ -261,13 +261,13 @@ class TableSettings(TabularSettings):
     """The user's own table, one file with the rows of all clients."""
 
     source: Literal["table"] = "table"
-    path: str
+    path: Annotated[str, Example("patients.csv")]
     """The file: .csv, .tsv or .parquet."""
-    groups: str | None = None
+    groups: Annotated[str | None, Example("hospital")] = None
     """The column whose values are the clients, which is no input. null: ``partition`` divides the rows."""
-    test_path: str | None = None
+    test_path: Annotated[str | None, Example("new_patients.csv")] = None
     """A file whose rows are the test set, with the same columns. null: ``test_share`` is held out."""
-    test_share: Share = 0.2
+    test_share: Annotated[Share, Example(0.3)] = 0.2
     """The share of each group's rows, or of all rows without ``groups``, held out as the test set: the same rows with
     every seed, drawn without regard to their labels."""
 
@@ -296,17 +296,17 @@ class HuggingFaceSettings(ImageSettings, ColumnSettings):
     """A data set of the Hugging Face hub."""
 
     source: Literal["huggingface"] = "huggingface"
-    dataset: str
+    dataset: Annotated[str, Example("flwrlabs/femnist")]
     """The name of the data set on the hub, or a local directory."""
-    configuration: str | None = None
+    configuration: Annotated[str | None, Example("default")] = None
     """Which of the data set's configurations is loaded. null: its default."""
-    features: Annotated[tuple[str, ...], Field(min_length=1)]
+    features: Annotated[tuple[str, ...], Field(min_length=1), Example(("image",))]
     """The columns that are inputs: one of images, sequences or numbers, or several of numbers."""
-    label: str = "label"
+    label: Annotated[str, Example("character")] = "label"
     """The column that is to be predicted."""
-    groups: str | None = None
+    groups: Annotated[str | None, Example("writer_id")] = None
     """The column whose values are the natural clients, for ``partition.kind: natural``."""
-    test_share: Share = 0.2
+    test_share: Annotated[Share, Example(0.1)] = 0.2
     """The share held out as the test set, if the data set has no split ``test``; the same examples with every seed."""
 
     @property
@@ -319,9 +319,9 @@ class EntryPointSettings(ImageSettings):
     """A user's own function that returns a Source."""
 
     source: Literal["entry_point"] = "entry_point"
-    entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+    entry_point: Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"), Example("mydata:load")]
     """package.module:function, importable. It is called with ``arguments``, and returns a Source."""
-    arguments: Mapping[str, Argument] = {}
+    arguments: Annotated[Mapping[str, Argument], Example({"folder": "scans"})] = {}
     """The keyword arguments of the function."""
 
     @property
@@ -354,6 +354,7 @@ DATA_VARIANTS = Variants(
     key="source",
     default="digits",
     meaning="Where the examples come from. Each source has its own keys.",
+    example="folder",
     prepare=_set_entry_point_source,
 )
 SOURCE_SETTINGS = DATA_VARIANTS.build_table()

@@ -5,11 +5,10 @@ all show what is listed here. The meaning of a key is the docstring below its fi
 """
 
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -18,6 +17,15 @@ from fednar_ray.config.algorithm import ALGORITHM_VARIANTS
 from fednar_ray.config.base import Settings
 from fednar_ray.config.comparison import CompareSettings
 from fednar_ray.config.data import DATA_VARIANTS
+from fednar_ray.config.examples import (
+    Words,
+    build_example,
+    choose_kind,
+    format_words,
+    format_yaml,
+    list_needs,
+    list_required,
+)
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.model import MODEL_VARIANTS
 from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
@@ -40,12 +48,14 @@ class Key:
         values: The values that it takes. Each part is text, or a literal value in backquotes.
         default: The default as a file would give it; None if the key must be given.
         meaning: What it does, in docstring markup: literal text is in double backquotes.
+        example: Words of a command line that set the key, after the other keys that it needs.
     """
 
     name: str
     values: str
     default: str | None
     meaning: str
+    example: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,21 +106,28 @@ def list_sections() -> tuple[Section, ...]:
     )
 
 
-def _iter_sections(name: str, model: type[BaseModel], prefix: str) -> Iterator[Section]:
-    """Yields a section and the sections within it."""
+def _iter_sections(
+    name: str, model: type[BaseModel], prefix: str, needs: Words = MappingProxyType({})
+) -> Iterator[Section]:
+    """Yields a section and the sections within it. Without the settings in ``needs`` there is no such section."""
     variants = next((each for each in VARIANTS if issubclass(model, each.base)), None)
     base = model if variants is None else variants.base
     kinds: Sequence[type[BaseModel]] = () if variants is None else tuple(dict.fromkeys(variants.by_name.values()))
-    keys = _build_keys(base, base.model_fields, prefix)
+    keys = _build_keys(base, base.model_fields, prefix, needs)
     yield Section(
         name=name,
         meaning=inspect.getdoc(base) or "",
-        keys=tuple(keys if variants is None else [_build_kind_key(variants, prefix), *keys]),
-        kinds=() if variants is None else tuple(_iter_kinds(variants, prefix)),
+        keys=tuple(keys if variants is None else [_build_kind_key(variants, prefix, needs), *keys]),
+        kinds=() if variants is None else tuple(_iter_kinds(variants, prefix, needs)),
     )
-    inner = {key: held for each in (base, *kinds) for key, held in _find_sections(each).items()}
-    for key, (held, below) in inner.items():
-        yield from _iter_sections(f"{prefix}{key}{below}", held, f"{prefix}{key}{below}.")
+    inner: dict[str, tuple[type[Settings], str, Words]] = {}
+    for each in (base, *kinds):
+        needed = needs if variants is None or each is base else choose_kind(variants, each, prefix, needs)
+        for key, (section, below) in _find_sections(each).items():
+            inner.setdefault(key, (section, below, {**needed, **list_needs(each, key)}))
+    for key, (section, below, needed) in inner.items():
+        place = f"{prefix}{key}{below}"
+        yield from _iter_sections(place, section, f"{place}.", {**needed, **list_required(section, f"{place}.")})
 
 
 def _find_sections(model: type[BaseModel]) -> dict[str, tuple[type[Settings], str]]:
@@ -130,32 +147,43 @@ def _find_section(annotation: Any) -> tuple[type[Settings], str] | None:
     return None
 
 
-def _build_keys(model: type[BaseModel], names: Iterable[str], prefix: str) -> list[Key]:
+def _build_keys(model: type[BaseModel], names: Iterable[str], prefix: str, needs: Words) -> list[Key]:
     """Builds the keys of a settings class, without those that are sections."""
     schema, inner = model.model_json_schema()["properties"], _find_sections(model)
-    return [_build_key(prefix, name, schema[name]) for name in names if name not in inner or inner[name][1]]
+    return [
+        _build_key(prefix, name, schema[name], {**needs, **build_example(model, name, prefix)})
+        for name in names
+        if name not in inner or inner[name][1]
+    ]
 
 
-def _build_key(prefix: str, name: str, entry: Mapping[str, Any]) -> Key:
+def _build_key(prefix: str, name: str, entry: Mapping[str, Any], example: Words) -> Key:
     default = format_yaml(entry["default"]) if "default" in entry else None
-    meaning = entry.get("description", "").replace("\n", " ")
-    return Key(name=f"{prefix}{name}", values=_describe_values(entry), default=default, meaning=meaning)
+    return Key(
+        name=f"{prefix}{name}",
+        values=_describe_values(entry),
+        default=default,
+        meaning=entry.get("description", "").replace("\n", " "),
+        example=format_words(example, last=f"{prefix}{name}"),
+    )
 
 
-def _build_kind_key(variants: Variants, prefix: str) -> Key:
+def _build_kind_key(variants: Variants, prefix: str, needs: Words) -> Key:
     """Builds the key that names the kind of a section."""
     names = ", ".join(f"`{name}`" for name in variants.by_name if name not in variants.stand_ins)
-    return Key(name=f"{prefix}{variants.key}", values=names, default=variants.default, meaning=variants.meaning)
+    key, kind = f"{prefix}{variants.key}", variants.by_name[variants.example]
+    example = format_words({**choose_kind(variants, kind, prefix, needs), key: variants.example}, last=key)
+    return Key(name=key, values=names, default=variants.default, meaning=variants.meaning, example=example)
 
 
-def _iter_kinds(variants: Variants, prefix: str) -> Iterator[Kind]:
+def _iter_kinds(variants: Variants, prefix: str, needs: Words) -> Iterator[Kind]:
     """Yields the kinds of a section. Names with the same settings are one kind."""
     names: dict[type[Settings], list[str]] = {}
     for name, kind in variants.by_name.items():
         names.setdefault(kind, []).append(name)
     for kind, own in names.items():
         given_by = [name if name in variants.stand_ins else f"{variants.key}: {name}" for name in own]
-        keys = _build_keys(kind, variants.list_settings(own[0]), prefix)
+        keys = _build_keys(kind, variants.list_settings(own[0]), prefix, choose_kind(variants, kind, prefix, needs))
         yield Kind(names=tuple(own), given_by=tuple(given_by), meaning=inspect.getdoc(kind) or "", keys=tuple(keys))
 
 
@@ -172,14 +200,3 @@ def _describe_values(entry: Mapping[str, Any]) -> str:
         return f"a list: {_describe_values(entry.get('items', {}))}"
     limits = [f"{LIMITS[key]} {value}" for key, value in entry.items() if key in LIMITS and value != LARGEST]
     return " ".join([PLAIN.get(entry.get("type", ""), "a mapping"), ", ".join(limits)]).strip().replace("≥ ", "≥\u00a0")
-
-
-def format_yaml(value: Any) -> str:
-    """Formats a value as a file would give it."""
-    if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{key}: {format_yaml(inner)}" for key, inner in value.items() if inner is not None) + "}"
-        )
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(map(format_yaml, value)) + "]"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size, check_number
+from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, Size, check_number
 
 
 def _check_silo_name(name: str) -> str:
@@ -18,9 +18,11 @@ def _check_silo_name(name: str) -> str:
 class SiloSettings(Settings):
     """A client that trains on the node that has its data."""
 
-    resources: Mapping[str, Annotated[float, BeforeValidator(check_number), Field(ge=1e-4)]] = {}
+    resources: Annotated[
+        Mapping[str, Annotated[float, BeforeValidator(check_number), Field(ge=1e-4)]], Example({"clinic_a": 1.0})
+    ] = {}
     """Custom resources of that node, and the amount of each that the client's actor takes. {}: any node."""
-    data: str
+    data: Annotated[str, Example("/data/clinic_a.csv")]
     """The absolute path, on that node, of the client's file or of a directory with only that file."""
 
     @model_validator(mode="after")
@@ -38,37 +40,38 @@ class SiloSettings(Settings):
 class ExecutionSettings(Settings):
     """Where clients train."""
 
-    placement: Literal["auto", "serial", "pooled", "dedicated"] = "auto"
+    placement: Annotated[Literal["auto", "serial", "pooled", "dedicated"], Example("serial")] = "auto"
     """serial: in this process. pooled: Ray actors that train any client. dedicated: one Ray actor per client, which
     keeps its examples. auto: the fastest that fits."""
-    actors: Literal["auto"] | Count = "auto"
+    actors: Annotated[Literal["auto"] | Count, Example(4)] = "auto"
     """Number of actors. auto: as many as the cluster holds and the clients keep busy."""
-    cpus_per_actor: Annotated[float, BeforeValidator(check_number), Field(ge=1e-4)] = 1.0
+    cpus_per_actor: Annotated[float, BeforeValidator(check_number), Field(ge=1e-4), Example(0.5)] = 1.0
     """CPUs that Ray reserves for each actor; the smallest amount is 0.0001."""
-    gpus_per_actor: Literal["auto"] | NonNegative = "auto"
+    gpus_per_actor: Annotated[Literal["auto"] | NonNegative, Example(0.25)] = "auto"
     """GPUs that Ray reserves for each actor. auto: an equal share of the GPUs; with ``actors: auto``, as many actors
     per GPU as its memory holds, at most 4."""
-    strategy: Literal["default", "pack", "spread"] = "default"
+    strategy: Annotated[Literal["default", "pack", "spread"], Example("spread")] = "default"
     """Place actors on as few nodes as possible (pack), on as many as possible (spread), or as Ray does (default)."""
-    autoscale: bool = False
+    autoscale: Annotated[bool, Example(True, "execution.actors=8")] = False
     """Start with the actors that fit, and add the others when nodes join. Otherwise all must fit from the start."""
-    silos: (
-        Annotated[Mapping[Annotated[str, AfterValidator(_check_silo_name)], SiloSettings], Field(min_length=1)] | None
-    ) = None
+    silos: Annotated[
+        Annotated[Mapping[Annotated[str, AfterValidator(_check_silo_name)], SiloSettings], Field(min_length=1)] | None,
+        Example({"clinic_a": {"resources": {"clinic_a": 1.0}, "data": "/data/clinic_a.csv"}}, "data.source=folder"),
+    ] = None
     """For ``data.source: folder``: the clients by name, each with its node and its file there. They are numbered in the
     order of their names."""
-    vectorize: Literal["auto"] | Count = "auto"
+    vectorize: Annotated[Literal["auto"] | Count, Example(5)] = "auto"
     """The number of clients that train as one matrix, C. auto: the fastest that fits in memory."""
-    retries: Size = 2
+    retries: Annotated[Size, Example(5)] = 2
     """How often a failed call is retried, on another actor if there is one. A lost actor or node, an exception and a
     time-out are failures."""
-    min_clients: Count = 1
+    min_clients: Annotated[Count, Example(3)] = 1
     """Minimum number of clients per round. A round is aborted when failures leave fewer."""
-    client_timeout_seconds: Positive | None = None
+    client_timeout_seconds: Annotated[Positive | None, Example(600.0)] = None
     """Seconds after which a call, which trains one client group, is given up with its actor. null: no limit."""
-    capacity_timeout_seconds: Positive = 300.0
+    capacity_timeout_seconds: Annotated[Positive, Example(1800.0)] = 300.0
     """Seconds that a run without a single actor waits for capacity to return."""
-    state_memory_bytes: Literal["auto"] | Size = "auto"
+    state_memory_bytes: Annotated[Literal["auto"] | Size, Example(4_000_000_000)] = "auto"
     """Bytes of client states that are held in memory; the others are on disk, in the run directory. auto: a quarter of
     the memory that is free."""
 

@@ -8,7 +8,7 @@ from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config import contradictions, problems, renamed
 from fednar_ray.config.algorithm import ALGORITHM_VARIANTS, AlgorithmSection, FedAvgSettings, RegularizerSettings
-from fednar_ray.config.base import Settings, Size
+from fednar_ray.config.base import Example, Settings, Size
 from fednar_ray.config.data import DataSection
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
@@ -46,9 +46,11 @@ class Experiment(Settings):
         ValidationError: pydantic's error, with everything that is wrong within and across the sections.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "experiment"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), Example("clinics")] = (
+        "experiment"
+    )
     """Name of the experiment, in MLflow and of the run directories: letters, digits, ``.``, ``_`` and ``-``."""
-    seed: Size = 0
+    seed: Annotated[Size, Example(7)] = 0
     """Seed of all randomness: the same seed gives bit-identical parameters."""
     data: DataSection | None = None
     model: ModelSection | None = None
@@ -64,7 +66,7 @@ class Experiment(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
     report: ReportSettings = ReportSettings()
-    changes: Mapping[Size, Mapping[str, float]] | None = None
+    changes: Annotated[Mapping[Size, Mapping[str, float]] | None, Example({10: {"regularizer.clip_bound": 1.0}})] = None
     """Round → {dotted key: value}: settings that change from this round on, as population-based training sets them."""
 
     @model_validator(mode="wrap")

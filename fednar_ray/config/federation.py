@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from fednar_ray.config.base import Count, FunctionPath, Settings, Size
+from fednar_ray.config.base import Count, Example, FunctionPath, Settings, Size
 from fednar_ray.core.metric_names import HIGHER_IS_BETTER
 from fednar_ray.core.schedules import Workload
 
@@ -13,17 +13,19 @@ from fednar_ray.core.schedules import Workload
 class FederationSettings(Settings):
     """Rounds, clients, and local work."""
 
-    rounds: Count = 30
+    rounds: Annotated[Count, Example(100)] = 30
     """Number of rounds, T."""
-    clients_per_round: Count | None = None
+    clients_per_round: Annotated[Count | None, Example(10)] = None
     """The number of clients sampled per round, |S|. null: every client."""
-    local_steps: Count | None = None
+    local_steps: Annotated[Count | None, Example(20, "federation.local_epochs=null")] = None
     """Local steps per client and round, K. Set either this or ``local_epochs``."""
-    local_epochs: Count | None = None
+    local_epochs: Annotated[Count | None, Example(2, "federation.local_steps=null")] = None
     """Passes of each client over its examples per round."""
-    batch_size: Count = 32
+    batch_size: Annotated[Count, Example(16)] = 32
     """Examples per local step. A client with fewer uses all of its examples in each step."""
-    participation: tuple[tuple[Size, ...], ...] | None = None
+    participation: Annotated[tuple[tuple[Size, ...], ...] | None, Example(((0, 1), (2, 3)), "federation.rounds=2")] = (
+        None
+    )
     """One list of client ids per round, instead of sampling."""
 
     @property
@@ -35,14 +37,16 @@ class FederationSettings(Settings):
 class EvaluationSettings(Settings):
     """What is evaluated, and how often. Actors evaluate in large batches."""
 
-    every: Count = 1
+    every: Annotated[Count, Example(5)] = 1
     """Rounds from one evaluation to the next. The last round is always evaluated."""
-    federated: bool = False
+    federated: Annotated[bool, Example(True)] = False
     """Whether to evaluate clients on their own examples as well: the mean over all, and over the worst tenth."""
-    primary: str | None = None
+    primary: Annotated[str | None, Example("macro_f1")] = None
     """The metric that counts, without its split, such as auc. Summaries, comparisons and plots show it, and it guides a
     search. null: accuracy; auc for binary labels of which one has a share below 20 %; rmse in regression."""
-    metrics: Annotated[tuple[FunctionPath, ...], Field(min_length=1)] | None = None
+    metrics: Annotated[
+        Annotated[tuple[FunctionPath, ...], Field(min_length=1)] | None, Example(("mymetrics:top_5",))
+    ] = None
     """Metrics of your own: module:function, importable. Each is called with (y, predictions), or with (y, outputs) if
     its second parameter is called outputs, and returns a number, of which higher is better."""
 

@@ -75,7 +75,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: The file cannot be read, or a setting is invalid. It lists every problem.
 
-    Example:
+    Examples:
         >>> experiment = fr.load("digits", ["federation.rounds=5", "regularizer.name=fednar"])
     """
     return load_document(path, overrides).experiment

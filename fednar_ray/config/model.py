@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, WrapValidator
 
-from fednar_ray.config.base import Argument, Count, FunctionPath, Positive, Settings, Share
+from fednar_ray.config.base import Argument, Count, Example, FunctionPath, Positive, Settings, Share
 from fednar_ray.config.variants import Variants
 
 
@@ -16,11 +16,13 @@ class ModelSettings(Settings):
     returns one.
     """
 
-    weights: str | None = None
+    weights: Annotated[str | None, Example("pretrained.safetensors")] = None
     """A local file to start from: .safetensors, or a state dict that ``torch.save`` wrote. null: random weights."""
-    loss: FunctionPath | None = None
+    loss: Annotated[FunctionPath | None, Example("mylosses:focal")] = None
     """module:function, importable. It is called with (outputs, y) and returns the losses [n]. null: the task's loss."""
-    class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(min_length=2)] | None = None
+    class_weights: Annotated[
+        Literal["balanced"] | Annotated[tuple[Positive, ...], Field(min_length=2)] | None, Example("balanced")
+    ] = None
     """The factor of an example's training loss by its class: one number per class, or balanced, which is n/(k·n_c) for
     class c. Metrics are not weighted. null: 1 for all."""
 
@@ -28,9 +30,9 @@ class ModelSettings(Settings):
 class HiddenSettings(ModelSettings):
     """A network with one hidden layer on top."""
 
-    hidden: Count = 64
+    hidden: Annotated[Count, Example(128)] = 64
     """Units of the hidden layer."""
-    dropout: Share = 0.0
+    dropout: Annotated[Share, Example(0.2)] = 0.0
     """The probability that a hidden unit is dropped in training."""
 
 
@@ -50,7 +52,7 @@ class LenetSettings(HiddenSettings):
     """LeNet."""
 
     name: Literal["lenet"] = "lenet"
-    hidden: Count = 512
+    hidden: Annotated[Count, Example(256)] = 512
     """Units of the hidden layer."""
 
 
@@ -58,7 +60,7 @@ class CnnFemnistSettings(HiddenSettings):
     """LEAF's convolutional network for FEMNIST."""
 
     name: Literal["cnn_femnist"] = "cnn_femnist"
-    hidden: Count = 2048
+    hidden: Annotated[Count, Example(512)] = 2048
     """Units of the hidden layer."""
 
 
@@ -66,14 +68,14 @@ class ResnetSettings(ModelSettings):
     """ResNet-18 with group normalization."""
 
     name: Literal["resnet18_gn"] = "resnet18_gn"
-    pooling: Literal["authors", "whole"] = "authors"
+    pooling: Annotated[Literal["authors", "whole"], Example("whole")] = "authors"
     """Average the upper left 3x3 of the last feature map, as FedNAR's authors do, or all of it."""
 
 
 class LanguageModelSettings(ModelSettings):
     """A model of characters."""
 
-    vocabulary: Count = 80
+    vocabulary: Annotated[Count, Example(96)] = 80
     """Number of characters that the model reads. In classification it predicts at least as many."""
 
 
@@ -81,11 +83,11 @@ class CharTransformerSettings(LanguageModelSettings):
     """A transformer encoder over characters."""
 
     name: Literal["char_transformer"] = "char_transformer"
-    hidden: Count = 512
+    hidden: Annotated[Count, Example(256)] = 512
     """Units of the feed-forward layers."""
-    dropout: Share = 0.1
+    dropout: Annotated[Share, Example(0.2)] = 0.1
     """The probability that a unit is dropped in training."""
-    layers: Count = 6
+    layers: Annotated[Count, Example(4)] = 6
     """Number of encoder layers."""
 
 
@@ -93,9 +95,9 @@ class CharLstmSettings(LanguageModelSettings):
     """LEAF's LSTM over characters."""
 
     name: Literal["char_lstm"] = "char_lstm"
-    hidden: Count = 256
+    hidden: Annotated[Count, Example(128)] = 256
     """Units of each LSTM layer's state."""
-    layers: Count = 2
+    layers: Annotated[Count, Example(1)] = 2
     """Number of LSTM layers."""
 
 
@@ -103,9 +105,9 @@ class TorchvisionModelSettings(ModelSettings):
     """A model of torchvision."""
 
     name: None = None
-    torchvision: str
+    torchvision: Annotated[str, Example("squeezenet1_1")]
     """The name of one of torchvision's models. It gets ``num_classes`` unless ``arguments`` says otherwise."""
-    arguments: Mapping[str, Argument] = {}
+    arguments: Annotated[Mapping[str, Argument], Example({"dropout": 0.2})] = {}
     """Keyword arguments of the model."""
 
 
@@ -113,9 +115,9 @@ class OwnModelSettings(ModelSettings):
     """A function of the user's own that builds the model."""
 
     name: None = None
-    function: FunctionPath
+    function: Annotated[FunctionPath, Example("mymodels:build")]
     """module:function, importable. It is called with ``arguments``, and returns a torch.nn.Module."""
-    arguments: Mapping[str, Argument] = {}
+    arguments: Annotated[Mapping[str, Argument], Example({"width": 64})] = {}
     """Keyword arguments of the function."""
 
 
@@ -137,6 +139,7 @@ MODEL_VARIANTS = Variants(
     key="name",
     default="mlp",
     meaning="The built-in model. Each has its own keys.",
+    example="logistic",
     stand_ins=("torchvision", "function"),
 )
 MODEL_SETTINGS = MODEL_VARIANTS.build_table()

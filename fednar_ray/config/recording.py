@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fednar_ray.config.base import Count, NonNegative, Settings
+from fednar_ray.config.base import Count, Example, NonNegative, Settings
 from fednar_ray.core.store_uris import find_name_problem
 
 
@@ -18,22 +18,22 @@ def _check_experiment_name(value: str) -> str:
 class CheckpointSettings(Settings):
     """Checkpoints, from which a run can be resumed."""
 
-    every: Count | None = 10
+    every: Annotated[Count | None, Example(5)] = 10
     """Rounds from one checkpoint to the next. The start and the end are always written. null: no checkpoints."""
-    keep: Count = 2
+    keep: Annotated[Count, Example(5)] = 2
     """The number of latest checkpoints that are kept."""
-    storage: str | None = None
+    storage: Annotated[str | None, Example("s3://bucket/checkpoints")] = None
     """A directory, or a URI that fsspec can open (s3://…, gs://…). null: ``checkpoints`` in the run directory."""
 
 
 class TrackingSettings(Settings):
     """Where MLflow records the run."""
 
-    uri: str | None = None
+    uri: Annotated[str | None, Example("http://mlflow.example:5000")] = None
     """The address of the tracking store. null: ``MLFLOW_TRACKING_URI``, or ./mlflow.db if that is not set."""
-    experiment: Annotated[str, AfterValidator(_check_experiment_name)] | None = None
+    experiment: Annotated[Annotated[str, AfterValidator(_check_experiment_name)] | None, Example("team/clinics")] = None
     """The MLflow experiment. null: the experiment's name."""
-    system_metrics: bool | None = None
+    system_metrics: Annotated[bool | None, Example(True)] = None
     """Whether to record CPU, memory, disk, network and GPU use of the driver's machine. null: as
     ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says, and not if that is not set."""
 
@@ -41,11 +41,11 @@ class TrackingSettings(Settings):
 class Prices(Settings):
     """What hours and bytes cost, in one currency of your choice."""
 
-    gpu_hour: NonNegative = 0.0
+    gpu_hour: Annotated[NonNegative, Example(2.5)] = 0.0
     """The price of an hour of training on one GPU."""
-    cpu_hour: NonNegative = 0.0
+    cpu_hour: Annotated[NonNegative, Example(0.05)] = 0.0
     """The price of an hour of training in an actor that has no GPU."""
-    gb: NonNegative = 0.0
+    gb: Annotated[NonNegative, Example(0.09)] = 0.0
     """The price of a gigabyte that is sent to clients or received from them."""
 
 

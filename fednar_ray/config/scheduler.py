@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, WrapValidator
 
-from fednar_ray.config.base import Count, Settings
+from fednar_ray.config.base import Count, Example, Settings
 from fednar_ray.config.variants import Variants
 
 
@@ -26,7 +26,7 @@ class NoSchedulerSettings(SchedulerSettings):
 class GraceSettings(SchedulerSettings):
     """The settings of schedulers that spare young trials."""
 
-    grace_rounds: Count = 5
+    grace_rounds: Annotated[Count, Example(10)] = 5
     """The number of rounds before which no trial is stopped."""
 
     @property
@@ -39,7 +39,7 @@ class AshaSettings(GraceSettings):
     """ASHA (Li et al., MLSys 2020)."""
 
     name: Literal["asha"] = "asha"
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2), Example(4)] = 3
     """One of this many trials is promoted to the next rung."""
 
 
@@ -47,7 +47,7 @@ class HyperbandSettings(SchedulerSettings):
     """Hyperband (Li et al., JMLR 2018)."""
 
     name: Literal["hyperband"] = "hyperband"
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2), Example(4)] = 3
     """One of this many trials is promoted to the next rung."""
 
 
@@ -60,12 +60,12 @@ class MedianSettings(GraceSettings):
 class PbtSettings(SchedulerSettings):
     """Population-based training (Jaderberg et al. 2017)."""
 
-    name: Literal["pbt"] = "pbt"
-    perturb_rounds: Count = 5
+    name: Annotated[Literal["pbt"], Example("pbt", "search.algorithm=random")] = "pbt"
+    perturb_rounds: Annotated[Count, Example(10)] = 5
     """Rounds from one exchange between trials to the next. All trials wait for each other there."""
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    quantile: Annotated[float, Field(gt=0, le=0.5), Example(0.2)] = 0.25
     """The share of the trials, the worst, that continue from the federation of one of the best share."""
-    resample: Annotated[float, Field(ge=0, le=1)] = 0.25
+    resample: Annotated[float, Field(ge=0, le=1), Example(0.1)] = 0.25
     """The probability that a perturbed value is drawn from the space again, instead of multiplied by 1.2 or 0.8."""
 
     @property
@@ -83,6 +83,7 @@ SCHEDULER_VARIANTS = Variants(
     key="name",
     default="none",
     meaning="The rule that stops trials early. Each has its own keys.",
+    example="asha",
     short=True,
 )
 SCHEDULER_SETTINGS = SCHEDULER_VARIANTS.build_table()

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from fednar_ray.config import problems
-from fednar_ray.config.base import Count, NonNegative, Positive, Settings, Size
+from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, Size
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.scheduler import NoSchedulerSettings, SchedulerSection
 from fednar_ray.core.errors import ConfigError, format_value
@@ -100,58 +100,62 @@ def _is_number(value: object) -> bool:
 class WarmStartSettings(Settings):
     """Tries the best points of an earlier search first."""
 
-    search: str
+    search: Annotated[str, Example("first")]
     """The name of the earlier search, in ``searches/``."""
-    points: Count = 5
+    points: Annotated[Count, Example(3)] = 5
     """Number of points that are taken from it."""
 
 
 class StopSettings(Settings):
     """When a search ends before all its trials have run. Trials that are still running are then stopped."""
 
-    wall_seconds: Positive | None = None
+    wall_seconds: Annotated[Positive | None, Example(3600.0)] = None
     """End after this many seconds. null: no limit."""
-    patience_trials: Count | None = None
+    patience_trials: Annotated[Count | None, Example(10)] = None
     """End when this many trials in succession have not improved on the best trial. null: never."""
-    target: float | None = None
+    target: Annotated[float | None, Example(0.95)] = None
     """End when a trial that trained all its rounds reaches this value of the metric. null: never."""
 
 
 class SearchSettings(Settings):
     """What ``fednar tune`` does with the experiment of the same file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None = None
+    name: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None, Example("bounds")
+    ] = None
     """The search's name, and its directory in ``searches/``. null: the experiment's name."""
-    metric: str = AUTO
+    metric: Annotated[str, Example("validation_macro_f1")] = AUTO
     """The metric by which trials are compared. auto: the experiment's primary metric on the examples that are held out,
     such as validation_accuracy or validation_rmse."""
-    mode: Literal["auto", "max", "min"] = "auto"
+    mode: Annotated[Literal["auto", "max", "min"], Example("max")] = "auto"
     """Whether the metric is maximized or minimized. auto: whichever makes the model better."""
-    trials: Count = 32
+    trials: Annotated[Count, Example(16)] = 32
     """Number of trials. For ``grid``: the number of trials per point, 1 unless given."""
-    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    seeds: Annotated[int, Field(ge=1, le=100), Example(3)] = 1
     """Number of seeds per trial, counted up from the experiment's seed. A trial reports the mean over its seeds."""
-    space: Annotated[dict[str, Domain], Field(min_length=1)]
+    space: Annotated[
+        dict[str, Domain], Field(min_length=1), Example({"regularizer.clip_bound": {"loguniform": [0.1, 30.0]}})
+    ]
     """Dotted key of the experiment → the values that are searched."""
-    algorithm: Literal["random", "grid", "optuna"] = "optuna"
+    algorithm: Annotated[Literal["random", "grid", "optuna"], Example("random")] = "optuna"
     """How points are chosen. grid: every combination. optuna: by the results so far (TPE)."""
     scheduler: SchedulerSection = NoSchedulerSettings()
-    seed: Annotated[Size, Field(lt=2**32)] = 0
+    seed: Annotated[Size, Field(lt=2**32), Example(1)] = 0
     """The seed of the points that are drawn from the space, below 2^32."""
-    concurrent: Literal["auto"] | Count = "auto"
+    concurrent: Annotated[Literal["auto"] | Count, Example(4)] = "auto"
     """Number of trials that run at the same time. auto: as many as fit."""
-    retries: Size = 1
+    retries: Annotated[Size, Example(3)] = 1
     """How often a trial that crashed is retried."""
-    points: tuple[dict[str, Any], ...] = ()
+    points: Annotated[tuple[dict[str, Any], ...], Example(({"regularizer.clip_bound": 1.1},))] = ()
     """Points that are tried first. Each gives a value for every key of ``space``."""
     warm_start: WarmStartSettings | None = None
     stop: StopSettings = StopSettings()
-    baseline: Mapping[str, Any] = {"regularizer.name": "decoupled"}
+    baseline: Annotated[Mapping[str, Any], Example({"regularizer.name": "none"})] = {"regularizer.name": "decoupled"}
     """Dotted key → value: how the run that the best trial is compared with differs from the experiment."""
-    report_rounds: Literal["auto"] | Count = "auto"
+    report_rounds: Annotated[Literal["auto"] | Count, Example(5)] = "auto"
     """Rounds from one report of a trial to the next. auto: the rounds between two decisions of the scheduler; for
     hyperband a twentieth of all rounds; without a scheduler a tenth of them, or as many tenths as a second allows."""
-    checkpoint_seconds: Annotated[NonNegative, BeforeValidator(float)] = 30.0
+    checkpoint_seconds: Annotated[NonNegative, BeforeValidator(float), Example(60.0)] = 30.0
     """Seconds after which a trial writes a checkpoint with its next report. After a crash, it resumes from there."""
 
     @model_validator(mode="before")

@@ -26,6 +26,7 @@ class Variants:
             ``None`` where another key stands in for a name.
         default: The kind, if the section names none.
         meaning: What the key chooses.
+        example: The name of a kind, as an example.
         stand_ins: Keys that replace the name, such as ``function``, the path of a user's own function.
         short: Whether a bare name can stand for a section with only that name.
         prepare: Completes the given values before the kind is determined.
@@ -38,12 +39,13 @@ class Variants:
         key: str,
         default: str,
         meaning: str,
+        example: str,
         stand_ins: tuple[str, ...] = (),
         short: bool = False,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         self.base, self.key, self.default, self.stand_ins, self.meaning = base, key, default, stand_ins, meaning
-        self._short, self._prepare = short, prepare
+        self.example, self._short, self._prepare = example, short, prepare
         self.by_name: Mapping[str, type[Settings]] = {
             name: kind for kind in get_args(union) for name in self._list_names(kind)
         }

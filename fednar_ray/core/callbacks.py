@@ -49,7 +49,7 @@ class RoundCallback:
     of these two is called for every callback whose ``on_run_start`` returned.  A callback is also a context manager:
     entering it starts it, and leaving it ends it.
 
-    Example:
+    Examples:
         >>> class PrintLoss(RoundCallback):
         ...     def on_round_end(self, report):
         ...         print(report.round_index, report.metrics["train_loss"])

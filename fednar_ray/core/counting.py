@@ -4,7 +4,7 @@
 def format_count(number: float, noun: str) -> str:
     """Returns a number with its noun in the singular or the plural.
 
-    Example:
+    Examples:
         >>> format_count(1, "round"), format_count(1200, "round")
         ('1 round', '1200 rounds')
     """

@@ -29,7 +29,7 @@ _SENTENCES = {
 class Exclusion:
     """One client's exclusion from a round. ``str()`` gives the sentence for logs and errors.
 
-    Example:
+    Examples:
         >>> str(Exclusion(ExclusionReason.FAILED, "OSError: disk full"))
         'training failed: OSError: disk full'
     """

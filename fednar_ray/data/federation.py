@@ -37,7 +37,7 @@ class Federation(FederatedData):
         DataError: There is no client, one has no examples, inputs differ in shape, labels do not fit the task, or
             values are missing or infinite. The message names the client.
 
-    Example:
+    Examples:
         >>> x, y = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])
         >>> Federation({"north": (x, y), "south": (x, y)}, test=(x, y)).num_clients
         2

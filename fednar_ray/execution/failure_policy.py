@@ -71,7 +71,7 @@ class FailurePolicy:
         min_clients: How many clients must remain in a round.
         client_names: How messages call the clients.
 
-    Example:
+    Examples:
         >>> policy = FailurePolicy(retries=0, min_clients=1)
         >>> failure = Failure(client_ids=(3, 5), kind=FailureKind.RAISED, reason="ValueError: no", attempts=1)
         >>> policy.decide(failure, remaining=8, clients=8)

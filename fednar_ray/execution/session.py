@@ -51,7 +51,7 @@ class RaySession:
     Raises:
         BadInput: The address contains a password.
 
-    Example:
+    Examples:
         >>> with fednar_ray.RaySession() as session:
         ...     for experiment in experiments:
         ...         fednar_ray.run(experiment, session=session)

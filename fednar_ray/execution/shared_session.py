@@ -39,7 +39,7 @@ def shutdown() -> None:
     with the process. Ending it earlier frees its memory, and lets the next call start in other surroundings, such as
     with another ``CUDA_VISIBLE_DEVICES``. A Ray that this process has initialized by itself is left running.
 
-    Example:
+    Examples:
         >>> result = fr.run(fr.load("digits"))
         >>> fr.shutdown()
     """

@@ -61,7 +61,7 @@ def compare(
         BadInput: An argument, the data or the model is invalid. Nothing has been trained.
         RunFailed: A run failed.
 
-    Example:
+    Examples:
         >>> comparison = fr.compare(fr.load("digits"), regularizers=["decoupled", "fednar"], seeds=3)
         >>> comparison.to_frame()[["regularizer", "seed", "final_accuracy"]]
     """

@@ -27,7 +27,7 @@ class EarlyStopping(RoundCallback):
         ConfigError: An argument is out of range, or the metric is one of the test set. ``fr.run`` raises it if rounds
             do not report the metric, before anything is started.
 
-    Example:
+    Examples:
         >>> result = fr.run(fr.load("digits", ["data.validation=0.1"]), callbacks=[fr.EarlyStopping(patience=5)])
         >>> result.stop
     """

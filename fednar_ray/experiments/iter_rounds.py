@@ -48,7 +48,7 @@ def iter_rounds(
         BadInput: An argument, the data or the model is invalid. It is raised before the first round.
         RunFailed: A round cannot be completed.
 
-    Example:
+    Examples:
         >>> for report in fr.iter_rounds(fr.load("digits.yaml")):
         ...     print(report.round_index, report.metrics["train_loss"])
     """

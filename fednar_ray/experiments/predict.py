@@ -149,7 +149,7 @@ def predict(
     Raises:
         BadInput: There is no such run, or the rows do not fit it. The message names file, line and column.
 
-    Example:
+    Examples:
         >>> fr.predict("hospitals", "new_patients.csv")
     """
     predictor = load_predictor(run)

@@ -73,7 +73,7 @@ class Result:
 
     A notebook shows it as a table and a curve.
 
-    Example:
+    Examples:
         >>> result = fr.run(fr.load("digits"))
         >>> result.to_frame()["test_accuracy"].max()
         >>> result.plot("clip_fraction")
@@ -182,7 +182,7 @@ def run(
         BadInput: An argument, the data or the model is invalid. Nothing has been trained.
         RunFailed: The run had started and could not be finished.
 
-    Example:
+    Examples:
         >>> result = fr.run(fr.load("digits"))
         >>> longer = fr.run(fr.load("digits", ["federation.rounds=200"]), resume=result.directory)
     """

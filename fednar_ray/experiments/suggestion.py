@@ -116,7 +116,7 @@ def suggest(run: str | Path | None = None, *, output: Path | None = None) -> Cli
     Raises:
         BadInput: There is no such run, or it has not recorded step norms.
 
-    Example:
+    Examples:
         >>> suggestion = fr.suggest(result.directory)
         >>> again = fr.load("digits.yaml", [f"regularizer.clip_bound={suggestion.value}"])
     """

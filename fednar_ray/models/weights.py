@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def load_model(path: str | Path, network: nn.Module) -> nn.Module:
     """Loads the model of a finished run from its ``model.pt``. It equals the run's ``result.model``.
 
-    Example:
+    Examples:
         >>> model = fr.load_model("runs/hospitals-1a2b3c4d", torch.nn.Linear(2, 1))
         >>> model(torch.tensor([[63.0, float("nan")]]))  # a raw row, with a missing value
 

@@ -15,7 +15,7 @@ class RunDirectory:
 
     An instance only names files; nothing is read or created.
 
-    Example:
+    Examples:
         >>> RunDirectory(Path("/work/runs/digits-7f3a09c1")).journal.name
         'metrics.jsonl'
     """

@@ -161,8 +161,8 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
     for run in search_runs_where(client, [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'"):
         kind = run.data.tags.get(KIND_TAG, "").removesuffix(ANOTHER_SEED)
         if kind in children:
-            name = get_name(run) if kind == "trial" else run.info.run_name
-            children[kind].setdefault(name, run)  # the newest run of a name
+            own = get_name(run) if kind == "trial" else run.info.run_name
+            children[kind].setdefault(own, run)  # the newest run of a name
     started = [run for run in children["trial"].values() if set(space) <= set(run.data.params)]
     trials = [_read_trial(client, run, metric, space) for run in started]
     test_metric = _find_test_metric([*children["best"].values(), *children["baseline"].values()])

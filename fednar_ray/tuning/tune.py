@@ -66,7 +66,7 @@ def tune(
         BadInput: An argument, the data or the model is invalid, or the search's name is in use. Nothing was started.
         RunFailed: No trial has trained all rounds.
 
-    Example:
+    Examples:
         >>> space = {"regularizer.clip_bound": {"loguniform": [0.1, 30.0]}}
         >>> result = fr.tune(fr.load("digits"), space=space, trials=16, name="bounds")
         >>> again = fr.run(fr.load(result.best_file))

@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from screenshots import BROKEN_PICTURES, IMAGES, ROOT, start_chromium, wait_for_element
 
 SITE = ROOT / ".site"
-SOUGHT = "effective weight decay"
+SOUGHT, FOUND = "effective weight decay", "figures.html"
 
 
 def main() -> None:
@@ -54,9 +54,8 @@ def check_search(page: Page) -> None:
     box.click()
     page.wait_for_function("typeof __index !== 'undefined'")
     box.press_sequentially(SOUGHT, delay=20)
-    wait_for_element(
-        page.locator(".md-search-result__link", has_text="figures"), f"a page that search finds for {SOUGHT!r}"
-    )
+    found = page.locator(f".md-search-result__link[href*='{FOUND}']")
+    wait_for_element(found, f"{FOUND} among what search finds for {SOUGHT!r}")
 
 
 if __name__ == "__main__":

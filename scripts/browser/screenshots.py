@@ -1,19 +1,13 @@
-"""Opens a finished search in MLflow's UI and its report in Chromium, and takes screenshots of them for the docs.
+"""Opens a search and a comparison in MLflow's UI, and the search's report, and takes screenshots of them for the docs.
 
-Run by scripts/screenshots; writes docs/images/search-*.png. Exit code 1, with a message, if the parent, a child, a
-curve or an artifact is missing. The selectors are those of MLflow 3's UI.
+Run by scripts/screenshots; writes docs/images/search-*.png and comparison-runs.png. Exit code 1, with a message, if the
+parent, a child, a curve or an artifact is missing. The selectors are those of MLflow 3's UI.
 """
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from server import PATIENCE_SECONDS, ROOT, serve
 
-ROOT = Path(__file__).resolve().parents[2]
-FEDNAR, IMAGES = ROOT / ".venv" / "bin" / "fednar", ROOT / "docs" / "images"
-PATIENCE_SECONDS = 120.0
+IMAGES = ROOT / "docs" / "images"
 WIDTH, ROW = 1500, 32  # pixels
 QUIET = ("--disable-gpu", "--disable-background-networking", "--no-first-run")
 ARTIFACTS = ("search.yaml", "best.yaml", "results.json", "report")
@@ -68,62 +61,17 @@ class Search:
 def main() -> None:
     """Checks the search in a directory and takes screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--directory", type=Path, required=True, help="directory with mlflow.db and searches/")
+    parser.add_argument("--directory", type=Path, required=True, help="directory with mlflow.db, searches/ and runs/")
     directory = parser.parse_args().directory.resolve()
     with serve(directory / "mlflow.db") as address, start_chromium() as browser:
         search = newest_search(address)
         page = open_page(browser, address, search)
         capture_runs(page, search)
+        capture_answer(page, address, search)
+        capture_comparison(page, address)
         capture_charts(page, address, search)
         capture_artifacts(page, address, search)
         capture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
-
-
-@contextmanager
-def serve(store: Path) -> Iterator[str]:
-    """Runs ``fednar ui`` on a store until the block ends, and gives its address."""
-    if not store.exists():
-        sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [FEDNAR, "ui", "--uri", f"sqlite:///{store}", "--port", str(port)]
-    address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
-        # its own session, so that its workers end with it
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            if not wait_for_answer(server, f"{address}/health"):
-                log.seek(0)
-                sys.exit(f"fednar ui does not answer on {address}:\n{log.read().decode()}")
-            yield address
-        finally:
-            end_server(server)
-
-
-def wait_for_answer(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Waits for the first answer. Returns False if the server ends or takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=PATIENCE_SECONDS).close()  # noqa: S310 - our own server
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return True
-    return False
-
-
-def end_server(server: subprocess.Popen[bytes]) -> None:
-    """Ends a server and its workers."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, how)
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
 
 
 @contextmanager
@@ -137,17 +85,18 @@ def start_chromium() -> Iterator[Browser]:
             browser.close()
 
 
+def find_newest(address: str, kind: str) -> dict[str, Any]:
+    """Returns the run of a kind that was started last. Exits if there is none."""
+    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
+    found = search_runs(address, f"tags.`fednar.kind` = '{kind}'", **newest)
+    return found[0] if found else sys.exit(f"MLflow has no {kind}: no run with the tag fednar.kind = {kind}")
+
+
 def newest_search(address: str) -> Search:
     """Returns what MLflow has about the search that was started last."""
-    experiments = search_mlflow(address, "experiments", max_results=1000)
-    ids = [each["experiment_id"] for each in experiments]
-    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
-    found = search_mlflow(address, "runs", experiment_ids=ids, filter="tags.`fednar.kind` = 'search'", **newest)
-    if not found:
-        sys.exit("MLflow has no search: no run with the tag fednar.kind = search")
-    info, params, tags = found[0]["info"], *(collect_by_key(found[0]["data"], kind) for kind in ("params", "tags"))
-    of_parent = f"tags.`mlflow.parentRunId` = '{info['run_id']}'"
-    children = search_mlflow(address, "runs", experiment_ids=ids, filter=of_parent, max_results=1000)
+    found = find_newest(address, "search")
+    info, params, tags = found["info"], *(collect_by_key(found["data"], kind) for kind in ("params", "tags"))
+    children = search_runs(address, f"tags.`mlflow.parentRunId` = '{info['run_id']}'", max_results=1000)
     names = tuple(sorted(child["info"]["run_name"] for child in children))
     trials = {collect_by_key(child["data"], "tags").get("fednar.trial") for child in children}
     if missing := {"best", "baseline", tags.get("fednar.best_trial", "the best trial")} - {*names, *trials}:
@@ -162,6 +111,12 @@ def newest_search(address: str) -> Search:
         best=tags["fednar.best_trial"],
         children=names,
     )
+
+
+def search_runs(address: str, wanted: str, **request: Any) -> list[dict[str, Any]]:
+    """Searches the runs of all experiments."""
+    ids = [each["experiment_id"] for each in search_mlflow(address, "experiments", max_results=1000)]
+    return search_mlflow(address, "runs", experiment_ids=ids, filter=wanted, **request)
 
 
 def search_mlflow(address: str, what: str, **request: Any) -> list[dict[str, Any]]:
@@ -193,7 +148,27 @@ def capture_runs(page: Page, search: Search) -> None:
         wait_for_element(find_link(page, child), f"{child}, a child run, in the table of runs")
     for key in (search.metric, *search.keys):
         wait_for_element(page.get_by_text(key, exact=True), f"the column {key} in the table of runs")
-    take_screenshot(page, "runs")
+    take_screenshot(page, "search-runs")
+
+
+def capture_answer(page: Page, address: str, search: Search) -> None:
+    """Shows the page of the search, which begins with what came out."""
+    page.set_viewport_size({"width": WIDTH, "height": 640})
+    page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}?{TRAINING}")
+    wait_for_element(page.locator("strong"), "the answer in bold letters on the page of the search")
+    wait_for_element(page.get_by_text("best/", exact=False), "the metrics of the best trial on the page of the search")
+    page.get_by_text("Show more").first.click()
+    take_screenshot(page, "search-answer")
+
+
+def capture_comparison(page: Page, address: str) -> None:
+    """Shows the runs of the newest comparison, best first."""
+    parent = find_newest(address, "comparison")["info"]
+    page.set_viewport_size({"width": WIDTH, "height": 820})
+    view = f"runs?{TRAINING}&viewStateShareKey={parent['run_id'][:8]}"
+    page.goto(f"{address}/#/experiments/{parent['experiment_id']}/{view}")
+    wait_for_element(page.get_by_role("link", name="seed=0"), "a run of the comparison in the table of runs")
+    take_screenshot(page, "comparison-runs")
 
 
 def capture_charts(page: Page, address: str, search: Search) -> None:
@@ -203,7 +178,7 @@ def capture_charts(page: Page, address: str, search: Search) -> None:
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
     for metric in (*CURVES, search.metric):
         wait_for_curves(page, metric, search.children)
-    take_screenshot(page, "charts")
+    take_screenshot(page, "search-charts")
 
 
 def capture_artifacts(page: Page, address: str, search: Search) -> None:
@@ -220,12 +195,12 @@ def capture_artifacts(page: Page, address: str, search: Search) -> None:
     filled = [text for text in row.first.get_by_role("cell").all_inner_texts() if text not in ("", "null")]
     if len(filled) < RESULTS_COLUMNS + len(search.keys):
         sys.exit(f"results.json, shown as a table, lacks searched values: the row of {search.best} is {filled}")
-    take_screenshot(page, "results")
+    take_screenshot(page, "search-results")
     find_artifact(page, "report/index.html").click()
     wait_for_element(
         page.frame_locator("iframe").get_by_role("heading", name=search.name), "the report among the artifacts"
     )
-    take_screenshot(page, "artifacts")
+    take_screenshot(page, "search-artifacts")
 
 
 def capture_report(browser: Browser, report: Path, search: Search) -> None:
@@ -238,7 +213,7 @@ def capture_report(browser: Browser, report: Path, search: Search) -> None:
     wait_for_element(page.get_by_role("heading", name=search.name), f"the search's name in {report}")
     if page.locator("figure svg").count() == 0:
         sys.exit(f"{report} lacks figures")
-    take_screenshot(page, "report")
+    take_screenshot(page, "search-report")
 
 
 def find_link(page: Page, run: str) -> Locator:
@@ -274,7 +249,7 @@ def take_screenshot(page: Page, name: str) -> None:
     """Takes a screenshot of the page once no spinner is left."""
     page.mouse.move(WIDTH / 2, 0)
     page.wait_for_function(f"{TURNING} === 0")
-    file = IMAGES / f"search-{name}.png"
+    file = IMAGES / f"{name}.png"
     page.screenshot(path=file, style=UNCLUTTERED, animations="disabled")
     print(f"wrote {file.relative_to(ROOT)}")
 

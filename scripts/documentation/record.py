@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from snippets import PROMPT, ROOT, Block, iter_blocks, list_pages
+from snippets import GAP, PROMPT, ROOT, Block, iter_blocks, list_pages
 
 CALLED = "/home/you/fednar_ray"
 BIN = Path(sys.executable).parent
@@ -65,11 +65,22 @@ def run(block: Block, directory: str) -> list[str]:
     environment |= {**QUIET, "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_TOKEN": TOKEN}
     shown: list[str] = []
     with run_meanwhile(block, directory, environment):
-        for command in block.commands:
+        for command, recorded in zip(block.commands, block.outputs, strict=True):
             print(f"{block.place}: {command}", file=sys.stderr)
             printed = run_command(command, directory, environment, block.place)
-            shown += [PROMPT + command, *printed.rstrip().splitlines()]
+            shown += [PROMPT + command, *shorten(printed.rstrip().splitlines(), recorded)]
     return shown
+
+
+def shorten(printed: list[str], recorded: list[str]) -> list[str]:
+    """Leaves out the middle of an output as the recorded one does: with a line … between its first and last lines."""
+    if GAP not in recorded:
+        return printed
+    before = recorded.index(GAP)
+    after = len(recorded) - before - 1
+    if len(printed) <= before + after:
+        return printed
+    return [*printed[:before], GAP, *printed[len(printed) - after :]]
 
 
 def run_command(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:

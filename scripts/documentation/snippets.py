@@ -7,6 +7,8 @@
 ```sh                         commands that are not run here: they need other hardware or software, or do not end
 ```mermaid                    a drawing, rendered by `scripts/docs draw`
 [scripts/examples/…](…)       as a line of its own: that program, shown; tests/end_to_end/test_examples.py runs it
+…                             as a line of a long output: `scripts/docs record` leaves out the middle, and writes as
+                              many lines before and after it as it finds
 <!-- not run: why -->         on the line above a block: its syntax is checked, it is not run
 <!-- meanwhile: 40: command -->   above a console block: a command that runs beside it, started 40 s before
 <!-- again: in tests -->      above a console block: its output is the same everywhere, so the tests run it again
@@ -22,6 +24,7 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")? *$")
 NOTE = re.compile(r"<!-- (?P<kind>not run|meanwhile|again): (?P<text>(?:(?!-->).)+) -->\Z", re.DOTALL)
 PROMPT = "$ "
+GAP = "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,17 @@ class Block:
             lines = [line.removeprefix(PROMPT) for line in lines if line.startswith(PROMPT)]
         typed = (re.sub(r"(^|\s+)#(\s.*)?$", "", line).strip() for line in lines)
         return [line for line in typed if line]
+
+    @property
+    def outputs(self) -> list[list[str]]:
+        """The lines below each command of a console block that is on one line."""
+        outputs: list[list[str]] = []
+        for line in self.text.splitlines():
+            if line.startswith(PROMPT):
+                outputs.append([])
+            elif outputs:
+                outputs[-1].append(line)
+        return outputs
 
 
 def list_pages() -> list[Path]:

@@ -47,9 +47,11 @@ def test_defaults_are_those_of_an_empty_experiment() -> None:
 def test_a_key_is_shown_in_full() -> None:
     (key,) = ask_json("regularizer.clip_bound")
     assert (key["values"], key["default"], key["section"]) == ("number > 0", "10.0", "regularizer")
+    assert key["example"] == "regularizer.clip_bound=1.1"
     shown = ask("regularizer.clip_bound").output
     assert "A_0" in shown
-    assert "regularizer.clip_bound=10.0, or in a file regularizer: {clip_bound: 10.0}" in shown
+    assert "example   regularizer.clip_bound=1.1\n" in shown
+    assert "in a file regularizer: {clip_bound: 1.1}" in shown
 
 
 def test_a_section_lists_its_keys_and_what_lies_within() -> None:

@@ -1,14 +1,20 @@
 """The documentation is correct: snippets run, commands exist, links have targets, and outputs are real."""
 
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import click
 import numpy as np
@@ -19,20 +25,25 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import flatten_settings, load_document, load_embedded
+from fednar_ray.config.describe import list_sections
 from fednar_ray.config.loading import SECTIONS, parse_document
+from tests.end_to_end.test_browser import CHROMIUM, QUIET
+from tests.support.servers import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
 from configuration import build_configuration_page  # noqa: E402
 from drawings import list_sources, locate_picture  # noqa: E402
 from hooks import FETCHED, PAGES  # noqa: E402
-from record import CALLED, run  # noqa: E402
+from record import CALLED, run, shorten  # noqa: E402
 from snippets import DOCS, Block, iter_blocks, list_pages  # noqa: E402
 
 ALL = [block for page in list_pages() for block in iter_blocks(page)]
 SHELL = ("console", "sh", "")
 INLINE = re.compile(r"`((?:fednar|scripts/)[^`]*)`")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 PLACEHOLDERS = {"FILE", "NAME", "RUN", "KEY", "SEARCH"}
 SHORT = ("federation.rounds=2", "execution.placement=serial")
 
@@ -193,6 +204,20 @@ def test_reproducible_output_is_printed_again(block: Block, directory: Path) -> 
     assert "\n".join(run(block, str(directory))) == block.text
 
 
+@pytest.mark.parametrize(
+    ("printed", "recorded", "shown"),
+    [
+        ("abcdef", "x…yz", "a…ef"),
+        ("abcdef", "…z", "…f"),
+        ("abcdef", "x…", "a…"),
+        ("abc", "x…yz", "abc"),  # nothing would be left out
+        ("abcdef", "xyz", "abcdef"),
+    ],
+)
+def test_an_output_is_shortened_as_the_recorded_one_is(printed: str, recorded: str, shown: str) -> None:
+    assert shorten(list(printed), list(recorded)) == list(shown)
+
+
 def test_no_page_contains_the_name_of_a_machine() -> None:
     for page in list_pages():
         found = re.search(r"(?<![\w.])/(?:tmp|root|work)/|(?<![\w.])/home/(?!you/)", page.read_text())
@@ -236,9 +261,26 @@ def test_every_drawing_is_rendered_and_every_picture_has_a_drawing() -> None:
 @pytest.mark.parametrize("page", list_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_have_targets(page: Path) -> None:
     for match in LINK.finditer(page.read_text()):
-        target = (match[1] or match[2]).partition("#")[0]
-        if target and "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).resolve().exists(), f"{page.relative_to(ROOT)}: {target}"
+        target, _, anchor = (match[1] or match[2]).partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page.relative_to(ROOT)}: {target}"
+        if anchor:
+            assert anchor in list_anchors(path), f"{page.relative_to(ROOT)}: {target}#{anchor}"
+
+
+@cache
+def list_anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings as GitHub shows it. A generated page has those of its file in docs/."""
+    found: Counter[str] = Counter()
+    anchors = set()
+    for heading in HEADING.findall(FENCED.sub("", page.read_text())):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+        anchors.add(f"{name}-{found[name]}" if found[name] else name)
+        found[name] += 1
+    return anchors
 
 
 def test_generated_pages_have_a_file_that_a_plain_checkout_shows() -> None:
@@ -252,10 +294,14 @@ def test_the_tutorial_names_every_extra() -> None:
     assert named == set(project["optional-dependencies"])
 
 
-def test_the_configuration_page_lists_every_key() -> None:
+def test_the_configuration_page_describes_every_key_with_an_example() -> None:
     page = build_configuration_page()
     for key in flatten_settings(load_embedded("digits").experiment):
         assert f"`{key}`" in page
+    for section in list_sections():
+        for key in section.list_keys():
+            assert f"`{key.name}`\n:   " in page
+            assert f"*Example*: `{key.example}`\n" in page
 
 
 def test_every_public_name_is_in_the_python_reference() -> None:
@@ -273,6 +319,116 @@ def test_every_metric_of_a_round_is_explained(directory: Path) -> None:
     overrides = (*SHORT, "evaluation.federated=true", "availability.speed={}")
     (*_, report) = fr.iter_rounds(load_embedded("digits", overrides).experiment)
     assert {name.removeprefix("test_").removeprefix("validation_") for name in report.metrics} <= explained
+
+
+# ——— the built site ———
+
+SOUGHT = {
+    "own dataset": "own-data.html",
+    "own data": "own-data.html",
+    "slurm": "cluster.html",
+    "resume": "resume.html",
+    "gpu": "placement.html",
+    "effective weight decay": "figures.html",
+}
+"""What a reader types into the search, and the page that must be among the first two that it finds."""
+FORMULAS = ("concepts.html", "plug-in.html", "choosing-a.html")
+LOOK = """<!DOCTYPE html><body><pre id="found"></pre>%s<script>
+const look = page => ({
+  pages: [...page.querySelectorAll(".md-search-result__item > .md-search-result__link")].map(each => each.href),
+  formulas: page.querySelectorAll(".arithmatex").length,
+  rendered: page.querySelectorAll(".arithmatex > .katex, .arithmatex > .katex-display").length,
+  wrong: page.querySelectorAll(".katex-error").length,
+  fonts: [...page.fonts].filter(each => each.family.startsWith("KaTeX")).map(each => each.status),
+  width: page.documentElement.scrollWidth,
+});
+setTimeout(() => {
+  const frames = [...document.querySelectorAll("iframe")];
+  const found = Object.fromEntries(frames.map(each => [each.name, look(each.contentDocument)]));
+  document.getElementById("found").textContent = JSON.stringify(found);
+}, 20000);
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds the site as scripts/docs does; warnings are errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--config-file", ROOT / ".mkdocs.yml"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "true"}
+    done = subprocess.run(
+        [*command, "--site-dir", folder], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+def test_the_built_site_has_no_dead_link(site: Path) -> None:
+    texts = {page: page.read_text() for page in site.rglob("*.html")}
+    anchors = {page: {unescape(found) for found in re.findall(r'\bid="([^"]+)"', text)} for page, text in texts.items()}
+    for page, text in texts.items():
+        for link in re.findall(r'\b(?:href|src)="([^"]*)"', text):
+            target, _, anchor = unquote(unescape(link)).partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            path = (page.parent / target.partition("?")[0]).resolve() if target else page
+            assert path.exists(), f"{page.relative_to(site)}: {link}"
+            assert not anchor or path.suffix != ".html" or anchor in anchors[path], f"{page.relative_to(site)}: {link}"
+
+
+def test_the_search_index_has_a_section_with_all_words_that_are_sought(site: Path) -> None:
+    sections = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    for query, page in SOUGHT.items():
+        texts = [f"{each['title']} {each['text']}".lower() for each in sections if each["location"].startswith(page)]
+        assert any(all(word in text for word in query.split()) for text in texts), query
+
+
+@pytest.fixture(scope="module")
+def seen(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Returns what Chromium shows of the site's files, without a server: results of searches, and pages on a phone."""
+    if CHROMIUM is None:
+        pytest.skip("Debian's package chromium is not installed")
+    addresses = {query: f"index.html?q={query.replace(' ', '%20')}" for query in SOUGHT}
+    addresses |= {page: page for page in (*FORMULAS, "index.html", "browse.html")}
+    frames = (
+        f'<iframe name="{name}" src="{url}" width="390" height="900"></iframe>' for name, url in addresses.items()
+    )
+    (site / "look.html").write_text(LOOK % "".join(frames), encoding="utf-8")
+    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
+    command = [CHROMIUM, "--headless", *QUIET, profile, "--allow-file-access-from-files", "--virtual-time-budget=40000"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", (site / "look.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+    (site / "look.html").unlink()
+    found = re.search(r'<pre id="found">(.+?)</pre>', shown.stdout, re.DOTALL)
+    assert found is not None, shown.stdout[-500:]
+    looked: dict[str, Any] = json.loads(unescape(found[1]))
+    return looked
+
+
+@pytest.mark.parametrize("query", SOUGHT)
+def test_the_search_finds_the_page_first(query: str, seen: dict[str, Any]) -> None:
+    """This is the theme's own search, in a browser."""
+    first = [Path(url.partition("?")[0]).name for url in seen[query]["pages"][:2]]
+    assert SOUGHT[query] in first
+
+
+@pytest.mark.parametrize("page", FORMULAS)
+def test_formulas_are_rendered_with_the_bundled_katex(page: str, seen: dict[str, Any]) -> None:
+    found = seen[page]
+    assert found["rendered"] == found["formulas"] > 0
+    assert found["wrong"] == 0
+    assert "loaded" in found["fonts"]
+    assert "error" not in found["fonts"]
+
+
+@pytest.mark.parametrize("page", [*FORMULAS, "index.html", "browse.html"])
+def test_a_page_fits_the_width_of_a_phone(page: str, seen: dict[str, Any]) -> None:
+    assert seen[page]["width"] <= 390
 
 
 @pytest.mark.parametrize(

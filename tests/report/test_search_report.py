@@ -505,7 +505,8 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     )
 
     record = read_search(uri, "first")
-    assert (record.run_id, record.metric, record.mode, record.seeds) == (parent, "validation_accuracy", "max", 2)
+    assert (record.name, record.run_id, record.metric) == ("first", parent, "validation_accuracy")
+    assert (record.mode, record.seeds) == ("max", 2)
     assert record.settings == {"federation.rounds": 4, A: 10.0, "algorithm.epsilon": 1e-5}
     assert record.space[NAME] == {"choice": ["fednar", "none"]}
     assert [(t.name, t.status, t.rounds, t.value) for t in record.trials] == [

@@ -70,7 +70,7 @@ class Progress(NamedTuple):
 class Comparison:
     """A finished comparison. A notebook shows it as a table and curves.
 
-    Example:
+    Examples:
         >>> comparison = fr.compare(fr.load("compare"), seeds=5)
         >>> comparison.to_frame().groupby("regularizer")["final_accuracy"].mean()
     """

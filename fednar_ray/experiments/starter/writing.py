@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fednar_ray.config import yaml_text
-from fednar_ray.config.describe import Kind, Section, format_yaml, list_sections
+from fednar_ray.config.describe import Kind, Section, list_sections
+from fednar_ray.config.examples import format_yaml
 
 WIDTH = 110
 INDENT = "  "
