@@ -77,12 +77,22 @@ sys.addaudithook(_refuse_python_in_the_fast_lane)
 
 
 @pytest.fixture(scope="session")
-def processes() -> None:
+def forked_workers() -> None:
+    """Lets Ray's workers be forked, in every Ray that this process or a forked one starts."""
+    from tests.support.forked_workers import SERVER, fork_workers
+    from tests.support.processes import start_worker_server
+
+    os.environ[SERVER] = start_worker_server()
+    fork_workers()
+
+
+@pytest.fixture(scope="session")
+def processes(forked_workers: None) -> None:
     """Marks a test that starts processes."""
 
 
 @pytest.fixture(scope="session")
-def searches() -> None:
+def searches(forked_workers: None) -> None:
     """Marks a test that runs a search, in which Ray Tune trains trials."""
 
 
@@ -95,7 +105,7 @@ def recorded_runs() -> None:
 
 
 @pytest.fixture(scope="session")
-def own_ray() -> None:
+def own_ray(forked_workers: None) -> None:
     """Marks a test that starts its own Ray."""
 
 
@@ -108,7 +118,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[str]:
+def local_ray(forked_workers: None) -> Iterator[str]:
     """Starts the suite's one Ray, with four logical CPUs and two logical GPUs, and yields its address."""
     import ray
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -29,7 +31,8 @@ def trace(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any
         function: Runs once while it is traced. Its errors, and those of ``make_fx``, are raised.
         arguments: Examples of its arguments.
     """
-    module = make_fx(function)(*arguments)
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):  # else each operator makes its own
+        module = make_fx(function)(*arguments)
     nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     if not any(node.target._schema.is_mutable for node in nodes):  # else neither merging nor aliasing is safe
         _merge(nodes)

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.processes import ForkedProcess, finish, start_fednar
+from tests.support.processes import ForkedProcess, finish, run_command_of_ray, start_fednar
 from tests.support.servers import find_free_port, wait_for
 
 BIN = Path(sys.executable).parent
@@ -61,7 +61,7 @@ class Cluster:
     gcs: str
     dashboard: str
     metrics_port: int  # of the head's Prometheus metrics
-    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # by IP address
+    nodes: dict[str, ForkedProcess] = field(default_factory=dict)  # by IP address
 
     def start_head(self, *options: str) -> None:
         """Starts the head, with one CPU."""
@@ -78,32 +78,26 @@ class Cluster:
     def _start(self, ip: str, *options: str) -> None:
         """Starts a node, repeatedly if necessary: Ray gives up after 30 s, which is too soon on a busy machine."""
         for _ in range(MAX_STARTS):
-            log = self._launch(ip, *options)
-            if self._is_up(self.nodes[ip], log):
+            node = self._launch(ip, *options)
+            if self._is_up(node):
                 return
+            output = node.read_output() + node.read_errors()
             self.kill(ip)
-        raise AssertionError(log.read_text())
+        raise AssertionError(output)
 
-    def _is_up(self, process: subprocess.Popen[bytes], log: Path) -> bool:
-        wait_for(lambda: "runtime started" in log.read_text() or process.poll() is not None, "a Ray node")
-        return process.poll() is None
+    def _is_up(self, node: ForkedProcess) -> bool:
+        wait_for(lambda: "runtime started" in node.read_output() or node.poll() is not None, "a Ray node")
+        return node.poll() is None
 
-    def _launch(self, ip: str, *options: str) -> Path:
-        log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
+    def _launch(self, ip: str, *options: str) -> ForkedProcess:
         common = ("--block", "--num-cpus=1", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
-        place = (f"--node-ip-address={ip}", f"--temp-dir={log.with_suffix('')}", "--object-store-memory=100000000")
-        agent = f"--dashboard-agent-listen-port={find_free_port(ip)}"
-        with log.open("wb") as output:
-            self.nodes[ip] = subprocess.Popen(
-                [str(BIN / "ray"), "start", *options, *common, *place, agent],
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        return log
+        folder = tempfile.mkdtemp(dir=self.folder)
+        place = (f"--node-ip-address={ip}", f"--temp-dir={folder}", "--object-store-memory=100000000")
+        words = ("start", *options, *common, *place, f"--dashboard-agent-listen-port={find_free_port(ip)}")
+        self.nodes[ip] = ForkedProcess(
+            run_command_of_ray, words, cwd=self.folder, env=self.environment, start_new_session=True
+        )
+        return self.nodes[ip]
 
     def kill(self, ip: str) -> None:
         """Kills all processes of a node at once, as if the machine went down."""
@@ -114,7 +108,7 @@ class Cluster:
             for each in processes:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
-        process.wait()
+        process.communicate()
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of ours with the token."""

@@ -8,6 +8,7 @@ import atexit
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,22 @@ from typing import Any, Self
 import pytest
 
 from fednar_ray.execution.private_ray import _forget_token
+from tests.support import forked_workers
 from tests.support.servers import PATIENCE_SECONDS
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
 ROOT = Path(__file__).parents[2]
+
+
+@cache
+def start_worker_server() -> str:
+    """Starts the server from which the workers of Ray are forked, once, and returns its address."""
+    folder = tempfile.mkdtemp(prefix="workers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = str(Path(folder, "socket"))
+    forked_workers.write_executable(Path(folder, "python"))
+    _start_server().Process(target=forked_workers.serve, args=(address,), daemon=True).start()
+    return address
 
 
 @cache
@@ -37,6 +50,8 @@ def _start_server() -> ForkServerContext:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)  # for the import of the module to preload
+        for name, value in forked_workers.READ_ONCE.items():
+            patch.setenv(name, value)
         forkserver.ensure_running()
     atexit.register(_end_server)
     return context
@@ -134,6 +149,7 @@ def _call(
     os.environ.update(env)
     logging.getLogger().handlers.clear()  # as in a new interpreter, so that a command sets up its own
     _forget_token()  # of a Ray that this process's parent has read
+    forked_workers.fork_workers()
     try:
         function(*arguments)
     finally:
@@ -144,6 +160,14 @@ def _run_command(words: tuple[str, ...]) -> None:
     from fednar_ray.cli.main import main
 
     sys.argv = [FEDNAR, *words]
+    main()
+
+
+def run_command_of_ray(words: tuple[str, ...]) -> None:
+    """Runs ``ray`` with these words, in a forked process."""
+    from ray.scripts.scripts import main
+
+    sys.argv = ["ray", *words]
     main()
 
 

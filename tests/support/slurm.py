@@ -25,7 +25,9 @@ from typing import Any
 
 import psutil
 
-from tests.support.cluster_nodes import BIN, HEAD, ROOT, SECOND, build_clean_environment
+from tests.support.cluster_nodes import HEAD, ROOT, SECOND, build_clean_environment
+from tests.support.forked_workers import fork_workers
+from tests.support.processes import run_command_of_ray
 from tests.support.servers import find_free_port
 
 NODES = (HEAD, SECOND)
@@ -157,7 +159,9 @@ def _start_node(options: Sequence[str]) -> int:
     ports = ("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={find_free_port(node)}")
     place = (f"--temp-dir={_get_scratch() / node}", "--object-store-memory=100000000")
     own = ("--include-dashboard=false",) if head else (f"--node-ip-address={node}",)
-    return subprocess.call([str(BIN / "ray"), "start", *options, *ports, *place, *own])
+    fork_workers()
+    run_command_of_ray(("start", *options, *ports, *place, *own))
+    return 0
 
 
 def _stop_node() -> int:
