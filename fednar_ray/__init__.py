@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.early_stopping import EarlyStopping
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.predict import predict
-    from fednar_ray.experiments.run import Result, run
+    from fednar_ray.experiments.result import Result
+    from fednar_ray.experiments.run import run
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
     from fednar_ray.tracking.stop_record import Stop
@@ -110,7 +111,8 @@ _HOMES = {
     "experiments.comparison.running": ("Comparison",),
     "experiments.early_stopping": ("EarlyStopping",),
     "experiments.predict": ("predict",),
-    "experiments.run": ("Result", "run"),
+    "experiments.result": ("Result",),
+    "experiments.run": ("run",),
     "experiments.suggestion": ("ClipBoundSuggestion", "suggest"),
     "core.reports": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),

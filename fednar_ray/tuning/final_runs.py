@@ -12,8 +12,9 @@ from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.core.generators import drain
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
+from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.train import train
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run

@@ -29,7 +29,7 @@ from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.generators import drain
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.experiments.run import train
+from fednar_ray.experiments.train import train
 from fednar_ray.tracking import sender
 from fednar_ray.tracking.delivery import is_refusal
 from fednar_ray.tracking.journal import Journal, load_records, parse_line

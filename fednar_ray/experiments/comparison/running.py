@@ -29,10 +29,11 @@ from fednar_ray.experiments.comparison.view import (
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.prepare import choose_primary_metric
+from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, train
 from fednar_ray.experiments.run_facts import describe_command
 from fednar_ray.experiments.run_start import open_store
+from fednar_ray.experiments.train import train
 from fednar_ray.report.chart import render_card
 from fednar_ray.report.comparison_answer import describe_comparison
 from fednar_ray.report.comparison_page import ComparisonPage
