@@ -20,6 +20,7 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.train import train
 from fednar_ray.report.notebook_progress import open_progress
 from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.registration import check_registration, register_model
 
 
 def run(
@@ -100,5 +101,5 @@ def register(result: Result, name: str) -> int:
         TrackingUnavailable: MLflow does not answer, or has not received the model yet.
     """
     store = Store(result.tracking_uri)
-    store.check_registration(name)
-    return store.register_model(result.run_id, name)
+    check_registration(store, name)
+    return register_model(store, result.run_id, name)

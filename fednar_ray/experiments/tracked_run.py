@@ -21,10 +21,10 @@ from fednar_ray.experiments.run_start import RunIdentity, RunStart
 from fednar_ray.federated.evaluation import SPLITS, list_metric_names
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.mlflow import RunTracker
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.stop_record import Stop
 from fednar_ray.tracking.tags import PARENT_TAG
+from fednar_ray.tracking.tracker import RunTracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,14 @@ from fednar_ray.report.notes import note_search
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
-from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.registration import register_model
 from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.searches import ABOUT
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
+from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
@@ -227,7 +229,7 @@ class _Search:
             warn_if_different(final.best, best, metric)
             self._log_outputs(parent, best, final)
             if register is not None:
-                self._store.register_model(final.best[0].run_id, register)
+                register_model(self._store, final.best[0].run_id, register)
         return self._build_result(best, final, ended_early)
 
     def _log_inputs(self, parent: RunTracker) -> None:

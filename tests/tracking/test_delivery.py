@@ -31,13 +31,15 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.train import train
 from fednar_ray.tracking import sender
+from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.delivery import is_refusal
 from fednar_ray.tracking.journal import Journal, load_records, parse_line
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
-from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
+from fednar_ray.tracking.tracker import RunTracker
 from tests.conftest import set_mlflow_store
 from tests.support.processes import ForkedProcess, finish
 from tests.support.servers import Proxy, Server, wait_for

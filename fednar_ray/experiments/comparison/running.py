@@ -46,12 +46,13 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import check_not_copied, read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
-from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tracking.ui_url import build_run_url
 
 log = logging.getLogger("fednar_ray")
