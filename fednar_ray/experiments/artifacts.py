@@ -26,12 +26,12 @@ from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_page import build_run_page
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
-from fednar_ray.tracking.datasets import TRAINING, DataSummary
+from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RUNS_KEY, RunView
-from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG
+from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG, TRAINING
 from fednar_ray.tracking.tracker import RunTracker
 
 log = logging.getLogger("fednar_ray")
