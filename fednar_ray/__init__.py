@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fednar_ray.execution.session import RaySession
     from fednar_ray.execution.shared_session import shutdown
     from fednar_ray.experiments.compare import compare
-    from fednar_ray.experiments.comparison.running import Comparison
+    from fednar_ray.experiments.comparison.result import Comparison
     from fednar_ray.experiments.early_stopping import EarlyStopping
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.predict import predict
@@ -108,7 +108,7 @@ _HOMES = {
     "execution.session": ("RaySession",),
     "execution.shared_session": ("shutdown",),
     "experiments.compare": ("compare",),
-    "experiments.comparison.running": ("Comparison",),
+    "experiments.comparison.result": ("Comparison",),
     "experiments.early_stopping": ("EarlyStopping",),
     "experiments.predict": ("predict",),
     "experiments.result": ("Result",),
