@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from fednar_ray.config.loading import SECTIONS
+from fednar_ray.config.dotted_keys import SECTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from fednar_ray.config.data import CsvSettings
-from fednar_ray.config.loading import validate_csv
+from fednar_ray.config.tables import CsvSettings, validate_csv
 from fednar_ray.core.errors import BadInput
 
 csv_option = click.option(

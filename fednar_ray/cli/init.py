@@ -8,7 +8,7 @@ import click
 
 from fednar_ray.cli.csv_option import csv_option, parse_csv
 from fednar_ray.cli.init_output import print_found, print_next
-from fednar_ray.config.data import TaskName
+from fednar_ray.config.source_base import TaskName
 from fednar_ray.core.errors import BadInput
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fednar_ray.config import Document, is_relative
-from fednar_ray.config.loading import PATHS
+from fednar_ray.config.paths import PATHS
 from fednar_ray.core.errors import ConfigError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job, and for nothing else

@@ -14,8 +14,8 @@ from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.config import AnyModel, Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
-from fednar_ray.config.data import FolderSettings
 from fednar_ray.config.model import LanguageModelSettings
+from fednar_ray.config.tables import FolderSettings
 from fednar_ray.core.client_names import are_named, describe_clients
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors

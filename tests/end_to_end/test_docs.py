@@ -19,7 +19,8 @@ import yaml
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import flatten_settings, load_document, load_embedded
-from fednar_ray.config.loading import SECTIONS, parse_document
+from fednar_ray.config.dotted_keys import SECTIONS
+from fednar_ray.config.loading import parse_document
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts" / "documentation"))
