@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
     from fednar_ray.tracking.stop_record import Stop
-    from fednar_ray.tuning.search import SearchResult
+    from fednar_ray.tuning.search_result import SearchResult
     from fednar_ray.tuning.tune import tune
 
 __all__ = [
@@ -118,7 +118,7 @@ _HOMES = {
     "models.weights": ("load_model",),
     "experiments.iter_rounds": ("iter_rounds",),
     "tracking.stop_record": ("Stop",),
-    "tuning.search": ("SearchResult",),
+    "tuning.search_result": ("SearchResult",),
     "tuning.tune": ("tune",),
 }
 

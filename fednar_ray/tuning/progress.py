@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fednar_ray.core.counting import format_count
-from fednar_ray.tuning.search import SearchResult
+from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.trial_table import TrialEntry
 
