@@ -31,10 +31,10 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability, load_trace
-from fednar_ray.federated.client_trainer import TrainingPlan
+from fednar_ray.federated.model_traits import ModelTraits, probe
 from fednar_ray.federated.own_metrics import OwnMetric, load_own_metrics
 from fednar_ray.federated.single_examples import check_single_example_batches
-from fednar_ray.federated.vectorization import ModelTraits, probe
+from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models import build_model
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights

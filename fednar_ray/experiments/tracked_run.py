@@ -9,6 +9,7 @@ from typing import Any
 from fednar_ray.config import Experiment, compute_digest
 from fednar_ray.core.callbacks import CallbackList, RoundCallback, RunInfo
 from fednar_ray.core.errors import ConfigError, RunFailed
+from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.prometheus import RoundMetrics
 from fednar_ray.experiments.alerts.callback import AlertCallback
@@ -18,7 +19,7 @@ from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.result import Result, build_final_model
 from fednar_ray.experiments.run_start import RunIdentity, RunStart
-from fednar_ray.federated.evaluation import SPLITS, list_metric_names
+from fednar_ray.federated.evaluation import list_metric_names
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.run_directory import RunDirectory

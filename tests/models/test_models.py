@@ -21,15 +21,8 @@ from fednar_ray.core.errors import ModelError
 from fednar_ray.core.flat_params import ParameterLayout, flatten, flatten_buffers, load_buffers, load_parameters
 from fednar_ray.data.examples import Examples
 from fednar_ray.experiments.prepare import Prepared, prepare
-from fednar_ray.federated.vectorization import (
-    CPU,
-    MAX_GROUP_SIZE,
-    ModelTraits,
-    StepCosts,
-    choose_group_size,
-    form_groups,
-    probe,
-)
+from fednar_ray.federated.model_traits import ModelTraits, probe
+from fednar_ray.federated.vectorization import CPU, MAX_GROUP_SIZE, StepCosts, choose_group_size, form_groups
 from fednar_ray.models import build_model
 from fednar_ray.models.tasks import BINARY, REGRESSION
 from tests.conftest import build_small_federation
