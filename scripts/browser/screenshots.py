@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,19 +80,20 @@ def main() -> None:
 
 @contextmanager
 def serve(store: Path) -> Iterator[str]:
-    """Runs ``fednar ui`` on a store until the block ends, and gives its address."""
+    """Runs ``fednar ui`` on a store until the block ends, and gives its address, which it prints once it answers."""
     if not store.exists():
         sys.exit(f"{store} does not exist; --directory names the directory in which `fednar tune` ran")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [FEDNAR, "ui", "--uri", f"sqlite:///{store}", "--port", str(port)]
+    command = [FEDNAR, "ui", "--no-browser", "--uri", f"sqlite:///{store}", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         # its own session, so that its workers end with it
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, text=True)
         try:
-            if not wait_for_answer(server, f"{address}/health"):
+            assert server.stdout is not None
+            if address not in server.stdout.readline():
                 log.seek(0)
                 sys.exit(f"fednar ui does not answer on {address}:\n{log.read().decode()}")
             yield address
@@ -101,20 +101,7 @@ def serve(store: Path) -> Iterator[str]:
             end_server(server)
 
 
-def wait_for_answer(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Waits for the first answer. Returns False if the server ends or takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=PATIENCE_SECONDS).close()  # noqa: S310 - our own server
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return True
-    return False
-
-
-def end_server(server: subprocess.Popen[bytes]) -> None:
+def end_server(server: subprocess.Popen[str]) -> None:
     """Ends a server and its workers."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
