@@ -33,15 +33,16 @@ if TYPE_CHECKING:
     from fednar_ray.execution.session import RaySession
     from fednar_ray.execution.shared_session import shutdown
     from fednar_ray.experiments.compare import compare
-    from fednar_ray.experiments.comparison.running import Comparison
+    from fednar_ray.experiments.comparison.result import Comparison
     from fednar_ray.experiments.early_stopping import EarlyStopping
     from fednar_ray.experiments.iter_rounds import iter_rounds
     from fednar_ray.experiments.predict import predict
-    from fednar_ray.experiments.run import Result, run
+    from fednar_ray.experiments.result import Result
+    from fednar_ray.experiments.run import run
     from fednar_ray.experiments.suggestion import ClipBoundSuggestion, suggest
     from fednar_ray.models.weights import load_model
     from fednar_ray.tracking.stop_record import Stop
-    from fednar_ray.tuning.search import SearchResult
+    from fednar_ray.tuning.search_result import SearchResult
     from fednar_ray.tuning.tune import tune
 
 __all__ = [
@@ -107,16 +108,17 @@ _HOMES = {
     "execution.session": ("RaySession",),
     "execution.shared_session": ("shutdown",),
     "experiments.compare": ("compare",),
-    "experiments.comparison.running": ("Comparison",),
+    "experiments.comparison.result": ("Comparison",),
     "experiments.early_stopping": ("EarlyStopping",),
     "experiments.predict": ("predict",),
-    "experiments.run": ("Result", "run"),
+    "experiments.result": ("Result",),
+    "experiments.run": ("run",),
     "experiments.suggestion": ("ClipBoundSuggestion", "suggest"),
     "core.reports": ("RoundRecord", "RoundReport"),
     "models.weights": ("load_model",),
     "experiments.iter_rounds": ("iter_rounds",),
     "tracking.stop_record": ("Stop",),
-    "tuning.search": ("SearchResult",),
+    "tuning.search_result": ("SearchResult",),
     "tuning.tune": ("tune",),
 }
 

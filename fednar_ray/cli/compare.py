@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fednar_ray.config import Document
     from fednar_ray.experiments.comparison.record import ComparisonRecord
-    from fednar_ray.experiments.comparison.running import Comparison
+    from fednar_ray.experiments.comparison.result import Comparison
 
 
 SYMBOLS = {"weight decay": "λ₀"}

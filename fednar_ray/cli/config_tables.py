@@ -87,7 +87,7 @@ def show_kind(console: "Console", section: "Section", kind: "Kind", sections: Se
 
 def _show_inner(console: "Console", section: "Section", sections: Sequence["Section"]) -> None:
     """Prints the names of the sections within a section."""
-    from fednar_ray.config.loading import SECTIONS
+    from fednar_ray.config.dotted_keys import SECTIONS
 
     if section.name == "experiment":
         inner = [each.name for each in sections if each.name.partition(".")[0] not in SECTIONS]

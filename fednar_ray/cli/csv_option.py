@@ -7,7 +7,7 @@ import click
 from fednar_ray.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from fednar_ray.config.data import CsvSettings
+    from fednar_ray.config.tables import CsvSettings
 
 csv_option = click.option(
     "--csv",
@@ -28,7 +28,7 @@ def parse_csv(given: tuple[str, ...], base: "CsvSettings | None" = None) -> "Csv
     Raises:
         BadInput: A text is not KEY=VALUE. ConfigError: A key or a value does not exist.
     """
-    from fednar_ray.config.loading import validate_csv
+    from fednar_ray.config.tables import validate_csv
 
     values: dict[str, Any] = {} if base is None else base.model_dump(exclude_unset=True)
     for text in given:

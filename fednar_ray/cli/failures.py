@@ -72,7 +72,7 @@ def split_problem(text: str) -> dict[str, str | None]:
 
     All messages have this form: ``place: what is wrong; what to do``. A part that one does not have is None.
 
-    Example:
+    Examples:
         >>> split_problem("seed: -1 should be greater than or equal to 0")
         {'place': 'seed', 'problem': '-1 should be greater than or equal to 0', 'remedy': None}
     """

@@ -13,7 +13,7 @@ from fednar_ray.core.metric_names import METRICS_BY_TASK
 from fednar_ray.core.stages import announce
 
 if TYPE_CHECKING:
-    from fednar_ray.config.data import TaskName
+    from fednar_ray.config.source_base import TaskName
     from fednar_ray.experiments.starter.survey import TablesSurvey
 
 

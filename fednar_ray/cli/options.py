@@ -108,6 +108,7 @@ def read_document_to_train(words: Sequence[str], command: str) -> "Document":
 def check_registration(name: str | None, uri: str | None) -> None:
     """Checks that MLflow at ``uri`` can register a model as ``name``. Raises BadInput if not; None checks nothing."""
     if name is not None:
+        from fednar_ray.tracking import registration
         from fednar_ray.tracking.mlflow import Store
 
-        Store(uri).check_registration(name)
+        registration.check_registration(Store(uri), name)

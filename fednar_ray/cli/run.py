@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fednar_ray.config import Experiment
+    from fednar_ray.experiments.result import Result
     from fednar_ray.experiments.resume import Resumption
-    from fednar_ray.experiments.run import Result
 
 PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "clients_failed")
 """The metrics that the summary shows after those of the evaluated examples."""
@@ -77,7 +77,7 @@ def run(
     from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.prepare import prepare
     from fednar_ray.experiments.run import register as register_model
-    from fednar_ray.experiments.run import train
+    from fednar_ray.experiments.train import train
 
     started = _Started(None if resumption is None else resumption.ref.directory)
     with (

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fednar_ray.config import Document, is_relative
-from fednar_ray.config.loading import PATHS
+from fednar_ray.config.paths import PATHS
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.core.store_uris import TRACKING_VARIABLE
 

@@ -7,10 +7,11 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import InitErrorDetails, ValidationError
 
-from fednar_ray.config.data import DataSettings, FolderSettings
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
 from fednar_ray.config.problems import build_problem
+from fednar_ray.config.source_base import DataSettings
+from fednar_ray.config.tables import FolderSettings
 
 
 def validate_sections(model: type[BaseModel], values: Any) -> dict[str, Any]:

@@ -86,6 +86,18 @@ def describe(error: ValidationError, prefix: str = "", root: str = "") -> tuple[
     return tuple(_format_line(entry, prefix, root) for entry in error.errors(include_url=False)[:LIMIT_PROBLEMS])
 
 
+def describe_section(error: ValidationError, model: type[Settings], prefix: str) -> tuple[str, ...]:
+    """Describes each problem of a section that is validated by itself, in one line.
+
+    Args:
+        error: pydantic's error.
+        model: The settings of the section.
+        prefix: What every place starts with, such as ``compare.``.
+    """
+    details = convert_errors(error.errors(include_url=False), model)
+    return describe(ValidationError.from_exception_data(model.__name__, details), prefix)
+
+
 def _format_line(entry: Any, prefix: str, root: str) -> str:
     place = prefix + ".".join(map(format_text, entry["loc"])) if entry["loc"] else prefix.rstrip(".") or root
     value, text = entry["input"], entry["msg"]

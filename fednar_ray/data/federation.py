@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import TASK_NAMES
+from fednar_ray.config.source_base import TASK_NAMES
 from fednar_ray.core.client_names import number_clients
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.postprocessing import TargetScale

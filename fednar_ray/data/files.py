@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings
+from fednar_ray.config.tables import FolderSettings
 from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.postprocessing import TargetScale
 from fednar_ray.core.preprocessing import TablePreprocessing
@@ -22,14 +22,7 @@ from fednar_ray.data.columns import ColumnSummary
 from fednar_ray.data.division import Division, divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards
 from fednar_ray.data.federated_data import FederatedData
-from fednar_ray.data.sources.client_files import (
-    ClientFile,
-    Counts,
-    FileSummary,
-    ask_all,
-    count_labels,
-    with_features,
-)
+from fednar_ray.data.sources.client_files import ClientFile, Counts, FileSummary, ask_all, count_labels, with_features
 from fednar_ray.data.sources.column_summaries import summarize_columns
 from fednar_ray.data.sources.folder import compute_preprocessing, compute_target_scale, find_ignored, list_client_files
 from fednar_ray.data.sources.tables import FORMATS

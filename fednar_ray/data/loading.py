@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fednar_ray.config.data import AnyData, ImageSettings
+from fednar_ray.config.data import AnyData
+from fednar_ray.config.source_base import ImageSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.division import divide, warn_of_lost_clients
 from fednar_ray.data.examples import Array, Examples, Shards

@@ -7,22 +7,15 @@ import ray
 import torch
 
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.messages import (
-    Broadcast,
-    ClientMetrics,
-    EvalParams,
-    GroupTask,
-    GroupUpdate,
-    Scores,
-    ScoringTask,
-)
+from fednar_ray.core.messages import Broadcast, ClientMetrics, EvalParams, GroupTask, GroupUpdate, Scores, ScoringTask
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.execution.devices import choose_device, keep_freed_memory
-from fednar_ray.federated.client_trainer import GroupTrainer, TrainingPlan
-from fednar_ray.federated.evaluation import Offsets, Scorer
+from fednar_ray.federated.client_trainer import GroupTrainer
+from fednar_ray.federated.scoring import Offsets, Scorer
+from fednar_ray.federated.training_plan import TrainingPlan
 
 
 class TrainingActor:

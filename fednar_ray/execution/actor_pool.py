@@ -38,7 +38,7 @@ from fednar_ray.execution.ray_errors import classify_actor_loss, is_preempted, u
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.slots import ActorSlots, Prepare, Slot
 from fednar_ray.execution.streams import GroupStream, ScoringStream, Stream
-from fednar_ray.federated.client_trainer import TrainingPlan
+from fednar_ray.federated.training_plan import TrainingPlan
 
 
 class ActorPool:

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from fednar_ray.execution.actor_info import ActorInfo
-from fednar_ray.federated.round_loop import ClientPool
+from fednar_ray.federated.client_pool import ClientPool
 
 
 class ExecutionPool(ClientPool, Protocol):

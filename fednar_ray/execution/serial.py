@@ -28,7 +28,7 @@ from fednar_ray.execution.failure_policy import (
     describe_error,
 )
 from fednar_ray.federated.client_trainer import GroupTrainer
-from fednar_ray.federated.evaluation import Scorer
+from fednar_ray.federated.scoring import Scorer
 
 Trained = TypeVar("Trained", GroupUpdate, ClientMetrics)
 

@@ -19,20 +19,21 @@ from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert
+from fednar_ray.experiments.model_shape import count_outputs
 from fednar_ray.experiments.placement import ExecutionPlan
-from fednar_ray.experiments.prepare import Prepared, count_outputs
+from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.report.plots import draw_curves
 from fednar_ray.report.run_page import build_run_page
 from fednar_ray.report.run_plots import find_measure
 from fednar_ray.tracking.clients_file import write_client_names
-from fednar_ray.tracking.datasets import TRAINING, DataSummary
+from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.file_writes import raise_as_run_failed
-from fednar_ray.tracking.mlflow import RunTracker
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RUNS_KEY, RunView
-from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG
+from fednar_ray.tracking.tags import KIND_TAG, PRIMARY_TAG, TRAINING
+from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tracking.ui_url import build_run_url
 
 log = logging.getLogger("fednar_ray")

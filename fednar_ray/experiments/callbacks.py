@@ -4,9 +4,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from fednar_ray.core.callbacks import RoundCallback, RunInfo
 from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.execution.pickling import copy_by_pickling
 from fednar_ray.experiments.prepare import Prepared
-from fednar_ray.federated.evaluation import SPLITS, list_metric_names
+from fednar_ray.federated.evaluation import list_metric_names
 
 CallbackSource = RoundCallback | Callable[[], RoundCallback]
 """A callback, of which each run gets a copy; or a class or function that returns a new one for each run."""

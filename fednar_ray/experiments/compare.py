@@ -12,7 +12,8 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.shared_session import open_session
 from fednar_ray.experiments.callbacks import CallbackSource
 from fednar_ray.experiments.comparison.record import ComparisonRecord, find, plan_runs
-from fednar_ray.experiments.comparison.running import Comparison, run_comparison
+from fednar_ray.experiments.comparison.result import Comparison
+from fednar_ray.experiments.comparison.running import run_comparison
 from fednar_ray.experiments.given import Given, name_metrics
 from fednar_ray.report.notebook_progress import open_progress
 

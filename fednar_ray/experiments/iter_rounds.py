@@ -8,6 +8,7 @@ from torch import nn
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.flat_params import flatten, flatten_buffers
+from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
 from fednar_ray.execution.session import RaySession
@@ -15,9 +16,11 @@ from fednar_ray.execution.shared_session import open_session
 from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_states import ClientStates
-from fednar_ray.federated.evaluation import SPLITS, Evaluation
-from fednar_ray.federated.round_loop import ClientPool, RoundPlan, run_rounds
+from fednar_ray.federated.evaluation import Evaluation
+from fednar_ray.federated.round_loop import run_rounds
+from fednar_ray.federated.round_plan import RoundPlan
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.models.dense import NumericSequential
 

@@ -9,13 +9,7 @@ import torch
 
 from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.execution.actor_pool import ActorPool
-from fednar_ray.execution.capacity import (
-    ActorPlan,
-    Footprint,
-    choose_placement,
-    plan_dedicated,
-    plan_pooled,
-)
+from fednar_ray.execution.capacity import ActorPlan, Footprint, choose_placement, plan_dedicated, plan_pooled
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
 from fednar_ray.execution.pool import ExecutionPool
@@ -24,7 +18,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
-from fednar_ray.federated.evaluation import Scorer
+from fednar_ray.federated.scoring import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
 from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from fednar_ray.config import Experiment, load
-from fednar_ray.config.data import CsvSettings, TabularSettings
-from fednar_ray.config.loading import validate_csv
+from fednar_ray.config.tables import CsvSettings, TabularSettings, validate_csv
 from fednar_ray.core.errors import BadInput, DataError, ModelError, first_line
 from fednar_ray.core.fednar_table_schema import TableSchema, read_schema
 from fednar_ray.data.sources.prediction_rows import read_frame, read_rows
-from fednar_ray.federated.evaluation import BATCH
+from fednar_ray.federated.scoring import BATCH
 from fednar_ray.models.building import build_model
 from fednar_ray.models.weights import load_model
 from fednar_ray.tracking.run_directory import RunDirectory

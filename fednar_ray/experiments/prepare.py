@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
-from fednar_ray.config import AnyModel, Experiment
+from fednar_ray.config import Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
-from fednar_ray.config.data import FolderSettings
-from fednar_ray.config.model import LanguageModelSettings
-from fednar_ray.core.client_names import are_named, describe_clients
+from fednar_ray.config.tables import FolderSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
@@ -30,16 +28,17 @@ from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
+from fednar_ray.experiments.model_shape import build_experiment_model
+from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.federated.attacks import draw_attack_factors
-from fednar_ray.federated.client_sampling import Availability, load_trace
-from fednar_ray.federated.client_trainer import TrainingPlan
+from fednar_ray.federated.client_sampling import Availability
+from fednar_ray.federated.model_traits import ModelTraits, probe
 from fednar_ray.federated.own_metrics import OwnMetric, load_own_metrics
 from fednar_ray.federated.single_examples import check_single_example_batches
-from fednar_ray.federated.vectorization import ModelTraits, probe
-from fednar_ray.models import build_model
+from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
-from fednar_ray.models.tasks import TASKS, Task
+from fednar_ray.models.tasks import Task
 
 log = logging.getLogger("fednar_ray")
 
@@ -121,10 +120,10 @@ def prepare(
     algorithm = build_algorithm(experiment.algorithm)
     if federation is None:
         federation = load_experiment_data(experiment, session)
-    _check_sampling(experiment, federation)
+    check_sampling(experiment, federation)
     if given is None:
         assert experiment.model is not None
-        given = copy_model(_build_model(experiment.model, federation, experiment.seed))
+        given = copy_model(build_experiment_model(experiment.model, federation, experiment.seed))
     model = given
     initialize_lazy_layers(model, _get_first_inputs(federation), experiment.seed)
     ParameterLayout.of(model)
@@ -145,7 +144,7 @@ def prepare(
         federation=federation,
         model=model,
         traits=traits,
-        availability=_build_availability(experiment, federation),
+        availability=build_availability(experiment, federation),
         task=task,
         own_metrics=own_metrics,
         functions=functions,
@@ -240,35 +239,13 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     return load_file_federation(data, seed) if isinstance(data, FolderSettings) else load_federation(data, seed)
 
 
-def _build_model(settings: AnyModel, federation: FederatedData, seed: int) -> nn.Module:
-    """Builds the model for the shape of the inputs and the number of outputs."""
-    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
-    if vocabulary:
-        _check_tokens(federation, vocabulary)
-    return build_model(settings, federation.shards.examples.x.shape[1:], count_outputs(federation, settings), seed)
-
-
-def count_outputs(federation: FederatedData, settings: AnyModel | None) -> int:
-    """Returns the number of outputs that a model is built with: one if the task needs one, else one per class."""
-    vocabulary = settings.vocabulary if isinstance(settings, LanguageModelSettings) else 0
-    return TASKS[federation.task].outputs or max(federation.classes, vocabulary)
-
-
-def _check_tokens(federation: FederatedData, vocabulary: int) -> None:
-    for part in (federation.shards.examples, *federation.splits().values()):
-        lowest, highest = part.x.min(), part.x.max()
-        if lowest < 0 or highest >= vocabulary:
-            text = f"tokens run from 0 to {vocabulary - 1}, those of the data from {lowest} to {highest}"
-            raise ModelError(f"model.vocabulary: {vocabulary}: {text}")
-
-
 def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     """Returns the same data and model under other settings. Raises BadInput if these do not fit."""
     before = prepared.experiment
     same = (before.data, before.model, before.seed) == (experiment.data, experiment.model, experiment.seed)
     assert same, "the data, the model or the seed differ"
-    _check_sampling(experiment, prepared.federation)
-    availability = _build_availability(experiment, prepared.federation)
+    check_sampling(experiment, prepared.federation)
+    availability = build_availability(experiment, prepared.federation)
     return replace(
         prepared,
         experiment=experiment,
@@ -276,31 +253,3 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
         availability=availability,
         own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )
-
-
-def _build_availability(experiment: Experiment, federation: FederatedData) -> Availability:
-    settings = experiment.availability
-    rounds, clients = experiment.federation.rounds, federation.num_clients
-    trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
-    sizes, workload = federation.shards.sizes, experiment.federation.workload
-    return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
-
-
-def _check_sampling(experiment: Experiment, federation: FederatedData) -> None:
-    settings, sizes = experiment.federation, federation.shards.sizes
-    present, problems = int((sizes > 0).sum()), []
-    sampled = settings.clients_per_round
-    if settings.participation is None and sampled is not None and sampled > present:
-        problems.append(f"federation.clients_per_round: {sampled} is more than the clients with examples ({present})")
-    for index, ids in enumerate(settings.participation or ()):
-        place, names = f"federation.participation.{index}", federation.client_names
-        unknown = [i for i in ids if i >= len(sizes)]
-        if unknown:
-            first, last = (f"{i} ({names[i]})" if are_named(names) else str(i) for i in (0, len(sizes) - 1))
-            problems.append(f"{place}: {unknown}: no such clients; ids run from {first} to {last}")
-        empty = [i for i in ids if i < len(sizes) and not sizes[i]]
-        if empty:
-            text = "has no examples; leave it out" if len(empty) == 1 else "have no examples; leave them out"
-            problems.append(f"{place}: {empty}: {describe_clients(empty, names)} {text}")
-    if problems:
-        raise ConfigError(tuple(problems))

@@ -2,21 +2,17 @@
 
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from fednar_ray.core.counting import format_count
-from fednar_ray.core.credentials import find_secrets
 from fednar_ray.execution.actor_info import ActorInfo
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.report.facts import SHOWN_CLIENTS, RunFacts
+from fednar_ray.tracking.origin import find_command, find_version
 
 PACKAGES = ("fednar-ray", "torch", "ray", "mlflow", "numpy")
 
@@ -26,7 +22,7 @@ def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[Acto
     federation, actors = prepared.federation, plan.actors
     on_gpu = any(place.gpus for place in places)
     return RunFacts(
-        command=describe_command(),
+        command=find_command() or "Python",
         primary=prepared.primary,
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=_describe_machine(on_gpu=on_gpu),
@@ -45,22 +41,11 @@ def _number_classes(classes: int) -> tuple[str, ...]:
     return tuple(f"class {k}" for k in range(classes)) if classes > 1 else ()
 
 
-def describe_command() -> str:
-    """Returns the command of this process as typed; "Python" if there is none, or if it contains a secret."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] not in ("", "-c") else []
-    return "Python" if not words or list(find_secrets(words)) else shlex.join(words)
-
-
 def _describe_machine(*, on_gpu: bool) -> str:
     gpu = f", {torch.cuda.get_device_name()}" if on_gpu and torch.cuda.is_available() else ""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{gpu}"
 
 
 def _find_versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = ((package, find_version(package)) for package in PACKAGES)
+    return {"Python": platform.python_version(), **{package: each for package, each in found if each is not None}}

@@ -4,72 +4,31 @@ The same class runs in the driver's process and inside an actor, so a client gro
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import ClientCorrection, LocalRound
-from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
-from fednar_ray.core.schedules import Workload
 from fednar_ray.core.step_norms import summarize_norms
+from fednar_ray.core.threads import use_one_thread
 from fednar_ray.core.transfers import StagingBuffer, on_device
-from fednar_ray.data.batches import BatchPlan, ResidentShards
+from fednar_ray.data.batches import ResidentShards
 from fednar_ray.data.examples import Shards
-from fednar_ray.federated.gradients import Gradient, GroupGradient, SingleGradient
-from fednar_ray.models.tasks import CLASSIFICATION, Task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
-    """The settings that are the same in every round. They are sent to each trainer once.
-
-    Attributes:
-        model: The network with its initial parameters.
-        correction: The client's half of the algorithm.
-        regularizer: How a step is bounded and decayed.
-        weighted: Whether sums weight a client by its examples n_i, or by 1.
-        workload: Batch size, and steps or epochs per round.
-        seed: The experiment's seed.
-        changed_buffers: The names of the buffers that training changes. They are averaged over clients, which then
-            train one by one; all other buffers keep their values.
-        attack_factors: By client id, what a simulated attacker's update is multiplied by.
-        task: The loss.
-    """
-
-    model: nn.Module
-    correction: ClientCorrection
-    regularizer: Regularizer
-    weighted: bool
-    workload: Workload
-    seed: int
-    changed_buffers: tuple[str, ...]
-    attack_factors: Mapping[int, float] = field(default_factory=dict)
-    task: Task = CLASSIFICATION
-
+from fednar_ray.federated.gradients import GroupGradient, SingleGradient
+from fednar_ray.federated.local_steps import take_local_steps, to_column
+from fednar_ray.federated.training_plan import TrainingPlan
 
 HELD_BYTES = 2**30
 """Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""
-
-
-@dataclass(slots=True)
-class _StepSums:
-    """Sums over a group's local steps, one number per client, [C, 1] each."""
-
-    loss: Tensor
-    clipped: Tensor
-    decay: Tensor
-    norm: Tensor
-    norms: Tensor  # [K, C] of every step; those after a client's last step mean nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +44,6 @@ class _Trained:
     def nbytes(self) -> int:
         """The memory that it takes, in bytes."""
         return self.delta.nbytes + self.local_round.state.nbytes
-
-
-@contextmanager
-def use_one_thread() -> Iterator[None]:
-    """Lets torch use one thread, as in an actor, since sums over several threads round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class GroupTrainer:
@@ -183,7 +131,7 @@ class GroupTrainer:
         batches = self._shards.plan(task.client_ids, steps, batch_size, seed, broadcast.round_index)
         if task.verify and isinstance(gradient, GroupGradient):
             gradient.verify(batches, 0)
-        sums = self._descend(gradient, batches, steps, local_round, broadcast)
+        sums = take_local_steps(self._plan, gradient, batches, steps, local_round, broadcast.scalars)
         check_unchanged(gradient.module, self._constant_buffers)
         delta = gradient.params.sub_(global_params)  # in place: the next client group loads its own parameters
         self._apply_attacks(task.client_ids, delta)
@@ -245,40 +193,6 @@ class GroupTrainer:
                 row.copy_(on_device(kept, self._device))
         return states
 
-    def _descend(
-        self,
-        gradient: Gradient,
-        batches: BatchPlan,
-        steps: npt.NDArray[np.int64],
-        local_round: LocalRound,
-        broadcast: Broadcast,
-    ) -> _StepSums:
-        """Takes the local steps x ← x − η_t·direction, K_i of them in row i."""
-        params, scalars = gradient.params, broadcast.scalars
-        correct = self._plan.correction.correction(local_round)
-        norms = params.new_zeros(int(steps.max()), len(params))
-        loss_sum, clipped, decay, norm = (params.new_zeros(len(params), 1) for _ in range(4))
-        sums = _StepSums(loss_sum, clipped, decay, norm, norms)
-        taken, active, rate = self._to_column(steps), params.new_ones(len(params), 1), params.new_empty(len(params), 1)
-        rate.fill_(scalars.local_lr)
-        for step in range(int(steps.max())):
-            if step >= steps.min():  # some rows have taken all their steps
-                active = (taken > step).to(params.dtype)
-                rate = scalars.local_lr * active
-            grad, loss = gradient(batches, step)
-            direction = self._plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
-            params.addcmul_(direction.step, rate, value=-1)
-            sums.loss.addcmul_(loss.view(-1, 1), active)
-            sums.clipped.addcmul_(direction.scale < 1, active)
-            sums.decay.addcmul_(direction.decay, active)
-            sums.norm.addcmul_(direction.norm, active)
-            norms[step] = direction.norm.view(-1)
-        return sums
-
-    def _to_column(self, values: npt.NDArray[np.int64]) -> Tensor:
-        """Returns [C] as a float column [C, 1] on the device."""
-        return on_device(values.astype(np.float32), self._device).view(-1, 1)
-
     def _build_update(self, trained: _Trained, task: GroupTask) -> GroupUpdate:
         """Returns the group's sums over its included clients."""
         metrics, delta = trained.metrics, trained.delta
@@ -289,7 +203,9 @@ class GroupTrainer:
         mask = torch.from_numpy(metrics.included).to(self._device).view(-1, 1)
         if not metrics.included.all():
             delta = delta.where(mask, 0.0)
-        weights = self._to_column(metrics.examples if self._plan.weighted else np.ones_like(metrics.examples)).view(-1)
+        weights = to_column(
+            metrics.examples if self._plan.weighted else np.ones_like(metrics.examples), self._device
+        ).view(-1)
         states = self._compute_states(trained, delta, mask)
         buffers = trained.buffers
         return GroupUpdate(
@@ -313,12 +229,12 @@ class GroupTrainer:
         local_round, next_state = trained.local_round, self._plan.correction.next_state
         if next_state is None:
             return None
-        states = next_state(local_round, delta, self._to_column(trained.metrics.steps))
+        states = next_state(local_round, delta, to_column(trained.metrics.steps, self._device))
         return states if mask.all() else states.where(mask, local_round.state)
 
     def _sum_shared_changes(self, trained: _Trained, states: Tensor) -> dict[str, FloatVector]:
         """Returns Σ n_i·change_i for every shared vector. An excluded client has kept its state, so its change is 0."""
-        examples = self._to_column(trained.metrics.examples).view(-1)
+        examples = to_column(trained.metrics.examples, self._device).view(-1)
         return {
             name: (examples @ vector.change(trained.local_round, states)).cpu().numpy()
             for name, vector in self._plan.correction.shared.items()

@@ -3,142 +3,26 @@
 Scores are returned per example, in the order of the split, so a metric does not depend on who scored which examples.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import reduce
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from fednar_ray.core.buffers import copy_buffers, restore_buffers
-from fednar_ray.core.flat_params import load_buffers, load_parameters
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
-from fednar_ray.core.metric_names import SPLITS as SPLITS
 from fednar_ray.core.metric_sums import MetricSums
-from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
-from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
-from fednar_ray.core.transfers import on_device
-from fednar_ray.data.examples import Array, Examples, Shards
+from fednar_ray.data.examples import Array, Examples
 from fednar_ray.data.federated_data import FederatedData
+from fednar_ray.federated.client_summaries import compute_client_means, summarize_accuracies, summarize_errors
 from fednar_ray.federated.own_metrics import OwnMetric, compute_own_metrics
+from fednar_ray.federated.scoring import BATCH, CLIENTS
 from fednar_ray.models.metrics import compute_perplexity
-from fednar_ray.models.tasks import CLASSIFICATION, TASKS, Task
+from fednar_ray.models.tasks import TASKS, Task
 
-BATCH = 512  # examples per forward pass
 TASK_BATCHES = 4  # batches per call: more work than the call costs, and enough calls to keep all actors busy
-CLIENTS = "clients"
-
 Score = Callable[[EvalParams, Sequence[ScoringTask]], Iterator[Scores | MetricSums]]
-Offsets = npt.NDArray[np.int64]
-
-
-class Scorer:
-    """Scores examples on one device, where the model and the splits stay.
-
-    Args:
-        model: The network, which is copied.
-        shards: The clients' own examples.
-        splits: The held-out examples by name.
-        device: Where to compute.
-        task: The loss and the predictions.
-        offsets: Where each client's part of a split starts, [N + 1], for splits that are here as a whole.
-        seed: The experiment's seed, for random layers.
-        changed_buffers: The names of the buffers that ``EvalParams`` holds; None: all of them.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        shards: Shards,
-        splits: Mapping[str, Examples],
-        device: torch.device,
-        task: Task = CLASSIFICATION,
-        offsets: Mapping[str, Offsets] | None = None,
-        seed: int = 0,
-        changed_buffers: Sequence[str] | None = None,
-    ) -> None:
-        self._changed_buffers = changed_buffers
-        self._task, self._offsets, self._seed = task, offsets or {}, seed
-        self._model = copy_with_leaf_parameters(model).to(device).eval()
-        self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
-        self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
-        self._resident: dict[str, tuple[Tensor, Tensor]] = {}
-        self._loaded: tuple[object, ...] = ()
-
-    def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
-        """Returns the scores of the task's examples, or their sums if the task asks for sums only."""
-        x, y = self._get_rows(task)
-        parts = [self._score_batch(eval_params, x, y, i, task.start + i) for i in range(0, len(y), BATCH)]
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if not task.with_outputs:
-            del columns["outputs"]
-        if self._task.is_correct is None:
-            columns["errors"] = columns["predictions"] - y
-        else:
-            columns["correct"] = self._task.is_correct(columns["predictions"], y)
-        arrays: dict[str, Any] = {name: column.cpu().numpy() for name, column in columns.items()}
-        scores = Scores(**{"correct": None, **arrays})
-        return self._task.metric_sums(y.cpu().numpy(), scores) if task.sums_only else scores
-
-    def _score_batch(
-        self, eval_params: EvalParams, x: Tensor, y: Tensor, first: int, address: int
-    ) -> dict[str, Tensor]:
-        """Scores the batch that starts at row ``first``, with the model as given: no batch depends on earlier ones.
-
-        Random layers draw from generators whose address is the round and the batch's place in its split.
-        """
-        where = {"round_index": eval_params.round_index, "client_id": address}
-        seeds = seed_sequence(self._seed, Purpose.SCORING, **where)
-        self._given.restore(seeds)
-        self._load(eval_params)
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), seed_global_generators(seeds):
-            torch.default_generator.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
-            if devices:
-                torch.cuda.manual_seed(torch_seed(self._seed, Purpose.SCORING, **where))
-            return self._predict(x[first : first + BATCH], y[first : first + BATCH])
-
-    def _load(self, eval_params: EvalParams) -> None:
-        """Loads parameters and buffers, unless they are loaded and no forward pass has written to them."""
-        if self._loaded != (eval_params.round_index, *self._iter_versions()):
-            load_parameters(self._model, eval_params.parameters)
-            restore_buffers(self._model, self._given_buffers)
-            load_buffers(self._model, eval_params.buffers, self._changed_buffers)
-            self._loaded = (eval_params.round_index, *self._iter_versions())
-
-    def _iter_versions(self) -> Iterator[tuple[int, int]]:
-        for tensor in chain(self._model.parameters(), self._model.buffers()):
-            yield id(tensor), tensor._version
-
-    @torch.no_grad()
-    def _predict(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Returns what ``Scores`` holds for x [n, …] and y [n], by name, as far as it follows from the outputs."""
-        transform, task = self._shards.transform, self._task
-        outputs = self._model(x if transform is None else transform.normalize(x))
-        found = {"predictions": task.predictions(outputs), "losses": task.losses(outputs, y), "outputs": outputs}
-        if task.confidences is not None:
-            found["confidences"] = task.confidences(outputs)
-        if task.log_losses is not None:
-            found["log_losses"] = task.log_losses(outputs, y)
-        return found
-
-    def _get_rows(self, task: ScoringTask) -> tuple[Tensor, Tensor]:
-        if task.split not in self._resident:
-            split = self._splits[task.split]
-            self._resident[task.split] = on_device(split.x, self._device), on_device(split.y, self._device)
-        start, stop = task.start, task.stop
-        if task.client_id is not None and task.split == CLIENTS:
-            starts, sizes = self._shards.rows((task.client_id,))
-            start, stop = int(starts[0]), int(starts[0] + sizes[0])
-        elif task.client_id is not None and task.split in self._offsets:
-            first = int(self._offsets[task.split][task.client_id])
-            start, stop = first + start, first + stop
-        x, y = self._resident[task.split]
-        return x[start:stop], y[start:stop]
 
 
 class Evaluation:
@@ -285,35 +169,3 @@ def _split_by_range(split: str, examples: int) -> list[ScoringTask]:
     length = BATCH * TASK_BATCHES
     starts = range(0, examples, length)
     return [ScoringTask(split=split, start=start, stop=min(start + length, examples)) for start in starts]
-
-
-def summarize_accuracies(accuracies: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Returns the mean of the clients' accuracies, and the mean of the worst tenth (at least one client)."""
-    ordered = np.sort(accuracies)
-    return {
-        "client_accuracy_mean": float(ordered.mean()),
-        "client_accuracy_worst_decile": _average_first_tenth(ordered),
-    }
-
-
-def summarize_errors(mean_squares: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Returns the same of the clients' root mean squared errors, of which the highest are the worst."""
-    errors = np.sort(np.sqrt(mean_squares))[::-1]
-    return {"client_rmse_mean": float(errors.mean()), "client_rmse_worst_decile": _average_first_tenth(errors)}
-
-
-def compute_client_means(values: Array, offsets: Offsets) -> npt.NDArray[np.float64]:
-    """Computes the mean of each client that has examples, in the order of clients.
-
-    Args:
-        values: One value per example, clients one after the other, [Σ n_i].
-        offsets: Where each client's values start, [N + 1].
-    """
-    sizes = np.diff(offsets)
-    starts = offsets[:-1][sizes > 0]
-    sums: npt.NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64)
-    return sums / sizes[sizes > 0]
-
-
-def _average_first_tenth(ordered: npt.NDArray[np.float64]) -> float:
-    return float(ordered[: max(1, len(ordered) // 10)].mean())

@@ -12,7 +12,7 @@ def describe_difference(name: str, change: float, interval: float | None, seeds:
         interval: The half-width of its 95 % interval; None if it is not known, which is so for a single seed.
         seeds: The number of seeds.
 
-    Example:
+    Examples:
         >>> describe_difference("accuracy", 0.2, 0.02, 3)
         '+20.0 points (95 % interval +18.0 to +22.0), better beyond luck with 3 seeds'
     """

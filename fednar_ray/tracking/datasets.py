@@ -8,8 +8,8 @@ import numpy as np
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
-CONTEXT_TAG = "mlflow.data.context"  # MLflow's: what a data set is used for
-TRAINING = "training"
+from fednar_ray.tracking.tags import TRAINING
+
 COLUMN_TYPES = {
     "number": DataType.double,
     "boolean": DataType.boolean,

@@ -10,6 +10,7 @@ import torch
 from mlflow.tracking.context.git_context import GitRunContext
 from mlflow.tracking.context.registry import resolve_tags
 
+from fednar_ray.core.credentials import find_secrets
 from fednar_ray.tracking.tags import (
     COMMAND_TAG,
     FEDNAR_VERSION_TAG,
@@ -32,28 +33,33 @@ def build_origin_tags() -> dict[str, str]:
     context = resolve_tags(ignore=[GitRunContext])
     found = {
         **{name: context.get(name) for name in (USER_TAG, *SOURCE_TAGS)},
-        COMMAND_TAG: _find_command(),
+        COMMAND_TAG: (find_command() or "")[:LONGEST_COMMAND],
         GIT_COMMIT_TAG: _find_git_commit(),
-        FEDNAR_VERSION_TAG: _get_version("fednar-ray"),
-        RAY_VERSION_TAG: _get_version("ray"),
+        FEDNAR_VERSION_TAG: find_version("fednar-ray") or "unknown",
+        RAY_VERSION_TAG: find_version("ray") or "unknown",
         TORCH_VERSION_TAG: torch.__version__,
     }
     return {name: value for name, value in found.items() if value}
 
 
-def _find_command() -> str | None:
-    """Returns the command as typed; None in another program, whose arguments are not known to be harmless."""
+def find_command() -> str | None:
+    """Returns the ``fednar`` command of this process as typed.
+
+    Returns:
+        The command; None if it contains a secret, and in another program, whose arguments are not known to be harmless.
+    """
     program, *words = sys.argv or [""]
-    if Path(program).name != COMMAND:
+    if Path(program).name != COMMAND or list(find_secrets(words)):
         return None
-    return shlex.join([COMMAND, *words])[:LONGEST_COMMAND]
+    return shlex.join([COMMAND, *words])
 
 
-def _get_version(package: str) -> str:
+def find_version(package: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "unknown"
+        return None
 
 
 def _find_git_commit() -> str | None:

@@ -12,6 +12,7 @@ from fednar_ray.tracking.file_writes import raise_as_run_failed, replace_file
 from fednar_ray.tracking.json_lines import JsonLines, read_lines
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX
+from fednar_ray.tracking.tags import TRAINING
 
 
 def _is_text(value: object) -> bool:
@@ -38,7 +39,7 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
         "digest": _is_text,
         "profile": lambda value: isinstance(value, dict),
         "context": _is_text,
-        "schema": _is_text,
+        "schema": lambda value: value is None or _is_text(value),
     },
     "note": {"text": _is_text, "experiment_text": _is_text},
     "view": {"tag": lambda value: _is_text(value) and value.startswith(VIEW_TAG_PREFIX), "value": _is_text},
@@ -50,6 +51,8 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time": _is_integer},
 }
 """The kinds of operations, with their fields and the check of each field."""
+EARLIER: Mapping[str, Mapping[str, Any]] = {"data": {"context": TRAINING, "schema": None}}
+"""The fields that operations of earlier versions lack, with what those versions sent to MLflow."""
 
 
 def parse_operation(line: str) -> Operation | None:
@@ -57,6 +60,7 @@ def parse_operation(line: str) -> Operation | None:
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str) or fields["kind"] not in FIELDS:
         return None
+    fields = {**EARLIER.get(fields["kind"], {}), **fields}
     wanted = FIELDS[fields["kind"]]
     return fields if all(name in fields and fits(fields[name]) for name, fits in wanted.items()) else None
 

@@ -7,6 +7,9 @@ GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's: the commit of the worki
 
 NOTE_TAG = "mlflow.note.content"  # MLflow's: Markdown that its UI shows first; also of experiments
 
+CONTEXT_TAG = "mlflow.data.context"  # MLflow's, of a data set: what it is used for
+TRAINING = "training"  # the value of that tag for the data that clients train on
+
 KIND_TAG = "fednar.kind"  # search, comparison, trial, best or baseline; absent for other runs
 SEARCH_TAG = "fednar.search"  # the name of the search that the run is, or belongs to
 SEARCH_ID_TAG = "fednar.search_id"  # of a search's parent run: an id that is known before MLflow gives the run's

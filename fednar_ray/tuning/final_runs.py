@@ -15,8 +15,9 @@ from fednar_ray.core.reports import RoundReport
 from fednar_ray.core.stages import announce, update
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
+from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.train import train
 from fednar_ray.report.run_plots import find_last, find_measure
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run

@@ -15,7 +15,7 @@ from fednar_ray.core.stages import open_lines
 from fednar_ray.report.axes import format_searched_value, format_values, shorten_key
 from fednar_ray.report.progress import write_stage
 from fednar_ray.report.tables import Column, print_table
-from fednar_ray.tuning.search import SearchResult
+from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
 
 LISTED_TRIALS = 10

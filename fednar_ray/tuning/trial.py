@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 
 from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.metric_names import CLIENT_METRICS, SHARES
 from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.journal import format_line
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
@@ -126,7 +127,7 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         done = failure is not None or self._is_complete
         seconds, self._start_seconds = self._start_seconds + time.perf_counter() - start, 0.0
         return TrialReport(
-            value=value if failure is None else get_worst_value(search.mode),
+            value=value if failure is None else get_worst_value(search.metric, search.mode),
             rounds=self._rounds_done,
             lines=tuple(format_line(record) for record in records),
             failure=failure,
@@ -151,9 +152,16 @@ class FederatedTrial(tune.Trainable):  # type: ignore[misc]
         self._reported_rounds = 0  # the recorder ignores rounds that it already has
 
 
-def get_worst_value(mode: str) -> float:
-    """Returns the value that ranks a failed trial last."""
-    return 0.0 if mode == "max" else math.inf
+def get_worst_value(metric: str, mode: str) -> float:
+    """Returns the value that ranks a failed trial last, which no model can fall short of.
+
+    Args:
+        metric: The search's metric. R² and a user's own metrics have no lowest value.
+        mode: ``max`` or ``min``: which values of the metric are better.
+    """
+    if mode == "min":
+        return math.inf
+    return 0.0 if metric in CLIENT_METRICS or metric.removeprefix("validation_") in SHARES else -math.inf
 
 
 def _get_seed_directory(checkpoint: str, federation: TrialFederation) -> Path:

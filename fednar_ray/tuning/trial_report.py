@@ -1,10 +1,12 @@
 """What a trial reports to Tune, and the one place that converts a report to and from Tune's dictionary."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 ROUNDS_KEY = "rounds"  # in Tune's dictionary: schedulers measure a trial's progress by it
+LARGEST = 1e300  # stands for infinity in Tune's dictionary; sums of some are finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +46,17 @@ class TrialReport:
     should_checkpoint: bool
 
     def to_tune(self, metric: str) -> dict[str, Any]:
-        """Returns the dictionary that a Trainable's ``step`` returns, with the value under the metric's name."""
+        """Returns the dictionary that a Trainable's ``step`` returns, with the value under the metric's name.
+
+        Its value is finite: schedulers compute means and quantiles of the values of several trials.
+        """
         report = asdict(self)
-        return {metric: report.pop("value"), **report}
+        return {metric: max(-LARGEST, min(report.pop("value"), LARGEST)), **report}
 
     @classmethod
     def from_tune(cls, result: Mapping[str, Any], metric: str) -> "TrialReport":
         """Reads a report from the dictionary that Tune hands to callbacks, which has keys of Tune's own as well."""
         report = {field.name: result[field.name] for field in fields(cls) if field.name not in ("value", "lineage")}
         lineage = None if result["lineage"] is None else Lineage(**result["lineage"])
-        return cls(value=float(result[metric]), lineage=lineage, **report)
+        value = float(result[metric])
+        return cls(value=value if abs(value) < LARGEST else math.copysign(math.inf, value), lineage=lineage, **report)

@@ -16,7 +16,8 @@ from fednar_ray.experiments.callbacks import CallbackSource
 from fednar_ray.experiments.given import Given, name_metrics
 from fednar_ray.report.notebook_progress import Bar, NotebookDisplay, build_progress_console, choose_place
 from fednar_ray.tuning.progress import format_best, format_counts, show_search
-from fednar_ray.tuning.search import SearchResult, resume_search, start_search
+from fednar_ray.tuning.search import resume_search, start_search
+from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
 
 

@@ -1,8 +1,7 @@
-"""Experiment files: all problems are found and reported together, each with its key, its value and a remedy."""
+"""Experiment files are read, refused with their line, and written; experiments that ship with the package."""
 
 import contextlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import fednar_ray as fr
-from fednar_ray.config import (
-    PRESET_SETTINGS,
-    Document,
-    Domain,
-    build_document,
-    dump,
-    flatten_chosen_settings,
-    flatten_settings,
-    load_document,
-    load_embedded,
-)
+from fednar_ray.config import PRESET_SETTINGS, build_document, dump, load_document, load_embedded
 from fednar_ray.config.loading import parse_document
+from tests.support.experiment_files import SMALL
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data": {"partition": {"clients": 4}},
-    "model": {"name": "mlp"},
-    "federation": {"rounds": 2, "local_steps": 1},
-}
 EXPERIMENT_KEYS = {
     "": ["name", "seed", "data", "model", "federation", "algorithm", "regularizer", "execution", "tracking"],
     "data": ["source", "validation", "partition", "kind", "clients", "alpha", "shards_per_client", "min_examples"],
@@ -42,197 +27,6 @@ EXPERIMENT_KEYS = {
     "tracking": ["uri", "experiment"],
     "compare": ["regularizers", "weight_decays", "seeds", "target_accuracy", "target_rmse", "target", "final_rounds"],
 }
-
-
-def parse_experiment(experiment: Any, *overrides: str, **sections: Any) -> Document:
-    return parse_document(yaml.safe_dump({"experiment": experiment, **sections}), "f.yaml", overrides)
-
-
-def find_problems(*overrides: str, base: Any = SMALL, **sections: Any) -> tuple[str, ...]:
-    with pytest.raises(fr.ConfigError) as caught:
-        parse_experiment(base, *overrides, **sections)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
-
-
-@pytest.mark.parametrize(
-    ("override", "known"),
-    [
-        ("sede=1", "seed"),
-        ("data.validtion=1", "validation"),
-        ("data.partition.cleints=1", "clients"),
-        ("model.hiden=1", "hidden"),
-        ("federation.ronds=1", "rounds"),
-        ("algorithm.local_rl=1", "local_lr"),
-        ("regularizer.clip_bond=1", "clip_bound"),
-        ("execution.placment=1", "placement"),
-        ("tracking.urii=1", "uri"),
-        ("compare.seed=1", "seeds"),
-    ],
-)
-def test_an_unknown_key_suggests_the_nearest_known_one(override: str, known: str) -> None:
-    key = override.removesuffix("=1")
-    assert find_problems(override) == (f"{key}: 1: unknown key; did you mean {known}?",)
-
-
-def test_a_key_without_a_similar_name_lists_the_known_ones() -> None:
-    assert find_problems("tracking.zzz=1") == (
-        "tracking.zzz: 1: unknown key; known here: uri, experiment, system_metrics",
-    )
-
-
-def test_an_unknown_section_suggests_the_nearest() -> None:
-    with pytest.raises(fr.ConfigError) as caught:
-        parse_document("experimnt: {}", "f.yaml")
-    assert caught.value.problems == (
-        "experimnt: unknown section; did you mean experiment?",
-        "f.yaml: has no experiment section",
-    )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "lines"),
-    [
-        (["name=../x"], ["name: '../x'"]),
-        (["seed=-1"], ["seed: -1 should be greater than or equal to 0"]),
-        (["data.source=minst"], ["data.source: 'minst' should be 'digits', 'cifar10'"]),
-        (["data.validation=1"], ["data.validation: 1 should be less than 1"]),
-        (["data.partition.alpha=0"], ["data.partition.alpha: 0 should be greater than 0"]),
-        (["data.partition.clients=null"], ["data.partition.clients: None: set the number of clients"]),
-        (["data.partition.kind=natural"], ["data.partition.kind: 'natural': digits has no groups"]),
-        (["model=null"], ["model: None: a data section needs a model section"]),
-        (["federation.rounds=0"], ["federation.rounds: 0 should be greater than or equal to 1"]),
-        (["federation.rounds=2.5"], ["federation.rounds: 2.5 should be a valid integer"]),
-        (["algorithm.name=fedavgm(ep)"], ["algorithm.name: 'fedavgm(ep)' should be 'fedavg', 'fedprox'"]),
-        (["algorithm.local_lr_anneal=1.1"], ["algorithm.local_lr_anneal: 1.1 should be less than or equal to 1"]),
-        (["regularizer.clip_bound=0"], ["regularizer.clip_bound: 0 should be greater than 0"]),
-        (["regularizer.clip_bound=many"], ["regularizer.clip_bound: 'many' should be a valid number"]),
-        (["execution.actors=many"], ["execution.actors: 'many'"]),
-        (["execution.actors=0"], ["execution.actors: 0"]),
-        (["execution.gpus_per_actor=-1"], ["execution.gpus_per_actor: -1"]),
-        (["execution.vectorize=wide"], ["execution.vectorize: 'wide'"]),
-        (
-            ["execution.placement=dedicated", "execution.vectorize=4"],
-            ["execution.vectorize: 4: dedicated trains one client per actor; use 1 or auto"],
-        ),
-        (
-            ["federation.clients_per_round=50"],
-            ["federation.clients_per_round: 50 is more than data.partition.clients (4); use 1 to 4"],
-        ),
-        (["compare.regularizers=[fedna]"], ["compare.regularizers.0: 'fedna' should be 'fednar', 'decoupled'"]),
-        (["compare.target_accuracy=1.5"], ["compare.target_accuracy: 1.5 should be less than or equal to 1"]),
-    ],
-)
-def test_a_problem_names_key_value_and_remedy(overrides: list[str], lines: list[str]) -> None:
-    found = find_problems(*overrides)
-    assert len(found) == len(lines), found
-    for problem, line in zip(found, lines, strict=True):
-        assert problem.startswith(line)
-
-
-def test_all_problems_are_reported_at_once() -> None:
-    found = find_problems(
-        "nonsense",
-        "seed=x",
-        "data.validation=2",
-        "regularizer.clip_bond=1",
-        "federation.local_epochs=1",  # in addition to local_steps
-        "compare.seeds=0",
-        tuning={},
-    )
-    places = ["tuning:", "nonsense:", "seed:", "data.validation:", "regularizer.clip_bond:", "compare.seeds:"]
-    places += ["federation.local_steps:"]
-    assert sorted(problem.split()[0] for problem in found) == sorted(places)
-
-
-def test_problems_across_sections_come_with_those_of_other_sections() -> None:
-    found = find_problems("regularizer.clip_bound=-1", "federation.clients_per_round=50", "federation.local_epochs=1")
-    assert sorted(problem.split()[0] for problem in found) == [
-        "federation.clients_per_round:",
-        "federation.local_steps:",
-        "regularizer.clip_bound:",
-    ]
-
-
-@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "true", "false"])
-@pytest.mark.parametrize(
-    "key",
-    [
-        "algorithm.local_lr",
-        "algorithm.local_lr_anneal",
-        "algorithm.server_lr",
-        "regularizer.weight_decay",
-        "regularizer.clip_bound",
-        "data.validation",
-        "data.partition.alpha",
-        "federation.rounds",
-        "federation.batch_size",
-        "seed",
-        "execution.cpus_per_actor",
-        "execution.gpus_per_actor",
-        "compare.seeds",
-        "compare.target_accuracy",
-        "compare.final_rounds",
-        "compare.weight_decays",
-    ],
-)
-def test_infinity_nan_and_bool_are_refused_as_numbers(key: str, value: str) -> None:
-    override = f"{key}=[{value}]" if key == "compare.weight_decays" else f"{key}={value}"
-    assert all(problem.startswith(key) for problem in find_problems(override))
-
-
-@pytest.mark.parametrize(
-    ("steps", "epochs", "good"), [(1, None, True), (None, 1, True), (1, 1, False), (None, None, False)]
-)
-def test_only_one_of_local_steps_and_local_epochs_may_be_set(steps: int | None, epochs: int | None, good: bool) -> None:
-    overrides = [f"federation.local_steps={steps or 'null'}", f"federation.local_epochs={epochs or 'null'}"]
-    if good:
-        federation = parse_experiment(SMALL, *overrides).experiment.federation
-        assert (federation.local_steps, federation.local_epochs) == (steps, epochs)
-    else:
-        line = f"federation.local_steps: {steps}: set either local_steps or local_epochs"
-        assert find_problems(*overrides) == (line,)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "lines"),
-    [
-        ("[[0]]", ["federation.participation: 1 lists fewer rounds than rounds (2)"]),
-        ("[[0], []]", ["federation.participation.1: []: list at least one client, and none twice"]),
-        ("[[1, 1], [0]]", ["federation.participation.0: [1, 1]: list at least one client, and none twice"]),
-        ("[[0], [3, 4]]", ["federation.participation.1: [3, 4]: client ids run from 0 to 3"]),
-        ("[[0], [-1]]", ["federation.participation.1.0: -1 should be greater than or equal to 0"]),
-        ("[[0], [true]]", ["federation.participation.1.0: True should be a number, not true or false"]),
-        ("[[4, 4]]", ["federation.participation:", "federation.participation.0:", "federation.participation.0:"]),
-    ],
-)
-def test_participation_is_validated(schedule: str, lines: list[str]) -> None:
-    found = find_problems(f"federation.participation={schedule}")
-    assert len(found) == len(lines), found
-    assert all(problem.startswith(line) for problem, line in zip(found, lines, strict=True)), found
-
-
-def test_a_valid_schedule_is_kept() -> None:
-    federation = parse_experiment(SMALL, "federation.participation=[[3, 0], [1], [2]]").experiment.federation
-    assert federation.participation == ((3, 0), (1,), (2,))
-
-
-@pytest.mark.parametrize("preset", PRESET_SETTINGS)
-def test_a_preset_refuses_settings_that_it_does_not_use(preset: str) -> None:
-    optional = set().union(*PRESET_SETTINGS.values())
-    for key in sorted(optional - set(PRESET_SETTINGS[preset])):
-        (problem,) = find_problems(f"algorithm.name={preset}", f"algorithm.{key}=0.5")
-        assert f"{preset} does not read {key}: it belongs to " in problem
-        assert all(name in problem for name, read in PRESET_SETTINGS.items() if key in read)
-
-
-@pytest.mark.parametrize("preset", PRESET_SETTINGS)
-def test_a_preset_fills_its_defaults_and_accepts_the_neutral_server_lr(preset: str) -> None:
-    defaults = dict(PRESET_SETTINGS[preset])
-    plain = parse_experiment(SMALL, f"algorithm.name={preset}").experiment.algorithm
-    assert {key: getattr(plain, key) for key in defaults} == defaults
-    neutral = parse_experiment(SMALL, f"algorithm.name={preset}", "algorithm.server_lr=1.0").experiment.algorithm
-    assert getattr(neutral, "server_lr", None) == (1.0 if "server_lr" in defaults else None)
 
 
 def test_a_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
@@ -291,56 +85,6 @@ def test_yaml_anchors_and_merges_work() -> None:
     assert (regularizer.clip_bound, regularizer.weight_decay) == (3, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("override", "value"),
-    [
-        ("seed=7", 7),
-        (" seed = 7 ", 7),
-        ("experiment.seed=7", 7),
-        ("federation={rounds: 5, local_epochs: 2}", 5),
-        ("regularizer.clip_bound=1e-3", 1e-3),
-        ("algorithm.local_lr=.5", 0.5),
-        ("tracking.uri=postgresql://u@h/d?a=b", "postgresql://u@h/d?a=b"),
-        ("data.partition.kind=shards", "shards"),
-        ("federation.clients_per_round=null", None),
-        ("federation.clients_per_round=", None),
-    ],
-)
-def test_overrides_change_settings(override: str, value: object) -> None:
-    found: Any = parse_experiment(SMALL, override).experiment
-    for key in override.partition("=")[0].strip().removeprefix("experiment.").split("."):
-        found = getattr(found, key)
-    assert (found.rounds if override.startswith("federation={") else found) == value
-
-
-def test_later_overrides_win_and_missing_sections_are_created() -> None:
-    document = parse_experiment(SMALL, "seed=1", "seed=2", "compare.seeds=9", "search.space.a.b={uniform: [0, 1]}")
-    assert (document.experiment.seed, document.compare.seeds) == (2, 9)
-    assert document.search is not None
-    assert document.search.space == {"a.b": Domain(kind="uniform", values=(0, 1))}
-
-
-@pytest.mark.parametrize("override", ["a", "=1", "a.=1", ".a=1", "a..b=1", ""])
-def test_an_override_is_a_key_path_and_a_value(override: str) -> None:
-    assert find_problems(override) == (f"{override}: should be key=value, such as federation.rounds=5",)
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("seed=[", "seed: '[': the value is not YAML"),
-        ("seed={a: 1, a: 2}", "seed: '{a: 1, a: 2}': the value is not YAML"),
-        ("seed=2001-99-01", "seed: '2001-99-01': the value is not YAML"),
-        ("seed=0x_", "seed: '0x_': the value is not YAML"),
-        ("model.name.x=1", "model.name.x: name holds a value, not a section"),
-        ("data=1", "data: 1 "),
-    ],
-)
-def test_an_invalid_override_is_refused_with_the_reason(override: str, line: str) -> None:
-    (problem,) = find_problems(override)
-    assert problem.startswith(line)
-
-
 def test_the_embedded_files_exist_once_and_tune_configs_links_to_them() -> None:
     shipped = sorted((ROOT / "fednar_ray" / "config" / "defaults").glob("*.yaml"))
     assert [path.name for path in shipped] == ["compare.yaml", "digits.yaml", "silos.yaml"]
@@ -373,43 +117,6 @@ experiment:
 
 def test_the_default_with_every_key_written_out_equals_the_embedded_default() -> None:
     assert parse_document(WRITTEN_OUT, "f.yaml").experiment == load_embedded("digits").experiment
-
-
-def test_an_experiment_is_immutable() -> None:
-    experiment = load_embedded("digits").experiment
-    for settings_, key in (
-        (experiment, "seed"),
-        (experiment.data, "validation"),
-        (experiment.data.partition, "clients"),
-        (experiment.federation, "rounds"),
-        (experiment.regularizer, "clip_bound"),
-    ):
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(settings_, key, 1)
-
-
-@pytest.mark.parametrize(
-    ("uri", "absolute"),
-    [
-        ("sqlite:///mlflow.db", "sqlite:///{cwd}/mlflow.db"),
-        ("sqlite:///sub/../m.db", "sqlite:///{cwd}/m.db"),
-        ("sqlite:////data/m.db", "sqlite:////data/m.db"),
-        ("mlruns", "{cwd}/mlruns"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("databricks", "databricks"),
-    ],
-)
-def test_a_relative_tracking_uri_becomes_absolute(
-    uri: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert parse_experiment(SMALL, f"tracking.uri={uri}").experiment.tracking.uri == absolute.format(cwd=tmp_path)
-
-
-def test_errors_survive_pickling() -> None:
-    error = fr.ConfigError(("a: 1: wrong", "b: 2: wrong"))
-    back = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-    assert (back.problems, str(back)) == (error.problems, "a: 1: wrong\nb: 2: wrong")
 
 
 positive = st.floats(min_value=1e-300, max_value=1e300)
@@ -530,19 +237,6 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_python_values_are_validated_or_refused(values: Any) -> None:
     with contextlib.suppress(ValidationError):
         assert isinstance(fr.Experiment.model_validate(values), fr.Experiment)
-
-
-def test_chosen_settings_are_those_that_were_set_and_those_that_follow_from_the_preset():
-    experiment = fr.Experiment.model_validate(
-        {"federation": {"local_steps": 3}, "algorithm": {"name": "fedprox", "mu": 0.5}, "checkpoint": {"every": None}}
-    )
-    chosen, everything = flatten_chosen_settings(experiment), flatten_settings(experiment)
-    assert chosen.items() <= everything.items()
-    assert (chosen["federation.local_steps"], chosen["federation.rounds"]) == (3, everything["federation.rounds"])
-    assert (chosen["algorithm.mu"], chosen["algorithm.server_lr"], chosen["regularizer.name"]) == (0.5, 1.0, "fednar")
-    left_out = {key.partition(".")[0] for key in set(everything) - set(chosen)}
-    assert {"execution", "aggregation", "evaluation"} <= left_out
-    assert not {"algorithm", "regularizer", "seed", "name"} & left_out
 
 
 # --- Experiments by name, and documents from Python

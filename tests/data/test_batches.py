@@ -12,7 +12,7 @@ from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.batches import ResidentShards, plan_client_batches
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.transforms import Augmentation, Transform, compute_channel_statistics
-from fednar_ray.federated.evaluation import Scorer
+from fednar_ray.federated.scoring import Scorer
 from tests.conftest import build_small_federation
 
 CPU = torch.device("cpu")

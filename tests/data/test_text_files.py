@@ -10,7 +10,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from fednar_ray.config import read_data
-from fednar_ray.config.data import CsvSettings
+from fednar_ray.config.tables import CsvSettings
 from fednar_ray.core.errors import BadInput, DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.data.files import load_file_federation

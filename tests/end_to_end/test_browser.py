@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.tracker import RunTracker
 from tests.support.commands import build_environment
 from tests.support.processes import FEDNAR
 from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for

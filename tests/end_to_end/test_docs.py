@@ -26,7 +26,8 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import flatten_settings, load_document, load_embedded
 from fednar_ray.config.describe import list_sections
-from fednar_ray.config.loading import SECTIONS, parse_document
+from fednar_ray.config.dotted_keys import SECTIONS
+from fednar_ray.config.loading import parse_document
 from tests.end_to_end.test_browser import CHROMIUM, QUIET
 from tests.support.servers import PATIENCE_SECONDS
 

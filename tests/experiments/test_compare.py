@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -315,15 +316,21 @@ def test_a_resumed_comparison_equals_an_uninterrupted_one(rounds, data, whole):
     assert len([*Path("runs").iterdir()]) == RUNS + 1
 
 
-def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole):
+def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_again(data, whole, caplog):
+    caplog.set_level(logging.WARNING, logger="fednar_ray")
     file = str(write(data))
     assert "no comparison of 'small' to resume; starting a new one" in run_fednar("compare", file, "--resume").output
     (name,) = {path.parent.name for path in Path("runs").glob("*/comparison.yaml")}
     count = len([*Path("runs").iterdir()])
+    first = find(name)
+    facts = RunDirectory(first.directory.parent / str(first.runs[0].directory)).facts
     for arguments in ([file, "--resume"], ["--resume", name], ["--resume", name.rpartition("-")[2]]):
+        facts.write_text("{")  # after the last round, a warning about it is enough
         result = run_and_parse(*arguments)
         assert result["name"] == name
         assert drop_durations(result["rows"]) == whole[0]
+        assert f"{facts} does not say how the run was made" in caplog.text
+        caplog.clear()
     assert len([*Path("runs").iterdir()]) == count
     assert load_statuses() == ["FINISHED"] * (RUNS + 1)
 

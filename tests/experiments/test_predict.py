@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fednar_ray.config.data import CsvSettings
+from fednar_ray.config.tables import CsvSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing, join_preprocessing

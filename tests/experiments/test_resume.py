@@ -25,7 +25,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.timing import DURATIONS
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import train
+from fednar_ray.experiments.train import train
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import lock_run_directory

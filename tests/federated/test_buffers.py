@@ -16,7 +16,7 @@ from fednar_ray.core.buffers import find_changed_buffers, have_same_bits
 from fednar_ray.core.errors import BuffersChanged, ModelError
 from fednar_ray.core.exclusion import Exclusion, ExclusionReason
 from fednar_ray.core.flat_params import flatten_buffers, load_buffers
-from fednar_ray.federated.vectorization import probe
+from fednar_ray.federated.model_traits import probe
 from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 

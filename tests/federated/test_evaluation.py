@@ -13,21 +13,15 @@ from torch import nn
 import fednar_ray as fr
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import EvalParams, ScoringTask
+from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import open_pool, plan_execution
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.federated.evaluation import (
-    BATCH,
-    CLIENTS,
-    SPLITS,
-    TASK_BATCHES,
-    Evaluation,
-    Scorer,
-    compute_client_means,
-    summarize_accuracies,
-)
+from fednar_ray.federated.client_summaries import compute_client_means, summarize_accuracies
+from fednar_ray.federated.evaluation import TASK_BATCHES, Evaluation
+from fednar_ray.federated.scoring import BATCH, CLIENTS, Scorer
 
 A_TASK = BATCH * TASK_BATCHES
 HELD_OUT = {"test_accuracy", "test_loss", "validation_accuracy", "validation_loss"}

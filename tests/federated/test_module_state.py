@@ -25,7 +25,7 @@ from fednar_ray.core.module_state import GivenState, copy_model
 from fednar_ray.core.random import Purpose, generator, seed_sequence
 from fednar_ray.data.batches import plan_client_batches
 from fednar_ray.data.examples import Examples
-from fednar_ray.federated.vectorization import probe
+from fednar_ray.federated.model_traits import probe
 from tests.conftest import build_small_federation
 from tests.support.stores import create_store
 
@@ -657,7 +657,7 @@ def test_the_comparison_changes_no_bits_and_accepts_dropout(width: int, monkeypa
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 16), nn.Dropout(0.5), nn.GELU(), nn.Linear(16, 3))
     compared = train_to_end(model, width, rounds=4)
-    monkeypatch.setattr("fednar_ray.federated.round_loop._is_verified", lambda index: False)
+    monkeypatch.setattr("fednar_ray.federated.collection._is_verified", lambda index: False)
     assert train_to_end(model, width, rounds=4).parameters.tobytes() == compared.parameters.tobytes()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.core.step_norms import LEVELS
-from fednar_ray.federated import round_loop as rounds
+from fednar_ray.federated import round_metrics
 from fednar_ray.tracking.journal import format_line, parse_line
 
 
@@ -61,7 +61,7 @@ def test_the_norm_of_a_baseline_is_of_the_gradient_alone(federation):
 
 
 def test_a_record_keeps_the_norms_of_a_limited_number_of_clients(federation, monkeypatch):
-    monkeypatch.setattr(rounds, "MOST_NORMS", 2)
+    monkeypatch.setattr(round_metrics, "MOST_NORMS", 2)
     for report in train(federation, {"name": "none"}):
         assert tuple(report.step_norms) == report.client_ids[:2]
         assert report.metrics["step_norm_p10"] < report.metrics["step_norm_p90"]  # over all four clients

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,32 +12,27 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import hypothesis
 import mlflow
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 
 import fednar_ray as fr
-from fednar_ray.core.errors import BadInput, RunFailed, TrackingUnavailable
-from fednar_ray.core.exclusion import Exclusion, ExclusionReason
+from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.generators import drain
-from fednar_ray.core.reports import RoundRecord
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.experiments.run import train
+from fednar_ray.experiments.train import train
 from fednar_ray.tracking import sender
-from fednar_ray.tracking.delivery import is_refusal
-from fednar_ray.tracking.journal import Journal, load_records, parse_line
-from fednar_ray.tracking.json_lines import JsonLines, read_lines
-from fednar_ray.tracking.mlflow import DataSummary, RunTracker, Store
+from fednar_ray.tracking.datasets import DataSummary
+from fednar_ray.tracking.journal import Journal, load_records
+from fednar_ray.tracking.json_lines import read_lines
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
-from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.sync import sync
+from fednar_ray.tracking.tracker import RunTracker
 from tests.conftest import set_mlflow_store
+from tests.support.journals import build_record
 from tests.support.processes import ForkedProcess, finish
 from tests.support.servers import Proxy, Server, wait_for
 from tests.support.stores import create_store
@@ -343,16 +337,10 @@ def create_run(database: Store, uri: str | None = None) -> str:
     )
 
 
-def record(index: int, loss: float = 0.5) -> RoundRecord:
-    metrics = {"train_loss": loss, "clients_trained": 2.0}
-    excluded = {3: Exclusion(ExclusionReason.FAILED, "gone")}
-    return RoundRecord(round_index=index, metrics=metrics, client_ids=(1, 3), exclusions=excluded)
-
-
 def follow(tracker: RunTracker, journal: Journal, rounds: range) -> None:
     """Records rounds in the journal and reports them to the tracker."""
     for index in rounds:
-        journal.log(record(index))
+        journal.log(build_record(index))
         tracker.follow(journal)
 
 
@@ -502,7 +490,7 @@ def test_a_run_deleted_from_mlflow_is_warned_about_once(
             follow(tracker, journal, range(index, index + 1))
             tracker.log_tags({"round": str(index)})
     assert count_warnings(caplog, "refuses a part of run") == 1
-    assert load_records(directory) == (record(0), record(1), record(2))
+    assert load_records(directory) == (build_record(0), build_record(1), build_record(2))
 
 
 def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path) -> None:
@@ -514,143 +502,3 @@ def test_sync_skips_a_run_that_is_being_written(database: Store, tmp_path: Path)
             pass
     assert sync(directory).skipped is None
     assert "does not say which MLflow run" in str(sync(tmp_path))
-
-
-records = st.builds(
-    RoundRecord,
-    round_index=st.just(0),
-    metrics=st.dictionaries(st.text(max_size=20), st.floats(allow_infinity=False), max_size=5),
-    client_ids=st.lists(st.integers(0, 10**6), max_size=5).map(tuple),
-    exclusions=st.dictionaries(
-        st.integers(0, 10**6), st.builds(Exclusion, st.sampled_from(ExclusionReason), st.text(max_size=20)), max_size=3
-    ),
-)
-
-
-@hypothesis.settings(max_examples=20, deadline=None)
-@hypothesis.given(drawn=st.lists(records, max_size=10))
-def test_rounds_are_read_back_unchanged(drawn: list[RoundRecord], tmp_path_factory: pytest.TempPathFactory) -> None:
-    history = [dataclasses.replace(record, round_index=index) for index, record in enumerate(drawn)]
-    directory = tmp_path_factory.mktemp("journal")
-    with Journal(directory, EXPERIMENT) as journal:
-        for record in history:
-            journal.log(record)
-        back = [
-            journal.get_records(),
-            load_records(directory),
-            [parse_line(line) for line in journal.get_lines(len(history))],
-        ]
-    for read in back:
-        np.testing.assert_equal([*map(dataclasses.asdict, read)], [*map(dataclasses.asdict, history)])  # NaN is NaN
-
-
-def test_infinite_values_become_null_in_the_journal(tmp_path: Path) -> None:
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        journal.log(record(0, loss=float("-inf")))
-        assert np.isnan(journal.get_records()[0].metrics["train_loss"])
-
-
-@pytest.mark.parametrize("cut", [1, 40, 10**6])
-def test_a_journal_cut_anywhere_keeps_its_complete_lines(
-    cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        for index in range(3):
-            journal.log(record(index))
-        lines = journal.get_lines(3)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: max(0, len(whole) - cut)])
-    kept = 2 if cut < len(lines[2]) else 0
-    assert load_records(tmp_path) == tuple(record(index) for index in range(kept))
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        assert journal.rounds == kept
-        assert count_warnings(caplog, "are not a valid line") == (kept > 0)
-        for index in range(3):
-            journal.log(record(index))
-        assert journal.get_lines(kept) == lines[:kept]
-        assert journal.get_records() == tuple(record(index) for index in range(3))
-
-
-def test_a_damaged_line_ends_the_journal_and_a_checkpoint_restores_it(tmp_path: Path) -> None:
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        for index in range(4):
-            journal.log(record(index))
-        lines = journal.get_lines(4)
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"round": 1', b'"round": \x00', 1))
-    with Journal(tmp_path, EXPERIMENT, lines=lines[:3]) as journal:
-        assert journal.get_lines(journal.rounds) == lines[:3]
-
-
-def test_a_journal_replaces_rounds_that_are_trained_differently(tmp_path: Path) -> None:
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        for index in range(4):
-            journal.log(record(index))
-        journal.log(record(1, loss=9.0))  # the round is already recorded, so it is unchanged
-        assert journal.get_records()[1] == record(1)
-        journal.truncate(1)
-        journal.log(record(1, loss=9.0))
-        assert journal.get_records() == (record(0), record(1, loss=9.0))
-        with pytest.raises(AssertionError, match="round 5 after 2 rounds"):
-            journal.log(record(5))
-
-
-@contextmanager
-def limit_disk(room: int) -> Iterator[None]:
-    """Limits files to ``room`` bytes; the operating system writes what fits, and then fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_fails_the_run_and_leaves_whole_lines(tmp_path: Path) -> None:
-    with Journal(tmp_path, EXPERIMENT) as journal:
-        journal.log(record(0))
-        room, message = (
-            (tmp_path / "metrics.jsonl").stat().st_size + 10,
-            r"metrics.jsonl cannot be written: .*; what was",
-        )
-        with limit_disk(room), pytest.raises(RunFailed, match=message):
-            journal.log(record(1))
-        assert load_records(tmp_path) == (record(0),)
-        journal.log(record(1))
-        assert journal.get_records() == (record(0), record(1))
-
-
-def test_operations_that_do_not_fit_into_the_outbox_are_sent_but_not_counted(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
-    outbox.append({"kind": "tags", "tags": {"a": "1"}})
-    with limit_disk(room=(tmp_path / "outbox.jsonl").stat().st_size + 10), pytest.raises(RunFailed):
-        outbox.append({"kind": "tags", "tags": {"b": "2"}})
-    assert [operation and operation["tags"] for operation, _ in outbox.pending] == [{"a": "1"}, {"b": "2"}]
-    outbox.acknowledge(operations=2, rounds=0)
-    outbox.append({"kind": "tags", "tags": {"c": "3"}})
-    outbox.close()
-    again = Outbox(tmp_path)
-    assert [operation and operation["tags"] for operation, _ in again.pending] == [{"c": "3"}]
-    again.close()
-
-
-def test_lines_are_read_while_they_are_written(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "lines")
-    for index in range(5):
-        lines.append(json.dumps(index))
-        assert lines.read(index, index + 1) == (str(index),)
-    lines.close()
-    assert lines.read(1, 4) == ("1", "2", "3")
-    assert lines.read(2, 2) == ()
-
-
-def test_a_value_that_contradicts_the_database_is_a_refusal(tmp_path: Path) -> None:
-    """A damaged journal may hold another value of a metric that MLflow has; sending it again cannot help."""
-    client = MlflowClient(create_store(tmp_path / "m.db"))
-    run_id = client.create_run(client.create_experiment("e")).info.run_id
-    model_id = client.create_logged_model(client.get_run(run_id).info.experiment_id, source_run_id=run_id).model_id
-    client.log_batch(run_id, [Metric("a", 1.0, 1, 0, model_id=model_id)])
-    with pytest.raises(MlflowException) as caught:
-        client.log_batch(run_id, [Metric("a", 2.0, 1, 0, model_id=model_id)])
-    assert is_refusal(caught.value)

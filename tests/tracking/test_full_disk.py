@@ -13,7 +13,8 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.generators import drain
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.experiments.prepare import prepare
-from fednar_ray.experiments.run import Result, train
+from fednar_ray.experiments.result import Result
+from fednar_ray.experiments.train import train
 from fednar_ray.tracking.run_lookup import find_run
 from tests.support.commands import run_in_process
 

@@ -14,7 +14,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import BadInput
 from fednar_ray.experiments.prepare import prepare
 from fednar_ray.experiments.resume import resume_from
-from fednar_ray.experiments.run import train
+from fednar_ray.experiments.train import train
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
 from tests.support.stores import create_store

@@ -253,6 +253,13 @@ def test_the_page_and_its_facts_are_artifacts(recorded: Recorded, file: str, tmp
     )
 
 
+def test_the_facts_of_a_run_that_no_fednar_command_started_say_python(recorded: Recorded) -> None:
+    """The arguments of another program, here pytest's, are not known to be harmless."""
+    facts = json.loads((recorded.results["plain"].directory / "facts.json").read_text())
+    assert facts["command"] == "Python"
+    assert {"Python", "torch", "ray", "mlflow", "numpy"} <= set(facts["versions"])
+
+
 def test_artifacts_are_stored_next_to_the_sqlite_file(recorded: Recorded) -> None:
     beside = recorded.folder / "store" / "mlruns" / "tracked"
     for name in VARIANTS:

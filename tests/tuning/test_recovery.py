@@ -19,7 +19,8 @@ from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
 from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.recovery import recover
-from fednar_ray.tuning.search import SearchResult, resume_search, start_search
+from fednar_ray.tuning.search import resume_search, start_search
+from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import build_values_key

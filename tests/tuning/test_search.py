@@ -16,7 +16,8 @@ import fednar_ray as fr
 from fednar_ray.report.search_answer import SearchOutcome, describe_search
 from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX, parse_view
 from fednar_ray.tracking.searches import read_search
-from fednar_ray.tuning.search import SearchResult, start_search
+from fednar_ray.tuning.search import start_search
+from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, TrialTable
 from tests.support.processes import start_fednar

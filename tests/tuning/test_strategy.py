@@ -5,12 +5,24 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 import fednar_ray as fr
 from fednar_ray.tracking.journal import load_records
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.search import start_search
-from fednar_ray.tuning.strategy import build_scheduler, rename_in_rungs, restore_scheduler, save_scheduler
-from fednar_ray.tuning.trial_table import FINISHED, STOPPED
+from fednar_ray.tuning.strategy import (
+    STARTUP_TRIALS,
+    build_scheduler,
+    build_search_algorithm,
+    build_space,
+    rename_in_rungs,
+    restore_scheduler,
+    save_scheduler,
+)
+from fednar_ray.tuning.trial import get_worst_value
+from fednar_ray.tuning.trial_table import FINISHED, STOPPED, TrialEntry
 from tests.support.searches import (
     IGNORED_WARNINGS,
     OPTUNA,
@@ -22,7 +34,8 @@ from tests.support.searches import (
     show_nothing,
     train_alone,
 )
-from tests.support.trials import build_trial_search
+from tests.support.trial_reports import build_report
+from tests.support.trials import build_trial_search, create_table
 
 pytestmark = IGNORED_WARNINGS
 
@@ -107,6 +120,28 @@ def test_other_schedulers_run(scheduler: str, uri: str, session: fr.RaySession) 
     assert len(result.trials) == 5
     assert result.best.rounds == SEARCH_ROUNDS
     assert {entry.status for entry in result.trials} <= {FINISHED, STOPPED}
+
+
+def test_a_failed_trial_ranks_below_models_whose_r2_is_negative(store: Store) -> None:
+    """Neither ASHA nor TPE, nor the table, takes the failure for the better one."""
+    scheduler = {"name": "asha", "grace_rounds": 1, "reduction": 2}
+    section = build_trial_search(scheduler=scheduler, algorithm="optuna").search
+    assert section is not None
+    search = section.model_copy(update={"metric": "validation_r2"})
+    failed, asha, table = get_worst_value("validation_r2", "max"), build_scheduler(search, 8), create_table(store)
+    searcher = build_search_algorithm(search, (), 1)
+    assert isinstance(searcher, Searcher)
+    searcher.set_search_properties("validation_r2", "max", build_space(search))
+    decisions = []
+    for index, value in enumerate([failed, -3.0, failed, -2.0, *[failed] * STARTUP_TRIALS]):
+        trial, values = Trial("FederatedTrial", trial_id=f"t{index}", stub=True), searcher.suggest(f"t{index}")
+        result = build_report(value=value, rounds=1).to_tune("validation_r2")
+        asha.on_trial_add(None, trial)
+        decisions.append(asha.on_trial_result(None, trial, result))
+        searcher.on_trial_complete(trial.trial_id, result)
+        table.trials[trial.trial_id] = TrialEntry(name=f"trial-{index:04d}", values=values, value=value)
+    assert (decisions[1], decisions[3]) == (TrialScheduler.CONTINUE, TrialScheduler.CONTINUE)
+    assert [entry.value for entry in table.rank("max")[:3]] == [-2.0, -3.0, failed]
 
 
 def test_rungs_are_saved_and_follow_a_trial_to_its_new_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

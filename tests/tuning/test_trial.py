@@ -1,5 +1,6 @@
 """A trial in its process: it resumes from its checkpoint, and does not train if its result is recorded."""
 
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_report import TrialReport
 from tests.support.searches import IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, list_outcomes, train_alone
+from tests.support.trial_reports import build_report
 from tests.support.trials import build_plan, open_trial
 
 pytestmark = IGNORED_WARNINGS
@@ -67,18 +69,31 @@ def test_rays_dashboard_names_actors_by_their_trial(session: fr.RaySession) -> N
         trial._session.close()
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode", "worst"),
+    [
+        ("validation_accuracy", "max", 0.0),
+        ("client_accuracy_worst_decile", "max", 0.0),
+        ("validation_r2", "max", -math.inf),  # a bad fit is worse than 0
+        ("validation_profit", "max", -math.inf),  # a user's own metric
+        ("validation_rmse", "min", math.inf),
+    ],
+)
+def test_a_trial_that_diverges_reports_a_value_below_that_of_any_model(metric: str, mode: str, worst: float) -> None:
+    plan = build_plan()
+    search = plan.search.model_copy(update={"metric": metric, "mode": mode})
+    plan = replace(plan, search=search, raw={**plan.raw, "regularizer": {"name": "none", "weight_decay": 0}})
+    trial = open_trial({RATE: 1e30}, plan)
+    report = trial.step()
+    trial.cleanup()
+    assert report["done"]
+    assert report["failure"] is not None
+    assert math.isfinite(report[metric])  # for the schedulers
+    assert TrialReport.from_tune({**report, "trial_id": "a"}, metric).value == worst
+
+
 def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
-    recorded = TrialReport(
-        value=0.5,
-        rounds=2,
-        lines=("{}",),
-        failure=None,
-        train_seconds=0.0,
-        group_size=4,
-        lineage=None,
-        done=True,
-        should_checkpoint=False,
-    )
+    recorded = build_report(done=True)
     plan = replace(build_plan(), recorded={build_values_key({RATE: 0.05}): recorded})
     again, other = open_trial({RATE: 0.05}, plan), open_trial({RATE: 0.06}, plan)
     result = again.step()

@@ -4,6 +4,7 @@ from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 from tests.support.searches import IGNORED_WARNINGS
+from tests.support.trial_reports import build_report
 from tests.support.trials import RATE, create_table
 
 pytestmark = IGNORED_WARNINGS
@@ -11,17 +12,7 @@ pytestmark = IGNORED_WARNINGS
 
 def test_a_report_survives_the_conversion_to_tune_and_the_table_file(store: Store) -> None:
     lineage = Lineage(initial_values={RATE: 0.1}, changes={"2": {RATE: 0.05}})
-    report = TrialReport(
-        value=0.5,
-        rounds=2,
-        lines=("{}", "{}"),
-        failure=None,
-        train_seconds=1.5,
-        group_size=4,
-        lineage=lineage,
-        done=False,
-        should_checkpoint=True,
-    )
+    report = build_report(lines=("{}", "{}"), lineage=lineage, should_checkpoint=True)
     result = report.to_tune("validation_accuracy")
     assert (result["validation_accuracy"], result["rounds"], result["should_checkpoint"]) == (0.5, 2, True)
     of_tune = {**result, "time_total_s": 3.0, "trial_id": "a"}

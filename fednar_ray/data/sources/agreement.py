@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fednar_ray.config.data import TabularSettings
+from fednar_ray.config.tables import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import ColumnSchema, Kind, TableSchema
 

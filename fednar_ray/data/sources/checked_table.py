@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import TabularSettings
+from fednar_ray.config.tables import TabularSettings
 from fednar_ray.core.random import Purpose, generator
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.agreement import ColumnFacts, Facts

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import TabularSettings
+from fednar_ray.config.tables import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.preprocessing import TablePreprocessing

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import TabularSettings
+from fednar_ray.config.tables import TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.fednar_table_schema import TableSchema, format_level
 from fednar_ray.data.examples import Array

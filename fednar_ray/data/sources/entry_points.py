@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fednar_ray.config.data import TASK_NAMES, EntryPointSettings
+from fednar_ray.config.data import EntryPointSettings
+from fednar_ray.config.source_base import TASK_NAMES
 from fednar_ray.core.errors import DataError
 from fednar_ray.core.import_path import call_by_path
 from fednar_ray.data.examples import Examples, check_groups

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import FolderSettings, TabularSettings
+from fednar_ray.config.tables import FolderSettings, TabularSettings
 from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.fednar_table_schema import TableSchema
 from fednar_ray.core.postprocessing import TargetScale

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import CsvSettings
+from fednar_ray.config.tables import CsvSettings
 from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.fednar_table_schema import ColumnSchema, TableSchema
 from fednar_ray.data.sources.arrow_columns import name_row, to_numpy

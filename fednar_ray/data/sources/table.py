@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fednar_ray.config.data import TableSettings
+from fednar_ray.config.tables import TableSettings
 from fednar_ray.core.errors import DataError, format_names
 from fednar_ray.core.preprocessing import TablePreprocessing
 from fednar_ray.data.examples import Array, Examples

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fednar_ray.config.data import CsvSettings, TabularSettings
+from fednar_ray.config.tables import CsvSettings, TabularSettings
 from fednar_ray.core.errors import DataError
 from fednar_ray.data.examples import Array
 from fednar_ray.data.sources.arrays import read_npz

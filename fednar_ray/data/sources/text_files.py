@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.config.data import CsvSettings
+from fednar_ray.config.tables import CsvSettings
 from fednar_ray.core.errors import DataError, first_line
 from fednar_ray.data.sources.arrow_columns import MISSING_IN_TEXT, FindCell, is_numeric, name_row
 from fednar_ray.data.sources.text_format import (

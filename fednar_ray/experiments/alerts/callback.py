@@ -12,8 +12,8 @@ from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.alerts import Alert, AlertMonitor, ChanceLevel
 from fednar_ray.experiments.prepare import Prepared
-from fednar_ray.tracking.mlflow import RunTracker
 from fednar_ray.tracking.tags import ALERT_TAG_PREFIX, ALERTS_TAG
+from fednar_ray.tracking.tracker import RunTracker
 
 log = logging.getLogger("fednar_ray")
 

@@ -13,6 +13,7 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.reports import RoundRecord
 
+WINDOW = 10  # rounds that the slower checks look at
 SOON, LONGEST = 5, 100  # rounds that a median is taken over; rounds that are kept
 FAR_ABOVE = 20.0  # ‖v‖/A above which less than a twentieth of each step is left
 FAR = 0.5  # ‖Δ‖/‖x‖ above which the steps of a round are too long

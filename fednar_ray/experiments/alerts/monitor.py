@@ -7,7 +7,8 @@ from fednar_ray.config import Experiment
 from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.errors import RoundAborted
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.experiments.alerts.checks import CHECKS, Finding, explain_abort
+from fednar_ray.experiments.alerts.checks import CHECKS, explain_abort
+from fednar_ray.experiments.alerts.finding import Finding
 from fednar_ray.experiments.alerts.history import ChanceLevel, RunHistory
 
 CAUSES: Mapping[str, set[str]] = {

@@ -1,135 +1,28 @@
-"""Trains the runs of a comparison one after the other, or those that are left, and makes the table."""
+"""Starts a comparison, or resumes one, and trains its runs."""
 
-import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
 
-import pandas as pd
-from matplotlib.axes import Axes
-
-from fednar_ray.config import CompareSettings, Document, Experiment, flatten_chosen_settings
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, Interrupted
+from fednar_ray.config import CompareSettings, Document, flatten_chosen_settings
+from fednar_ray.core.errors import ConfigError, Interrupted
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import is_higher_better
-from fednar_ray.core.reports import RoundRecord, RoundReport
-from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
-from fednar_ray.experiments.alerts import Alert, find_alerts
-from fednar_ray.experiments.alerts.callback import compute_chance_level
-from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
-from fednar_ray.experiments.comparison.view import (
-    ComparedRun,
-    build_comparison_chart,
-    build_comparison_frame,
-    summarize_comparison,
-)
+from fednar_ray.experiments.comparison.result import Comparison
+from fednar_ray.experiments.comparison.runs import ComparisonRuns, Progress, is_finished
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution
-from fednar_ray.experiments.prepare import choose_primary_metric
-from fednar_ray.experiments.resume import Resumption, resume_from
-from fednar_ray.experiments.run import Result, train
-from fednar_ray.experiments.run_facts import describe_command
 from fednar_ray.experiments.run_start import open_store
-from fednar_ray.report.chart import render_card
-from fednar_ray.report.comparison_answer import describe_comparison
-from fednar_ray.report.comparison_page import ComparisonPage
-from fednar_ray.report.comparison_table import Outcome, Row, build_metrics, build_rows
-from fednar_ray.report.facts import RunFacts
-from fednar_ray.report.identical import describe_identical, find_identical
-from fednar_ray.report.notes import note_comparison
 from fednar_ray.report.progress import ShowRound
-from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import check_not_copied, read_identity
-from fednar_ray.tracking.journal import load_records
-from fednar_ray.tracking.locks import DirectoryLocked
-from fednar_ray.tracking.mlflow import RunTracker, Store
+from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
-from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
-from fednar_ray.tracking.stop_record import Stop, read_stop
-from fednar_ray.tracking.tags import IDENTICAL_TAG, KIND_TAG, PARENT_TAG
-from fednar_ray.tracking.ui_url import build_run_url
-
-log = logging.getLogger("fednar_ray")
-
-
-class Progress(NamedTuple):
-    """One round of one of the comparison's runs."""
-
-    run: int  # counted from 0
-    runs: int
-    label: str
-    report: RoundReport
-    primary: str  # the metric that counts, without its split
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Comparison:
-    """A finished comparison. A notebook shows it as a table and curves.
-
-    Examples:
-        >>> comparison = fr.compare(fr.load("compare"), seeds=5)
-        >>> comparison.to_frame().groupby("regularizer")["final_accuracy"].mean()
-    """
-
-    name: str  # <experiment>-<id>
-    settings: CompareSettings
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]  # which variants are identical because nothing was clipped
-    answer: tuple[str, ...]  # what came out, in sentences
-    page: Path  # report.html
-    run_id: str
-    tracking_uri: str
-    directory: Path  # runs/<name>
-    runs: tuple[ComparedRun, ...]  # in the order in which they were trained
-    primary: str | None  # the metric that counts, without its split
-
-    @property
-    def url(self) -> str | None:
-        """The comparison's page in MLflow's UI; None if MLflow is a local file, which ``fednar ui`` shows."""
-        return build_run_url(self.tracking_uri, self.run_id)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Returns one row per run, that is per weight decay, regularizer and seed.
-
-        Columns are the final value of the measure, the rounds and bytes to the target, the share of clipped steps, the
-        seconds, the alerts, and the name of the run's directory.
-        """
-        return build_comparison_frame(self.runs, self.settings, self.primary)
-
-    def plot(self, metric: str | None = None, *, axes: Axes | None = None) -> Axes:
-        """Draws a metric over rounds: each variant's mean over seeds, in a band from the lowest to the highest seed.
-
-        Args:
-            metric: Its name, such as ``effective_weight_decay``. None: the primary metric on the test set.
-            axes: The matplotlib axes to draw into; None: new ones.
-
-        Returns:
-            The axes.
-
-        Raises:
-            BadInput: No round has the metric.
-        """
-        return build_comparison_chart(self.runs, self.name, self.primary, metric).plot(axes)
-
-    def __repr__(self) -> str:
-        return f"<{self._summary}; {self.name}>"
-
-    @property
-    def _summary(self) -> str:
-        return summarize_comparison(self.rows, self.settings)
-
-    def _repr_html_(self) -> str:
-        """Returns the table and the curves that a notebook shows."""
-        cells = [row.format_cells() for row in self.rows]
-        chart = build_comparison_chart(self.runs, self.name, self.primary)
-        return render_card(self._summary, [tuple(cells[0]), *(tuple(row.values()) for row in cells)], chart, self.notes)
+from fednar_ray.tracking.tags import KIND_TAG
+from fednar_ray.tracking.tracker import RunTracker
 
 
 def run_comparison(
@@ -181,7 +74,7 @@ def iter_comparison(
     """
     store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
-    to_train = [run for run in planned if record is None or not _is_finished(record, run)]
+    to_train = [run for run in planned if record is None or not is_finished(record, run)]
     primary = _check(document, to_train, session, given)
     if record is None:
         run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
@@ -201,7 +94,7 @@ def iter_comparison(
         record.document = document
         record.save()
         try:
-            result = yield from _Runs(record, store, run_id, session, given).train_all(parent)
+            result = yield from ComparisonRuns(record, store, run_id, session, given).train_all(parent)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
@@ -241,15 +134,6 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
     return prepared.primary
 
 
-def _is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
-    """Returns whether a run has trained all rounds or was ended by a callback, and its last records are complete."""
-    directory = record.find_directory(run)
-    if directory is None or not RunDirectory(directory).finished:
-        return False
-    rounds = record.document.experiment.federation.rounds
-    return len(load_records(directory)) >= rounds or read_stop(directory) is not None
-
-
 def _build_view(name: str, run_id: str, primary: str) -> RunView:
     return RunView(
         key=run_id[:8],
@@ -264,177 +148,3 @@ def _build_view(name: str, run_id: str, primary: str) -> RunView:
 
 def _build_params(settings: CompareSettings) -> dict[str, object]:
     return {f"compare.{key}": value for key, value in settings.model_dump(mode="json").items()}
-
-
-class _Runs:
-    """The runs of a comparison that is being trained."""
-
-    def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession, given: Given) -> None:
-        self._record, self._store, self._run_id, self._session = record, store, run_id, session
-        self._given = given
-        self._settings = record.document.compare
-        self._primary: str | None = None  # of the last run; all runs have the same
-
-    def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
-        """Trains the remaining runs, and then writes the table and the plots."""
-        outcomes: dict[Variant, list[Outcome]] = {}
-        resumptions = [self._find_resumption(run) for run in self._record.runs]
-        self._end_abandoned()
-        for index, (run, resumption) in enumerate(zip(self._record.runs, resumptions, strict=True)):
-            outcome = yield from self._train_or_load(index, run, resumption)
-            outcomes.setdefault(run.variant, []).append(outcome)
-        return self._log_results(parent, outcomes)
-
-    def _log_results(self, parent: RunTracker, outcomes: dict[Variant, list[Outcome]]) -> Comparison:
-        files, document = RunDirectory(self._record.directory), self._record.document
-        rows = tuple(build_rows(outcomes, self._settings, self._primary))
-        notes = tuple(describe_identical(group, self._get_run_name(group)) for group in find_identical(outcomes))
-        page = ComparisonPage(
-            name=self._record.name,
-            rows=rows,
-            outcomes=outcomes,
-            settings=self._settings,
-            facts=self._collect_facts(),
-            experiment=document.experiment,
-            notes=notes,
-            url=build_run_url(parent.uri, self._run_id),
-        )
-        announce("drawing the comparison")
-        log_optional_file(parent, page.draw, files.comparison_plot)
-        log_optional_file(parent, page.write, files.report)
-        cells = [row.format_cells() for row in rows]
-        parent.log_table([{**row.format_cells(), **row.numbers} for row in rows], files.comparison_table.name)
-        parent.log_metrics(build_metrics(rows))
-        if notes:
-            parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
-        answer = tuple(describe_comparison(rows, self._settings))
-        parent.log_note(note_comparison(answer[0], cells, self._run_id[:8], files.report.name), self._record.name)
-        return Comparison(
-            name=self._record.name,
-            settings=self._settings,
-            rows=rows,
-            notes=notes,
-            answer=answer,
-            page=files.report,
-            run_id=self._run_id,
-            tracking_uri=parent.uri,
-            directory=self._record.directory,
-            runs=tuple(self._iter_compared(outcomes)),
-            primary=self._primary,
-        )
-
-    def _collect_facts(self) -> RunFacts:
-        """Returns the facts of the first run, which the others share, with the command of the comparison."""
-        directory = self._record.find_directory(self._record.runs[0])
-        assert directory is not None
-        return replace(RunFacts.read(RunDirectory(directory).facts), command=describe_command())
-
-    def _iter_compared(self, outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[ComparedRun]:
-        """Yields the runs with their outcomes, of which each variant has one per seed."""
-        left = {variant: iter(runs) for variant, runs in outcomes.items()}
-        for run in self._record.runs:
-            directory = self._record.find_directory(run)
-            assert directory is not None
-            yield ComparedRun(variant=run.variant, seed=run.seed, directory=directory, outcome=next(left[run.variant]))
-
-    def _get_run_name(self, group: Sequence[Variant]) -> str:
-        """Returns the name of a run of one of the variants, of fednar if it is among them."""
-        wanted = max(group, key=lambda variant: variant.regularizer == "fednar")
-        return next(run.directory for run in self._record.runs if run.variant == wanted and run.directory is not None)
-
-    def _find_resumption(self, run: PlannedRun) -> Resumption | None:
-        """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
-        directory = self._record.find_directory(run)
-        if directory is None or _is_finished(self._record, run):
-            return None
-        try:
-            return resume_from(str(directory), self._build_experiment(run))
-        except (ConfigError, DirectoryLocked):  # another experiment now; or a process that is training the run
-            raise
-        except (BadInput, CheckpointError) as error:
-            log.warning("%s is trained from its first round: %s", run.label, error)
-            run.directory = None
-            return None
-
-    def _end_abandoned(self) -> None:
-        """Ends the MLflow runs that a killed process left and that are not resumed."""
-        directories = [self._record.find_directory(run) for run in self._record.runs]
-        kept = {_read_run_id(directory) for directory in directories if directory is not None}
-        parent = find_mlflow_run(self._store, self._run_id)
-        for child in () if parent is None else list_children(self._store, parent):
-            if kept.isdisjoint((child.info.run_id, child.info.run_id[:8])):
-                self._store.abandon_run(child.info.run_id)
-
-    def _build_experiment(self, run: PlannedRun) -> Experiment:
-        """Builds the run's experiment, with the group size of the earlier runs, even if those ran on other hardware."""
-        base = self._record.document.experiment
-        group_size = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
-        if base.execution.vectorize == "auto" and group_size is not None:
-            execution = base.execution.model_copy(update={"vectorize": group_size})
-            base = base.model_copy(update={"execution": execution})
-        return run.build_experiment(base)
-
-    def _train_or_load(
-        self, index: int, run: PlannedRun, resumption: Resumption | None
-    ) -> Generator[Progress, None, Outcome]:
-        """Returns the outcome of a run, which is trained or resumed unless it is finished."""
-        if resumption is None and run.directory is not None:
-            return self._load_outcome(run)
-
-        def on_start(directory: Path, group_size: int) -> None:
-            run.directory, run.group_size = directory.name, group_size
-            self._record.save()
-
-        experiment = self._build_experiment(run) if resumption is None else resumption.experiment
-        prepared = self._given.prepare(experiment, self._session)
-        self._primary = prepared.primary
-        training = train(
-            prepared,
-            self._session,
-            tags={PARENT_TAG: self._run_id},
-            name=run.label,
-            resumption=resumption,
-            on_start=on_start,
-            ready_first=True,
-            with_page=False,
-            callbacks=self._given.build_callbacks(),
-            actors_of=self._record.name,  # the runs share their actors
-        )
-        result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
-        return _build_outcome(result.history, result.alerts, result.stop)
-
-    def _load_outcome(self, run: PlannedRun) -> Outcome:
-        directory, experiment = self._record.find_directory(run), self._build_experiment(run)
-        assert directory is not None
-        history = load_records(directory)[: experiment.federation.rounds]
-        federation = self._given.load_data(experiment, self._session)
-        self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
-        alerts = find_alerts(experiment, history, chance, is_compared=True)
-        return _build_outcome(history, alerts, read_stop(directory))
-
-
-def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert], stop: Stop | None) -> Outcome:
-    names, messages = tuple(a.name for a in alerts), tuple(a.message for a in alerts)
-    return Outcome(tuple(history), names, messages, "" if stop is None else str(stop))
-
-
-def _read_run_id(directory: Path) -> str:
-    """Returns the MLflow run of a run directory; if its run.json is damaged, the part in the directory's name."""
-    try:
-        return read_identity(directory).run_id
-    except BadInput:
-        return directory.name.rpartition("-")[2]
-
-
-def _add_label(
-    training: Generator[RoundReport, None, Result], run: int, runs: int, label: str, primary: str
-) -> Generator[Progress, None, Result]:
-    """Turns the reports of a training into progress, and returns its result."""
-    try:
-        while True:
-            yield Progress(run, runs, f"training {run + 1} of {runs}, {label}", next(training), primary)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    finally:
-        training.close()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fednar_ray.config.data import TaskName
+from fednar_ray.config.source_base import TaskName
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import RARE
 from fednar_ray.data.sources.agreement import has_too_many_levels

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fednar_ray.config.data import CsvSettings
+from fednar_ray.config.tables import CsvSettings
 from fednar_ray.core.errors import BadInput, DataError, format_names
 from fednar_ray.core.spelling import describe_alike
 from fednar_ray.data.sources.agreement import agree_on_kind

@@ -1,0 +1,39 @@
+"""What a trainer of client groups needs to know about an experiment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from fednar_ray.algorithms.client_corrections import ClientCorrection
+from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.core.schedules import Workload
+from fednar_ray.models.tasks import CLASSIFICATION, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """The settings that are the same in every round. They are sent to each trainer once.
+
+    Attributes:
+        model: The network with its initial parameters.
+        correction: The client's half of the algorithm.
+        regularizer: How a step is bounded and decayed.
+        weighted: Whether sums weight a client by its examples n_i, or by 1.
+        workload: Batch size, and steps or epochs per round.
+        seed: The experiment's seed.
+        changed_buffers: The names of the buffers that training changes. They are averaged over clients, which then
+            train one by one; all other buffers keep their values.
+        attack_factors: By client id, what a simulated attacker's update is multiplied by.
+        task: The loss.
+    """
+
+    model: nn.Module
+    correction: ClientCorrection
+    regularizer: Regularizer
+    weighted: bool
+    workload: Workload
+    seed: int
+    changed_buffers: tuple[str, ...]
+    attack_factors: Mapping[int, float] = field(default_factory=dict)
+    task: Task = CLASSIFICATION
