@@ -13,7 +13,7 @@ import torch
 from fednar_ray.core.errors import BadInput
 from fednar_ray.execution.capacity import ACTOR_BYTES, Footprint, count_fitting_actors
 from fednar_ray.execution.session import RaySession
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 
 Verdict = Literal["ok", "warning", "wrong"]
 PACKAGES = ("fednar-ray", "ray", "torch", "mlflow", "numpy")

@@ -109,6 +109,6 @@ def check_registration(name: str | None, uri: str | None) -> None:
     """Checks that MLflow at ``uri`` can register a model as ``name``. Raises BadInput if not; None checks nothing."""
     if name is not None:
         from fednar_ray.tracking import registration
-        from fednar_ray.tracking.mlflow import Store
+        from fednar_ray.tracking.store import Store
 
         registration.check_registration(Store(uri), name)

@@ -39,8 +39,8 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
     """
     announce("opening the tracking store")
     quiet_libraries()
-    from fednar_ray.tracking.mlflow import Store
     from fednar_ray.tracking.pages import find_page
+    from fednar_ray.tracking.store import Store
     from fednar_ray.tuning.trial_table import find_tracking_uri
 
     page = None if name is None else find_page(name, uri, find_tracking_uri(name))

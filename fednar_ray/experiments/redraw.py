@@ -22,7 +22,6 @@ from fednar_ray.tracking.arrival import WITNESS
 from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import read_tags
 from fednar_ray.tracking.reading import (
@@ -37,6 +36,7 @@ from fednar_ray.tracking.reading import (
 from fednar_ray.tracking.run_directory import RunDirectory, SearchDirectory
 from fednar_ray.tracking.run_lookup import RunRef, find_run_here
 from fednar_ray.tracking.searches import SearchRecord, parse_value, read_search
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import (
     ABANDONED_TAG,
     ALERTS_TAG,

@@ -19,8 +19,8 @@ from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.train import train
 from fednar_ray.report.notebook_progress import open_progress
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.registration import check_registration, register_model
+from fednar_ray.tracking.store import Store
 
 
 def run(

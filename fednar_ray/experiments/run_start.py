@@ -20,11 +20,11 @@ from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.resume import Resumption
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import Journal
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.quiet import quiet_libraries
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_checkpoint_location
 from fednar_ray.tracking.stop_record import read_stop
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.system_metrics import SystemMetrics
 from fednar_ray.tracking.tags import COPIED_FROM_TAG, PARENT_TAG
 from fednar_ray.tracking.tracker import RunTracker

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from fednar_ray.core.errors import BadInput
 from fednar_ray.tracking.addresses import check_confirmed
 from fednar_ray.tracking.identity import read_identity
-from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.reading import Run, find_mlflow_run, iterate_pages
 from fednar_ray.tracking.run_lookup import RunRef, find_run_here
 from fednar_ray.tracking.run_views import RUNS_KEY, VIEW_TAG_PREFIX, build_page_path, get_view_key
 from fednar_ray.tracking.searches import find_search_run
+from fednar_ray.tracking.store import Store, raise_as_unavailable
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 LISTED_EXPERIMENTS = 10

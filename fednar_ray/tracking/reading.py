@@ -16,9 +16,9 @@ from fednar_ray.tracking.arrival import read_run
 from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
-from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.store import Store, raise_as_unavailable
 from fednar_ray.tracking.tags import PARENT_TAG, PRIMARY_TAG, TRIAL_TAG
 
 NEWEST_FIRST = ("attributes.start_time DESC",)

@@ -5,8 +5,8 @@ from mlflow.exceptions import MlflowException
 
 from fednar_ray.core.errors import BadInput, first_line
 from fednar_ray.core.metric_names import SPLITS, is_higher_better
-from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
+from fednar_ray.tracking.store import Store, raise_as_unavailable
 from fednar_ray.tracking.tags import (
     FEDNAR_VERSION_TAG,
     GIT_COMMIT_TAG,

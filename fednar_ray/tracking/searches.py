@@ -16,9 +16,9 @@ from mlflow.entities import Run
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import find_judged
-from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.mlflow_names import TOTALS, name_in_mlflow
 from fednar_ray.tracking.reading import History, get_name, iterate_pages, read_history, search_runs_where
+from fednar_ray.tracking.store import Store, raise_as_unavailable
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"

@@ -15,9 +15,9 @@ from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import is_round
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import DirectoryLocked, lock_run_directory
-from fednar_ray.tracking.mlflow import Store, raise_as_unavailable
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.store import Store, raise_as_unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,6 @@ from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.identity import Identity, read_identity
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.notes import Note
@@ -36,6 +35,7 @@ from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.sender import Sender
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import END_TAG, WRITER_TAG
 
 log = logging.getLogger("fednar_ray")

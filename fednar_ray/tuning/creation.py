@@ -5,8 +5,8 @@ from uuid import uuid4
 
 from fednar_ray.config import Document, load_document, yaml_text
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.searches import ensure_parent_run
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
 

@@ -19,9 +19,9 @@ from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.train import train
 from fednar_ray.report.run_plots import find_last, find_measure
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run
 from fednar_ray.tracking.searches import ANOTHER_SEED
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
 from fednar_ray.tuning.trial_plan import TrialPlan, vary_seed
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable

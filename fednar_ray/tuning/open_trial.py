@@ -15,10 +15,10 @@ from fednar_ray.report.axes import format_values
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import Journal, parse_line
 from fednar_ray.tracking.json_lines import read_lines
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import TOTALS
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import END_TAG, FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
 from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable

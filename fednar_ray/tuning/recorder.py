@@ -8,7 +8,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.search_status import Show, build_status
 from fednar_ray.tuning.stop_rules import StopRules
 from fednar_ray.tuning.strategy import rename_in_rungs, save_scheduler

@@ -13,8 +13,8 @@ from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.run_start import open_store
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.identity import check_not_copied
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.registration import register_model
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document

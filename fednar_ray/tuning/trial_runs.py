@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.open_trial import OpenTrial, is_unfinished_in_mlflow
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable

@@ -16,7 +16,7 @@ from ray.tune import ResumeConfig
 from ray.tune.schedulers import TrialScheduler
 
 from fednar_ray.config import SearchSettings
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.recovery import NEW_SEARCH, recover
 from fednar_ray.tuning.resources import TrialResources

@@ -25,7 +25,7 @@ from fednar_ray.cluster.addresses import JOB_VARIABLE, check_results_outlive_job
 from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from tests.support.cluster_nodes import BIN, HEAD, ROOT, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
 from tests.support.processes import ForkedProcess, finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for

@@ -14,7 +14,7 @@ from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.config.loading import parse_document
 from fednar_ray.config.recording import TrackingSettings
 from fednar_ray.core.credentials import find_secret
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from tests.support.processes import finish, start_fednar
 
 SECRET = "hunter2hunter2"  # noqa: S105 - not a real password

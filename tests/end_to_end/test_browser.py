@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from tests.support.commands import build_environment
 from tests.support.processes import FEDNAR

@@ -7,7 +7,7 @@ import yaml
 
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 
 
 def dump_small_search(store: Store, trials: int) -> str:

@@ -46,7 +46,7 @@ def _find_template() -> Path:
 @cache
 def _create_template() -> Path:
     """Returns a file with MLflow's empty tables. It is kept for later test runs."""
-    from fednar_ray.tracking.mlflow import Store
+    from fednar_ray.tracking.store import Store
 
     kept = _find_template()
     if not kept.exists():

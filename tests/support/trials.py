@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.recorder import Recorder
 from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import TrialPlan

@@ -27,8 +27,8 @@ from fednar_ray.tracking import sender
 from fednar_ray.tracking.datasets import DataSummary
 from fednar_ray.tracking.journal import Journal, load_records
 from fednar_ray.tracking.json_lines import read_lines
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.sync import sync
 from fednar_ray.tracking.tracker import RunTracker
 from tests.conftest import set_mlflow_store

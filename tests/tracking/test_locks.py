@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fednar_ray.tracking.locks import LockHeld, hold_lock_file, wait_for_lock_file
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 
 THREADS, TURNS = 8, 40
 

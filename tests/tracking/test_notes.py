@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.notes import Note
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from tests.support.stores import create_store
 

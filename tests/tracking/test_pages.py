@@ -6,9 +6,9 @@ import pytest
 
 import fednar_ray as fr
 from fednar_ray.tracking.identity import Identity
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.pages import find_page
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.store import Store
 from tests.support.stores import create_store
 
 SHARED = "workflowType=machine_learning"

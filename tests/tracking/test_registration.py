@@ -10,7 +10,7 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.experiments.run import register
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow

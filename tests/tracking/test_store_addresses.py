@@ -15,7 +15,7 @@ from fednar_ray.config.loading import parse_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.core.store_uris import build_artifact_folder, find_sqlite_file, make_uri_absolute, split_off_folder
 from fednar_ray.experiments.resume import resume_from
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
 pytestmark = [

@@ -352,7 +352,7 @@ def test_a_run_that_raises_is_marked_failed(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("processes")
 def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
-        "import sys; from fednar_ray.tracking.mlflow import Store; sys.stdin.read(); "
+        "import sys; from fednar_ray.tracking.store import Store; sys.stdin.read(); "
         "store = Store(sys.argv[1]); store.check(); print(store.ensure_experiment(sys.argv[2]))"
     )
     uri = create_store(tmp_path / "m.db")

@@ -15,7 +15,7 @@ from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.locks import lock_run_directory
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.sync import sync
 from tests.support.commands import run_in_process
 from tests.support.servers import Proxy

@@ -11,7 +11,7 @@ import pytest
 from tests.support.stores import create_store
 
 if TYPE_CHECKING:
-    from fednar_ray.tracking.mlflow import Store
+    from fednar_ray.tracking.store import Store
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
-    from fednar_ray.tracking.mlflow import Store
+    from fednar_ray.tracking.store import Store
 
     monkeypatch.chdir(tmp_path)
     return Store(create_store(tmp_path / "m.db"))

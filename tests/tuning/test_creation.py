@@ -10,8 +10,8 @@ import pytest
 
 from fednar_ray.config import load_document
 from fednar_ray.core.errors import TrackingUnavailable
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.run_directory import SearchDirectory
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.creation import add_parent_run, create_search
 from fednar_ray.tuning.trial_table import TrialTable, check_name_is_free, list_searches
 from tests.support.search_files import build_small_search

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from ray.tune.experiment import Trial
 
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.trial_table import FINISHED, RUNNING, TrialTable
 from tests.support.searches import IGNORED_WARNINGS
 from tests.support.trials import (

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 import fednar_ray as fr
 from fednar_ray.config import Document
 from fednar_ray.config.loading import parse_document
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.recovery import recover
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_result import SearchResult

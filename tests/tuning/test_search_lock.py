@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from fednar_ray.config import load_document
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.creation import create_search
 from fednar_ray.tuning.search import resume_search, start_search
 from fednar_ray.tuning.search_lock import hold_search

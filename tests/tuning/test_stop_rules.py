@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 import fednar_ray as fr
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.search import start_search
 from fednar_ray.tuning.stop_rules import StopFileStopper, StopRules
 from fednar_ray.tuning.trial_table import FINISHED, TrialEntry, TrialTable

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 import fednar_ray as fr
 from fednar_ray.tracking.journal import load_records
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.search import start_search
 from fednar_ray.tuning.strategy import (
     STARTUP_TRIALS,

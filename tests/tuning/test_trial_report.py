@@ -1,6 +1,6 @@
 """A trial's report is passed through Tune and stored in the table without loss."""
 
-from fednar_ray.tracking.mlflow import Store
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 from tests.support.searches import IGNORED_WARNINGS

@@ -12,8 +12,8 @@ import yaml
 
 import fednar_ray as fr
 from fednar_ray.config import load_document
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.run_directory import SearchDirectory
+from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.search import resume_search
 from fednar_ray.tuning.trial_table import TrialTable, check_name_is_free
 from tests.support.search_files import dump_small_search, hash_files

@@ -17,10 +17,10 @@ from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.run_start import open_store
 from fednar_ray.report.progress import ShowRound
 from fednar_ray.tracking.identity import check_not_copied, read_identity
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import KIND_TAG
 from fednar_ray.tracking.tracker import RunTracker
 

@@ -24,10 +24,10 @@ from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
-from fednar_ray.tracking.mlflow import Store
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.stop_record import Stop, read_stop
+from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import PARENT_TAG
 from fednar_ray.tracking.tracker import RunTracker
 
