@@ -86,6 +86,7 @@ def _become(client: socket.socket) -> None:
     while not message.endswith(b"\n"):
         message += client.recv(1 << 20)
     request = json.loads(message)
+    os.setpgid(0, 0)  # a raylet ends the whole process group of a worker that has died
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _die_with_peer(client)
