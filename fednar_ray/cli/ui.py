@@ -17,7 +17,7 @@ import click
 from fednar_ray.cli.completion import complete_any
 from fednar_ray.cli.output import quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
-from fednar_ray.core.stages import announce
+from fednar_ray.core.stages import announce, rest
 
 START = "/#/experiments?workflowType=machine_learning"  # without a name; otherwise MLflow opens its GenAI pages
 START_SECONDS, END_SECONDS = 120.0, 10.0
@@ -57,6 +57,7 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
     with suppress(KeyboardInterrupt), _serve(store.uri, host, port) as server:
         _show(f"http://{host}:{port}", pages, browser)
         click.echo("end it with Ctrl-C")
+        rest()
         server.wait()
         raise TrackingUnavailable(f"MLflow's server ended with code {server.returncode}")
 

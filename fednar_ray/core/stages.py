@@ -48,6 +48,11 @@ class ProgressLines:
             if now or self._is_overdue():
                 self._write(line, write)
 
+    def rest(self) -> None:
+        """Ends the stage: until the next one, nothing goes on that should be repeated."""
+        with self._lock:
+            self._newest = None
+
     def beat(self) -> None:
         """Writes the newest line if nothing was written for a minute; if it was written, with the time since then."""
         with self._lock:
@@ -78,6 +83,12 @@ def update(line: str) -> None:
     """Says how far the stage has come, in a line that is only written if nothing else is for a minute."""
     if _open is not None:
         _open.update(line)
+
+
+def rest() -> None:
+    """Says that the stage has ended and nothing goes on but waiting for the user."""
+    if _open is not None:
+        _open.rest()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fednar_ray.experiments.iter_rounds import build_initial_state
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.run_start import ResumedRun
 from fednar_ray.federated.server_state import FederationState
-from fednar_ray.report.chart import render_card
+from fednar_ray.report.chart import describe_files, render_card
 from fednar_ray.report.run_view import build_run_chart, build_run_frame, summarize_run, tabulate_run
 from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.locks import lock_run_directory
@@ -104,6 +104,7 @@ class Result:
         """Returns the table and the curve that a notebook shows."""
         chart = build_run_chart(self.history, self.experiment.name, self.primary)
         notes = [f"{alert.name}: {alert.message}" for alert in self.alerts]
+        notes.append(describe_files(self.directory, self.url))
         return render_card(self._summary, tabulate_run(self.history, self.primary), chart, notes)
 
 

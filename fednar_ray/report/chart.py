@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,11 @@ class Chart:
 
 def _iter_colors(lines: Sequence[Line]) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(len(lines))]
+
+
+def describe_files(directory: Path, url: str | None) -> str:
+    """Returns where the files of a result are, and how to open it in MLflow, as the last line of its card."""
+    return f"files: {directory} · in MLflow: {url or f'fednar ui {directory.name}'}"
 
 
 def render_card(title: str, rows: Sequence[Sequence[str]], chart: Chart, notes: Sequence[str] = ()) -> str:

@@ -32,4 +32,4 @@ def describe_difference(name: str, change: float, interval: float | None, seeds:
 def _format_change(name: str, value: float) -> str:
     """Formats a change with its sign."""
     text = f"{100 * value:+.1f}" if name in SHARES else f"{value:+.3g}"
-    return text.replace("-", "−")
+    return "0.0" if text in ("-0.0", "+0.0") else text.replace("-", "−")

@@ -9,9 +9,9 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from fednar_ray.report.axes import AxisScale, build_axis_scale, format_searched_value
+from fednar_ray.report.heat_maps import LEAST_TRIALS
 from fednar_ray.tracking.searches import SearchRecord
 
-LEAST_TRIALS = 4
 SEED = 0  # of fANOVA's forest, so that a report is reproducible
 
 

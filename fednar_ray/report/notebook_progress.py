@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from fednar_ray.core.stages import open_lines
 from fednar_ray.report.progress import PIPE_COLUMNS, ShowRound, format_test_metric, show_progress
 
 UPDATE_SECONDS = 0.2  # between two changes of the display
@@ -56,7 +57,8 @@ def open_progress(progress: bool | None, rounds: int, every: int | None = None) 
             text = "  ".join(part for part in (f"round {done}/{rounds}", label, last) if part)
             display.show(Bar(done=done, of=rounds, text=text))
 
-        yield show_bar
+        with open_lines(lambda line: display.announce(line, rounds), repeat=False):
+            yield show_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,12 @@ class NotebookDisplay:
         self._handle: Any = None
         self._shown_at = -float("inf")
         self._last: Bar | None = None
+
+    def announce(self, stage: str, of: int) -> None:
+        """Shows the line of a stage at once, until the next bar."""
+        done = 0 if self._last is None else self._last.done
+        self._update(Bar(done=done, of=of, text=stage))
+        self._shown_at = -float("inf")  # the next bar need not wait
 
     def show(self, bar: Bar) -> None:
         """Shows a bar in the place of what was shown before, now or with a later call."""

@@ -56,11 +56,11 @@ def note_run(
     return Note(answer=next(describe_run(history, measure, facts)), figures=figures, report=report, picture=picture)
 
 
-def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, report: str) -> Note:
+def note_comparison(answer: Sequence[str], cells: Sequence[Mapping[str, str]], view: str, report: str) -> Note:
     """Builds the note of a finished comparison.
 
     Args:
-        answer: What came out.
+        answer: What came out, in sentences.
         cells: The rows of its table, as text by column; the first row is the baseline.
         view: The key of the saved view of its runs.
         report: The artifact with its page.
@@ -72,7 +72,7 @@ def note_comparison(answer: str, cells: Sequence[Mapping[str, str]], view: str, 
         for row in cells
     }
     picture = FILES.comparison_plot.name
-    return Note(answer=answer, figures=figures, view=view, report=report, picture=picture)
+    return Note(answer=" ".join(answer), figures=figures, view=view, report=report, picture=picture)
 
 
 def note_search(

@@ -74,7 +74,7 @@ def _show_bar(console: "Console", rounds: int) -> Iterator[ShowRound]:
         def advance(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
             nonlocal last
             last = format_test_metric(metrics, primary) or last
-            bar.update(task, completed=done, description=f"{label} {last}".strip() or "training")
+            bar.update(task, completed=done, description=f"{label} {last}".strip() or "rounds")
 
         yield advance
 

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from fednar_ray.config.algorithm import RegularizerSettings
 from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value
+from fednar_ray.report.clip_bounds import CLIPS, describe_share
 from fednar_ray.report.comparison_table import compute_paired_difference
 from fednar_ray.report.differences import describe_difference
 from fednar_ray.tracking.searches import SearchRecord
@@ -24,6 +26,8 @@ class SearchOutcome:
         test_metric: The metric on the test set that judges the search; None if it is not known yet.
         best_tests: Its last values in the runs of the best experiment, trained again, by seed.
         baseline_tests: The same in the runs of the baseline.
+        clipped: The share of steps that the best experiment's bound clips, trained again, averaged over rounds and
+            seeds; None if it has no bound, or this is not known yet.
     """
 
     trials: int
@@ -33,6 +37,7 @@ class SearchOutcome:
     test_metric: str | None = None
     best_tests: Sequence[float] = ()
     baseline_tests: Sequence[float] = ()
+    clipped: float | None = None
 
     @classmethod
     def of_record(cls, record: SearchRecord) -> Self:
@@ -46,6 +51,7 @@ class SearchOutcome:
             test_metric=record.test_metric,
             best_tests=best.test_values if best else (),
             baseline_tests=baseline.test_values if baseline else (),
+            clipped=best.clipped if best and clips_steps(best.settings) else None,
         )
 
 
@@ -60,6 +66,18 @@ def describe_search(outcome: SearchOutcome) -> Iterator[str]:
         f"{build_plain_label(key)} = {format_searched_value(value)}" for key, value in outcome.best_values.items()
     )
     yield f"It has {values}."
+    if outcome.clipped == 0:
+        yield (
+            "At this bound no step is clipped: the weight decay acts as without FedNAR. fednar suggest names bounds "
+            "that clip."
+        )
+    elif outcome.clipped is not None:
+        yield f"Its bound clips {describe_share(outcome.clipped)} of the steps."
+
+
+def clips_steps(settings: Mapping[str, Any]) -> bool:
+    """Returns whether an experiment's regularizer clips steps. Settings that are not listed have their defaults."""
+    return settings.get("regularizer.name", RegularizerSettings().name) in CLIPS
 
 
 def _describe_test(outcome: SearchOutcome) -> str:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fednar_ray.tracking.ui_url import TRAINING_PAGES
+
 EXPERIMENT, RUN = "{experiment}", "{run}"
 """What stands for MLflow's ids in a note that is written before they are known."""
 
@@ -13,7 +15,7 @@ class Note:
     """What a reader of a run should see first.
 
     Attributes:
-        answer: What came out, in one sentence.
+        answer: What came out.
         figures: The key figures, by name.
         report: The artifact with the whole report; None if there is none.
         view: The key of the saved view of the run's children; None if it has none.
@@ -36,7 +38,7 @@ class Note:
 
     def build_experiment_markdown(self, run_name: str) -> str:
         """Returns the note of the experiment of the run: the newest answer, and where it comes from."""
-        page = f"#/experiments/{EXPERIMENT}/runs/{RUN}"
+        page = f"#/experiments/{EXPERIMENT}/runs/{RUN}?{TRAINING_PAGES}"
         links = [f"[{_escape(run_name)}]({page})", *self._build_links()]
         return "\n\n".join([f"Newest result: **{_escape(self.answer)}**", " · ".join(links)])
 
@@ -45,9 +47,10 @@ class Note:
         return ["\n".join(["| | |", "|---|---|", *rows])] if rows else []
 
     def _build_links(self) -> list[str]:
-        table = f"#/experiments/{EXPERIMENT}/runs?viewStateShareKey={self.view}"
+        table = f"#/experiments/{EXPERIMENT}/runs?{TRAINING_PAGES}&viewStateShareKey={self.view}"
+        report = f"#/experiments/{EXPERIMENT}/runs/{RUN}/artifacts/{self.report}?{TRAINING_PAGES}"
         pages: Sequence[tuple[str, str | None]] = (
-            ("Report", self.report and f"#/experiments/{EXPERIMENT}/runs/{RUN}/artifacts/{self.report}"),
+            ("Report", self.report and report),
             ("All runs, best first", self.view and table),
             ("Their charts", self.view and f"{table}&compareRunsMode=CHART"),
         )

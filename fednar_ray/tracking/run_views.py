@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.ui_url import TRAINING_PAGES
 
 VIEW_TAG_PREFIX = "mlflow.sharedViewState."  # MLflow's: followed by the key of a view
 COMPRESSED = "deflate;"
@@ -95,7 +96,7 @@ def build_page_path(experiment_id: str, *, run_id: str | None = None, view: str 
     """Returns the path of a page of MLflow's UI: of a run, a view, or an experiment's runs."""
     page = "runs" if run_id is None else f"runs/{run_id}"
     shared = "" if view is None else f"&viewStateShareKey={view}"
-    return f"/#/experiments/{experiment_id}/{page}?workflowType=machine_learning{shared}"
+    return f"/#/experiments/{experiment_id}/{page}?{TRAINING_PAGES}{shared}"
 
 
 def get_view_key(tags: Mapping[str, str], run_id: str) -> str | None:

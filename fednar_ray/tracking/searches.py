@@ -63,6 +63,7 @@ class Curve:
     history: History  # of the search's metric
     test_history: History  # of the same metric on the test set; empty if there is none
     test_values: tuple[float, ...]  # the last values of the search's ``test_metric``, by seed
+    clipped: float | None = None  # the share of clipped steps, averaged over rounds and seeds; None: not recorded
 
     @property
     def test_value(self) -> float | None:
@@ -212,12 +213,14 @@ def _read_curve(client: MlflowClient, runs: Iterable[Run], metric: str, test_met
     test_histories = [read_history(client, run, on_test) for run in seeds] if on_test != metric else []
     name = None if test_metric is None else name_in_mlflow(test_metric)
     values = [run.data.metrics[name] for run in seeds if name in run.data.metrics]
+    clipped = [value for run in seeds for _, value in read_history(client, run, "clip_fraction")]
     return Curve(
         run_id=seeds[0].info.run_id,
         settings=_parse_settings(seeds[0].data.params),
         history=_average_histories([read_history(client, run, metric) for run in seeds]),
         test_history=_average_histories(test_histories) if test_histories else (),
         test_values=tuple(values),
+        clipped=fmean(clipped) if clipped else None,
     )
 
 

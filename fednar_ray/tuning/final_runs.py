@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -53,6 +54,13 @@ class FinalRuns:
     def baseline_test(self) -> float:
         """The test metric of the baseline, averaged over the seeds."""
         return float(np.mean(self.baseline_tests))
+
+    @property
+    def clipped(self) -> float | None:
+        """The share of steps that the best experiment clips, averaged over rounds and seeds; None if none was taken."""
+        shares = [record.metrics.get("clip_fraction") for run in self.best for record in run.history]
+        known = [share for share in shares if share is not None]
+        return fmean(known) if known else None
 
     @property
     def best_tests(self) -> list[float]:

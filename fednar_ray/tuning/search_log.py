@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
+from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings, flatten_settings
 from fednar_ray.report.notes import note_search
-from fednar_ray.report.search_answer import SearchOutcome
+from fednar_ray.report.search_answer import SearchOutcome, clips_steps
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.notes import Note
@@ -89,6 +89,7 @@ def _describe(table: TrialTable, search: SearchSettings, best: TrialEntry, final
         test_metric=final.test_metric,
         best_tests=final.best_tests,
         baseline_tests=final.baseline_tests,
+        clipped=final.clipped if clips_steps(flatten_settings(final.best[0].experiment)) else None,
     )
     view, report = table.parent_id[:8], f"{table.files.report.name}/index.html"
     return note_search(outcome, [asdict(entry) for entry in trials], view, report)

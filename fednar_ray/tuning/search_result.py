@@ -11,7 +11,7 @@ from fednar_ray.config import Document
 from fednar_ray.core.errors import FednarError
 from fednar_ray.core.stages import announce
 from fednar_ray.experiments.redraw import write_search_report
-from fednar_ray.report.chart import render_card
+from fednar_ray.report.chart import describe_files, render_card
 from fednar_ray.report.search_report import SearchReport
 from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.final_runs import FinalRuns
@@ -98,7 +98,8 @@ class SearchResult:
         chart = build_search_chart(self.trials, self.name, self.metric, self.mode)
         test = self.test_metric.replace("_", " ")
         note = f"{test}, measured once: best {self.best_test:.4g}, baseline {self.baseline_test:.4g}"
-        return render_card(self._summary, tabulate_search(self.trials, self.metric), chart, [note])
+        notes = [note, describe_files(self.directory, self.url)]
+        return render_card(self._summary, tabulate_search(self.trials, self.metric), chart, notes)
 
 
 def build_result(

@@ -188,7 +188,7 @@ def test_every_problem_is_reported_at_once_before_the_cluster_is_contacted(tmp_p
     write_project(tmp_path, build_experiment(tmp_path))
     done = run_fednar("submit", "experiment.yaml", "data.source=npz", "data.path=mine.npz", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert [line.removeprefix("error: ").split(":")[0] for line in done.stderr.splitlines()[:3]] == [
+    assert [line.removeprefix("error: ").split(":")[0] for line in done.stderr.splitlines()[1:4]] == [
         "tracking.uri", "checkpoint.storage", "data.path",
     ]  # fmt: skip
     assert "fednar submit --directory" in done.stderr

@@ -14,6 +14,7 @@ from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.shared_session import open_session
 from tests.support.servers import PATIENCE_SECONDS
 
+ROOT = Path(__file__).parents[2]
 PLAN = ActorPlan(count=1, cpus=0.5, gpus=0)
 
 
@@ -62,6 +63,9 @@ import psutil, ray
 import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.shared_session import open_session
+from tests.support.forked_workers import fork_workers
+
+fork_workers()
 
 def lease(session, plan=ActorPlan(count=1, cpus=0.5, gpus=0)):
     (actor,) = session.lease(plan)
@@ -89,7 +93,8 @@ print(*[child.pid for child in psutil.Process().children(recursive=True)])
 @pytest.mark.usefixtures("processes", "own_ray")
 @pytest.mark.parametrize("case", ["left running", "ended by the caller"])
 def test_the_shared_ray_ends_with_the_process(case: str, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environment = {**kept, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", SHARED, case],
         env=environment,

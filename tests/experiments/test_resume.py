@@ -649,7 +649,10 @@ def signal_command(command: list[str], number: signal.Signals, done: Callable[[]
             output, message = process.communicate(timeout=PATIENCE_SECONDS)
         finally:
             process.kill()
-    assert output == ""
+    if number == signal.SIGKILL:
+        assert output == ""
+    else:
+        assert json.loads(output)["exit_code"] == process.returncode
     assert "Traceback" not in message
     return process.returncode, message
 

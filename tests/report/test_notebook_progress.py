@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fednar_ray.core.stages import announce
 from fednar_ray.report.notebook_progress import Bar, choose_place, open_progress
 
 KERNEL, TERMINAL = SimpleNamespace(kernel=object()), SimpleNamespace()
@@ -53,10 +54,14 @@ def test_a_notebook_shows_one_output_that_ends_with_the_last_round(monkeypatch: 
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: KERNEL))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))  # type: ignore[arg-type]
     with open_progress(None, 500) as show:
+        announce("starting Ray")
+        assert shown == [Bar(done=0, of=500, text="starting Ray …")]
         for done in range(1, 501):
             show(done, "digits", {"test_accuracy": done / 500} if done % 2 else {}, "accuracy")
+        announce("saving the model")
+        assert shown[-1] == Bar(done=500, of=500, text="saving the model …")
     assert len(shown) < 100  # a few times per second, not once per round
     assert shown[-1] == Bar(done=500, of=500, text="round 500/500  digits  test accuracy 0.998")
     assert "<progress" not in shown[-1]._repr_html_()
-    assert '<progress value="1" max="500">' in shown[0]._repr_html_()
+    assert '<progress value="1" max="500">' in shown[1]._repr_html_()
     assert repr(shown[-1]) == shown[-1].text

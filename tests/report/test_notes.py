@@ -45,12 +45,12 @@ def test_the_note_of_a_comparison_lists_its_rows() -> None:
         {"regularizer": name, "weight decay": "0.01", "final rmse": value, "difference": difference}
         for name, value, difference in (("decoupled", "0.8 ± 0.1", "–"), ("fednar", "0.9 ± 0.1", "+0.1"))
     ]
-    note = note_comparison("FedNAR is better.", cells, "k", "report.html")
+    note = note_comparison(["FedNAR is better.", "It costs the same."], cells, "k", "report.html")
     assert note.figures == {
         "decoupled, weight decay 0.01: final rmse": "0.8 ± 0.1",
         "fednar, weight decay 0.01: final rmse": "0.9 ± 0.1 (+0.1)",
     }
-    assert note.build_markdown().startswith("**FedNAR is better.**")
+    assert note.build_markdown().startswith("**FedNAR is better. It costs the same.**")
 
 
 def test_the_note_of_a_search_has_the_answer_of_its_page() -> None:

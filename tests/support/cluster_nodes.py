@@ -94,8 +94,9 @@ class Cluster:
         folder = tempfile.mkdtemp(dir=self.folder)
         place = (f"--node-ip-address={ip}", f"--temp-dir={folder}", "--object-store-memory=100000000")
         words = ("start", *options, *common, *place, f"--dashboard-agent-listen-port={find_free_port(ip)}")
+        own = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": secrets.token_hex(28)}  # forked processes draw the same random one
         self.nodes[ip] = ForkedProcess(
-            run_command_of_ray, words, cwd=self.folder, env=self.environment, start_new_session=True
+            run_command_of_ray, words, cwd=self.folder, env={**self.environment, **own}, start_new_session=True
         )
         return self.nodes[ip]
 
@@ -108,7 +109,7 @@ class Cluster:
             for each in processes:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
-        process.communicate()
+        process.close()
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of ours with the token."""

@@ -25,14 +25,14 @@ A worker of no job serves any (Ray starts its first workers so). A worker ends w
 here it ends with the process that the raylet started, which watches the raylet.
 """
 WATCH_SECONDS = 0.5
-WORKER = "setup_worker.py"
+WORKER, DASHBOARD = "setup_worker.py", "dashboard/dashboard.py"
 SCRIPTS = (
     f"_private/workers/{WORKER}",
     "_private/log_monitor.py",
     "_private/runtime_env/agent/main.py",
     "autoscaler/_private/monitor.py",
     "dashboard/agent.py",
-    "dashboard/dashboard.py",
+    DASHBOARD,
 )
 """The scripts of Ray that are forked. Others are started."""
 
@@ -125,12 +125,22 @@ def _run(script: str, *words: str) -> None:
 
 
 def _set_up_worker(words: list[str]) -> list[str]:
-    """Sets the variables of the worker's runtime environment, as ``setup_worker.py`` does, and returns its command."""
+    """Enters the worker's runtime environment, as ``setup_worker.py`` does, and returns its command."""
+    import shlex
+
     import ray._private.workers.setup_worker as setup
     from ray._private.runtime_env.context import RuntimeEnvContext, update_envs
 
     known, words = setup.parser.parse_known_args(words)
-    update_envs(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context or "{}").env_vars)
+    context = RuntimeEnvContext.deserialize(known.serialized_runtime_env_context or "{}")
+    update_envs(context.env_vars)
+    match context.command_prefix:
+        case []:
+            pass
+        case ["cd", folder, "&&"]:  # the environment has a working_dir
+            os.chdir(*shlex.split(folder))
+        case other:
+            raise NotImplementedError(f"{other} before a forked worker; start it without {SERVER}")
     return words
 
 
@@ -152,9 +162,14 @@ def _ask_server(address: str, words: list[str]) -> None:
                 continue
 
 
+def _is_whole_dashboard(words: list[str]) -> bool:
+    """Returns whether a command is the dashboard with all its parts, which are interpreters of their own."""
+    return words[0].endswith(DASHBOARD) and "--disable-frontend" not in words
+
+
 def _main() -> None:
     words = [word for word in sys.argv[1:] if word != "-u"]
-    if SERVER in os.environ and words and words[0].endswith(SCRIPTS):
+    if SERVER in os.environ and words and words[0].endswith(SCRIPTS) and not _is_whole_dashboard(words):
         _ask_server(os.environ[SERVER], words)
     else:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

@@ -83,6 +83,10 @@ class ForkedProcess:
     ) -> None:
         if kind is not None:
             self.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the end, and removes the output."""
         self._process.join()
         self._folder.cleanup()
 

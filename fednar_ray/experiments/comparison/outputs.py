@@ -62,7 +62,7 @@ def log_outputs(
     if notes:
         parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
     answer = tuple(describe_comparison(rows, settings))
-    parent.log_note(note_comparison(answer[0], cells, parent.run_id[:8], files.report.name), record.name)
+    parent.log_note(note_comparison(answer, cells, parent.run_id[:8], files.report.name), record.name)
     return Comparison(
         name=record.name,
         settings=settings,

@@ -13,7 +13,7 @@ from fednar_ray.experiments.comparison.view import (
     build_comparison_frame,
     summarize_comparison,
 )
-from fednar_ray.report.chart import render_card
+from fednar_ray.report.chart import describe_files, render_card
 from fednar_ray.report.comparison_table import Row
 from fednar_ray.tracking.ui_url import build_run_url
 
@@ -78,4 +78,6 @@ class Comparison:
         """Returns the table and the curves that a notebook shows."""
         cells = [row.format_cells() for row in self.rows]
         chart = build_comparison_chart(self.runs, self.name, self.primary)
-        return render_card(self._summary, [tuple(cells[0]), *(tuple(row.values()) for row in cells)], chart, self.notes)
+        title, *more = self.answer or (self._summary,)
+        table = [tuple(cells[0]), *(tuple(row.values()) for row in cells)]
+        return render_card(title, table, chart, [*more, *self.notes, describe_files(self.directory, self.url)])
