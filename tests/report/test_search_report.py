@@ -272,13 +272,13 @@ def test_a_categorical_key_can_be_the_most_important():
 
 def test_meaningless_importances_are_refused_with_the_reason():
     space = {A: {"uniform": [1, 20]}}
-    few = [build_trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(3)]
-    assert "there are 3" in (explain_missing_importances(build_search(few, space)) or "")
-    alike = [build_trial(i, {A: 1.0 + i}, 0.5) for i in range(6)]
+    few = [build_trial(i, {A: 1.0 + i}, 0.1 * i) for i in range(8)]
+    assert "there are 8" in (explain_missing_importances(build_search(few, space)) or "")
+    alike = [build_trial(i, {A: 1.0 + i}, 0.5) for i in range(9)]
     assert "same value" in (explain_missing_importances(build_search(alike, space)) or "")
-    still = [build_trial(i, {A: 1.0}, 0.1 * i) for i in range(6)]
+    still = [build_trial(i, {A: 1.0}, 0.1 * i) for i in range(9)]
     assert "two values" in (explain_missing_importances(build_search(still, space)) or "")
-    assert explain_missing_importances(build_search([*few, build_trial(3, {A: 9.0}, 0.9)], space)) is None
+    assert explain_missing_importances(build_search([*few, build_trial(8, {A: 9.0}, 0.9)], space)) is None
 
 
 # The table and the facts
