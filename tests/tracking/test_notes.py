@@ -29,19 +29,14 @@ def test_a_note_reaches_the_run_and_its_experiment(tmp_path: Path) -> None:
     text = store.client.get_run(run_id).data.tags["mlflow.note.content"]
     answer, links, table, picture = text.split("\n\n")
     assert (answer, table) == ("**It works: γ\\_λ.**", "| | |\n|---|---|\n| a \\| b | 1 |")
-    assert f"[Report](#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html?{TRAINING_PAGES})" in links
-    assert (
-        f"[All runs, best first](#/experiments/{experiment_id}/runs?{TRAINING_PAGES}&viewStateShareKey=1a2b3c4d)"
-        in links
-    )
-    assert (
-        f"[Their charts](#/experiments/{experiment_id}/runs?{TRAINING_PAGES}&viewStateShareKey=1a2b3c4d&compareRunsMode=CHART)"
-        in links
-    )
+    page = f"#/experiments/{experiment_id}/runs"
+    view = f"{page}?{TRAINING_PAGES}&viewStateShareKey=1a2b3c4d"
+    assert f"[Report]({page}/{run_id}/artifacts/report.html?{TRAINING_PAGES})" in links
+    assert f"[All runs, best first]({view})" in links
+    assert f"[Their charts]({view}&compareRunsMode=CHART)" in links
     assert picture == f"![curves](get-artifact?path=curves.png&run_uuid={run_id})"
-    assert f"Newest result: **It works: γ\\_λ.**\n\n[e-1](#/experiments/{experiment_id}/runs/{run_id})" in read_note(
-        store
-    )
+    newest = f"Newest result: **It works: γ\\_λ.**\n\n[e-1]({page}/{run_id}?{TRAINING_PAGES})"
+    assert newest in read_note(store)
 
     log(Note(answer="It works better."), "second")
     assert "It works better." in read_note(store)
