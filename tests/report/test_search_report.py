@@ -496,7 +496,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
     one("trial-0003", "trial", "failed", {A: "1", NAME: "fednar"})
     one("trial-0004", "trial", None, {A: "2.5", NAME: "fednar"}, 0.3)
     one("trial-0005", "trial", None, {})  # created, but not started
-    tests = {"test_accuracy": {0: 0.15, 3: 0.58}}
+    tests = {"test_accuracy": {0: 0.15, 3: 0.58}, "clip_fraction": {0: 0.75, 1: 0.25}}
     best = one("best", "best", None, {A: "1e+01", "checkpoint.every": "10"}, 0.2, 0.4, 0.5, 0.6, **tests)
     one("baseline", "baseline", None, {A: "5.0"}, 0.1, 0.3)
     one("stranger", "run", None, {A: "5.0", NAME: "none"}, 0.99)
@@ -525,6 +525,7 @@ def test_a_search_is_read_back_from_its_store(client, uri):
         history=((0, 0.2), (1, 0.4), (2, 0.5), (3, 0.6)),
         test_history=((0, 0.15), (3, 0.58)),
         test_values=(0.58,),
+        clipped=0.5,
     )
     assert record.test_metric == "test_accuracy"
     assert record.baseline is not None
