@@ -63,6 +63,8 @@ def start_script(folder: Path, *words: str, restarts: int = 0, behavior: str = "
         ("compare mine.yaml", 2, "compare mine.yaml --resume"),
         ("tune mine.yaml", 0, f"tune mine.yaml search.name=fednar-{JOB_ID}"),
         ("tune mine.yaml", 1, f"tune mine.yaml search.name=fednar-{JOB_ID}"),  # it ended before there was a search
+        ("run --resume mine-1a2b3c4d", 1, "run --resume mine-1a2b3c4d"),
+        ("tune --resume first", 0, "tune --resume first"),
         ("tune begun.yaml", 1, f"tune --resume fednar-{JOB_ID}"),
     ],
 )
@@ -163,13 +165,13 @@ def job(tmp_path: Path) -> Iterator[SlurmJob]:
     settings = {
         "name": "mine",
         "data": {"partition": {"clients": 6}},
-        "model": {"function": "networks.network", "arguments": {"folder": str(tmp_path)}},
+        "model": {"function": "slurm_networks.network", "arguments": {"folder": str(tmp_path)}},
         "federation": {"rounds": ROUNDS, "local_steps": 2},
         "algorithm": {"name": "scaffold"},
         "execution": {"placement": "pooled", "actors": 2, "vectorize": 1},
     }
     (tmp_path / "mine.yaml").write_text(json.dumps({"experiment": settings}))
-    (tmp_path / "networks.py").write_text(NETWORK)
+    (tmp_path / "slurm_networks.py").write_text(NETWORK)
     (tmp_path / "slow").touch()
     create_store(tmp_path / "mlflow.db")
     with tempfile.TemporaryDirectory(prefix="s-", ignore_cleanup_errors=True) as scratch:
