@@ -73,14 +73,23 @@ def run(block: Block, directory: str) -> list[str]:
 
 
 def shorten(printed: list[str], recorded: list[str]) -> list[str]:
-    """Leaves out the middle of an output as the recorded one does: with a line … between its first and last lines."""
+    """Leaves out the middle of an output as the recorded one does: with a line … between its first and last lines.
+
+    A table among the last lines is shown from its first line.
+    """
     if GAP not in recorded:
         return printed
     before = recorded.index(GAP)
     after = len(recorded) - before - 1
-    if len(printed) <= before + after:
-        return printed
-    return [*printed[:before], GAP, *printed[len(printed) - after :]]
+    start = len(printed) - after
+    while after and start > before and not _ends_block(printed[start - 1]):
+        start -= 1
+    return printed if start <= before else [*printed[:before], GAP, *printed[start:]]
+
+
+def _ends_block(line: str) -> bool:
+    """Returns whether no table goes on after a line: it is empty, names a stage, or tells of a round."""
+    return not line.strip() or line.endswith(GAP) or line.startswith("round ")
 
 
 def run_command(command: str, directory: str, environment: Mapping[str, str], place: str) -> str:

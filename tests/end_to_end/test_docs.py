@@ -208,8 +208,10 @@ def test_reproducible_output_is_printed_again(block: Block, directory: Path) -> 
 @pytest.mark.parametrize(
     ("printed", "recorded", "shown"),
     [
-        ("abcdef", "x…yz", "a…ef"),
-        ("abcdef", "…z", "…f"),
+        ("abc ef", "x…yz", "a…ef"),
+        ("abcd f", "…z", "…f"),
+        ("ab defg", "x…z", "a…defg"),  # a table is shown from its first line
+        ("abcdef", "x…z", "abcdef"),
         ("abcdef", "x…", "a…"),
         ("abc", "x…yz", "abc"),  # nothing would be left out
         ("abcdef", "xyz", "abcdef"),
