@@ -103,7 +103,9 @@ def _iter_colors(lines: Sequence[Line]) -> list[str]:
 
 def describe_files(directory: Path, url: str | None) -> str:
     """Returns where the files of a result are, and how to open it in MLflow, as the last line of its card."""
-    return f"files: {directory} · in MLflow: {url or f'fednar ui {directory.name}'}"
+    here = Path.cwd()
+    shown = directory.relative_to(here) if directory.is_relative_to(here) else directory
+    return f"files: {shown} · in MLflow: {url or f'fednar ui {directory.name}'}"
 
 
 def render_card(title: str, rows: Sequence[Sequence[str]], chart: Chart, notes: Sequence[str] = ()) -> str:
