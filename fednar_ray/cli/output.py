@@ -14,7 +14,7 @@ START = "reading the settings"
 """The first stage of commands that train; it is announced before anything is imported that takes long."""
 
 IMPORTS = "loading PyTorch and Ray"
-"""The second one."""
+"""The stage after ``START``, in which PyTorch, Ray and MLflow are imported."""
 
 
 def build_console(*, stderr: bool) -> "Console":

@@ -93,7 +93,7 @@ def describe_run(row: "RunSummary", owner: str | None) -> Line:
 
 
 def describe_comparison(found: "ComparisonSummary") -> Line:
-    """Describes a comparison."""
+    """Builds the line of a comparison, which counts its runs instead of rounds."""
     return Line(
         kind="comparison",
         name=found.name,
@@ -107,7 +107,7 @@ def describe_comparison(found: "ComparisonSummary") -> Line:
 
 
 def describe_search(found: "SearchSummary") -> Line:
-    """Describes a search."""
+    """Builds the line of a search, which counts its trials instead of rounds."""
     from fednar_ray.report.axes import shorten_key
 
     result = MISSING

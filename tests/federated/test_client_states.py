@@ -2,11 +2,9 @@
 
 import linecache
 import os
-import resource
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -27,6 +25,7 @@ from fednar_ray.federated import client_states
 from fednar_ray.federated import server_state as federation_state
 from fednar_ray.federated.client_states import ClientStates, StatesView
 from fednar_ray.federated.server_state import FederationState, ServerSide
+from tests.support.journals import limit_disk
 
 D = 5  # floats per row
 ROW_BYTES = 4 * D
@@ -49,17 +48,6 @@ def count_rows_on_disk(directory: Path) -> int:
     assert len(sizes) <= 1
     assert all(size % ROW_BYTES == 0 for size in sizes)
     return sum(sizes) // ROW_BYTES
-
-
-@contextmanager
-def limit_disk(room: int) -> Iterator[None]:
-    """Limits files to ``room`` bytes; the operating system writes what fits, and then fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(params=BUDGETS)
