@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fednar_ray.config import Experiment
+    from fednar_ray.experiments.placement import ExecutionPlan
     from fednar_ray.experiments.result import Result
     from fednar_ray.experiments.resume import Resumption
 
@@ -106,7 +107,7 @@ class _Started:
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
 
-    def note(self, directory: Path, group_size: int) -> None:
+    def note(self, directory: Path, plan: "ExecutionPlan") -> None:
         """Notes the directory of a new run."""
         self.directory = directory
 
@@ -175,6 +176,7 @@ def _summarize(result: "Result") -> dict[str, Any]:
         "placement": result.placement,
         "actors": len(result.places),
         "vectorize": result.group_size,
+        "compile": "on" if result.compiled else "off",
         "resumed_from_round": result.resumed_from_round,
         "alerts": [asdict(alert) for alert in result.alerts],
         "stop": None if result.stop is None else asdict(result.stop),

@@ -15,6 +15,11 @@ def _check_silo_name(name: str) -> str:
     return name
 
 
+def _read_switch(value: object) -> object:
+    """Reads what YAML makes of a bare ``on`` or ``off``."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class SiloSettings(Settings):
     """A client that trains on the node that has its data."""
 
@@ -62,6 +67,9 @@ class ExecutionSettings(Settings):
     order of their names."""
     vectorize: Annotated[Literal["auto"] | Count, Example(5)] = "auto"
     """The number of clients that train as one matrix, C. auto: the fastest that fits in memory."""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_read_switch), Example("on")] = "auto"
+    """Compile each local step to one program, with torch and a C++ compiler, once per machine (half a minute). auto: if
+    the planned rounds gain more than that. What cannot be compiled trains without, and the log says why."""
     retries: Annotated[Size, Example(5)] = 2
     """How often a failed call is retried, on another actor if there is one. A lost actor or node, an exception and a
     time-out are failures."""

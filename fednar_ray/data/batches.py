@@ -6,6 +6,7 @@ the other clients of the group nor the actor that trains them change it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,13 @@ def compute_padded_batch_size(examples: int, batch_size: int) -> int:
     return min(batch_size, 1 << max(examples - 1, 0).bit_length())
 
 
+class GroupShape(NamedTuple):
+    """The shape of a client group's batches."""
+
+    height: int  # C, the number of clients
+    width: int  # B, the largest number of examples per step
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The examples on which a client group trains in one step: C clients, each padded to B examples."""
@@ -70,7 +78,13 @@ class ResidentShards:
         return self._shards.rows(client_ids)[1]
 
     def plan(
-        self, client_ids: Sequence[int], steps: npt.NDArray[np.int64], batch_size: int, seed: int, round_index: int
+        self,
+        client_ids: Sequence[int],
+        steps: npt.NDArray[np.int64],
+        batch_size: int,
+        seed: int,
+        round_index: int,
+        shape: GroupShape | None = None,
     ) -> "BatchPlan":
         """Plans the batches of a client group for one round.
 
@@ -80,11 +94,13 @@ class ResidentShards:
             batch_size: The number of examples per step.
             seed: The seed of the experiment.
             round_index: The round, from 0.
+            shape: C and B of the plan, which add empty rows. None: the number of clients, and the batch size that the
+                largest of them needs.
         """
         sizes = self.sizes(client_ids)
-        index = np.full(
-            (int(steps.max()), len(client_ids), compute_padded_batch_size(int(sizes.max()), batch_size)), -1
-        )
+        if shape is None:
+            shape = GroupShape(len(client_ids), compute_padded_batch_size(int(sizes.max()), batch_size))
+        index = np.full((int(steps.max()), *shape), -1)
         for row, (client_id, examples, taken) in enumerate(zip(client_ids, sizes, steps, strict=True)):
             rng = generator(seed, Purpose.BATCHES, round_index=round_index, client_id=client_id)
             batches = plan_client_batches(int(examples), batch_size, int(taken), rng)
@@ -102,7 +118,8 @@ class ResidentShards:
     def _build_plan(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
         """Builds the plan from the indices into each client's shard, [K, C, B], with −1 for padding."""
         real = index >= 0
-        starts, _ = self._shards.rows(client_ids)
+        starts = np.zeros(index.shape[1], dtype=np.int64)
+        starts[: len(client_ids)] = self._shards.rows(client_ids)[0]
         absolute = np.where(real, index, 0) + starts[:, None]
         weights = real / np.maximum(real.sum(axis=-1, keepdims=True), 1)
         return BatchPlan(
@@ -129,6 +146,7 @@ class BatchPlan:
     counts: npt.NDArray[np.int64]  # [K, C] examples that are not padding
     transform: Transform | None = None
     moves: Tensor | None = None  # [K, C, B, 3] see transforms.Moves; None without augmentation
+    keys: Tensor | None = None  # [K, C, 1] of the random numbers of layers; None without
 
     def with_zeros(self) -> "BatchPlan":
         """Returns a plan of the same shapes whose inputs and labels are all zero, to warm up a model."""
@@ -139,7 +157,7 @@ class BatchPlan:
         """Gathers the client group's batch of a step, from 0, padded to B."""
         index = self.index[step]
         flat = index.reshape(-1)
-        x = self._gather_inputs(flat, None if self.moves is None else self.moves[step].view(-1, 3))
+        x = gather_inputs(self.x, flat, self.transform, None if self.moves is None else self.moves[step].view(-1, 3))
         y = self.y.index_select(0, flat).view(index.shape)
         return Batch(x.view(*index.shape, *x.shape[1:]), y, self.weights[step])
 
@@ -147,12 +165,13 @@ class BatchPlan:
         """Gathers the batch of the only client of a group of one, without padding: x [B_i, …], y [B_i]."""
         index = self.index[step, 0, : int(self.counts[step, 0])]
         moves = None if self.moves is None else self.moves[step, 0, : len(index)]
-        return self._gather_inputs(index, moves), self.y.index_select(0, index)
+        return gather_inputs(self.x, index, self.transform, moves), self.y.index_select(0, index)
 
-    def _gather_inputs(self, index: Tensor, moves: Tensor | None) -> Tensor:
-        """Gathers the rows ``index`` [n] as a model's inputs: normalized, and augmented by ``moves`` [n, 3]."""
-        x = self.x.index_select(0, index)
-        if self.transform is None:
-            return x
-        x = self.transform.normalize(x)
-        return x if moves is None else self.transform.augment(x, moves)
+
+def gather_inputs(x: Tensor, index: Tensor, transform: Transform | None, moves: Tensor | None) -> Tensor:
+    """Gathers the rows ``index`` [n] of x as a model's inputs: normalized, and augmented by ``moves`` [n, 3]."""
+    x = x.index_select(0, index)
+    if transform is None:
+        return x
+    x = transform.normalize(x)
+    return x if moves is None else transform.augment(x, moves)

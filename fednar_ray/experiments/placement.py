@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from fednar_ray.data.batches import GroupShape
 from fednar_ray.data.files import FederationOfFiles
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.execution.capacity import ActorPlan, Footprint, choose_placement, plan_dedicated, plan_pooled
@@ -16,11 +17,12 @@ from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
+from fednar_ray.experiments.compilation import decide_compilation
 from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
-from fednar_ray.tracking.tags import ACTORS_TAG, PLACEMENT_TAG, VECTORIZE_TAG
+from fednar_ray.tracking.tags import ACTORS_TAG, COMPILE_TAG, PLACEMENT_TAG, VECTORIZE_TAG
 
 CPU_DEVICE = torch.device("cpu")
 
@@ -32,6 +34,12 @@ class ExecutionPlan:
     placement: str  # serial, pooled or dedicated
     group_size: int  # C, how many clients are trained as one matrix
     actors: ActorPlan | None  # None: the driver itself trains
+    program: GroupShape | None = None  # the shape of the compiled program that takes local steps; None: not compiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether each local step is one compiled program."""
+        return self.program is not None
 
     def build_tags(self) -> dict[str, str]:
         """Returns the plan as tags of the MLflow run."""
@@ -39,6 +47,7 @@ class ExecutionPlan:
             PLACEMENT_TAG: self.placement,
             ACTORS_TAG: str(self.actors.count if self.actors else 0),
             VECTORIZE_TAG: str(self.group_size),
+            COMPILE_TAG: "on" if self.compiled else "off",
         }
 
 
@@ -61,11 +70,15 @@ def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
     check_model_and_algorithm(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
-        return ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=False), actors=None)
-    if session.local:
-        _plan_on_cluster(prepared, session)
-        session.connect()
-    return _plan_on_cluster(prepared, session)
+        plan = ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=False), actors=None)
+    else:
+        if session.local:
+            _plan_on_cluster(prepared, session)
+            session.connect()
+        plan = _plan_on_cluster(prepared, session)
+    gpu = plan.actors is not None and plan.actors.gpus > 0
+    compilation = decide_compilation(prepared, plan.group_size, session, gpu=gpu)
+    return replace(plan, program=compilation.program, group_size=compilation.group_size)
 
 
 def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
@@ -126,19 +139,20 @@ class SerialTrainer:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        self._first = prepared
         self._shards, self._splits = prepared.federation.load()
         self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, CPU_DEVICE)
 
-    def build_pool(self, prepared: Prepared, warm_up: tuple[int, ...] = ()) -> SerialPool:
+    def build_pool(
+        self, prepared: Prepared, program: GroupShape | None = None, warm_up: tuple[int, ...] = ()
+    ) -> SerialPool:
         """Builds the pool of one run. The previous run must have ended.
 
         Args:
             prepared: The run.
+            program: The shape of the compiled program that takes local steps, if they are compiled.
             warm_up: The clients that the pool trains when it warms up.
         """
-        if prepared is not self._first:
-            self._trainer.adopt(prepared.build_training_plan())
+        self._trainer.adopt(prepared.build_training_plan(program))
         task, offsets = prepared.task, prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
@@ -169,10 +183,10 @@ def open_pool(
     federation, settings = prepared.federation, prepared.experiment.execution
     warm_up = _choose_warm_up_clients(prepared, plan.group_size)
     if plan.actors is None:
-        yield (trainer or SerialTrainer(prepared)).build_pool(prepared, warm_up)
+        yield (trainer or SerialTrainer(prepared)).build_pool(prepared, plan.program, warm_up)
         return
     actors = replace(plan.actors, owner=owner or prepared.experiment.name)
-    training = prepared.build_training_plan()
+    training = prepared.build_training_plan(plan.program)
     if plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, actors, settings, training, federation)
     else:

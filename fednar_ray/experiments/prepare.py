@@ -21,6 +21,7 @@ from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.metric_names import METRICS_BY_TASK, choose_primary
 from fednar_ray.core.module_state import copy_model
 from fednar_ray.core.stages import announce
+from fednar_ray.data.batches import GroupShape
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
@@ -77,8 +78,8 @@ class Prepared:
             return max(len(ids) for ids in settings.participation)
         return settings.clients_per_round or int((self.federation.shards.sizes > 0).sum())
 
-    def build_training_plan(self) -> TrainingPlan:
-        """Builds what every trainer of this run needs."""
+    def build_training_plan(self, program: GroupShape | None = None) -> TrainingPlan:
+        """Builds what every trainer of this run needs. ``program`` is the shape of compiled steps, if there are any."""
         clients, seed = self.federation.num_clients, self.experiment.seed
         return TrainingPlan(
             model=self.model,
@@ -90,6 +91,8 @@ class Prepared:
             changed_buffers=self.traits.changed_buffers,
             attack_factors=draw_attack_factors(self.experiment.attacks, clients, seed),
             task=self.task,
+            addressed=self.traits.addressed,
+            program=program,
         )
 
 

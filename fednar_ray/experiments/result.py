@@ -53,6 +53,7 @@ class Result:
     placement: str  # serial, pooled or dedicated
     places: tuple[ActorInfo, ...]  # where each actor lived; for dedicated by client; empty if no round was trained
     group_size: int  # C, how many clients were trained as one matrix
+    compiled: bool  # whether each local step was one compiled program
     resumed_from_round: int | None  # None: the run was started by this process
     alerts: tuple[Alert, ...]  # what a person should look at
     client_names: tuple[str, ...]  # by client id; "0", "1", … if the clients have no names
@@ -126,6 +127,7 @@ def load_result(start: ResumedRun) -> Result:
         placement=checkpoint.facts["placement"],
         places=(),
         group_size=checkpoint.facts["group_size"],
+        compiled=checkpoint.facts.get("compiled", False),
         resumed_from_round=checkpoint.next_round,
         alerts=find_alerts(
             prepared.experiment,

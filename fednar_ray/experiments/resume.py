@@ -11,6 +11,7 @@ from fednar_ray.checkpoint.store import Checkpoint, CheckpointStore
 from fednar_ray.config import Experiment, flatten_settings
 from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, FednarError, StorageUnavailable, format_value
 from fednar_ray.experiments.checkpoint_contents import read_run_experiment
+from fednar_ray.experiments.fixed_execution import fix_execution
 from fednar_ray.tracking import run_lookup
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
@@ -20,7 +21,8 @@ log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
 FREE = ("execution.", "checkpoint.", "report.")  # these settings do not change the result of a run
-FIXED = ("execution.vectorize", "tracking.")  # the group size changes rounding; the MLflow run cannot be moved
+FIXED = ("execution.vectorize", "execution.compile", "tracking.")
+"""Settings that may not change: two of them change rounding, and the MLflow run cannot be moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +110,9 @@ def _build_resumption(
     may_change: Sequence[str],
 ) -> Resumption:
     recorded, facts = read_run_experiment(checkpoint), checkpoint.facts
-    before = _fix_group_size(recorded, facts["group_size"])
-    experiment = before if wanted is None else _fix_group_size(wanted, facts["group_size"])
+    chosen = facts["group_size"], facts.get("compiled", False)
+    before = fix_execution(recorded, *chosen)
+    experiment = before if wanted is None else fix_execution(wanted, *chosen)
     rewrites = _check_changes(before, experiment, checkpoint.next_round, may_change, ref.name)
     identity = _read_identity(ref)
     original = None if identity is None else find_original(ref.directory, identity)
@@ -147,14 +150,6 @@ def _read_identity(ref: RunRef) -> Identity | None:
         return read_identity(ref.directory)
     except BadInput:
         return None
-
-
-def _fix_group_size(experiment: Experiment, group_size: int) -> Experiment:
-    """Replaces ``vectorize: auto`` by the group size that was chosen when the run was started."""
-    if experiment.execution.vectorize != "auto":
-        return experiment
-    execution = experiment.execution.model_copy(update={"vectorize": group_size})
-    return experiment.model_copy(update={"execution": execution})
 
 
 def _check_changes(started: Experiment, wanted: Experiment, done: int, may_change: Sequence[str], name: str) -> bool:

@@ -62,6 +62,7 @@ class TrackedRun:
             placement=self.plan.placement,
             places=places,
             group_size=self.plan.group_size,
+            compiled=self.plan.compiled,
             resumed_from_round=self.start.first_round,
             alerts=self.alerts.alerts,
             client_names=prepared.federation.client_names,
@@ -76,7 +77,7 @@ def start_tracked_run(
     identity: RunIdentity,
     plan: ExecutionPlan,
     data_digest: str,
-    on_start: Callable[[Path, int], None] | None,
+    on_start: Callable[[Path, ExecutionPlan], None] | None,
     *,
     is_compared: bool,
 ) -> TrackedRun:
@@ -85,7 +86,7 @@ def start_tracked_run(
     callbacks.start(ResumeHint(prepared.experiment, directory))
     tracker = callbacks.start(start.build_tracker(identity))
     if on_start is not None and start.is_new:
-        on_start(directory, plan.group_size)
+        on_start(directory, plan)
     callbacks.start(start.build_system_metrics(identity))
     journal = callbacks.start(start.open_journal(directory))
     if start.is_new:
@@ -124,6 +125,7 @@ def _build_checkpoint_facts(
         "tracking_uri": identity.store.uri,
         "placement": plan.placement,
         "group_size": plan.group_size,
+        "compiled": plan.compiled,
     }
 
 

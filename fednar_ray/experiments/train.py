@@ -12,7 +12,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.artifacts import log_optional_file, log_outputs, log_page
 from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.iter_rounds import train_rounds
-from fednar_ray.experiments.placement import open_pool, plan_execution
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.result import Result, load_result
 from fednar_ray.experiments.resume import Resumption
@@ -34,7 +34,7 @@ def train(
     tags: Mapping[str, str] | None = None,
     name: str | None = None,
     resumption: Resumption | None = None,
-    on_start: Callable[[Path, int], None] | None = None,
+    on_start: Callable[[Path, ExecutionPlan], None] | None = None,
     ready_first: bool = False,
     with_page: bool = True,
     callbacks: Sequence[RoundCallback] = (),
@@ -48,7 +48,7 @@ def train(
         tags: Tags of a new MLflow run.
         name: Name of a new MLflow run; None: the experiment's. Log lines call the run by it, too.
         resumption: The run and checkpoint to resume from. None starts a new run.
-        on_start: Called before the first round of a new run, with its directory and its client group size.
+        on_start: Called before the first round of a new run, with its directory and its execution plan.
         ready_first: Whether the first round waits until all actors have warmed up, so that its time is comparable.
         with_page: Whether the run gets a page of its own; those of a comparison are part of the comparison's page.
         callbacks: The caller's callbacks, which see each round after it was recorded.

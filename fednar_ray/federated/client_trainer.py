@@ -21,8 +21,10 @@ from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequenc
 from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.threads import use_one_thread
 from fednar_ray.core.transfers import StagingBuffer, on_device
-from fednar_ray.data.batches import ResidentShards
+from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
+from fednar_ray.federated.addressed_draws import build_keys
+from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
 from fednar_ray.federated.local_steps import take_local_steps, to_column
 from fednar_ray.federated.training_plan import TrainingPlan
@@ -59,27 +61,32 @@ class GroupTrainer:
         constant = (item for item in plan.model.named_buffers() if item[0] not in plan.changed_buffers)
         self._constant_buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in constant}
         self._gradients: dict[int, SingleGradient | GroupGradient] = {}
+        self._compiled: CompiledSteps | None = None
         self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
 
     def adopt(self, plan: TrainingPlan) -> None:
         """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
         self._plan = plan
+        self._compiled = None  # its program contains the correction and the regularizer
         self._held.clear()
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
         """Computes one gradient and drops it, because a process's first gradient takes over a second.
 
         Its examples are zeros. Errors are ignored here; training raises them again. So no client can keep a trainer
-        from starting.
+        from starting. Compiled steps are compiled, or loaded.
         """
         if not self._shards.sizes(client_ids).any():
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
+        if self._plan.program is not None:
+            with use_one_thread(), torch.no_grad():
+                self._get_compiled().prepare(self._plan_batches(client_ids, steps, 0))
+            return
         fork, global_ = torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators()
         with use_one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
-            plan = self._shards.plan(client_ids, steps, self._plan.workload.batch_size, 0, 0)
-            self._get_gradient(len(client_ids))(plan.with_zeros(), 0)
+            self._get_gradient(len(client_ids))(self._plan_batches(client_ids, steps, 0).with_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
@@ -103,14 +110,17 @@ class GroupTrainer:
         return [self._device] if self._device.type == "cuda" else []
 
     def _train(self, broadcast: Broadcast, task: GroupTask) -> _Trained:
-        """Trains a group. Its random layers draw from a generator whose address is the group's first client."""
+        """Trains a group.
+
+        Random numbers that have no address of their own come from generators whose address is the group's first client.
+        """
         start = time.perf_counter()
         where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
         address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
         with torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators(address):
             torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
-                if len(task.client_ids) == 1:
+                if len(task.client_ids) == 1 and self._plan.program is None:
                     # every client starts with the module's given attributes
                     self._get_gradient(1).given.restore(address)
                 return self._train_steps(broadcast, task, start)
@@ -119,7 +129,8 @@ class GroupTrainer:
                 raise
 
     def _train_steps(self, broadcast: Broadcast, task: GroupTask, start: float) -> _Trained:
-        gradient = self._get_gradient(len(task.client_ids))
+        compiled = self._plan.program is not None
+        gradient = self._get_compiled() if compiled else self._get_gradient(len(task.client_ids))
         global_params = self._global_params.fill(broadcast.parameters)
         gradient.params.copy_(global_params)
         if broadcast.buffers is not None:
@@ -127,13 +138,16 @@ class GroupTrainer:
         examples = self._shards.sizes(task.client_ids)
         steps = self._plan.workload.steps(examples)
         local_round = self._build_local_round(broadcast, task, global_params)
-        batch_size, seed = self._plan.workload.batch_size, self._plan.seed
-        batches = self._shards.plan(task.client_ids, steps, batch_size, seed, broadcast.round_index)
-        if task.verify and isinstance(gradient, GroupGradient):
-            gradient.verify(batches, 0)
-        sums = take_local_steps(self._plan, gradient, batches, steps, local_round, broadcast.scalars)
+        batches = self._plan_batches(task.client_ids, steps, broadcast.round_index)
+        if isinstance(gradient, CompiledSteps):
+            sums = gradient.take(batches, steps, local_round, broadcast.scalars, verify=task.verify)
+        else:
+            if task.verify and isinstance(gradient, GroupGradient):
+                gradient.verify(batches, 0)
+            sums = take_local_steps(self._plan, gradient, batches, steps, local_round, broadcast.scalars)
         check_unchanged(gradient.module, self._constant_buffers)
-        delta = gradient.params.sub_(global_params)  # in place: the next client group loads its own parameters
+        # in place: the next client group loads its own parameters
+        delta = gradient.params[: len(steps)].sub_(global_params)
         self._apply_attacks(task.client_ids, delta)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None
@@ -162,6 +176,21 @@ class GroupTrainer:
         for row, client_id in zip(delta, client_ids, strict=True):
             if client_id in self._plan.attack_factors:
                 row *= self._plan.attack_factors[client_id]
+
+    def _plan_batches(self, client_ids: tuple[int, ...], steps: npt.NDArray[np.int64], round_index: int) -> BatchPlan:
+        """Plans the batches of a group, with the keys of the layers' random numbers if these have addresses."""
+        plan, shape = self._plan, self._plan.program
+        batches = self._shards.plan(client_ids, steps, plan.workload.batch_size, plan.seed, round_index, shape)
+        if not plan.addressed:
+            return batches
+        height = None if shape is None else shape.height
+        keys = build_keys(plan.seed, round_index, client_ids, int(steps.max()), height)
+        return replace(batches, keys=on_device(keys, self._device))
+
+    def _get_compiled(self) -> CompiledSteps:
+        if self._compiled is None:
+            self._compiled = CompiledSteps(self._plan, self._layout, self._device)
+        return self._compiled
 
     def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient:
         if group_size not in self._gradients:

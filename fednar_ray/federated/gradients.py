@@ -15,7 +15,8 @@ from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters, describe_draws
 from fednar_ray.core.random import get_global_states
-from fednar_ray.data.batches import Batch, BatchPlan
+from fednar_ray.data.batches import BatchPlan
+from fednar_ray.federated.addressed_draws import AddressedDraws
 from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
 
@@ -49,7 +50,7 @@ class SingleGradient:
         """Returns the gradient [1, d], in memory that the next call overwrites, and the loss [1]."""
         x, y = plan.unpadded_batch(step)
         self._grad.zero_()
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if plan.keys is None else AddressedDraws(plan.keys[step]):
             loss = self._mean_loss(self.module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
         return self._grad, loss.detach().view(1)
@@ -69,18 +70,20 @@ class GroupGradient:
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
         """Returns the gradients [C, d] and losses [C]. Batches are padded to the largest; padding has weight 0."""
-        batch = plan.batch(step)
-        program = self._find_program(batch)
-        with self._check_unchanged() if program is self._vmapped else nullcontext():
-            grad, loss = program(self.params, batch.x, batch.y, batch.weights)
+        arguments = self._gather(plan, step)
+        program = self._find_program(arguments)
+        with self._check_unchanged() if program == self._compute else nullcontext():
+            grad, loss = program(*arguments)
         return grad, loss
 
     def check_vmap(self, x: Tensor) -> None:
-        """Computes one gradient with one example per row, which raises if ``vmap`` cannot batch the module."""
+        """Computes one gradient with one example per row.
+
+        It raises if ``vmap`` cannot batch the module, or if the module draws random numbers that have no address.
+        """
         rows = len(self.params)
         labels, weights = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1)
-        with torch.random.fork_rng(devices=[]):
-            self._vmapped(self.params, x[:rows].unsqueeze(1), labels, weights)
+        self._compute(self.params, x[:rows].unsqueeze(1), labels, weights, torch.zeros(rows, 1, dtype=torch.int64))
 
     def verify(self, plan: BatchPlan, step: int) -> None:
         """Compares the traced gradient with one from the module's own forward, on the same batch and random draws.
@@ -90,40 +93,44 @@ class GroupGradient:
         Raises:
             InconsistentModel: The gradients differ by more than rounding.
         """
-        batch = plan.batch(step)
-        program = self._find_program(batch)
+        arguments = self._gather(plan, step)
+        program = self._find_program(arguments)
         with self._check_unchanged():
-            wanted, got = (self._compute_repeatably(function, batch) for function in (self._vmapped, program))
-        off = _compute_distance(got, wanted)
+            (wanted, _), (got, _) = self._compute(*arguments), program(*arguments)
+        off = compute_distance(got, wanted)
         if off > ROUNDING:
             self._raise_inconsistent(
                 f"the traced gradient differs from that of a fresh forward by {off:.2g} of its length"
             )
 
-    def _compute_repeatably(self, function: Callable[..., Any], batch: Batch) -> Tensor:
-        """Returns the gradients, and restores the states of torch's generators."""
-        with torch.random.fork_rng():
-            grad: Tensor = function(self.params, batch.x, batch.y, batch.weights)[0]
-        return grad
+    def _gather(self, plan: BatchPlan, step: int) -> tuple[Tensor, ...]:
+        batch = plan.batch(step)
+        return (self.params, batch.x, batch.y, batch.weights, *(() if plan.keys is None else (plan.keys[step],)))
 
-    def _find_program(self, batch: Batch) -> Callable[..., Any]:
-        """Returns the gradient function for batches of this shape, traced if possible. Tracing draws no random numbers.
+    def _compute(self, params: Tensor, x: Tensor, y: Tensor, weights: Tensor, *keys: Tensor) -> Any:
+        """Returns the gradients and losses by the module's own forward. Random numbers have the addresses ``keys``."""
+        with AddressedDraws(*keys) if keys else nullcontext():
+            return self._vmapped(params, x, y, weights)
+
+    def _find_program(self, arguments: tuple[Tensor, ...]) -> Callable[..., Any]:
+        """Returns the gradient function for batches of this shape, traced if possible.
 
         A module that cannot be traced runs its own forward in every step, in every placement. Only running out of
         memory depends on the placement, and that error is raised.
         """
-        if batch.y.shape not in self._traced:
-            with torch.random.fork_rng(), self._check_unchanged():
-                self._traced[batch.y.shape] = self._trace(self.params, batch.x, batch.y, batch.weights)
-        return self._traced[batch.y.shape]
+        shape = arguments[2].shape
+        if shape not in self._traced:
+            with self._check_unchanged():
+                self._traced[shape] = self._trace(*arguments)
+        return self._traced[shape]
 
     def _trace(self, *arguments: Tensor) -> Callable[..., Any]:
         try:
-            return trace(self._vmapped, *arguments)
+            return trace(self._compute, *arguments)
         except Exception as error:
             if is_of_memory(error) or "CUDA error" in str(error):
                 raise
-            return self._vmapped
+            return self._compute
 
     @contextmanager
     def _check_unchanged(self) -> Iterator[None]:
@@ -141,7 +148,7 @@ class GroupGradient:
         )
 
 
-def _compute_distance(got: Tensor, wanted: Tensor) -> float:
+def compute_distance(got: Tensor, wanted: Tensor) -> float:
     """Returns the largest ‖got − wanted‖ of the finite rows, relative to the largest ‖wanted‖. Both are [C, d]."""
     finite = torch.isfinite(wanted).all(dim=1) & torch.isfinite(got).all(dim=1)
     if not finite.any():

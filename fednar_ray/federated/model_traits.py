@@ -17,6 +17,7 @@ from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.random import seed_global_generators
 from fednar_ray.data.examples import Examples
 from fednar_ray.data.transforms import Transform
+from fednar_ray.federated.addressed_draws import UnaddressedDraw, find_draw
 from fednar_ray.federated.forward_trial import check_repeatable, copy_for_trial, describe_changed_parameter, forward
 from fednar_ray.federated.gradients import GroupGradient
 from fednar_ray.models.tasks import CLASSIFICATION, Task
@@ -49,6 +50,7 @@ class ModelTraits:
         matmul_flops: Floating-point operations of a forward pass for one example, convolutions aside.
         convolution_flops: Those of convolutions.
         activation_bytes: Bytes of all that a forward pass computes for one example.
+        addressed: Whether layers draw random numbers, and all by operators that ``addressed_draws`` knows.
     """
 
     changed_buffers: tuple[str, ...]
@@ -59,6 +61,7 @@ class ModelTraits:
     matmul_flops: float
     convolution_flops: float
     activation_bytes: float = 0.0
+    addressed: bool = False
 
     @property
     def tracks_buffers(self) -> bool:
@@ -110,6 +113,7 @@ def probe(
         matmul_flops=counter.flops[False] / 2,
         convolution_flops=counter.flops[True] / 2,
         activation_bytes=counter.bytes / 2,
+        addressed=counter.draws and counter.unaddressed is None,
     )
 
 
@@ -141,12 +145,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: Counter[bool] = Counter()
         self.bytes = 0
         self.draws = self.own_generator = False  # random numbers; with a generator of the model's own
+        self.unaddressed: str | None = None  # an operator that draws random numbers without addresses
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.layout == torch.strided:
             self.bytes += out.nbytes
-        self.draws |= func.overloadpacket.__name__.startswith(RANDOM)
+        if func.overloadpacket.__name__.startswith(RANDOM) or torch.Tag.nondeterministic_seeded in func.tags:
+            self.draws = True
+            if find_draw(func, args, kwargs or {}) is None:
+                self.unaddressed = func.overloadpacket.__name__
         self.own_generator |= (kwargs or {}).get("generator") is not None
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
@@ -184,6 +192,8 @@ def _find_reason_to_train_alone(trial: nn.Module, x: Tensor, tracks: bool, state
         with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.check_vmap(x[:2])
+    except UnaddressedDraw as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001 - functorch may raise anything; plain autograd remains
         sentence = first_line(error).partition(". ")[0]
         return f"torch.func.vmap cannot batch it ({sentence[:120]})"

@@ -8,6 +8,7 @@ from torch import nn
 from fednar_ray.algorithms.client_corrections import ClientCorrection
 from fednar_ray.algorithms.regularizers import Regularizer
 from fednar_ray.core.schedules import Workload
+from fednar_ray.data.batches import GroupShape
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 
@@ -26,6 +27,8 @@ class TrainingPlan:
             train one by one; all other buffers keep their values.
         attack_factors: By client id, what a simulated attacker's update is multiplied by.
         task: The loss.
+        addressed: Whether the model's layers draw random numbers, and all by operators that ``addressed_draws`` knows.
+        program: The shape of the compiled program that takes the local steps; None: they are not compiled.
     """
 
     model: nn.Module
@@ -37,3 +40,5 @@ class TrainingPlan:
     changed_buffers: tuple[str, ...]
     attack_factors: Mapping[int, float] = field(default_factory=dict)
     task: Task = CLASSIFICATION
+    addressed: bool = False
+    program: GroupShape | None = None

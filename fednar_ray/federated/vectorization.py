@@ -32,6 +32,8 @@ class StepCosts:
         flop: Per floating-point operation.
         convolution_flop: Per floating-point operation of a grouped convolution, as groups use it.
         parameter: Per trainable parameter and client.
+        compiling: To compile the step of a model.
+        compiling_saves: The share of a step's time that compiling saves.
     """
 
     step: float
@@ -40,6 +42,8 @@ class StepCosts:
     flop: float
     convolution_flop: float
     parameter: tuple[float, float]
+    compiling: float = 60.0
+    compiling_saves: float = 0.5
 
 
 CPU = StepCosts(
@@ -101,6 +105,31 @@ def _estimate_step_seconds(traits: ModelTraits, batch_size: int, costs: StepCost
     arithmetic += traits.convolution_flops * (costs.convolution_flop if wide else costs.flop)
     client = 3 * batch_size * arithmetic + traits.parameters * costs.parameter[wide]
     return costs.step + dispatch + group_size * client
+
+
+def even_out(clients_per_round: int, group_size: int) -> int:
+    """Returns the size of the largest of as few equally large groups as possible, of at most ``group_size`` clients."""
+    return ceil(clients_per_round / ceil(clients_per_round / group_size))
+
+
+def is_compiling_worthwhile(
+    traits: ModelTraits, group_size: int, batch_size: int, planned: float, costs: StepCosts
+) -> bool:
+    """Returns whether compiling the local step is shorter than what it saves, for ``compile: auto``.
+
+    Only models without convolutions gain much: a step's convolutions take as long when they are compiled.
+
+    Args:
+        traits: What is known about the model.
+        group_size: C.
+        batch_size: Examples per step.
+        planned: The local steps of all clients in all planned rounds.
+        costs: What a step costs on the device.
+    """
+    if traits.convolutions:
+        return False
+    step = _estimate_step_seconds(traits, batch_size, costs, group_size)
+    return planned / group_size * step * costs.compiling_saves > costs.compiling
 
 
 def form_groups(client_ids: Sequence[int], steps: npt.NDArray[np.int64], group_size: int) -> list[tuple[int, ...]]:

@@ -25,6 +25,7 @@ PRIMARY_TAG = "fednar.primary"  # of runs and comparisons: the primary metric, w
 PLACEMENT_TAG = "fednar.placement"  # serial, pooled or dedicated
 ACTORS_TAG = "fednar.actors"  # the number of actors; 0 in a serial run
 VECTORIZE_TAG = "fednar.vectorize"  # the number of clients that train as one matrix
+COMPILE_TAG = "fednar.compile"  # whether each local step is one compiled program, on or off
 COMMAND_TAG = "fednar.command"  # the command as typed; absent if the run was started from Python
 FEDNAR_VERSION_TAG = "fednar.version"  # the version of this package
 RAY_VERSION_TAG = "ray.version"  # the version of Ray

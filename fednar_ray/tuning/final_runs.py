@@ -109,17 +109,20 @@ class FinalTraining:
         if best.ended is not None:  # the same rounds, without the callbacks that ended them
             federation = changed.federation.model_copy(update={"rounds": best.rounds})
             changed = changed.model_copy(update={"federation": federation})
-        return self._build_single_run(changed, "best", best.group_size)
+        return self._build_single_run(changed, "best", best)
 
     def train(self, best: Experiment) -> FinalRuns:
         """Trains the best experiment and the baseline."""
         baseline = self._build_single_run(self._document.build_variant(self._search.baseline), "baseline", None)
         return FinalRuns(self._train_seeds("best", best), self._train_seeds("baseline", baseline))
 
-    def _build_single_run(self, experiment: Experiment, role: Role, group_size: int | None) -> Experiment:
+    def _build_single_run(self, experiment: Experiment, role: Role, trial: TrialEntry | None) -> Experiment:
         """Builds a trial's experiment for a separate run, with the file's placement and evaluation."""
         own = self._document.experiment
-        execution = own.execution.model_copy(update={"vectorize": group_size} if group_size is not None else {})
+        execution = own.execution
+        if trial is not None and trial.group_size is not None:
+            resolved = {"vectorize": trial.group_size, "compile": "on" if trial.compiled else "off"}
+            execution = execution.model_copy(update=resolved)
         tracking = own.tracking.model_copy(update={"experiment": own.tracking.experiment or own.name})
         return experiment.model_copy(
             update={

@@ -96,6 +96,7 @@ def _build_last_report(table: TrialTable, entry: TrialEntry) -> TrialReport:
         ended=entry.ended,
         train_seconds=0.0,
         group_size=entry.group_size,
+        compiled=entry.compiled,
         lineage=entry.lineage,
         done=True,
         should_checkpoint=False,

@@ -77,7 +77,8 @@ def _plan_actors(
     plan = plan_execution(given.prepare(experiment.model_copy(update={"execution": execution})), session)
     assert plan.actors is not None
     actors = plan.actors
-    resolved = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}
+    resolved: dict[str, Any] = {"actors": actors.count, "gpus_per_actor": actors.gpus, "vectorize": plan.group_size}
+    resolved["compile"] = "on" if plan.compiled else "off"
     actor_bundle = {"CPU": actors.cpus} | ({"GPU": actors.gpus} if actors.gpus else {})
     return execution.model_copy(update=resolved), ({}, *(actor_bundle for _ in range(actors.count)))
 

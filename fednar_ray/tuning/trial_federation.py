@@ -18,7 +18,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import SerialTrainer, open_pool, plan_execution
+from fednar_ray.experiments.placement import ExecutionPlan, SerialTrainer, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, adapt
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
@@ -57,9 +57,9 @@ class TrialFederation:
         return self._state.now.next_round
 
     @property
-    def group_size(self) -> int:
-        """Number of clients that are trained as one matrix."""
-        return self._execution.group_size
+    def execution(self) -> ExecutionPlan:
+        """Where and how clients are trained."""
+        return self._execution
 
     def _resume(self, state: FederationState) -> None:
         self._state = state

@@ -29,6 +29,7 @@ class TrialReport:
         ended: Why a callback has ended the trial, which is then finished; None if none has.
         train_seconds: Time since the previous report, loading of data and model included.
         group_size: Number of clients that are trained as one matrix; None if unknown.
+        compiled: Whether local steps are compiled; None if unknown.
         lineage: The origin of the federation; None if its settings never changed.
         done: Whether this is the trial's last report.
         should_checkpoint: Whether Tune saves a checkpoint of the trial now.
@@ -41,6 +42,7 @@ class TrialReport:
     ended: str | None = None
     train_seconds: float
     group_size: int | None
+    compiled: bool | None
     lineage: Lineage | None
     done: bool
     should_checkpoint: bool

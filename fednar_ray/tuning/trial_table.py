@@ -37,6 +37,7 @@ class TrialEntry:
         failure: Why it failed.
         ended: Why a callback has ended it before all rounds were trained.
         group_size: Number of clients that are trained as one matrix.
+        compiled: Whether local steps are compiled.
         lineage: The origin of its federation; None if its settings never changed.
     """
 
@@ -49,6 +50,7 @@ class TrialEntry:
     seconds: float = 0.0
     failure: str | None = None
     group_size: int | None = None
+    compiled: bool | None = None
     lineage: Lineage | None = None
     ended: str | None = None
 
@@ -67,7 +69,7 @@ class TrialEntry:
         """Updates the entry with a new report of the trial."""
         self.values, self.value, self.rounds, self.failure = values, report.value, report.rounds, report.failure
         self.seconds += report.train_seconds
-        self.group_size = report.group_size
+        self.group_size, self.compiled = report.group_size, report.compiled
         self.lineage = report.lineage or self.lineage
         self.ended = report.ended
 

@@ -32,6 +32,7 @@ class PlannedRun:
     seed: int
     directory: str | None = None  # the name of its run directory, beside the comparison's; None: not started yet
     group_size: int | None = None  # C, how many clients are trained as one matrix; None: not started yet
+    compiled: bool | None = None  # whether local steps are compiled; None: not started yet
 
     @property
     def variant(self) -> Variant:

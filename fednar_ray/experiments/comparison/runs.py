@@ -14,7 +14,9 @@ from fednar_ray.experiments.alerts.callback import compute_chance_level
 from fednar_ray.experiments.comparison.outputs import log_outputs
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun
 from fednar_ray.experiments.comparison.result import Comparison
+from fednar_ray.experiments.fixed_execution import fix_execution
 from fednar_ray.experiments.given import Given
+from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import choose_primary_metric
 from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
@@ -95,12 +97,11 @@ class ComparisonRuns:
                 self._store.abandon_run(child.info.run_id)
 
     def _build_experiment(self, run: PlannedRun) -> Experiment:
-        """Builds the run's experiment, with the group size of the earlier runs, even if those ran on other hardware."""
+        """Builds the run's experiment, which trains as the earlier runs did, even if those ran on other hardware."""
         base = self._record.document.experiment
-        group_size = next((each.group_size for each in self._record.runs if each.group_size is not None), None)
-        if base.execution.vectorize == "auto" and group_size is not None:
-            execution = base.execution.model_copy(update={"vectorize": group_size})
-            base = base.model_copy(update={"execution": execution})
+        started = next((each for each in self._record.runs if each.group_size is not None), None)
+        if started is not None:
+            base = fix_execution(base, started.group_size, started.compiled)
         return run.build_experiment(base)
 
     def _train_or_load(
@@ -110,8 +111,8 @@ class ComparisonRuns:
         if resumption is None and run.directory is not None:
             return self._load_outcome(run)
 
-        def on_start(directory: Path, group_size: int) -> None:
-            run.directory, run.group_size = directory.name, group_size
+        def on_start(directory: Path, plan: ExecutionPlan) -> None:
+            run.directory, run.group_size, run.compiled = directory.name, plan.group_size, plan.compiled
             self._record.save()
 
         experiment = self._build_experiment(run) if resumption is None else resumption.experiment

@@ -1,0 +1,100 @@
+"""Decides before round 0 whether the local steps of a run are one compiled program each."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fednar_ray.config.algorithm import OwnAlgorithmSettings
+from fednar_ray.core.errors import first_line
+from fednar_ray.core.exits import exits_as_errors
+from fednar_ray.core.flat_params import ParameterLayout
+from fednar_ray.core.stages import announce
+from fednar_ray.core.threads import use_one_thread
+from fednar_ray.data.batches import GroupShape, ResidentShards, compute_padded_batch_size
+from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.execution.compilers import find_compiler_problem_of_cluster
+from fednar_ray.execution.session import RaySession
+from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.federated.compiled_steps import CompiledSteps
+from fednar_ray.federated.compiler import find_compiler_problem
+from fednar_ray.federated.vectorization import CPU, GPU, even_out, is_compiling_worthwhile
+
+log = logging.getLogger("fednar_ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What was decided: the shape of the compiled program, and the group size that fills it best."""
+
+    program: GroupShape | None  # None: steps are not compiled
+    group_size: int
+
+
+def decide_compilation(prepared: Prepared, group_size: int, session: RaySession, *, gpu: bool) -> Compilation:
+    """Decides whether a run's steps are compiled, from its settings, model, planned steps and kind of device.
+
+    If they are, they are compiled here, so that a model that cannot be compiled trains without.
+
+    Args:
+        prepared: The run.
+        group_size: C without compiling.
+        session: Whose nodes need a compiler. A serial run needs it here.
+        gpu: Whether clients train on GPUs. A driver cannot compile for these, so their actors do.
+    """
+    setting = prepared.experiment.execution.compile
+    if setting == "off" or (setting == "auto" and not _is_worthwhile(prepared, group_size, gpu=gpu)):
+        return Compilation(None, group_size)
+    clients = prepared.clients_per_round
+    height = even_out(clients, group_size)
+    batch_size, largest = prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max())
+    shape = GroupShape(height, compute_padded_batch_size(largest, batch_size))
+    problem = _find_problem(prepared) or _find_compiler_problem(prepared, session)
+    if problem is None and not gpu:
+        problem = _try_to_compile(prepared, shape)
+    if problem is not None:
+        log.warning("the local steps are not compiled: %s", problem)
+        return Compilation(None, group_size)
+    return Compilation(shape, height)
+
+
+def _is_worthwhile(prepared: Prepared, group_size: int, *, gpu: bool) -> bool:
+    """Returns whether compiling is shorter than what it saves in the planned rounds."""
+    federation = prepared.experiment.federation
+    steps = federation.workload.steps(prepared.federation.shards.sizes)
+    planned = federation.rounds * float(np.mean(steps)) * prepared.clients_per_round
+    costs = GPU if gpu else CPU
+    return is_compiling_worthwhile(prepared.traits, group_size, federation.batch_size, planned, costs)
+
+
+def _find_problem(prepared: Prepared) -> str | None:
+    """Returns what about the run prevents compiling; None if nothing does."""
+    if prepared.traits.alone_because is not None:
+        return prepared.traits.alone_because
+    if isinstance(prepared.experiment.algorithm, OwnAlgorithmSettings):
+        return "the algorithm is a function of your own, whose Python code runs in every step"
+    return None
+
+
+def _find_compiler_problem(prepared: Prepared, session: RaySession) -> str | None:
+    if prepared.experiment.execution.placement == "serial" or session.local or session.owns_ray:
+        return find_compiler_problem()
+    return find_compiler_problem() or find_compiler_problem_of_cluster()
+
+
+def _try_to_compile(prepared: Prepared, shape: GroupShape) -> str | None:
+    """Compiles the local step, or finds that it is compiled. Returns why it cannot be compiled, if so."""
+    announce("compiling the local step, once for this machine")
+    examples = prepared.federation.shards.examples
+    two = Shards(Examples(examples.x[[0, -1]], examples.y[[0, -1]]), np.array([0, 2]))
+    two = Shards(two.examples, two.offsets, transform=prepared.federation.transform)
+    plan = prepared.build_training_plan(shape)
+    try:
+        with use_one_thread(), torch.no_grad(), exits_as_errors():
+            steps = CompiledSteps(plan, ParameterLayout.of(prepared.model), torch.device("cpu"))
+            shards = ResidentShards(two, torch.device("cpu"))
+            steps.prepare(shards.plan((0,), np.ones(1, dtype=np.int64), plan.workload.batch_size, 0, 0, shape))
+    except Exception as error:  # noqa: BLE001 - torch's compiler may raise anything
+        return f"{type(error).__name__}: {first_line(error, 200)}"
+    return None
