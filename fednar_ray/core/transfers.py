@@ -12,6 +12,8 @@ from fednar_ray.core.flat_params import FloatVector
 
 def as_tensor(array: npt.NDArray[np.generic]) -> Tensor:
     """Returns a tensor over the same memory. It must not be written to: arrays in Ray's object store are read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -19,7 +19,7 @@ from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.compiler import find_compiler_problem
-from fednar_ray.federated.vectorization import CPU, GPU, even_out, is_compiling_worthwhile
+from fednar_ray.federated.vectorization import CPU, even_out, is_compiling_worthwhile
 
 log = logging.getLogger("fednar_ray")
 
@@ -44,7 +44,8 @@ def decide_compilation(prepared: Prepared, group_size: int, session: RaySession,
         gpu: Whether clients train on GPUs. A driver cannot compile for these, so their actors do.
     """
     setting = prepared.experiment.execution.compile
-    if setting == "off" or (setting == "auto" and not _is_worthwhile(prepared, group_size, gpu=gpu)):
+    # what compiling gains on a GPU has not been measured
+    if setting == "off" or (setting == "auto" and (gpu or not _is_worthwhile(prepared, group_size))):
         return Compilation(None, group_size)
     clients = prepared.clients_per_round
     height = even_out(clients, group_size)
@@ -59,13 +60,12 @@ def decide_compilation(prepared: Prepared, group_size: int, session: RaySession,
     return Compilation(shape, height)
 
 
-def _is_worthwhile(prepared: Prepared, group_size: int, *, gpu: bool) -> bool:
-    """Returns whether compiling is shorter than what it saves in the planned rounds."""
+def _is_worthwhile(prepared: Prepared, group_size: int) -> bool:
+    """Returns whether compiling for CPUs is shorter than what it saves in the planned rounds."""
     federation = prepared.experiment.federation
     steps = federation.workload.steps(prepared.federation.shards.sizes)
     planned = federation.rounds * float(np.mean(steps)) * prepared.clients_per_round
-    costs = GPU if gpu else CPU
-    return is_compiling_worthwhile(prepared.traits, group_size, federation.batch_size, planned, costs)
+    return is_compiling_worthwhile(prepared.traits, group_size, federation.batch_size, planned, CPU)
 
 
 def _find_problem(prepared: Prepared) -> str | None:

@@ -109,18 +109,26 @@ class GroupTrainer:
         """Returns the devices, besides the CPU, whose random generators training uses."""
         return [self._device] if self._device.type == "cuda" else []
 
+    def _seed_generators(self, seed: int) -> None:
+        """Seeds the generators that training uses. ``torch.manual_seed`` is slow: it thinks of absent devices, too."""
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def _train(self, broadcast: Broadcast, task: GroupTask) -> _Trained:
         """Trains a group.
 
         Random numbers that have no address of their own come from generators whose address is the group's first client.
         """
         start = time.perf_counter()
+        if self._plan.program is not None:
+            return self._train_steps(broadcast, task, start)  # nothing in a compiled step draws from a generator
         where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
         address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
         with torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators(address):
-            torch.manual_seed(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
+            self._seed_generators(torch_seed(self._plan.seed, Purpose.LAYERS, **where))
             try:
-                if len(task.client_ids) == 1 and self._plan.program is None:
+                if len(task.client_ids) == 1:
                     # every client starts with the module's given attributes
                     self._get_gradient(1).given.restore(address)
                 return self._train_steps(broadcast, task, start)

@@ -15,6 +15,7 @@ from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.data.transforms import Transform
+from fednar_ray.federated.captured_loop import CapturedLoop
 from fednar_ray.federated.compiler import Program, compile_function
 from fednar_ray.federated.gradients import ROUNDING, compute_distance
 from fednar_ray.federated.local_steps import StepSums
@@ -42,6 +43,7 @@ class CompiledSteps:
         self._layout = layout
         self._names: tuple[str, ...] = ()
         self._program: Program | None = None
+        self._captured: CapturedLoop | None = None  # on a GPU
 
     def prepare(self, batches: BatchPlan) -> None:
         """Compiles or loads the program, for batches of this form."""
@@ -68,6 +70,9 @@ class CompiledSteps:
         )
         self._names = names
         self.params.zero_()
+        if self._device.type == "cuda":
+            unmoved = {"params": self.params, "x": batches.x, "y": batches.y, **self._constants}
+            self._captured = CapturedLoop(self._program, names, unmoved)
 
     def take(
         self,
@@ -96,16 +101,22 @@ class CompiledSteps:
         taken = np.zeros(self._shape.height, dtype=np.int64)
         taken[:clients] = steps
         fixed, each_step = self._build_tensors(batches, taken, local_round, scalars)
-        values = [fixed.get(name, self.params) for name in self._names]
-        places = [(self._names.index(name), parts) for name, parts in each_step.items()]
         if verify:
             self._verify(fixed | {name: parts[0] for name, parts in each_step.items()}, batches.transform)
-        statistics = []
-        for step in range(int(steps.max())):
+        run = self._loop if self._captured is None else self._captured.run
+        return StepSums.of(run(fixed, each_step, int(steps.max()))[:, :, :clients], steps)
+
+    def _loop(self, fixed: Mapping[str, Tensor], each_step: Mapping[str, Tensor], steps: int) -> Tensor:
+        """Takes the steps one after the other, and returns their statistics, [K, 4, C]."""
+        assert self._program is not None
+        values = [fixed.get(name, self.params) for name in self._names]
+        places = [(self._names.index(name), parts.unbind(0)) for name, parts in each_step.items()]
+        statistics: list[Tensor] = []
+        for step in range(steps):
             for place, parts in places:
                 values[place] = parts[step]
             statistics += self._program(values)
-        return _sum_statistics(torch.stack(statistics)[:, :, :clients], steps, self._device)
+        return torch.stack(statistics)
 
     def _verify(self, tensors: dict[str, Tensor], transform: Transform | None) -> None:
         assert self._program is not None
@@ -125,8 +136,8 @@ class CompiledSteps:
         steps: npt.NDArray[np.int64],
         local_round: LocalRound,
         scalars: RoundScalars,
-    ) -> tuple[dict[str, Tensor], Mapping[str, tuple[Tensor, ...]]]:
-        """Returns the tensors that are the same in all steps, and those of each step."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the tensors that are the same in all steps, and those that differ, [K, …]."""
         column = self.params.new_empty(len(steps), 1)
         taken = np.arange(max(int(steps.max()), 1))[:, None, None] < steps[:, None]
         rates = on_device(taken.astype(np.float32) * np.float32(scalars.local_lr), self._device)
@@ -148,18 +159,10 @@ class CompiledSteps:
             **{SHARED + name: vector for name, vector in local_round.shared.items()},
             **self._constants,
         }
-        return fixed, {name: each.unbind(0) for name, each in each_step.items()}
+        return fixed, each_step
 
 
 def _add_rows(rows: Tensor, height: int) -> Tensor:
     """Returns [n, d] with rows of zeros added, [height, d]."""
     missing = height - len(rows)
     return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
-
-
-def _sum_statistics(statistics: Tensor, steps: npt.NDArray[np.int64], device: torch.device) -> StepSums:
-    """Sums ``STATISTICS`` [K, 4, n] over each client's own steps."""
-    active = on_device(np.arange(len(statistics))[:, None] < steps, device)
-    sums = statistics.where(active.unsqueeze(1), 0.0).sum(dim=0).unsqueeze(-1)
-    loss, clipped, decay, norm = sums
-    return StepSums(loss, clipped, decay, norm, statistics[:, -1])

@@ -25,6 +25,18 @@ class StepSums:
     norm: Tensor
     norms: Tensor  # [K, C] of every step; those after a client's last step mean nothing
 
+    @classmethod
+    def of(cls, statistics: Tensor, steps: npt.NDArray[np.int64]) -> "StepSums":
+        """Sums over each client's own steps.
+
+        Args:
+            statistics: Loss, whether the step was clipped (0 or 1), effective decay and norm of each step, [K, 4, C].
+            steps: K_i of each client, [C].
+        """
+        active = on_device(np.arange(len(statistics))[:, None] < steps, statistics.device)
+        loss, clipped, decay, norm = statistics.where(active.unsqueeze(1), 0.0).sum(dim=0).unsqueeze(-1)
+        return cls(loss, clipped, decay, norm, statistics[:, 3])
+
 
 def take_local_steps(
     plan: TrainingPlan,
@@ -49,24 +61,21 @@ def take_local_steps(
     """
     params = gradient.params
     correct = plan.correction.correction(local_round)
-    norms = params.new_zeros(int(steps.max()), len(params))
-    loss_sum, clipped, decay, norm = (params.new_zeros(len(params), 1) for _ in range(4))
-    sums = StepSums(loss_sum, clipped, decay, norm, norms)
-    taken, active = to_column(steps, params.device), params.new_ones(len(params), 1)
+    losses, scales, decays, norms = [], [], [], []
+    taken = to_column(steps, params.device)
     rate = params.new_empty(len(params), 1).fill_(scalars.local_lr)
     for step in range(int(steps.max())):
         if step >= steps.min():  # some rows have taken all their steps
-            active = (taken > step).to(params.dtype)
-            rate = scalars.local_lr * active
+            rate = scalars.local_lr * (taken > step).to(params.dtype)
         grad, loss = gradient(batches, step)
         direction = plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
         params.addcmul_(direction.step, rate, value=-1)
-        sums.loss.addcmul_(loss.view(-1, 1), active)
-        sums.clipped.addcmul_(direction.scale < 1, active)
-        sums.decay.addcmul_(direction.decay, active)
-        sums.norm.addcmul_(direction.norm, active)
-        norms[step] = direction.norm.view(-1)
-    return sums
+        losses.append(loss)
+        scales.append(direction.scale)
+        decays.append(direction.decay)
+        norms.append(direction.norm)
+    scale, decay, norm = (torch.stack(each).squeeze(-1) for each in (scales, decays, norms))
+    return StepSums.of(torch.stack([torch.stack(losses), (scale < 1).to(params.dtype), decay, norm], dim=1), steps)
 
 
 def to_column(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
