@@ -13,6 +13,7 @@ import torch
 from fednar_ray.core.errors import BadInput
 from fednar_ray.execution.capacity import ACTOR_BYTES, Footprint, count_fitting_actors
 from fednar_ray.execution.session import RaySession
+from fednar_ray.federated.compiler import find_compiler_problem
 from fednar_ray.tracking.store import Store
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -34,6 +35,7 @@ def check_installation(address: str | None = None, uri: str | None = None) -> It
     yield from (_check_package(name) for name in PACKAGES)
     yield _check_machine()
     yield from _check_gpus()
+    yield _check_compiler()
     yield _check_disk()
     yield _check_tracking(uri)
     yield from _check_ray(address)
@@ -64,6 +66,11 @@ def _check_gpus() -> Iterator[Finding]:
         yield Finding("gpu", "ok", "none: training runs on the CPU")
     for index in range(count):
         yield Finding("gpu", "ok", torch.cuda.get_device_name(index))
+
+
+def _check_compiler() -> Finding:
+    problem = find_compiler_problem()
+    return Finding("compiler", "ok", "found" if problem is None else f"execution.compile has no effect: {problem}")
 
 
 def _check_disk() -> Finding:

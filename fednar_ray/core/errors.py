@@ -72,6 +72,10 @@ class InconsistentModel(RunFailed):
     """A model's forward pass does something in training that it did not do in the trial before round 0."""
 
 
+class CompilationFailed(RunFailed):
+    """The local step of a run that was decided to be compiled cannot be compiled where it is trained."""
+
+
 class BuffersChanged(InconsistentModel):
     """Training changed buffers that were constant in the trial before round 0. ``names`` are their names."""
 

@@ -7,17 +7,14 @@ import numpy as np
 import torch
 
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
-from fednar_ray.core.errors import first_line
-from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.flat_params import ParameterLayout
+from fednar_ray.core.errors import CompilationFailed, first_line
 from fednar_ray.core.stages import announce
-from fednar_ray.core.threads import use_one_thread
-from fednar_ray.data.batches import GroupShape, ResidentShards, compute_padded_batch_size
+from fednar_ray.data.batches import GroupShape, compute_padded_batch_size
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.execution.compilers import find_compiler_problem_of_cluster
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import Prepared
-from fednar_ray.federated.compiled_steps import CompiledSteps
+from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.compiler import find_compiler_problem
 from fednar_ray.federated.vectorization import CPU, even_out, is_compiling_worthwhile
 
@@ -86,15 +83,11 @@ def _find_compiler_problem(prepared: Prepared, session: RaySession) -> str | Non
 def _try_to_compile(prepared: Prepared, shape: GroupShape) -> str | None:
     """Compiles the local step, or finds that it is compiled. Returns why it cannot be compiled, if so."""
     announce("compiling the local step, once for this machine")
-    examples = prepared.federation.shards.examples
-    two = Shards(Examples(examples.x[[0, -1]], examples.y[[0, -1]]), np.array([0, 2]))
-    two = Shards(two.examples, two.offsets, transform=prepared.federation.transform)
-    plan = prepared.build_training_plan(shape)
+    examples, transform = prepared.federation.shards.examples, prepared.federation.transform
+    two = Examples(examples.x[[0, -1]], examples.y[[0, -1]])
+    shards = Shards(two, np.array([0, 2]), transform=transform)
     try:
-        with use_one_thread(), torch.no_grad(), exits_as_errors():
-            steps = CompiledSteps(plan, ParameterLayout.of(prepared.model), torch.device("cpu"))
-            shards = ResidentShards(two, torch.device("cpu"))
-            steps.prepare(shards.plan((0,), np.ones(1, dtype=np.int64), plan.workload.batch_size, 0, 0, shape))
-    except Exception as error:  # noqa: BLE001 - torch's compiler may raise anything
-        return f"{type(error).__name__}: {first_line(error, 200)}"
+        GroupTrainer(prepared.build_training_plan(shape), shards, torch.device("cpu")).warm_up((0,))
+    except CompilationFailed as error:
+        return str(error.__cause__ and first_line(error.__cause__, 200))
     return None

@@ -91,8 +91,9 @@ class AddressedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _draw_bits(self, like: Tensor, second: int) -> Tensor:
         rows = len(self._keys)
         keys = _mix(self._keys + (self._calls * CALL + second + 2**63) % 2**64 - 2**63)
-        counters = torch.arange(1, like.numel() // rows + 1, device=like.device) * STEP
-        return _mix(keys + counters).view(like.shape)
+        # not keys + counters·STEP, in which torch's compiler finds numbers beyond 64 bits and fails
+        counters = keys + torch.arange(1, like.numel() // rows + 1, device=like.device)
+        return _mix(counters * STEP).view(like.shape)
 
 
 def _mix(values: Tensor) -> Tensor:

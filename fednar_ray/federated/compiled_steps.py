@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fednar_ray.algorithms.client_corrections import LocalRound
-from fednar_ray.core.errors import InconsistentModel
+from fednar_ray.core.errors import CompilationFailed, InconsistentModel, first_line
 from fednar_ray.core.flat_params import ParameterLayout
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.core.schedules import RoundScalars
@@ -46,7 +46,7 @@ class CompiledSteps:
         self._captured: CapturedLoop | None = None  # on a GPU
 
     def prepare(self, batches: BatchPlan) -> None:
-        """Compiles or loads the program, for batches of this form."""
+        """Compiles or loads the program, for batches of this form. Raises CompilationFailed if that fails."""
         if self._program is not None:
             return
         empty = LocalRound(
@@ -65,9 +65,13 @@ class CompiledSteps:
         names = tuple(tensors)
         step = build_step_function(self._plan, self.module, self._layout, batches.transform)
         open_rows = frozenset(map(names.index, OF_SHARDS))
-        self._program = compile_function(
-            lambda *values: step(dict(zip(names, values, strict=True))), list(tensors.values()), open_rows
-        )
+        try:
+            self._program = compile_function(
+                lambda *values: step(dict(zip(names, values, strict=True))), list(tensors.values()), open_rows
+            )
+        except Exception as error:
+            text = f"the local step cannot be compiled: {type(error).__name__}: {first_line(error, 200)}"
+            raise CompilationFailed(f"{text}; train without: execution.compile=off") from error
         self._names = names
         self.params.zero_()
         if self._device.type == "cuda":
@@ -94,6 +98,7 @@ class CompiledSteps:
 
         Raises:
             InconsistentModel: They differ by more than rounding.
+            CompilationFailed: The step cannot be compiled.
         """
         self.prepare(batches)
         assert self._program is not None

@@ -80,7 +80,7 @@ def test_compiled_steps_compute_the_same_in_every_placement_and_compile_once(
 
 
 def test_a_compiled_run_is_resumed_compiled_with_the_same_bytes(tmp_path: Path, programs: Path) -> None:
-    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "directory": str(tmp_path / "runs")}
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
     settings: dict[str, Any] = {
         "data": {"source": "digits", "partition": {"kind": "iid", "clients": 6}},
         "model": {"name": "mlp", "hidden": 8},

@@ -173,7 +173,7 @@ def test_the_masks_that_training_uses_are_those_of_the_addresses() -> None:
     x, y = (torch.from_numpy(each) for each in (federation.shards.examples.x, federation.shards.examples.y))
     regularizer = settings.regularizer
     for key in build_tensor_keys((0,), steps=2):
-        uniform = (_mix(_mix(key + _CALL_ONE) + torch.arange(1, 25) * STEP).numpy().view(np.uint64) >> 40) / 2**24
+        uniform = (_mix((_mix(key + _CALL_ONE) + torch.arange(1, 25)) * STEP).numpy().view(np.uint64) >> 40) / 2**24
         mask = torch.from_numpy((uniform < 0.5).astype(np.float32)).view(8, 3) * 2
 
         def loss(v: Tensor, mask: Tensor = mask) -> Tensor:
