@@ -89,7 +89,9 @@ def read_document(words: Sequence[str], command: str) -> "Document":
         document = load_document(files[0], overrides, to_search=to_search)
     else:
         document = load_embedded(COMMANDS[command], overrides, to_search=to_search)
-    evaluation = document.experiment.evaluation  # from Python, functions may be given with an experiment: prepare checks
+    evaluation = (
+        document.experiment.evaluation
+    )  # from Python, functions may be given with an experiment: prepare checks
     problem = find_primary_problem(evaluation.primary, evaluation.own_metrics)
     if problem is not None:
         raise ConfigError((problem,))

@@ -15,7 +15,9 @@ def test_a_primary_metric_that_no_task_has_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
-    problem = "evaluation.primary: 'acuracy' is not a metric; use one of accuracy, macro_f1, .*, top_5, or name your own"
+    problem = (
+        "evaluation.primary: 'acuracy' is not a metric; use one of accuracy, macro_f1, .*, top_5, or name your own"
+    )
     with pytest.raises(fr.ConfigError, match=problem):
         cli.main([*words, "evaluation.primary=acuracy", "evaluation.metrics=[mine:top_5]"], standalone_mode=False)
     assert "the data" not in capsys.readouterr().err  # nothing was loaded
