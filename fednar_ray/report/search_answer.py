@@ -6,9 +6,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from fednar_ray.algorithms.regularizers import CLIPPING
 from fednar_ray.config.algorithm import RegularizerSettings
 from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value
-from fednar_ray.report.clip_bounds import CLIPS, describe_share
+from fednar_ray.report.clip_bounds import describe_share
 from fednar_ray.report.comparison_table import compute_paired_difference
 from fednar_ray.report.differences import describe_difference
 from fednar_ray.tracking.searches import SearchRecord
@@ -66,18 +67,28 @@ def describe_search(outcome: SearchOutcome) -> Iterator[str]:
         f"{build_plain_label(key)} = {format_searched_value(value)}" for key, value in outcome.best_values.items()
     )
     yield f"It has {values}."
-    if outcome.clipped == 0:
-        yield (
-            "At this bound no step is clipped: the weight decay acts as without FedNAR. fednar suggest names bounds "
-            "that clip."
+    clipping = describe_clipping(outcome.clipped)
+    if clipping is not None:
+        yield clipping
+
+
+def describe_clipping(clipped: float | None) -> str | None:
+    """Says how many steps the bound of the best experiment clips, for its page, its note in MLflow and the terminal.
+
+    Args:
+        clipped: The share; None if the experiment has no bound, or this is not known. Then there is no sentence.
+    """
+    if clipped == 0:
+        return (
+            "At the best bound no step is clipped: the weight decay acts as without FedNAR. fednar suggest names "
+            "bounds that clip."
         )
-    elif outcome.clipped is not None:
-        yield f"Its bound clips {describe_share(outcome.clipped)} of the steps."
+    return None if clipped is None else f"The best bound clips {describe_share(clipped)} of the steps."
 
 
 def clips_steps(settings: Mapping[str, Any]) -> bool:
     """Returns whether an experiment's regularizer clips steps. Settings that are not listed have their defaults."""
-    return settings.get("regularizer.name", RegularizerSettings().name) in CLIPS
+    return settings.get("regularizer.name", RegularizerSettings().name) in CLIPPING
 
 
 def _describe_test(outcome: SearchOutcome) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fednar_ray.algorithms.regularizers import CLIPPING
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.config import Experiment, load
@@ -92,7 +93,7 @@ def _describe_settings(experiment: Experiment) -> str:
     parts: list[str] = [regularizer.name]
     if regularizer.name != "none":
         parts.append(f"λ₀={regularizer.weight_decay:.4g}")
-    if regularizer.name in ("fednar", "decoupled"):
+    if regularizer.name in CLIPPING:
         parts.append(f"A={regularizer.clip_bound:.4g}")
     return " ".join([*parts, f"seed={experiment.seed}"])
 

@@ -110,6 +110,24 @@ def test_the_table_of_a_search_has_symbols_for_keys(console: Console) -> None:
     assert shown.count("trial-0001") > 1  # the table goes on below, where rows say again what they are
 
 
+@pytest.mark.parametrize(
+    ("clipped", "told"),
+    [(0.43, "The best bound clips 43 % of the steps."), (0.0, "At the best bound no step is clipped: "), (None, None)],
+)
+def test_the_end_of_a_search_says_how_many_steps_its_bound_clips(
+    clipped: float | None, told: str | None, console: Console
+) -> None:
+    result = SimpleNamespace(
+        name=NAME, metric="validation_accuracy", trials=(build_entry(1),), ended_early=None, rounds_trained=10,
+        rounds_saved=0, test_metric="test_accuracy", best_test=0.9, baseline_test=0.8, clipped=clipped,
+        best_file=Path("best.yaml"), report=None, directory=Path("searches/x"),
+    )  # fmt: skip
+    progress.print_result(console, result)  # type: ignore[arg-type]
+    lines = read(console).splitlines()
+    after = lines[lines.index("test accuracy, measured once: best 0.9, baseline 0.8") + 1]
+    assert after.startswith(told or "best: fednar run best.yaml")
+
+
 def test_the_live_table_of_a_search(console: Console) -> None:
     entries = tuple(build_entry(number, status="running") for number in range(12))
     status = SearchStatus(

@@ -28,6 +28,7 @@ from fednar_ray.report.search_results import compute_search_facts, rank_trials, 
 from fednar_ray.report.sensitivity import compute_sensitivity
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
+from fednar_ray.tuning.trial_table import RUNNING, TrialEntry, TrialTable
 from tests.support.stores import create_store
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
@@ -299,6 +300,22 @@ def build_mixed(**changes: Any) -> SearchRecord:
 def test_the_best_comes_first_and_failures_last():
     assert [t.name[-1] for t in rank_trials(build_mixed())] == ["1", "5", "0", "2", "4", "3"]
     assert [t.name[-1] for t in rank_trials(build_mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    for mode in ("max", "min"):  # the terminal and MLflow have the order of the page, also among equals
+        record = build_mixed(mode=mode)
+        tied = [replace(record.trials[1], name=f"trial-{number:04d}") for number in (9, 7, 10000)]
+        record = replace(record, trials=(*record.trials, *tied))
+        entries = {
+            str(index): TrialEntry(name=each.name, values={}, status=each.status, value=each.value)
+            for index, each in enumerate(record.trials)
+        }
+        entries["4"].status = RUNNING  # which is unfinished in MLflow
+        table = TrialTable(name="small", tracking_uri="", experiment_id="0", trials=entries)
+        names = [trial.name for trial in rank_trials(record)]
+        assert [entry.name for entry in table.rank(mode)] == names
+        first = names.index("trial-0001")
+        equals = ["trial-0001", "trial-0005", "trial-0007", "trial-0009", "trial-10000"]
+        assert names[first : first + 5] == equals
+        assert (table.find_best(mode).name, record.best_trial.name) == (names[0], names[0])
     assert tabulate_trials(build_mixed())[0] == {
         "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
     }  # fmt: skip
