@@ -107,6 +107,7 @@ class SearchRecord:
     trials: tuple[TrialRecord, ...]  # by name
     best: Curve | None
     baseline: Curve | None
+    baseline_changes: Mapping[str, Any] | None = None  # what makes the experiment the baseline; None: not recorded
 
     @property
     def finished(self) -> tuple[TrialRecord, ...]:
@@ -201,6 +202,7 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
         trials=tuple(sorted(trials, key=lambda trial: (len(trial.name), trial.name))),
         best=_read_curve(client, children["best"].values(), metric, test_metric),
         baseline=_read_curve(client, children["baseline"].values(), metric, test_metric),
+        baseline_changes=json.loads(params["search.baseline"]) if "search.baseline" in params else None,
     )
 
 

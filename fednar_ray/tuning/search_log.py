@@ -16,7 +16,7 @@ from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tuning.final_runs import FinalRuns, count_final_runs, get_last
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 
-SPECIFIC = {"points", "stop", "baseline"}  # sections of a search that are in its file, and no parameters in MLflow
+SPECIFIC = {"points", "stop", "baseline"}  # sections of a search whose keys are no parameters in MLflow
 
 
 def log_inputs(parent: RunTracker, table: TrialTable, document: Document) -> None:
@@ -31,6 +31,7 @@ def log_inputs(parent: RunTracker, table: TrialTable, document: Document) -> Non
     } - SPECIFIC
     described = {f"search.{key}": value for key, value in search.items() if key in chosen and value is not None}
     described |= {"search.scheduler": document.search.scheduler.name, "search.space": json.dumps(search["space"])}
+    described["search.baseline"] = json.dumps(search["baseline"])
     parent.log_params({**flatten_chosen_settings(document.experiment), **described})
     parent.log_experiment(document.experiment)
     parent.log_file(table.files.search_yaml)
@@ -99,6 +100,7 @@ def _describe(table: TrialTable, search: SearchSettings, best: TrialEntry, final
         test_metric=final.test_metric,
         best_tests=final.best_tests,
         baseline_tests=final.baseline_tests,
+        baseline_changes=search.baseline,
         clipped=final.clipped,
     )
     view, report = table.parent_id[:8], f"{table.files.report.name}/index.html"
