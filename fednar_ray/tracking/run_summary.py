@@ -1,6 +1,7 @@
 """Summarizes runs from their files, for ``fednar runs``."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -63,7 +64,7 @@ def summarize(ref: RunRef) -> RunSummary:
     return RunSummary(
         run=ref.name,
         label=_describe_settings(experiment),
-        started=format_time(ref.files.experiment_yaml),
+        started=find_start(ref.files),
         rounds=len(records),
         of=experiment.federation.rounds,
         status=status,
@@ -79,6 +80,18 @@ def summarize(ref: RunRef) -> RunSummary:
         seed=experiment.seed,
         parent_id=_read_parent(ref.directory),
     )
+
+
+def find_start(files: RunDirectory) -> str | None:
+    """Returns when a run or a comparison was first started, in ISO format and local time; None if that is unknown.
+
+    Of one that an earlier version started, it is when its experiment was last written, which resuming does, too.
+    """
+    with suppress(BadInput):
+        started = read_identity(files.path).started
+        if started is not None:
+            return datetime.fromisoformat(started).astimezone().replace(tzinfo=None).isoformat()
+    return format_time(files.experiment_yaml)
 
 
 def format_time(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class RunTracker(RoundCallback):
         except BadInput:
             return new
         same = (recorded.run_id, recorded.tracking_uri) == (new.run_id, new.tracking_uri)
-        return recorded if same else new
+        return recorded if same else replace(new, started=recorded.started)
 
     def _queue(self, kind: str, **fields: object) -> None:
         try:

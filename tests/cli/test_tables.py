@@ -33,7 +33,7 @@ def console() -> Console:
 
 
 def read(console: Console) -> str:
-    """Returns what was printed, and checks that the lines of tables fit."""
+    """Returns what was printed."""
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -44,6 +44,11 @@ def check_fits(text: str, *cells: str) -> None:
     assert "…" not in text
     for cell in cells:
         assert re.search(rf"(?<!\S){re.escape(cell)}(?!\S)", text), f"{cell} is not in\n{text}"
+
+
+def check_ends(text: str) -> None:
+    """Checks that no line ends in spaces, which would be copied along."""
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 def build_row(regularizer: str, name: str, final: float, *, higher: bool) -> Row:
@@ -72,6 +77,7 @@ def test_the_table_of_a_comparison(name: str, final: float, higher: bool, consol
     compare._print_table(console, SimpleNamespace(rows=rows, settings=settings))  # type: ignore[arg-type]
     shown = read(console)
     check_fits(shown, "λ₀", "0.000123", "decoupled", "fednar", "100 %", "123456.7", "23456.7", "1234.5 (2/3 seeds)")
+    check_ends(shown)
     for row in rows:
         for cell in row.format_cells().values():
             check_fits(shown, cell)
@@ -106,6 +112,7 @@ def test_the_table_of_a_search_has_symbols_for_keys(console: Console) -> None:
     shown = read(console)
     symbols = ("A", "λ₀", "γ_λ", "γ_A", "η₀", "γ_η")
     check_fits(shown, *symbols, "alpha", "scaffold+exp", "1024", "13.35", "0.0001235", "12345", "-0.1235", "trial-0002")
+    check_ends(shown)
     assert "regularizer." not in shown
     assert shown.count("trial-0001") > 1  # the table goes on below, where rows say again what they are
 
