@@ -145,3 +145,9 @@ REGULARIZERS: Mapping[str, Regularizer] = {
     "none": no_regularization,
 }
 """By ``regularizer.name``."""
+
+CLIPPING = frozenset({"fednar", "decoupled"})
+"""The names of those that shorten what exceeds the clip bound A. The others ignore A."""
+
+GRADIENT_ALONE = frozenset({"decoupled", "none"})
+"""The names of those that measure the norm of the gradient without the weight decay."""

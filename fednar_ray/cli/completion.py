@@ -3,33 +3,47 @@
 Nothing here imports what takes long: a shell waits for each answer.
 """
 
-import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
+from fednar_ray.cli.completion_keys import Values, load_keys
 from fednar_ray.tracking.run_directory import RUNS, SEARCHES, RunDirectory, SearchDirectory
 
 EXPERIMENT_FILES = (".yaml", ".yml")
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
-Keys = Mapping[str, tuple[str, ...]]
-"""The keys of an experiment file, each with the values that it takes if these are words."""
+STARTED_LIST = re.compile(r"(\[(?:.*[,\s])?)([^,\s]*)")  # what is complete of a list, and its last word
 
 
 def complete_arguments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Completes ``[FILE] [key=value …]``."""
     key, equals, value = incomplete.partition("=")
     if equals:
-        return [f"{key}={each}" for each in load_keys().get(key, ()) if each.startswith(value)]
-    return [*_complete_key(load_keys(), incomplete), *_list_files(incomplete)]
+        values = load_keys().get(key, Values(()))
+        found = _complete_list(values.words, value) if values.listed else _complete_word(values.words, value)
+        return [f"{key}={each}" for each in found]
+    return [*_list_files(incomplete), *_complete_key(load_keys(), incomplete)]
+
+
+def _complete_word(words: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def _complete_list(words: Sequence[str], incomplete: str) -> list[str]:
+    """Completes the last word of a list, ``[fednar,dec``, each with what may follow it: another one, or the end."""
+    match = STARTED_LIST.fullmatch(incomplete or "[")
+    if match is None:
+        return []
+    before, last = match.groups()
+    left = [word for word in words if word not in re.split(r"[\[,\s]+", before)]
+    ends = ",]" if len(left) > 1 else "]"
+    return [f"{before}{word}{end}" for word in _complete_word(left, last) for end in ends]
 
 
 def _complete_key(keys: Iterable[str], incomplete: str) -> list[str]:
@@ -43,7 +57,7 @@ def _complete_key(keys: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _list_files(incomplete: str) -> Iterator[str]:
-    """Yields the experiment files and the folders whose paths begin like this."""
+    """Yields the experiment files and the folders whose paths begin like this; of a whole folder, only useful ones."""
     folder, _, start = incomplete.rpartition("/")
     try:
         entries = sorted(os.scandir(f"{folder}/" if "/" in incomplete else "."), key=lambda entry: entry.name)
@@ -53,10 +67,19 @@ def _list_files(incomplete: str) -> Iterator[str]:
         path = f"{folder}/{entry.name}" if "/" in incomplete else entry.name
         if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
             continue
-        if entry.is_dir() and start:
-            yield f"{path}/"
+        if entry.is_dir():
+            if start or _has_files(path):
+                yield f"{path}/"
         elif entry.name.endswith(EXPERIMENT_FILES):
             yield path
+
+
+def _has_files(folder: str) -> bool:
+    """Returns whether a folder itself contains experiment files."""
+    try:
+        return any(name.endswith(EXPERIMENT_FILES) for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -86,39 +109,12 @@ complete_search = _build_completion(_SEARCH)
 complete_any = _build_completion(_RUN, _SEARCH)
 
 
-def load_keys() -> Keys:
-    """Loads the keys from a cache of this user. It is written when the settings have changed, which takes a second."""
-    settings = Path(__file__).parents[1] / "config"
-    newest = max(path.stat().st_mtime_ns for path in settings.glob("*.py"))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fednar"
-    cache = folder / f"keys-{zlib.crc32(bytes(settings)):08x}-{newest}.json"
-    with suppress(OSError, ValueError):
-        return {key: tuple(values) for key, values in json.loads(cache.read_text(encoding="utf-8")).items()}
-    keys = _list_keys()
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{cache.name}.{os.getpid()}"
-        unfinished.write_text(json.dumps(keys), encoding="utf-8")
-        unfinished.replace(cache)
-    return keys
-
-
-def _list_keys() -> dict[str, tuple[str, ...]]:
-    """Lists the keys, each with the values that it takes if these are words. Kinds of a section may share a key."""
-    from fednar_ray.config.describe import list_sections
-
-    found: dict[str, dict[str, None]] = {}
-    for key in (key for section in list_sections() for key in section.list_keys()):
-        words = ("true", "false") if key.values == "true, false" else re.findall("`([^`]+)`", key.values)
-        found.setdefault(key.name, {}).update(dict.fromkeys(words))
-    return {name: tuple(words) for name, words in found.items()}
-
-
 class _Bash(BashComplete):
     """Bash, which takes ``=`` as a word of its own, and adds a space to a completed word."""
 
     source_template = BashComplete.source_template.replace(
-        "COMPREPLY+=($value)", "COMPREPLY+=($value); [[ $value == *[.=/] ]] && compopt -o nospace"
+        "COMPREPLY+=($value)",
+        'value=${completion#*,}; COMPREPLY+=("$value"); [[ $value == *[.=/,] ]] && compopt -o nospace',
     )
 
     def get_completion_args(self) -> tuple[list[str], str]:
@@ -145,7 +141,7 @@ class _Zsh(ZshComplete):
 
     source_template = ZshComplete.source_template.replace(
         "compadd -U -V unsorted -a completions",
-        "local -a open=(${(M)completions:#*[.=/]}) closed=(${completions:#*[.=/]})\n"
+        "local -a open=(${(M)completions:#*[.=/,]}) closed=(${completions:#*[.=/,]})\n"
         "        compadd -U -V unsorted -S '' -a open\n"
         "        compadd -U -V unsorted -a closed",
     )

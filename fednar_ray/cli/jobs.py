@@ -13,10 +13,18 @@ from fednar_ray.cli.options import as_json
 from fednar_ray.cli.output import build_console
 from fednar_ray.core.errors import Interrupted
 from fednar_ray.core.stages import announce
+from fednar_ray.report.tables import Column, print_table
 
 if TYPE_CHECKING:
     from fednar_ray.cluster.jobs import Jobs, JobSummary
 
+COLUMNS = (
+    Column("id"),
+    Column("status"),
+    Column("started"),
+    Column("duration", right=True),
+    Column("command", least=16),
+)
 ASKING = "asking the cluster"
 
 dashboard_address = click.option(
@@ -43,26 +51,18 @@ def jobs(address: str | None, as_json: bool) -> None:
 
 
 def _print_jobs(found: list["JobSummary"]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = {
-        "id": [job.job_id for job in found],
-        "status": [_format_status(job) for job in found],
-        "started": [_format_start(job) for job in found],
-        "duration": [_format_duration(job) for job in found],
-    }
-    table, console = Table(), build_console(stderr=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name == "duration" else "left", no_wrap=True)
-    table.add_column("command", no_wrap=True)
-    others = sum(max(map(len, (name, *cells))) for name, cells in columns.items())
-    room = max(console.width - others - 3 * (len(columns) + 1) - 1, len("command"))  # the command gives way
-    for job, *cells in zip(found, *columns.values(), strict=True):
-        command = Text(job.command.removeprefix("fednar "))
-        command.truncate(room, overflow="ellipsis")
-        table.add_row(*cells, command)
-    console.print(table)
+    console = build_console(stderr=False)
+    rows = [
+        {
+            "id": job.job_id,
+            "status": _format_status(job),
+            "started": _format_start(job),
+            "duration": _format_duration(job),
+            "command": job.command.removeprefix("fednar "),
+        }
+        for job in found
+    ]
+    print_table(console, COLUMNS, rows)
     console.print("print the output of one with: fednar logs ID", soft_wrap=True)
 
 

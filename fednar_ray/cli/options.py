@@ -8,7 +8,8 @@ import click
 
 from fednar_ray.cli.completion import Complete, complete_arguments
 from fednar_ray.core.credentials import check_address
-from fednar_ray.core.errors import BadInput, format_text
+from fednar_ray.core.errors import BadInput, ConfigError, format_text
+from fednar_ray.core.metric_names import find_primary_problem
 from fednar_ray.core.store_uris import TRACKING_VARIABLE
 
 if TYPE_CHECKING:
@@ -85,8 +86,16 @@ def read_document(words: Sequence[str], command: str) -> "Document":
     files, overrides = split_arguments(words)
     to_search = command == "tune"
     if files:
-        return load_document(files[0], overrides, to_search=to_search)
-    return load_embedded(COMMANDS[command], overrides, to_search=to_search)
+        document = load_document(files[0], overrides, to_search=to_search)
+    else:
+        document = load_embedded(COMMANDS[command], overrides, to_search=to_search)
+    evaluation = (
+        document.experiment.evaluation
+    )  # from Python, functions may be given with an experiment: prepare checks
+    problem = find_primary_problem(evaluation.primary, evaluation.own_metrics)
+    if problem is not None:
+        raise ConfigError((problem,))
+    return document
 
 
 def read_document_to_train(words: Sequence[str], command: str) -> "Document":

@@ -1,5 +1,6 @@
 """``fednar ui``: MLflow's own user interface, opened at the page of a run, a comparison, a search or an experiment."""
 
+import errno
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,10 @@ from fednar_ray.cli.completion import complete_any
 from fednar_ray.cli.output import quiet_libraries
 from fednar_ray.core.errors import BadInput, TrackingUnavailable
 from fednar_ray.core.stages import announce, rest
+
+if TYPE_CHECKING:
+    from fednar_ray.tracking.running_server import Listener
+    from fednar_ray.tracking.store import Store
 
 START = "/#/experiments?workflowType=machine_learning"  # without a name; otherwise MLflow opens its GenAI pages
 START_SECONDS, END_SECONDS = 120.0, 10.0
@@ -35,7 +40,8 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
     """Open MLflow's UI until Ctrl-C.
 
     NAME is a run, a comparison, a search or an experiment, whose page is opened: of a comparison or a search, the table
-    of its runs, best first. If the tracking store is a server, its own UI is opened.
+    of its runs, best first. If the tracking store is a server, its own UI is opened. So is one that already runs on
+    the port with the same store.
     """
     announce("opening the tracking store")
     quiet_libraries()
@@ -52,10 +58,15 @@ def ui(name: str | None, uri: str | None, host: str, port: int, browser: bool | 
     if store.uri.startswith("http"):
         _show(store.uri.rstrip("/"), pages, browser)
         return
-    _check_port(host, port)
+    address = f"http://{host}:{port}"
+    other = _find_other(host, port, store)
+    if other is not None:
+        _show(address, pages, browser)
+        click.echo(f"served by {other.what}, which already runs there; end it where it was started")
+        return
     announce("starting MLflow's server")
     with suppress(KeyboardInterrupt), _serve(store.uri, host, port) as server:
-        _show(f"http://{host}:{port}", pages, browser)
+        _show(address, pages, browser)
         click.echo("end it with Ctrl-C")
         rest()
         server.wait()
@@ -125,10 +136,29 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         os.killpg(server.pid, signal.SIGKILL)
 
 
-def _check_port(host: str, port: int) -> None:
+def _find_other(host: str, port: int, store: "Store") -> "Listener | None":
+    """Returns what already listens on the port; None if it is free. Raises BadInput if the port cannot be used."""
+    error = _try_port(host, port)
+    if error is None:
+        return None
+    if error.errno != errno.EADDRINUSE:
+        raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    from fednar_ray.tracking.running_server import find_listener
+
+    found = find_listener(f"http://{host}:{port}", store)
+    if not found.shows_store:
+        free = next((near for near in range(port + 1, min(port + 100, 65536)) if _try_port(host, near) is None), None)
+        other = "another --port" if free is None else f"another port: --port {free}"
+        raise BadInput(f"{host}:{port} is in use by {found.what}; choose {other}")
+    return found
+
+
+def _try_port(host: str, port: int) -> OSError | None:
+    """Returns why a port cannot be listened on; None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+            return error
+    return None

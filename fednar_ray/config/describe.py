@@ -84,12 +84,14 @@ class Section:
         meaning: What it sets.
         keys: Its keys, without those that are sections. If it has kinds, these are the keys that every kind reads.
         kinds: Its kinds.
+        short_form: The names of kinds that can stand for the whole section, such as asha for ``search.scheduler``.
     """
 
     name: str
     meaning: str
     keys: tuple[Key, ...]
     kinds: tuple[Kind, ...] = ()
+    short_form: tuple[str, ...] = ()
 
     def list_keys(self) -> list[Key]:
         """Lists the keys of the section and of all its kinds. A key that several kinds read occurs several times."""
@@ -119,6 +121,7 @@ def _iter_sections(
         meaning=inspect.getdoc(base) or "",
         keys=tuple(keys if variants is None else [_build_kind_key(variants, prefix, needs), *keys]),
         kinds=() if variants is None else tuple(_iter_kinds(variants, prefix, needs)),
+        short_form=tuple(variants.by_name) if variants is not None and variants.short else (),
     )
     inner: dict[str, tuple[type[Settings], str, Words]] = {}
     for each in (base, *kinds):

@@ -45,7 +45,7 @@ class Variants:
         prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         self.base, self.key, self.default, self.stand_ins, self.meaning = base, key, default, stand_ins, meaning
-        self.example, self._short, self._prepare = example, short, prepare
+        self.example, self.short, self._prepare = example, short, prepare
         self.by_name: Mapping[str, type[Settings]] = {
             name: kind for kind in get_args(union) for name in self._list_names(kind)
         }
@@ -82,7 +82,7 @@ class Variants:
         """
         if isinstance(values, self.base):
             return handler(values)
-        if self._short and isinstance(values, str):
+        if self.short and isinstance(values, str):
             values = {self.key: values}
         if not isinstance(values, Mapping):
             raise self._build_error([problems.build_problem((), values, "should be a mapping of settings")])

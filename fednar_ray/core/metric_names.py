@@ -76,6 +76,23 @@ def choose_primary(task: str, label_counts: "npt.NDArray[np.int64]") -> str:
     return "auc" if rare else "accuracy"
 
 
+def find_primary_problem(primary: str | None, own: Collection[str], task: str | None = None) -> str | None:
+    """Returns what is wrong with ``evaluation.primary``; None if nothing is.
+
+    Args:
+        primary: The metric that the settings name, if any.
+        own: The names of the user's own metrics.
+        task: The task of the data; None: not known before they are loaded, so that a metric of any task is accepted.
+    """
+    metrics = HIGHER_IS_BETTER if task is None else METRICS_BY_TASK[task]
+    known = (*metrics, *own)
+    if primary is None or primary in known:
+        return None
+    of = "" if task is None else f" of task {task}"
+    listed = f"use one of {', '.join(known)}, or name your own in evaluation.metrics (in Python also metrics=)"
+    return f"evaluation.primary: {primary!r} is not a metric{of}; {listed}"
+
+
 def find_judged(names: Collection[str], primary: str | None = None) -> str:
     """Returns the metric by which evaluated rounds are judged on the test set, without its split.
 

@@ -18,7 +18,7 @@ from fednar_ray.config.tables import FolderSettings
 from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
-from fednar_ray.core.metric_names import METRICS_BY_TASK, choose_primary
+from fednar_ray.core.metric_names import choose_primary, find_primary_problem
 from fednar_ray.core.module_state import copy_model
 from fednar_ray.core.stages import announce
 from fednar_ray.data.batches import GroupShape
@@ -176,11 +176,9 @@ def _load_metrics(
 ) -> tuple[OwnMetric, ...]:
     """Loads the user's own metrics, and checks that the task has the primary metric. Raises ConfigError."""
     settings, task = experiment.evaluation, federation.task
-    known = (*METRICS_BY_TASK[task], *settings.own_metrics)
-    if settings.primary is not None and settings.primary not in known:
-        listed = f"use one of {', '.join(known)}, or name your own in evaluation.metrics (in Python also metrics=)"
-        text = f"is not a metric of task {task}; {listed}"
-        raise ConfigError((f"evaluation.primary: {settings.primary!r} {text}",))
+    problem = find_primary_problem(settings.primary, settings.own_metrics, task)
+    if problem is not None:
+        raise ConfigError((problem,))
     return load_own_metrics(settings.metrics or (), federation, functions)
 
 

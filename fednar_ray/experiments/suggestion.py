@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.algorithms.regularizers import CLIPPING, GRADIENT_ALONE
 from fednar_ray.config import Experiment, flatten_settings, load
 from fednar_ray.config.loading import load_document
 from fednar_ray.core.errors import BadInput
@@ -15,13 +16,7 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
 from fednar_ray.experiments.comparison.record import explain_comparison
 from fednar_ray.report.clip_bound_plot import draw_clip_bound
-from fednar_ray.report.clip_bounds import (
-    CLIPS,
-    compute_scaled_norms,
-    describe_share,
-    get_annealing,
-    round_bound,
-)
+from fednar_ray.report.clip_bounds import compute_scaled_norms, describe_share, get_annealing, round_bound
 from fednar_ray.report.facts import RunFacts
 from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.run_directory import RunDirectory
@@ -70,7 +65,7 @@ class ClipBoundSuggestion:
     @property
     def summary(self) -> str:
         """One sentence: which bound clips how many steps."""
-        clips = "clips" if self.regularizer in CLIPS else "would clip"
+        clips = "clips" if self.regularizer in CLIPPING else "would clip"
         return (
             f"at A = {self.high:g} one in ten steps would be clipped, at A = {self.low:g} half of them; "
             f"the run's A = {self.clip_bound:g} {clips} {describe_share(self.clipped)}"
@@ -213,7 +208,7 @@ def _select_quantiles(
 def _list_notes(experiment: Experiment, records: Sequence[RoundRecord]) -> list[str]:
     settings = experiment.regularizer
     notes = ["the norms are those before clipping; with another A the model differs, and later norms with it"]
-    if settings.name in ("none", "decoupled"):
+    if settings.name in GRADIENT_ALONE:
         pull = max(r.metrics["weight_decay"] * r.metrics.get("parameter_norm", 0.0) for r in records)
         notes.append(
             f"this run's norms are of the gradient alone; fednar bounds g + λ·x, whose norm differs by at most "
@@ -229,7 +224,7 @@ def _list_notes(experiment: Experiment, records: Sequence[RoundRecord]) -> list[
 def explain_no_clipping(regularizer: str, records: Sequence[RoundRecord]) -> str | None:
     """Returns a sentence about a run that could clip and never did; None if it clipped a step, or cannot clip."""
     trained = [record for record in records if "clip_fraction" in record.metrics and record.norm_quantiles]
-    if regularizer not in CLIPS or not trained:
+    if regularizer not in CLIPPING or not trained:
         return None
     if any(record.metrics["clip_fraction"] > 0 for record in trained):
         return None

@@ -39,15 +39,21 @@ DECADE = 10.0
 
 
 def build_label(key: str) -> str:
-    """Returns the label of a key on a plot: words and symbol."""
-    words, symbol = NAMES.get(key, (key, ""))
+    """Returns the label of a key on a plot: words and symbol, as on the page around it."""
+    words, symbol = _name_on_page(key)
     return f"{words} ${symbol}$" if symbol else words
 
 
 def build_plain_label(key: str) -> str:
     """Returns the label of a key as text: words and symbol."""
+    words, symbol = _name_on_page(key)
+    return f"{words} {symbol}" if symbol else words
+
+
+def _name_on_page(key: str) -> tuple[str, str]:
+    """Returns the words and the symbol of a key on a page, where λ is enough; λ₀ would raise the question of λ₁."""
     words, symbol = NAMES.get(key, (key, ""))
-    return f"{words} {symbol.removesuffix('_0')}" if symbol else words
+    return words, symbol.removesuffix("_0")
 
 
 def format_searched_value(value: Any) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from fednar_ray.algorithms.regularizers import CLIPPING, GRADIENT_ALONE
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.clip_bound_plot import draw_norms, draw_shares
-from fednar_ray.report.clip_bounds import CLIPS, BoundSensitivity, describe_share, round_bound
+from fednar_ray.report.clip_bounds import BoundSensitivity, describe_share, round_bound
 from fednar_ray.report.page import Column, PageFigure, Table
 from fednar_ray.report.svg import draw
 
@@ -44,7 +45,7 @@ def build_bound_section(records: Sequence[RoundRecord], regularizer: str, *, of:
 
 
 def _describe(found: BoundSensitivity, regularizer: str) -> str:
-    clips = "clipped" if regularizer in CLIPS else "would have clipped"
+    clips = "clipped" if regularizer in CLIPPING else "would have clipped"
     share = describe_share(found.compute_share(found.clip_bound))
     tenth, half = (round_bound(found.find_bound(share)) for share in (0.1, 0.5))
     return (
@@ -89,7 +90,7 @@ def _explain(found: BoundSensitivity, regularizer: str) -> Iterator[str]:
         "From the steps that were taken: with another A the model differs, and later steps with it. Which result it "
         "would reach, only runs with it can show; fednar tune trains them."
     )
-    if regularizer in ("none", "decoupled"):
+    if regularizer in GRADIENT_ALONE:
         yield "These are lengths of the gradient alone; FedNAR bounds the gradient plus the weight decay."
     if any(record.metrics["clip_bound"] != found.clip_bound for record in found.records):
         yield "A is that of the first round; it changes from round to round, and the shares take that into account."

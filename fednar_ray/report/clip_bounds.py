@@ -11,7 +11,6 @@ from fednar_ray.core.reports import RoundRecord
 from fednar_ray.core.step_norms import LEVELS
 
 POINTS = 1000  # norms that represent the steps of one round
-CLIPS = ("fednar", "decoupled")  # the regularizers that shorten steps
 
 
 def compute_scaled_norms(records: Sequence[RoundRecord], clip_bound: float) -> npt.NDArray[np.float64]:

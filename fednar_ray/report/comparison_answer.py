@@ -19,7 +19,12 @@ METHODS = {"fednar": "FedNAR", "none": "no weight decay"}
 
 def name_method(variant: Variant) -> str:
     """Returns how a sentence calls a variant's method."""
-    return METHODS.get(variant.regularizer, f"{variant.regularizer} decay")
+    return name_regularizer(variant.regularizer)
+
+
+def name_regularizer(name: str) -> str:
+    """Returns how a sentence calls the method of a regularizer."""
+    return METHODS.get(name, f"{name} decay")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from fednar_ray.report.run_plots import DECAY, Variant, draw_variants, find_last
 from fednar_ray.report.svg import draw
 
 MISSING = "–"
+DECAY_COLUMN = "weight decay λ"  # the table says what the λ in titles and notes below it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def _tabulate_results(rows: Sequence[Row], contest: Contest) -> Table:
     kept = [name for name in cells[0] if name not in ("client-s", "wall s", "MB to target")]
     if all(row.rounds_to_target is None for row in rows):
         kept.remove("rounds to target")
-    columns = [Column(name, number=name != "regularizer") for name in kept]
+    columns = [Column(DECAY_COLUMN if name == "weight decay" else name, number=name != "regularizer") for name in kept]
     marked = frozenset(i for i, row in enumerate(rows) if row is contest.row)
     return Table(columns, [[each[name] for name in kept] for each in cells], marked)
 
@@ -138,7 +139,7 @@ def _tabulate_clients(rows: Sequence[Row], outcomes: Mapping[Variant, Sequence[O
     ]
     if all(cell == MISSING for row in cells for cell in row[2:]):
         return None
-    columns = [Column("weight decay"), Column("regularizer", number=False)]
+    columns = [Column(DECAY_COLUMN), Column("regularizer", number=False)]
     columns += [Column(f"{name.replace('_', ' ')} {of}") for of in CLIENT_FIGURES.values()]
     return Table(columns, cells, note="On the clients' own examples after the last round, the mean over seeds.")
 
@@ -169,7 +170,7 @@ def _explain_stops(outcomes: Mapping[Variant, Sequence[Outcome]]) -> Iterator[st
 
 
 def _tabulate_cost(rows: Sequence[Row], prices: Prices | None, facts: RunFacts) -> Table:
-    columns = ["weight decay", "regularizer", "sent and received", "training, all clients", "time of all rounds"]
+    columns = [DECAY_COLUMN, "regularizer", "sent and received", "training, all clients", "time of all rounds"]
     cells = [
         [
             f"{row.variant.weight_decay:g}",

@@ -233,7 +233,7 @@ def draw_by_decay(finals: ByDecay, path: Path, *, measure: str = "test accuracy"
         style: Any = {"color": COLORS[name], "linestyle": STYLES[name], "marker": "o", "capsize": 4}
         axes.errorbar(decays, means, yerr=spreads, label=name, **style)
     format_decay_axis(axes, sorted({decay for by_decay in finals.values() for decay in by_decay}))
-    axes.set(xlabel="weight decay λ₀", ylabel=measure, title=f"Final {measure} against weight decay")
+    axes.set(xlabel="weight decay λ", ylabel=measure, title=f"Final {measure} against weight decay")
     widen(axes)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -68,7 +68,7 @@ def _draw_lines(axes: Axes, history: Sequence[RoundRecord], lines: dict[str, tup
 
 def _draw_decay(axes: Axes, history: Sequence[RoundRecord]) -> None:
     lines = {
-        "weight_decay": ("given λ", "#7f7f7f", "--"),
+        "weight_decay": ("given", "#7f7f7f", "--"),
         "effective_weight_decay": ("in effect", BOUND, "-"),
     }
     _draw_lines(axes, history, lines)

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from fednar_ray.algorithms.regularizers import CLIPPING
 from fednar_ray.config.algorithm import RegularizerSettings
-from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value
-from fednar_ray.report.clip_bounds import CLIPS, describe_share
+from fednar_ray.report.axes import REGULARIZER, build_plain_label, format_metric, format_searched_value
+from fednar_ray.report.clip_bounds import describe_share
+from fednar_ray.report.comparison_answer import name_regularizer
 from fednar_ray.report.comparison_table import compute_paired_difference
 from fednar_ray.report.differences import describe_difference
 from fednar_ray.tracking.searches import SearchRecord
@@ -26,6 +28,7 @@ class SearchOutcome:
         test_metric: The metric on the test set that judges the search; None if it is not known yet.
         best_tests: Its last values in the runs of the best experiment, trained again, by seed.
         baseline_tests: The same in the runs of the baseline.
+        baseline_changes: What makes the experiment the baseline, by key; None if it is not known.
         clipped: The share of steps that the best experiment's bound clips, trained again, averaged over rounds and
             seeds; None if it has no bound, or this is not known yet.
     """
@@ -37,6 +40,7 @@ class SearchOutcome:
     test_metric: str | None = None
     best_tests: Sequence[float] = ()
     baseline_tests: Sequence[float] = ()
+    baseline_changes: Mapping[str, Any] | None = None
     clipped: float | None = None
 
     @classmethod
@@ -51,6 +55,7 @@ class SearchOutcome:
             test_metric=record.test_metric,
             best_tests=best.test_values if best else (),
             baseline_tests=baseline.test_values if baseline else (),
+            baseline_changes=record.baseline_changes,
             clipped=best.clipped if best and clips_steps(best.settings) else None,
         )
 
@@ -66,18 +71,46 @@ def describe_search(outcome: SearchOutcome) -> Iterator[str]:
         f"{build_plain_label(key)} = {format_searched_value(value)}" for key, value in outcome.best_values.items()
     )
     yield f"It has {values}."
-    if outcome.clipped == 0:
-        yield (
-            "At this bound no step is clipped: the weight decay acts as without FedNAR. fednar suggest names bounds "
-            "that clip."
+    clipping = describe_clipping(outcome.clipped)
+    if clipping is not None:
+        yield clipping
+
+
+def describe_clipping(clipped: float | None) -> str | None:
+    """Says how many steps the bound of the best experiment clips, for its page, its note in MLflow and the terminal.
+
+    Args:
+        clipped: The share; None if the experiment has no bound, or this is not known. Then there is no sentence.
+    """
+    if clipped == 0:
+        return (
+            "At the best bound no step is clipped: the weight decay acts as without FedNAR. fednar suggest names "
+            "bounds that clip."
         )
-    elif outcome.clipped is not None:
-        yield f"Its bound clips {describe_share(outcome.clipped)} of the steps."
+    return None if clipped is None else f"The best bound clips {describe_share(clipped)} of the steps."
 
 
 def clips_steps(settings: Mapping[str, Any]) -> bool:
     """Returns whether an experiment's regularizer clips steps. Settings that are not listed have their defaults."""
-    return settings.get("regularizer.name", RegularizerSettings().name) in CLIPS
+    return settings.get("regularizer.name", RegularizerSettings().name) in CLIPPING
+
+
+def explain_baseline(changes: Mapping[str, Any]) -> str:
+    """Explains what the baseline is. ``changes`` are those that make the experiment the baseline."""
+    described = f", with {_describe_changes(changes)}" if changes else ""
+    return f"The baseline has the settings from before the search{described}."
+
+
+def _describe_changes(changes: Mapping[str, Any]) -> str:
+    if not changes:
+        return "the settings from before the search"
+    parts = (
+        name_regularizer(str(value))
+        if key == REGULARIZER
+        else f"{build_plain_label(key)} = {format_searched_value(value)}"
+        for key, value in changes.items()
+    )
+    return ", ".join(parts)
 
 
 def _describe_test(outcome: SearchOutcome) -> str:
@@ -87,7 +120,8 @@ def _describe_test(outcome: SearchOutcome) -> str:
         return ""
     ours, theirs = (np.array(values[:seeds]) for values in (outcome.best_tests, outcome.baseline_tests))
     ends = f"; trained again, it ends at a {metric.replace('_', ' ')} of {format_metric(float(ours.mean()))}"
-    ends += f", the baseline at {format_metric(float(theirs.mean()))}"
+    what = "" if outcome.baseline_changes is None else f" ({_describe_changes(outcome.baseline_changes)})"
+    ends += f", the baseline{what} at {format_metric(float(theirs.mean()))}"
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return ends
     change, interval = compute_paired_difference(ours, theirs)

@@ -10,7 +10,7 @@ from fednar_ray.report.axes import build_plain_label, format_metric, format_sear
 from fednar_ray.report.effort import Effort, format_bytes, format_cost, format_seconds
 from fednar_ray.report.facts import RunFacts, list_facts
 from fednar_ray.report.page import Column, KeyFigure, Made, Page, PageFigure, Table, link_to_mlflow
-from fednar_ray.report.search_answer import SearchOutcome, describe_search
+from fednar_ray.report.search_answer import SearchOutcome, describe_search, explain_baseline
 from fednar_ray.report.search_results import SearchFacts, rank_trials
 from fednar_ray.report.sensitivity import FACTORS, Degradation, Sensitivity
 from fednar_ray.tracking.mlflow_names import TOTALS
@@ -48,6 +48,7 @@ def build_search_page(
         content={
             "key": list(_list_key_figures(record, facts, facts_of_best)),
             "curves": curves,
+            "baseline": None if record.baseline_changes is None else explain_baseline(record.baseline_changes),
             "best": _tabulate_best_values(record, facts),
             "sensitivity": describe_sensitivity(record, falls),
             "falls": _tabulate_falls(record, falls) if falls.known else None,
@@ -61,7 +62,12 @@ def build_search_page(
 
 
 def describe_sensitivity(record: SearchRecord, falls: Sensitivity) -> list[str]:
-    """Returns the sensitivity as sentences, one per factor."""
+    """Returns the sensitivity as sentences, one per factor, or the one that the trials do not tell it."""
+    if not falls.known:
+        return [
+            "These trials do not tell: no two of those that ran all rounds differ in one setting alone, and by 3 or 10 "
+            "times. A grid over clip bound, weight decay and learning rate has such trials."
+        ]
     sentences = []
     for factor in FACTORS:
         losses = [(name, falls.average(name, factor)) for name in falls.regularizers]
@@ -143,10 +149,6 @@ def _tabulate_best_values(record: SearchRecord, facts: SearchFacts) -> Table | N
 
 def _explain_falls(record: SearchRecord, falls: Sensitivity) -> Iterator[str]:
     if not falls.known:
-        yield (
-            "No two trials that ran all rounds differ in one setting alone, and by 3 or 10 times: a grid over clip "
-            "bound, weight decay and learning rate has such trials."
-        )
         return
     unit = "points" if _is_in_points(record) else name_metric(record)
     yield (

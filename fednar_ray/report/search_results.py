@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED, UNFINISHED, SearchRecord, TrialRecord
+from fednar_ray.tracking.searches import FINISHED, STATUS_ORDER, STOPPED, SearchRecord, TrialRecord, compute_place
 
-ORDER = (FINISHED, STOPPED, UNFINISHED, FAILED)
 COLUMNS = ("trial", "status", "rounds")
 """The first columns of the results. The metric and the searched keys follow."""
 
@@ -32,7 +31,7 @@ def compute_search_facts(record: SearchRecord) -> SearchFacts:
     whole = count_full_rounds(record)
     stopped = [trial for trial in record.trials if trial.status in (FINISHED, STOPPED)]  # callbacks end a trial, too
     return SearchFacts(
-        statuses={status: sum(trial.status == status for trial in record.trials) for status in ORDER},
+        statuses={status: sum(trial.status == status for trial in record.trials) for status in STATUS_ORDER},
         best_trial=best.name if best else None,
         best_value=best.final if best else None,
         best_values=best.values if best else {},
@@ -50,13 +49,8 @@ def count_full_rounds(record: SearchRecord) -> int:
 
 
 def rank_trials(record: SearchRecord) -> list[TrialRecord]:
-    """Sorts the trials: first the finished ones, then stopped, unfinished and failed ones; each group best first."""
-
-    def place(trial: TrialRecord) -> tuple[int, bool, float]:
-        status = ORDER.index(trial.status) if trial.status in ORDER else len(ORDER)
-        return status, trial.value is None, 0.0 if trial.value is None else record.compute_cost(trial.value)
-
-    return sorted(record.trials, key=place)
+    """Sorts the trials best first; see ``compute_place``."""
+    return sorted(record.trials, key=lambda each: compute_place(each.name, each.status, each.value, record.mode))
 
 
 def tabulate_trials(record: SearchRecord) -> Sequence[Mapping[str, Any]]:

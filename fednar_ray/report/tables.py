@@ -2,10 +2,12 @@
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
     from rich.table import Table
 
 GAP = 2  # spaces between two columns
@@ -43,7 +45,7 @@ def print_table(
         repeated: How many of the first columns each of the tables has: those that say what a row is.
     """
     if title is not None:
-        console.print(title, style="bold", markup=False)
+        console.print("\n".join(textwrap.wrap(title, console.width)), style="bold", markup=False)
     widths = {column.name: _measure(column, rows) for column in columns}
     others = max((_get_least(column, widths) for column in columns[repeated:]), default=0)
     name = columns[0].name  # of what a row is, which is folded if nothing fits beside it
@@ -51,7 +53,25 @@ def print_table(
     for index, group in enumerate(_split(columns, widths, repeated, console.width)):
         if index:
             console.print()
-        console.print(_build(group, rows, widths, console.width))
+        console.print(_WithoutTrailingSpaces(_build(group, rows, widths, console.width)))
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutTrailingSpaces:
+    """What rich prints of a table, whose cells rich fills with spaces, also at the end of a line."""
+
+    table: "Table"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[Segment]":
+        from rich.segment import Segment
+
+        for line in console.render_lines(self.table, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                yield from line[:-1]
+                yield line[-1]._replace(text=line[-1].text.rstrip())
+            yield Segment.line()
 
 
 def _measure(column: Column, rows: Sequence[Mapping[str, str]]) -> int:

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ class Identity:
     directory: str | None = None  # where it was last written; None if an older version wrote it
     writers: tuple[str, ...] = ()  # one token per start of the run, oldest first
     parent_id: str | None = None  # the MLflow run of the comparison or search that the run belongs to
+    started: str | None = None  # the first start, in ISO format with its time zone; None if an older version wrote it
 
     @property
     def writer(self) -> str | None:
@@ -32,7 +34,9 @@ class Identity:
     def add_writer(self, directory: Path) -> Self:
         """Returns the identity after one more start, in ``directory``."""
         writers = (*self.writers, secrets.token_hex(8))
-        return replace(self, directory=str(directory.resolve()), writers=writers)
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        started = self.started or (None if self.writers else now)
+        return replace(self, directory=str(directory.resolve()), writers=writers, started=started)
 
     def write(self, directory: Path) -> None:
         """Writes ``run.json`` into a run directory. Raises RunFailed if it cannot be written."""
@@ -54,7 +58,7 @@ def _parse_identity(fields: object) -> Identity:
     if not isinstance(fields, dict):
         raise TypeError("it is not a JSON object")
     run_id, uri, directory = fields["run_id"], fields["tracking_uri"], fields.get("directory")
-    writers, parent_id = fields.get("writers", []), fields.get("parent_id")
+    writers, parent_id, started = fields.get("writers", []), fields.get("parent_id"), fields.get("started")
     if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id)):
         raise ValueError(f"run_id is {run_id!r}")
     if not (isinstance(uri, str) and uri):
@@ -65,7 +69,16 @@ def _parse_identity(fields: object) -> Identity:
         raise ValueError(f"writers is {writers!r}")
     if not (parent_id is None or isinstance(parent_id, str)):
         raise ValueError(f"parent_id is {parent_id!r}")
-    return Identity(run_id=run_id, tracking_uri=uri, directory=directory, writers=tuple(writers), parent_id=parent_id)
+    if started is not None:
+        datetime.fromisoformat(started)
+    return Identity(
+        run_id=run_id,
+        tracking_uri=uri,
+        directory=directory,
+        writers=tuple(writers),
+        parent_id=parent_id,
+        started=started,
+    )
 
 
 def find_original(directory: Path, identity: Identity) -> Path | None:

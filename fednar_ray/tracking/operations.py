@@ -15,7 +15,7 @@ from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.logged_model import send_model
 from fednar_ray.tracking.notes import insert_ids
 from fednar_ray.tracking.outbox import Operation
-from fednar_ray.tracking.tags import CONTEXT_TAG, END_TAG, NOTE_TAG, WRITTEN_NOTE_TAG
+from fednar_ray.tracking.tags import CONTEXT_TAG, END_TAG, NOTE_TAG, RANK_TAG, WRITTEN_NOTE_TAG
 
 
 def send_operation(
@@ -57,6 +57,8 @@ def send_operation(
             send_model(client, run_id, _find_file(directory, operation), read_last_round())
         case "model of":
             _link_model(client, run_id, operation["run_id"])
+        case "rank":
+            client.set_tag(operation["run_id"], RANK_TAG, operation["rank"])
         case "resumed":
             if END_TAG in client.get_run(run_id).data.tags:
                 client.delete_tag(run_id, END_TAG)

@@ -47,6 +47,7 @@ FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "table": {"path": _is_text},
     "model": {"path": _is_text},
     "model of": {"run_id": _is_text},
+    "rank": {"run_id": _is_text, "rank": lambda value: _is_text(value) and value.isdecimal()},
     "resumed": {},
     "end": {"status": lambda value: value in ("FINISHED", "FAILED", "KILLED"), "time": _is_integer},
 }

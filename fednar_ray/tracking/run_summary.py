@@ -1,10 +1,12 @@
 """Summarizes runs from their files, for ``fednar runs``."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fednar_ray.algorithms.regularizers import CLIPPING
 from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.manifest import parse_manifest_name
 from fednar_ray.config import Experiment, load
@@ -62,7 +64,7 @@ def summarize(ref: RunRef) -> RunSummary:
     return RunSummary(
         run=ref.name,
         label=_describe_settings(experiment),
-        started=format_time(ref.files.experiment_yaml),
+        started=find_start(ref.files),
         rounds=len(records),
         of=experiment.federation.rounds,
         status=status,
@@ -80,6 +82,18 @@ def summarize(ref: RunRef) -> RunSummary:
     )
 
 
+def find_start(files: RunDirectory) -> str | None:
+    """Returns when a run or a comparison was first started, in ISO format and local time; None if that is unknown.
+
+    Of one that an earlier version started, it is when its experiment was last written, which resuming does, too.
+    """
+    with suppress(BadInput):
+        started = read_identity(files.path).started
+        if started is not None:
+            return datetime.fromisoformat(started).astimezone().replace(tzinfo=None).isoformat()
+    return format_time(files.experiment_yaml)
+
+
 def format_time(path: Path) -> str | None:
     """Returns when a file was written, in ISO format and local time; None if that is unknown."""
     nanoseconds = get_change_time(path)
@@ -92,7 +106,7 @@ def _describe_settings(experiment: Experiment) -> str:
     parts: list[str] = [regularizer.name]
     if regularizer.name != "none":
         parts.append(f"λ₀={regularizer.weight_decay:.4g}")
-    if regularizer.name in ("fednar", "decoupled"):
+    if regularizer.name in CLIPPING:
         parts.append(f"A={regularizer.clip_bound:.4g}")
     return " ".join([*parts, f"seed={experiment.seed}"])
 

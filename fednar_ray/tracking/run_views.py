@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, RANK_TAG
 from fednar_ray.tracking.ui_url import TRAINING_PAGES
 
 VIEW_TAG_PREFIX = "mlflow.sharedViewState."  # MLflow's: followed by the key of a view
@@ -27,10 +27,11 @@ class RunView:
     Attributes:
         key: Identifies the view in its experiment.
         name: The name in the UI's list of views.
-        metrics: Names in MLflow. The table is sorted by the first one, which should be the primary metric.
+        metrics: Names in MLflow, the primary one first.
         params: Names of parameters.
         tags: Names of tags.
         ascending: Whether lower values of the first metric are better.
+        ranked: Whether the runs have ranks, the tag by which the table is sorted then; otherwise by the first metric.
         parent: The run whose children are shown; None: the runs that are not nested in another one, folded.
     """
 
@@ -40,6 +41,7 @@ class RunView:
     params: Sequence[str]
     tags: Sequence[str]
     ascending: bool = False
+    ranked: bool = False
     parent: str | None = None
 
     @property
@@ -58,8 +60,8 @@ class RunView:
     def _build_state(self) -> dict[str, Any]:
         columns = self.columns
         return {
-            "orderByKey": columns[0],
-            "orderByAsc": self.ascending,
+            "orderByKey": f"tags.`{RANK_TAG}`" if self.ranked else columns[0],
+            "orderByAsc": self.ranked or self.ascending,
             "searchFilter": "" if self.parent is None else f"tags.`{PARENT_TAG}` = '{self.parent}'",
             "selectedColumns": columns,
             "columnOrder": columns,
@@ -73,6 +75,11 @@ class RunView:
     def _list_groups(self) -> list[str]:
         """Lists the groups of the metrics in their order, so that the charts of the primary metric come first."""
         return list(dict.fromkeys(name.rpartition("/")[0] for name in self.metrics if "/" in name))
+
+
+def format_rank(rank: int) -> str:
+    """Formats a rank as the value of its tag, which MLflow sorts as text."""
+    return f"{rank:06d}"
 
 
 def _build_section(group: str) -> dict[str, Any]:

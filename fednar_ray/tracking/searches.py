@@ -22,9 +22,28 @@ from fednar_ray.tracking.store import Store, raise_as_unavailable
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, SEARCH_ID_TAG, SEARCH_TAG, STATUS_TAG
 
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
+STATUS_ORDER = (FINISHED, STOPPED, UNFINISHED, FAILED)
+"""The states of trials, in the order in which they are listed. One that is being trained is unfinished."""
 ANOTHER_SEED = ", another seed"
 ABOUT = ("search.metric", "search.mode", "search.algorithm", "search.scheduler", "search.seeds", "search.space")
 """The parameters of the parent run that describe the search."""
+
+
+def compute_place(name: str, status: str, value: float | None, mode: str) -> tuple[int, bool, float, int, str]:
+    """Computes the key by which trials are sorted wherever they are listed.
+
+    First come those that trained all rounds, then the states in ``STATUS_ORDER``; within each the best one first, and
+    among equals the one that was started first.
+
+    Args:
+        name: The trial's name, which numbers it.
+        status: Its state.
+        value: The search's metric; None if the trial was never evaluated.
+        mode: Which values are better, ``max`` or ``min``.
+    """
+    group = STATUS_ORDER.index(status if status in STATUS_ORDER else UNFINISHED)
+    cost = 0.0 if value is None else -value if mode == "max" else value
+    return group, value is None, cost, len(name), name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +107,7 @@ class SearchRecord:
     trials: tuple[TrialRecord, ...]  # by name
     best: Curve | None
     baseline: Curve | None
+    baseline_changes: Mapping[str, Any] | None = None  # what makes the experiment the baseline; None: not recorded
 
     @property
     def finished(self) -> tuple[TrialRecord, ...]:
@@ -182,6 +202,7 @@ def _read_record(client: MlflowClient, parent: Run, name: str) -> SearchRecord:
         trials=tuple(sorted(trials, key=lambda trial: (len(trial.name), trial.name))),
         best=_read_curve(client, children["best"].values(), metric, test_metric),
         baseline=_read_curve(client, children["baseline"].values(), metric, test_metric),
+        baseline_changes=json.loads(params["search.baseline"]) if "search.baseline" in params else None,
     )
 
 

@@ -15,6 +15,7 @@ SEARCH_TAG = "fednar.search"  # the name of the search that the run is, or belon
 SEARCH_ID_TAG = "fednar.search_id"  # of a search's parent run: an id that is known before MLflow gives the run's
 WRITTEN_NOTE_TAG = "fednar.note"  # of an experiment: the note that was written last, unless somebody edited it
 STATUS_TAG = "fednar.status"  # of a trial: finished, stopped early or failed
+RANK_TAG = "fednar.rank"  # of a finished search's nested runs: the place in its saved view, as text of one length
 TRIAL_TAG = "fednar.trial"  # of a trial: its name, such as trial-0007
 FAILURE_TAG = "fednar.failure"  # of a failed trial: the reason
 BEST_TRIAL_TAG = "fednar.best_trial"  # of a search's parent run: the name of the best trial

@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fednar_ray.tracking.models import save_model
 from fednar_ray.tracking.notes import Note
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.run_views import RunView, format_rank
 from fednar_ray.tracking.sender import Sender
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import END_TAG, WRITER_TAG
@@ -107,7 +108,7 @@ class RunTracker(RoundCallback):
         except BadInput:
             return new
         same = (recorded.run_id, recorded.tracking_uri) == (new.run_id, new.tracking_uri)
-        return recorded if same else new
+        return recorded if same else replace(new, started=recorded.started)
 
     def _queue(self, kind: str, **fields: object) -> None:
         try:
@@ -183,6 +184,10 @@ class RunTracker(RoundCallback):
     def link_model(self, run_id: str) -> None:
         """Links the model of another MLflow run, such as that of a search's best experiment, to this run."""
         self._queue("model of", run_id=run_id)
+
+    def log_rank(self, run_id: str, rank: int) -> None:
+        """Gives another MLflow run, which is nested in this one, its place in a view that is sorted by ranks."""
+        self._queue("rank", run_id=run_id, rank=format_rank(rank))
 
     def set_end_status(self, status: str) -> None:
         """Sets the status that MLflow shows after a normal end: FINISHED by default, KILLED or FAILED."""

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from fednar_ray.config import Document, Experiment
+from fednar_ray.algorithms.regularizers import CLIPPING
+from fednar_ray.config import Document, Experiment, SearchSettings
 from fednar_ray.core.errors import CheckpointError, ConfigError
 from fednar_ray.core.generators import drain
 from fednar_ray.core.reports import RoundReport
@@ -21,9 +22,10 @@ from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.train import train
 from fednar_ray.report.run_plots import find_last, find_measure
 from fednar_ray.tracking.reading import find_mlflow_run
+from fednar_ray.tracking.run_views import format_rank
 from fednar_ray.tracking.searches import ANOTHER_SEED
 from fednar_ray.tracking.store import Store
-from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, SEARCH_TAG
+from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, RANK_TAG, SEARCH_TAG
 from fednar_ray.tuning.trial_plan import TrialPlan, vary_seed
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 
@@ -31,6 +33,11 @@ log = logging.getLogger("fednar_ray")
 
 Role = Literal["best", "baseline"]
 STAGES: Mapping[Role, str] = {"best": "training the best trial once more", "baseline": "training the baseline"}
+
+
+def count_final_runs(search: SearchSettings) -> int:
+    """Counts the final runs of a search, which have the first places in its saved view."""
+    return len(STAGES) * search.seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,12 @@ class FinalRuns:
 
     @property
     def clipped(self) -> float | None:
-        """The share of steps that the best experiment clips, averaged over rounds and seeds; None if none was taken."""
+        """The share of steps that the best experiment's bound clips, averaged over rounds and seeds.
+
+        None if its regularizer does not clip, or no step was taken.
+        """
+        if self.best[0].experiment.regularizer.name not in CLIPPING:
+            return None
         shares = [record.metrics.get("clip_fraction") for run in self.best for record in run.history]
         known = [share for share in shares if share is not None]
         return fmean(known) if known else None
@@ -135,9 +147,11 @@ class FinalTraining:
 
     def _train_seeds(self, role: Role, experiment: Experiment) -> list[Result]:
         results = []
+        first = list(STAGES).index(role) * self._search.seeds
         for index, each in enumerate(vary_seed(experiment, self._search.seeds)):
             kind = role if index == 0 else f"{role}{ANOTHER_SEED}"
             tags = {PARENT_TAG: self._table.parent_id, KIND_TAG: kind, SEARCH_TAG: self._table.name}
+            tags[RANK_TAG] = format_rank(first + index)
             announce(STAGES[role])
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None

@@ -14,6 +14,7 @@ from fednar_ray.core.counting import format_count
 from fednar_ray.core.stages import open_lines
 from fednar_ray.report.axes import format_searched_value, format_values, shorten_key
 from fednar_ray.report.progress import write_stage
+from fednar_ray.report.search_answer import describe_clipping
 from fednar_ray.report.tables import Column, print_table
 from fednar_ray.tuning.search_result import SearchResult
 from fednar_ray.tuning.search_status import SearchStatus, Show
@@ -84,6 +85,9 @@ def print_result(console: Console, result: SearchResult) -> None:
     console.print(f"trained {format_count(result.rounds_trained, 'round')}; early stopping saved {result.rounds_saved}")
     values = f"best {result.best_test:.4g}, baseline {result.baseline_test:.4g}"
     console.print(f"{result.test_metric.replace('_', ' ')}, measured once: {values}")
+    clipping = describe_clipping(result.clipped)
+    if clipping is not None:
+        console.print(clipping, soft_wrap=True)
     console.print(f"best: fednar run {result.best_file}", soft_wrap=True)
     if result.report is not None:
         console.print(f"report: {result.report.page}", soft_wrap=True)
@@ -130,6 +134,7 @@ def summarize(result: SearchResult) -> dict[str, Any]:
         "best_values": best.values,
         result.test_metric: result.best_test,
         f"baseline_{result.test_metric}": result.baseline_test,
+        "clipped": result.clipped,
         "rounds_trained": result.rounds_trained,
         "rounds_saved": result.rounds_saved,
         "ended_early": result.ended_early,

@@ -21,7 +21,7 @@ from fednar_ray.tuning.creation import add_parent_run, create_search, get_search
 from fednar_ray.tuning.final_runs import FinalTraining, warn_if_different
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
-from fednar_ray.tuning.search_log import log_best, log_inputs, log_outputs
+from fednar_ray.tuning.search_log import log_best, log_inputs, log_order, log_outputs
 from fednar_ray.tuning.search_result import SearchResult, build_result
 from fednar_ray.tuning.search_status import SearchStatus, Show
 from fednar_ray.tuning.strategy import count_trials
@@ -123,7 +123,7 @@ class _Search:
             table.files.finished_mark.unlink(missing_ok=True)
             log_inputs(parent, table, self._document)
             ended_early = self._run_trials(points, parent)
-            parent.log_table(table.build_results(self._search.mode), table.files.results_table.name)
+            log_order(parent, table, self._search)
             best = self._find_best()
             training = FinalTraining(
                 self._document, table, self._store, self._session, self._given, resume=self._resume

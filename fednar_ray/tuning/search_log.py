@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings, flatten_settings
+from fednar_ray.config import Document, Experiment, SearchSettings, dump, flatten_chosen_settings
 from fednar_ray.report.notes import note_search
-from fednar_ray.report.search_answer import SearchOutcome, clips_steps
+from fednar_ray.report.search_answer import SearchOutcome
 from fednar_ray.tracking.file_writes import replace_file
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.notes import Note
@@ -13,10 +13,10 @@ from fednar_ray.tracking.run_views import RunView
 from fednar_ray.tracking.searches import ABOUT
 from fednar_ray.tracking.tags import BEST_RUN_ID_TAG, BEST_TRIAL_TAG, STATUS_TAG
 from fednar_ray.tracking.tracker import RunTracker
-from fednar_ray.tuning.final_runs import FinalRuns, get_last
+from fednar_ray.tuning.final_runs import FinalRuns, count_final_runs, get_last
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable
 
-SPECIFIC = {"points", "stop", "baseline"}  # sections of a search that are in its file, and no parameters in MLflow
+SPECIFIC = {"points", "stop", "baseline"}  # sections of a search whose keys are no parameters in MLflow
 
 
 def log_inputs(parent: RunTracker, table: TrialTable, document: Document) -> None:
@@ -31,6 +31,7 @@ def log_inputs(parent: RunTracker, table: TrialTable, document: Document) -> Non
     } - SPECIFIC
     described = {f"search.{key}": value for key, value in search.items() if key in chosen and value is not None}
     described |= {"search.scheduler": document.search.scheduler.name, "search.space": json.dumps(search["space"])}
+    described["search.baseline"] = json.dumps(search["baseline"])
     parent.log_params({**flatten_chosen_settings(document.experiment), **described})
     parent.log_experiment(document.experiment)
     parent.log_file(table.files.search_yaml)
@@ -39,7 +40,16 @@ def log_inputs(parent: RunTracker, table: TrialTable, document: Document) -> Non
     table.save()
 
 
-def _build_view(table: TrialTable, search: SearchSettings) -> RunView:
+def log_order(parent: RunTracker, table: TrialTable, search: SearchSettings) -> None:
+    """Logs the results of all trials, best first, and sorts the saved view likewise, below the final runs."""
+    parent.log_table(table.build_results(search.mode), table.files.results_table.name)
+    for rank, entry in enumerate(table.rank(search.mode), start=count_final_runs(search)):
+        if entry.run_id is not None:
+            parent.log_rank(entry.run_id, rank)
+    parent.log_view(_build_view(table, search, ranked=True))
+
+
+def _build_view(table: TrialTable, search: SearchSettings, *, ranked: bool = False) -> RunView:
     test = f"test_{search.metric.removeprefix('validation_')}"
     return RunView(
         key=table.parent_id[:8],
@@ -48,6 +58,7 @@ def _build_view(table: TrialTable, search: SearchSettings) -> RunView:
         params=list(search.space),
         tags=[STATUS_TAG],
         ascending=search.mode == "min",
+        ranked=ranked,
         parent=table.parent_id,
     )
 
@@ -89,7 +100,8 @@ def _describe(table: TrialTable, search: SearchSettings, best: TrialEntry, final
         test_metric=final.test_metric,
         best_tests=final.best_tests,
         baseline_tests=final.baseline_tests,
-        clipped=final.clipped if clips_steps(flatten_settings(final.best[0].experiment)) else None,
+        baseline_changes=search.baseline,
+        clipped=final.clipped,
     )
     view, report = table.parent_id[:8], f"{table.files.report.name}/index.html"
     return note_search(outcome, [asdict(entry) for entry in trials], view, report)

@@ -36,6 +36,8 @@ class SearchResult:
         test_metric: The primary metric on the test set, such as ``test_accuracy``.
         best_test: The test metric of the best experiment, trained again; averaged over ``search.seeds`` seeds.
         baseline_test: The same of the baseline.
+        clipped: The share of steps that the best experiment's bound clips, trained again; averaged over rounds and
+            seeds. None if its regularizer has no bound.
         rounds_trained: Number of rounds that all trials trained.
         rounds_saved: Number of rounds that trials did not train because they were stopped early.
         ended_early: The stop rule that ended the search; None if none did.
@@ -54,6 +56,7 @@ class SearchResult:
     test_metric: str
     best_test: float
     baseline_test: float
+    clipped: float | None
     rounds_trained: int
     rounds_saved: int
     ended_early: str | None
@@ -67,7 +70,12 @@ class SearchResult:
         return build_run_url(self.tracking_uri, self.run_id)
 
     def to_frame(self) -> pd.DataFrame:
-        """Returns one row per trial, best first: status, rounds, metric, seconds, and a column per searched key."""
+        """Returns one row per trial, best first.
+
+        Columns are, in this order: ``trial``; the metric by its name, such as ``validation_accuracy``; one per searched
+        key; ``status``, which is finished, stopped early or failed; ``rounds``, ``seconds`` of training and
+        ``failure``, the reason if it failed.
+        """
         return build_search_frame(self.trials, self.metric)
 
     def plot(self, key: str | None = None, *, axes: Axes | None = None) -> Axes:
@@ -128,6 +136,7 @@ def build_result(
         test_metric=final.test_metric,
         best_test=final.best_test,
         baseline_test=final.baseline_test,
+        clipped=final.clipped,
         rounds_trained=search.seeds * sum(entry.rounds for entry in table.trials.values()),
         rounds_saved=search.seeds * sum(rounds - entry.rounds for entry in stopped),
         ended_early=ended_early,

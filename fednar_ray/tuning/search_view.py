@@ -14,16 +14,16 @@ LISTED_TRIALS = 5
 
 
 def build_search_frame(trials: Sequence[TrialEntry], metric: str) -> pd.DataFrame:
-    """Returns one row per trial, with a column per searched key."""
+    """Returns one row per trial: its name, result and searched values, then how it ended."""
     return pd.DataFrame(
         [
             {
                 "trial": entry.name,
+                metric: entry.value,
+                **entry.values,
                 "status": entry.status,
                 "rounds": entry.rounds,
-                metric: entry.value,
                 "seconds": entry.seconds,
-                **entry.values,
                 "failure": entry.failure,
             }
             for entry in trials

@@ -12,7 +12,7 @@ from typing import Any
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.tracking.file_writes import make_directory, replace_file
 from fednar_ray.tracking.run_directory import SEARCHES, SearchDirectory
-from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED
+from fednar_ray.tracking.searches import FAILED, FINISHED, STOPPED, compute_place
 from fednar_ray.tuning.trial_report import Lineage, TrialReport
 
 __all__ = ["FAILED", "FINISHED", "RUNNING", "STOPPED", "TrialEntry", "TrialTable"]
@@ -177,18 +177,12 @@ class TrialTable:
 
         The first one wins a tie. None if no trial has trained all rounds.
         """
-        finished = [entry for entry in self.trials.values() if entry.status == FINISHED and entry.value is not None]
-        sign = 1 if mode == "max" else -1
-        return max(finished, key=lambda entry: sign * (entry.value or 0.0), default=None)
+        first = next(iter(self.rank(mode)), None)
+        return first if first is not None and first.status == FINISHED and first.value is not None else None
 
     def rank(self, mode: str) -> list[TrialEntry]:
-        """Sorts the trials: first those that trained all rounds, then the others, and by their values within each."""
-        sign = 1 if mode == "max" else -1
-
-        def key(entry: TrialEntry) -> tuple[bool, float]:
-            return entry.status != FINISHED, -sign * entry.value if entry.value is not None else float("inf")
-
-        return sorted(self.trials.values(), key=key)
+        """Sorts the trials best first; see ``compute_place``."""
+        return sorted(self.trials.values(), key=lambda each: compute_place(each.name, each.status, each.value, mode))
 
     def count(self, status: str) -> int:
         """Counts the trials with this status."""

@@ -36,7 +36,13 @@ WITHOUT_CURVE = """([metric, runs]) => {
     const curves = card?.querySelector(".js-plotly-plot")?.data?.filter(each => each.y?.length > 1) ?? [];
     return runs.filter(run => !curves.some(each => each.name === run));
 }"""
-TURNING = "document.getAnimations().filter(each => each.effect.getComputedTiming().iterations === Infinity).length"
+TURNING = "document.getAnimations().filter(each => each.effect.getComputedTiming().iterations === Infinity)"
+HIDE_TURNING = f"{TURNING}.forEach(each => each.effect.target.style.visibility = 'hidden')"  # the UI loads charts again
+SHOWN_DIRECTORY = "/home/you/fednar_ray"  # in place of the directory in which the search ran, as in recorded outputs
+RENAME = """([from, to]) => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
+}"""
 BROKEN_PICTURES = "pictures => pictures.filter(each => !each.complete || each.naturalWidth == 0).length"
 
 
@@ -70,7 +76,7 @@ def main() -> None:
         capture_answer(page, address, search)
         capture_comparison(page, address)
         capture_charts(page, address, search)
-        capture_artifacts(page, address, search)
+        capture_artifacts(page, address, search, directory)
         capture_report(browser, directory / "searches" / search.name / "report" / "index.html", search)
 
 
@@ -153,7 +159,7 @@ def capture_runs(page: Page, search: Search) -> None:
 
 def capture_answer(page: Page, address: str, search: Search) -> None:
     """Shows the page of the search, which begins with what came out."""
-    page.set_viewport_size({"width": WIDTH, "height": 640})
+    page.set_viewport_size({"width": WIDTH, "height": 950})  # down to the end of the picture
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}?{TRAINING}")
     wait_for_element(page.locator("strong"), "the answer in bold letters on the page of the search")
     wait_for_element(page.get_by_text("best/", exact=False), "the metrics of the best trial on the page of the search")
@@ -173,7 +179,7 @@ def capture_comparison(page: Page, address: str) -> None:
 
 def capture_charts(page: Page, address: str, search: Search) -> None:
     """Shows the children's rounds, one curve each."""
-    page.set_viewport_size({"width": WIDTH, "height": 1030})
+    page.set_viewport_size({"width": WIDTH, "height": 1190})  # two rows of charts
     page.goto(f"{address}{search.view}&compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join((*CURVES, search.metric))})$")
     for metric in (*CURVES, search.metric):
@@ -181,7 +187,7 @@ def capture_charts(page: Page, address: str, search: Search) -> None:
     take_screenshot(page, "search-charts")
 
 
-def capture_artifacts(page: Page, address: str, search: Search) -> None:
+def capture_artifacts(page: Page, address: str, search: Search, directory: Path) -> None:
     """Shows the parent's files: the results as a table, and the report."""
     page.set_viewport_size({"width": WIDTH, "height": 900})
     page.goto(f"{address}/#/experiments/{search.experiment_id}/runs/{search.run_id}/artifacts?{TRAINING}")
@@ -195,11 +201,13 @@ def capture_artifacts(page: Page, address: str, search: Search) -> None:
     filled = [text for text in row.first.get_by_role("cell").all_inner_texts() if text not in ("", "null")]
     if len(filled) < RESULTS_COLUMNS + len(search.keys):
         sys.exit(f"results.json, shown as a table, lacks searched values: the row of {search.best} is {filled}")
+    page.evaluate(RENAME, [str(directory), SHOWN_DIRECTORY])
     take_screenshot(page, "search-results")
     find_artifact(page, "report/index.html").click()
     wait_for_element(
         page.frame_locator("iframe").get_by_role("heading", name=search.name), "the report among the artifacts"
     )
+    page.evaluate(RENAME, [str(directory), SHOWN_DIRECTORY])
     take_screenshot(page, "search-artifacts")
 
 
@@ -213,6 +221,9 @@ def capture_report(browser: Browser, report: Path, search: Search) -> None:
     wait_for_element(page.get_by_role("heading", name=search.name), f"the search's name in {report}")
     if page.locator("figure svg").count() == 0:
         sys.exit(f"{report} lacks figures")
+    curves = page.locator("figure").first.bounding_box()
+    assert curves is not None
+    page.set_viewport_size({"width": 1100, "height": round(curves["y"] + curves["height"]) + 20})
     take_screenshot(page, "search-report")
 
 
@@ -248,7 +259,8 @@ def wait_for_curves(page: Page, metric: str, runs: Sequence[str]) -> None:
 def take_screenshot(page: Page, name: str) -> None:
     """Takes a screenshot of the page once no spinner is left."""
     page.mouse.move(WIDTH / 2, 0)
-    page.wait_for_function(f"{TURNING} === 0")
+    page.wait_for_function(f"{TURNING}.length === 0")
+    page.evaluate(HIDE_TURNING)
     file = IMAGES / f"{name}.png"
     page.screenshot(path=file, style=UNCLUTTERED, animations="disabled")
     print(f"wrote {file.relative_to(ROOT)}")

@@ -11,7 +11,15 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 import fednar_ray as fr
-from fednar_ray.algorithms.regularizers import REGULARIZERS, clip_then_decay, co_clip, decay_only, no_regularization
+from fednar_ray.algorithms.regularizers import (
+    CLIPPING,
+    GRADIENT_ALONE,
+    REGULARIZERS,
+    clip_then_decay,
+    co_clip,
+    decay_only,
+    no_regularization,
+)
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 
 every_regularizer = pytest.mark.parametrize("name", REGULARIZERS)
@@ -105,6 +113,13 @@ def test_rows_with_their_own_scalars_equal_single_rows(name, pair, scalars):
         alone = REGULARIZERS[name](grad[one], params[one], float(decay[row]), float(bound[row]))
         for rows, single in zip(together, alone, strict=True):
             torch.testing.assert_close(rows[one], single)
+
+
+@every_regularizer
+def test_which_regularizers_clip_and_what_they_measure_is_declared(name):
+    tight, loose = (REGULARIZERS[name](G, X, 0.05, bound) for bound in (0.1, 1e6))
+    assert (name in CLIPPING) == bool((tight.step != loose.step).any())
+    assert (name in GRADIENT_ALONE) == (tight.norm.item() == 3.0)  # ‖g‖; ‖g + λ·x‖ is 5
 
 
 @every_regularizer

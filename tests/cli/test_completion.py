@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from click.shell_completion import BashComplete, ShellComplete, ZshComplete, get_completion_class
 
-from fednar_ray.cli import completion
+from fednar_ray.cli import completion_keys
 from fednar_ray.cli.main import cli
 from fednar_ray.config import MODEL_SETTINGS, PRESET_SETTINGS, SOURCE_SETTINGS
 from fednar_ray.config.describe import list_sections
+from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
 from tests.support.commands import build_environment
 from tests.support.processes import FEDNAR
 
@@ -23,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     for path in (
         "runs/digits-1/run.json", "runs/digits-2/run.json", "runs/digits-2/comparison.yaml", "runs/other/notes.txt",
-        "searches/deep/search.json", "mine.yaml", "notes.txt", "files/yours.yml",
+        "searches/deep/search.json", "mine.yaml", "notes.txt", "files/yours.yml", ".hidden/x.yaml",
     ):  # fmt: skip
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
@@ -40,10 +41,12 @@ def test_keys_are_completed_up_to_their_next_dot_and_then_whole() -> None:
     offered = complete("run", "")
     assert {"seed=", "federation.", "regularizer.", "mine.yaml"} <= set(offered)
     assert not {"notes.txt", "federation.rounds="} & set(offered)
+    assert offered[:3] == ["files/", "mine.yaml", "name="]  # files first, and folders that have some
     assert {"federation.rounds=", "federation.local_steps="} < set(complete("run", "fed"))
     assert complete("tune", "mine.yaml", "federation.ro") == ["federation.rounds="]
     assert "search.scheduler." in complete("tune", "search.")
     assert complete("run", "search.scheduler.na") == ["search.scheduler.name="]
+    assert "search.scheduler=" in complete("tune", "search.")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,29 @@ def test_switches_and_numbers() -> None:
     assert complete("run", "regularizer.name=d") == ["regularizer.name=decoupled"]
     assert complete("run", "federation.rounds=") == []
     assert complete("run", "no.such.key=") == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("", "[fednar, [fednar] [decoupled, [decoupled] [coupled, [coupled] [none, [none]"),
+        ("[fed", "[fednar, [fednar]"),
+        ("[fednar,dec", "[fednar,decoupled, [fednar,decoupled]"),
+        ("[fednar, decoupled, none,", "[fednar, decoupled, none,coupled]"),  # nothing is left after it
+        ("[fednar]", ""),
+        ("fed", ""),
+    ],
+)
+def test_words_of_a_list_are_completed(typed: str, offered: str) -> None:
+    key = "compare.regularizers="
+    found = complete("compare", key + typed)
+    assert " ".join(each.removeprefix(key) for each in found) == offered
+    assert all(each.startswith(key) for each in found)
+
+
+def test_the_short_form_of_a_section_is_completed() -> None:
+    kinds = [f"search.scheduler={name}" for name in SCHEDULER_VARIANTS.by_name]
+    assert complete("tune", "search.scheduler=") == kinds
 
 
 def test_files_and_folders_are_completed_by_their_paths() -> None:
@@ -97,15 +123,16 @@ def test_names_are_completed(words: tuple[str, ...], offered: list[str]) -> None
 
 
 def test_the_cache_is_written_once_and_has_every_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = completion.load_keys()
-    assert set(keys) == {key.name for section in list_sections() for key in section.list_keys()}
-    monkeypatch.setattr(completion, "_list_keys", lambda: pytest.fail("the cache should be read"))
-    assert completion.load_keys() == keys
+    keys = completion_keys.load_keys()
+    settable = {key.name for section in list_sections() for key in section.list_keys()}
+    assert set(keys) == {*settable, "search.scheduler"}
+    monkeypatch.setattr(completion_keys, "_list_keys", lambda: pytest.fail("the cache should be read"))
+    assert completion_keys.load_keys() == keys
     (cache,) = (folder / ".cache/fednar").iterdir()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "mine.yaml"))  # not a folder: it works without a cache
-    assert completion.load_keys() == keys
-    assert json.loads(cache.read_text())["seed"] == []
+    assert completion_keys.load_keys() == keys
+    assert json.loads(cache.read_text())["seed"] == {"words": [], "listed": False}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +151,12 @@ def test_the_cache_is_written_once_and_has_every_key(folder: Path, monkeypatch: 
             ["plain,algorithm.name=fedprox", "plain,algorithm.name=fedprox+exp"],
         ),
         (["fednar", "tune", "--resume", ""], 3, ["plain,deep"]),
+        (["fednar", "compare", "compare.regularizers", "=", "'[no"], 4, ["plain,[none,", "plain,[none]"]),
+        (
+            ["fednar", "compare", "'compare.regularizers=[none, dec"],
+            2,
+            ["plain,compare.regularizers=[none, decoupled,", "plain,compare.regularizers=[none, decoupled]"],
+        ),
     ],
 )
 def test_bash_takes_the_equals_sign_as_a_word(
@@ -137,7 +170,7 @@ def test_bash_takes_the_equals_sign_as_a_word(
 
 
 def test_no_space_follows_what_goes_on() -> None:
-    """The scripts are Click's, with one line changed; if Click changes it, this notices."""
+    """The scripts are Click's, with one line of each changed; if Click changes it, this notices."""
     for name, base, words in (("bash", BashComplete, "compopt -o nospace"), ("zsh", ZshComplete, "-S '' -a open")):
         kind = get_completion_class(name)
         assert kind is not None
@@ -157,12 +190,13 @@ try() {{
 try fednar run feder
 try fednar run algorithm.name = scaf
 try fednar ui de
+try fednar compare compare.regularizers = "'[no"
 """
 
 IMPORTED = """
 import sys
-from fednar_ray.cli import completion
-completion.load_keys()
+from fednar_ray.cli import completion_keys
+completion_keys.load_keys()
 from fednar_ray.cli.main import cli
 from click.shell_completion import ShellComplete
 assert ShellComplete(cli, {}, "fednar", "_FEDNAR_COMPLETE").get_completions(["run"], "federation.ro")
@@ -172,14 +206,15 @@ print(*sorted({"torch", "ray", "mlflow", "numpy", "pydantic", "rich"} & set(sys.
 
 @pytest.mark.usefixtures("processes")
 def test_bash_completes_what_is_typed(folder: Path) -> None:
-    completion.load_keys()
+    completion_keys.load_keys()
     done = subprocess.run(
         ["bash", "-c", TYPED.format(fednar=FEDNAR)],
         cwd=folder, env=build_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    keys, presets, names = done.stdout.splitlines()
+    keys, presets, names, words = done.stdout.splitlines()
     assert "federation.rounds=" in keys.split(), done.stderr
     assert presets.split() == ["scaffold", "scaffold+exp"]
     assert names == "deep"
+    assert words == "[none, [none]"
     done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("\n", "")  # nothing that takes long

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def show_runs() -> list[str]:
     """Returns the lines of the list on a terminal so wide that nothing wraps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fednar_ray.cli.output.PIPE_COLUMNS", 300)
-        return [line.rstrip() for line in CliRunner().invoke(cli, ["runs"], catch_exceptions=False).stdout.splitlines()]
+        lines = CliRunner().invoke(cli, ["runs"], catch_exceptions=False).stdout.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    return lines
 
 
 def list_entries() -> list[list[str]]:
@@ -197,6 +200,17 @@ def test_searches_are_listed_with_their_best_value_and_why_they_ended(
     assert "--resume" not in shown
     *_, row = json.loads(CliRunner().invoke(cli, ["runs", "--json"]).stdout)
     assert (row["kind"], row["keys"], row["best_value"]) == ("search", ["regularizer.clip_bound"], 0.75)
+
+
+@pytest.mark.usefixtures("compared")
+def test_the_first_start_is_listed_also_after_resuming() -> None:
+    begun = datetime(2026, 11, 2, 16, 52, 10)
+    for name in ("small-0", "small-1"):  # a run and a comparison, whose files were written just now
+        identity = Identity(run_id="b" * 32, tracking_uri="x", started=begun.astimezone(UTC).isoformat())
+        identity.write(Path("runs", name).absolute())
+    rows = json.loads(CliRunner().invoke(cli, ["runs", "--json"]).stdout)
+    assert {row["run"] for row in rows if row["started"] == begun.isoformat()} == {"small-0", "small-1"}
+    assert [row[1] for row in list_entries() if row[0] in ("small-0", "small-1")] == ["11-02 16:52"] * 2
 
 
 @pytest.mark.usefixtures("compared")

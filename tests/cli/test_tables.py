@@ -33,7 +33,7 @@ def console() -> Console:
 
 
 def read(console: Console) -> str:
-    """Returns what was printed, and checks that the lines of tables fit."""
+    """Returns what was printed."""
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -44,6 +44,11 @@ def check_fits(text: str, *cells: str) -> None:
     assert "…" not in text
     for cell in cells:
         assert re.search(rf"(?<!\S){re.escape(cell)}(?!\S)", text), f"{cell} is not in\n{text}"
+
+
+def check_ends(text: str) -> None:
+    """Checks that no line ends in spaces, which would be copied along."""
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
 
 
 def build_row(regularizer: str, name: str, final: float, *, higher: bool) -> Row:
@@ -72,6 +77,7 @@ def test_the_table_of_a_comparison(name: str, final: float, higher: bool, consol
     compare._print_table(console, SimpleNamespace(rows=rows, settings=settings))  # type: ignore[arg-type]
     shown = read(console)
     check_fits(shown, "λ₀", "0.000123", "decoupled", "fednar", "100 %", "123456.7", "23456.7", "1234.5 (2/3 seeds)")
+    check_ends(shown)
     for row in rows:
         for cell in row.format_cells().values():
             check_fits(shown, cell)
@@ -106,8 +112,27 @@ def test_the_table_of_a_search_has_symbols_for_keys(console: Console) -> None:
     shown = read(console)
     symbols = ("A", "λ₀", "γ_λ", "γ_A", "η₀", "γ_η")
     check_fits(shown, *symbols, "alpha", "scaffold+exp", "1024", "13.35", "0.0001235", "12345", "-0.1235", "trial-0002")
+    check_ends(shown)
     assert "regularizer." not in shown
     assert shown.count("trial-0001") > 1  # the table goes on below, where rows say again what they are
+
+
+@pytest.mark.parametrize(
+    ("clipped", "told"),
+    [(0.43, "The best bound clips 43 % of the steps."), (0.0, "At the best bound no step is clipped: "), (None, None)],
+)
+def test_the_end_of_a_search_says_how_many_steps_its_bound_clips(
+    clipped: float | None, told: str | None, console: Console
+) -> None:
+    result = SimpleNamespace(
+        name=NAME, metric="validation_accuracy", trials=(build_entry(1),), ended_early=None, rounds_trained=10,
+        rounds_saved=0, test_metric="test_accuracy", best_test=0.9, baseline_test=0.8, clipped=clipped,
+        best_file=Path("best.yaml"), report=None, directory=Path("searches/x"),
+    )  # fmt: skip
+    progress.print_result(console, result)  # type: ignore[arg-type]
+    lines = read(console).splitlines()
+    after = lines[lines.index("test accuracy, measured once: best 0.9, baseline 0.8") + 1]
+    assert after.startswith(told or "best: fednar run best.yaml")
 
 
 def test_the_live_table_of_a_search(console: Console) -> None:

@@ -1,4 +1,4 @@
-"""``fednar ui`` serves until it is ended, and reports a port that is in use."""
+"""``fednar ui`` serves until it is ended, opens a server of the same store, and says what else uses its port."""
 
 import signal
 import socket
@@ -6,16 +6,32 @@ import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
+from fednar_ray.cli.ui import START
 from tests.support.commands import FEDNAR, build_environment, run_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
+from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
 )
+
+
+def check_second_calls(port: int, folder: Path) -> None:
+    """Checks that a second call opens the server that runs already, unless it is that of another store."""
+    again = run_fednar("ui", "--port", str(port), cwd=folder)
+    *shown, served = again.stdout.splitlines()
+    assert (again.returncode, shown) == (0, [f"MLflow: http://127.0.0.1:{port}{START}"]), again.stderr
+    assert served.startswith("served by MLflow ")
+    assert served.endswith("with this store, which already runs there; end it where it was started")
+    other = run_fednar("ui", "--port", str(port), "--uri", create_store(folder / "other.db"), cwd=folder)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert f"127.0.0.1:{port} is in use by MLflow " in other.stderr
+    assert "with another store; choose another port: --port " in other.stderr
 
 
 @pytest.mark.usefixtures("processes")
@@ -26,9 +42,12 @@ def test_ui_serves_or_reports_a_port_in_use(case: str, tmp_path: Path) -> None:
         port = other.getsockname()[1]
         if case == "taken":
             other.listen()
+            Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
             done = run_fednar("ui", "--port", str(port), cwd=tmp_path)
             assert (done.returncode, done.stdout) == (2, "")
-            assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port" in done.stderr
+            problem = f"127.0.0.1:{port} is in use by a program that is no web server; choose another port: --port "
+            assert problem in done.stderr
+            assert int(done.stderr.rpartition("--port ")[2].split()[0]) > port
             return
     log = tmp_path / "log"
     with (
@@ -50,6 +69,7 @@ def test_ui_serves_or_reports_a_port_in_use(case: str, tmp_path: Path) -> None:
             wait_for(healthy)
             children = psutil.Process(process.pid).children(recursive=True)
             wait_for(lambda: "end it with Ctrl-C" in log.read_text())
+            check_second_calls(port, tmp_path)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=PATIENCE_SECONDS) == 0
         finally:

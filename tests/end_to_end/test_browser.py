@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fednar_ray.tracking.notes import Note
-from fednar_ray.tracking.run_views import RunView
+from fednar_ray.tracking.run_views import RunView, format_rank
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from tests.support.commands import build_environment
@@ -23,7 +23,8 @@ from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for
 from tests.support.stores import create_store
 
 CHROMIUM = shutil.which("chromium")
-LOSSES = {"0000 A=1": 0.75, "0001 A=2": 0.25, "0002 A=3": 0.5}  # of trials, by the name of their runs
+LOSSES = {"0000 A=1": 0.25, "0001 A=2": 0.25, "0002 A=3": 0.125, "0003 A=4": 0.5}  # of trials, by their runs' names
+RANKED = ["0001 A=2", "0000 A=1", "0003 A=4", "0002 A=3"]  # neither by loss nor by time
 QUIET = ("--disable-gpu", "--disable-background-networking", "--no-first-run", "--no-sandbox")
 
 pytestmark = [
@@ -40,7 +41,11 @@ def write_search(folder: Path) -> None:
     experiment_id = store.ensure_experiment("digits")
     parent = store.create_run(experiment_id, "clip", {"fednar.kind": "search", "fednar.search": "clip"})
     for index, (name, loss) in enumerate(LOSSES.items()):
-        tags = {"mlflow.parentRunId": parent, "fednar.status": "stopped early"}
+        tags = {
+            "mlflow.parentRunId": parent,
+            "fednar.status": "stopped early",
+            "fednar.rank": format_rank(RANKED.index(name)),
+        }
         with RunTracker(store, store.create_run(experiment_id, name, tags), folder / name) as trial:
             trial.log_params({"regularizer.clip_bound": index + 1})
             trial.log_metrics({"validation_loss": loss, "test_accuracy": 0.5, "bytes_up": 7.0})
@@ -52,6 +57,7 @@ def write_search(folder: Path) -> None:
         params=["regularizer.clip_bound"],
         tags=["fednar.status"],
         ascending=True,
+        ranked=True,
         parent=parent,
     )
     with RunTracker(store, parent, folder / "search") as tracker:
@@ -95,7 +101,7 @@ def read_page(address: str, folder: Path) -> str:
 
 def test_the_saved_view_shows_the_searched_values_and_the_best_trial_first(pages: list[str], tmp_path: Path) -> None:
     html = read_page(pages[0], tmp_path)
-    assert re.findall(r">(\d{4} A=\d|another)<", html) == sorted(LOSSES, key=LOSSES.__getitem__)
+    assert re.findall(r">(\d{4} A=\d|another)<", html) == RANKED
     for column in ("metrics.`loss/validation`", "params.`regularizer.clip_bound`", "tags.`fednar.status`"):
         assert f'col-id="{column}"' in html
     assert "Newest result: <strong>A=2 is best.</strong>" in html

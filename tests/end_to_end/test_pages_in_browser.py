@@ -29,6 +29,10 @@ onload = () => {
       ground: frame.contentWindow.getComputedStyle(page.documentElement).backgroundColor,
       ink: frame.contentWindow.getComputedStyle(page.body).color,
       label: frame.contentWindow.getComputedStyle(label).fill,
+      boxes: [...page.querySelectorAll(".scroll")].map(each => ({
+        cut: each.scrollWidth > each.clientWidth,
+        shadows: frame.contentWindow.getComputedStyle(each).backgroundAttachment,
+      })),
       figures: [...page.querySelectorAll("figure:not(.wide) svg")].map(each => each.getBoundingClientRect().right),
     };
   }
@@ -74,6 +78,13 @@ def test_a_page_fits_the_width_of_the_screen(name: str, size: str, measured: dic
     assert found["width"] <= WIDTHS[size]
     assert found["figures"] or name == "search"
     assert all(right <= WIDTHS[size] for right in found["figures"])
+
+
+@pytest.mark.parametrize("name", ["comparison", "search"])
+def test_a_table_that_is_cut_on_a_phone_has_shadows_that_say_so(name: str, measured: dict[str, dict[str, Any]]) -> None:
+    boxes = measured["light"][f"{name} phone"]["boxes"]
+    assert any(box["cut"] for box in boxes)
+    assert {box["shadows"] for box in boxes} == {"local, local, scroll, scroll, local, scroll"}
 
 
 @pytest.mark.parametrize("name", ["run", "comparison", "search"])

@@ -70,7 +70,17 @@ def test_the_note_of_a_search_has_the_answer_of_its_page() -> None:
     assert "+9.5 points (95 % interval " in note.answer
     assert note.answer.endswith("It has clip bound A = 3.162.")
     assert note.figures == {"trial-0002: A=3.16 fednar": "validation loss 0.9"}
-    for clipped, told in ((0.0, "At this bound no step is clipped"), (0.43, "Its bound clips 43 % of the steps.")):
+    for clipped, told in (
+        (0.0, "At the best bound no step is clipped"),
+        (0.43, "The best bound clips 43 % of the steps."),
+    ):
         assert told in note_search(replace(outcome, clipped=clipped), TRIALS, "k").answer
+    for changes, named in (
+        ({"regularizer.name": "decoupled"}, "the baseline (decoupled decay) at 0.710"),
+        ({"regularizer.name": "none", "regularizer.clip_bound": 2.0}, "(no weight decay, clip bound A = 2) at"),
+        ({}, "the baseline (the settings from before the search) at"),
+        (None, "the baseline at 0.710"),  # a search of an earlier version
+    ):
+        assert named in note_search(replace(outcome, baseline_changes=changes), TRIALS, "k").answer
     worse = replace(outcome, test_metric="test_rmse", best_tests=(0.8, 0.81), baseline_tests=(0.1, 0.12))
     assert "worse beyond luck with 2 seeds" in note_search(worse, TRIALS, "k").answer

@@ -212,6 +212,18 @@ def test_a_page_needs_nothing_else_and_escapes_names(page: str):
     assert len(page) < 2_000_000
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
+    boxes = re.findall(r'<div class="(\w+)"([^>]*)><table><thead>', page)
+    assert boxes
+    assert all(kind == "scroll" and 'tabindex="0"' in more and "aria-label=" in more for kind, more in boxes)
+    assert page.count("<thead>") == len(boxes)
+    assert re.search(r"\.scroll, \.wide {[^}]*background-attachment: local", page)  # the sign that there is more
+
+
+def test_the_weight_decay_has_its_symbol_in_the_table_before_titles_and_notes_use_it():
+    page = build_pages()["comparison"]
+    results = page.index("<h2>Results</h2>")
+    assert page.index(">weight decay λ</th>") < page.index(", λ = ", results)
+    assert "λ₀" not in page
 
 
 def test_figures_take_the_colors_of_the_page(page: str):

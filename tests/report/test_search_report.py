@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param
 from scipy import stats
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.report.axes import build_axis_scale, build_color_scale
+from fednar_ray.report.axes import build_axis_scale, build_color_scale, build_label, build_plain_label
 from fednar_ray.report.heat_maps import LEAST_TRIALS, compute_binned_means, compute_cell_means, list_pairs
 from fednar_ray.report.importance import compute_importances, explain_missing_importances
 from fednar_ray.report.search_answer import SearchOutcome, describe_search
@@ -28,6 +28,7 @@ from fednar_ray.report.search_results import compute_search_facts, rank_trials, 
 from fednar_ray.report.sensitivity import compute_sensitivity
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.searches import Curve, SearchRecord, TrialRecord, parse_value, read_search
+from fednar_ray.tuning.trial_table import RUNNING, TrialEntry, TrialTable
 from tests.support.stores import create_store
 
 A, DECAY, LR = "regularizer.clip_bound", "regularizer.weight_decay", "algorithm.local_lr"
@@ -221,6 +222,12 @@ def test_an_axis_is_logarithmic_if_the_search_is_or_if_it_spans_more_than_a_deca
     assert len(scale.list_ticks()) > 1
 
 
+def test_labels_on_plots_have_the_symbols_of_the_page():
+    for key in (A, DECAY, DECAY_ANNEAL, LR, NAME, "model.hidden"):
+        assert build_label(key).replace("$", "") == build_plain_label(key)
+    assert build_plain_label(DECAY) == "weight decay λ"
+
+
 def test_words_and_null_are_categories_in_the_order_of_the_space():
     values = ["fednar", None, True]
     record = build_search(
@@ -299,6 +306,22 @@ def build_mixed(**changes: Any) -> SearchRecord:
 def test_the_best_comes_first_and_failures_last():
     assert [t.name[-1] for t in rank_trials(build_mixed())] == ["1", "5", "0", "2", "4", "3"]
     assert [t.name[-1] for t in rank_trials(build_mixed(mode="min"))] == ["0", "1", "5", "2", "4", "3"]
+    for mode in ("max", "min"):  # the terminal and MLflow have the order of the page, also among equals
+        record = build_mixed(mode=mode)
+        tied = [replace(record.trials[1], name=f"trial-{number:04d}") for number in (9, 7, 10000)]
+        record = replace(record, trials=(*record.trials, *tied))
+        entries = {
+            str(index): TrialEntry(name=each.name, values={}, status=each.status, value=each.value)
+            for index, each in enumerate(record.trials)
+        }
+        entries["4"].status = RUNNING  # which is unfinished in MLflow
+        table = TrialTable(name="small", tracking_uri="", experiment_id="0", trials=entries)
+        names = [trial.name for trial in rank_trials(record)]
+        assert [entry.name for entry in table.rank(mode)] == names
+        first = names.index("trial-0001")
+        equals = ["trial-0001", "trial-0005", "trial-0007", "trial-0009", "trial-10000"]
+        assert names[first : first + 5] == equals
+        assert (table.find_best(mode).name, record.best_trial.name) == (names[0], names[0])
     assert tabulate_trials(build_mixed())[0] == {
         "trial": "trial-0001", "status": "finished", "rounds": ROUNDS, "validation_accuracy": 0.9, A: 2.0
     }  # fmt: skip
@@ -366,7 +389,7 @@ SEARCHES = {
     "grid with holes": lambda: build_grid({(0.1, 0.01): 0.5, (1.0, 0.01): 0.9, (1.0, 0.1): 0.7, (10.0, 0.001): 0.8}),
     "sampled": lambda: build_sampled(20),
     "minimized": lambda: build_sampled(20, mode="min"),
-    "one trial": lambda: build_sampled(1),
+    "one trial": lambda: replace(build_sampled(1), baseline_changes={NAME: "decoupled"}),
     "one trial of a grid": lambda: build_grid({(1.0, 0.01): 0.9}),
     "alike": lambda: build_grid({(1.0, 0.01): 0.9, (3.0, 0.01): 0.9, (1.0, 0.1): 0.9, (3.0, 0.1): 0.9}),
 }
@@ -382,6 +405,9 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     assert not {"script", "link"} & set(outside.tags)
     assert "http" not in re.sub(r"base64,[^\"]*|xmlns(:xlink)?=\"[^\"]*\"", "", page)
     assert len(page) < 2_000_000
+    assert re.search(r"<h2>How much a wrong setting costs</h2>\s*<p>[A-Z][^<]+\.</p>", page)
+    assert "λ₀" not in page  # one symbol per page
+    assert ("The baseline has the settings from before the search" in page) == (record.baseline_changes is not None)
     maps = len(list_pairs(record)) if len(record.finished) >= LEAST_TRIALS else 0
     assert outside.tags.count("figure") == page.count("<svg role=") >= 1 + maps
     height, width, _ = imread(report.page.with_name("best_and_baseline.png")).shape

@@ -5,6 +5,8 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,17 @@ def test_find_original_recognizes_copies(tmp_path: Path) -> None:
         json.dumps({"run_id": "a" * 32, "tracking_uri": "x"})
     )  # as an earlier version wrote it
     assert find_original(copy, read_identity(copy)) is None
+
+
+def test_the_first_start_is_kept_by_later_ones(tmp_path: Path) -> None:
+    first = Identity(run_id="a" * 32, tracking_uri="x").add_writer(tmp_path)
+    assert first.started is not None
+    assert datetime.fromisoformat(first.started).tzinfo is not None
+    early = replace(first, started="2026-11-27T16:52:10+00:00")
+    early.add_writer(tmp_path).write(tmp_path)
+    assert read_identity(tmp_path).started == early.started
+    unknown = replace(first, started=None).add_writer(tmp_path)  # an earlier version has started it
+    assert unknown.started is None
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "a", "tracking_uri": "x", "started": "yesterday"}))
+    with pytest.raises(BadInput, match="yesterday"):
+        read_identity(tmp_path)

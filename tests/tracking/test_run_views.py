@@ -2,12 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from fednar_ray.tracking.run_views import VIEW_TAG_PREFIX, RunView, build_page_path, get_view_key, parse_view
+from fednar_ray.tracking.run_views import (
+    VIEW_TAG_PREFIX,
+    RunView,
+    build_page_path,
+    format_rank,
+    get_view_key,
+    parse_view,
+)
 from tests.support.stores import create_store
 
 VIEW = RunView(
@@ -34,6 +42,16 @@ def test_a_view_is_read_back_from_the_experiments_tag(tmp_path: Path) -> None:
     state = parse_view(saved)
     assert (state["selectedColumns"], state["orderByKey"], state["orderByAsc"]) == (COLUMNS, COLUMNS[0], True)
     assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{'1a2b3c4d' * 4}'"
+    ranked = parse_view(replace(VIEW, ranked=True, ascending=False).build_tag(0)[1])
+    assert (ranked["selectedColumns"], ranked["orderByKey"], ranked["orderByAsc"]) == (
+        COLUMNS,
+        "tags.`fednar.rank`",
+        True,
+    )
+
+
+def test_ranks_are_sorted_as_text() -> None:
+    assert sorted(map(format_rank, (10, 9, 100_000, 0))) == list(map(format_rank, (0, 9, 10, 100_000)))
 
 
 def test_a_view_of_a_search_over_thirty_settings_fits_into_a_tag() -> None:

@@ -143,6 +143,7 @@ def test_the_parent_run_records_the_best_trial_and_the_search_space(grid: Finish
     assert grid.client.get_logged_model(model.model_id).source_run_id == grid.children["best"].info.run_id
     record = read_search(grid.result.tracking_uri, grid.result.name)
     page = grid.result.report.page.read_text()
+    assert grid.result.clipped is None  # the best trial has no bound
     for sentence in describe_search(SearchOutcome.of_record(record)):  # the note has the answer of the page
         assert sentence.replace("_", "\\_") in parent.data.tags["mlflow.note.content"]
         assert sentence in page
@@ -154,10 +155,15 @@ def test_the_saved_view_shows_the_trials_with_the_lowest_loss_first(grid: Finish
     run_id = grid.parent.info.run_id
     tags = grid.client.get_experiment(grid.parent.info.experiment_id).tags
     state = parse_view(tags[f"{VIEW_TAG_PREFIX}{run_id[:8]}"])
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`loss/validation`", True)
+    assert (state["orderByKey"], state["orderByAsc"]) == ("tags.`fednar.rank`", True)
     assert {f"params.`{RATE}`", "params.`regularizer.name`", "tags.`fednar.status`"} <= set(state["selectedColumns"])
     shown = grid.client.search_runs([grid.parent.info.experiment_id], state["searchFilter"])
     assert {run.info.run_id for run in shown} == {run.info.run_id for run in grid.children.values()}
+    shown = grid.client.search_runs(
+        [grid.parent.info.experiment_id], state["searchFilter"], order_by=[f"{state['orderByKey']} ASC"]
+    )
+    listed = [run.data.tags.get("fednar.trial", run.data.tags["fednar.kind"]) for run in shown]
+    assert listed == ["best", "baseline", *(entry.name for entry in grid.result.trials)]
 
 
 def test_the_parents_results_table_lists_the_trials_best_first(grid: FinishedSearch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fednar_ray as fr
+from fednar_ray.report.search_answer import describe_clipping
 from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, STOPPED, TrialEntry
 from tests.support.searches import IGNORED_WARNINGS
@@ -82,6 +83,10 @@ def test_trials_in_other_processes_get_the_data_the_model_and_the_metrics(uri: s
         assert row["validation_shifted_accuracy"] == pytest.approx(alone.metrics["validation_accuracy"] + bias)
     best = fr.run(fr.load(result.best_file), federation=federation, model=model, metrics=[shifted_accuracy])
     assert best.metrics["test_accuracy"] == result.best_test
+    shares = [record.metrics["clip_fraction"] for record in best.history]
+    assert result.clipped == pytest.approx(sum(shares) / len(shares))
+    assert result.report is not None
+    assert str(describe_clipping(result.clipped)) in result.report.page.read_text()  # as fednar tune prints it
     assert "<svg" in result._repr_html_()
     assert repr(result).startswith("<search of 2 trials, best validation shifted accuracy ")
 
@@ -140,6 +145,9 @@ def build_trials() -> list[TrialEntry]:
 
 def test_a_frame_has_one_row_per_trial() -> None:
     frame = build_search_frame(build_trials(), "validation_accuracy")
+    assert list(frame) == [
+        "trial", "validation_accuracy", BOUND, "regularizer.name", "status", "rounds", "seconds", "failure",
+    ]  # fmt: skip
     assert frame["trial"].tolist() == ["trial-0000", "trial-0003", "trial-0002", "trial-0001"]
     assert frame["validation_accuracy"].tolist() == [0.7, 0.6, 0.0, 0.9]
     assert frame[BOUND].tolist() == [1.0, 4.0, 3.0, 2.0]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fednar_ray.algorithms.regularizers import CLIPPING
 from fednar_ray.config import Experiment
 from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.reports import RoundRecord
@@ -125,7 +126,7 @@ class RunHistory:
     @property
     def clips(self) -> bool:
         """Whether the regularizer clips steps."""
-        return self.experiment.regularizer.name in ("fednar", "decoupled")
+        return self.experiment.regularizer.name in CLIPPING
 
     @property
     def clips_nearly_everything(self) -> bool:

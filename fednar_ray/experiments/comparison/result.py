@@ -47,8 +47,10 @@ class Comparison:
     def to_frame(self) -> pd.DataFrame:
         """Returns one row per run, that is per weight decay, regularizer and seed.
 
-        Columns are the final value of the measure, the rounds and bytes to the target, the share of clipped steps, the
-        seconds, the alerts, and the name of the run's directory.
+        Columns are, in this order: ``run``, the name of its directory; the final value, such as ``final_accuracy``, and
+        its ``difference`` to the baseline with the same seed and weight decay; ``regularizer``, ``weight_decay`` and
+        ``seed``; ``rounds_to_target`` and ``bytes_to_target``; ``clip_fraction``, the share of clipped steps;
+        ``client_seconds`` and ``wall_seconds``; and ``alerts``.
         """
         return build_comparison_frame(self.runs, self.settings, self.primary)
 

@@ -13,7 +13,7 @@ from fednar_ray.core.metric_names import format_metric_value, is_higher_better
 from fednar_ray.experiments.comparison.record import ComparisonRecord
 from fednar_ray.tracking.locks import is_held
 from fednar_ray.tracking.run_directory import RunDirectory
-from fednar_ray.tracking.run_summary import FINISHED, RUNNING, UNFINISHED, format_time
+from fednar_ray.tracking.run_summary import FINISHED, RUNNING, UNFINISHED, find_start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def summarize_comparison_record(record: ComparisonRecord) -> ComparisonSummary:
     return ComparisonSummary(
         name=record.name,
         label=label,
-        started=format_time(files.experiment_yaml),
+        started=find_start(files),
         runs=record.finished_runs,
         of=len(record.runs),
         status=status,

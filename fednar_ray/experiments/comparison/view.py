@@ -60,18 +60,18 @@ def _iter_cells(
     rows = build_rows({variant: [run.outcome] for variant, run in group.items()}, settings, primary)
     for row, run in zip(rows, group.values(), strict=True):
         yield {
-            "weight_decay": run.variant.weight_decay,
-            "regularizer": run.variant.regularizer,
-            "seed": run.seed,
+            "run": run.directory.name,
             f"final_{row.measure.name}": float(row.final[0]),
             "difference": row.difference,
+            "regularizer": run.variant.regularizer,
+            "weight_decay": run.variant.weight_decay,
+            "seed": run.seed,
             "rounds_to_target": row.rounds_to_target,
             "bytes_to_target": row.bytes_to_target,
             "clip_fraction": row.clip_fraction,
             "client_seconds": row.client_seconds,
             "wall_seconds": row.wall_seconds,
             "alerts": ", ".join(row.alerts),
-            "run": run.directory.name,
         }
 
 
