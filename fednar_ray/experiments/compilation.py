@@ -89,5 +89,5 @@ def _try_to_compile(prepared: Prepared, shape: GroupShape) -> str | None:
     try:
         GroupTrainer(prepared.build_training_plan(shape), shards, torch.device("cpu")).warm_up((0,))
     except CompilationFailed as error:
-        return str(error.__cause__ and first_line(error.__cause__, 200))
+        return first_line(error.__cause__ or error, 200)
     return None
