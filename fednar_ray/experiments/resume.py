@@ -20,7 +20,7 @@ log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
 FREE = ("execution.", "checkpoint.", "report.")  # these settings do not change the result of a run
-FIXED = ("execution.vectorize", "tracking.")  # the group size changes rounding; the MLflow run cannot be moved
+FIXED = ("execution.vectorize", "execution.precision", "tracking.")  # rounding; the MLflow run cannot be moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

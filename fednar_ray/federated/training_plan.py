@@ -7,6 +7,7 @@ from torch import nn
 
 from fednar_ray.algorithms.client_corrections import ClientCorrection
 from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.schedules import Workload
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
@@ -26,6 +27,7 @@ class TrainingPlan:
             train one by one; all other buffers keep their values.
         attack_factors: By client id, what a simulated attacker's update is multiplied by.
         task: The loss.
+        precision: In what gradients are computed.
     """
 
     model: nn.Module
@@ -37,3 +39,4 @@ class TrainingPlan:
     changed_buffers: tuple[str, ...]
     attack_factors: Mapping[int, float] = field(default_factory=dict)
     task: Task = CLASSIFICATION
+    precision: Precision = "float32"
