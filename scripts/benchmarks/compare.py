@@ -51,8 +51,9 @@ class Peer:
         stamp.write_text("\n".join(self.requirements))
 
 
-FLWR = Peer("flwr", ("flwr[simulation]==1.41.*", "torch", "scikit-learn"))
-PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch", "scikit-learn"))
+FLWR = Peer("flwr", ("flwr[simulation]==1.41.*", "torch"))
+PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch"))
+JAX = Peer("jax", ("jax>=0.4.30",))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Measures the rate of a large matrix product: what the machine's cores, or its GPU, can do at most."""
+
+import argparse
+import json
+import time
+
+import torch
+
+SIZES = {"cpu": 2048, "cuda": 8192}
+SECONDS = 1.0
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
+    """Returns the largest rate of a square matrix product, in GFLOP/s."""
+    size = size or SIZES[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + SECONDS
+    torch.mm(a, b)
+    while time.perf_counter() < until:
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2e-9 * size**3 / best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Prints the rate of this machine's cores."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, required=True)
+    torch.set_num_threads(parser.parse_args().threads)
+    print("ROW " + json.dumps({"gflops": measure_peak(torch.device("cpu"))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
