@@ -85,6 +85,13 @@ PFL_ONE = System("pfl-research, 1 process", (str(HERE / "pfl_research.py"),), PF
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=static", "--master_addr=127.0.0.1")
 PFL_TWO = System("pfl-research, 2 processes", (*TORCHRUN, "--master_port=29517", str(HERE / "pfl_research.py")), PFL)
 OURS = System.ours("fednar_ray")
+COMPILED = (
+    (System.ours("fednar_ray, compiled", "--compile", "on"), System.ours("fednar_ray, not compiled", "--compile", "off"))
+    if "compile" in ExecutionSettings.model_fields
+    else ()
+)
+JAX_PLAIN = System("JAX script, 1 process", (str(HERE / "jax_peer.py"), "--workload", "mlp"), JAX)
+JAX_CLIPPED = System("JAX script with co-clipping", (*JAX_PLAIN.arguments, "--clip-bound", "10"), JAX)
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,9 @@ TABLES = {
         "MLP 64-128-10 on digits: 100 clients, 20 sampled, 20 steps of 32, plain SGD",
         (
             OURS,
+            *COMPILED,
+            JAX_PLAIN,
+            JAX_CLIPPED,
             FLOWER,
             PFL_ONE,
             PFL_TWO,

@@ -142,10 +142,8 @@ def run_part(part: str, options: argparse.Namespace, seconds: float, directory: 
 def _say(part: str, found: dict[str, Any]) -> dict[str, Any]:
     """Prints what became of a part."""
     problem = found.get("skipped") or found.get("failed", "").strip().rpartition("\n")[2]
-    print(
-        f"{part}: {found.get('seconds', 0):.0f} s, {len(found['rows'])} rows{'; ' + problem if problem else ''}",
-        flush=True,
-    )
+    text = f"{part}: {found.get('seconds', 0):.0f} s, {len(found['rows'])} rows"
+    print(f"{text}; {problem}" if problem else text, flush=True)
     for row in found["rows"]:
         if row.get("passed") is False:
             print(f"  FAILED {row['test']} {row.get('found', '')}", flush=True)
