@@ -5,6 +5,7 @@ import json
 import time
 
 import torch
+from workloads import WORKLOADS, count_round_flops
 
 SIZES = {"cpu": 2048, "cuda": 8192}
 
@@ -32,11 +33,14 @@ def _synchronize(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Prints the rate of this machine's cores."""
+    """Prints the rate of this machine's cores, and the operations of a round of a workload."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, required=True)
-    torch.set_num_threads(parser.parse_args().threads)
-    print("ROW " + json.dumps({"gflops": measure_peak(torch.device("cpu"))}), flush=True)
+    parser.add_argument("--workload", choices=WORKLOADS, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work = 1e-9 * count_round_flops(WORKLOADS[options.workload])
+    print("ROW " + json.dumps({"gflops": measure_peak(torch.device("cpu")), "round_gflop": work}), flush=True)
 
 
 if __name__ == "__main__":

@@ -149,11 +149,12 @@ def _build_resnet() -> nn.Module:
 
 
 def count_round_flops(workload: Workload) -> float:
-    """Counts the floating-point operations of a round. A step's forward and backward cost three times the forward."""
+    """Counts the floating-point operations of a round's products and convolutions, forward and backward."""
     shape = (1, 64) if workload.model == "mlp" else (1, 3, 32, 32)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        build_model(workload.model)(torch.zeros(shape))
-    return 3.0 * workload.sampled * workload.rows * counter.get_total_flops()
+    model = build_model(workload.model)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(shape)).sum().backward()
+    return float(workload.sampled * workload.rows * counter.get_total_flops())
 
 
 def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:
