@@ -105,10 +105,10 @@ class MeasuredStep:
 
 
 def iter_measured_steps(device: torch.device, batches: Sequence[int], models: Sequence[str]) -> Iterator[MeasuredStep]:
-    """Yields the cost of a step of each model, batch size and group size."""
-    for name in models:
-        build, shape = MODELS[name]
-        for batch in batches:
+    """Yields the cost of a step of each model, batch size and group size; all models of the first batch size first."""
+    for batch in batches:
+        for name in models:
+            build, shape = MODELS[name]
             prepared = prepare(build_step_experiment(batch), build_federation(shape, batch), build())
             for width in WIDTHS:
                 seconds = measure_group_seconds(prepared, width, device)

@@ -115,7 +115,7 @@ def run_part(part: str, options: argparse.Namespace, seconds: float, directory: 
         return _say(part, {"rows": [], "skipped": f"{max(seconds, 0):.0f} s were left, {LEAST_SECONDS:.0f} are needed"})
     path = [str(options.output / "site"), *(str(ROOT / each) for each in ("", "scripts", "scripts/benchmarks"))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])}
-    environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONWARNINGS": "ignore"}
+    environment |= {"PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "gpu_checks.part", part, "--device", options.device, "--directory", str(directory)]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as out:

@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     options = parser.parse_args()
-    for row in iter_rows(options.part, torch.device(options.device), options.seconds, options.directory):
+    device = torch.device("cuda:0" if options.device == "cuda" else "cpu")
+    for row in iter_rows(options.part, device, options.seconds, options.directory):
         print("ROW " + json.dumps(row), flush=True)
 
 

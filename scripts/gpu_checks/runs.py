@@ -4,7 +4,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from fednar_ray.experiments.placement import ExecutionPlan, SerialTrainer, plan_
 from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.server_state import FederationState
 
+MEASURED_SECONDS = 4.0
 ON_AND_OFF: Mapping[str, Mapping[str, Any]] = {"not compiled": {"compile": "off"}, "compiled": {"compile": "on"}}
 VARIANTS = ON_AND_OFF if "compile" in ExecutionSettings.model_fields else {"": {}}
 """Variants of ``execution`` that are measured side by side: what a row is called after its system, and the settings."""
@@ -35,11 +36,11 @@ class Run:
     plan: ExecutionPlan
     device: torch.device
 
-    def train(self, state: FederationState | None = None) -> Iterator[RoundReport]:
+    def train(self, state: FederationState | None = None) -> Generator[RoundReport, None, None]:
         """Trains with a new trainer from the beginning, or from ``state``, which each round advances."""
         pool = SerialTrainer(self.prepared, self.device).build_pool(self.prepared)
         state = build_initial_state(self.prepared) if state is None else state
-        return train_rounds(self.prepared, self.plan, pool, state)
+        yield from train_rounds(self.prepared, self.plan, pool, state)
 
 
 def build_run(
@@ -74,18 +75,28 @@ def build_workload_run(
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """Trains a run and returns the median seconds of its rounds after the first, and what they took."""
-    with Meter(run.device) as meter:
-        marks = [time.perf_counter()]
-        for _ in run.train():
-            marks.append(time.perf_counter())
-    return {"group": run.plan.group_size, **summarize(marks), **meter.found}
+    """Trains a run, and returns the size of its groups and what ``measure_rounds`` does."""
+    rounds = run.train()
+    found = measure_rounds(lambda: next(rounds), run.prepared.experiment.federation.rounds, run.device)
+    rounds.close()
+    return {"group": run.plan.group_size, **found}
 
 
-def summarize(marks: list[float]) -> dict[str, float]:
-    """Returns the median seconds of a round after the first, and the seconds until the first was over."""
-    rounds = np.diff(marks)
-    return {"round_seconds": float(statistics.median(rounds[1:] if len(rounds) > 1 else rounds)), "first": rounds[0]}
+def measure_rounds(train_round: Callable[[], object], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Trains the first round, then others for ``MEASURED_SECONDS``, at least one and fewer than ``rounds``.
+
+    Returns:
+        The median seconds of a round after the first, the seconds of the first, and what the GPU took meanwhile.
+    """
+    start = time.perf_counter()
+    train_round()
+    first, seconds = time.perf_counter() - start, list[float]()
+    with Meter(device) as meter:
+        while len(seconds) < rounds - 1 and sum(seconds) < MEASURED_SECONDS:
+            start = time.perf_counter()
+            train_round()
+            seconds.append(time.perf_counter() - start)
+    return {"round_seconds": statistics.median(seconds), "first": first, "rounds": len(seconds), **meter.found}
 
 
 class Meter:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import workloads as w
 from baselines import build_plain_round
-from gpu_checks.runs import VARIANTS, Meter, build_workload_run, measure_run, summarize
+from gpu_checks.runs import VARIANTS, build_workload_run, measure_rounds, measure_run
 from peak import measure_peak
 from steps import fit_costs, format_costs, iter_measured_steps
 
@@ -47,7 +47,7 @@ def in_groups_of(size: int) -> System:
 
 @dataclass(frozen=True)
 class Table:
-    """A workload, its rounds (the first is not counted), and what is measured on it in this order."""
+    """A workload, the most rounds of it (the first is not counted), and what is measured on it in this order."""
 
     title: str
     workload: str
@@ -60,22 +60,22 @@ AUTO = System("", {})
 TABLES = {
     "W1": Table(
         "MLP 64-128-10 on digits: 20 clients, 20 steps of 32",
-        "mlp", 31, ("float32",), (AUTO, FEDNAR, SCAFFOLD, in_groups_of(20), in_groups_of(1), TF32, BFLOAT16),
+        "mlp", 200, ("float32",), (AUTO, FEDNAR, SCAFFOLD, in_groups_of(20), in_groups_of(1), TF32, BFLOAT16),
     ),
     "large": Table(
         "ResNet-18 with GroupNorm on 32x32: 10 clients, 50 steps of 50 (FL-Simulator: 15.9 s on a V100)",
-        "large", 2, ("float32", "tf32"),
+        "large", 3, ("float32", "tf32"),
         (in_groups_of(1), AUTO, System("C = 1, tf32", {"vectorize": 1, "precision": "tf32"}),
          System("C = 1, bfloat16", {"vectorize": 1, "precision": "bfloat16"}),
          in_groups_of(2), in_groups_of(5), in_groups_of(10)),
     ),
     "W2": Table(
         "LeNet on random 32x32 images: 20 clients, 10 steps of 50",
-        "lenet", 6, ("float32", "tf32"), (AUTO, FEDNAR, in_groups_of(1), in_groups_of(20), TF32, BFLOAT16),
+        "lenet", 50, ("float32", "tf32"), (AUTO, FEDNAR, in_groups_of(1), in_groups_of(20), TF32, BFLOAT16),
     ),
     "W4": Table(
         "ResNet-18 with GroupNorm (11.2 million parameters): 20 clients, 1 step of 2",
-        "resnet", 6, ("float32",), (AUTO, FEDNAR, SCAFFOLD, in_groups_of(1), in_groups_of(5)),
+        "resnet", 50, ("float32",), (AUTO, FEDNAR, SCAFFOLD, in_groups_of(1), in_groups_of(5)),
     ),
 }  # fmt: skip
 
@@ -135,14 +135,15 @@ def measure_plain(workload: w.Workload, rounds: int, device: torch.device, preci
     model, rng = w.build_model(workload.model).to(device), random.Random(0)
     state = [parameter.detach().clone() for parameter in model.parameters()]
     train_round = build_plain_round(workload, clients, model)
-    with Meter(device) as meter, use_precision(precision, device):
-        marks = [time.perf_counter()]
-        for _ in range(rounds):
-            state = train_round(state, rng.sample(range(workload.clients), workload.sampled))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-    return {"group": 1, **summarize(marks), **meter.found}
+
+    def train_one() -> None:
+        nonlocal state
+        state = train_round(state, rng.sample(range(workload.clients), workload.sampled))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with use_precision(precision, device):
+        return {"group": 1, **measure_rounds(train_one, rounds, device)}
 
 
 def measure_peaks(device: torch.device, *, tiny: bool) -> Iterator[Row]:

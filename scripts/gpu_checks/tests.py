@@ -136,11 +136,12 @@ def compute_distance(a: npt.NDArray[Any], b: npt.NDArray[Any], started: npt.NDAr
 
 
 LARGEST_ERRORS: dict[Precision, tuple[float, float]] = {
-    "float32": (0.0, 3e-6),
-    "tf32": (3e-5, 3e-3),
+    "float32": (0.0, 2e-5),
+    "tf32": (5e-5, 3e-3),
     "bfloat16": (3e-4, 3e-2),
 }
-"""Smallest and largest error, relative to float64, of products and convolutions in each precision."""
+"""Smallest and largest error of a product in each precision, relative to float64. TF32 only allows cuDNN to round, so a
+convolution's may be smaller."""
 
 
 def check_precisions(device: torch.device) -> Iterator[Row]:
@@ -157,7 +158,8 @@ def check_precisions(device: torch.device) -> Iterator[Row]:
             with use_precision(precision, device), autocast(precision, device):
                 found = function(*(each.to(device) for each in inputs)).double().cpu()
             error = float((found - exact).norm() / exact.norm())
-            yield {"test": f"{precision}: {what}", "passed": least <= error <= most, "found": f"error {error:.1e}"}
+            enough = error >= least or (precision == "tf32" and what == "convolution")
+            yield {"test": f"{precision}: {what}", "passed": enough and error <= most, "found": f"error {error:.1e}"}
 
 
 def conv2d(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
