@@ -5,14 +5,14 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
 
 def describe_machine() -> str:
     """Returns processor, memory, system and Python version in one phrase."""
+    import psutil  # here, since scripts/gpu_check writes its table where there may be nothing but torch
+
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.split(":")[1].strip() for line in lines if "model name" in line)
     memory = psutil.virtual_memory().total / 2**30

@@ -101,6 +101,9 @@ def _check_execution(execution: ExecutionSettings, data: DataSettings | None) ->
             )
     elif isinstance(data, FolderSettings) and data.directory is None:
         yield build_problem(("data", "directory"), None, "folder needs the directory of its files, or execution.silos")
+    if execution.precision == "tf32" and (placement == "serial" or execution.gpus_per_actor == 0):
+        text = "needs a GPU, and clients train on the CPU here; use float32 or bfloat16"
+        yield build_problem((place, "precision"), "tf32", text)
     if placement == "serial" and (execution.autoscale or execution.strategy != "default"):
         key = "autoscale" if execution.autoscale else "strategy"
         yield build_problem((place, key), getattr(execution, key), "serial starts no actors; use another placement")

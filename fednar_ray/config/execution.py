@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, Size, check_number
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
 
 def _check_silo_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -70,6 +72,10 @@ class ExecutionSettings(Settings):
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_read_switch), Example("on")] = "auto"
     """Compile each local step to one program, with torch and a C++ compiler, once per machine (half a minute). auto: if
     the planned rounds gain more than that. What cannot be compiled trains without, and the log says why."""
+    precision: Annotated[Precision, Example("bfloat16")] = "float32"
+    """In what clients are trained and evaluated. float32: as written, also on GPUs that would use TF32. tf32: matrix
+    products and convolutions on a GPU of compute capability 8.0 or newer round their inputs to 10 bits of mantissa.
+    bfloat16: the forward pass in bfloat16 (autocast), on a CPU or GPU; parameters, losses and updates stay float32."""
     retries: Annotated[Size, Example(5)] = 2
     """How often a failed call is retried, on another actor if there is one. A lost actor or node, an exception and a
     time-out are failures."""

@@ -12,7 +12,7 @@ from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.files import ShardFile
 from fednar_ray.execution.actor_info import ActorInfo
-from fednar_ray.execution.devices import choose_device, keep_freed_memory
+from fednar_ray.execution.devices import check_precision, choose_device, keep_freed_memory
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Offsets, Scorer
 from fednar_ray.federated.training_plan import TrainingPlan
@@ -55,16 +55,21 @@ class TrainingActor:
             Where the actor lives.
 
         Raises:
-            DeviceError: Ray assigned a GPU that torch cannot use.
+            DeviceError: Ray assigned a GPU that torch cannot use, or that does not compute in the run's precision.
             DataError: The file cannot be read, or has changed.
         """
         if isinstance(shards, ShardFile):
             shards, splits = shards.load()
         info = self.get_info()
         device = torch.device(choose_device(info.gpus, torch.cuda.device_count()))
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            check_precision(plan.precision, torch.cuda.get_device_capability(device), name)
         self._trainer = GroupTrainer(plan, shards, device)
         changed = plan.changed_buffers
-        self._scorer = Scorer(plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed)
+        self._scorer = Scorer(
+            plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed, plan.precision
+        )
         self._trainer.warm_up(warm_up)
         return info
 

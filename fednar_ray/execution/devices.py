@@ -4,7 +4,11 @@ import ctypes
 import sys
 from collections.abc import Sequence
 
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.errors import DeviceError
+
+AMPERE = (8, 0)
+"""The compute capability of the first GPUs that compute in TF32 and bfloat16."""
 
 
 def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:
@@ -28,6 +32,24 @@ def choose_device(assigned: Sequence[str], cuda_devices: int) -> str:
             "install a CUDA build of torch on that node, or set execution.gpus_per_actor=0"
         )
     return "cuda:0"
+
+
+def check_precision(precision: Precision, capability: tuple[int, int], name: str) -> None:
+    """Checks that a GPU computes in a precision. By itself, torch would compute in float32 instead, or slowly.
+
+    Args:
+        precision: The run's ``execution.precision``.
+        capability: The compute capability of the GPU.
+        name: Its name.
+
+    Raises:
+        DeviceError: It is older than the first GPUs with TF32 and bfloat16.
+    """
+    if precision != "float32" and capability < AMPERE:
+        raise DeviceError(
+            f"execution.precision: {precision} needs a GPU of compute capability 8.0 or newer; {name} has "
+            f"{capability[0]}.{capability[1]}; use float32"
+        )
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h

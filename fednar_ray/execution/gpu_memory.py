@@ -5,9 +5,7 @@ The estimate is derived, and has never been measured on a GPU.
 
 from math import floor
 
-import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 CONTEXT_BYTES = 700_000_000  # the CUDA context of a process, with the work space of cuBLAS and cuDNN
 GROUP_VECTORS = 5  # per client of a group: x, g, v, Δ, and one that is being computed
@@ -51,6 +49,9 @@ def find_smallest_gpu_bytes() -> float | None:
     Returns:
         Bytes, or None if there is no GPU, a node does not answer in time, or its torch sees no GPU.
     """
+    import ray  # not for a run in the driver's process
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     if not nodes:
         return None

@@ -3,7 +3,6 @@
 import pickle
 from typing import Any, TypeVar
 
-from ray import cloudpickle
 from torch import nn
 
 from fednar_ray.core.errors import ConfigError, ModelError, first_line
@@ -50,6 +49,8 @@ def check_object_is_picklable(place: str, name: str, value: Any) -> None:
 
 def copy_by_pickling(value: Object) -> Object:
     """Returns a copy of an object. Raises whatever pickling it raises."""
+    from ray import cloudpickle  # not for a run in the driver's process
+
     copy: Object = pickle.loads(cloudpickle.dumps(value))  # noqa: S301 - pickled by this line
     return copy
 
@@ -72,4 +73,6 @@ def _is_picklable(value: object) -> bool:
 
 
 def _pickle(value: object) -> None:
+    from ray import cloudpickle
+
     cloudpickle.CloudPickler(_NullFile()).dump(value)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from fednar_ray.core.errors import CompilationFailed, first_line
 from fednar_ray.core.stages import announce
 from fednar_ray.data.batches import GroupShape, compute_padded_batch_size
 from fednar_ray.data.examples import Examples, Shards
-from fednar_ray.execution.compilers import find_compiler_problem_of_cluster
-from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.compiler import find_compiler_problem
 from fednar_ray.federated.vectorization import CPU, even_out, is_compiling_worthwhile
+
+if TYPE_CHECKING:  # a run in this process imports no Ray
+    from fednar_ray.execution.session import RaySession
 
 log = logging.getLogger("fednar_ray")
 
@@ -29,7 +31,7 @@ class Compilation:
     group_size: int
 
 
-def decide_compilation(prepared: Prepared, group_size: int, session: RaySession, *, gpu: bool) -> Compilation:
+def decide_compilation(prepared: Prepared, group_size: int, *, gpu: bool, session: "RaySession | None") -> Compilation:
     """Decides whether a run's steps are compiled, from its settings, model, planned steps and kind of device.
 
     If they are, they are compiled here, so that a model that cannot be compiled trains without.
@@ -37,8 +39,8 @@ def decide_compilation(prepared: Prepared, group_size: int, session: RaySession,
     Args:
         prepared: The run.
         group_size: C without compiling.
-        session: Whose nodes need a compiler. A serial run needs it here.
         gpu: Whether clients train on GPUs. A driver cannot compile for these, so their actors do.
+        session: Whose nodes need a compiler. None: clients train in this process.
     """
     setting = prepared.experiment.execution.compile
     # what compiling gains on a GPU has not been measured
@@ -48,7 +50,7 @@ def decide_compilation(prepared: Prepared, group_size: int, session: RaySession,
     height = even_out(clients, group_size)
     batch_size, largest = prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max())
     shape = GroupShape(height, compute_padded_batch_size(largest, batch_size))
-    problem = _find_problem(prepared) or _find_compiler_problem(prepared, session)
+    problem = _find_problem(prepared) or _find_compiler_problem(session)
     if problem is None and not gpu:
         problem = _try_to_compile(prepared, shape)
     if problem is not None:
@@ -74,10 +76,13 @@ def _find_problem(prepared: Prepared) -> str | None:
     return None
 
 
-def _find_compiler_problem(prepared: Prepared, session: RaySession) -> str | None:
-    if prepared.experiment.execution.placement == "serial" or session.local or session.owns_ray:
-        return find_compiler_problem()
-    return find_compiler_problem() or find_compiler_problem_of_cluster()
+def _find_compiler_problem(session: "RaySession | None") -> str | None:
+    problem = find_compiler_problem()
+    if problem is not None or session is None or session.owns_ray:
+        return problem
+    from fednar_ray.execution.compilers import find_compiler_problem_of_cluster
+
+    return find_compiler_problem_of_cluster()
 
 
 def _try_to_compile(prepared: Prepared, shape: GroupShape) -> str | None:

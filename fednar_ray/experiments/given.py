@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,9 +11,11 @@ from fednar_ray.core.callbacks import RoundCallback
 from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.execution.pickling import check_model_is_picklable, check_object_is_picklable
-from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.callbacks import CallbackSource, build_callbacks, iter_numbered
 from fednar_ray.experiments.prepare import Prepared, load_experiment_data, prepare
+
+if TYPE_CHECKING:  # a run in this process imports no Ray
+    from fednar_ray.execution.session import RaySession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,11 +38,11 @@ class Given:
         """Builds the callbacks of one run; see ``build_callbacks``."""
         return build_callbacks(self.callbacks)
 
-    def prepare(self, experiment: Experiment, session: RaySession | None = None) -> Prepared:
+    def prepare(self, experiment: Experiment, session: "RaySession | None" = None) -> Prepared:
         """Prepares an experiment with the given objects; see ``prepare``."""
         return prepare(experiment, self.federation, self.model, session, self.metrics)
 
-    def load_data(self, experiment: Experiment, session: RaySession | None = None) -> FederatedData:
+    def load_data(self, experiment: Experiment, session: "RaySession | None" = None) -> FederatedData:
         """Returns the given data, or loads those of the experiment."""
         return self.federation if self.federation is not None else load_experiment_data(experiment, session)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,8 +11,6 @@ from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.metric_names import SPLITS
 from fednar_ray.core.reports import RoundReport
 from fednar_ray.data.federation import Federation
-from fednar_ray.execution.session import RaySession
-from fednar_ray.execution.shared_session import open_session
 from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
@@ -24,6 +22,9 @@ from fednar_ray.federated.round_plan import RoundPlan
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.models.dense import NumericSequential
 
+if TYPE_CHECKING:  # rounds in this process import no Ray
+    from fednar_ray.execution.session import RaySession
+
 
 def iter_rounds(
     experiment: Experiment,
@@ -31,7 +32,7 @@ def iter_rounds(
     federation: Federation | None = None,
     model: nn.Module | None = None,
     metrics: Sequence[Callable[..., Any]] = (),
-    session: RaySession | None = None,
+    session: "RaySession | None" = None,
 ) -> Iterator[RoundReport]:
     """Trains an experiment, and yields one report per round. Nothing is tracked or written.
 
@@ -55,6 +56,8 @@ def iter_rounds(
         >>> for report in fr.iter_rounds(fr.load("digits.yaml")):
         ...     print(report.round_index, report.metrics["train_loss"])
     """
+    from fednar_ray.execution.shared_session import open_session
+
     given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
     experiment = add_metrics(experiment, given.metrics)
     with open_session(session) as ray_session:

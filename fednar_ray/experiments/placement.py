@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fednar_ray.core.errors import ConfigError
 from fednar_ray.data.batches import GroupShape
 from fednar_ray.data.files import FederationOfFiles
-from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.execution.capacity import ActorPlan, Footprint, choose_placement, plan_dedicated, plan_pooled
 from fednar_ray.execution.failure_policy import FailurePolicy
 from fednar_ray.execution.gpu_memory import estimate_gpu_bytes
 from fednar_ray.execution.pool import ExecutionPool
 from fednar_ray.execution.serial import SerialPool
-from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.silos import plan_silos
 from fednar_ray.experiments.compilation import decide_compilation
 from fednar_ray.experiments.prepare import Prepared, check_model_and_algorithm
@@ -23,6 +23,9 @@ from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
 from fednar_ray.federated.vectorization import CPU, GPU, choose_group_size
 from fednar_ray.tracking.tags import ACTORS_TAG, COMPILE_TAG, PLACEMENT_TAG, VECTORIZE_TAG
+
+if TYPE_CHECKING:  # a run in this process imports no Ray
+    from fednar_ray.execution.session import RaySession
 
 CPU_DEVICE = torch.device("cpu")
 
@@ -51,7 +54,7 @@ class ExecutionPlan:
         }
 
 
-def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
+def plan_execution(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
     """Plans placement, group size and actors for the cluster of a session.
 
     If the session's Ray is local, it is started here. The plan is first made with this machine's resources, so that a
@@ -70,21 +73,34 @@ def plan_execution(prepared: Prepared, session: RaySession) -> ExecutionPlan:
     check_model_and_algorithm(prepared)
     settings = prepared.experiment.execution
     if settings.placement == "serial":
-        plan = ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=False), actors=None)
-    else:
-        if session.local:
-            _plan_on_cluster(prepared, session)
-            session.connect()
-        plan = _plan_on_cluster(prepared, session)
-    gpu = plan.actors is not None and plan.actors.gpus > 0
-    compilation = decide_compilation(prepared, plan.group_size, session, gpu=gpu)
+        return plan_in_this_process(prepared, CPU_DEVICE)
+    if session.local:
+        _plan_on_cluster(prepared, session)
+        session.connect()
+    plan = _plan_on_cluster(prepared, session)
+    return _with_compilation(prepared, plan, gpu=plan.actors is not None and plan.actors.gpus > 0, session=session)
+
+
+def plan_in_this_process(prepared: Prepared, device: torch.device) -> ExecutionPlan:
+    """Plans a run whose clients train in this process, on ``device``."""
+    gpu = device.type == "cuda"
+    plan = ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=gpu), actors=None)
+    return _with_compilation(prepared, plan, gpu=gpu, session=None)
+
+
+def _with_compilation(
+    prepared: Prepared, plan: ExecutionPlan, *, gpu: bool, session: "RaySession | None"
+) -> ExecutionPlan:
+    compilation = decide_compilation(prepared, plan.group_size, gpu=gpu, session=session)
     return replace(plan, program=compilation.program, group_size=compilation.group_size)
 
 
-def _plan_on_cluster(prepared: Prepared, session: RaySession) -> ExecutionPlan:
+def _plan_on_cluster(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
     settings, clients, cluster = prepared.experiment.execution, prepared.federation.num_clients, session.get_resources()
     gpu = cluster.gpus > 0 and settings.gpus_per_actor != 0
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
+    if settings.precision == "tf32" and not gpu:
+        raise ConfigError(("execution.precision: tf32 needs a GPU, and there is none; use float32 or bfloat16",))
     group_size = 1 if settings.placement == "dedicated" else _resolve_group_size(prepared, gpu)
     needs = _compute_footprint(prepared, group_size)
     if gpu and settings.gpus_per_actor == "auto" and not session.local:
@@ -136,11 +152,13 @@ class SerialTrainer:
 
     Args:
         prepared: The first run. Later runs differ only in settings.
+        device: Where clients are trained and scored. Runs of users stay on the CPU.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, device: torch.device = CPU_DEVICE) -> None:
+        self._device = device
         self._shards, self._splits = prepared.federation.load()
-        self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, CPU_DEVICE)
+        self._trainer = GroupTrainer(prepared.build_training_plan(), self._shards, device)
 
     def build_pool(
         self, prepared: Prepared, program: GroupShape | None = None, warm_up: tuple[int, ...] = ()
@@ -155,7 +173,10 @@ class SerialTrainer:
         self._trainer.adopt(prepared.build_training_plan(program))
         task, offsets = prepared.task, prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
-        scorer = Scorer(prepared.model, self._shards, self._splits, CPU_DEVICE, task, offsets, seed, changed)
+        precision = prepared.experiment.execution.precision
+        scorer = Scorer(
+            prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
+        )
         policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
         return SerialPool(self._trainer, scorer, policy, warm_up)
 
@@ -164,7 +185,7 @@ class SerialTrainer:
 def open_pool(
     prepared: Prepared,
     plan: ExecutionPlan,
-    session: RaySession,
+    session: "RaySession",
     trainer: SerialTrainer | None = None,
     owner: str | None = None,
 ) -> Iterator[ExecutionPool]:
@@ -185,6 +206,8 @@ def open_pool(
     if plan.actors is None:
         yield (trainer or SerialTrainer(prepared)).build_pool(prepared, plan.program, warm_up)
         return
+    from fednar_ray.execution.actor_pool import ActorPool
+
     actors = replace(plan.actors, owner=owner or prepared.experiment.name)
     training = prepared.build_training_plan(plan.program)
     if plan.placement == "dedicated":

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from fednar_ray.data.files import load_file_federation, load_silo_federation
 from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
-from fednar_ray.execution.session import RaySession
-from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
 from fednar_ray.experiments.model_shape import build_experiment_model
 from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.federated.attacks import draw_attack_factors
@@ -40,6 +38,9 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+
+if TYPE_CHECKING:  # a run in this process imports no Ray
+    from fednar_ray.execution.session import RaySession
 
 log = logging.getLogger("fednar_ray")
 
@@ -93,6 +94,7 @@ class Prepared:
             task=self.task,
             addressed=self.traits.addressed,
             program=program,
+            precision=self.experiment.execution.precision,
         )
 
 
@@ -100,7 +102,7 @@ def prepare(
     experiment: Experiment,
     federation: FederatedData | None = None,
     model: nn.Module | None = None,
-    session: RaySession | None = None,
+    session: "RaySession | None" = None,
     functions: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> Prepared:
     """Loads the data, builds the model, and checks that they fit each other.
@@ -134,7 +136,8 @@ def prepare(
     own_metrics = _load_metrics(experiment, federation, functions)
     announce("trying the model on the data")
     with exits_as_errors():
-        traits = probe(model, examples, federation.classes, task, federation.transform)
+        precision = experiment.execution.precision
+        traits = probe(model, examples, federation.classes, task, federation.transform, precision)
     if traits.alone_because is not None and experiment.execution.vectorize != 1:
         log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
@@ -218,7 +221,7 @@ def _trains_alone(experiment: Experiment) -> bool:
     return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
 
 
-def load_experiment_data(experiment: Experiment, session: RaySession | None = None) -> FederatedData:
+def load_experiment_data(experiment: Experiment, session: "RaySession | None" = None) -> FederatedData:
     """Loads the data of an experiment. Files that stay in their silos are only described.
 
     Silos are asked on their own nodes, unless the placement is serial.
@@ -234,6 +237,9 @@ def load_experiment_data(experiment: Experiment, session: RaySession | None = No
     announce("loading the data")
     seed = experiment.seed if data.seed is None else data.seed
     if isinstance(data, FolderSettings) and execution.silos is not None:
+        from fednar_ray.execution.session import RaySession
+        from fednar_ray.execution.survey import LocalSurvey, RemoteSurvey
+
         files = list_silo_files(data, {name: silo.data for name, silo in execution.silos.items()})
         ask = LocalSurvey() if execution.placement == "serial" else RemoteSurvey(session or RaySession(), execution)
         return load_silo_federation(files, data, seed, ask)

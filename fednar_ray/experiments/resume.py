@@ -21,8 +21,8 @@ log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
 FREE = ("execution.", "checkpoint.", "report.")  # these settings do not change the result of a run
-FIXED = ("execution.vectorize", "execution.compile", "tracking.")
-"""Settings that may not change: two of them change rounding, and the MLflow run cannot be moved."""
+FIXED = ("execution.vectorize", "execution.compile", "execution.precision", "tracking.")
+"""Settings that may not change: three of them change rounding, and the MLflow run cannot be moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

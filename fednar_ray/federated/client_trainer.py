@@ -27,6 +27,7 @@ from fednar_ray.federated.addressed_draws import build_keys
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
 from fednar_ray.federated.local_steps import take_local_steps, to_column
+from fednar_ray.federated.precision import use_precision
 from fednar_ray.federated.training_plan import TrainingPlan
 
 HELD_BYTES = 2**30
@@ -67,6 +68,8 @@ class GroupTrainer:
     def adopt(self, plan: TrainingPlan) -> None:
         """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
+        if plan.precision != self._plan.precision:
+            self._gradients.clear()
         self._plan = plan
         self._compiled = None  # its program contains the correction and the regularizer
         self._held.clear()
@@ -81,17 +84,18 @@ class GroupTrainer:
             return
         steps = np.ones(len(client_ids), dtype=np.int64)
         if self._plan.program is not None:
-            with use_one_thread(), torch.no_grad():
+            with use_one_thread(), torch.no_grad(), use_precision(self._plan.precision, self._device):
                 self._get_compiled().prepare(self._plan_batches(client_ids, steps, 0))
             return
         fork, global_ = torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators()
-        with use_one_thread(), torch.no_grad(), fork, global_, suppress(Exception), exits_as_errors():
+        precision = use_precision(self._plan.precision, self._device)
+        with use_one_thread(), torch.no_grad(), fork, global_, precision, suppress(Exception), exits_as_errors():
             self._get_gradient(len(client_ids))(self._plan_batches(client_ids, steps, 0).with_zeros(), 0)
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
         held = self._held.pop((broadcast.round_index, task.client_ids), None)
-        with use_one_thread(), torch.no_grad():
+        with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
             return self._build_update(self._train(broadcast, task) if held is None else held, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
@@ -131,7 +135,8 @@ class GroupTrainer:
                 if len(task.client_ids) == 1:
                     # every client starts with the module's given attributes
                     self._get_gradient(1).given.restore(address)
-                return self._train_steps(broadcast, task, start)
+                with use_precision(self._plan.precision, self._device):
+                    return self._train_steps(broadcast, task, start)
             except BaseException:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out
                 raise
@@ -204,7 +209,10 @@ class GroupTrainer:
         if group_size not in self._gradients:
             single, group = SingleGradient, GroupGradient
             plan = (self._plan.model, self._layout, self._plan.task, self._device)
-            self._gradients[group_size] = single(*plan) if group_size == 1 else group(*plan, group_size)
+            precision = self._plan.precision
+            self._gradients[group_size] = (
+                single(*plan, precision) if group_size == 1 else group(*plan, group_size, precision)
+            )
         return self._gradients[group_size]
 
     def _build_local_round(self, broadcast: Broadcast, task: GroupTask, global_params: Tensor) -> LocalRound:

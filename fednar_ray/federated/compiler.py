@@ -68,7 +68,8 @@ def compile_function(
 def _find_path(graph: fx.GraphModule, arguments: Sequence[Tensor], open_rows: frozenset[int]) -> Path:
     """Returns the file of a program. Its name follows from all that decides the machine code."""
     identity = hashlib.sha256()
-    for part in (FORMAT, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), graph.code):
+    processor = platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_float32_matmul_precision()
+    for part in (FORMAT, torch.__version__, *processor, graph.code):
         identity.update(f"{part}\n".encode())
     for number, each in enumerate(arguments):
         shape = list(each.shape[1:] if number in open_rows else each.shape)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.errors import InconsistentModel, is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout, trainable
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters, describe_draws
 from fednar_ray.core.random import get_global_states
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.addressed_draws import AddressedDraws
+from fednar_ray.federated.precision import autocast, restore_float32
 from fednar_ray.federated.tracing import trace
 from fednar_ray.models.tasks import Task
 
@@ -36,8 +38,15 @@ class Gradient(Protocol):
 class SingleGradient:
     """Plain autograd for a group of one client. The module's parameters and gradients are views of [1, d] tensors."""
 
-    def __init__(self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device) -> None:
-        self._mean_loss = task.mean_loss
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: ParameterLayout,
+        task: Task,
+        device: torch.device,
+        precision: Precision = "float32",
+    ) -> None:
+        self._mean_loss, self._precision = task.mean_loss, precision
         self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(1, layout.dimension, device=device)
@@ -51,7 +60,9 @@ class SingleGradient:
         x, y = plan.unpadded_batch(step)
         self._grad.zero_()
         with torch.enable_grad(), nullcontext() if plan.keys is None else AddressedDraws(plan.keys[step]):
-            loss = self._mean_loss(self.module(x), y)
+            with autocast(self._precision, x.device):
+                outputs = self.module(x)
+            loss = self._mean_loss(restore_float32(outputs), y)
             loss.backward()  # type: ignore[no-untyped-call]
         return self._grad, loss.detach().view(1)
 
@@ -60,12 +71,19 @@ class GroupGradient:
     """``vmap`` of the gradient over C rows, traced at its first batch of each shape."""
 
     def __init__(
-        self, module: nn.Module, layout: ParameterLayout, task: Task, device: torch.device, group_size: int
+        self,
+        module: nn.Module,
+        layout: ParameterLayout,
+        task: Task,
+        device: torch.device,
+        group_size: int,
+        precision: Precision = "float32",
     ) -> None:
         self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(group_size, layout.dimension, device=device)
-        self._vmapped = vmap(grad_and_value(_build_row_loss(self.module, layout, task)), randomness="different")
+        row_loss = _build_row_loss(self.module, layout, task, precision)
+        self._vmapped = vmap(grad_and_value(row_loss), randomness="different")
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 
     def __call__(self, plan: BatchPlan, step: int) -> tuple[Tensor, Tensor]:
@@ -157,8 +175,12 @@ def compute_distance(got: Tensor, wanted: Tensor) -> float:
     return float(off / length.clamp(min=1e-6))
 
 
-def _build_row_loss(module: nn.Module, layout: ParameterLayout, task: Task) -> Callable[..., Tensor]:
+def _build_row_loss(
+    module: nn.Module, layout: ParameterLayout, task: Task, precision: Precision
+) -> Callable[..., Tensor]:
     def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        return task.weighted_loss(functional_call(module, layout.unflatten(vector), (x,)), y, weights)
+        with autocast(precision, x.device):
+            outputs = functional_call(module, layout.unflatten(vector), (x,))
+        return task.weighted_loss(restore_float32(outputs), y, weights)
 
     return loss

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.buffers import copy_buffers, find_changed_buffers
 from fednar_ray.core.errors import ModelError, first_line
 from fednar_ray.core.flat_params import ParameterLayout, trainable
@@ -75,6 +76,7 @@ def probe(
     classes: int,
     task: Task = CLASSIFICATION,
     transform: Transform | None = None,
+    precision: Precision = "float32",
 ) -> ModelTraits:
     """Tries the model on two examples.
 
@@ -84,6 +86,7 @@ def probe(
         classes: How many classes the labels have.
         task: What the outputs mean.
         transform: Normalizes inputs, if the data source has a transform.
+        precision: In what gradients will be computed.
 
     Raises:
         ModelError: The model fails, cannot be trained reproducibly, or its output does not fit the labels.
@@ -106,7 +109,7 @@ def probe(
     state = first.python_state or second.python_state or written or seeded
     return ModelTraits(
         changed_buffers=changed,
-        alone_because=_find_reason_to_train_alone(trial, x, bool(changed), state, task),
+        alone_because=_find_reason_to_train_alone(trial, x, bool(changed), state, task, precision),
         parameters=ParameterLayout.of(model).dimension,
         matmuls=counter.calls[False],
         convolutions=counter.calls[True],
@@ -181,14 +184,16 @@ def _check_outputs(outputs: object, classes: int, task: Task) -> None:
         raise ModelError(f"the model has {outputs.shape[1]} outputs, and the labels run to {classes - 1}")
 
 
-def _find_reason_to_train_alone(trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task) -> str | None:
+def _find_reason_to_train_alone(
+    trial: nn.Module, x: Tensor, tracks: bool, state: str | None, task: Task, precision: Precision
+) -> str | None:
     """Returns why clients must train one by one. ``state`` is what forward changes or draws, which tracing freezes."""
     if tracks or state is not None:
         return "; ".join(filter(None, ("it keeps running statistics" if tracks else None, state)))
     if _mixes_examples(trial, x):
         return "examples of a batch influence each other"
     try:
-        gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2)
+        gradient = GroupGradient(trial, ParameterLayout.of(trial), task, torch.device("cpu"), 2, precision)
         with warnings.catch_warnings(), seed_global_generators():
             warnings.filterwarnings("error", message="There is a performance drop")  # it goes row by row, slowly
             gradient.check_vmap(x[:2])

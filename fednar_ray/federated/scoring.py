@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.buffers import copy_buffers, restore_buffers
 from fednar_ray.core.flat_params import load_buffers, load_parameters
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
@@ -17,6 +18,7 @@ from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.examples import Examples, Shards
+from fednar_ray.federated.precision import autocast, restore_float32, use_precision
 from fednar_ray.models.tasks import CLASSIFICATION, Task
 
 BATCH = 512  # examples per forward pass
@@ -36,6 +38,7 @@ class Scorer:
         offsets: Where each client's part of a split starts, [N + 1], for splits that are here as a whole.
         seed: The experiment's seed, for random layers.
         changed_buffers: The names of the buffers that ``EvalParams`` holds; None: all of them.
+        precision: In what outputs are computed.
     """
 
     def __init__(
@@ -48,8 +51,9 @@ class Scorer:
         offsets: Mapping[str, Offsets] | None = None,
         seed: int = 0,
         changed_buffers: Sequence[str] | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        self._changed_buffers = changed_buffers
+        self._changed_buffers, self._precision = changed_buffers, precision
         self._task, self._offsets, self._seed = task, offsets or {}, seed
         self._model = copy_with_leaf_parameters(model).to(device).eval()
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
@@ -106,7 +110,8 @@ class Scorer:
     def _predict(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Returns what ``Scores`` holds for x [n, …] and y [n], by name, as far as it follows from the outputs."""
         transform, task = self._shards.transform, self._task
-        outputs = self._model(x if transform is None else transform.normalize(x))
+        with use_precision(self._precision, self._device), autocast(self._precision, self._device):
+            outputs = restore_float32(self._model(x if transform is None else transform.normalize(x)))
         found = {"predictions": task.predictions(outputs), "losses": task.losses(outputs, y), "outputs": outputs}
         if task.confidences is not None:
             found["confidences"] = task.confidences(outputs)

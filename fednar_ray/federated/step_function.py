@@ -12,6 +12,7 @@ from fednar_ray.core.flat_params import ParameterLayout
 from fednar_ray.data.batches import gather_inputs
 from fednar_ray.data.transforms import Transform
 from fednar_ray.federated.addressed_draws import AddressedDraws
+from fednar_ray.federated.precision import autocast, restore_float32
 from fednar_ray.federated.training_plan import TrainingPlan
 
 Tensors = Mapping[str, Tensor]
@@ -82,8 +83,9 @@ def _build_gradient(
     """Returns a function of (params [C, d], x [C, B, …], y [C, B], weights [C, B]) → gradients [C, d], losses [C]."""
 
     def compute_loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        outputs = functional_call(module, {**layout.unflatten(vector), **constants}, (x,))
-        return plan.task.weighted_loss(outputs, y, weights)
+        with autocast(plan.precision, x.device):
+            outputs = functional_call(module, {**layout.unflatten(vector), **constants}, (x,))
+        return plan.task.weighted_loss(restore_float32(outputs), y, weights)
 
     if rows > 1:
         return vmap(grad_and_value(compute_loss), randomness="different")

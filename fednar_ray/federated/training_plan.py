@@ -7,6 +7,7 @@ from torch import nn
 
 from fednar_ray.algorithms.client_corrections import ClientCorrection
 from fednar_ray.algorithms.regularizers import Regularizer
+from fednar_ray.config.execution import Precision
 from fednar_ray.core.schedules import Workload
 from fednar_ray.data.batches import GroupShape
 from fednar_ray.models.tasks import CLASSIFICATION, Task
@@ -29,6 +30,7 @@ class TrainingPlan:
         task: The loss.
         addressed: Whether the model's layers draw random numbers, and all by operators that ``addressed_draws`` knows.
         program: The shape of the compiled program that takes the local steps; None: they are not compiled.
+        precision: In what gradients are computed.
     """
 
     model: nn.Module
@@ -42,3 +44,4 @@ class TrainingPlan:
     task: Task = CLASSIFICATION
     addressed: bool = False
     program: GroupShape | None = None
+    precision: Precision = "float32"

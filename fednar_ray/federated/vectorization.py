@@ -62,7 +62,8 @@ GPU = StepCosts(
     convolution_flop=6e-13,
     parameter=(4e-11, 4e-11),
 )
-"""CPU: fitted to one core of a small server, see docs/performance.md. GPU: assumed, never measured."""
+"""CPU: fitted to one core of a small server, see docs/performance.md. GPU: assumed, never measured.
+``scripts/gpu_check`` measures a GPU; its part ``costs`` prints the costs that fit, to replace these."""
 
 
 def choose_group_size(traits: ModelTraits, clients_per_round: int, batch_size: int, costs: StepCosts) -> int:

@@ -51,7 +51,8 @@ def plan_resources(experiment: Experiment, session: RaySession, given: Given = N
     if settings.silos is not None:
         raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
     gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
-    serial = settings.placement == "serial" or (settings.placement == "auto" and not gpu and settings.actors == "auto")
+    on_cpu = not gpu and settings.precision != "tf32"  # which is refused without a GPU, as for a run
+    serial = settings.placement == "serial" or (settings.placement == "auto" and on_cpu and settings.actors == "auto")
     execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session, given)
     nodes = _list_nodes(session)
     concurrent = count_fitting_trials(bundles, nodes)

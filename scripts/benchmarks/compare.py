@@ -22,9 +22,12 @@ import numpy as np
 import psutil
 from pages import DOCS, ROOT, build_table, describe_machine, write_part
 
+from fednar_ray.config import ExecutionSettings
+
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = DOCS / "performance.json", DOCS / "performance.md"
 SAMPLE_SECONDS = 0.1
+WORKERS = 2  # actors, processes or threads of each system
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Peer:
         stamp.write_text("\n".join(self.requirements))
 
 
-FLWR = Peer("flwr", ("flwr[simulation]==1.41.*", "torch", "scikit-learn"))
-PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch", "scikit-learn"))
+FLWR = Peer("flwr", ("flwr[simulation]==1.41.*", "torch"))
+PFL = Peer("pfl", ("pfl[pytorch]==0.6.*", "torch"))
+JAX = Peer("jax", ("jax>=0.4.30",))
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,16 @@ PFL_ONE = System("pfl-research, 1 process", (str(HERE / "pfl_research.py"),), PF
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=static", "--master_addr=127.0.0.1")
 PFL_TWO = System("pfl-research, 2 processes", (*TORCHRUN, "--master_port=29517", str(HERE / "pfl_research.py")), PFL)
 OURS = System.ours("fednar_ray")
+COMPILED = (
+    (
+        System.ours("fednar_ray, compiled", "--compile", "on"),
+        System.ours("fednar_ray, not compiled", "--compile", "off"),
+    )
+    if "compile" in ExecutionSettings.model_fields
+    else ()
+)
+JAX_PLAIN = System("JAX script, 1 process", (str(HERE / "jax_peer.py"), "--workload", "mlp"), JAX)
+JAX_CLIPPED = System("JAX script with co-clipping", (*JAX_PLAIN.arguments, "--clip-bound", "10"), JAX)
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,9 @@ TABLES = {
         "MLP 64-128-10 on digits: 100 clients, 20 sampled, 20 steps of 32, plain SGD",
         (
             OURS,
+            *COMPILED,
+            JAX_PLAIN,
+            JAX_CLIPPED,
             FLOWER,
             PFL_ONE,
             PFL_TWO,
@@ -111,13 +128,13 @@ TABLES = {
             System.ours("fednar_ray, one by one (C = 1)", "--vectorize", "1"),
         ),
         ("--workload", "mlp", "--rounds", "40"),
-        ("round", "ratio", "clients", "start", "memory"),
+        ("round", "ratio", "clients", "share", "start", "memory"),
     ),
     "W2": Table(
         "LeNet on CIFAR-10: 100 clients, 20 sampled, 10 steps of 50, plain SGD",
         (BARE, OURS, System.ours("fednar_ray, FedNAR", "--regularizer", "fednar"), FLOWER, PFL_TWO, PLAIN),
         ("--workload", "lenet", "--rounds", "6"),
-        ("round", "ratio", "clients", "start", "memory"),
+        ("round", "ratio", "clients", "share", "start", "memory"),
     ),
     "W3": Table(
         "MLP 64-128-10, 100 sampled of many clients of 10 examples, 20 steps",
@@ -149,6 +166,7 @@ HEADINGS = {
     "round": ("round (ms)", "min", "max"),
     "ratio": ("time relative to the first row",),
     "clients": ("clients/s",),
+    "share": ("share of the machine's peak",),
     "start": ("first round after (s)",),
     "rest": ("round less the actors' compute (ms)",),
     "own": ("driver's own memory grew by (MB)",),
@@ -196,7 +214,10 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
     if "memory" in table.columns:  # in separate runs, since watching costs time
         for system in table.systems:
             memory[system.label] = run(system, (*table.options, *extra), watch=True)["peak_megabytes"]
-    return {"runs": runs, "memory": memory, "images": "CIFAR-10" if extra else "random"}
+    peak = {}
+    if "share" in table.columns:
+        (peak,) = run_for_rows("peak.py", "--threads", str(WORKERS), *table.options[:2])
+    return {"runs": runs, "memory": memory, "peak": peak, "images": "CIFAR-10" if extra else "random"}
 
 
 def run(system: System, options: Sequence[str], *, watch: bool = False) -> dict[str, Any]:
@@ -296,9 +317,10 @@ def measure_first_round() -> float:
     return seconds
 
 
-def run_for_rows(script: str) -> list[dict[str, Any]]:
+def run_for_rows(script: str, *options: str) -> list[dict[str, Any]]:
     """Runs a script and returns the rows that it prints."""
-    out = subprocess.run([sys.executable, str(HERE / script)], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, str(HERE / script), *options]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [line for line in out.splitlines() if line.startswith("ROW ")]
     print("\n".join(lines), flush=True)
     return [json.loads(line.removeprefix("ROW ")) for line in lines]
@@ -319,8 +341,15 @@ def build_system_table(part: str, results: dict[str, Any]) -> tuple[str, str]:
     rows = [
         [system.label, *(cell for column in table.columns for cell in build_cells(column, part, results, system))]
         for system in table.systems
+        if system.label in results["runs"]  # a system may be newer than the results
     ]
-    return f"{part}: {table.title}{images}", build_table(head, rows, "---:")
+    body = build_table(head, rows, "---:")
+    if peak := results.get("peak"):
+        body += (
+            f"\n\nA round takes {peak['round_gflop']:.2f} GFLOP. The machine's peak is the rate of a large matrix "
+            f"product on the same {WORKERS} cores: {peak['gflops']:.0f} GFLOP/s."
+        )
+    return f"{part}: {table.title}{images}", body
 
 
 def build_check_body(results: dict[str, Any]) -> tuple[str, str]:
@@ -348,6 +377,9 @@ def build_cells(column: str, part: str, results: dict[str, Any], system: System)
         return [f"{statistics.median(m / f for m, f in zip(medians, first, strict=True)):.2f}"]
     if column == "clients":
         return [f"{20 / statistics.median(medians):,.0f}"]
+    if column == "share":
+        peak = results.get("peak")
+        return [f"{100 * peak['round_gflop'] / statistics.median(medians) / peak['gflops']:.0f} %" if peak else "–"]
     if column == "start":
         return [f"{statistics.median(run['first_round_after'] for run in runs):.1f}"]
     if column == "own":

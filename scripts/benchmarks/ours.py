@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="fedavg")
     parser.add_argument("--regularizer", default="none")
     parser.add_argument("--placement", default="pooled")
+    parser.add_argument("--compile", choices=("on", "off"), help="execution.compile; default: as it is by default")
     parser.add_argument("--vectorize", default="auto", type=lambda text: text if text == "auto" else int(text))
     parser.add_argument(
         "--clients", type=int, help=f"number of clients with {ROWS_OF_MANY} random rows each, 100 sampled"
@@ -73,6 +74,7 @@ def main() -> None:
     evaluated = 0 if options.parameters else 1  # an extra last round is evaluated, and not measured
     marks, client_seconds, parameters = [time.perf_counter()], [], None
     execution = {"placement": options.placement, "vectorize": options.vectorize, "actors": options.workers}
+    execution |= {"compile": options.compile} if options.compile else {}
     settings = build_experiment(options.algorithm, options.regularizer, workload, measured + evaluated, **execution)
     for record in fr.iter_rounds(settings, federation=clients, model=model):
         marks.append(time.perf_counter())

@@ -1,6 +1,6 @@
 """The workloads that every system runs: same data, model and local steps, so that only the system differs.
 
-Needs only torch, NumPy and scikit-learn: each peer imports it in its own environment.
+Needs only torch and NumPy: each peer imports it in its own environment.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 LR = 0.05
 WARM_UP = 1  # rounds that are not measured
+DIGITS = Path(__file__).resolve().parents[2] / "fednar_ray" / "data" / "sources" / "digits.csv"  # scikit-learn's
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ WORKLOADS = {
     "mlp": Workload("mlp", clients=100, sampled=20, steps=20, batch=32),
     "lenet": Workload("lenet", clients=100, sampled=20, steps=10, batch=50),
     "resnet": Workload("resnet", clients=100, sampled=20, steps=1, batch=2),
+    "large": Workload("resnet", clients=10, sampled=10, steps=50, batch=50),  # that of FL-Simulator's benchmark
     # all clients sampled, every batch a client's whole data: sampling and order cannot differ
     "check": Workload("mlp", clients=40, sampled=40, steps=20, batch=32, distinct=32),
 }
@@ -90,10 +93,8 @@ def build_clients(name: str, cifar: str | None) -> Clients:
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return (digits.data / 16).astype(np.float32), digits.target.astype(np.int64)
+    rows = np.loadtxt(DIGITS, dtype=np.int64, delimiter=",")  # 64 pixels in 0..16, and the label
+    return (rows[:, :64] / 16).astype(np.float32), rows[:, 64]
 
 
 def _load_images(path: Path | None, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +146,15 @@ def _build_resnet() -> nn.Module:
     blocks = [block for i, o, stride in stages for block in (_Block(i, o, stride), _Block(o, o, 1))]
     stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(2, 64), nn.ReLU())
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+def count_round_flops(workload: Workload) -> float:
+    """Counts the floating-point operations of a round's products and convolutions, forward and backward."""
+    shape = (1, 64) if workload.model == "mlp" else (1, 3, 32, 32)
+    model = build_model(workload.model)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(shape)).sum().backward()
+    return float(workload.sampled * workload.rows * counter.get_total_flops())
 
 
 def train_locally(model: nn.Module, x: Tensor, y: Tensor, workload: Workload) -> None:

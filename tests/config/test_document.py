@@ -71,6 +71,15 @@ def test_an_unknown_section_suggests_the_nearest() -> None:
             ["execution.placement=dedicated", "execution.vectorize=4"],
             ["execution.vectorize: 4: dedicated trains one client per actor; use 1 or auto"],
         ),
+        (["execution.precision=half"], ["execution.precision: 'half' should be 'float32', 'tf32' or 'bfloat16'"]),
+        (
+            ["execution.precision=tf32", "execution.placement=serial"],
+            ["execution.precision: 'tf32': needs a GPU, and clients train on the CPU here; use float32 or bfloat16"],
+        ),
+        (
+            ["execution.precision=tf32", "execution.gpus_per_actor=0"],
+            ["execution.precision: 'tf32': needs a GPU, and clients train on the CPU here; use float32 or bfloat16"],
+        ),
         (
             ["federation.clients_per_round=50"],
             ["federation.clients_per_round: 50 is more than data.partition.clients (4); use 1 to 4"],

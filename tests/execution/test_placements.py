@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fednar_ray as fr
-from fednar_ray.core.errors import CapacityError, DeviceError
+from fednar_ray.core.errors import CapacityError, ConfigError, DeviceError
 from fednar_ray.data.examples import Shards
 from fednar_ray.execution.actor_pool import ActorPool
 from fednar_ray.experiments.placement import open_pool, plan_execution
@@ -69,6 +69,26 @@ def test_training_on_dedicated_actors_gives_the_same_bytes(
     serial = train_to_bytes(build_experiment(preset, {"placement": "serial", "vectorize": 1}, **batches), model)
     for execution in ({"placement": "dedicated"}, {"placement": "pooled", "actors": 2, "vectorize": 1}):
         assert train_to_bytes(build_experiment(preset, execution, **batches), model, session) == serial, execution
+
+
+def test_bfloat16_gives_the_same_bytes_in_every_placement(session: fr.RaySession) -> None:
+    model, precise = build_dropout_model(), {"vectorize": 1, "precision": "bfloat16"}
+    results = {
+        placement: train_to_bytes(build_experiment("scaffold", {"placement": placement, **precise}), model, session)
+        for placement in ("serial", "pooled", "dedicated")
+    }
+    assert results["pooled"] == results["dedicated"] == results["serial"]
+    single = build_experiment("scaffold", {"placement": "serial", "vectorize": 1})
+    assert results["serial"] != train_to_bytes(single, model)
+
+
+def test_tf32_without_a_gpu_is_refused_before_ray_starts() -> None:
+    settings = build_experiment("fedavg", {"placement": "pooled"})
+    without_gpu = settings.execution.model_copy(update={"precision": "tf32"})
+    settings = settings.model_copy(update={"execution": without_gpu})
+    prepared = prepare(settings, build_small_federation((5, 6)), build_dropout_model())
+    with pytest.raises(ConfigError, match=r"execution\.precision: tf32 needs a GPU.*; use float32 or bfloat16"):
+        plan_execution(prepared, fr.RaySession())
 
 
 def test_one_table_gives_the_same_bytes_in_every_placement(session: fr.RaySession, tmp_path: Path) -> None:

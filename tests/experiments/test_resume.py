@@ -394,6 +394,10 @@ OTHERS = {
             "algorithm.epsilon_anneal: 1.0, and was None",
         ],
     ),
+    "another precision": (
+        {"execution": {"precision": "bfloat16"}},
+        ["execution.precision: 'bfloat16', and was 'float32'"],
+    ),
     "another width": ({"execution": {"vectorize": 3}}, ["execution.vectorize: 3, and was 1"]),
     "another name": ({"name": "other"}, ["name: 'other', and was 'long'"]),
 }
