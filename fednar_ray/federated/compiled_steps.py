@@ -73,7 +73,6 @@ class CompiledSteps:
             text = f"the local step cannot be compiled: {type(error).__name__}: {first_line(error, 200)}"
             raise CompilationFailed(f"{text}; train without: execution.compile=off") from error
         self._names = names
-        self.params.zero_()
         if self._device.type == "cuda":
             unmoved = {"params": self.params, "x": batches.x, "y": batches.y, **self._constants}
             self._captured = CapturedLoop(self._program, names, unmoved)

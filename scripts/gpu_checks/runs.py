@@ -23,8 +23,7 @@ from fednar_ray.experiments.prepare import Prepared, prepare
 from fednar_ray.federated.server_state import FederationState
 
 MEASURED_SECONDS = 4.0
-ON_AND_OFF: Mapping[str, Mapping[str, Any]] = {"not compiled": {"compile": "off"}, "compiled": {"compile": "on"}}
-VARIANTS = ON_AND_OFF if "compile" in ExecutionSettings.model_fields else {"": {}}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"not compiled": {"compile": "off"}, "compiled": {"compile": "on"}}
 """Variants of ``execution`` that are measured side by side: what a row is called after its system, and the settings."""
 
 
@@ -38,7 +37,7 @@ class Run:
 
     def train(self, state: FederationState | None = None) -> Generator[RoundReport, None, None]:
         """Trains with a new trainer from the beginning, or from ``state``, which each round advances."""
-        pool = SerialTrainer(self.prepared, self.device).build_pool(self.prepared)
+        pool = SerialTrainer(self.prepared, self.device).build_pool(self.prepared, self.plan.program)
         state = build_initial_state(self.prepared) if state is None else state
         yield from train_rounds(self.prepared, self.plan, pool, state)
 
