@@ -25,8 +25,9 @@ A worker of no job serves any (Ray starts its first workers so). A worker ends w
 here it ends with the process that the raylet started, which watches the raylet.
 """
 WATCH_SECONDS = 0.5
-WORKER, DASHBOARD = "setup_worker.py", "dashboard/dashboard.py"
+SETUP, WORKER, DASHBOARD = "setup_worker.py", "default_worker.py", "dashboard/dashboard.py"
 SCRIPTS = (
+    f"_private/workers/{SETUP}",
     f"_private/workers/{WORKER}",
     "_private/log_monitor.py",
     "_private/runtime_env/agent/main.py",
@@ -112,9 +113,9 @@ def _run(script: str, *words: str) -> None:
 
     from fednar_ray.execution.private_ray import _forget_token
 
-    if Path(script).name == WORKER:
+    if Path(script).name == SETUP:
         script, *words = _set_up_worker(list(words))  # type: ignore[assignment]
-    elif "RAY_RAYLET_PID" in os.environ:
+    elif Path(script).name != WORKER and "RAY_RAYLET_PID" in os.environ:
         os.environ["RAY_RAYLET_PID"] = str(os.getppid())  # an agent ends when this is no longer its parent
     _forget_token()
     logging.getLogger().handlers.clear()
