@@ -10,6 +10,7 @@ import os
 
 import matplotlib.figure
 import matplotlib.pyplot
+import mlflow.cli
 import mlflow.store.tracking.sqlalchemy_store
 import networkx
 import ray._private.log_monitor
@@ -24,6 +25,7 @@ import torch.distributed.fsdp
 import torch.export
 import torch.export._trace
 import torch.export.pt2_archive._package
+import uvicorn
 from mlflow.utils.requirements_utils import _init_modules_to_packages_map
 from ray.dashboard.utils import DashboardAgentModule, DashboardHeadModule, get_all_modules
 
