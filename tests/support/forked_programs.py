@@ -10,7 +10,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from tests.support.forked_workers import SERVER, SETUP, WORKER, fork_workers
+from tests.support.forked_workers import SERVER, SETUP, WORKER, fork_workers, get_executable
 
 
 def run_script_of_ray(script: str, *words: str) -> None:
@@ -50,6 +50,7 @@ def run_program(kind: str, *words: str) -> int:
     _open_streams()
     forget_parent()
     fork_workers()
+    sys.executable = get_executable()  # of the processes that the program starts
     try:
         code = _run(kind, list(words))
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
@@ -74,7 +75,8 @@ def forget_parent() -> None:
 
     logging.getLogger().handlers.clear()  # a command sets up its own
     _forget_token()  # of a Ray that this process's parent has read
-    tempfile.tempdir = None
+    tempfile.tempdir = None  # so that TMPDIR is read
+    sys.modules.pop("mlflow.server", None)  # it reads the environment when it is imported
 
 
 def _search_modules(*first: str) -> None:

@@ -62,6 +62,5 @@ def _serve(words: tuple[str, ...]) -> None:
         sys.argv = command[2:]
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
 
-    assert mlflow.server._exec_cmd
     mlflow.server._exec_cmd = become
     cli.main(["server", *words])
