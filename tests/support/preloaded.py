@@ -34,6 +34,7 @@ import fednar_ray.cli.main
 import fednar_ray.experiments.redraw
 import fednar_ray.experiments.run
 import fednar_ray.tuning.search
+import tests.support.forked_programs
 from tests.support.forked_workers import READ_ONCE
 from tests.support.stores import copy_tables_into_new_databases
 
