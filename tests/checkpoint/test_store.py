@@ -10,7 +10,6 @@ import pickle
 import shutil
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -26,6 +25,7 @@ from hypothesis.extra import numpy as arrays_of
 from fednar_ray.checkpoint import BackgroundWriter, Checkpoint, CheckpointStore, Snapshot, Storage, open_storage
 from fednar_ray.checkpoint.manifest import cut_history
 from fednar_ray.core.errors import CheckpointError
+from tests.support.forked_workers import get_executable
 
 drawn = settings(max_examples=60, deadline=None)
 
@@ -455,7 +455,7 @@ def die_at_every_instant(folder: Path) -> None:
 def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
     # in its own process, since forking a process with threads is unsafe
     program = "import sys, pathlib, tests.checkpoint.test_store as t; t.die_at_every_instant(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([get_executable(), "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     for case in ("a later round", "the same round"):
         new, seen = NEXT[case], []
         directories = sorted((tmp_path / case).iterdir(), key=lambda path: int(path.name))

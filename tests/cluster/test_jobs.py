@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,9 +25,11 @@ from fednar_ray.cluster.packing import collect_package
 from fednar_ray.config import Document, load_document
 from fednar_ray.core.errors import BadInput, ConfigError, TrackingUnavailable
 from fednar_ray.tracking.store import Store
-from tests.support.cluster_nodes import BIN, HEAD, ROOT, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
-from tests.support.processes import ForkedProcess, finish, start_fednar
-from tests.support.servers import PATIENCE_SECONDS, Server, find_postgresql, run_postgresql, wait_for
+from tests.support.cluster_nodes import HEAD, ROOT, SECOND, THIRD, Cluster, build_clean_environment, run_cluster
+from tests.support.forked_workers import get_executable
+from tests.support.mlflow_server import Server
+from tests.support.processes import ForkedProcess, finish, run_command_of_ray, start_fednar
+from tests.support.servers import PATIENCE_SECONDS, find_postgresql, run_postgresql, wait_for
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
     "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
@@ -286,13 +287,13 @@ def test_the_user_of_the_runs_is_created_once(stage: Stage) -> None:
     runs = {"RUNS_USERNAME": "runs", "RUNS_PASSWORD": secrets.token_urlsafe(16)}
     assert {each["name"] for each in container["env"]} == {"HOME", *given, *runs}
     for _ in range(2):
-        command = [sys.executable, *container["command"][1:], *container["args"]]
+        command = [get_executable(), *container["command"][1:], *container["args"]]
         subprocess.run(command, env=build_clean_environment(**given, **runs), check=True, timeout=PATIENCE_SECONDS)
     names = ("RUNS_USERNAME", "RUNS_PASSWORD")
     for variable, name in zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), names, strict=True):
         given[variable] = runs[name]
     create = "import mlflow; print(mlflow.create_experiment('of-runs'))"
-    subprocess.run([sys.executable, "-c", create], env=build_clean_environment(**given), check=True)
+    subprocess.run([get_executable(), "-c", create], env=build_clean_environment(**given), check=True)
 
 
 @pytest.fixture
@@ -427,15 +428,9 @@ def test_the_exit_code_of_a_job_is_that_of_its_command(stage: Stage, tmp_path: P
 @pytest.mark.usefixtures("own_ray")
 def test_an_ordinary_ray_job_refuses_results_that_would_be_lost(stage: Stage, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project", build_experiment(tmp_path))
-    command = ["job", "submit", "--address", stage.cluster.dashboard, "--working-dir", str(project)]
-    done = subprocess.run(
-        [str(BIN / "ray"), *command, "--", "fednar", "run", "experiment.yaml"],
-        env=dict(stage.cluster.environment),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    words = ("job", "submit", "--address", stage.cluster.dashboard, "--working-dir", str(project))
+    words = (*words, "--", "fednar", "run", "experiment.yaml")
+    done = finish(ForkedProcess(run_command_of_ray, words, cwd=tmp_path, env=stage.cluster.environment))
     assert done.returncode == 1
     assert "failed with exit code 2" in done.stdout
     assert "tracking.uri: null, without MLFLOW_TRACKING_URI" in done.stdout

@@ -18,7 +18,7 @@ from fednar_ray.tracking.run_views import RunView, format_rank
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tracker import RunTracker
 from tests.support.commands import build_environment
-from tests.support.processes import FEDNAR
+from tests.support.forked_workers import get_executable
 from tests.support.servers import PATIENCE_SECONDS, find_free_port, wait_for
 from tests.support.stores import create_store
 
@@ -67,7 +67,7 @@ def write_search(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def pages(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Yields the addresses that ``fednar ui clip`` prints while it serves them."""
     folder = tmp_path_factory.mktemp("browser")
     write_search(folder)
@@ -75,7 +75,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     with (
         log.open("w") as stream,
         subprocess.Popen(
-            [FEDNAR, "ui", "clip", "--uri", f"sqlite:///{folder}/mlflow.db", "--port", str(find_free_port())],
+            [
+                get_executable("fednar"),
+                "ui",
+                "clip",
+                "--uri",
+                f"sqlite:///{folder}/mlflow.db",
+                "--port",
+                str(find_free_port()),
+            ],
             cwd=folder,
             env=build_environment(),
             stdout=stream,

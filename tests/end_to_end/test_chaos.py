@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 
@@ -38,14 +39,14 @@ SHORT_HEALTH_CHECKS = {
 class TakesItsNodeDown(torch.nn.Module):
     """A model that kills its raylet and itself while a client trains, once the file ``armed`` exists."""
 
-    def __init__(self, raylet: int, armed: Path) -> None:
+    def __init__(self, node_id: str, raylet: int, armed: Path) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.raylet, self.armed = raylet, armed
+        self.node_id, self.raylet, self.armed = node_id, raylet, armed
         self.layers = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if os.getppid() == self.raylet and self.armed.exists():
+        if self.armed.exists() and ray.is_initialized() and ray.get_runtime_context().get_node_id() == self.node_id:
             self.armed.rename(self.armed.with_name("sprung"))
             os.kill(self.raylet, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +67,6 @@ def build_experiment(execution: dict[str, Any], **more: Any) -> fr.Experiment:
 
 def lose_a_node(folder: Path) -> None:
     """Trains on two nodes. The second goes down in the third round, and another one joins. Prints a summary."""
-    import ray
     from ray.cluster_utils import Cluster
 
     head = {"node_ip_address": HEAD, "include_dashboard": False, "_system_config": SHORT_HEALTH_CHECKS}
@@ -74,7 +74,7 @@ def lose_a_node(folder: Path) -> None:
     lost = cluster.add_node(num_cpus=1, node_ip_address=OTHER)
     ray.init(address=cluster.address, log_to_driver=False)
     armed = folder / "armed"
-    model = TakesItsNodeDown(lost.all_processes["raylet"][0].process.pid, armed)
+    model = TakesItsNodeDown(lost.node_id, lost.all_processes["raylet"][0].process.pid, armed)
     settings = build_experiment({"placement": "pooled", "actors": 2, "cpus_per_actor": 1})
     session, prepared = fr.RaySession(), prepare(settings, build_small_federation(SIZES), model)
     resolved = plan_execution(prepared, session)
@@ -101,7 +101,7 @@ def test_a_run_that_loses_one_of_two_nodes_during_training_gives_the_same_bytes(
     assert (tmp_path / "sprung").exists()
     assert summary["hosts"] == [[HEAD, OTHER], [HEAD, THIRD]]
     assert summary["alive"] == [HEAD, THIRD]
-    model = TakesItsNodeDown(0, tmp_path / "armed")
+    model = TakesItsNodeDown("", 0, tmp_path / "armed")
     *_, last = fr.iter_rounds(
         build_experiment({"placement": "serial"}), federation=build_small_federation(SIZES), model=model
     )

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import fednar_ray as fr
 from fednar_ray.cli.main import cli
 from tests.data.test_table_kinds import build_data, build_ward, write_wards
 from tests.support.commands import build_environment
+from tests.support.forked_workers import get_executable
 from tests.support.servers import PATIENCE_SECONDS
 from tests.support.stores import create_store
 
@@ -51,7 +51,7 @@ def test_another_process_without_the_data_predicts_what_fednar_predict_does(
     monkeypatch.chdir(elsewhere)
     shutil.rmtree(work)  # the tables, the run, and the store
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, "model", "rows.csv"],
+        [get_executable(), "-c", PREDICT, "model", "rows.csv"],
         cwd=elsewhere,
         env=build_environment(),
         capture_output=True,

@@ -15,6 +15,7 @@ import pytest
 from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.execution import private_ray
 from fednar_ray.execution.private_ray import PrivateRay, remove_abandoned
+from tests.support.forked_workers import get_executable
 from tests.support.servers import PATIENCE_SECONDS
 
 
@@ -90,7 +91,7 @@ def test_only_the_directory_of_a_killed_process_is_removed(place: Path, processe
         f"private_ray._list_temporary_directories = lambda: iter([Path({str(place)!r})])\n"
         "os.makedirs(private_ray.PrivateRay().temp_dir + '/session_1/logs'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=PATIENCE_SECONDS)
+    done = subprocess.run([get_executable(), "-c", code], check=False, timeout=PATIENCE_SECONDS)
     assert done.returncode == -signal.SIGKILL
     (left,) = place.iterdir()
     others = [place / "fednar-12345678", place / "fednar-1234.lock", place / "other"]

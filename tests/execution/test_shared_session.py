@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import fednar_ray as fr
 from fednar_ray.core.errors import BadInput
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.shared_session import open_session
+from tests.support.forked_workers import get_executable
 from tests.support.servers import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +63,6 @@ import psutil, ray
 import fednar_ray as fr
 from fednar_ray.execution.capacity import ActorPlan
 from fednar_ray.execution.shared_session import open_session
-from tests.support.forked_workers import fork_workers
-
-fork_workers()
-
 def lease(session, plan=ActorPlan(count=1, cpus=0.5, gpus=0)):
     (actor,) = session.lease(plan)
     process = ray.get(actor.get_info.remote()).process_id
@@ -96,7 +92,7 @@ def test_the_shared_ray_ends_with_the_process(case: str, tmp_path: Path) -> None
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environment = {**kept, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", SHARED, case],
+        [get_executable(), "-c", SHARED, case],
         env=environment,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from tests.support.forked_workers import get_executable
 from tests.support.processes import ForkedProcess, finish, run_command_of_ray, start_fednar
 from tests.support.servers import find_free_port, wait_for
 
@@ -34,7 +35,8 @@ def build_clean_environment(**more: str) -> dict[str, str]:
     """Returns our environment with our commands on the path, and without variables that name a cluster or store."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**kept, **quiet, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", **more}
+    programs = (str(Path(get_executable()).parent), str(BIN))  # those that fork first
+    return {**kept, **quiet, "PATH": os.pathsep.join((*programs, kept["PATH"])), **more}
 
 
 def run_in_own_process(function: Callable[..., None], *paths: Path) -> Any:

@@ -10,6 +10,7 @@ import os
 
 import matplotlib.figure
 import matplotlib.pyplot
+import mlflow.cli
 import mlflow.store.tracking.sqlalchemy_store
 import networkx
 import ray._private.log_monitor
@@ -24,6 +25,7 @@ import torch.distributed.fsdp
 import torch.export
 import torch.export._trace
 import torch.export.pt2_archive._package
+import uvicorn
 from mlflow.utils.requirements_utils import _init_modules_to_packages_map
 from ray.dashboard.utils import DashboardAgentModule, DashboardHeadModule, get_all_modules
 
@@ -32,6 +34,7 @@ import fednar_ray.cli.main
 import fednar_ray.experiments.redraw
 import fednar_ray.experiments.run
 import fednar_ray.tuning.search
+import tests.support.forked_programs
 from tests.support.forked_workers import READ_ONCE
 from tests.support.stores import copy_tables_into_new_databases
 

@@ -5,7 +5,6 @@ signals, like one that a shell starts. What an interpreter does before ``main`` 
 """
 
 import atexit
-import logging
 import os
 import runpy
 import shutil
@@ -23,8 +22,7 @@ from typing import Any, Self
 
 import pytest
 
-from fednar_ray.execution.private_ray import _forget_token
-from tests.support import forked_workers
+from tests.support import forked_programs, forked_workers
 from tests.support.servers import PATIENCE_SECONDS
 
 FEDNAR = str(Path(sys.executable).parent / "fednar")
@@ -37,7 +35,7 @@ def start_worker_server() -> str:
     folder = tempfile.mkdtemp(prefix="workers-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = str(Path(folder, "socket"))
-    forked_workers.write_executable(Path(folder, "python"))
+    forked_workers.write_executables(Path(folder))
     _start_server().Process(target=forked_workers.serve, args=(address,), daemon=True).start()
     return address
 
@@ -151,8 +149,7 @@ def _call(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    logging.getLogger().handlers.clear()  # as in a new interpreter, so that a command sets up its own
-    _forget_token()  # of a Ray that this process's parent has read
+    forked_programs.forget_parent()
     forked_workers.fork_workers()
     try:
         function(*arguments)
@@ -163,6 +160,7 @@ def _call(
 def _run_command(words: tuple[str, ...]) -> None:
     from fednar_ray.cli.main import main
 
+    sys.executable = forked_workers.get_executable()  # of the processes that the command starts
     sys.argv = [FEDNAR, *words]
     main()
 

@@ -1,16 +1,15 @@
-"""Real servers for tests: MLflow's, and PostgreSQL behind it; on loopback only."""
+"""Servers for tests, on loopback only: PostgreSQL, and one that forwards or answers nonsense."""
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import socket
@@ -33,48 +32,6 @@ def find_free_port(host: str = "127.0.0.1") -> int:
     with socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-class Server:
-    """A real ``mlflow server`` on a database, which can be killed, hung, and started again on its port."""
-
-    def __init__(self, database_uri: str, folder: Path, *options: str, **environment: str) -> None:
-        self.port = find_free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._database_uri, self._folder = database_uri, folder
-        self._options, self._environment = options, environment
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        stores = ["--backend-store-uri", self._database_uri, "--artifacts-destination", "artifacts"]
-        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1", *self._options],
-                cwd=self._folder,
-                env={**os.environ, **settings, **self._environment},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        wait_for(self._healthy, "an MLflow server's health")
-
-    def _healthy(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "server.log").read_text()
-        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-        return False
-
-    def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    def send(self, number: int) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
 
 
 class Proxy:

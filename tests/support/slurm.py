@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from tests.support.cluster_nodes import HEAD, ROOT, SECOND, build_clean_environment
-from tests.support.forked_workers import fork_workers
+from tests.support.forked_workers import fork_workers, get_executable
 from tests.support.processes import run_command_of_ray
 from tests.support.servers import find_free_port
 
@@ -97,7 +97,7 @@ class SlurmJob:
         folder = self.scratch / "bin"
         folder.mkdir(exist_ok=True)
         for name in PROGRAMS:
-            (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.support.slurm {name} "$@"\n')
+            (folder / name).write_text(f'#!/bin/sh\nexec "{get_executable()}" -m tests.support.slurm {name} "$@"\n')
             (folder / name).chmod(0o755)
         return folder
 

@@ -33,8 +33,9 @@ from fednar_ray.tracking.sync import sync
 from fednar_ray.tracking.tracker import RunTracker
 from tests.conftest import set_mlflow_store
 from tests.support.journals import build_record
+from tests.support.mlflow_server import Server
 from tests.support.processes import ForkedProcess, finish
-from tests.support.servers import Proxy, Server, wait_for
+from tests.support.servers import Proxy, wait_for
 from tests.support.stores import create_store
 
 pytestmark = [

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from fednar_ray.experiments.resume import resume_from
 from fednar_ray.experiments.train import train
 from fednar_ray.tracking.identity import Identity, find_original, read_identity
 from fednar_ray.tracking.locks import lock_run_directory
+from tests.support.forked_workers import get_executable
 from tests.support.stores import create_store
 
 pytestmark = [
@@ -162,7 +162,7 @@ def test_a_directory_that_another_process_resumes_is_refused_before_anything_is_
     code = "import sys; from pathlib import Path; from fednar_ray.tracking.locks import lock_run_directory\n"
     code += "with lock_run_directory(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [get_executable(), "-c", code, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

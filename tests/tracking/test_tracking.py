@@ -26,6 +26,7 @@ from fednar_ray.data.sources import load_digits
 from fednar_ray.experiments.run import register
 from fednar_ray.tracking.mlflow_names import START_UP, name_in_mlflow
 from tests.conftest import set_mlflow_store
+from tests.support.forked_workers import get_executable
 from tests.support.stores import create_store
 
 pytestmark = pytest.mark.filterwarnings(  # SQLAlchemy warns about MLflow
@@ -358,7 +359,7 @@ def test_processes_that_start_at_once_share_a_new_database(tmp_path: Path) -> No
     uri = create_store(tmp_path / "m.db")
     read, write = os.pipe()
     starting = [
-        subprocess.Popen([sys.executable, "-c", code, uri, name], stdin=read, stdout=PIPE, stderr=PIPE, text=True)
+        subprocess.Popen([get_executable(), "-c", code, uri, name], stdin=read, stdout=PIPE, stderr=PIPE, text=True)
         for name in ("a", "b")
     ]
     os.close(read)
