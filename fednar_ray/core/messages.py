@@ -5,7 +5,7 @@ and n the number of evaluated examples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,14 @@ class ClientMetrics:
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; in an update: times the client's factor
     train_seconds: float  # of the whole group
     exclusions: Mapping[int, Exclusion] = field(default_factory=dict)  # by client id, if the cause is known
+
+    def copy(self) -> "ClientMetrics":
+        """Returns the same metrics in memory of their own.
+
+        Those of an update that Ray returned lie beside its vectors in the object store, and keep all of it there.
+        """
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: value.copy() for name, value in arrays.items() if isinstance(value, np.ndarray)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
