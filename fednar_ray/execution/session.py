@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -15,12 +16,10 @@ from urllib.parse import urlsplit
 
 import psutil
 import ray
-import torch
 
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.core.stages import announce
-from fednar_ray.execution.actor import TrainingActor
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
 from fednar_ray.execution.private_ray import PrivateRay
@@ -33,6 +32,9 @@ LOCAL_OPTIONS: Mapping[str, Any] = {
     # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
     "_system_config": {"max_direct_call_object_size": 2**20},
 }
+PRELOADED = "fednar_ray.execution.actor"
+"""What Ray's processes import as soon as they start, before they become actors: PyTorch takes seconds."""
+MOST_PRELOADED = 8  # CPUs: Ray starts a process for each, and on larger machines a run may use few of them
 
 Shares = tuple[float, float, str]
 """CPUs, GPUs and strategy of an actor. Idle actors are reused for plans with the same ones."""
@@ -69,11 +71,12 @@ class RaySession:
         self._private: PrivateRay | None = None  # of a local Ray
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
+        self._early: Future[None] | None = None  # of a start in the background, until ``connect`` waits for it
 
     @property
     def local(self) -> bool:
         """Whether the session would start a local Ray that is not running yet."""
-        return self.address == "local" and not ray.is_initialized()
+        return self.address == "local" and (self._early is not None or not ray.is_initialized())
 
     @property
     def owns_ray(self) -> bool:
@@ -88,22 +91,42 @@ class RaySession:
     ) -> None:
         self.close()
 
+    def start_early(self) -> None:
+        """Starts a local Ray in the background, while this process imports PyTorch and loads the data.
+
+        ``connect`` waits for it, and raises its error. An existing cluster is joined by ``connect`` alone.
+        """
+        if self.local and self._early is None:
+            self._early = run_in_background(self._connect)
+
     def connect(self) -> None:
         """Starts or joins Ray, unless it is connected already.
 
         Raises:
             RayUnavailable: A local Ray does not start, or no cluster answers at the address.
         """
+        if self._early is not None:
+            announce("starting Ray")
+            try:
+                self._early.result()
+            except Exception:
+                self._early = None
+                raise
+            self._early = None  # if Ctrl-C ends the wait, ``close`` waits again
+        self._connect()
+
+    def _connect(self) -> None:
         self._forget_ended_ray()
         if ray.is_initialized():
             return
-        announce("starting Ray" if self.address == "local" else f"joining the Ray cluster at {self.address}")
+        if threading.current_thread() is threading.main_thread():
+            announce("starting Ray" if self.address == "local" else f"joining the Ray cluster at {self.address}")
         if self.address not in ("local", "auto"):
             _check_reachable(self.address)
         options: Mapping[str, Any] = {}
         if self.address == "local":
             self._private = PrivateRay()
-            options = {**LOCAL_OPTIONS, "_temp_dir": self._private.temp_dir}
+            options = {**_build_local_options(), "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -131,6 +154,8 @@ class RaySession:
     def get_resources(self) -> ClusterResources:
         """Returns what the cluster has in total, or what this machine has if a local Ray is yet to start."""
         if self.local:
+            import torch  # takes seconds, in which Ray can start
+
             return ClusterResources(
                 cpus=float(os.cpu_count() or 1),
                 gpus=float(torch.cuda.device_count()),
@@ -203,6 +228,9 @@ class RaySession:
 
     def close(self) -> None:
         """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
+        if self._early is not None:
+            with suppress(RayUnavailable):
+                self.connect()
         processes = [] if self._private is None else self._private.list_processes()
         self._forget_ended_ray()
         if ray.is_initialized():
@@ -221,6 +249,29 @@ class RaySession:
             atexit.unregister(self.close)
 
 
+def _build_local_options() -> dict[str, Any]:
+    """Returns the options of ``ray.init`` for a local Ray."""
+    preloaded = [PRELOADED] if (os.cpu_count() or 1) <= MOST_PRELOADED else []
+    config = {**LOCAL_OPTIONS["_system_config"], "preload_python_modules": preloaded}
+    return {**LOCAL_OPTIONS, "_system_config": config}
+
+
+def run_in_background(work: Callable[[], None]) -> "Future[None]":
+    """Calls ``work`` in a thread. Unlike that of an executor, it does not keep an interrupted process from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="start of Ray", daemon=True).start()
+    return future
+
+
 def find_address(given: str | None) -> str:
     """Returns the address of a session: the given one, otherwise that of ``RAY_ADDRESS``, otherwise ``local``."""
     return given or os.environ.get("RAY_ADDRESS") or "local"
@@ -228,6 +279,8 @@ def find_address(given: str | None) -> str:
 
 def _start_actor(options: Mapping[str, Any], name: str | None) -> Any:
     """Starts an actor under a name, or under the next free one: the actor that it replaces may not have ended yet."""
+    from fednar_ray.execution.actor import TrainingActor  # imports PyTorch
+
     start = ray.remote(max_restarts=0, **options)(TrainingActor)
     names = [] if name is None else [name, *(f"{name} ({number})" for number in range(2, MAX_NAMES + 1))]
     for each in names:
