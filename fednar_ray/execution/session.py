@@ -7,9 +7,8 @@ import signal
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
@@ -21,21 +20,14 @@ from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.core.stages import announce
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
+from fednar_ray.execution.early_start import EarlyStart
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
+from fednar_ray.execution.local_ray import build_local_options, skip_unused_processes
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import build_actor_options
 
 CONNECT_SECONDS = 5.0
 MAX_NAMES = 5  # that are tried for an actor
-LOCAL_OPTIONS: Mapping[str, Any] = {
-    "include_dashboard": False,
-    # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
-    "_system_config": {"max_direct_call_object_size": 2**20},
-}
-PRELOADED = "fednar_ray.execution.actor"
-"""What Ray's processes import as soon as they start, before they become actors: PyTorch takes seconds."""
-MOST_PRELOADED = 8  # CPUs: Ray starts a process for each, and on larger machines a run may use few of them
-
 Shares = tuple[float, float, str]
 """CPUs, GPUs and strategy of an actor. Idle actors are reused for plans with the same ones."""
 
@@ -71,12 +63,13 @@ class RaySession:
         self._private: PrivateRay | None = None  # of a local Ray
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
-        self._early: Future[None] | None = None  # of a start in the background, until ``connect`` waits for it
+        self._early: EarlyStart | None = None  # until the session is closed
+        self._is_starting = False  # in the background, until ``connect`` waits for it
 
     @property
     def local(self) -> bool:
         """Whether the session would start a local Ray that is not running yet."""
-        return self.address == "local" and (self._early is not None or not ray.is_initialized())
+        return self.address == "local" and (self._is_starting or not ray.is_initialized())
 
     @property
     def owns_ray(self) -> bool:
@@ -97,7 +90,7 @@ class RaySession:
         ``connect`` waits for it, and raises its error. An existing cluster is joined by ``connect`` alone.
         """
         if self.local and self._early is None:
-            self._early = run_in_background(self._connect)
+            self._early, self._is_starting = EarlyStart(self._connect), True
 
     def connect(self) -> None:
         """Starts or joins Ray, unless it is connected already.
@@ -105,14 +98,14 @@ class RaySession:
         Raises:
             RayUnavailable: A local Ray does not start, or no cluster answers at the address.
         """
-        if self._early is not None:
+        if self._early is not None and self._is_starting:
             announce("starting Ray")
             try:
-                self._early.result()
+                self._early.wait()
             except Exception:
-                self._early = None
+                self._is_starting = False
                 raise
-            self._early = None  # if Ctrl-C ends the wait, ``close`` waits again
+            self._is_starting = False  # only now: if Ctrl-C ends the wait, ``close`` waits again
         self._connect()
 
     def _connect(self) -> None:
@@ -126,11 +119,12 @@ class RaySession:
         options: Mapping[str, Any] = {}
         if self.address == "local":
             self._private = PrivateRay()
-            options = {**_build_local_options(), "_temp_dir": self._private.temp_dir}
+            options = {**build_local_options(os.cpu_count()), "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with skip_unused_processes() if self.address == "local" else nullcontext():
+                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except BaseException as error:
             self._close_private()
             if not isinstance(error, Exception):
@@ -228,7 +222,7 @@ class RaySession:
 
     def close(self) -> None:
         """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
-        if self._early is not None:
+        if self._is_starting:
             with suppress(RayUnavailable):
                 self.connect()
         processes = [] if self._private is None else self._private.list_processes()
@@ -240,6 +234,9 @@ class RaySession:
                 _silence_ray(False)
                 self._started_here = False
         self._close_private(processes)
+        if self._early is not None:
+            self._early.end()
+            self._early = None
 
     def _close_private(self, processes: Sequence[psutil.Process] = ()) -> None:
         """Removes the files of this session's local Ray, once its processes have ended."""
@@ -247,29 +244,6 @@ class RaySession:
             self._private.close(processes)
             self._private = None
             atexit.unregister(self.close)
-
-
-def _build_local_options() -> dict[str, Any]:
-    """Returns the options of ``ray.init`` for a local Ray."""
-    preloaded = [PRELOADED] if (os.cpu_count() or 1) <= MOST_PRELOADED else []
-    config = {**LOCAL_OPTIONS["_system_config"], "preload_python_modules": preloaded}
-    return {**LOCAL_OPTIONS, "_system_config": config}
-
-
-def run_in_background(work: Callable[[], None]) -> "Future[None]":
-    """Calls ``work`` in a thread. Unlike that of an executor, it does not keep an interrupted process from ending."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=run, name="start of Ray", daemon=True).start()
-    return future
 
 
 def find_address(given: str | None) -> str:
