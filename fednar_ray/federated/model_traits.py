@@ -142,11 +142,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes = 0
         self.draws = self.own_generator = False  # random numbers; with a generator of the model's own
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keeps torch from importing its compiler, which takes two seconds, to keep that from compiling this mode."""
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.layout == torch.strided:
