@@ -6,6 +6,7 @@ and n the number of evaluated examples.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,8 +88,9 @@ class ClientMetrics:
 
         Those of an update that Ray returned lie beside its vectors in the object store, and keep all of it there.
         """
-        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: value.copy() for name, value in arrays.items() if isinstance(value, np.ndarray)})
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        copies: dict[str, Any] = {name: value.copy() for name, value in values if isinstance(value, np.ndarray)}
+        return replace(self, **copies)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
