@@ -64,11 +64,14 @@ class ClientCorrection(NamedTuple):
         next_state: Computes the clients' states after the round. None if clients keep no state.
         shared: The vectors that the server keeps for this correction, by name. A checkpoint stores each under its
             name. A correction with shared vectors needs ``next_state``.
+        is_pure: Whether no function writes to the tensors that it is given. They may then lie in memory that must not
+            be written to, such as Ray's object store; otherwise they are copied first.
     """
 
     correction: Callable[[LocalRound], Correction]
     next_state: NextState | None = None
     shared: Mapping[str, SharedVector] = {}
+    is_pure: bool = False
 
 
 def plain() -> ClientCorrection:
@@ -76,7 +79,7 @@ def plain() -> ClientCorrection:
 
     Source: McMahan et al., AISTATS 2017.
     """
-    return ClientCorrection(lambda _: lambda grad, params: grad)
+    return ClientCorrection(lambda _: lambda grad, params: grad, is_pure=True)
 
 
 def proximal(mu: float) -> ClientCorrection:
@@ -84,7 +87,7 @@ def proximal(mu: float) -> ClientCorrection:
 
     Source: Li et al., MLSys 2020, equation 2.
     """
-    return ClientCorrection(lambda r: lambda grad, params: grad + mu * (params - r.global_params))
+    return ClientCorrection(lambda r: lambda grad, params: grad + mu * (params - r.global_params), is_pure=True)
 
 
 def control_variate() -> ClientCorrection:
@@ -101,14 +104,14 @@ def control_variate() -> ClientCorrection:
         return lambda grad, params: grad + offset
 
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
-        return r.state - r.shared["control"] - delta / (steps * r.local_lr)
+        return (r.state - r.shared["control"]).sub_(delta / (steps * r.local_lr))
 
     control = SharedVector(
         init=np.zeros_like,
         change=lambda r, states: states - r.state,
         update=lambda c, change, examples: c + change / np.float32(examples),
     )
-    return ClientCorrection(correction, next_state, {"control": control})
+    return ClientCorrection(correction, next_state, {"control": control}, is_pure=True)
 
 
 def dynamic(alpha: float) -> ClientCorrection:
@@ -125,4 +128,4 @@ def dynamic(alpha: float) -> ClientCorrection:
     def next_state(r: LocalRound, delta: Tensor, steps: Tensor) -> Tensor:
         return r.state - alpha * delta
 
-    return ClientCorrection(correction, next_state)
+    return ClientCorrection(correction, next_state, is_pure=True)

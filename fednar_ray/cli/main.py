@@ -16,6 +16,7 @@ from fednar_ray.cli.doctor import doctor
 from fednar_ray.cli.failures import report_failure
 from fednar_ray.cli.init import init
 from fednar_ray.cli.jobs import jobs, logs, stop
+from fednar_ray.cli.output import STARTS_EARLY
 from fednar_ray.cli.predict import predict
 from fednar_ray.cli.report import report
 from fednar_ray.cli.run import run
@@ -76,7 +77,7 @@ def main() -> None:
     logging.getLogger("fednar_ray").setLevel(logging.INFO)
     try:
         sys.path.append(os.getcwd())  # the user's algorithm.function, model.function and data.entry_point may lie here
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, obj=STARTS_EARLY)
     except (Exception, KeyboardInterrupt) as error:
         code = report_failure(error, sys.argv[1:])
         if code is None:

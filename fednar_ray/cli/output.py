@@ -16,6 +16,9 @@ START = "reading the settings"
 IMPORTS = "loading PyTorch and Ray"
 """The stage after ``START``, in which PyTorch, Ray and MLflow are imported."""
 
+STARTS_EARLY = "starts early"
+"""The object of click's context in a process of the ``fednar`` command: Ray may start while PyTorch is imported."""
+
 
 def build_console(*, stderr: bool) -> "Console":
     """Builds the console for progress and tables; ``stderr`` leaves the standard output to JSON."""

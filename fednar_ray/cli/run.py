@@ -22,7 +22,7 @@ from fednar_ray.cli.options import (
     register_option,
     split_arguments,
 )
-from fednar_ray.cli.output import IMPORTS, START, build_console, print_place, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, STARTS_EARLY, build_console, print_place, quiet_libraries
 from fednar_ray.core.client_names import describe_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, Interrupted
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fednar_ray.config import Experiment
+    from fednar_ray.execution.session import RaySession
     from fednar_ray.experiments.placement import ExecutionPlan
     from fednar_ray.experiments.result import Result
     from fednar_ray.experiments.resume import Resumption
@@ -73,25 +74,16 @@ def run(
     experiment, resumption = _find_experiment(arguments, resume, may_change)
     console = build_console(stderr=as_json)
     announce(IMPORTS)
-    quiet_libraries()
-    check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
     from fednar_ray.execution.session import RaySession
-    from fednar_ray.experiments.prepare import prepare
-    from fednar_ray.experiments.run import register as register_model
-    from fednar_ray.experiments.train import train
 
-    started = _Started(None if resumption is None else resumption.ref.directory)
-    with (
-        _hint_at_resume(started),
-        RaySession(address) as session,
-        closing(
-            train(
-                prepared := prepare(experiment, session=session), session, resumption=resumption, on_start=started.note
-            )
-        ) as training,
-        show_progress(console, experiment.federation.rounds) as show,
-    ):
-        result = drain(training, lambda report: show(report.round_index + 1, "", report.metrics, prepared.primary))
+    with RaySession(address) as session:
+        if click.get_current_context().find_root().obj == STARTS_EARLY and experiment.execution.placement != "serial":
+            session.start_early()
+        quiet_libraries()
+        check_registration(register, experiment.tracking.uri if resumption is None else resumption.tracking_uri)
+        result = _train(experiment, resumption, session, console)
+    from fednar_ray.experiments.run import register as register_model
+
     version = None if register is None else register_model(result, register)
     if as_json:
         click.echo(json.dumps({**_summarize(result), "registered_version": version}))
@@ -99,6 +91,26 @@ def run(
     _print_result(console, result)
     if version is not None:
         console.print(f"registered: {register}, version {version}", soft_wrap=True)
+
+
+def _train(
+    experiment: "Experiment", resumption: "Resumption | None", session: "RaySession", console: "Console"
+) -> "Result":
+    """Trains the experiment, and shows a line or a bar per round."""
+    from fednar_ray.experiments.prepare import prepare
+    from fednar_ray.experiments.train import train
+
+    started = _Started(None if resumption is None else resumption.ref.directory)
+    with (
+        _hint_at_resume(started),
+        closing(
+            train(
+                prepared := prepare(experiment, session=session), session, resumption=resumption, on_start=started.note
+            )
+        ) as training,
+        show_progress(console, experiment.federation.rounds) as show,
+    ):
+        return drain(training, lambda report: show(report.round_index + 1, "", report.metrics, prepared.primary))
 
 
 class _Started:

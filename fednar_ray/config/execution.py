@@ -86,7 +86,7 @@ class ExecutionSettings(Settings):
     capacity_timeout_seconds: Annotated[Positive, Example(1800.0)] = 300.0
     """Seconds that a run without a single actor waits for capacity to return."""
     state_memory_bytes: Annotated[Literal["auto"] | Size, Example(4_000_000_000)] = "auto"
-    """Bytes of client states that are held in memory; the others are on disk, in the run directory. auto: a quarter of
+    """Bytes of client states that are held in memory; the others are on disk, in the run directory. auto: a tenth of
     the memory that is free."""
 
     @model_validator(mode="after")

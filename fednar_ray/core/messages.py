@@ -5,7 +5,8 @@ and n the number of evaluated examples.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,15 @@ class ClientMetrics:
     delta_norms: npt.NDArray[np.float64]  # [C] ‖x_i − x_round‖; in an update: times the client's factor
     train_seconds: float  # of the whole group
     exclusions: Mapping[int, Exclusion] = field(default_factory=dict)  # by client id, if the cause is known
+
+    def copy(self) -> "ClientMetrics":
+        """Returns the same metrics in memory of their own.
+
+        Those of an update that Ray returned lie beside its vectors in the object store, and keep all of it there.
+        """
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        copies: dict[str, Any] = {name: value.copy() for name, value in values if isinstance(value, np.ndarray)}
+        return replace(self, **copies)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

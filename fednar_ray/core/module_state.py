@@ -122,6 +122,19 @@ def copy_with_leaf_parameters(model: nn.Module, memo: dict[int, Any] | None = No
     return module
 
 
+def copy_without_values(model: nn.Module) -> nn.Module:
+    """Copies a model for a process that gets the trainable parameters with each message: here all of them are zero.
+
+    They have their shapes, but share one number of memory. TorchScript copies its parameters itself, with their values.
+    """
+    hollow = {
+        id(p): nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape))
+        for p in model.parameters()
+        if p.requires_grad and type(p) is nn.Parameter
+    }
+    return copy_with_leaf_parameters(model, hollow)
+
+
 def _reseed(generators: Sequence[Any], address: np.random.SeedSequence) -> None:
     """Seeds each generator with a separate stream at ``address``."""
     for index, generator in enumerate(generators):

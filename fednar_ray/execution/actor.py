@@ -75,21 +75,28 @@ class TrainingActor:
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Runs the local round of one client group, unless ``measure`` already did."""
-        assert self._trainer is not None
+        trainer = self._get_trainer()
         with exits_as_errors():
-            return self._trainer.train(broadcast, task)
+            return trainer.train(broadcast, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Runs the local round of one client group and returns its metrics alone. The rest is held for ``train``."""
-        assert self._trainer is not None
+        trainer = self._get_trainer()
         with exits_as_errors():
-            return self._trainer.measure(broadcast, task)
+            return trainer.measure(broadcast, task)
 
     def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Scores a block of examples."""
         assert self._scorer is not None
         with exits_as_errors():
             return self._scorer.score(eval_params, task)
+
+    def _get_trainer(self) -> GroupTrainer:
+        """Returns the trainer. The scorer frees its copy of the model meanwhile."""
+        assert self._trainer is not None
+        assert self._scorer is not None
+        self._scorer.forget()
+        return self._trainer
 
     def release(self) -> None:
         """Drops the run's shards and buffers."""

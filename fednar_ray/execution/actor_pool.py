@@ -77,7 +77,7 @@ class ActorPool:
     ) -> "ActorPool":
         """Returns a pool whose actors host any client. The shards lie once in each node's shared memory."""
         session.connect()
-        shared = [ray.put(value) for value in (plan, *federation.load())]
+        shared = [ray.put(value) for value in (plan.without_values(), *federation.load())]
         rest = tuple(warm_up), federation.split_offsets()
 
         def prepare(_: int, actor: Any) -> Any:
@@ -96,7 +96,7 @@ class ActorPool:
     ) -> "ActorPool":
         """Returns a pool of one actor per client. Each gets only its client's shard, or reads it from its file."""
         session.connect()
-        shared, splits = ray.put(plan), ray.put(federation.shared_splits())
+        shared, splits = ray.put(plan.without_values()), ray.put(federation.shared_splits())
 
         def prepare(client_id: int, actor: Any) -> Any:
             return actor.prepare.remote(shared, federation.get_client_data(client_id), splits, (client_id,))

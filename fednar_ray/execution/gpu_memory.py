@@ -5,8 +5,6 @@ The estimate is derived, and has never been measured on a GPU.
 
 from math import floor
 
-import torch
-
 CONTEXT_BYTES = 700_000_000  # the CUDA context of a process, with the work space of cuBLAS and cuDNN
 GROUP_VECTORS = 5  # per client of a group: x, g, v, Δ, and one that is being computed
 STATE_VECTORS = 2  # per client, for stateful client corrections: the client's state and its next one
@@ -69,4 +67,6 @@ def find_smallest_gpu_bytes() -> float | None:
 
 def _measure_own_gpu() -> float | None:
     """Returns the memory of the GPU that this task was given, or None if torch sees none."""
+    import torch  # not at the top: a driver can start Ray before it has imported PyTorch
+
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

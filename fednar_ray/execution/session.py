@@ -8,32 +8,26 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import psutil
 import ray
-import torch
 
 from fednar_ray.core.credentials import check_address
 from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.core.stages import announce
-from fednar_ray.execution.actor import TrainingActor
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
+from fednar_ray.execution.early_start import EarlyStart
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
+from fednar_ray.execution.local_ray import build_local_options, skip_unused_processes
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import build_actor_options
 
 CONNECT_SECONDS = 5.0
 MAX_NAMES = 5  # that are tried for an actor
-LOCAL_OPTIONS: Mapping[str, Any] = {
-    "include_dashboard": False,
-    # up to a megabyte travels within a message (Ray's limit is 100 KB): small models never wait for the object store
-    "_system_config": {"max_direct_call_object_size": 2**20},
-}
-
 Shares = tuple[float, float, str]
 """CPUs, GPUs and strategy of an actor. Idle actors are reused for plans with the same ones."""
 
@@ -69,11 +63,13 @@ class RaySession:
         self._private: PrivateRay | None = None  # of a local Ray
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
+        self._early: EarlyStart | None = None  # until the session is closed
+        self._is_starting = False  # in the background, until ``connect`` waits for it
 
     @property
     def local(self) -> bool:
         """Whether the session would start a local Ray that is not running yet."""
-        return self.address == "local" and not ray.is_initialized()
+        return self.address == "local" and (self._is_starting or not ray.is_initialized())
 
     @property
     def owns_ray(self) -> bool:
@@ -88,26 +84,47 @@ class RaySession:
     ) -> None:
         self.close()
 
+    def start_early(self) -> None:
+        """Starts a local Ray in the background, while this process imports PyTorch and loads the data.
+
+        ``connect`` waits for it, and raises its error. An existing cluster is joined by ``connect`` alone.
+        """
+        if self.local and self._early is None:
+            self._early, self._is_starting = EarlyStart(self._connect), True
+
     def connect(self) -> None:
         """Starts or joins Ray, unless it is connected already.
 
         Raises:
             RayUnavailable: A local Ray does not start, or no cluster answers at the address.
         """
+        if self._early is not None and self._is_starting:
+            announce("starting Ray")
+            try:
+                self._early.wait()
+            except Exception:
+                self._is_starting = False
+                raise
+            self._is_starting = False  # only now: if Ctrl-C ends the wait, ``close`` waits again
+        self._connect()
+
+    def _connect(self) -> None:
         self._forget_ended_ray()
         if ray.is_initialized():
             return
-        announce("starting Ray" if self.address == "local" else f"joining the Ray cluster at {self.address}")
+        if threading.current_thread() is threading.main_thread():
+            announce("starting Ray" if self.address == "local" else f"joining the Ray cluster at {self.address}")
         if self.address not in ("local", "auto"):
             _check_reachable(self.address)
         options: Mapping[str, Any] = {}
         if self.address == "local":
             self._private = PrivateRay()
-            options = {**LOCAL_OPTIONS, "_temp_dir": self._private.temp_dir}
+            options = {**build_local_options(os.cpu_count()), "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with skip_unused_processes() if self.address == "local" else nullcontext():
+                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except BaseException as error:
             self._close_private()
             if not isinstance(error, Exception):
@@ -131,6 +148,8 @@ class RaySession:
     def get_resources(self) -> ClusterResources:
         """Returns what the cluster has in total, or what this machine has if a local Ray is yet to start."""
         if self.local:
+            import torch  # takes seconds, in which Ray can start
+
             return ClusterResources(
                 cpus=float(os.cpu_count() or 1),
                 gpus=float(torch.cuda.device_count()),
@@ -203,6 +222,9 @@ class RaySession:
 
     def close(self) -> None:
         """Ends the actors, and the local Ray if this session started it. Closing again does nothing."""
+        if self._is_starting:
+            with suppress(RayUnavailable):
+                self.connect()
         processes = [] if self._private is None else self._private.list_processes()
         self._forget_ended_ray()
         if ray.is_initialized():
@@ -212,6 +234,9 @@ class RaySession:
                 _silence_ray(False)
                 self._started_here = False
         self._close_private(processes)
+        if self._early is not None:
+            self._early.end()
+            self._early = None
 
     def _close_private(self, processes: Sequence[psutil.Process] = ()) -> None:
         """Removes the files of this session's local Ray, once its processes have ended."""
@@ -228,6 +253,8 @@ def find_address(given: str | None) -> str:
 
 def _start_actor(options: Mapping[str, Any], name: str | None) -> Any:
     """Starts an actor under a name, or under the next free one: the actor that it replaces may not have ended yet."""
+    from fednar_ray.execution.actor import TrainingActor  # imports PyTorch
+
     start = ray.remote(max_restarts=0, **options)(TrainingActor)
     names = [] if name is None else [name, *(f"{name} ({number})" for number in range(2, MAX_NAMES + 1))]
     for each in names:

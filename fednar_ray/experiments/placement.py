@@ -58,7 +58,7 @@ def plan_execution(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
     """Plans placement, group size and actors for the cluster of a session.
 
     If the session's Ray is local, it is started here. The plan is first made with this machine's resources, so that a
-    run that does not fit is refused before Ray starts, and then again with the resources that Ray reports.
+    run that does not fit is refused before Ray is needed, and then again with the resources that Ray reports.
 
     Args:
         prepared: The run.

@@ -55,7 +55,7 @@ class RoundSums:
             self.buffers = _add(self.buffers, update.weighted_buffers)
         for name, change in update.shared_changes.items():
             self.shared_changes[name] = _add(self.shared_changes.get(name), change)
-        self.metrics.append(update.metrics)
+        self.metrics.append(update.metrics.copy())
         if update.rows is not None:
             included = update.metrics.included
             self.rows.append(update.rows if included.all() else update.rows[included])

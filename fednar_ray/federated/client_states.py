@@ -37,14 +37,14 @@ class ClientStates:
 
     Args:
         dimension: d.
-        memory_bytes: The most memory that rows may take before they are written to a file. None: a quarter of the
+        memory_bytes: The most memory that rows may take before they are written to a file. None: a tenth of the
             memory that is free now.
         directory: Where the file lies. None: the system's directory for temporary files.
     """
 
     def __init__(self, dimension: int, memory_bytes: int | None = None, directory: Path | None = None) -> None:
         self._row_bytes = 4 * dimension
-        budget = psutil.virtual_memory().available // 4 if memory_bytes is None else memory_bytes
+        budget = psutil.virtual_memory().available // 10 if memory_bytes is None else memory_bytes
         self._rows_in_memory = budget // self._row_bytes
         self._in_memory = 0  # current and staged
         self._rows: dict[int, StoredRow] = {}

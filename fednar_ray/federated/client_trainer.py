@@ -20,7 +20,7 @@ from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupU
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.threads import use_one_thread
-from fednar_ray.core.transfers import StagingBuffer, on_device
+from fednar_ray.core.transfers import StagingBuffer, as_tensor, is_aligned, on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
 from fednar_ray.federated.addressed_draws import build_keys
@@ -144,7 +144,7 @@ class GroupTrainer:
     def _train_steps(self, broadcast: Broadcast, task: GroupTask, start: float) -> _Trained:
         compiled = self._plan.program is not None
         gradient = self._get_compiled() if compiled else self._get_gradient(len(task.client_ids))
-        global_params = self._global_params.fill(broadcast.parameters)
+        global_params = self._stage_in(self._global_params, broadcast.parameters)
         gradient.params.copy_(global_params)
         if broadcast.buffers is not None:
             load_buffers(gradient.module, broadcast.buffers, self._plan.changed_buffers)
@@ -226,12 +226,22 @@ class GroupTrainer:
     def _stage(self, name: str, vector: FloatVector) -> Tensor:
         if name not in self._shared:
             self._shared[name] = StagingBuffer(self._layout.dimension, self._device)
-        return self._shared[name].fill(vector)
+        return self._stage_in(self._shared[name], vector)
+
+    def _stage_in(self, buffer: StagingBuffer, vector: FloatVector) -> Tensor:
+        """Returns a vector for the client correction: a copy, unless it may lie where it is."""
+        return as_tensor(vector) if self._may_read_in_place(vector) else buffer.fill(vector)
+
+    def _may_read_in_place(self, vector: FloatVector) -> bool:
+        """Returns whether the client correction may read a vector where it lies, such as in Ray's object store."""
+        return self._device.type == "cpu" and self._plan.correction.is_pure and is_aligned(vector)
 
     def _load_states(self, task: GroupTask, global_params: Tensor) -> Tensor:
         """Returns the clients' states [C, d]; [C, 0] if the correction keeps none."""
         if task.states is None:
             return global_params.new_empty(len(task.client_ids), 0)
+        if len(task.states) == 1 and task.states[0] is not None and self._may_read_in_place(task.states[0]):
+            return as_tensor(task.states[0]).view(1, -1)
         states = global_params.new_zeros(len(task.client_ids), len(global_params))
         for row, kept in zip(states, task.states, strict=True):
             if kept is not None:

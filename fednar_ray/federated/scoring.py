@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fednar_ray.config.execution import Precision
 from fednar_ray.core.buffers import copy_buffers, restore_buffers
-from fednar_ray.core.flat_params import load_buffers, load_parameters
+from fednar_ray.core.flat_params import ParameterLayout, load_buffers, trainable
 from fednar_ray.core.messages import EvalParams, Scores, ScoringTask
 from fednar_ray.core.metric_sums import MetricSums
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
-from fednar_ray.core.transfers import on_device
+from fednar_ray.core.transfers import as_tensor, on_device
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.federated.precision import autocast, restore_float32, use_precision
 from fednar_ray.models.tasks import CLASSIFICATION, Task
@@ -59,7 +59,15 @@ class Scorer:
         self._given, self._given_buffers = GivenState(self._model), copy_buffers(self._model)
         self._shards, self._splits, self._device = shards, {**splits, CLIENTS: shards.examples}, device
         self._resident: dict[str, tuple[Tensor, Tensor]] = {}
+        self._layout = ParameterLayout.of(self._model)
         self._loaded: tuple[object, ...] = ()
+        self.forget()
+
+    def forget(self) -> None:
+        """Frees the memory of the parameters, until the next batch is scored."""
+        self._loaded = ()
+        for parameter in trainable(self._model):
+            parameter.data = parameter.data.new_empty(0)
 
     def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Returns the scores of the task's examples, or their sums if the task asks for sums only."""
@@ -97,10 +105,16 @@ class Scorer:
     def _load(self, eval_params: EvalParams) -> None:
         """Loads parameters and buffers, unless they are loaded and no forward pass has written to them."""
         if self._loaded != (eval_params.round_index, *self._iter_versions()):
-            load_parameters(self._model, eval_params.parameters)
+            self._place(as_tensor(eval_params.parameters).to(self._device, copy=True))
             restore_buffers(self._model, self._given_buffers)
             load_buffers(self._model, eval_params.buffers, self._changed_buffers)
             self._loaded = (eval_params.round_index, *self._iter_versions())
+
+    def _place(self, vector: Tensor) -> None:
+        """Makes the trainable parameters views of ``vector`` [d], their only copy here."""
+        values = self._layout.unflatten(vector)
+        for name, parameter in zip(self._layout.names, trainable(self._model), strict=True):
+            parameter.data = values[name]
 
     def _iter_versions(self) -> Iterator[tuple[int, int]]:
         for tensor in chain(self._model.parameters(), self._model.buffers()):

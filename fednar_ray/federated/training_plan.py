@@ -1,13 +1,14 @@
 """What a trainer of client groups needs to know about an experiment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from fednar_ray.algorithms.client_corrections import ClientCorrection
 from fednar_ray.algorithms.regularizers import Regularizer
 from fednar_ray.config.execution import Precision
+from fednar_ray.core.module_state import copy_without_values
 from fednar_ray.core.schedules import Workload
 from fednar_ray.data.batches import GroupShape
 from fednar_ray.models.tasks import CLASSIFICATION, Task
@@ -45,3 +46,7 @@ class TrainingPlan:
     addressed: bool = False
     program: GroupShape | None = None
     precision: Precision = "float32"
+
+    def without_values(self) -> "TrainingPlan":
+        """Returns the plan for another process: each broadcast holds the parameters, so the model needs none."""
+        return replace(self, model=copy_without_values(self.model))

@@ -1,16 +1,14 @@
 """Computes how much the metric depends on each searched key, by Optuna's fANOVA."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import create_trial
+from typing import TYPE_CHECKING, Any
 
 from fednar_ray.report.axes import AxisScale, build_axis_scale, format_searched_value
 from fednar_ray.report.heat_maps import LEAST_TRIALS
 from fednar_ray.tracking.searches import SearchRecord
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 SEED = 0  # of fANOVA's forest, so that a report is reproducible
 
@@ -35,6 +33,10 @@ def compute_importances(record: SearchRecord) -> dict[str, float]:
 
     Source: Hutter et al., "An efficient approach for assessing hyperparameter importance", ICML 2014 (fANOVA).
     """
+    import optuna  # with scikit-learn, which takes a second to import
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.trial import create_trial
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise it logs that it created a study
     scales = _list_varied_scales(record)
     distributions = {
@@ -61,7 +63,9 @@ def _convert_param(scale: AxisScale, value: Any) -> str | float:
     return format_searched_value(value) if scale.categories else float(value)
 
 
-def _build_distribution(scale: AxisScale, values: Sequence[Any]) -> BaseDistribution:
+def _build_distribution(scale: AxisScale, values: Sequence[Any]) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
     if scale.categories:
         return CategoricalDistribution(scale.categories)
     return FloatDistribution(float(min(values)), float(max(values)), log=scale.log)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
 
 from fednar_ray.config import Experiment, dump
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
@@ -90,6 +89,8 @@ def describe_run(history: Sequence[RoundRecord], measure: Measure, facts: RunFac
 
 def _compute_share_interval(share: float, examples: int) -> tuple[float, float]:
     """Computes Wilson's 95 % interval of a share of examples."""
+    from scipy import stats  # takes a second to import
+
     found = stats.binomtest(round(share * examples), examples).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 

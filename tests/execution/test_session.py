@@ -6,6 +6,7 @@ import pytest
 import fednar_ray as fr
 from fednar_ray.config import ExecutionSettings
 from fednar_ray.core.errors import RayUnavailable
+from fednar_ray.execution import private_ray
 from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
 from fednar_ray.execution.session import _check_reachable
 
@@ -13,6 +14,15 @@ from fednar_ray.execution.session import _check_reachable
 def test_an_address_without_a_server_is_refused() -> None:
     with pytest.raises(RayUnavailable, match=r"no Ray answers at 127\.0\.0\.1:1"):
         _check_reachable("127.0.0.1:1")
+
+
+def test_an_early_start_reports_its_failure_where_ray_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_ray, "MAX_PATH_BYTES", 0)  # so that no directory is short enough for Ray's sockets
+    session = fr.RaySession("local")
+    session.start_early()
+    with pytest.raises(fr.RayUnavailable, match="too long for Ray's sockets"):
+        session.connect()
+    session.close()
 
 
 def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:

@@ -106,7 +106,7 @@ def test_only_rows_beyond_the_budget_are_stored_on_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # the file has no name, so no crash leaves it behind
 
 
-def test_without_a_budget_a_quarter_of_the_free_memory_is_used(tmp_path: Path) -> None:
+def test_without_a_budget_a_tenth_of_the_free_memory_is_used(tmp_path: Path) -> None:
     states = ClientStates(D, None, tmp_path)
     states.restore(0, build_row(0), 0)
     assert count_rows_on_disk(tmp_path) == 0
