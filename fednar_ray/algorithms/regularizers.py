@@ -72,6 +72,13 @@ def compute_clip_scale(norm: Tensor, clip_bound: Scalar) -> Tensor:
     return torch.clamp(clip_bound / (norm + TINY), max=1.0)
 
 
+def _add_decay(vectors: Tensor, params: Tensor, weight_decay: Scalar) -> Tensor:
+    """Returns v + λ·x as new vectors [C, d], in one pass over the memory."""
+    if isinstance(weight_decay, Tensor):
+        return torch.addcmul(vectors, params, weight_decay)
+    return torch.add(vectors, params, alpha=weight_decay)
+
+
 def co_clip(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
     """Clips gradient and weight decay together by the norm of their sum (FedNAR).
 
@@ -101,10 +108,10 @@ def co_clip(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scal
         >>> co_clip(grad, params, weight_decay=0.05, clip_bound=2.5).step
         tensor([[ 1.5000, -2.0000]])
     """
-    v = grad + weight_decay * params
+    v = _add_decay(grad, params, weight_decay)
     norm = compute_norms(v)
     scale = compute_clip_scale(norm, clip_bound)
-    return Direction(scale * v, scale, scale * weight_decay, norm)
+    return Direction(v.mul_(scale), scale, scale * weight_decay, norm)
 
 
 def clip_then_decay(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
@@ -115,7 +122,8 @@ def clip_then_decay(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bou
     """
     norm = compute_norms(grad)
     scale = compute_clip_scale(norm, clip_bound)
-    return Direction(scale * grad + weight_decay * params, scale, torch.ones_like(scale) * weight_decay, norm)
+    step = _add_decay(scale * grad, params, weight_decay)
+    return Direction(step, scale, torch.ones_like(scale) * weight_decay, norm)
 
 
 def decay_only(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: Scalar) -> Direction:
@@ -123,7 +131,7 @@ def decay_only(grad: Tensor, params: Tensor, weight_decay: Scalar, clip_bound: S
 
     Arguments and results are those of ``co_clip``; ``clip_bound`` is ignored.
     """
-    v = grad + weight_decay * params
+    v = _add_decay(grad, params, weight_decay)
     norm = compute_norms(v)
     ones = torch.ones_like(norm)
     return Direction(v, ones, ones * weight_decay, norm)
