@@ -62,7 +62,7 @@ class _RunFacts(_TrialFacts):
     tracking_uri: Text
     placement: Literal["serial", "pooled", "dedicated"]
     group_size: Annotated[int, Field(ge=1)]
-    compiled: bool = False
+    compiled: Annotated[bool, Field(strict=True)]
 
 
 def read_run_experiment(checkpoint: Checkpoint) -> Experiment:

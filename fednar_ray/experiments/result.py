@@ -127,7 +127,7 @@ def load_result(start: ResumedRun) -> Result:
         placement=checkpoint.facts["placement"],
         places=(),
         group_size=checkpoint.facts["group_size"],
-        compiled=checkpoint.facts.get("compiled", False),
+        compiled=checkpoint.facts["compiled"],
         resumed_from_round=checkpoint.next_round,
         alerts=find_alerts(
             prepared.experiment,

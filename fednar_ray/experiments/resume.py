@@ -110,7 +110,7 @@ def _build_resumption(
     may_change: Sequence[str],
 ) -> Resumption:
     recorded, facts = read_run_experiment(checkpoint), checkpoint.facts
-    chosen = facts["group_size"], facts.get("compiled", False)
+    chosen = facts["group_size"], facts["compiled"]
     before = fix_execution(recorded, *chosen)
     experiment = before if wanted is None else fix_execution(wanted, *chosen)
     rewrites = _check_changes(before, experiment, checkpoint.next_round, may_change, ref.name)

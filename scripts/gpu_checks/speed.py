@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import workloads as w
 from baselines import build_plain_round
-from gpu_checks.runs import VARIANTS, build_workload_run, measure_rounds, measure_run
+from gpu_checks.runs import build_workload_run, list_variants, measure_rounds, measure_run
 from peak import measure_peak
 from steps import fit_costs, format_costs, iter_measured_steps
 
@@ -103,7 +103,7 @@ def measure_table(table: Table, device: torch.device, left: Callable[[], float])
         row = measure_plain(workload, table.rounds, device, precision)
         yield {"system": f"{PLAIN}, {precision}", "precision": precision, **row}
     for system in table.systems:
-        for variant, settings in VARIANTS.items():
+        for variant, settings in list_variants(device).items():
             execution = {**settings, **system.execution}
             label = ", ".join(filter(None, ("fednar_ray", system.label, variant)))
             precision = execution.get("precision", "float32")

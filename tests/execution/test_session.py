@@ -1,5 +1,7 @@
 """A session leases actors, keeps them warm, and ends everything that it started."""
 
+import json
+
 import psutil
 import pytest
 
@@ -9,6 +11,7 @@ from fednar_ray.core.errors import RayUnavailable
 from fednar_ray.execution import private_ray
 from fednar_ray.execution.capacity import ActorPlan, Footprint, plan_pooled
 from fednar_ray.execution.session import _check_reachable
+from tests.support.cluster_nodes import run_in_own_process
 
 
 def test_an_address_without_a_server_is_refused() -> None:
@@ -16,13 +19,18 @@ def test_an_address_without_a_server_is_refused() -> None:
         _check_reachable("127.0.0.1:1")
 
 
-def test_an_early_start_reports_its_failure_where_ray_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_ray, "MAX_PATH_BYTES", 0)  # so that no directory is short enough for Ray's sockets
+def fail_early() -> None:
+    private_ray.MAX_PATH_BYTES = 0  # so that no directory is short enough for Ray's sockets
     session = fr.RaySession("local")
     session.start_early()
     with pytest.raises(fr.RayUnavailable, match="too long for Ray's sockets"):
         session.connect()
     session.close()
+    print(json.dumps("failed where Ray is needed"))
+
+
+def test_an_early_start_reports_its_failure_where_ray_is_needed(processes: None) -> None:
+    assert run_in_own_process(fail_early) == "failed where Ray is needed"  # this process may have Ray already
 
 
 def test_logical_gpus_are_shared_as_planned(session: fr.RaySession) -> None:

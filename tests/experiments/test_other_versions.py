@@ -101,6 +101,7 @@ FACTS = {
     "tracking_uri": "facts.tracking_uri",
     "placement": "facts.placement",
     "group_size": "facts.group_size",
+    "compiled": "facts.compiled",
     "server": "facts.server",
 }
 ARRAYS = {
