@@ -121,13 +121,14 @@ class ResidentShards:
         starts = np.zeros(index.shape[1], dtype=np.int64)
         starts[: len(client_ids)] = self._shards.rows(client_ids)[0]
         absolute = np.where(real, index, 0) + starts[:, None]
-        weights = real / np.maximum(real.sum(axis=-1, keepdims=True), 1)
+        counts = real.sum(axis=-1)
+        shares = (1 / np.maximum(counts, 1)).astype(np.float32)
         return BatchPlan(
             self._x,
             self._y,
             on_device(absolute, self._device),
-            on_device(weights.astype(np.float32), self._device),
-            real.sum(axis=-1),
+            on_device(real * shares[:, :, None], self._device),
+            counts,
             self._shards.transform,
         )
 

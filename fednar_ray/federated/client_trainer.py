@@ -164,22 +164,22 @@ class GroupTrainer:
         self._apply_attacks(task.client_ids, delta)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None
-        norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-        included = torch.isfinite(norms) & torch.isfinite(sums.loss)
+        norms = torch.linalg.vector_norm(delta, dim=-1).cpu().numpy().astype(np.float64)
+        included = np.isfinite(norms) & np.isfinite(sums.loss)
         exclusion = find_buffer_exclusion(gradient.module, changed)
         if exclusion is not None:
-            included = torch.zeros_like(included)
+            included = np.zeros_like(included)
         metrics = ClientMetrics(
             client_ids=task.client_ids,
-            included=included.view(-1).cpu().numpy(),
+            included=included,
             examples=examples,
             steps=steps,
-            clipped_steps=_to_numpy(sums.clipped).astype(np.int64),
-            effective_weight_decay=_to_numpy(sums.decay) / steps,
-            step_norms=_to_numpy(sums.norm) / steps,
-            norm_points=summarize_norms(sums.norms.T.cpu().numpy().astype(np.float64), steps),
-            losses=_to_numpy(sums.loss) / steps,
-            delta_norms=_to_numpy(norms),
+            clipped_steps=sums.clipped.astype(np.int64),
+            effective_weight_decay=sums.decay / steps,
+            step_norms=sums.norm / steps,
+            norm_points=summarize_norms(sums.norms, steps),
+            losses=sums.loss / steps,
+            delta_norms=norms,
             train_seconds=time.perf_counter() - start,
             exclusions={} if exclusion is None else dict.fromkeys(task.client_ids, exclusion),
         )
@@ -294,10 +294,6 @@ class GroupTrainer:
             name: (examples @ vector.change(trained.local_round, states)).cpu().numpy()
             for name, vector in self._plan.correction.shared.items()
         }
-
-
-def _to_numpy(values: Tensor) -> npt.NDArray[np.float64]:
-    return values.view(-1).cpu().numpy().astype(np.float64)
 
 
 def _weight_buffers(buffers: BufferVector, metrics: ClientMetrics, weight: float) -> BufferVector:

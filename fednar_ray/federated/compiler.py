@@ -101,7 +101,11 @@ def _compile(graph: fx.GraphModule, arguments: Sequence[Tensor], open_rows: froz
 
 
 def _load(path: Path) -> Program:
-    from torch._inductor import aoti_load_package
+    try:  # what ``aoti_load_package`` opens, without importing torch's compiler for seconds
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
+    except (AttributeError, TypeError):
+        from torch._inductor import aoti_load_package
 
-    program: Program = aoti_load_package(str(path), run_single_threaded=True).loader.run
+        loader = aoti_load_package(str(path), run_single_threaded=True).loader
+    program: Program = loader.run
     return program

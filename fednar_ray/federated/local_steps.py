@@ -14,28 +14,31 @@ from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.gradients import Gradient
 from fednar_ray.federated.training_plan import TrainingPlan
 
+FloatArray = npt.NDArray[np.float64]
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class StepSums:
-    """Sums over a group's local steps, one number per client, [C, 1] each."""
+    """Sums over a group's local steps, one number per client, [C] each."""
 
-    loss: Tensor
-    clipped: Tensor
-    decay: Tensor
-    norm: Tensor
-    norms: Tensor  # [K, C] of every step; those after a client's last step mean nothing
+    loss: FloatArray
+    clipped: FloatArray
+    decay: FloatArray
+    norm: FloatArray
+    norms: FloatArray  # [C, K] of every step; those after a client's last step mean nothing
 
     @classmethod
     def of(cls, statistics: Tensor, steps: npt.NDArray[np.int64]) -> "StepSums":
-        """Sums over each client's own steps.
+        """Sums over each client's own steps, in float64.
 
         Args:
             statistics: Loss, whether the step was clipped (0 or 1), effective decay and norm of each step, [K, 4, C].
             steps: K_i of each client, [C].
         """
-        active = on_device(np.arange(len(statistics))[:, None] < steps, statistics.device)
-        loss, clipped, decay, norm = statistics.where(active.unsqueeze(1), 0.0).sum(dim=0).unsqueeze(-1)
-        return cls(loss, clipped, decay, norm, statistics[:, 3])
+        values = statistics.cpu().numpy().astype(np.float64)
+        active = np.arange(len(values))[:, None] < steps
+        loss, clipped, decay, norm = np.where(active[:, None], values, 0.0).sum(axis=0)
+        return cls(loss, clipped, decay, norm, values[:, 3].T)
 
 
 def take_local_steps(

@@ -125,6 +125,8 @@ def _is_viewable(node: fx.Node, value: Tensor) -> bool:
 def _overwrite_dead_inputs(graph: fx.Graph) -> None:
     """Lets additions and ReLUs write into an input that nothing else reads. Fewer megabytes keep the cache warm."""
     for node in graph.nodes:
+        if node.target is aten.threshold_backward.default and _is_free(node.args[0]):
+            node.target, node.kwargs = aten.threshold_backward.grad_input, {"grad_input": node.args[0]}
         if node.target not in IN_PLACE or len(node.kwargs) > 0:
             continue
         inputs = [each for each in node.args if isinstance(each, fx.Node)]
