@@ -118,7 +118,7 @@ def is_compiling_worthwhile(
 ) -> bool:
     """Returns whether compiling the local step is shorter than what it saves, for ``compile: auto``.
 
-    Only models without convolutions gain much: a step's convolutions take as long when they are compiled.
+    Models with convolutions are left out until what they gain is measured; ``compile: on`` compiles them, too.
 
     Args:
         traits: What is known about the model.
