@@ -120,13 +120,11 @@ class GroupTrainer:
             torch.cuda.manual_seed(seed)
 
     def _train(self, broadcast: Broadcast, task: GroupTask) -> _Trained:
-        """Trains a group.
-
-        Random numbers that have no address of their own come from generators whose address is the group's first client.
-        """
+        """Trains a group. Random numbers without an address come from generators seeded at its first client's."""
         start = time.perf_counter()
-        if self._plan.program is not None:
-            return self._train_steps(broadcast, task, start)  # nothing in a compiled step draws from a generator
+        if self._plan.program is not None:  # nothing in a compiled step draws from a generator
+            with use_precision(self._plan.precision, self._device):
+                return self._train_steps(broadcast, task, start)
         where = {"round_index": broadcast.round_index, "client_id": task.client_ids[0]}
         address = seed_sequence(self._plan.seed, Purpose.LAYERS, **where)
         with torch.random.fork_rng(devices=self._list_generator_devices()), seed_global_generators(address):

@@ -25,7 +25,7 @@ OPTIONS: Mapping[str, Any] = {
     "aot_inductor.compile_wrapper_opt_level": "O0",  # compiled in half the time; the kernels are optimized as always
 }
 FORMAT = 1
-"""Changes when a program of the same graph is to be compiled anew."""
+"""Part of every file's name. Raise it to have programs compiled anew, for example when ``OPTIONS`` change."""
 
 Program = Callable[[list[Tensor]], list[Tensor]]
 """Takes the tensors of a traced function in order, and returns the function's results."""

@@ -20,8 +20,6 @@ StepFunction = Callable[[Tensors], Tensor]
 
 SHARED, CONSTANT = "shared.", "constant."
 """Prefixes of the names of a correction's shared vectors, and of the model's frozen parameters and buffers."""
-STATISTICS = ("loss", "clipped", "decay", "norm")
-"""The rows of what a step function returns."""
 
 
 def list_constants(module: nn.Module) -> dict[str, Tensor]:
@@ -42,7 +40,7 @@ def build_step_function(
         transform: How inputs are normalized and augmented.
 
     Returns:
-        A function that overwrites ``params`` and returns the step's ``STATISTICS`` of each client, [4, C]. It takes
+        A function that overwrites ``params`` and returns what ``StepSums.of`` reads of each client, [4, C]. It takes
         these tensors by name: ``params`` [C, d]; ``x`` [N, …] and ``y`` [N], the examples of all clients; ``index`` and
         ``weights`` [C, B]; ``rate``, ``weight_decay`` and ``clip_bound`` [C, 1]; ``global_params`` [d]; ``state``
         [C, d] or [C, 0]; where there are any, ``moves`` [C, B, 3], ``keys`` [C, 1], the shared vectors [d], and the

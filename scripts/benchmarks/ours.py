@@ -36,15 +36,7 @@ def build_experiment(
     """Builds the workload's experiment; pooled on two actors, unless ``execution`` says otherwise."""
     return fr.Experiment.model_validate(
         {
-            "federation": {
-                "rounds": rounds,
-                "clients_per_round": workload.sampled,
-                "local_steps": workload.steps,
-                "batch_size": workload.batch,
-            },
-            "algorithm": {"name": algorithm, "local_lr": w.LR},
-            "regularizer": {"name": regularizer},
-            "evaluation": {"every": rounds},
+            **w.build_sections(workload, rounds, algorithm, regularizer),
             "execution": {"placement": "pooled", "actors": 2} | execution,
         }
     )

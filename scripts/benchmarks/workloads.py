@@ -51,6 +51,21 @@ WORKLOADS = {
 }
 
 
+def build_sections(workload: Workload, rounds: int, algorithm: str, regularizer: str) -> dict[str, dict[str, object]]:
+    """Builds the sections of fednar_ray's experiment for a workload. Only the last round is evaluated."""
+    return {
+        "federation": {
+            "rounds": rounds,
+            "clients_per_round": workload.sampled,
+            "local_steps": workload.steps,
+            "batch_size": workload.batch,
+        },
+        "algorithm": {"name": algorithm, "local_lr": LR},
+        "regularizer": {"name": regularizer},
+        "evaluation": {"every": rounds},
+    }
+
+
 def parse_arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Parses the command line that all systems share."""
     parser = parser or argparse.ArgumentParser(description=description)

@@ -66,17 +66,7 @@ def build_workload_run(
     """Builds the run of a workload. Only the last round is evaluated, on ten examples."""
     clients = w.Clients(workload, None)
     federation = Federation([clients[i] for i in range(workload.clients)], test=tuple(p[:10] for p in clients[0]))
-    sections = {
-        "federation": {
-            "rounds": rounds,
-            "clients_per_round": workload.sampled,
-            "local_steps": workload.steps,
-            "batch_size": workload.batch,
-        },
-        "algorithm": {"name": algorithm, "local_lr": w.LR},
-        "regularizer": {"name": regularizer},
-        "evaluation": {"every": rounds},
-    }
+    sections = w.build_sections(workload, rounds, algorithm, regularizer)
     return build_run(sections, federation, w.build_model(workload.model), device, **execution)
 
 
@@ -113,7 +103,7 @@ class Meter:
         self._watch: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Meter":
-        """Starts measuring."""
+        """Resets a GPU's peak memory, and starts to watch its utilization."""
         if self._gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()

@@ -49,7 +49,7 @@ class Case:
     vectorize: int
 
     def build_run(self, device: torch.device, **execution: Any) -> Run:
-        """Builds the run."""
+        """Builds the case's run of a few rounds on a device, with settings of the section ``execution``."""
         rng = np.random.default_rng(0)
         x = rng.random((CLIENTS, 16, *self.shape), dtype=np.float32)
         y = rng.integers(10, size=(CLIENTS, 16))

@@ -26,7 +26,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(self.text)
 
     def log_message(self, *_: object) -> None:
-        """Prints nothing."""
+        """Keeps the server from printing a line per request."""
 
 
 @contextmanager
