@@ -337,6 +337,7 @@ def test_a_job_that_loses_and_regains_a_node_gives_the_bytes_of_a_serial_run(
     nodes.kill(SECOND)
     nodes.join(THIRD)
     wait_for(lambda: exists(f"on-{THIRD}"), "training on the third node")
+    wait_for(lambda: nodes.is_dead(SECOND), "the head to miss the second node")
     (tmp_path / "hold").unlink()
     out, err = job.communicate(timeout=PATIENCE_SECONDS)
     nodes.kill(THIRD)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Cluster:
     dashboard: str
     metrics_port: int  # of the head's Prometheus metrics
     nodes: dict[str, ForkedProcess] = field(default_factory=dict)  # by IP address
+    ids: dict[str, str] = field(default_factory=dict)  # of the newest node at an IP address
 
     def start_head(self, *options: str) -> None:
         """Starts the head, with one CPU."""
@@ -96,10 +98,11 @@ class Cluster:
         folder = tempfile.mkdtemp(dir=self.folder)
         place = (f"--node-ip-address={ip}", f"--temp-dir={folder}", "--object-store-memory=100000000")
         words = ("start", *options, *common, *place, f"--dashboard-agent-listen-port={find_free_port(ip)}")
-        own = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": secrets.token_hex(28)}  # forked processes draw the same random one
+        self.ids[ip] = secrets.token_hex(28)  # forked processes draw the same random one
         self.nodes[ip] = ForkedProcess(
-            run_command_of_ray, words, cwd=self.folder, env={**self.environment, **own}, start_new_session=True
-        )
+            run_command_of_ray, words, cwd=self.folder, start_new_session=True,
+            env={**self.environment, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": self.ids[ip]},
+        )  # fmt: skip
         return self.nodes[ip]
 
     def kill(self, ip: str) -> None:
@@ -112,6 +115,14 @@ class Cluster:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
         process.close()
+
+    def is_dead(self, ip: str) -> bool:
+        """Whether the head has declared a node dead, which takes some missed health checks."""
+        request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
+        request.add_header("Authorization", f"Bearer {self.environment['RAY_AUTH_TOKEN']}")
+        with urllib.request.urlopen(request) as answer:
+            nodes = [node["raylet"] for node in json.load(answer)["data"]["summary"]]
+        return any((node["nodeId"], node["state"]) == (self.ids[ip], "DEAD") for node in nodes)
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of ours with the token."""
