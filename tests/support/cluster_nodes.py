@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 
 from tests.support.forked_workers import get_executable
 from tests.support.processes import ForkedProcess, finish, run_command_of_ray, start_fednar
@@ -118,10 +118,9 @@ class Cluster:
 
     def is_dead(self, ip: str) -> bool:
         """Whether the head has declared a node dead, which takes some missed health checks."""
-        request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
-        request.add_header("Authorization", f"Bearer {self.environment['RAY_AUTH_TOKEN']}")
-        with urllib.request.urlopen(request) as answer:
-            nodes = [node["raylet"] for node in json.load(answer)["data"]["summary"]]
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        answer = requests.get(f"{self.dashboard}/nodes?view=summary", headers=token, timeout=60)
+        nodes = [node["raylet"] for node in answer.json()["data"]["summary"]]
         return any((node["nodeId"], node["state"]) == (self.ids[ip], "DEAD") for node in nodes)
 
     def fednar(self, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
