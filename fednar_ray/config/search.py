@@ -89,6 +89,11 @@ class Domain(Settings):
         return low, high - 1 if self.kind == "randint" else high
 
 
+def _read_switch(value: object) -> object:
+    """Reads what YAML makes of a bare ``on`` or ``off``."""
+    return {True: AUTO, False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _name_own_metrics(experiment: Experiment) -> tuple[str, ...]:
     return tuple(f"validation_{name}" for name in experiment.evaluation.own_metrics)
 
@@ -144,6 +149,9 @@ class SearchSettings(Settings):
     """The seed of the points that are drawn from the space, below 2^32."""
     concurrent: Annotated[Literal["auto"] | Count, Example(4)] = "auto"
     """Number of trials that run at the same time. auto: as many as fit."""
+    pack: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_read_switch), Example(8)] = "auto"
+    """Number of trials that one process trains together, as one matrix. auto: as many as fill it, if the clients of a
+    trial train as one matrix; not for ``hyperband`` and ``pbt``. off: one trial per process."""
     retries: Annotated[Size, Example(3)] = 1
     """How often a trial that crashed is retried."""
     points: Annotated[tuple[dict[str, Any], ...], Example(({"regularizer.clip_bound": 1.1},))] = ()
