@@ -59,6 +59,7 @@ class Proposals:
             self._earlier[build_values_key(entry.initial_values)].append((trial_id, entry))
         self._algorithm = _build_algorithm(search, table, [entry for _, entry in entries], trainable)
         self._proposed = 0
+        self._waiting: list[Row] = []
         self._waiting = self._repeat(len(entries))
 
     @property
@@ -68,12 +69,14 @@ class Proposals:
 
     def propose(self) -> Row | None:
         """Returns the next trial; None if there is none."""
-        return self._waiting.pop(0) if self._waiting else self._draw()
+        if self._waiting:
+            return self._waiting.pop(0)
+        return self._draw() if self.left else None
 
     def _repeat(self, entries: int) -> list[Row]:
         """Draws until all trials of the table are found again, and returns those that are still to be trained."""
         rows: list[Row] = []
-        while entries and self._proposed < self._algorithm.total_samples:
+        while entries and self.left:
             row = self._draw()
             if row is None or row.checkpoints:
                 entries -= 1
@@ -81,7 +84,7 @@ class Proposals:
         return rows
 
     def _draw(self) -> Row | None:
-        """Draws one proposal; None if it has ended before, or if there is none."""
+        """Draws one proposal; None if it has ended before, or if there is none after all."""
         self._proposed += 1
         proposed = self._algorithm.next_trial()
         if proposed is None:
