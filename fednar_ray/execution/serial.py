@@ -29,21 +29,37 @@ from fednar_ray.execution.failure_policy import (
 )
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
+from fednar_ray.federated.training_plan import TrainingPlan
 
 Trained = TypeVar("Trained", GroupUpdate, ClientMetrics)
 
 
 class SerialPool:
-    """Trains and scores in the driver's process, on its CPU, without Ray."""
+    """Trains and scores in the driver's process, on its CPU, without Ray.
+
+    Args:
+        trainer: The trainer, which other pools may use in between, with plans of their own.
+        plan: The plan of this pool.
+        scorer: Scores the model.
+        policy: Decides what follows a failure.
+        warm_up: The clients that are trained to warm up.
+    """
 
     def __init__(
-        self, trainer: GroupTrainer, scorer: Scorer, policy: FailurePolicy, warm_up: tuple[int, ...] = ()
+        self,
+        trainer: GroupTrainer,
+        plan: TrainingPlan,
+        scorer: Scorer,
+        policy: FailurePolicy,
+        warm_up: tuple[int, ...] = (),
     ) -> None:
-        self._trainer, self._scorer, self._policy, self._warm_up = trainer, scorer, policy, warm_up
+        self._trainer, self._plan = trainer, plan
+        self._scorer, self._policy, self._warm_up = scorer, policy, warm_up
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Warms up, so that the first round takes no longer than the others. Does nothing if ``first`` is true."""
         if not first:
+            self._trainer.adopt(self._plan)
             self._trainer.warm_up(self._warm_up)
 
     def list_actors(self) -> list[ActorInfo]:
@@ -79,6 +95,7 @@ class SerialPool:
     def _run(
         self, method: Callable[[Broadcast, GroupTask], Trained], broadcast: Broadcast, tasks: Sequence[GroupTask]
     ) -> Iterator[Trained | ClientsLost]:
+        self._trainer.adopt(self._plan)
         failures = RoundFailures(self._policy, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
         for task in tasks:
             yield from _run_with_retries(lambda task: method(broadcast, task), task, failures, attempts=0)

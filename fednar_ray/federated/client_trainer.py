@@ -67,6 +67,8 @@ class GroupTrainer:
 
     def adopt(self, plan: TrainingPlan) -> None:
         """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
+        if plan is self._plan:
+            return
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
         if plan.precision != self._plan.precision:
             self._gradients.clear()

@@ -62,8 +62,11 @@ def train_alone(table: TrialTable) -> list[tuple[str, str, list[dict[str, float]
 
 
 def test_trials_of_packs_record_what_single_trials_record(store: Store) -> None:
+    """Also if their settings differ in more than numbers, and two of them share data and model in their process."""
+    kinds = {"regularizer.name": {"choice": ["fednar", "none"]}, "algorithm.name": {"choice": ["fedavg", "scaffold"]}}
     table = create_packed_table(store, pack=2)
-    with open_packs(build_packed_search(5), table, store) as packs:
+    space = {RATE: {"uniform": [0.01, 0.2]}, **kinds}
+    with open_packs(build_packed_search(5, space=space), table, store) as packs:
         packs.finish()
         assert not packs.packs.has_trials_left
     assert [(name, status) for name, status, _ in list_metrics(table)] == [
