@@ -40,7 +40,6 @@ from fednar_ray.tuning.trial_table import TrialTable
 
 PACKED_TRIAL = "packed-trial"  # the search algorithm of a packed search wants a registered name; Tune does not run it
 ENVIRONMENT: Mapping[str, str] = {
-    "TUNE_WARN_THRESHOLD_S": "10",  # Tune warns of slow callbacks after half a second; one report of a pack has many rows
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own log files: MLflow and the journals have their contents
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # otherwise Tune prints a banner at every verbosity
