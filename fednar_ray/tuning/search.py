@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from fednar_ray.config import Document, SearchSettings
+from fednar_ray.config import Document, Experiment, SearchSettings
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.stages import announce
@@ -67,7 +67,7 @@ def start_search(
             session.connect()  # a local Ray starts while the store is opened
             store, experiment_id = opening.result()
         packing = decide_packing(document.search, resources.matrix, resources.concurrent, psutil.virtual_memory().total)
-        if packing.reason is not None:
+        if packing.reason is not None and document.search.pack != "off":
             log.info("each process trains one trial at a time: %s", packing.reason)
         table = create_search(document, store, experiment_id, points, packing.width)
         return _Search(document, table, store, session, resources, show, given).run(points, register)
@@ -93,13 +93,20 @@ def resume_search(
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
-        resources = plan_resources(document.experiment, session, given)
+        resources = plan_resources(_keep_in_process(document.experiment, table), session, given)
         document = check_trials(document, session, given)
         store = Store(table.tracking_uri)
         store.check()
         session.connect()
         add_parent_run(table, store)
         return _Search(document, table, store, session, resources, show, given, resume=True).run((), register)
+
+
+def _keep_in_process(experiment: Experiment, table: TrialTable) -> Experiment:
+    """Keeps the trials of a packed search in their processes, even if it is resumed where there is a GPU."""
+    if table.pack == 1:
+        return experiment
+    return experiment.model_copy(update={"execution": experiment.execution.model_copy(update={"placement": "serial"})})
 
 
 class _Search:
