@@ -86,7 +86,10 @@ class Packs:
 
     def record(self, controller: Any, pack: Trial, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Records the reports of a pack's trials, and lets the trials end that are done or that the scheduler stops."""
-        rows = self._rows[pack.trial_id]
+        with self._recorder.save_once():
+            self._record(controller, self._rows[pack.trial_id], reports)
+
+    def _record(self, controller: Any, rows: dict[str, Row], reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         reported = [(rows[trial_id], report) for trial_id, report in reports if trial_id in rows]
         results = [(row.trial, self._select(report)) for row, report in reported]
         ended = judge_together(self._scheduler, controller, results, self._known)
@@ -105,11 +108,12 @@ class Packs:
     def fill(self, controller: Any, pack: Trial) -> list[Assignment]:
         """Lets new trials take the places of those that have ended, and returns what the pack trains from now on."""
         rows = self._rows[pack.trial_id]
-        while self._recorder.ended_early is None and self._has_room(rows):
-            row = self._take(controller)
-            if row is None:
-                break
-            rows[row.trial.trial_id] = row
+        with self._recorder.save_once():
+            while self._recorder.ended_early is None and self._has_room(rows):
+                row = self._take(controller)
+                if row is None:
+                    break
+                rows[row.trial.trial_id] = row
         return [self._assign(row) for row in rows.values()]
 
     def _has_room(self, rows: Mapping[str, Row]) -> bool:

@@ -1,6 +1,7 @@
 """Records Tune's events in the trial table, the trials' journals and MLflow; only the driver's process writes."""
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -48,6 +49,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._trials, self._rounds = trials, plan.build_experiment({}).federation.rounds
         self._runs = TrialRuns(table, store, plan)
         self._stop_rules = StopRules(plan.search, table)
+        self._deferred: dict[Callable[[], None], None] | None = None  # within ``save_once``: what is to be called
 
     def __enter__(self) -> "Recorder":
         self._resources = ExitStack()
@@ -66,6 +68,26 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def ended_early(self) -> str | None:
         """The stop rule that ended the search; None if none did."""
         return self._stop_rules.met
+
+    @contextmanager
+    def save_once(self) -> Iterator[None]:
+        """Writes the table and ASHA's rungs once at the end of the block, in which many trials may start and report."""
+        self._deferred = {}
+        try:
+            yield
+        finally:
+            deferred, self._deferred = self._deferred, None
+            for save in deferred:
+                save()
+
+    def _save(self, save: Callable[[], None]) -> None:
+        if self._deferred is None:
+            save()
+        else:
+            self._deferred[save] = None
+
+    def _save_rungs(self) -> None:
+        save_scheduler(self._scheduler, self._table.files.scheduler)
 
     # Tune's events
 
@@ -94,9 +116,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._runs.log_rounds(trial.trial_id, report.lines)
         if report.done:
             entry.status = self._determine_status(entry)
-            self._table.save()
+            self._save(self._table.save)
         if isinstance(self._scheduler, AsyncHyperBandScheduler):  # Tune does not restore ASHA's rungs by itself
-            save_scheduler(self._scheduler, self._table.files.scheduler)
+            self._save(self._save_rungs)
         self._show_status(None)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -153,14 +175,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def _add_entry(self, trial: Trial) -> TrialEntry:
         entry = TrialEntry(name=f"trial-{len(self._table.trials):04d}", values=to_plain_values(trial.config))
         self._table.trials[trial.trial_id] = entry
-        self._table.save()
+        self._save(self._table.save)
         return entry
 
     def _end(self, trial: Trial, entry: TrialEntry) -> None:
         self._stop_rules.count_ended_trial(entry)
         if trial.trial_id in self._runs:
             self._runs.close(trial.trial_id)
-        self._table.save()
+        self._save(self._table.save)
         self._show_status(entry)
 
     def _show_status(self, ended: TrialEntry | None) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class TrialEntry:
     compiled: bool | None = None
     lineage: Lineage | None = None
     ended: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry as ``search.json`` has it."""
+        lineage = None if self.lineage is None else asdict(self.lineage)
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "lineage": lineage}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "TrialEntry":
@@ -139,7 +144,11 @@ class TrialTable:
         replace_file(self.files.trial_table, self._to_json())
 
     def _to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """Returns the table as JSON with one line per trial, since it is written after each event of a search."""
+        about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "trials"}
+        lines = (f"  {json.dumps(key)}: {json.dumps(entry.to_json())}" for key, entry in self.trials.items())
+        joined = ",\n".join(lines)
+        return f'{json.dumps(about, indent=1)[:-2]},\n "trials": {{\n{joined}\n }}\n}}'
 
     @classmethod
     def load(cls, name: str) -> "TrialTable":
