@@ -16,7 +16,7 @@ from fednar_ray.core.errors import is_of_memory
 from fednar_ray.tuning.judging import judge_together
 from fednar_ray.tuning.pack import Assignment
 from fednar_ray.tuning.proposals import Proposals, Row
-from fednar_ray.tuning.recorder import Recorder, get_crash_message
+from fednar_ray.tuning.recorder import Recorder, get_crash_message, read_error
 from fednar_ray.tuning.trial_report import ROUNDS_KEY
 from fednar_ray.tuning.trial_table import TrialTable
 
@@ -69,7 +69,7 @@ class Packs:
         rows = self._rows.setdefault(pack.trial_id, {})
         for row in rows.values():
             row.checkpoints = True
-        error = pack.get_pickled_error() if rows else None
+        error = read_error(pack) if rows else None
         if error is not None and is_of_memory(error) and len(rows) > 1:
             self._width = self._halve(rows)
             log.warning("a pack ran out of memory; from now on packs have at most %d trials", self._width)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from ray import tune
+from ray.cloudpickle import load as unpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
@@ -200,6 +202,17 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
 def get_crash_message(trial: Trial) -> str:
     """Returns the last line of a crashed trial's error."""
-    error = trial.get_pickled_error()
+    error = read_error(trial)
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return lines[-1][:FAILURE_CHARACTERS] if lines else "it crashed"
+
+
+def read_error(trial: Trial) -> BaseException | None:
+    """Reads what a trial or pack has crashed with; None if it has not, or if the error cannot be read."""
+    if trial.run_metadata.pickled_error_filename is None:
+        return None
+    try:  # Tune copies the file to its storage only after it has told of the crash
+        with Path(trial.pickled_error_file).open("rb") as file:
+            return cast(BaseException, unpickle(file))
+    except Exception:  # noqa: BLE001 - a pickle raises any kind
+        return None

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
@@ -34,6 +35,16 @@ def step(pack: PackTrainable, metric: str = "validation_accuracy") -> dict[str, 
     return {trial_id: TrialReport.from_tune(report, metric) for trial_id, report in pack.step()[REPORTS_KEY]}
 
 
+class LocalPack(Trial):
+    """A pack that Tune does not know, whose errors are written to a directory as Tune writes them."""
+
+    directory = ""
+
+    @property
+    def local_path(self) -> str:
+        return self.directory
+
+
 class LocalPacks:
     """The packs of a search with one pack at a time, which is trained here. Its methods are Tune's events."""
 
@@ -51,8 +62,14 @@ class LocalPacks:
 
     def start(self) -> None:
         """Starts a pack in a new process, as Tune does after the last pack has ended."""
-        self.trial = Trial("pack", stub=True)
+        self.trial = LocalPack("pack", stub=True)
+        self.trial.directory = str(self.directory.parent)
         self.restart()
+
+    def crash(self, error: Exception) -> None:
+        """Ends the process of the pack by an error."""
+        traceback = f"Traceback (most recent call last):\n{type(error).__name__}: {error}"
+        self.trial.handle_error(RayTaskError("step", traceback, error).as_instanceof_cause())
 
     def restart(self) -> None:
         """Starts a new process for the pack, as Tune does after a crash."""

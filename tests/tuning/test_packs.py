@@ -108,6 +108,7 @@ def test_a_pack_that_crashes_is_split_until_the_trial_that_harms_the_others_is_a
         while packs.assigned or packs.packs.has_trials_left:
             if any(each.trial_id == harmful for each in packs.assigned):  # each pack with it crashes
                 sizes.append(len(packs.assigned))
+                packs.crash(ValueError("this trial cannot be trained"))
                 packs.packs.lose(packs.trial)
                 packs.start()
             elif packs.assigned:
@@ -116,17 +117,10 @@ def test_a_pack_that_crashes_is_split_until_the_trial_that_harms_the_others_is_a
                 packs.start()
     assert sizes == [4, 2, 1]
     failed = table.trials[harmful]
-    assert (failed.status, failed.failure) == (FAILED, "it crashed")
+    assert (failed.status, failed.failure) == (FAILED, "ValueError: this trial cannot be trained")
     others = [each for each in list_metrics(table) if each[0] != failed.name]
     assert others == [each for each in train_alone(table) if each[0] != failed.name]
     assert len(others) == 4
-
-
-class OutOfMemory(Trial):
-    """A pack whose last process ran out of memory."""
-
-    def get_pickled_error(self) -> Exception:
-        return MemoryError("no memory is left")
 
 
 def test_a_pack_that_runs_out_of_memory_is_halved_and_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,11 +128,10 @@ def test_a_pack_that_runs_out_of_memory_is_halved_and_says_so(store: Store, capl
     with open_packs(build_packed_search(6), table, store) as packs:
         packs.step()
         four = [each.trial_id for each in packs.assigned]
-        packs.trial.__class__ = OutOfMemory
+        packs.crash(MemoryError("no memory is left"))
         packs.restart()
         assert [each.trial_id for each in packs.assigned] == four[:2]
         assert all(each.checkpoints for each in packs.assigned)
-        packs.trial.__class__ = Trial
         sizes = []
         packs.finish(lambda number: sizes.append(len(packs.assigned)))
     assert "from now on packs have at most 2 trials" in caplog.text
