@@ -39,12 +39,13 @@ class SerialPool:
     def __init__(
         self, trainer: GroupTrainer, scorer: Scorer, policy: FailurePolicy, warm_up: tuple[int, ...] = ()
     ) -> None:
-        self._trainer, self._scorer, self._policy, self._warm_up = trainer, scorer, policy, warm_up
+        self.trainer = trainer
+        self._scorer, self._policy, self._warm_up = scorer, policy, warm_up
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Warms up, so that the first round takes no longer than the others. Does nothing if ``first`` is true."""
         if not first:
-            self._trainer.warm_up(self._warm_up)
+            self.trainer.warm_up(self._warm_up)
 
     def list_actors(self) -> list[ActorInfo]:
         """Returns an empty list, since there are no actors."""
@@ -52,11 +53,11 @@ class SerialPool:
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """Yields the updates of ``tasks``, in their order."""
-        return self._run(self._trainer.train, broadcast, tasks)
+        return self._run(self.trainer.train, broadcast, tasks)
 
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """Yields the metrics of ``tasks``, in their order."""
-        return self._run(self._trainer.measure, broadcast, tasks)
+        return self._run(self.trainer.measure, broadcast, tasks)
 
     def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order.

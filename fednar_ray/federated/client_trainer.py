@@ -4,7 +4,9 @@ The same class runs in the driver's process and inside an actor, so a client gro
 """
 
 import time
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +31,7 @@ from fednar_ray.federated.addressed_draws import build_keys
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
 from fednar_ray.federated.group_update import Trained, build_update
-from fednar_ray.federated.local_steps import StepSums, take_local_steps
+from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
 from fednar_ray.federated.precision import use_precision
 from fednar_ray.federated.training_plan import TrainingPlan
 
@@ -65,14 +67,49 @@ class GroupTrainer:
         self._compiled: CompiledSteps | None = None
         self._held: dict[tuple[int, tuple[int, ...]], Trained] = {}
 
-    def adopt(self, plan: TrainingPlan) -> None:
-        """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
+    def share(self, plan: TrainingPlan) -> "GroupTrainer":
+        """Returns a trainer for another plan of the same model. Both use the same data and traced programs."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
+        other = copy(self)
+        other._plan, other._compiled, other._held = plan, None, {}
+        other._global_params, other._shared = StagingBuffer(self._layout.dimension, self._device), {}
         if plan.precision != self._plan.precision:
-            self._gradients.clear()
-        self._plan = plan
-        self._compiled = None  # its program contains the correction and the regularizer
-        self._held.clear()
+            other._gradients = {}
+        return other
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The settings that are the same in every round."""
+        return self._plan
+
+    @property
+    def device(self) -> torch.device:
+        """Where clients are trained."""
+        return self._device
+
+    @property
+    def constant_buffers(self) -> Mapping[str, Tensor]:
+        """The buffers that training must not change, by name."""
+        return self._constant_buffers
+
+    @property
+    def matrix_key(self) -> Hashable:
+        """Equal for trainers whose clients can be rows of one matrix; None if they must train by themselves."""
+        plan = self._plan
+        if plan.program is not None or plan.changed_buffers:
+            return None
+        return id(plan.model), id(plan.task), id(self._shards), plan.regularizer, plan.precision
+
+    def build_gradient(self, rows: int) -> GroupGradient:
+        """Builds the gradient of ``rows`` clients. The trainer does not keep it."""
+        plan = self._plan
+        return GroupGradient(plan.model, self._layout, plan.task, self._device, rows, plan.precision)
+
+    def compute_first_gradient(self, group: StartedGroup) -> tuple[Tensor, Tensor]:
+        """Returns gradients [C, d] and losses [C] of a group's first step, as its own training computes them."""
+        gradient = self._get_gradient(len(group.steps))
+        gradient.params.copy_(group.local_round.global_params)
+        return gradient(group.batches, 0)
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
         """Computes one gradient and drops it, because a process's first gradient takes over a second.
@@ -164,7 +201,9 @@ class GroupTrainer:
         else:
             if task.verify and isinstance(gradient, GroupGradient):
                 gradient.verify(batches, 0)
-            sums = take_local_steps(self._plan, gradient, batches, steps, group.local_round, scalars)
+            correct = self._plan.correction.correction(group.local_round)
+            regularizer, own = self._plan.regularizer, RowScalars.of(scalars)
+            sums = StepSums.of(take_local_steps(regularizer, gradient, batches, steps, correct, own), steps)
         check_unchanged(gradient.module, self._constant_buffers)
         # in place: the next client group loads its own parameters
         delta = gradient.params[: len(steps)].sub_(group.local_round.global_params)
@@ -250,11 +289,11 @@ class GroupTrainer:
 
     def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient:
         if group_size not in self._gradients:
-            single, group = SingleGradient, GroupGradient
-            plan = (self._plan.model, self._layout, self._plan.task, self._device)
-            precision = self._plan.precision
+            plan = self._plan
             self._gradients[group_size] = (
-                single(*plan, precision) if group_size == 1 else group(*plan, group_size, precision)
+                SingleGradient(plan.model, self._layout, plan.task, self._device, plan.precision)
+                if group_size == 1
+                else self.build_gradient(group_size)
             )
         return self._gradients[group_size]
 
