@@ -25,6 +25,7 @@ from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_table import FAILED, FINISHED, RUNNING, STOPPED, TrialEntry, TrialTable
+from fednar_ray.tuning.trial_training import TrialTraining
 from tests.support.processes import ForkedProcess, finish, start_fednar
 from tests.support.searches import (
     IGNORED_WARNINGS,
@@ -201,12 +202,12 @@ TRIALS = 3
 class CountedTrial(FederatedTrial):
     """Writes every trained round to a file, in whichever process it is trained."""
 
-    def _train_some_rounds(self) -> str | None:
-        before = self._federations[0].rounds
-        result = super()._train_some_rounds()
+    def _train_some_rounds(self, training: TrialTraining) -> None:
+        (federation,) = training.federations
+        before = federation.rounds
+        super()._train_some_rounds(training)
         with (Path(self._plan.raw["data"]["directory"]) / "trained").open("a") as file:
-            file.writelines(f"{t}\n" for t in range(before, self._federations[0].rounds))
-        return result
+            file.writelines(f"{t}\n" for t in range(before, federation.rounds))
 
 
 def build_folder_search(folder: str) -> Document:

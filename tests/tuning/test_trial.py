@@ -99,7 +99,7 @@ def test_a_recorded_trial_returns_its_result_and_trains_nothing() -> None:
     result = again.step()
     assert (result["validation_accuracy"], result["rounds"], result["done"]) == (0.5, 2, True)
     assert result["lines"] == ("{}",)
-    assert not again._federations
+    assert again._training is None
     assert other.step()["rounds"] == 1
     assert again.reset_config({RATE: 0.07})  # the process is reused for another trial
     assert again.step()["rounds"] == 1
