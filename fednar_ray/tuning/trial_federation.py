@@ -14,12 +14,15 @@ from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
-from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
+from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_plan, train_rounds
 from fednar_ray.experiments.placement import ExecutionPlan, SerialTrainer, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared, adapt
+from fednar_ray.federated.client_trainer import GroupTrainer
+from fednar_ray.federated.collection import RoundStart, start_round
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
 from fednar_ray.tuning.trial_callbacks import TRIAL_SPLITS, TrialCallbacks
@@ -63,6 +66,7 @@ class TrialFederation:
 
     def _resume(self, state: FederationState) -> None:
         self._state = state
+        self._round_plan = build_round_plan(self._prepared, self._execution)
         self._reports: Iterator[RoundReport] = train_rounds(
             self._prepared, self._execution, self._pool, state, splits=TRIAL_SPLITS
         )
@@ -79,6 +83,12 @@ class TrialFederation:
         except BaseException as error:
             self._callbacks.close(error)
             raise
+
+    def start_next_round(self) -> tuple[GroupTrainer, RoundStart] | None:
+        """Returns the next round, and who trains it; None if actors do."""
+        if not isinstance(self._pool, SerialPool):
+            return None
+        return self._pool.trainer, start_round(self._round_plan, self._state)
 
     @property
     def ended(self) -> str | None:
@@ -106,6 +116,8 @@ class TrialFederation:
         self.experiment = change_settings(saved, self.experiment, checkpoint.next_round)
         self._prepared = adapt(self._prepared, self.experiment)
         self.records = [parse_line(line) for line in checkpoint.history]
+        if isinstance(self._pool, SerialPool):
+            self._pool.trainer.drop_held()
         self._end_callbacks()  # others are told about the rounds of the checkpoint
         start = build_initial_state(self._prepared)
         check_fits(checkpoint, start.now, str(directory))
