@@ -212,8 +212,14 @@ class GroupTrainer:
         exclusion = find_buffer_exclusion(gradient.module, changed)
         return self.finish(group, delta, sums, time.perf_counter() - start, buffers, exclusion)
 
-    def start(self, broadcast: Broadcast, task: GroupTask) -> StartedGroup:
-        """Returns what the local steps of a client group start from. The next ``start`` overwrites its vectors."""
+    def start(self, broadcast: Broadcast, task: GroupTask, batches: BatchPlan | None = None) -> StartedGroup:
+        """Returns what the local steps of a client group start from. The next ``start`` overwrites its vectors.
+
+        Args:
+            broadcast: The round.
+            task: The group.
+            batches: Its batches, if another trainer of the same seed and workload has planned them already.
+        """
         global_params = self._stage_in(self._global_params, broadcast.parameters)
         examples = self._shards.sizes(task.client_ids)
         steps = self._plan.workload.steps(examples)
@@ -223,7 +229,7 @@ class GroupTrainer:
             examples=examples,
             steps=steps,
             local_round=self._build_local_round(broadcast, task, global_params),
-            batches=self._plan_batches(task.client_ids, steps, broadcast.round_index),
+            batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index),
         )
 
     def finish(

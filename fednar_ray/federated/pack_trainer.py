@@ -166,12 +166,19 @@ class PackTrainer:
 
 
 def _start_groups(rounds: Sequence[tuple[GroupTrainer, RoundStart]]) -> Iterator[_Group]:
-    """Yields the groups of the rounds. Clients that train alone are left out: their runs use plain autograd."""
+    """Yields the groups of the rounds. Clients that train alone are left out: their runs use plain autograd.
+
+    The batches of a group are planned once for all trials that have them in common.
+    """
+    planned: dict[Hashable, BatchPlan] = {}
     for trainer, round_ in rounds:
-        if trainer.matrix_key is not None:
-            for task in round_.tasks:
-                if len(task.client_ids) > 1:
-                    yield _Group(trainer, trainer.start(round_.broadcast, task), round_.broadcast.round_index)
+        plan, index = trainer.plan, round_.broadcast.round_index
+        for task in round_.tasks if trainer.matrix_key is not None else ():
+            if len(task.client_ids) > 1:
+                key = trainer.matrix_key, plan.seed, plan.workload, index, task.client_ids
+                start = trainer.start(round_.broadcast, task, planned.get(key))
+                planned[key] = start.batches
+                yield _Group(trainer, start, index)
 
 
 def _find_spans(groups: Sequence[_Group]) -> list[slice]:

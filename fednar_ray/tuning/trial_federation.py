@@ -13,6 +13,7 @@ from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.serial import SerialPool
 from fednar_ray.execution.session import RaySession
@@ -58,6 +59,11 @@ class TrialFederation:
     def rounds(self) -> int:
         """Number of rounds that are trained."""
         return self._state.now.next_round
+
+    @property
+    def parameters(self) -> FloatVector:
+        """The parameters after the last round, [d]."""
+        return self._state.now.server.parameters
 
     @property
     def execution(self) -> ExecutionPlan:
