@@ -84,7 +84,7 @@ def plan_execution(prepared: Prepared, session: "RaySession") -> ExecutionPlan:
 def plan_in_this_process(prepared: Prepared, device: torch.device) -> ExecutionPlan:
     """Plans a run whose clients train in this process, on ``device``."""
     gpu = device.type == "cuda"
-    plan = ExecutionPlan(placement="serial", group_size=_resolve_group_size(prepared, gpu=gpu), actors=None)
+    plan = ExecutionPlan(placement="serial", group_size=resolve_group_size(prepared, gpu=gpu), actors=None)
     return _with_compilation(prepared, plan, gpu=gpu, session=None)
 
 
@@ -101,7 +101,7 @@ def _plan_on_cluster(prepared: Prepared, session: "RaySession") -> ExecutionPlan
     gpu = gpu or (settings.autoscale and settings.gpus_per_actor not in ("auto", 0))  # the first GPU is yet to join
     if settings.precision == "tf32" and not gpu:
         raise ConfigError(("execution.precision: tf32 needs a GPU, and there is none; use float32 or bfloat16",))
-    group_size = 1 if settings.placement == "dedicated" else _resolve_group_size(prepared, gpu)
+    group_size = 1 if settings.placement == "dedicated" else resolve_group_size(prepared, gpu)
     needs = _compute_footprint(prepared, group_size)
     if gpu and settings.gpus_per_actor == "auto" and not session.local:
         cluster = replace(cluster, gpu_memory_bytes=session.get_gpu_memory_bytes())
@@ -130,7 +130,7 @@ def _find_largest_batch(prepared: Prepared) -> int:
     return min(prepared.experiment.federation.batch_size, int(prepared.federation.shards.sizes.max()))
 
 
-def _resolve_group_size(prepared: Prepared, gpu: bool) -> int:
+def resolve_group_size(prepared: Prepared, gpu: bool) -> int:
     """Returns the group size that the settings give, or chooses one for ``vectorize: auto``."""
     wanted = prepared.experiment.execution.vectorize
     if prepared.traits.alone_because is not None or prepared.experiment.execution.silos is not None:

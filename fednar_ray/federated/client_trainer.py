@@ -66,6 +66,7 @@ class GroupTrainer:
         self._gradients: dict[int, SingleGradient | GroupGradient] = {}
         self._compiled: CompiledSteps | None = None
         self._held: dict[tuple[int, tuple[int, ...]], Trained] = {}
+        self._seconds_ahead = 0.0
 
     def share(self, plan: TrainingPlan) -> "GroupTrainer":
         """Returns a trainer for another plan of the same model. Both use the same data and traced programs."""
@@ -154,9 +155,20 @@ class GroupTrainer:
             held = replace(trained, delta=trained.delta.clone())
             self._held[round_index, trained.metrics.client_ids] = held
 
+    def hold_ahead(self, round_index: int, trained: Trained) -> None:
+        """Keeps a client group that was trained before its round asked for it."""
+        self.hold(round_index, trained)
+        self._seconds_ahead += trained.metrics.train_seconds
+
+    def take_seconds_ahead(self) -> float:
+        """Returns the time that groups took before their round asked for them, since the last call."""
+        seconds, self._seconds_ahead = self._seconds_ahead, 0.0
+        return seconds
+
     def drop_held(self) -> None:
         """Drops all client groups that are held for ``train``."""
         self._held.clear()
+        self._seconds_ahead = 0.0
 
     def _list_generator_devices(self) -> list[torch.device]:
         """Returns the devices, besides the CPU, whose random generators training uses."""

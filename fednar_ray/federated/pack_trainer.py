@@ -32,6 +32,8 @@ log = logging.getLogger("fednar_ray")
 
 MATRIX_ROWS = 80
 """Rows of a full matrix. On a CPU a row costs least at 40 to 160 rows of a small model (docs/performance.md)."""
+MATRIX_BYTES = 2**25
+"""The most memory that the parameters of a matrix take. The rows of a large model gain nothing from company."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class PackTrainer:
         """
         with use_one_thread(), torch.no_grad():
             for groups in self._form_matrices(_start_groups(rounds)):
-                if self._refused is None:
+                if self._refused is None and len(groups) > 1:
                     self._train_or_leave(groups)
 
     def _form_matrices(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:
@@ -86,11 +88,15 @@ class PackTrainer:
         for same in alike.values():
             matrix: list[_Group] = []
             for group in sorted(same, key=lambda group: -group.max_steps):
-                if matrix and sum(each.rows for each in matrix) + group.rows > self._rows:
+                if matrix and sum(each.rows for each in matrix) + group.rows > self._count_rows(group):
                     yield matrix
                     matrix = []
                 matrix.append(group)
             yield matrix
+
+    def _count_rows(self, group: _Group) -> int:
+        """Returns how many rows a full matrix has, for a group's model."""
+        return max(group.rows, min(self._rows, MATRIX_BYTES // (4 * group.start.local_round.global_params.numel())))
 
     def _train_or_leave(self, groups: list[_Group]) -> None:
         """Trains groups as one matrix. If that fails, the trials train them, and meet the error if it is theirs."""
@@ -132,11 +138,11 @@ class PackTrainer:
             delta = gradient.params[span].sub_(group.start.local_round.global_params)
             sums = StepSums.of(statistics[: group.max_steps, :, span], group.start.steps)
             trained = group.trainer.finish(group.start, delta, sums, seconds * group.rows)
-            group.trainer.hold(group.round_index, trained)
+            group.trainer.hold_ahead(group.round_index, trained)
 
     def _find_gradient(self, groups: list[_Group]) -> GroupGradient:
         """Returns the gradient of a matrix that has room for the groups: a full one, half of one, a quarter, …"""
-        wanted, height = sum(group.rows for group in groups), max(self._rows, groups[0].rows)
+        wanted, height = sum(group.rows for group in groups), self._count_rows(max(groups, key=lambda g: g.rows))
         while height // 2 >= wanted:
             height //= 2
         key = groups[0].key, height

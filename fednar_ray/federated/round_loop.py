@@ -61,6 +61,7 @@ def _run_round(
     start = start_round(plan, state)
     scalars, selection = start.scalars, start.selection
     sums = train_clients(plan, pool, state, start, phases)
+    phases.add_ahead(pool.take_seconds_ahead())
     if selection.returned:
         _check_enough(plan, index, selection, sums)
         aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
