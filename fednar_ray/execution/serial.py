@@ -76,7 +76,7 @@ class SerialPool:
 
     def take_seconds_ahead(self) -> float:
         """Returns the time that clients took before their round asked for them, since the last call."""
-        return self.trainer.take_seconds_ahead()
+        return self.trainer.held.take_seconds_ahead()
 
     def close(self) -> None:
         """Does nothing, since the pool holds nothing that must be released."""

@@ -31,7 +31,7 @@ class PackMember:
         """Says what the member trains from now on. A member with actors of its own is never trained ahead."""
         self._position = (pool.trainer, plan, state) if isinstance(pool, SerialPool) else None
         if self._position is not None:
-            self._position[0].drop_held()
+            self._position[0].held.clear()
 
     def start_next_round(self) -> tuple[GroupTrainer, RoundStart] | None:
         """Returns the member's trainer and its next round; None before it has entered, and after its last round."""

@@ -18,25 +18,24 @@ from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
+from fednar_ray.core.flat_params import BufferVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.threads import use_one_thread
-from fednar_ray.core.transfers import StagingBuffer, as_tensor, is_aligned, on_device
+from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
 from fednar_ray.federated.addressed_draws import build_keys
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
 from fednar_ray.federated.group_update import Trained, build_update
+from fednar_ray.federated.held_groups import HeldGroups
 from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
 from fednar_ray.federated.precision import use_precision
+from fednar_ray.federated.round_vectors import RoundVectors
 from fednar_ray.federated.training_plan import TrainingPlan
-
-HELD_BYTES = 2**30
-"""Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +58,25 @@ class GroupTrainer:
         self._layout = ParameterLayout.of(plan.model)
         self._device = device
         self._shards = ResidentShards(shards, device)
-        self._global_params = StagingBuffer(self._layout.dimension, device)
-        self._shared: dict[str, StagingBuffer] = {}
+        self._vectors = self._build_vectors()
         constant = (item for item in plan.model.named_buffers() if item[0] not in plan.changed_buffers)
         self._constant_buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in constant}
         self._gradients: dict[int, SingleGradient | GroupGradient] = {}
         self._compiled: CompiledSteps | None = None
-        self._held: dict[tuple[int, tuple[int, ...]], Trained] = {}
-        self._seconds_ahead = 0.0
+        self.held = HeldGroups()
 
     def share(self, plan: TrainingPlan) -> "GroupTrainer":
         """Returns a trainer for another plan of the same model. Both use the same data and traced programs."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
         other = copy(self)
-        other._plan, other._compiled, other._held = plan, None, {}
-        other._global_params, other._shared = StagingBuffer(self._layout.dimension, self._device), {}
+        other._plan, other._compiled, other.held = plan, None, HeldGroups()
+        other._vectors = other._build_vectors()
         if plan.precision != self._plan.precision:
             other._gradients = {}
         return other
+
+    def _build_vectors(self) -> RoundVectors:
+        return RoundVectors(self._layout.dimension, self._device, in_place=self._plan.correction.is_pure)
 
     @property
     def plan(self) -> TrainingPlan:
@@ -132,43 +132,20 @@ class GroupTrainer:
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
-        held = self._held.pop((broadcast.round_index, task.client_ids), None)
+        held = self.held.take(broadcast.round_index, task.client_ids)
         with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
             trained = self._train(broadcast, task) if held is None else held
             return build_update(self._plan, trained, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Trains one client group and returns its metrics. The rest is held for ``train`` while there is memory."""
-        held = self._held.get((broadcast.round_index, task.client_ids))
+        held = self.held.find(broadcast.round_index, task.client_ids)
         if held is not None:
             return held.metrics
         with use_one_thread(), torch.no_grad():
             trained = self._train(broadcast, task)
-            self.hold(broadcast.round_index, trained)
+            self.held.add(broadcast.round_index, trained)
         return trained.metrics
-
-    def hold(self, round_index: int, trained: Trained) -> None:
-        """Keeps a client group for ``train``, while there is memory. Groups of other rounds are dropped."""
-        self._held = {key: held for key, held in self._held.items() if key[0] == round_index}
-        if sum(held.nbytes for held in self._held.values()) + trained.nbytes <= HELD_BYTES:
-            # a copy: the next client group trains in the same memory
-            held = replace(trained, delta=trained.delta.clone())
-            self._held[round_index, trained.metrics.client_ids] = held
-
-    def hold_ahead(self, round_index: int, trained: Trained) -> None:
-        """Keeps a client group that was trained before its round asked for it."""
-        self.hold(round_index, trained)
-        self._seconds_ahead += trained.metrics.train_seconds
-
-    def take_seconds_ahead(self) -> float:
-        """Returns the time that groups took before their round asked for them, since the last call."""
-        seconds, self._seconds_ahead = self._seconds_ahead, 0.0
-        return seconds
-
-    def drop_held(self) -> None:
-        """Drops all client groups that are held for ``train``."""
-        self._held.clear()
-        self._seconds_ahead = 0.0
 
     def _list_generator_devices(self) -> list[torch.device]:
         """Returns the devices, besides the CPU, whose random generators training uses."""
@@ -232,7 +209,6 @@ class GroupTrainer:
             task: The group.
             batches: Its batches, if another trainer of the same seed and workload has planned them already.
         """
-        global_params = self._stage_in(self._global_params, broadcast.parameters)
         examples = self._shards.sizes(task.client_ids)
         steps = self._plan.workload.steps(examples)
         return StartedGroup(
@@ -240,7 +216,7 @@ class GroupTrainer:
             scalars=broadcast.scalars,
             examples=examples,
             steps=steps,
-            local_round=self._build_local_round(broadcast, task, global_params),
+            local_round=self._vectors.load(broadcast, task),
             batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index),
         )
 
@@ -314,36 +290,3 @@ class GroupTrainer:
                 else self.build_gradient(group_size)
             )
         return self._gradients[group_size]
-
-    def _build_local_round(self, broadcast: Broadcast, task: GroupTask, global_params: Tensor) -> LocalRound:
-        return LocalRound(
-            global_params=global_params,
-            shared={name: self._stage(name, vector) for name, vector in broadcast.shared.items()},
-            state=self._load_states(task, global_params),
-            local_lr=broadcast.scalars.local_lr,
-        )
-
-    def _stage(self, name: str, vector: FloatVector) -> Tensor:
-        if name not in self._shared:
-            self._shared[name] = StagingBuffer(self._layout.dimension, self._device)
-        return self._stage_in(self._shared[name], vector)
-
-    def _stage_in(self, buffer: StagingBuffer, vector: FloatVector) -> Tensor:
-        """Returns a vector for the client correction: a copy, unless it may lie where it is."""
-        return as_tensor(vector) if self._may_read_in_place(vector) else buffer.fill(vector)
-
-    def _may_read_in_place(self, vector: FloatVector) -> bool:
-        """Returns whether the client correction may read a vector where it lies, such as in Ray's object store."""
-        return self._device.type == "cpu" and self._plan.correction.is_pure and is_aligned(vector)
-
-    def _load_states(self, task: GroupTask, global_params: Tensor) -> Tensor:
-        """Returns the clients' states [C, d]; [C, 0] if the correction keeps none."""
-        if task.states is None:
-            return global_params.new_empty(len(task.client_ids), 0)
-        if len(task.states) == 1 and task.states[0] is not None and self._may_read_in_place(task.states[0]):
-            return as_tensor(task.states[0]).view(1, -1)
-        states = global_params.new_zeros(len(task.client_ids), len(global_params))
-        for row, kept in zip(states, task.states, strict=True):
-            if kept is not None:
-                row.copy_(on_device(kept, self._device))
-        return states

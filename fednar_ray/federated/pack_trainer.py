@@ -138,7 +138,7 @@ class PackTrainer:
             delta = gradient.params[span].sub_(group.start.local_round.global_params)
             sums = StepSums.of(statistics[: group.max_steps, :, span], group.start.steps)
             trained = group.trainer.finish(group.start, delta, sums, seconds * group.rows)
-            group.trainer.hold_ahead(group.round_index, trained)
+            group.trainer.held.add_ahead(group.round_index, trained)
 
     def _find_gradient(self, groups: list[_Group]) -> GroupGradient:
         """Returns the gradient of a matrix that has room for the groups: a full one, half of one, a quarter, …"""
