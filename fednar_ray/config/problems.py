@@ -5,7 +5,7 @@ Everything that is wrong with an experiment is collected and reported at once.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, ValidationError
@@ -33,22 +33,31 @@ def convert_errors(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> li
     """Rewords pydantic's errors, one per place. Those of unknown keys suggest a known key."""
     details: dict[tuple[str | int, ...], InitErrorDetails] = {}
     for entry in errors[:LIMIT_PROBLEMS]:
-        place = _strip_union_branch(entry["loc"])
+        place = _strip_union_branch(entry["loc"], model)
         if place != entry["loc"] or place not in details:
             details.setdefault(place, _convert_error({**entry, "loc": place}, entry["loc"] != place, model))
     within = {place[:-1] for place in details if place and isinstance(place[-1], int)}
     return [detail for place, detail in details.items() if place not in within]
 
 
-def _strip_union_branch(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def _strip_union_branch(place: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str | int, ...]:
     """Returns a place without the branch of a union, which pydantic appends."""
+    field = model.model_fields.get(str(place[0])) if len(place) == 2 else None
+    if field is not None and _takes_auto(field.annotation):
+        return place[:1]
     return place[:2] if len(place) > 2 and place[0] == "execution" and place[1] != "silos" else place
+
+
+def _takes_auto(annotation: Any) -> bool:
+    """Returns whether a key takes ``auto`` or a number."""
+    return any(get_origin(part) is Literal and "auto" in get_args(part) for part in get_args(annotation))
 
 
 def _convert_error(entry: Any, union: bool, model: type[BaseModel]) -> InitErrorDetails:
     if union:
         kind = "a number not below 0" if entry["loc"][-1] == "gpus_per_actor" else "a whole number from 1"
-        return build_problem(entry["loc"], entry["input"], f"should be auto or {kind}")
+        words = "auto, off" if entry["loc"][-1] == "pack" else "auto"
+        return build_problem(entry["loc"], entry["input"], f"should be {words} or {kind}")
     text = entry["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if entry["type"] == "extra_forbidden":
         text = "unknown key" + suggest(str(entry["loc"][-1]), _list_known_keys(model, entry["loc"][:-1]))

@@ -1,6 +1,8 @@
 """Creates a search on disk and in MLflow: either completely or not at all."""
 
 import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 from fednar_ray.config import Document, load_document, yaml_text
@@ -10,16 +12,26 @@ from fednar_ray.tracking.store import Store
 from fednar_ray.tuning.trial_table import TrialTable
 
 
-def create_search(document: Document, store: Store, experiment_id: str) -> TrialTable:
+def create_search(
+    document: Document, store: Store, experiment_id: str, points: Sequence[Mapping[str, Any]] = (), pack: int = 1
+) -> TrialTable:
     """Creates a search: first its directory, then its parent run in MLflow.
 
     A process that is killed on the way leaves either no search or one that can be resumed.
+
+    Args:
+        document: The search.
+        store: The MLflow store.
+        experiment_id: The MLflow experiment of its runs.
+        points: Values to try before all others.
+        pack: Number of trials that one process trains together.
 
     Raises:
         TrackingUnavailable: MLflow does not answer. No directory is left behind.
     """
     name = get_search_name(document)
     table = TrialTable(name=name, tracking_uri=store.uri, experiment_id=experiment_id, search_id=uuid4().hex)
+    table.pack, table.points = pack, [dict(point) for point in points]
     table.create(_to_yaml(document))
     try:
         add_parent_run(table, store)

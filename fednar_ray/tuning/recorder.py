@@ -109,10 +109,19 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Records that a trial has crashed more often than ``search.retries`` allows."""
+        self.record_crash(trial, get_crash_message(trial))
+
+    def record_crash(self, trial: Trial, message: str) -> None:
+        """Records that a trial has failed since its process crashed.
+
+        Args:
+            trial: The trial.
+            message: What it crashed with.
+        """
         if trial.trial_id not in self._table.trials:
             self._open(trial)
         entry = self._table.trials[trial.trial_id]
-        entry.status, entry.failure = FAILED, _get_crash_message(trial)
+        entry.status, entry.failure = FAILED, message
         self._end(trial, entry)
 
     # Their effects
@@ -167,7 +176,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         )
 
 
-def _get_crash_message(trial: Trial) -> str:
+def get_crash_message(trial: Trial) -> str:
     """Returns the last line of a crashed trial's error."""
     error = trial.get_pickled_error()
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]

@@ -54,7 +54,7 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
     not trained again, even if Tune's state says otherwise.
     """
     if search.scheduler.name != "pbt":  # only the table knows the values that its trials had in each round
-        _finish_complete_trials(table, search, rounds)
+        finish_complete_trials(table, search, rounds)
     statuses = _load_tune_statuses(tune)
     if statuses is None and tune.exists():
         log.warning(
@@ -74,7 +74,7 @@ def recover(table: TrialTable, search: SearchSettings, rounds: int, tune: Path) 
     return Recovery(resumes_tune=bool(known), recorded=recorded, lost=lost)
 
 
-def _finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: int) -> None:
+def finish_complete_trials(table: TrialTable, search: SearchSettings, rounds: int) -> None:
     """Sets trials to FINISHED whose journals have all rounds: the driver was killed before it wrote the table."""
     for entry in table.trials.values():
         if entry.status != RUNNING:

@@ -11,10 +11,29 @@ from fednar_ray.core.errors import CapacityError, ConfigError
 from fednar_ray.execution.capacity import reserve
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
-from fednar_ray.experiments.placement import plan_execution
+from fednar_ray.experiments.placement import plan_execution, resolve_group_size
+from fednar_ray.experiments.prepare import Prepared
 
+VECTORS_PER_CLIENT = 8  # copies of the parameters that a row of the matrix takes: x, g, v, Δ and what is on its way
 Bundle = Mapping[str, float]
 """CPUs and GPUs that Ray reserves on one node, by ``CPU`` and ``GPU``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialMatrix:
+    """The clients that one federation of a trial trains in its process.
+
+    Attributes:
+        clients: Number of clients per round.
+        group_size: Number of clients that are trained as one matrix.
+        client_bytes: Memory that a client takes while it is trained, at most.
+        alone_because: Why clients must be trained one by one; None if they need not.
+    """
+
+    clients: int
+    group_size: int
+    client_bytes: float
+    alone_because: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +44,13 @@ class TrialResources:
         execution: The execution section of every trial.
         bundles: What Ray reserves for the trial's own process, then for each of its actors.
         concurrent: Number of trials that fit on the cluster at a time.
+        matrix: What a trial trains in its own process; None if it has actors.
     """
 
     execution: Mapping[str, Any]
     bundles: tuple[Bundle, ...]
     concurrent: int
+    matrix: TrialMatrix | None
 
     @property
     def factory(self) -> PlacementGroupFactory:
@@ -53,20 +74,33 @@ def plan_resources(experiment: Experiment, session: RaySession, given: Given = N
     gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     on_cpu = not gpu and settings.precision != "tf32"  # which is refused without a GPU, as for a run
     serial = settings.placement == "serial" or (settings.placement == "auto" and on_cpu and settings.actors == "auto")
-    execution, bundles = (_plan_serial if serial else _plan_actors)(experiment, session, given)
+    if serial:
+        execution, bundles, matrix = _plan_serial(experiment, given)
+    else:
+        (execution, bundles), matrix = _plan_actors(experiment, session, given), None
     nodes = _list_nodes(session)
     concurrent = count_fitting_trials(bundles, nodes)
     if not concurrent:
         raise CapacityError(_describe_misfit(bundles, nodes))
-    return TrialResources(execution=execution.model_dump(exclude_none=True), bundles=bundles, concurrent=concurrent)
+    return TrialResources(
+        execution=execution.model_dump(exclude_none=True), bundles=bundles, concurrent=concurrent, matrix=matrix
+    )
 
 
-def _plan_serial(
-    experiment: Experiment, session: RaySession, given: Given
-) -> tuple[ExecutionSettings, tuple[Bundle, ...]]:
+def _plan_serial(experiment: Experiment, given: Given) -> tuple[ExecutionSettings, tuple[Bundle, ...], TrialMatrix]:
     execution = experiment.execution.model_copy(update={"placement": "serial"})
-    given.prepare(experiment.model_copy(update={"execution": execution}))
-    return execution, ({"CPU": execution.cpus_per_actor},)
+    prepared = given.prepare(experiment.model_copy(update={"execution": execution}))
+    return execution, ({"CPU": execution.cpus_per_actor},), _measure_matrix(prepared)
+
+
+def _measure_matrix(prepared: Prepared) -> TrialMatrix:
+    batch, traits = prepared.experiment.federation.batch_size, prepared.traits
+    return TrialMatrix(
+        clients=prepared.clients_per_round,
+        group_size=resolve_group_size(prepared, gpu=False),
+        client_bytes=VECTORS_PER_CLIENT * prepared.model_bytes + 2 * batch * traits.activation_bytes,
+        alone_because=traits.alone_because,
+    )
 
 
 def _plan_actors(

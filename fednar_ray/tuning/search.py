@@ -1,10 +1,13 @@
 """Runs a search: from its file, over its trials, to its best experiment."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fednar_ray.config import Document, SearchSettings
+import psutil
+
+from fednar_ray.config import Document, Experiment, SearchSettings
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.core.stages import announce
@@ -19,6 +22,7 @@ from fednar_ray.tracking.tracker import RunTracker
 from fednar_ray.tuning.checking import check_trials
 from fednar_ray.tuning.creation import add_parent_run, create_search, get_search_name, load_search_document
 from fednar_ray.tuning.final_runs import FinalTraining, warn_if_different
+from fednar_ray.tuning.packing import decide_packing
 from fednar_ray.tuning.resources import TrialResources, plan_resources
 from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_log import log_best, log_inputs, log_order, log_outputs
@@ -28,6 +32,8 @@ from fednar_ray.tuning.strategy import count_trials
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable, check_name_is_free
 from fednar_ray.tuning.tune_run import run_trials
+
+log = logging.getLogger("fednar_ray")
 
 BEST_SO_FAR = "best_so_far"  # the search's metric of the best finished trial, over the number of ended trials
 
@@ -60,7 +66,10 @@ def start_search(
             opening = background.submit(open_store, document.experiment)
             session.connect()  # a local Ray starts while the store is opened
             store, experiment_id = opening.result()
-        table = create_search(document, store, experiment_id)
+        packing = decide_packing(document.search, resources.matrix, resources.concurrent, psutil.virtual_memory().total)
+        if packing.reason is not None and document.search.pack != "off":
+            log.info("each process trains one trial at a time: %s", packing.reason)
+        table = create_search(document, store, experiment_id, points, packing.width)
         return _Search(document, table, store, session, resources, show, given).run(points, register)
 
 
@@ -84,13 +93,20 @@ def resume_search(
     with hold_search(name):
         table = TrialTable.load(name)  # once more: the process that held the search may have changed it
         document = load_search_document(table)
-        resources = plan_resources(document.experiment, session, given)
+        resources = plan_resources(_keep_in_process(document.experiment, table), session, given)
         document = check_trials(document, session, given)
         store = Store(table.tracking_uri)
         store.check()
         session.connect()
         add_parent_run(table, store)
         return _Search(document, table, store, session, resources, show, given, resume=True).run((), register)
+
+
+def _keep_in_process(experiment: Experiment, table: TrialTable) -> Experiment:
+    """Keeps the trials of a packed search in their processes, even if it is resumed where there is a GPU."""
+    if table.pack == 1:
+        return experiment
+    return experiment.model_copy(update={"execution": experiment.execution.model_copy(update={"placement": "serial"})})
 
 
 class _Search:
@@ -146,7 +162,8 @@ class _Search:
             self._show(status)
 
         self._session.discard_idle()
-        announce(f"training {format_count(count_trials(self._search), 'trial')}")
+        packed = f", at most {self._table.pack} together in a process" if self._table.pack > 1 else ""
+        announce(f"training {format_count(count_trials(self._search), 'trial')}{packed}")
         return run_trials(
             self._table,
             self._store,

@@ -62,14 +62,16 @@ def list_grid_points(search: SearchSettings) -> list[dict[str, Any]]:
 
 
 def build_search_algorithm(
-    search: SearchSettings, points: Sequence[Mapping[str, Any]], concurrent: int
+    search: SearchSettings, points: Sequence[Mapping[str, Any]], concurrent: int, *, packed: bool = False
 ) -> SearchAlgorithm | Searcher:
     """Builds the algorithm that proposes trials.
 
     Args:
         search: The search section.
         points: Values to try before all others.
-        concurrent: Maximum number of trials that are trained at a time.
+        concurrent: Maximum number of trials that are trained at a time; 0: it is limited elsewhere.
+        packed: Whether many trials start at a time. Optuna then proposes each away from those that are running
+            (constant liar).
     """
     first = [dict(point) for point in points]
     if search.algorithm != "optuna":
@@ -83,7 +85,7 @@ def build_search_algorithm(
     from ray.tune.search.optuna import OptunaSearch
 
     logging.set_verbosity(logging.WARNING)  # otherwise Optuna prints that it created a study
-    sampler = TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS)
+    sampler = TPESampler(seed=search.seed, n_startup_trials=STARTUP_TRIALS, constant_liar=packed)
     return OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler, points_to_evaluate=first or None)
 
 

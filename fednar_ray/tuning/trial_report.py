@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fednar_ray.config import SearchSettings
+from fednar_ray.core.metric_names import CLIENT_METRICS, SHARES
+
 ROUNDS_KEY = "rounds"  # in Tune's dictionary: schedulers measure a trial's progress by it
 LARGEST = 1e300  # stands for infinity in Tune's dictionary; sums of some are finite
 
@@ -53,7 +56,7 @@ class TrialReport:
         Its value is finite: schedulers compute means and quantiles of the values of several trials.
         """
         report = asdict(self)
-        return {metric: max(-LARGEST, min(report.pop("value"), LARGEST)), **report}
+        return {metric: clip_value(report.pop("value")), **report}
 
     @classmethod
     def from_tune(cls, result: Mapping[str, Any], metric: str) -> "TrialReport":
@@ -62,3 +65,36 @@ class TrialReport:
         lineage = None if result["lineage"] is None else Lineage(**result["lineage"])
         value = float(result[metric])
         return cls(value=value if abs(value) < LARGEST else math.copysign(math.inf, value), lineage=lineage, **report)
+
+
+def clip_value(value: float) -> float:
+    """Returns the finite value that stands for ``value`` in Tune's dictionaries."""
+    return max(-LARGEST, min(value, LARGEST))
+
+
+def get_worst_value(metric: str, mode: str) -> float:
+    """Returns the value that ranks a failed trial last, which no model can fall short of.
+
+    Args:
+        metric: The search's metric. R² and a user's own metrics have no lowest value.
+        mode: ``max`` or ``min``: which values of the metric are better.
+    """
+    if mode == "min":
+        return math.inf
+    return 0.0 if metric in CLIENT_METRICS or metric.removeprefix("validation_") in SHARES else -math.inf
+
+
+def build_failure_report(search: SearchSettings, failure: str) -> TrialReport:
+    """Builds the report of a trial that has failed before its first round."""
+    return TrialReport(
+        value=get_worst_value(search.metric, search.mode),
+        rounds=0,
+        lines=(),
+        failure=failure,
+        train_seconds=0.0,
+        group_size=None,
+        compiled=None,
+        lineage=None,
+        done=True,
+        should_checkpoint=False,
+    )

@@ -85,6 +85,8 @@ class TrialTable:
         search_id: A tag of the parent run in MLflow, which identifies the run before its id is written here.
         run_id: The parent run; None until MLflow has answered.
         described: Whether the search's settings are queued for MLflow.
+        pack: Number of trials that one process trains together; 1: they are not packed.
+        points: The values that are tried before all others, if trials are packed.
         trials: The trials by Tune's ids.
     """
 
@@ -94,6 +96,8 @@ class TrialTable:
     search_id: str = ""
     run_id: str | None = None
     described: bool = False
+    pack: int = 1
+    points: list[dict[str, Any]] = field(default_factory=list)
     trials: dict[str, TrialEntry] = field(default_factory=dict)
 
     @property

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fednar_ray.core.metric_names import CLIENT_METRICS, SHARES
 from fednar_ray.execution.session import RaySession
 from fednar_ray.tracking.journal import format_line
 from fednar_ray.tuning.trial_federation import TrialFederation, average_records
 from fednar_ray.tuning.trial_plan import TrialPlan, vary_seed
-from fednar_ray.tuning.trial_report import TrialReport
+from fednar_ray.tuning.trial_report import TrialReport, get_worst_value
 
 
 class TrialTraining:
@@ -113,18 +112,6 @@ class TrialTraining:
         """Ends the callbacks, and releases the trial's actors, if it has any."""
         for federation in self.federations:
             federation.close()
-
-
-def get_worst_value(metric: str, mode: str) -> float:
-    """Returns the value that ranks a failed trial last, which no model can fall short of.
-
-    Args:
-        metric: The search's metric. R² and a user's own metrics have no lowest value.
-        mode: ``max`` or ``min``: which values of the metric are better.
-    """
-    if mode == "min":
-        return math.inf
-    return 0.0 if metric in CLIENT_METRICS or metric.removeprefix("validation_") in SHARES else -math.inf
 
 
 def _get_seed_directory(checkpoint: Path, federation: TrialFederation) -> Path:

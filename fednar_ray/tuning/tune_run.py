@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 from types import FrameType
 from typing import Any
 
@@ -17,8 +18,12 @@ from ray.tune.schedulers import TrialScheduler
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.tracking.store import Store
+from fednar_ray.tuning.pack import PackTrainable
+from fednar_ray.tuning.pack_scheduler import PackCallback, PackScheduler, PackSearcher
+from fednar_ray.tuning.packs import Packs
+from fednar_ray.tuning.proposals import Proposals
 from fednar_ray.tuning.recorder import Recorder
-from fednar_ray.tuning.recovery import NEW_SEARCH, recover
+from fednar_ray.tuning.recovery import NEW_SEARCH, finish_complete_trials, recover
 from fednar_ray.tuning.resources import TrialResources
 from fednar_ray.tuning.search_status import Show
 from fednar_ray.tuning.stop_rules import StopFileStopper
@@ -33,6 +38,7 @@ from fednar_ray.tuning.trial import FederatedTrial
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import TrialTable
 
+PACKED_TRIAL = "packed-trial"  # the search algorithm of a packed search wants a registered name; Tune does not run it
 ENVIRONMENT: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's own log files: MLflow and the journals have their contents
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -68,6 +74,8 @@ def run_trials(
     Returns:
         The stop rule that ended the search; None if none did.
     """
+    if table.pack > 1:
+        return _run_packs(table, store, plan, resources, show, rounds)
     search = plan.search
     scheduler = build_scheduler(search, rounds)
     recovery = NEW_SEARCH
@@ -76,12 +84,43 @@ def run_trials(
         recovery = recover(table, search, rounds, table.files.tune)
     plan = replace(plan, recorded=recovery.recorded)
     recorder = Recorder(table, store, plan, scheduler, count_trials(search), show, recovery.lost)
-    with recorder, _seed_generators(search.seed), _set_environment(ENVIRONMENT), _end_on_signals():
-        _run_tune(table, plan, resources, points, scheduler, recorder, resume=recovery.resumes_tune)
+    with recorder, _prepare_process(search.seed):
+        _run_single_trials(table, plan, resources, points, scheduler, recorder, resume=recovery.resumes_tune)
     return recorder.ended_early
 
 
-def _run_tune(
+def _run_packs(
+    table: TrialTable, store: Store, plan: TrialPlan, resources: TrialResources, show: Show, rounds: int
+) -> str | None:
+    """Trains the trials of a packed search, new or resumed; see ``run_trials``."""
+    search, trials = plan.search, count_trials(plan.search)
+    scheduler = build_scheduler(search, rounds)
+    restore_scheduler(scheduler, table.files.scheduler)
+    finish_complete_trials(table, search, rounds)
+    recorder = Recorder(table, store, plan, scheduler, trials, show)
+    with recorder, _prepare_process(search.seed):
+        concurrent = resources.concurrent * table.pack if search.concurrent == "auto" else search.concurrent
+        tune.register_trainable(PACKED_TRIAL, FederatedTrial)
+        proposals = Proposals(search, table, PACKED_TRIAL, table.pack)
+        packs = Packs(table, search.metric, proposals, scheduler, recorder, width=table.pack, concurrent=concurrent)
+        if not proposals.left:
+            return recorder.ended_early
+        slots = min(resources.concurrent, ceil(min(concurrent, proposals.left) / table.pack))
+        _call_tune(
+            tune.with_parameters(PackTrainable, plan=plan),
+            table,
+            plan,
+            resources,
+            num_samples=-1,
+            search_alg=PackSearcher(packs),
+            max_concurrent_trials=slots,
+            scheduler=PackScheduler(packs),
+            callbacks=[PackCallback(packs, recorder)],
+        )
+    return recorder.ended_early
+
+
+def _run_single_trials(
     table: TrialTable,
     plan: TrialPlan,
     resources: TrialResources,
@@ -93,24 +132,35 @@ def _run_tune(
 ) -> None:
     search = plan.search
     concurrent = _count_concurrent_trials(search, resources)
-    tune.run(
+    _call_tune(
         tune.with_parameters(FederatedTrial, plan=plan),
-        name=table.files.tune.name,
-        storage_path=str(table.directory),
+        table,
+        plan,
+        resources,
         config=build_space(search),
         num_samples=search.trials,
-        resources_per_trial=resources.factory,
         search_alg=build_search_algorithm(search, points, concurrent),
         max_concurrent_trials=concurrent if search.algorithm == "optuna" else None,
         scheduler=scheduler,
+        callbacks=[recorder],
+        resume_config=ResumeConfig() if resume else None,
+    )
+
+
+def _call_tune(trainable: Any, table: TrialTable, plan: TrialPlan, resources: TrialResources, **arguments: Any) -> None:
+    """Calls ``tune.run`` with what trials and packs have in common, and these arguments."""
+    tune.run(
+        trainable,
+        name=table.files.tune.name,
+        storage_path=str(table.directory),
+        resources_per_trial=resources.factory,
         stop=StopFileStopper(table.name),
-        max_failures=search.retries,
+        max_failures=plan.search.retries,
         raise_on_failed_trial=False,
         reuse_actors=True,
-        callbacks=[recorder],
         verbose=0,
-        resume_config=ResumeConfig() if resume else None,
         trial_dirname_creator=lambda trial: trial.trial_id,
+        **arguments,
     )
 
 
@@ -118,6 +168,13 @@ def _count_concurrent_trials(search: SearchSettings, resources: TrialResources) 
     """Returns how many trials exist at a time. All trials of a population exist at once, and take turns to train."""
     concurrent = count_trials(search) if search.scheduler.name == "pbt" else resources.concurrent
     return concurrent if search.concurrent == "auto" else min(concurrent, search.concurrent)
+
+
+@contextmanager
+def _prepare_process(seed: int) -> Iterator[None]:
+    """Prepares this process for Tune's loop, and restores what it has changed at the end."""
+    with _seed_generators(seed), _set_environment(ENVIRONMENT), _end_on_signals():
+        yield
 
 
 @contextmanager

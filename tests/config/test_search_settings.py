@@ -134,6 +134,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"space": ONE, "baseline": {"regularizer.name": "fednor"}},
         "search.baseline: regularizer.name: 'fednor' should be 'fednar'",
     ),
+    "no trial in a pack": ({"space": ONE, "pack": 0}, "search.pack: 0 should be auto, off or a whole number from 1"),
+    "half a pack": ({"space": ONE, "pack": "half"}, "search.pack: 'half' should be auto, off or a whole number from 1"),
+    "no trial at a time": ({"space": ONE, "concurrent": 0}, "search.concurrent: 0 should be auto or a whole number"),
     "unknown setting": ({"space": ONE, "trails": 3}, "search.trails: 3: unknown key; did you mean trials?"),
     "a word": ("nonsense", "search: "),
 }
@@ -170,6 +173,15 @@ def test_overrides_can_address_keys_with_dots() -> None:
     assert changed.search.trials == 3
     assert changed.search.space["algorithm.local_lr"] == Domain(kind="loguniform", values=(0.01, 1))
     assert set(changed.search.space) == {A, "algorithm.local_lr"}
+
+
+@pytest.mark.parametrize(
+    ("given", "pack"), [("off", "off"), ("false", "off"), ("on", "auto"), ("true", "auto"), ("auto", "auto"), ("8", 8)]
+)
+def test_packs_are_switched_by_words_and_by_booleans(given: str, pack: str | int) -> None:
+    switched = [build_document({"space": ONE}, f"search.pack={given}"), build_document({"space": ONE, "pack": pack})]
+    switched.append(build_document({"space": ONE, "pack": yaml.safe_load(given)}))
+    assert [each.search.pack for each in switched if each.search is not None] == [pack] * 3
 
 
 def test_a_file_without_a_search_has_none_and_cannot_be_tuned() -> None:

@@ -34,10 +34,10 @@ from tests.support.searches import (
     draw_values,
     dump_search,
     list_outcomes,
-    show_nothing,
     train_alone,
 )
 from tests.support.stores import create_store
+from tests.support.trial_processes import KillOnce
 from tests.support.trials import RATE, ROUNDS, build_trial_search, create_table, record_trials, train_trial
 
 pytestmark = IGNORED_WARNINGS
@@ -161,11 +161,14 @@ def read_journal_time(table: TrialTable, name: str) -> int:
 
 
 @pytest.mark.usefixtures("processes", "searches")
+@pytest.mark.parametrize("pack", ["off", 2])
 def test_no_finished_trial_is_lost_if_the_driver_is_killed(
-    uri: str, tmp_path: Path, local_ray: str, session: fr.RaySession
+    pack: str | int, uri: str, tmp_path: Path, local_ray: str, session: fr.RaySession
 ) -> None:
-    """The command is killed by SIGKILL, and its search is resumed in this process."""
+    """The command is killed by SIGKILL, and its search is resumed in this process, where its pack is killed, too."""
     search = {
+        "pack": pack,
+        "concurrent": 1 if pack == "off" else pack,
         "algorithm": "random",
         "trials": KILLED_TRIALS,
         "report_rounds": 1,
@@ -183,7 +186,9 @@ def test_no_finished_trial_is_lost_if_the_driver_is_killed(
     finished = {key: entry for key, entry in before.trials.items() if entry.status == FINISHED}
     assert 2 <= len(finished) < KILLED_TRIALS
     times = {entry.name: read_journal_time(before, entry.name) for entry in finished.values()}
-    result = resume_search("killed", session, show_nothing)
+    kill_once = KillOnce("PackTrainable")
+    result = resume_search("killed", session, kill_once)
+    assert bool(kill_once.killed) == (pack == 2)
     undisturbed = build_search(uri, search)
     assert list_outcomes(result) == train_alone(undisturbed, draw_values(undisturbed))
     assert {name: read_journal_time(before, name) for name in times} == times  # they were not trained again

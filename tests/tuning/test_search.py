@@ -30,7 +30,7 @@ pytestmark = IGNORED_WARNINGS
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """A finished grid search, and its runs in MLflow."""
+    """A finished grid search, whose trials were packed, and its runs in MLflow."""
 
     result: SearchResult
     parent: Run
@@ -49,7 +49,8 @@ def grid(searches: None, tmp_path_factory: pytest.TempPathFactory, session: fr.R
     folder, before = tmp_path_factory.mktemp("grid"), Path.cwd()
     os.chdir(folder)
     uri, shown = create_store(folder / "m.db"), []
-    result = start_search(build_search(uri, GRID), session, shown.append, register="digit-reader")
+    search = {**GRID, "pack": 3, "concurrent": "auto"}  # more packs than one on two CPUs
+    result = start_search(build_search(uri, search), session, shown.append, register="digit-reader")
     os.chdir(before)
     client = MlflowClient(uri)
     parent = client.get_run(result.run_id)
@@ -205,11 +206,13 @@ def test_a_name_in_use_is_refused(uri: str, session: fr.RaySession) -> None:
 
 @pytest.mark.usefixtures("searches")
 def test_a_diverging_trial_fails_alone_and_records_why(uri: str, session: fr.RaySession) -> None:
-    search = {"algorithm": "grid", "space": {RATE: {"grid": [0.1, 1e30]}}}
+    search = {"algorithm": "grid", "space": {RATE: {"grid": [0.1, 1e30]}}, "pack": 2, "concurrent": 2}
     result = start_search(build_search(uri, search, regularizer={"name": "none"}), session, show_nothing)
     good, bad = result.trials
     assert (good.status, bad.status) == (FINISHED, FAILED)
     assert bad.failure is not None
+    *_, alone = fr.iter_rounds(build_search(uri, search, regularizer={"name": "none"}).build_variant(good.values))
+    assert good.value == alone.metrics["validation_accuracy"]  # although it shared a process with the other
     run = MlflowClient(uri).get_run(bad.run_id)
     assert (run.info.status, run.data.tags["fednar.failure"]) == ("FAILED", bad.failure)
 

@@ -21,8 +21,8 @@ from fednar_ray.tuning.strategy import (
     restore_scheduler,
     save_scheduler,
 )
+from fednar_ray.tuning.trial_report import get_worst_value
 from fednar_ray.tuning.trial_table import FINISHED, STOPPED, TrialEntry
-from fednar_ray.tuning.trial_training import get_worst_value
 from tests.support.searches import (
     IGNORED_WARNINGS,
     OPTUNA,

@@ -1,52 +1,33 @@
 """A trial in its process: it resumes from its checkpoint, and does not train if its result is recorded."""
 
 import math
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
 import fednar_ray as fr
 from fednar_ray.experiments.given import Given
 from fednar_ray.tuning.search import start_search
-from fednar_ray.tuning.search_status import SearchStatus
 from fednar_ray.tuning.trial_plan import build_values_key
 from fednar_ray.tuning.trial_report import TrialReport
 from tests.support.searches import IGNORED_WARNINGS, RATE, SEARCH_ROUNDS, build_search, list_outcomes, train_alone
+from tests.support.trial_processes import KillOnce
 from tests.support.trial_reports import build_report
 from tests.support.trials import build_plan, open_trial
 
 pytestmark = IGNORED_WARNINGS
 
 
-def read_title(process: psutil.Process) -> str:
-    try:
-        return process.name()
-    except psutil.Error:
-        return ""
-
-
 @pytest.mark.usefixtures("searches")
 def test_a_trial_whose_process_is_killed_resumes_from_its_checkpoint(uri: str, session: fr.RaySession) -> None:
     search = {"algorithm": "grid", "space": {RATE: {"grid": [0.05, 0.1]}}, "report_rounds": 1, "retries": 3}
     document = build_search(uri, search)
-    killed: list[int] = []
-
-    def kill_one(status: SearchStatus) -> None:
-        if not killed and any(entry.rounds >= 2 for entry in status.running):
-            trials = [
-                p for p in psutil.Process().children(recursive=True) if read_title(p).startswith("ray::FederatedTrial")
-            ]
-            killed.append(trials[0].pid)
-            os.kill(trials[0].pid, signal.SIGKILL)
-
-    disturbed = start_search(document, session, kill_one)
-    assert killed
+    kill_once = KillOnce("FederatedTrial")
+    disturbed = start_search(document, session, kill_once)
+    assert kill_once.killed
     assert list_outcomes(disturbed) == train_alone(document, [{RATE: 0.05}, {RATE: 0.1}])
     for entry in disturbed.trials:
         steps = [m.step for m in MlflowClient(uri).get_metric_history(entry.run_id, "loss/train")]
