@@ -69,7 +69,8 @@ def compute_clip_scale(norm: Tensor, clip_bound: Scalar) -> Tensor:
     Returns:
         The factor that shortens v to at most A, [C, 1].
     """
-    return torch.clamp(clip_bound / (norm + TINY), max=1.0)
+    # A times the reciprocal: the same bits for a float A and for a tensor
+    return torch.clamp((norm + TINY).reciprocal() * clip_bound, max=1.0)
 
 
 def _add_decay(vectors: Tensor, params: Tensor, weight_decay: Scalar) -> Tensor:

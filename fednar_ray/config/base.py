@@ -13,6 +13,11 @@ def check_number(value: Any) -> Any:
     return value
 
 
+def read_switch(value: Any) -> Any:
+    """Reads what YAML makes of a bare ``on`` or ``off``, for settings that are ``auto`` or ``off``."""
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _check_argument(value: Any) -> Any:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(part, bool | int | float | str) for part in parts):

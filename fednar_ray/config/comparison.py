@@ -1,11 +1,11 @@
 """The section ``compare``: what ``fednar compare`` varies."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from fednar_ray.config.algorithm import RegularizerName
-from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, check_number
+from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, check_number, read_switch
 
 
 class CompareSettings(Settings):
@@ -32,6 +32,10 @@ class CompareSettings(Settings):
     """The same for any other primary metric, such as auc. null: no target."""
     final_rounds: Annotated[Count, Example(5)] = 10
     """The final value of the primary metric is the mean over this many last rounds."""
+
+    pack: Annotated[Literal["auto", "off"] | Count, BeforeValidator(read_switch), Example(4)] = "auto"
+    """Number of runs that this process trains together, as one matrix. auto: all of them, if clients are trained as a
+    matrix that several runs fill, on this machine's CPU, and without actors of their own. off: one run at a time."""
 
     def get_target(self, metric: str) -> float | None:
         """Returns the target of a metric, by its name without the split; None if there is none."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from fednar_ray.config import problems
-from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, Size
+from fednar_ray.config.base import Count, Example, NonNegative, Positive, Settings, Size, read_switch
 from fednar_ray.config.experiment import CHANGEABLE, Experiment
 from fednar_ray.config.scheduler import NoSchedulerSettings, SchedulerSection
 from fednar_ray.core.errors import ConfigError, format_value
@@ -89,11 +89,6 @@ class Domain(Settings):
         return low, high - 1 if self.kind == "randint" else high
 
 
-def _read_switch(value: object) -> object:
-    """Reads what YAML makes of a bare ``on`` or ``off``."""
-    return {True: AUTO, False: "off"}[value] if isinstance(value, bool) else value
-
-
 def _name_own_metrics(experiment: Experiment) -> tuple[str, ...]:
     return tuple(f"validation_{name}" for name in experiment.evaluation.own_metrics)
 
@@ -149,7 +144,7 @@ class SearchSettings(Settings):
     """The seed of the points that are drawn from the space, below 2^32."""
     concurrent: Annotated[Literal["auto"] | Count, Example(4)] = "auto"
     """Number of trials that run at the same time. auto: as many as fit."""
-    pack: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_read_switch), Example(8)] = "auto"
+    pack: Annotated[Literal["auto", "off"] | Count, BeforeValidator(read_switch), Example(8)] = "auto"
     """Number of trials that one process trains together, as one matrix. auto: as many as fill it, if the clients of a
     trial train as one matrix; not for ``hyperband`` and ``pbt``. off: one trial per process."""
     retries: Annotated[Size, Example(3)] = 1

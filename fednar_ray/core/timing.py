@@ -49,6 +49,11 @@ class Phases:
                     return
             yield item
 
+    def add_ahead(self, seconds: float) -> None:
+        """Counts time that training took before the round began."""
+        self._seconds["train"] += seconds
+        self._start -= seconds
+
     def compute_metrics(self) -> dict[str, float]:
         """Returns the durations up to now, as metrics of the round."""
         whole = time.perf_counter() - self._start

@@ -137,6 +137,10 @@ class ActorPool:
         slots = [task.client_id if self._dedicated else None for task in tasks]
         return self._run(ScoringStream(eval_params, tasks, slots, self._policy))
 
+    def take_seconds_ahead(self) -> float:
+        """Returns 0, since actors train no client ahead."""
+        return 0.0
+
     def close(self) -> None:
         """Returns idle actors to the session and ends the others."""
         self._losses.report()

@@ -29,38 +29,23 @@ from fednar_ray.execution.failure_policy import (
 )
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
-from fednar_ray.federated.training_plan import TrainingPlan
 
 Trained = TypeVar("Trained", GroupUpdate, ClientMetrics)
 
 
 class SerialPool:
-    """Trains and scores in the driver's process, on its CPU, without Ray.
-
-    Args:
-        trainer: The trainer, which other pools may use in between, with plans of their own.
-        plan: The plan of this pool.
-        scorer: Scores the model.
-        policy: Decides what follows a failure.
-        warm_up: The clients that are trained to warm up.
-    """
+    """Trains and scores in the driver's process, on its CPU, without Ray."""
 
     def __init__(
-        self,
-        trainer: GroupTrainer,
-        plan: TrainingPlan,
-        scorer: Scorer,
-        policy: FailurePolicy,
-        warm_up: tuple[int, ...] = (),
+        self, trainer: GroupTrainer, scorer: Scorer, policy: FailurePolicy, warm_up: tuple[int, ...] = ()
     ) -> None:
-        self._trainer, self._plan = trainer, plan
+        self.trainer = trainer
         self._scorer, self._policy, self._warm_up = scorer, policy, warm_up
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Warms up, so that the first round takes no longer than the others. Does nothing if ``first`` is true."""
         if not first:
-            self._trainer.adopt(self._plan)
-            self._trainer.warm_up(self._warm_up)
+            self.trainer.warm_up(self._warm_up)
 
     def list_actors(self) -> list[ActorInfo]:
         """Returns an empty list, since there are no actors."""
@@ -68,11 +53,11 @@ class SerialPool:
 
     def train(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[GroupUpdate | ClientsLost]:
         """Yields the updates of ``tasks``, in their order."""
-        return self._run(self._trainer.train, broadcast, tasks)
+        return self._run(self.trainer.train, broadcast, tasks)
 
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """Yields the metrics of ``tasks``, in their order."""
-        return self._run(self._trainer.measure, broadcast, tasks)
+        return self._run(self.trainer.measure, broadcast, tasks)
 
     def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order.
@@ -89,13 +74,16 @@ class SerialPool:
                 raise RunFailed(text) from error
             yield scores
 
+    def take_seconds_ahead(self) -> float:
+        """Returns the time that clients took before their round asked for them, since the last call."""
+        return self.trainer.held.take_seconds_ahead()
+
     def close(self) -> None:
         """Does nothing, since the pool holds nothing that must be released."""
 
     def _run(
         self, method: Callable[[Broadcast, GroupTask], Trained], broadcast: Broadcast, tasks: Sequence[GroupTask]
     ) -> Iterator[Trained | ClientsLost]:
-        self._trainer.adopt(self._plan)
         failures = RoundFailures(self._policy, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
         for task in tasks:
             yield from _run_with_retries(lambda task: method(broadcast, task), task, failures, attempts=0)

@@ -83,6 +83,28 @@ def build_initial_state(prepared: Prepared, directory: Path | None = None) -> Fe
     )
 
 
+def build_round_plan(prepared: Prepared, execution_plan: ExecutionPlan) -> RoundPlan:
+    """Builds what the round loop needs to know about a prepared experiment."""
+    experiment, federation = prepared.experiment, prepared.federation
+    return RoundPlan(
+        rounds=experiment.federation.rounds,
+        clients_per_round=prepared.clients_per_round,
+        participation=experiment.federation.participation,
+        availability=prepared.availability,
+        sizes=federation.shards.sizes,
+        workload=experiment.federation.workload,
+        group_size=execution_plan.group_size,
+        algorithm=prepared.algorithm,
+        aggregation=experiment.aggregation,
+        max_deviation=experiment.screening.max_deviation,
+        min_clients=experiment.execution.min_clients,
+        tracks_buffers=prepared.traits.tracks_buffers,
+        evaluate_every=experiment.evaluation.every,
+        scalars=experiment.compute_scalars,
+        client_names=federation.client_names,
+    )
+
+
 def train_rounds(
     prepared: Prepared,
     execution_plan: ExecutionPlan,
@@ -103,23 +125,6 @@ def train_rounds(
         The report of each round.
     """
     experiment, federation = prepared.experiment, prepared.federation
-    plan = RoundPlan(
-        rounds=experiment.federation.rounds,
-        clients_per_round=prepared.clients_per_round,
-        participation=experiment.federation.participation,
-        availability=prepared.availability,
-        sizes=federation.shards.sizes,
-        workload=experiment.federation.workload,
-        group_size=execution_plan.group_size,
-        algorithm=prepared.algorithm,
-        aggregation=experiment.aggregation,
-        max_deviation=experiment.screening.max_deviation,
-        min_clients=experiment.execution.min_clients,
-        tracks_buffers=prepared.traits.tracks_buffers,
-        evaluate_every=experiment.evaluation.every,
-        scalars=experiment.compute_scalars,
-        client_names=federation.client_names,
-    )
     by_client, federated = execution_plan.placement == "dedicated", experiment.evaluation.federated
     texts = not isinstance(prepared.model, NumericSequential)
     evaluation = Evaluation(
@@ -132,4 +137,4 @@ def train_rounds(
         task=prepared.task,
         own_metrics=prepared.own_metrics,
     )
-    return run_rounds(plan, pool, state, evaluation)
+    return run_rounds(build_round_plan(prepared, execution_plan), pool, state, evaluation)

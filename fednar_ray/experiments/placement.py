@@ -163,14 +163,14 @@ class SerialTrainer:
     def build_pool(
         self, prepared: Prepared, program: GroupShape | None = None, warm_up: tuple[int, ...] = ()
     ) -> SerialPool:
-        """Builds the pool of one run. Several runs may take turns, but for each whole round.
+        """Builds the pool of one run. Runs take turns, round by round: they share memory.
 
         Args:
             prepared: The run.
             program: The shape of the compiled program that takes local steps, if they are compiled.
             warm_up: The clients that the pool trains when it warms up.
         """
-        plan = prepared.build_training_plan(program)
+        trainer = self._trainer.share(prepared.build_training_plan(program))
         task, offsets = prepared.task, prepared.federation.split_offsets()
         seed, changed = prepared.experiment.seed, prepared.traits.changed_buffers
         precision = prepared.experiment.execution.precision
@@ -178,7 +178,7 @@ class SerialTrainer:
             prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
         )
         policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
-        return SerialPool(self._trainer, plan, scorer, policy, warm_up)
+        return SerialPool(trainer, scorer, policy, warm_up)
 
 
 @contextmanager

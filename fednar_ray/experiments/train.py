@@ -11,7 +11,8 @@ from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.artifacts import log_optional_file, log_outputs, log_page
 from fednar_ray.experiments.callbacks import prepare_callbacks
-from fednar_ray.experiments.iter_rounds import train_rounds
+from fednar_ray.experiments.iter_rounds import build_round_plan, train_rounds
+from fednar_ray.experiments.pack_member import PackMember
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
 from fednar_ray.experiments.result import Result, load_result
@@ -39,6 +40,7 @@ def train(
     with_page: bool = True,
     callbacks: Sequence[RoundCallback] = (),
     actors_of: str | None = None,
+    member: PackMember | None = None,
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -54,6 +56,7 @@ def train(
         callbacks: The caller's callbacks, which see each round after it was recorded.
         actors_of: The name by which Ray's dashboard names the actors; None: the name of the run,
             or of the experiment.
+        member: The run's place in a pack of runs that this process trains together.
     """
     prepare_callbacks(prepared, callbacks)
     start = build_start(prepared, resumption, name, tags or {})
@@ -65,7 +68,8 @@ def train(
         digesting = background.submit(prepared.federation.digest)
         plan, starting = plan_execution(prepared, session), time.perf_counter()
         owner = actors_of or start.name or prepared.experiment.name  # MLflow's id of the run is not known yet
-        with open_pool(prepared, plan, session, owner=owner) as pool, CallbackList() as started:
+        trainer = None if member is None else member.trainer
+        with open_pool(prepared, plan, session, trainer, owner) as pool, CallbackList() as started:
             opened, data_digest = opening.result(), digesting.result()
             start.check_data(data_digest)
             identity = start.open_run(opened)
@@ -76,6 +80,8 @@ def train(
             pool.wait_until_ready(first=not ready_first)
             if start.is_new:
                 tracked.tracker.log_metrics({START_UP: time.perf_counter() - starting})
+            if member is not None:
+                member.enter(pool, build_round_plan(prepared, plan), tracked.state)
             reason = None
             for report in train_rounds(prepared, plan, pool, tracked.state):
                 reason = started.on_round_end(report)

@@ -32,5 +32,8 @@ class ClientPool(Protocol):
     def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of each task, or their sums."""
 
+    def take_seconds_ahead(self) -> float:
+        """Returns the time that clients took before their round asked for them, since the last call."""
+
     def close(self) -> None:
         """Releases what the pool holds."""

@@ -4,7 +4,9 @@ The same class runs in the driver's process and inside an actor, so a client gro
 """
 
 import time
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,39 +16,38 @@ from torch import Tensor
 
 from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
+from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
+from fednar_ray.core.flat_params import BufferVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
+from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.step_norms import summarize_norms
 from fednar_ray.core.threads import use_one_thread
-from fednar_ray.core.transfers import StagingBuffer, as_tensor, is_aligned, on_device
+from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan, ResidentShards
 from fednar_ray.data.examples import Shards
 from fednar_ray.federated.addressed_draws import build_keys
 from fednar_ray.federated.compiled_steps import CompiledSteps
 from fednar_ray.federated.gradients import GroupGradient, SingleGradient
-from fednar_ray.federated.local_steps import take_local_steps, to_column
+from fednar_ray.federated.group_update import Trained, build_update
+from fednar_ray.federated.held_groups import HeldGroups
+from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
 from fednar_ray.federated.precision import use_precision
+from fednar_ray.federated.round_vectors import RoundVectors
 from fednar_ray.federated.training_plan import TrainingPlan
-
-HELD_BYTES = 2**30
-"""Maximum number of bytes that a trainer holds between the two phases of a round. Other groups are trained twice."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
-    """A client group after its local steps."""
+class StartedGroup:
+    """A client group before its local steps."""
 
-    metrics: ClientMetrics
-    delta: Tensor  # [C, d]
-    buffers: BufferVector | None
+    task: GroupTask
+    scalars: RoundScalars
+    examples: npt.NDArray[np.int64]  # [C] n_i
+    steps: npt.NDArray[np.int64]  # [C] K_i
     local_round: LocalRound
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes, in bytes."""
-        return self.delta.nbytes + self.local_round.state.nbytes
+    batches: BatchPlan
 
 
 class GroupTrainer:
@@ -57,24 +58,59 @@ class GroupTrainer:
         self._layout = ParameterLayout.of(plan.model)
         self._device = device
         self._shards = ResidentShards(shards, device)
-        self._global_params = StagingBuffer(self._layout.dimension, device)
-        self._shared: dict[str, StagingBuffer] = {}
+        self._vectors = self._build_vectors()
         constant = (item for item in plan.model.named_buffers() if item[0] not in plan.changed_buffers)
         self._constant_buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in constant}
         self._gradients: dict[int, SingleGradient | GroupGradient] = {}
         self._compiled: CompiledSteps | None = None
-        self._held: dict[tuple[int, tuple[int, ...]], _Trained] = {}
+        self.held = HeldGroups()
 
-    def adopt(self, plan: TrainingPlan) -> None:
-        """Replaces the plan by another one for the same model and shards. Loaded data and traced programs are kept."""
-        if plan is self._plan:
-            return
+    def share(self, plan: TrainingPlan) -> "GroupTrainer":
+        """Returns a trainer for another plan of the same model. Both use the same data and traced programs."""
         assert ParameterLayout.of(plan.model) == self._layout, "another model"
+        other = copy(self)
+        other._plan, other._compiled, other.held = plan, None, HeldGroups()
+        other._vectors = other._build_vectors()
         if plan.precision != self._plan.precision:
-            self._gradients.clear()
-        self._plan = plan
-        self._compiled = None  # its program contains the correction and the regularizer
-        self._held.clear()
+            other._gradients = {}
+        return other
+
+    def _build_vectors(self) -> RoundVectors:
+        return RoundVectors(self._layout.dimension, self._device, in_place=self._plan.correction.is_pure)
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The settings that are the same in every round."""
+        return self._plan
+
+    @property
+    def device(self) -> torch.device:
+        """Where clients are trained."""
+        return self._device
+
+    @property
+    def constant_buffers(self) -> Mapping[str, Tensor]:
+        """The buffers that training must not change, by name."""
+        return self._constant_buffers
+
+    @property
+    def matrix_key(self) -> Hashable:
+        """Equal for trainers whose clients can be rows of one matrix; None if they must train by themselves."""
+        plan = self._plan
+        if plan.program is not None or plan.changed_buffers:
+            return None
+        return id(plan.model), id(plan.task), id(self._shards), plan.regularizer, plan.precision
+
+    def build_gradient(self, rows: int) -> GroupGradient:
+        """Builds the gradient of ``rows`` clients. The trainer does not keep it."""
+        plan = self._plan
+        return GroupGradient(plan.model, self._layout, plan.task, self._device, rows, plan.precision)
+
+    def compute_first_gradient(self, group: StartedGroup) -> tuple[Tensor, Tensor]:
+        """Returns gradients [C, d] and losses [C] of a group's first step, as its own training computes them."""
+        gradient = self._get_gradient(len(group.steps))
+        gradient.params.copy_(group.local_round.global_params)
+        return gradient(group.batches, 0)
 
     def warm_up(self, client_ids: tuple[int, ...]) -> None:
         """Computes one gradient and drops it, because a process's first gradient takes over a second.
@@ -96,19 +132,19 @@ class GroupTrainer:
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Trains one client group and returns its update. A group that ``measure`` holds is not trained again."""
-        held = self._held.pop((broadcast.round_index, task.client_ids), None)
+        held = self.held.take(broadcast.round_index, task.client_ids)
         with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
-            return self._build_update(self._train(broadcast, task) if held is None else held, task)
+            trained = self._train(broadcast, task) if held is None else held
+            return build_update(self._plan, trained, task)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Trains one client group and returns its metrics. The rest is held for ``train`` while there is memory."""
-        self._held = {key: held for key, held in self._held.items() if key[0] == broadcast.round_index}
+        held = self.held.find(broadcast.round_index, task.client_ids)
+        if held is not None:
+            return held.metrics
         with use_one_thread(), torch.no_grad():
             trained = self._train(broadcast, task)
-            if sum(held.nbytes for held in self._held.values()) + trained.nbytes <= HELD_BYTES:
-                key = broadcast.round_index, task.client_ids
-                # a copy: the next client group trains in the same memory
-                self._held[key] = replace(trained, delta=trained.delta.clone())
+            self.held.add(broadcast.round_index, trained)
         return trained.metrics
 
     def _list_generator_devices(self) -> list[torch.device]:
@@ -121,7 +157,7 @@ class GroupTrainer:
         if self._device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _train(self, broadcast: Broadcast, task: GroupTask) -> _Trained:
+    def _train(self, broadcast: Broadcast, task: GroupTask) -> Trained:
         """Trains a group. Random numbers without an address come from generators seeded at its first client's."""
         start = time.perf_counter()
         if self._plan.program is not None:  # nothing in a compiled step draws from a generator
@@ -141,49 +177,89 @@ class GroupTrainer:
                 self._gradients.pop(len(task.client_ids), None)  # memory may have run out
                 raise
 
-    def _train_steps(self, broadcast: Broadcast, task: GroupTask, start: float) -> _Trained:
+    def _train_steps(self, broadcast: Broadcast, task: GroupTask, start: float) -> Trained:
         compiled = self._plan.program is not None
         gradient = self._get_compiled() if compiled else self._get_gradient(len(task.client_ids))
-        global_params = self._stage_in(self._global_params, broadcast.parameters)
-        gradient.params.copy_(global_params)
+        group = self.start(broadcast, task)
+        gradient.params.copy_(group.local_round.global_params)
         if broadcast.buffers is not None:
             load_buffers(gradient.module, broadcast.buffers, self._plan.changed_buffers)
-        examples = self._shards.sizes(task.client_ids)
-        steps = self._plan.workload.steps(examples)
-        local_round = self._build_local_round(broadcast, task, global_params)
-        batches = self._plan_batches(task.client_ids, steps, broadcast.round_index)
+        batches, steps, scalars = group.batches, group.steps, group.scalars
         if isinstance(gradient, CompiledSteps):
-            sums = gradient.take(batches, steps, local_round, broadcast.scalars, verify=task.verify)
+            sums = gradient.take(batches, steps, group.local_round, scalars, verify=task.verify)
         else:
             if task.verify and isinstance(gradient, GroupGradient):
                 gradient.verify(batches, 0)
-            sums = take_local_steps(self._plan, gradient, batches, steps, local_round, broadcast.scalars)
+            correct = self._plan.correction.correction(group.local_round)
+            regularizer, own = self._plan.regularizer, RowScalars.of(scalars)
+            sums = StepSums.of(take_local_steps(regularizer, gradient, batches, steps, correct, own), steps)
         check_unchanged(gradient.module, self._constant_buffers)
         # in place: the next client group loads its own parameters
-        delta = gradient.params[: len(steps)].sub_(global_params)
-        self._apply_attacks(task.client_ids, delta)
+        delta = gradient.params[: len(steps)].sub_(group.local_round.global_params)
         changed = self._plan.changed_buffers
         buffers = flatten_buffers(gradient.module, changed) if changed else None
+        exclusion = find_buffer_exclusion(gradient.module, changed)
+        return self.finish(group, delta, sums, time.perf_counter() - start, buffers, exclusion)
+
+    def start(self, broadcast: Broadcast, task: GroupTask, batches: BatchPlan | None = None) -> StartedGroup:
+        """Returns what the local steps of a client group start from. The next ``start`` overwrites its vectors.
+
+        Args:
+            broadcast: The round.
+            task: The group.
+            batches: Its batches, if another trainer of the same seed and workload has planned them already.
+        """
+        examples = self._shards.sizes(task.client_ids)
+        steps = self._plan.workload.steps(examples)
+        return StartedGroup(
+            task=task,
+            scalars=broadcast.scalars,
+            examples=examples,
+            steps=steps,
+            local_round=self._vectors.load(broadcast, task),
+            batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index),
+        )
+
+    def finish(
+        self,
+        group: StartedGroup,
+        delta: Tensor,
+        sums: StepSums,
+        seconds: float,
+        buffers: BufferVector | None = None,
+        exclusion: Exclusion | None = None,
+    ) -> Trained:
+        """Returns a client group after its local steps, with the metrics of each client.
+
+        Args:
+            group: The group before its steps.
+            delta: What the steps added to the parameters, [C, d]. Simulated attackers change their rows.
+            sums: The sums over the steps.
+            seconds: How long the group took.
+            buffers: The running statistics after the steps; None if the model has none.
+            exclusion: Why the whole group is excluded; None if it is not.
+        """
+        client_ids = group.task.client_ids
+        self._apply_attacks(client_ids, delta)
         norms = torch.linalg.vector_norm(delta, dim=-1).cpu().numpy().astype(np.float64)
         included = np.isfinite(norms) & np.isfinite(sums.loss)
-        exclusion = find_buffer_exclusion(gradient.module, changed)
         if exclusion is not None:
             included = np.zeros_like(included)
         metrics = ClientMetrics(
-            client_ids=task.client_ids,
+            client_ids=client_ids,
             included=included,
-            examples=examples,
-            steps=steps,
+            examples=group.examples,
+            steps=group.steps,
             clipped_steps=sums.clipped.astype(np.int64),
-            effective_weight_decay=sums.decay / steps,
-            step_norms=sums.norm / steps,
-            norm_points=summarize_norms(sums.norms, steps),
-            losses=sums.loss / steps,
+            effective_weight_decay=sums.decay / group.steps,
+            step_norms=sums.norm / group.steps,
+            norm_points=summarize_norms(sums.norms, group.steps),
+            losses=sums.loss / group.steps,
             delta_norms=norms,
-            train_seconds=time.perf_counter() - start,
-            exclusions={} if exclusion is None else dict.fromkeys(task.client_ids, exclusion),
+            train_seconds=seconds,
+            exclusions={} if exclusion is None else dict.fromkeys(client_ids, exclusion),
         )
-        return _Trained(metrics, delta, buffers, local_round)
+        return Trained(metrics, delta, buffers, group.local_round)
 
     def _apply_attacks(self, client_ids: tuple[int, ...], delta: Tensor) -> None:
         for row, client_id in zip(delta, client_ids, strict=True):
@@ -207,95 +283,10 @@ class GroupTrainer:
 
     def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient:
         if group_size not in self._gradients:
-            single, group = SingleGradient, GroupGradient
-            plan = (self._plan.model, self._layout, self._plan.task, self._device)
-            precision = self._plan.precision
+            plan = self._plan
             self._gradients[group_size] = (
-                single(*plan, precision) if group_size == 1 else group(*plan, group_size, precision)
+                SingleGradient(plan.model, self._layout, plan.task, self._device, plan.precision)
+                if group_size == 1
+                else self.build_gradient(group_size)
             )
         return self._gradients[group_size]
-
-    def _build_local_round(self, broadcast: Broadcast, task: GroupTask, global_params: Tensor) -> LocalRound:
-        return LocalRound(
-            global_params=global_params,
-            shared={name: self._stage(name, vector) for name, vector in broadcast.shared.items()},
-            state=self._load_states(task, global_params),
-            local_lr=broadcast.scalars.local_lr,
-        )
-
-    def _stage(self, name: str, vector: FloatVector) -> Tensor:
-        if name not in self._shared:
-            self._shared[name] = StagingBuffer(self._layout.dimension, self._device)
-        return self._stage_in(self._shared[name], vector)
-
-    def _stage_in(self, buffer: StagingBuffer, vector: FloatVector) -> Tensor:
-        """Returns a vector for the client correction: a copy, unless it may lie where it is."""
-        return as_tensor(vector) if self._may_read_in_place(vector) else buffer.fill(vector)
-
-    def _may_read_in_place(self, vector: FloatVector) -> bool:
-        """Returns whether the client correction may read a vector where it lies, such as in Ray's object store."""
-        return self._device.type == "cpu" and self._plan.correction.is_pure and is_aligned(vector)
-
-    def _load_states(self, task: GroupTask, global_params: Tensor) -> Tensor:
-        """Returns the clients' states [C, d]; [C, 0] if the correction keeps none."""
-        if task.states is None:
-            return global_params.new_empty(len(task.client_ids), 0)
-        if len(task.states) == 1 and task.states[0] is not None and self._may_read_in_place(task.states[0]):
-            return as_tensor(task.states[0]).view(1, -1)
-        states = global_params.new_zeros(len(task.client_ids), len(global_params))
-        for row, kept in zip(states, task.states, strict=True):
-            if kept is not None:
-                row.copy_(on_device(kept, self._device))
-        return states
-
-    def _build_update(self, trained: _Trained, task: GroupTask) -> GroupUpdate:
-        """Returns the group's sums over its included clients."""
-        metrics, delta = trained.metrics, trained.delta
-        if task.factors is not None:
-            factors = np.array(task.factors)
-            included = metrics.included & (factors > 0)
-            metrics = replace(metrics, included=included, delta_norms=metrics.delta_norms * factors)
-        mask = torch.from_numpy(metrics.included).to(self._device).view(-1, 1)
-        if not metrics.included.all():
-            delta = delta.where(mask, 0.0)
-        weights = to_column(
-            metrics.examples if self._plan.weighted else np.ones_like(metrics.examples), self._device
-        ).view(-1)
-        states = self._compute_states(trained, delta, mask)
-        buffers = trained.buffers
-        return GroupUpdate(
-            metrics=metrics,
-            weighted_delta=(self._apply_factors(weights, task) @ delta).cpu().numpy(),
-            weighted_buffers=None if buffers is None else _weight_buffers(buffers, metrics, float(weights[0])),
-            states=None if states is None else states.cpu().numpy(),
-            shared_changes={} if states is None else self._sum_shared_changes(trained, states),
-            # copied, since on the CPU the rows are a view of the memory in which the next client group trains
-            rows=delta.cpu().numpy().copy() if task.return_rows else None,
-        )
-
-    def _apply_factors(self, weights: Tensor, task: GroupTask) -> Tensor:
-        """Returns each client's weight times its factor."""
-        if task.factors is None:
-            return weights
-        return weights * on_device(np.array(task.factors, dtype=np.float32), self._device)
-
-    def _compute_states(self, trained: _Trained, delta: Tensor, mask: Tensor) -> Tensor | None:
-        """Returns the clients' new states [C, d]. A client that is not in ``mask`` [C, 1] keeps its old one."""
-        local_round, next_state = trained.local_round, self._plan.correction.next_state
-        if next_state is None:
-            return None
-        states = next_state(local_round, delta, to_column(trained.metrics.steps, self._device))
-        return states if mask.all() else states.where(mask, local_round.state)
-
-    def _sum_shared_changes(self, trained: _Trained, states: Tensor) -> dict[str, FloatVector]:
-        """Returns Σ n_i·change_i for every shared vector. An excluded client has kept its state, so its change is 0."""
-        examples = to_column(trained.metrics.examples, self._device).view(-1)
-        return {
-            name: (examples @ vector.change(trained.local_round, states)).cpu().numpy()
-            for name, vector in self._plan.correction.shared.items()
-        }
-
-
-def _weight_buffers(buffers: BufferVector, metrics: ClientMetrics, weight: float) -> BufferVector:
-    """Returns the buffers' term of the weighted sum; zeros for an excluded client."""
-    return buffers * weight if metrics.included[0] else np.zeros_like(buffers)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_pool import ClientPool
+from fednar_ray.federated.client_sampling import Selection
 from fednar_ray.federated.robust import norm_clip_factors
 from fednar_ray.federated.round_plan import RoundPlan
 from fednar_ray.federated.screening import NOT_FINITE, screen
@@ -22,41 +23,65 @@ from fednar_ray.federated.vectorization import form_groups
 log = logging.getLogger("fednar_ray")
 
 
-def train_clients(
-    plan: RoundPlan,
-    pool: ClientPool,
-    state: FederationState,
-    scalars: RoundScalars,
-    client_ids: tuple[int, ...],
-    phases: Phases,
-) -> RoundSums:
-    """Returns the sums over the included clients, and stages their new states."""
-    now, robust = state.now, plan.aggregation if plan.needs_rows else None
-    sums = RoundSums(
-        round_index=now.next_round,
-        weighted=plan.algorithm.weighted,
-        robust=robust,
-        client_names=plan.client_names,
-    )
-    state.clients.discard()  # rows that an aborted round may have staged
-    if not client_ids:
-        return sums
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStart:
+    """What is known of a round before its clients train.
+
+    Attributes:
+        scalars: The annealed scalars.
+        selection: The sampled clients, and those of them that train.
+        broadcast: What each of them receives.
+        tasks: The client groups, in dispatch order; empty if no client returned.
+    """
+
+    scalars: RoundScalars
+    selection: Selection
+    broadcast: Broadcast
+    tasks: tuple[GroupTask, ...]
+
+
+def start_round(plan: RoundPlan, state: FederationState) -> RoundStart:
+    """Returns the start of the state's next round. Calling it again gives the same."""
+    now, index = state.now, state.now.next_round
+    scalars = plan.scalars(index)
+    named = None if plan.participation is None else plan.participation[index]
+    selection = plan.availability.select(index, plan.clients_per_round, named)
     broadcast = Broadcast(
-        round_index=now.next_round,
+        round_index=index,
         scalars=scalars,
         parameters=now.server.parameters,
         shared=now.shared,
         buffers=now.buffers if plan.tracks_buffers else None,
     )
+    client_ids = selection.returned
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
-    tasks = [_build_task(plan, state, group) for group in form_groups(client_ids, steps, plan.group_size)]
-    tasks[0] = replace(tasks[0], verify=_is_verified(now.next_round))
+    groups = form_groups(client_ids, steps, plan.group_size) if client_ids else []
+    tasks = [_build_task(plan, state, group) for group in groups]
+    tasks[:1] = [replace(task, verify=_is_verified(index)) for task in tasks[:1]]
+    return RoundStart(scalars=scalars, selection=selection, broadcast=broadcast, tasks=tuple(tasks))
+
+
+def train_clients(
+    plan: RoundPlan, pool: ClientPool, state: FederationState, start: RoundStart, phases: Phases
+) -> RoundSums:
+    """Returns the sums over the included clients, and stages their new states."""
+    robust = plan.aggregation if plan.needs_rows else None
+    sums = RoundSums(
+        round_index=start.broadcast.round_index,
+        weighted=plan.algorithm.weighted,
+        robust=robust,
+        client_names=plan.client_names,
+    )
+    state.clients.discard()  # rows that an aborted round may have staged
+    tasks: Sequence[GroupTask] = start.tasks
+    if not tasks:
+        return sums
     if plan.two_phase:
         with phases.measure("broadcast"):
-            measured = pool.measure(broadcast, tasks)
+            measured = pool.measure(start.broadcast, tasks)
         tasks = _screen(plan, state, sums, phases.measure_items("train", measured))
     with phases.measure("broadcast"):
-        updates = pool.train(broadcast, tasks)
+        updates = pool.train(start.broadcast, tasks)
     for update in phases.measure_items("train", updates):
         _add_or_exclude(state, sums, update)
     return sums

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fednar_ray.algorithms.client_corrections import LocalRound
+from fednar_ray.algorithms.client_corrections import Correction
+from fednar_ray.algorithms.regularizers import Regularizer, Scalar
 from fednar_ray.core.schedules import RoundScalars
 from fednar_ray.core.transfers import on_device
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.gradients import Gradient
-from fednar_ray.federated.training_plan import TrainingPlan
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -41,44 +41,59 @@ class StepSums:
         return cls(loss, clipped, decay, norm, values[:, 3].T)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScalars:
+    """η_t, λ_t and A_t of local steps: one value for all clients, or tensors [C, 1]."""
+
+    local_lr: Scalar
+    weight_decay: Scalar
+    clip_bound: Scalar
+
+    @classmethod
+    def of(cls, scalars: RoundScalars) -> "RowScalars":
+        """Returns the scalars of a round, the same for all clients."""
+        return cls(local_lr=scalars.local_lr, weight_decay=scalars.weight_decay, clip_bound=scalars.clip_bound)
+
+
 def take_local_steps(
-    plan: TrainingPlan,
+    regularizer: Regularizer,
     gradient: Gradient,
     batches: BatchPlan,
     steps: npt.NDArray[np.int64],
-    local_round: LocalRound,
-    scalars: RoundScalars,
-) -> StepSums:
+    correct: Correction,
+    scalars: RowScalars,
+) -> Tensor:
     """Takes the local steps x ← x − η_t·direction of a client group, K_i of them in row i.
 
     Args:
-        plan: The correction and the regularizer.
+        regularizer: Turns corrected gradients into directions.
         gradient: Computes the gradients, and holds x, the clients' parameters [C, d], which the steps change.
         batches: The examples of each step.
         steps: K_i of each client, [C].
-        local_round: What the correction reads: the global parameters, and the clients' states.
+        correct: The client correction of this round.
         scalars: η_t, λ_t and A_t.
 
     Returns:
-        Sums over the steps, by client.
+        What ``StepSums.of`` reads of each step: loss, whether it was clipped, effective decay and norm, [K, 4, C].
     """
     params = gradient.params
-    correct = plan.correction.correction(local_round)
     losses, scales, decays, norms = [], [], [], []
     taken = to_column(steps, params.device)
-    rate = params.new_empty(len(params), 1).fill_(scalars.local_lr)
+    full_rate = params.new_empty(len(params), 1)
+    full_rate[:] = scalars.local_lr
+    rate = full_rate
     for step in range(int(steps.max())):
         if step >= steps.min():  # some rows have taken all their steps
-            rate = scalars.local_lr * (taken > step).to(params.dtype)
+            rate = full_rate * (taken > step).to(params.dtype)
         grad, loss = gradient(batches, step)
-        direction = plan.regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
+        direction = regularizer(correct(grad, params), params, scalars.weight_decay, scalars.clip_bound)
         params.addcmul_(direction.step, rate, value=-1)
         losses.append(loss)
         scales.append(direction.scale)
         decays.append(direction.decay)
         norms.append(direction.norm)
     scale, decay, norm = (torch.stack(each).squeeze(-1) for each in (scales, decays, norms))
-    return StepSums.of(torch.stack([torch.stack(losses), (scale < 1).to(params.dtype), decay, norm], dim=1), steps)
+    return torch.stack([torch.stack(losses), (scale < 1).to(params.dtype), decay, norm], dim=1)
 
 
 def to_column(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:

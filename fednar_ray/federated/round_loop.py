@@ -14,7 +14,7 @@ from fednar_ray.core.timing import Phases
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_sampling import Selection
-from fednar_ray.federated.collection import train_clients
+from fednar_ray.federated.collection import start_round, train_clients
 from fednar_ray.federated.round_metrics import (
     compute_metrics,
     compute_norm_quantiles,
@@ -58,10 +58,10 @@ def _run_round(
     plan: RoundPlan, pool: ClientPool, state: FederationState, evaluate: Evaluate, phases: Phases
 ) -> tuple[RoundReport, ServerSide]:
     now, index = state.now, state.now.next_round
-    scalars = plan.scalars(index)
-    named = None if plan.participation is None else plan.participation[index]
-    selection = plan.availability.select(index, plan.clients_per_round, named)
-    sums = train_clients(plan, pool, state, scalars, selection.returned, phases)
+    start = start_round(plan, state)
+    scalars, selection = start.scalars, start.selection
+    sums = train_clients(plan, pool, state, start, phases)
+    phases.add_ahead(pool.take_seconds_ahead())
     if selection.returned:
         _check_enough(plan, index, selection, sums)
         aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)

@@ -15,6 +15,7 @@ from ray import tune
 
 from fednar_ray.core.errors import BadInput, RunFailed
 from fednar_ray.execution.session import RaySession
+from fednar_ray.federated.pack_trainer import PackTrainer
 from fednar_ray.tuning.lockstep import train_together
 from fednar_ray.tuning.trial import get_report_seconds, name_search
 from fednar_ray.tuning.trial_plan import TrialPlan
@@ -54,6 +55,7 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
         assert plan is not None
         self._plan = plan
         self._session = RaySession()
+        self._trainer = PackTrainer()
         self._forget()
 
     def __repr__(self) -> str:
@@ -134,9 +136,9 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
         """Trains the rounds of a report in each trial, several times as long as no trial ends and time is left."""
         until = time.perf_counter() + get_report_seconds(self._plan.search)
         trainings = list(self._trainings.values())
-        train_some_rounds(trainings)
+        train_some_rounds(trainings, self._trainer)
         while time.perf_counter() < until and not any(training.is_done for training in trainings):
-            train_some_rounds(trainings)
+            train_some_rounds(trainings, self._trainer)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes one checkpoint per trial and seed."""
@@ -147,10 +149,10 @@ class PackTrainable(tune.Trainable):  # type: ignore[misc]
         """Loads nothing: the driver assigns the trials, each with its newest checkpoint."""
 
 
-def train_some_rounds(trainings: Sequence[TrialTraining]) -> None:
+def train_some_rounds(trainings: Sequence[TrialTraining], pack: PackTrainer) -> None:
     """Trains the rounds of one report in each trial, all trials together."""
     owned = [(training, federation) for training in trainings for federation in training.federations]
     stops = [training.next_stop for training, _ in owned]
-    failures = train_together([federation for _, federation in owned], stops)
+    failures = train_together([federation for _, federation in owned], stops, pack)
     for (training, _), failure in zip(owned, failures, strict=True):
         training.fail([failure])

@@ -5,10 +5,10 @@ from math import ceil
 
 from fednar_ray.config import SearchSettings
 from fednar_ray.core.counting import format_count
+from fednar_ray.federated.pack_trainer import MATRIX_ROWS
 from fednar_ray.tuning.resources import TrialMatrix
 from fednar_ray.tuning.strategy import count_trials
 
-FULL_MATRIX = 80  # clients in a matrix beyond which a client costs no less, measured on one core (64-64-10, batch 16)
 MEMORY_SHARE = 0.1  # of a node's memory, for all packs on it
 ROW_BY_ROW = ("none", "asha", "median")  # the schedulers that only stop trials
 
@@ -55,7 +55,7 @@ def _choose_width(search: SearchSettings, matrix: TrialMatrix, slots: int, memor
     at_a_time = trials if search.concurrent == "auto" else min(search.concurrent, trials)
     fitting = int(MEMORY_SHARE * memory_bytes / slots / (matrix.client_bytes * clients))
     limits = {
-        f"the {clients} clients of one trial fill a matrix": ceil(FULL_MATRIX / clients),
+        f"the {clients} clients of one trial fill a matrix": ceil(MATRIX_ROWS / clients),
         f"{format_count(at_a_time, 'trial')} at a time can have a process each": ceil(at_a_time / slots),
         "more trials at a time would take more than a tenth of the memory": fitting,
     }

@@ -1,6 +1,5 @@
 """Trains one federation of a trial. A trial has one federation per seed."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,19 +12,23 @@ from fednar_ray.checkpoint.locations import open_storage
 from fednar_ray.checkpoint.store import CheckpointStore
 from fednar_ray.config import Experiment, SearchSettings, flatten_settings
 from fednar_ray.core.errors import RunFailed
+from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.reports import RoundRecord, RoundReport
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.checkpoint_contents import check_fits, read_trial_experiment
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
-from fednar_ray.experiments.iter_rounds import build_initial_state, train_rounds
-from fednar_ray.experiments.placement import ExecutionPlan, SerialTrainer, open_pool, plan_execution
-from fednar_ray.experiments.prepare import Prepared, adapt
+from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_plan, train_rounds
+from fednar_ray.experiments.pack_member import build_shared_preparation
+from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
+from fednar_ray.experiments.prepare import adapt
+from fednar_ray.federated.client_trainer import GroupTrainer
+from fednar_ray.federated.collection import RoundStart
 from fednar_ray.federated.server_state import FederationState
 from fednar_ray.tracking.journal import format_line, parse_line
 from fednar_ray.tuning.trial_callbacks import TRIAL_SPLITS, TrialCallbacks
 from fednar_ray.tuning.trial_report import Lineage
 
-CACHED_TRAINERS = 8  # data sets and models that a process keeps for the next trials
+_share_preparation = lru_cache(maxsize=1)(build_shared_preparation)  # for the next trials of the process
 
 
 class TrialFederation:
@@ -41,14 +44,13 @@ class TrialFederation:
     def __init__(self, experiment: Experiment, session: RaySession, owner: str, given: Given = NOTHING_GIVEN) -> None:
         self.experiment = experiment
         self.records: list[RoundRecord] = []
-        sections = {"data": experiment.data, "model": experiment.model}
-        dumped = {key: section.model_dump(mode="json") for key, section in sections.items() if section is not None}
-        prepared, trainer = _prepare_cached(json.dumps(dumped), experiment.seed, given)
-        self._prepared, self._given = adapt(prepared, experiment), given
+        self._prepared, self._member = _share_preparation(given)(experiment)
+        self._given = given
         self._callbacks: TrialCallbacks | None = None  # until the first round
         self._resources = ExitStack()
         self._execution = plan_execution(self._prepared, session)
-        self._pool = self._resources.enter_context(open_pool(self._prepared, self._execution, session, trainer, owner))
+        pool = open_pool(self._prepared, self._execution, session, self._member.trainer, owner)
+        self._pool = self._resources.enter_context(pool)
         self._resume(build_initial_state(self._prepared))
 
     @property
@@ -57,12 +59,18 @@ class TrialFederation:
         return self._state.now.next_round
 
     @property
+    def parameters(self) -> FloatVector:
+        """The parameters after the last round, [d]."""
+        return self._state.now.server.parameters
+
+    @property
     def execution(self) -> ExecutionPlan:
         """Where and how clients are trained."""
         return self._execution
 
     def _resume(self, state: FederationState) -> None:
         self._state = state
+        self._member.enter(self._pool, build_round_plan(self._prepared, self._execution), state)
         self._reports: Iterator[RoundReport] = train_rounds(
             self._prepared, self._execution, self._pool, state, splits=TRIAL_SPLITS
         )
@@ -79,6 +87,10 @@ class TrialFederation:
         except BaseException as error:
             self._callbacks.close(error)
             raise
+
+    def start_next_round(self) -> tuple[GroupTrainer, RoundStart] | None:
+        """Returns the next round, and who trains it; None if actors do, or if no round is left."""
+        return self._member.start_next_round()
 
     @property
     def ended(self) -> str | None:
@@ -140,13 +152,6 @@ def change_settings(saved: Experiment, wanted: Experiment, next_round: int) -> E
         return saved
     changes = {**(saved.changes or {}), next_round: different}
     return Experiment.model_validate({**saved.model_dump(exclude_none=True), "changes": changes})
-
-
-@lru_cache(maxsize=CACHED_TRAINERS)
-def _prepare_cached(sections: str, seed: int, given: Given) -> tuple[Prepared, SerialTrainer]:
-    """Loads data and model, whose sections are JSON, once for all trials of a process that share them."""
-    prepared = given.prepare(Experiment.model_validate({**json.loads(sections), "seed": seed}))
-    return prepared, SerialTrainer(prepared)
 
 
 def average_records(federations: Sequence[Sequence[RoundRecord]]) -> list[RoundRecord]:

@@ -387,18 +387,16 @@ def build_cells(column: str, part: str, results: dict[str, Any], system: System)
 
 
 def build_search_body(results: dict[str, Any]) -> tuple[str, str]:
-    """Builds the table of a search's overhead, with one column per repetition."""
+    """Builds the table of a search in packs and without them, with one column per repetition."""
     rows = results["rows"]
-    seconds = {
-        "the trials' own work, divided by the cores": [row["trials"] / row["cores"] for row in rows],
-        "32 empty trials with bare Tune, from the start of Ray": [row["empty"] for row in rows],
-        "**the search**, from the start of Ray to the end of its last trial": [row["search"] for row in rows],
-        "the most it may take: 1.15 × the trials + the empty trials + 5 s": [
-            1.15 * row["trials"] / row["cores"] + row["empty"] + 5 for row in rows
-        ],
-        "with best and baseline trained once more and tracked, and the report": [row["whole"] for row in rows],
+    lines = [("32 empty trials with bare Tune, from the start of Ray", *(f"{row['empty']:.1f}" for row in rows))]
+    what = {
+        "trials": "the trials' own work, divided by the cores",
+        "search": "**the search**, from the start of Ray to the end of its last trial",
+        "whole": "with best and baseline trained once more and tracked, and the report",
     }
-    lines = [(name, *(f"{value:.1f}" for value in values)) for name, values in seconds.items()]
+    for way, label in (("unpacked", "one trial per process"), ("packed", "in packs")):
+        lines += [(f"{label}: {text}", *(f"{row[way][key]:.1f}" for row in rows)) for key, text in what.items()]
     return "A search of 32 trials of 20 rounds on digits", build_table(("seconds", *[""] * len(rows)), lines, "---:")
 
 

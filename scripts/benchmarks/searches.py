@@ -1,6 +1,6 @@
-"""Measures the overhead of a search: 32 trials of 20 rounds on digits, and 32 empty trials with bare Tune.
+"""Measures a search of 32 trials of 20 rounds on digits: packed, one trial per process, and empty with bare Tune.
 
-Both run one after the other, each with its own Ray. Prints one ROW.
+They run one after the other, each with its own Ray. Prints one ROW.
 """
 
 import json
@@ -48,25 +48,33 @@ def measure_empty_seconds(folder: Path) -> float:
         return time.perf_counter() - start
 
 
+def measure_search(folder: Path, pack: str) -> dict[str, float]:
+    """Measures a search with ``search.pack=pack``, in a directory of its own."""
+    folder.mkdir()
+    os.chdir(folder)
+    seconds: list[float] = []
+    start = time.perf_counter()
+    document = load_embedded("digits", (*OVERRIDES, f"search.pack={pack}"), to_search=True)
+    with fr.RaySession() as session:
+        result = start_search(document, session, lambda status: seconds.append(time.perf_counter() - start))
+        cores = ray.cluster_resources()["CPU"]
+        whole = time.perf_counter() - start
+    return {
+        "search": seconds[-1],  # from the call, with Ray started and the store made, until the last trial ended
+        "whole": whole,  # also with the final runs of the best trial and the baseline, and the report
+        "trials": sum(entry.seconds for entry in result.trials) / cores,
+    }
+
+
 def main() -> None:
-    """Measures both and prints the row."""
+    """Measures all three and prints the row."""
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        empty = measure_empty_seconds(Path(folder))
-        seconds: list[float] = []
-        start = time.perf_counter()
-        document = load_embedded("digits", OVERRIDES, to_search=True)
-        with fr.RaySession() as session:
-            result = start_search(document, session, lambda status: seconds.append(time.perf_counter() - start))
-            cores = ray.cluster_resources()["CPU"]
-            whole = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         row = {
-            "search": seconds[-1],  # from the call, with Ray started and the store made, until the last trial ended
-            "whole": whole,  # also with the final runs of the best trial and the baseline, and the report
-            "trials": sum(entry.seconds for entry in result.trials),
-            "cores": cores,
-            "empty": empty,
+            "empty": measure_empty_seconds(folder / "empty"),
+            "packed": measure_search(folder / "packed", "auto"),
+            "unpacked": measure_search(folder / "unpacked", "off"),
         }
     print("ROW", json.dumps(row))
 

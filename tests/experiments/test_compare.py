@@ -77,12 +77,13 @@ def write(data: Path, task: str = "regression", folder: Path | None = None, **co
         "model": {"name": "logistic"},
         "federation": {"rounds": ROUNDS, "local_steps": 3, "batch_size": 8},
         "regularizer": {"weight_decay": 0.05, "clip_bound": 0.5},
-        "execution": {"placement": "serial"},
+        "execution": {"placement": "serial", "vectorize": 3},
         "checkpoint": {"every": 2},
         "tracking": {"uri": create_store((folder or Path.cwd()) / "mlflow.db")},
     }
     path = (folder or Path.cwd()) / "small.yaml"
-    path.write_text(yaml.safe_dump({"experiment": experiment, "compare": {"seeds": 1, "final_rounds": 2, **compared}}))
+    compare = {"seeds": 1, "final_rounds": 2, "pack": "off", **compared}
+    path.write_text(yaml.safe_dump({"experiment": experiment, "compare": compare}))
     return path
 
 
@@ -242,9 +243,9 @@ def test_rounds_without_clients_have_no_clipped_steps():
 def test_a_serial_run_warms_up_before_its_first_round(data):
     prepared = prepare(load_document(write(data)).experiment)
     with fr.RaySession() as session, open_pool(prepared, plan_execution(prepared, session), session) as pool:
-        assert not pool._trainer._gradients
+        assert not pool.trainer._gradients
         pool.wait_until_ready()
-        assert len(pool._trainer._gradients) == 1
+        assert len(pool.trainer._gradients) == 1
 
 
 def test_all_actors_have_started_and_warmed_up_before_the_first_round(data, session):
@@ -300,11 +301,13 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[An
         return drop_durations(result["rows"]), load_trajectories(result["name"])
 
 
+@pytest.mark.parametrize("pack", ["off", "auto"])
 @pytest.mark.parametrize("rounds", [1, ROUNDS, ROUNDS + 3, RUNS * ROUNDS])
-def test_a_resumed_comparison_equals_an_uninterrupted_one(rounds, data, whole):
-    name = interrupt_comparison(build_document(data), rounds)
-    started = -(-rounds // ROUNDS)
-    assert load_statuses() == ["FINISHED"] * (started - 1) + ["KILLED"] * 2  # the last run, and the comparison
+def test_a_resumed_comparison_equals_an_uninterrupted_one(rounds, pack, data, whole):
+    name = interrupt_comparison(build_document(data, pack=pack), rounds)
+    started = -(-rounds // ROUNDS) if pack == "off" else min(rounds, RUNS)
+    finished = started - 1 if pack == "off" else 0  # together, no run ends before the last one of them
+    assert load_statuses() == ["FINISHED"] * finished + ["KILLED"] * (started - finished + 1)  # and the comparison
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/model.pt")}
     result = run_and_parse("--resume", name)
     assert result["name"] == name

@@ -12,6 +12,7 @@ from fednar_ray.experiments.callbacks import prepare_callbacks
 from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRun, plan_runs
 from fednar_ray.experiments.comparison.result import Comparison
 from fednar_ray.experiments.comparison.runs import ComparisonRuns, Progress, is_finished
+from fednar_ray.experiments.comparison.together import choose_width
 from fednar_ray.experiments.given import NOTHING_GIVEN, Given
 from fednar_ray.experiments.placement import plan_execution
 from fednar_ray.experiments.run_start import open_store
@@ -41,10 +42,9 @@ def run_comparison(
         record: A comparison to resume.
         given: The objects that replace sections of the experiment.
     """
-    rounds = document.experiment.federation.rounds
 
     def show_round(step: Progress) -> None:
-        show(step.run * rounds + step.report.round_index + 1, step.label, step.report.metrics, step.primary)
+        show(step.done, step.label, step.report.metrics, step.primary)
 
     with closing(iter_comparison(document, session, record, given)) as comparing:
         return drain(comparing, show_round)
@@ -75,7 +75,7 @@ def iter_comparison(
     store, experiment_id = open_store(document.experiment) if record is None else _open_store_of(record)
     planned = plan_runs(document.experiment, document.compare) if record is None else record.runs
     to_train = [run for run in planned if record is None or not is_finished(record, run)]
-    primary = _check(document, to_train, session, given)
+    primary, width = _check(document, to_train, session, given)
     if record is None:
         run_id = store.create_run(experiment_id, f"{document.experiment.name} comparison", {KIND_TAG: "comparison"})
         directory = RunDirectory.of_run(document.experiment.name, run_id).path
@@ -94,7 +94,7 @@ def iter_comparison(
         record.document = document
         record.save()
         try:
-            result = yield from ComparisonRuns(record, store, run_id, session, given).train_all(parent)
+            result = yield from ComparisonRuns(record, store, run_id, session, given, width).train_all(parent)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(f"resume it with: fednar compare --resume {record.name}") from interrupt
     RunDirectory(record.directory).finished_mark.touch()
@@ -109,14 +109,14 @@ def _open_store_of(record: ComparisonRecord) -> tuple[Store, str]:
     return store, ""
 
 
-def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession, given: Given) -> str:
-    """Checks the experiment and the target before anything is trained, and then starts Ray.
+def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySession, given: Given) -> tuple[str, int]:
+    """Checks the experiment and the target before anything is trained, and then starts Ray if it is needed.
 
     Returns:
-        The primary metric; an empty text if there is nothing to train.
+        The primary metric, and how many runs are trained together; an empty text and 1 if there is nothing to train.
     """
     if not to_train:
-        return ""
+        return "", 1
     prepared = given.prepare(to_train[0].build_experiment(document.experiment), session)
     keys = {"accuracy": "target_accuracy", "rmse": "target_rmse"}
     task, wanted = prepared.federation.task, keys.get(prepared.primary, "target")
@@ -130,8 +130,10 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
             )
         )
     prepare_callbacks(prepared, given.build_callbacks())
-    plan_execution(prepared, session)
-    return prepared.primary
+    width = choose_width(document.compare, prepared, session, len(to_train))
+    if width == 1:
+        plan_execution(prepared, session)
+    return prepared.primary, width
 
 
 def _build_view(name: str, run_id: str, primary: str) -> RunView:

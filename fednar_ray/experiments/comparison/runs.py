@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,13 @@ from fednar_ray.experiments.comparison.record import ComparisonRecord, PlannedRu
 from fednar_ray.experiments.comparison.result import Comparison
 from fednar_ray.experiments.fixed_execution import fix_execution
 from fednar_ray.experiments.given import Given
+from fednar_ray.experiments.pack_member import PackMember, build_shared_preparation
 from fednar_ray.experiments.placement import ExecutionPlan
 from fednar_ray.experiments.prepare import choose_primary_metric
 from fednar_ray.experiments.result import Result
 from fednar_ray.experiments.resume import Resumption, resume_from
 from fednar_ray.experiments.train import train
+from fednar_ray.federated.pack_trainer import PackTrainer
 from fednar_ray.report.comparison_table import Outcome
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
@@ -39,8 +42,7 @@ log = logging.getLogger("fednar_ray")
 class Progress(NamedTuple):
     """One round of one of the comparison's runs."""
 
-    run: int  # counted from 0
-    runs: int
+    done: int  # rounds of all runs, those of finished runs included
     label: str
     report: RoundReport
     primary: str  # the metric that counts, without its split
@@ -58,20 +60,56 @@ def is_finished(record: ComparisonRecord, run: PlannedRun) -> bool:
 class ComparisonRuns:
     """The runs of a comparison that is being trained."""
 
-    def __init__(self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession, given: Given) -> None:
+    def __init__(
+        self, record: ComparisonRecord, store: Store, run_id: str, session: RaySession, given: Given, width: int
+    ) -> None:
         self._record, self._store, self._run_id, self._session = record, store, run_id, session
-        self._given = given
+        self._given, self._width = given, width
+        self._prepare = build_shared_preparation(given)
         self._primary: str | None = None  # of the last run; all runs have the same
+        self._done: dict[int, int] = {}  # the rounds of each run that are trained
 
     def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
         """Trains the remaining runs, and then writes the table and the plots."""
-        outcomes: dict[Variant, list[Outcome]] = {}
         resumptions = [self._find_resumption(run) for run in self._record.runs]
         self._end_abandoned()
-        for index, (run, resumption) in enumerate(zip(self._record.runs, resumptions, strict=True)):
-            outcome = yield from self._train_or_load(index, run, resumption)
-            outcomes.setdefault(run.variant, []).append(outcome)
+        found: dict[int, Outcome] = {}
+        for index, run in enumerate(self._record.runs):
+            if resumptions[index] is None and run.directory is not None:
+                found[index] = self._load_outcome(run)
+                self._done[index] = self._record.document.experiment.federation.rounds
+        left = [index for index in range(len(self._record.runs)) if index not in found]
+        width = self._width
+        for batch in (left[start : start + width] for start in range(0, len(left), width)):
+            trainings = {index: self._start(index, resumptions[index], len(batch)) for index in batch}
+            found |= yield from self._train_together(trainings)
+        outcomes: dict[Variant, list[Outcome]] = {}
+        for index, run in enumerate(self._record.runs):
+            outcomes.setdefault(run.variant, []).append(found[index])
         return log_outputs(parent, self._record, outcomes, self._primary)
+
+    def _train_together(self, trainings: dict[int, "_Training"]) -> Generator[Progress, None, dict[int, Outcome]]:
+        """Trains runs round by round, one round of each at a time. If one of them fails, the others are interrupted."""
+        outcomes: dict[int, Outcome] = {}
+        pack = PackTrainer()
+        with ExitStack() as stack:
+            for training in trainings.values():
+                stack.callback(training.rounds.close)
+            while trainings:
+                if len(trainings) > 1:
+                    starts = [training.member.start_next_round() for training in trainings.values() if training.member]
+                    pack.train_ahead([start for start in starts if start is not None])
+                for index, training in list(trainings.items()):
+                    try:
+                        report = next(training.rounds)
+                    except StopIteration as end:
+                        outcomes[index] = _build_outcome(end.value.history, end.value.alerts, end.value.stop)
+                        self._done[index] = self._record.document.experiment.federation.rounds
+                        del trainings[index]
+                    else:
+                        self._done[index] = report.round_index + 1
+                        yield Progress(sum(self._done.values()), training.label, report, training.primary)
+        return outcomes
 
     def _find_resumption(self, run: PlannedRun) -> Resumption | None:
         """Returns where an interrupted run resumes; None if it is finished, or has to be trained from round 0."""
@@ -104,21 +142,22 @@ class ComparisonRuns:
             base = fix_execution(base, started.group_size, started.compiled)
         return run.build_experiment(base)
 
-    def _train_or_load(
-        self, index: int, run: PlannedRun, resumption: Resumption | None
-    ) -> Generator[Progress, None, Outcome]:
-        """Returns the outcome of a run, which is trained or resumed unless it is finished."""
-        if resumption is None and run.directory is not None:
-            return self._load_outcome(run)
+    def _start(self, index: int, resumption: Resumption | None, together: int) -> "_Training":
+        """Returns the training of a run, one of so many that are trained together. Nothing is trained yet."""
+        run, runs = self._record.runs[index], len(self._record.runs)
 
         def on_start(directory: Path, plan: ExecutionPlan) -> None:
             run.directory, run.group_size, run.compiled = directory.name, plan.group_size, plan.compiled
             self._record.save()
 
         experiment = self._build_experiment(run) if resumption is None else resumption.experiment
-        prepared = self._given.prepare(experiment, self._session)
+        member = None
+        if together > 1:
+            prepared, member = self._prepare(_place_in_this_process(experiment))
+        else:
+            prepared = self._given.prepare(experiment, self._session)
         self._primary = prepared.primary
-        training = train(
+        rounds = train(
             prepared,
             self._session,
             tags={PARENT_TAG: self._run_id},
@@ -129,9 +168,10 @@ class ComparisonRuns:
             with_page=False,
             callbacks=self._given.build_callbacks(),
             actors_of=self._record.name,  # the runs share their actors
+            member=member,
         )
-        result = yield from _add_label(training, index, len(self._record.runs), run.label, prepared.primary)
-        return _build_outcome(result.history, result.alerts, result.stop)
+        what = f"{together} runs together" if together > 1 else f"{index + 1} of {runs}"
+        return _Training(f"training {what}, {run.label}", prepared.primary, rounds, member)
 
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
@@ -156,15 +196,15 @@ def _read_run_id(directory: Path) -> str:
         return directory.name.rpartition("-")[2]
 
 
-def _add_label(
-    training: Generator[RoundReport, None, Result], run: int, runs: int, label: str, primary: str
-) -> Generator[Progress, None, Result]:
-    """Turns the reports of a training into progress, and returns its result."""
-    try:
-        while True:
-            yield Progress(run, runs, f"training {run + 1} of {runs}, {label}", next(training), primary)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    finally:
-        training.close()
+class _Training(NamedTuple):
+    """A run of the comparison that is being trained."""
+
+    label: str
+    primary: str
+    rounds: Generator[RoundReport, None, Result]
+    member: PackMember | None  # if it is trained together with others
+
+
+def _place_in_this_process(experiment: Experiment) -> Experiment:
+    execution = experiment.execution.model_copy(update={"placement": "serial"})
+    return experiment.model_copy(update={"execution": execution})
