@@ -39,6 +39,8 @@ def decide_packing(search: SearchSettings, matrix: TrialMatrix | None, slots: in
         return Packing(width=1, reason=f"search.pack is {search.pack}")
     if matrix is None:
         return Packing(width=1, reason="each trial has actors of its own")
+    if matrix.compiled:
+        return Packing(width=1, reason="execution.compile is on")
     if search.scheduler.name not in ROW_BY_ROW:
         return Packing(width=1, reason=f"{search.scheduler.name} pauses, copies and restores single trials")
     if search.pack != "auto":
@@ -51,9 +53,9 @@ def decide_packing(search: SearchSettings, matrix: TrialMatrix | None, slots: in
 
 def _choose_width(search: SearchSettings, matrix: TrialMatrix, slots: int, memory_bytes: float) -> Packing:
     """Chooses the width for ``search.pack: auto``: the smallest of its limits."""
-    clients, trials = matrix.clients * search.seeds, count_trials(search)
+    clients, trials = matrix.clients, count_trials(search)
     at_a_time = trials if search.concurrent == "auto" else min(search.concurrent, trials)
-    fitting = int(MEMORY_SHARE * memory_bytes / slots / (matrix.client_bytes * clients))
+    fitting = int(MEMORY_SHARE * memory_bytes / slots / (matrix.client_bytes * clients * search.seeds))
     limits = {
         f"the {clients} clients of one trial fill a matrix": ceil(MATRIX_ROWS / clients),
         f"{format_count(at_a_time, 'trial')} at a time can have a process each": ceil(at_a_time / slots),

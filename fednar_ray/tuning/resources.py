@@ -28,12 +28,14 @@ class TrialMatrix:
         group_size: Number of clients that are trained as one matrix.
         client_bytes: Memory that a client takes while it is trained, at most.
         alone_because: Why clients must be trained one by one; None if they need not.
+        compiled: Whether the user wants compiled steps.
     """
 
     clients: int
     group_size: int
     client_bytes: float
     alone_because: str | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ def _measure_matrix(prepared: Prepared) -> TrialMatrix:
         group_size=resolve_group_size(prepared, gpu=False),
         client_bytes=VECTORS_PER_CLIENT * prepared.model_bytes + 2 * batch * traits.activation_bytes,
         alone_because=traits.alone_because,
+        compiled=prepared.experiment.execution.compile == "on",
     )
 
 

@@ -128,7 +128,8 @@ class _Search:
         self._document, self._search, self._table = document, document.search, table
         self._store, self._session, self._resources, self._show = store, session, resources, show
         self._given = given
-        self._plan = TrialPlan(raw=document.raw, execution=resources.execution, search=document.search, given=given)
+        execution = {**resources.execution, **({"compile": "off"} if table.pack > 1 else {})}  # rows are not compiled
+        self._plan = TrialPlan(raw=document.raw, execution=execution, search=document.search, given=given)
         self._rounds = document.experiment.federation.rounds
         self._resume = resume
 

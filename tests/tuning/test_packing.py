@@ -23,7 +23,8 @@ GIB = 2.0**30
         ({}, {}, 2, 8, None),  # 80 clients fill a matrix
         ({}, {"clients": 7}, 2, 12, None),
         ({}, {"clients": 5}, 2, 16, None),  # of 32 trials, each of 2 processes has no more
-        ({"seeds": 4}, {}, 2, 2, None),
+        ({"seeds": 4}, {}, 2, 8, None),  # seeds have other shards, and so matrices of their own
+        ({}, {"compiled": True}, 2, 1, "execution.compile is on"),
         ({"trials": 5}, {}, 2, 3, None),
         ({"concurrent": 6}, {}, 2, 3, None),
         ({"concurrent": 1}, {}, 2, 1, "1 trial at a time can have a process each"),

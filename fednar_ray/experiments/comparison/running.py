@@ -130,7 +130,8 @@ def _check(document: Document, to_train: Sequence[PlannedRun], session: RaySessi
             )
         )
     prepare_callbacks(prepared, given.build_callbacks())
-    width = choose_width(document.compare, prepared, session, len(to_train))
+    compiled = any(run.compiled for run in to_train)  # begun so, and continued so
+    width = 1 if compiled else choose_width(document.compare, prepared, session, len(to_train))
     if width == 1:
         plan_execution(prepared, session)
     return prepared.primary, width

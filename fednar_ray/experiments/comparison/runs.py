@@ -206,5 +206,6 @@ class _Training(NamedTuple):
 
 
 def _place_in_this_process(experiment: Experiment) -> Experiment:
-    execution = experiment.execution.model_copy(update={"placement": "serial"})
+    """Returns the experiment as it is trained together with others. Rows of a shared matrix are not compiled."""
+    execution = experiment.execution.model_copy(update={"placement": "serial", "compile": "off"})
     return experiment.model_copy(update={"execution": execution})
