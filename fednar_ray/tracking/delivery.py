@@ -29,6 +29,7 @@ from fednar_ray.tracking.refusals import is_refusal
 log = logging.getLogger("fednar_ray")
 
 CONFIRM_EVERY_ROUNDS = 100
+USUAL_METRICS_PER_ROUND = 30
 
 
 class Delivery:
@@ -52,6 +53,7 @@ class Delivery:
         self._connect, self._run_id, self._directory = connect, run_id, directory
         self._outbox, self._ask = outbox, ask
         self._refusals: set[str] = set()
+        self._metrics_per_round = USUAL_METRICS_PER_ROUND
         self._apart = 0  # number of operations to send one by one, because MLflow refuses a batch with them
         self._sent_rounds = outbox.sent_rounds  # of these, the first outbox.sent_rounds are confirmed
         self._sent: list[Operation | None] = []  # sent but not confirmed; None: refused, or damaged
@@ -85,6 +87,11 @@ class Delivery:
     def unsent_rounds(self) -> int:
         """Number of rounds to send, or to send again."""
         return max(0, len(self.rounds) - self._sent_rounds) if self.rounds is not None else 0
+
+    @property
+    def unsent_metrics(self) -> int:
+        """Number of metrics in the rounds to send, if each has as many as those that were sent last."""
+        return self.unsent_rounds * self._metrics_per_round
 
     @property
     def due(self) -> bool:
@@ -166,6 +173,7 @@ class Delivery:
                 if not batch.add_round(parse_metrics(line)):
                     break
                 stop += 1
+            self._metrics_per_round = len(batch.metrics) // (stop - self._sent_rounds)
         self.behind = bool(self.unsent_rounds) and stop < len(self.rounds or ())
         while not (self.behind or self._apart) and operations < waiting:
             operation, _ = self._outbox.pending[len(self._sent) + operations]
