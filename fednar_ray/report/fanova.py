@@ -37,7 +37,7 @@ def compute_shares(factors: Mapping[str, Floats], values: Sequence[float], seed:
 
     Source: Hutter et al., "An efficient approach for assessing hyperparameter importance", ICML 2014, Algorithm 2.
     """
-    from sklearn.ensemble import RandomForestRegressor  # takes a second to import
+    from sklearn.ensemble import RandomForestRegressor  # type: ignore[import-untyped]  # takes a second to import
 
     names = sorted(factors)
     points = np.concatenate([factors[name] for name in names], axis=1)

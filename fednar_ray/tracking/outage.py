@@ -31,7 +31,7 @@ class Outage:
                 "%s; training continues, and what is recorded is sent later",
                 describe_failure(self._uri, error),
             )
-        return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self.failures - 1))
+        return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (self.failures - 1))
 
     def end(self, *, quiet: bool) -> None:
         """Says that MLflow answers again, if a warning said that it did not."""

@@ -19,7 +19,7 @@ from fednar_ray.tracking.outage import FIRST_PAUSE_SECONDS, Outage
 from fednar_ray.tracking.sender import PATIENCE_SECONDS, THREAD_NAME, is_from_another_thread
 
 LONGEST_WAIT_SECONDS = 10.0  # that a round of an open run waits
-MOST_WAITING_METRICS = 20_000  # of all runs together: about two seconds of a database's work
+MOST_WAITING_METRICS = 30_000  # of all runs together: about three seconds of a database's work
 POLL_SECONDS = 0.2
 
 
