@@ -28,7 +28,7 @@ ROUNDS, RUNS = 12, 3
 EXPERIMENT = fr.Experiment.model_validate({"name": "many", "execution": {"placement": "serial"}})
 
 
-class CountingClient(MlflowClient):
+class CountingClient(MlflowClient):  # type: ignore[misc]
     """MLflow's client, which counts the calls that store metrics, parameters and tags."""
 
     def __init__(self, uri: str) -> None:
@@ -66,9 +66,7 @@ def load_steps(store: Store, run_id: str) -> list[int]:
     return sorted(point.step for point in store.client.get_metric_history(run_id, "loss/train"))
 
 
-def test_runs_are_complete_after_one_call_each(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_complete_after_one_call_each(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_sender, "LONGEST_WAIT_SECONDS", 600.0)
     run_ids = create_runs(store)
     with SharedSender(store.uri) as sender:
