@@ -1,6 +1,7 @@
 """``fednar tune``: search settings with Ray Tune."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +14,16 @@ from fednar_ray.cli.options import (
     read_document_to_train,
     register_option,
 )
-from fednar_ray.cli.output import IMPORTS, START, build_console, quiet_libraries
+from fednar_ray.cli.output import IMPORTS, START, STARTS_EARLY, build_console, quiet_libraries
 from fednar_ray.core.errors import BadInput, Interrupted
 from fednar_ray.core.stages import announce
+from fednar_ray.execution.local_ray import PRELOADED_FOR_TRIALS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fednar_ray.config import Document
+    from fednar_ray.execution.session import RaySession
 
 
 @click.command()
@@ -37,9 +45,27 @@ def tune(
         raise BadInput(f"--resume {resume} resumes the search as it was started; it takes no FILE and no key=value")
     announce(START)
     document = None if resume is not None else read_document_to_train(arguments, "tune")
+    console = build_console(stderr=as_json)
     announce(IMPORTS)
-    quiet_libraries()
     from fednar_ray.execution.session import RaySession
+
+    with RaySession(address) as session:
+        if click.get_current_context().find_root().obj == STARTS_EARLY:
+            session.start_early(PRELOADED_FOR_TRIALS)
+        quiet_libraries()
+        _search(document, resume, register, session, console, as_json=as_json)
+
+
+def _search(
+    document: "Document | None",
+    resume: str | None,
+    register: str | None,
+    session: "RaySession",
+    console: "Console",
+    *,
+    as_json: bool,
+) -> None:
+    """Runs or resumes the search, and prints its result."""
     from fednar_ray.tuning import progress
     from fednar_ray.tuning.creation import get_search_name
     from fednar_ray.tuning.search import resume_search, start_search
@@ -49,8 +75,7 @@ def tune(
     uri = find_tracking_uri(name) if document is None else document.experiment.tracking.uri
     if document is not None or uri is not None:  # otherwise there is no such search, which resume_search says
         check_registration(register, uri)
-    console = build_console(stderr=as_json)
-    with RaySession(address) as session, progress.show_search(console) as show:
+    with progress.show_search(console) as show:
         try:
             if document is not None:
                 result = start_search(document, session, show, register)

@@ -11,6 +11,7 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's: the tracking store of a r
 LONGEST_EXPERIMENT_NAME = 500  # MLflow's limit
 LONGEST_PART_BYTES = 200  # file systems take 255
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///")
+_DATABASE = re.compile(r"(?:sqlite|postgresql|mysql|mssql)(?:\+\w+)?:")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|databricks$")
 
 
@@ -34,6 +35,11 @@ def _encode(path: str) -> str:
     """Percent-encodes a path for SQLAlchemy, but only the characters that would be misread."""
     encoded = path.replace("%", "%25") if unquote(path) != path else path
     return encoded.replace("?", "%3F")
+
+
+def is_database(uri: str) -> bool:
+    """Returns whether an address is that of a database, which MLflow writes to without a server."""
+    return _DATABASE.match(uri) is not None
 
 
 def find_sqlite_file(uri: str) -> Path | None:

@@ -22,7 +22,7 @@ from fednar_ray.core.stages import announce
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.early_start import EarlyStart
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
-from fednar_ray.execution.local_ray import build_local_options, skip_unused_processes
+from fednar_ray.execution.local_ray import PRELOADED, build_local_options, skip_unused_processes
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import build_actor_options
 
@@ -64,6 +64,7 @@ class RaySession:
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
         self._early: EarlyStart | None = None  # until the session is closed
+        self._preloaded = PRELOADED
         self._is_starting = False  # in the background, until ``connect`` waits for it
 
     @property
@@ -84,12 +85,16 @@ class RaySession:
     ) -> None:
         self.close()
 
-    def start_early(self) -> None:
+    def start_early(self, preloaded: str = PRELOADED) -> None:
         """Starts a local Ray in the background, while this process imports PyTorch and loads the data.
 
         ``connect`` waits for it, and raises its error. An existing cluster is joined by ``connect`` alone.
+
+        Args:
+            preloaded: The module that Ray's processes import as soon as they start.
         """
         if self.local and self._early is None:
+            self._preloaded = preloaded
             self._early, self._is_starting = EarlyStart(self._connect), True
 
     def connect(self) -> None:
@@ -119,7 +124,7 @@ class RaySession:
         options: Mapping[str, Any] = {}
         if self.address == "local":
             self._private = PrivateRay()
-            options = {**build_local_options(os.cpu_count()), "_temp_dir": self._private.temp_dir}
+            options = {**build_local_options(os.cpu_count(), self._preloaded), "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)
         try:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from fednar_ray.config import CompareSettings
 from fednar_ray.core.metric_names import format_metric_value, format_spread
@@ -179,6 +178,8 @@ def compute_paired_difference(
     differences = values - reference
     if len(differences) < 2:
         return float(differences.mean()), None
+    from scipy import stats  # takes a second to import
+
     quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1)
     return float(differences.mean()), float(quantile * stats.sem(differences))
 

@@ -1,16 +1,17 @@
-"""Computes how much the metric depends on each searched key, by Optuna's fANOVA."""
+"""Computes how much the metric depends on each searched key, by functional ANOVA."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fednar_ray.report.axes import AxisScale, build_axis_scale, format_searched_value
+from fednar_ray.report.fanova import compute_shares
 from fednar_ray.report.heat_maps import LEAST_TRIALS
 from fednar_ray.tracking.searches import SearchRecord
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-SEED = 0  # of fANOVA's forest, so that a report is reproducible
+SEED = 0  # of the forest, so that a report is reproducible
 
 
 def explain_missing_importances(record: SearchRecord) -> str | None:
@@ -33,21 +34,12 @@ def compute_importances(record: SearchRecord) -> dict[str, float]:
 
     Source: Hutter et al., "An efficient approach for assessing hyperparameter importance", ICML 2014 (fANOVA).
     """
-    import optuna  # with scikit-learn, which takes a second to import
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-    from optuna.trial import create_trial
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise it logs that it created a study
-    scales = _list_varied_scales(record)
-    distributions = {
-        scale.key: _build_distribution(scale, [trial.values[scale.key] for trial in record.finished])
-        for scale in scales
+    trials = record.finished
+    columns = {
+        scale.key: _encode(scale, [_convert_param(scale, trial.values[scale.key]) for trial in trials])
+        for scale in _list_varied_scales(record)
     }
-    study = optuna.create_study(direction="maximize" if record.mode == "max" else "minimize")
-    for trial in record.finished:
-        params = {scale.key: _convert_param(scale, trial.values[scale.key]) for scale in scales}
-        study.add_trial(create_trial(params=params, distributions=distributions, value=trial.final))
-    return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=SEED)))
+    return compute_shares(columns, [trial.final for trial in trials], SEED)
 
 
 def _list_varied_scales(record: SearchRecord) -> list[AxisScale]:
@@ -63,9 +55,8 @@ def _convert_param(scale: AxisScale, value: Any) -> str | float:
     return format_searched_value(value) if scale.categories else float(value)
 
 
-def _build_distribution(scale: AxisScale, values: Sequence[Any]) -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if scale.categories:
-        return CategoricalDistribution(scale.categories)
-    return FloatDistribution(float(min(values)), float(max(values)), log=scale.log)
+def _encode(scale: AxisScale, values: Sequence[str | float]) -> npt.NDArray[np.float64]:
+    """Returns a key's values as columns, [trials, columns]: one per category that was tried, or one in all."""
+    if not scale.categories:
+        return np.array(values, dtype=np.float64)[:, None]
+    return np.array([[value == name for name in scale.categories if name in values] for value in values], np.float64)

@@ -1,11 +1,13 @@
 """Plots of a search: all trials in parallel coordinates, importances, and the best trial against the baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -45,12 +47,14 @@ def draw_parallel(record: SearchRecord) -> Figure:
         ]
 
     stopped = [trial for trial in shown if trial not in finished]
-    for number, trial in enumerate(stopped):
-        name = f"{len(stopped)} trials that did not run all rounds" if not number else None
-        axes.plot(line(trial), color=OTHERS, linewidth=0.7, alpha=0.5, label=name)
+    places = range(len(scales) + 1)
+    if stopped:
+        name = f"{len(stopped)} trials that did not run all rounds"
+        _draw_lines(axes, [(places, line(trial)) for trial in stopped], colors=OTHERS, lw=0.7, alpha=0.5, label=name)
     palette = colormaps[colors.map]
-    for trial in sorted(finished, key=lambda trial: -record.compute_cost(trial.final)):
-        axes.plot(line(trial), color=palette(colors.norm(trial.final)), linewidth=1.3, alpha=0.8)
+    last = sorted(finished, key=lambda trial: -record.compute_cost(trial.final))
+    shades = [palette(colors.norm(trial.final)) for trial in last]
+    _draw_lines(axes, [(places, line(trial)) for trial in last], colors=shades, lw=1.3, alpha=0.8)
     if best is not None:
         axes.plot(line(best), color=BEST, linewidth=2.8, marker="o", label=f"the best, {best.name}")
     names = [build_label(scale.key).replace(" ", "\n", 1) for scale in scales] + [
@@ -99,11 +103,12 @@ def draw_best_and_baseline(record: SearchRecord) -> Figure:
     """Draws the metric over rounds: the best trial and the baseline, in front of all trials."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
-    for number, trial in enumerate(record.trials):
-        name = f"{len(record.trials)} trials" if not number else None
-        axes.plot(*_split_history(trial.history), color=OTHERS, linewidth=0.8, alpha=0.45, label=name)
-        if len(trial.history) == 1:
-            axes.plot(*_split_history(trial.history), color=OTHERS, marker=".")
+    if record.trials:
+        histories = [_split_history(trial.history) for trial in record.trials if trial.history]
+        _draw_lines(axes, histories, colors=OTHERS, lw=0.8, alpha=0.45, label=f"{len(record.trials)} trials")
+        single = [(x[0], y[0]) for x, y in histories if len(x) == 1]
+        if single:
+            axes.plot(*zip(*single, strict=True), color=OTHERS, marker=".", linestyle="none")
     if record.baseline is not None:
         _draw_curve(axes, record, record.baseline, "baseline", BASELINE)
     if record.best is not None:
@@ -116,6 +121,12 @@ def draw_best_and_baseline(record: SearchRecord) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
     return figure
+
+
+def _draw_lines(axes: Axes, lines: Sequence[tuple[Sequence[float], Sequence[float]]], **style: Any) -> None:
+    """Draws many lines, x and y each, as one collection: a layout measures every line that is drawn alone."""
+    axes.add_collection(LineCollection([list(zip(x, y, strict=True)) for x, y in lines], **style))
+    axes.autoscale_view()
 
 
 def _draw_curve(axes: Axes, record: SearchRecord, curve: Curve, name: str, color: str) -> None:

@@ -8,9 +8,9 @@ from itertools import count
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 
 from fednar_ray.core.errors import first_line
+from fednar_ray.core.store_uris import is_database
 from fednar_ray.tracking.arrival import (
     WITNESS,
     NotAnswered,
@@ -19,6 +19,7 @@ from fednar_ray.tracking.arrival import (
     list_rounds,
     read_run,
 )
+from fednar_ray.tracking.batch import KINDS, METRICS_PER_CALL, Batch
 from fednar_ray.tracking.json_lines import JsonLines
 from fednar_ray.tracking.mlflow_metrics import parse_metrics
 from fednar_ray.tracking.operations import measure_upload, send_operation
@@ -27,15 +28,16 @@ from fednar_ray.tracking.refusals import is_refusal
 
 log = logging.getLogger("fednar_ray")
 
-METRICS_PER_CALL = 1000  # MLflow's limit of metrics per call
 CONFIRM_EVERY_ROUNDS = 100
+USUAL_METRICS_PER_ROUND = 30
 
 
 class Delivery:
     """Sends the contents of an outbox and a journal to one MLflow run. Only one thread may call ``step``.
 
-    Rounds are sent before operations, because the operations at the end of a run depend on them. Something that was
-    sent stays owed until MLflow confirms that it has arrived, since another program may answer at its address.
+    Rounds are sent before operations, because the operations at the end of a run depend on them; as many of both as
+    possible are sent in one call. Something that was sent over HTTP stays owed until MLflow confirms that it has
+    arrived, since another program may answer at its address. A database has stored what it was sent.
 
     Args:
         connect: Returns the client, and may contact the store.
@@ -51,6 +53,8 @@ class Delivery:
         self._connect, self._run_id, self._directory = connect, run_id, directory
         self._outbox, self._ask = outbox, ask
         self._refusals: set[str] = set()
+        self._metrics_per_round = USUAL_METRICS_PER_ROUND
+        self._apart = 0  # number of operations to send one by one, because MLflow refuses a batch with them
         self._sent_rounds = outbox.sent_rounds  # of these, the first outbox.sent_rounds are confirmed
         self._sent: list[Operation | None] = []  # sent but not confirmed; None: refused, or damaged
         self._refused_rounds: set[int] = set()
@@ -85,6 +89,11 @@ class Delivery:
         return max(0, len(self.rounds) - self._sent_rounds) if self.rounds is not None else 0
 
     @property
+    def unsent_metrics(self) -> int:
+        """Number of metrics in the rounds to send, if each has as many as those that were sent last."""
+        return self.unsent_rounds * self._metrics_per_round
+
+    @property
     def due(self) -> bool:
         """Whether there is something to do before the end of the run: to send, or to ask for a confirmation.
 
@@ -94,6 +103,14 @@ class Delivery:
         many = unconfirmed >= max(CONFIRM_EVERY_ROUNDS, self._outbox.sent_rounds)
         return bool(self.unsent_operations or self.unsent_rounds) or self.in_doubt or many
 
+    @property
+    def has_single_operation(self) -> bool:
+        """Whether the next operation is sent by a call of its own, such as a file."""
+        if not self.unsent_operations:
+            return False
+        operation, _ = self._outbox.pending[len(self._sent)]
+        return operation is None or operation["kind"] not in KINDS
+
     def count_bytes_of_next_step(self) -> int:
         """Returns the size of the files that the next ``step`` uploads."""
         if self.unsent_rounds or not self.unsent_operations:
@@ -102,7 +119,7 @@ class Delivery:
         return 0 if operation is None else measure_upload(self._directory, operation)
 
     def step(self) -> None:
-        """Sends a batch of rounds; if there is none, sends an operation; if there is none, asks for a confirmation.
+        """Sends as much as one call takes; if nothing is left to send, asks for a confirmation.
 
         What MLflow refuses is skipped with a warning.
 
@@ -115,12 +132,16 @@ class Delivery:
             with self._skip_if_refused("which rounds it has"):
                 self._ask_for_rounds(client)
             self._ask = False
-        if self.unsent_rounds:
-            self._send_rounds(client)
-        elif self.unsent_operations:
-            self._send_operation(client)
-        else:
+        if not (self.unsent_rounds or self.unsent_operations):
             self._confirm(client)
+            return
+        batch, stop, operations = self._gather()
+        if self._sent_rounds < stop or operations > 1:
+            self._send_batch(client, batch, stop, operations)
+        else:
+            self._send_operation(client)
+        if is_database(client.tracking_uri):
+            self._acknowledge()
 
     @contextmanager
     def _skip_if_refused(self, what: str) -> Iterator[list[str]]:
@@ -143,24 +164,49 @@ class Delivery:
         self._sent_rounds = next(index for index in count() if index not in there)
         self._outbox.acknowledge(operations=0, rounds=self._sent_rounds)
 
-    def _send_rounds(self, client: MlflowClient) -> None:
-        assert self.rounds is not None
-        first = stop = self._sent_rounds
-        batch: list[Metric] = []
-        for line in self.rounds.read(first, min(len(self.rounds), first + METRICS_PER_CALL)):
-            metrics = parse_metrics(line)
-            self.behind = bool(batch) and len(batch) + len(metrics) > METRICS_PER_CALL
-            if self.behind:
+    def _gather(self) -> tuple[Batch, int, int]:
+        """Returns what fits into one call: the batch, the round that it ends before, and its number of operations."""
+        batch, stop, operations, waiting = Batch(), self._sent_rounds, 0, self.unsent_operations
+        if self.unsent_rounds:
+            assert self.rounds is not None
+            for line in self.rounds.read(stop, min(len(self.rounds), stop + METRICS_PER_CALL)):
+                if not batch.add_round(parse_metrics(line)):
+                    break
+                stop += 1
+            self._metrics_per_round = len(batch.metrics) // (stop - self._sent_rounds)
+        self.behind = bool(self.unsent_rounds) and stop < len(self.rounds or ())
+        while not (self.behind or self._apart) and operations < waiting:
+            operation, _ = self._outbox.pending[len(self._sent) + operations]
+            if operation is None or not batch.add(operation):
                 break
-            batch, stop = batch + metrics, stop + 1
-        with self._skip_if_refused(f"rounds {first} to {stop - 1}") as reasons:
-            client.log_batch(self._run_id, metrics=batch)
-        if reasons:
-            self._refused_rounds |= set(range(first, stop))
+            operations += 1
+        return batch, stop, operations
+
+    def _send_batch(self, client: MlflowClient, batch: Batch, stop: int, operations: int) -> None:
+        """Sends rounds and operations. What MLflow refuses as a whole is sent in parts next time."""
+        first = self._sent_rounds
+        if operations:
+            try:
+                batch.send(client, self._run_id)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._apart = operations
+                return
+        else:
+            with self._skip_if_refused(f"rounds {first} to {stop - 1}") as reasons:
+                batch.send(client, self._run_id)
+            if reasons:
+                self._refused_rounds |= set(range(first, stop))
         self._sent_rounds = stop
+        self._sent += [operation for operation, _ in self._list_pending(operations)]
+
+    def _list_pending(self, count: int) -> list[tuple[Operation | None, bool]]:
+        return [self._outbox.pending[len(self._sent) + index] for index in range(count)]
 
     def _send_operation(self, client: MlflowClient) -> None:
         operation, _ = self._outbox.pending[len(self._sent)]
+        self._apart = max(0, self._apart - 1)
         if operation is None:
             log.warning("%s: a line of the outbox is damaged and is not sent", self._directory)
             self._sent.append(None)
@@ -178,11 +224,15 @@ class Delivery:
 
     def _confirm(self, client: MlflowClient) -> None:
         """Asks MLflow for what was sent. Raises NotAnswered if something is missing, which is sent again later."""
-        rounds, sent = self._sent_rounds, len(self._sent)
         with self._skip_if_refused("what it has"):
             self.in_doubt = True
             self._check_arrival(client)
         self.in_doubt = False
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Records that everything that was sent has arrived."""
+        rounds, sent = self._sent_rounds, len(self._sent)
         self.delivered_operations += sum(operation is not None for operation in self._sent)
         arrived = range(self._outbox.sent_rounds, rounds)
         self.delivered_rounds += sum(index not in self._refused_rounds for index in arrived)

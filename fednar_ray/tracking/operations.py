@@ -6,11 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.store_uris import is_database
 from fednar_ray.tracking.arrival import read_run
+from fednar_ray.tracking.batch import Batch
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.logged_model import send_model
 from fednar_ray.tracking.notes import insert_ids
@@ -34,14 +36,8 @@ def send_operation(
         FileNotFoundError: The file of the operation does not exist, or lies outside of the directory.
     """
     match operation["kind"]:
-        case "params":
-            client.log_batch(run_id, params=[Param(key, value) for key, value in operation["params"].items()])
-        case "tags":
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in operation["tags"].items()])
-        case "metrics":
-            time, step = operation["time"], operation["step"]
-            metrics = [Metric(key, value, time, step) for key, value in operation["metrics"].items()]
-            client.log_batch(run_id, metrics=metrics)
+        case "params" | "tags" | "metrics":
+            Batch.of(operation).send(client, run_id)
         case "data":
             client.log_inputs(run_id, [_build_dataset(operation)])
         case "note":
@@ -69,7 +65,8 @@ def send_operation(
 
 def _send_file(client: MlflowClient, run_id: str, path: Path) -> None:
     """Uploads a file, if it is MLflow that answers: its client keeps the first place that it is told for a run."""
-    read_run(client, run_id)
+    if not is_database(client.tracking_uri):
+        read_run(client, run_id)
     client.log_artifact(run_id, path)
 
 

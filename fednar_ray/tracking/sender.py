@@ -5,13 +5,10 @@ import math
 import threading
 import time
 
-from fednar_ray.tracking.arrival import describe_failure
 from fednar_ray.tracking.delivery import Delivery
-
-log = logging.getLogger("fednar_ray")
+from fednar_ray.tracking.outage import FIRST_PAUSE_SECONDS, Outage
 
 FLUSH_SECONDS = 2.0  # per round, a batch of many rounds costs a quarter of a single round
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # between attempts while MLflow does not answer
 PATIENCE_SECONDS = 3.0  # how long the end of a run waits if MLflow does not answer
 ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = (
     10.0,
@@ -20,7 +17,7 @@ ANSWER_SECONDS, UPLOAD_BYTES_PER_SECOND = (
 THREAD_NAME = "fednar-mlflow"
 
 
-def _is_from_another_thread(record: logging.LogRecord) -> bool:
+def is_from_another_thread(record: logging.LogRecord) -> bool:
     """Drops records of a sender: MLflow logs a traceback at each failed call, and a sender warns only once."""
     return record.threadName != THREAD_NAME
 
@@ -32,14 +29,12 @@ class Sender:
     """
 
     def __init__(self, delivery: Delivery, uri: str) -> None:
-        self._delivery, self._uri = delivery, uri
+        self._delivery, self._outage = delivery, Outage(uri)
         self._changed = threading.Condition()
         self._closing = self._stopped = False
-        self._failures = 0  # in a row
-        self._warned = False  # that MLflow does not answer
         self._due = time.monotonic() + FLUSH_SECONDS  # time of the next batch of rounds, or of the next attempt
         self._answer_due = math.inf  # time by which the running call should have returned
-        logging.getLogger("mlflow.store.db.utils").addFilter(_is_from_another_thread)
+        logging.getLogger("mlflow.store.db.utils").addFilter(is_from_another_thread)
         threading.Thread(target=self._run, name=THREAD_NAME, daemon=True).start()
 
     def wake(self) -> None:
@@ -62,7 +57,7 @@ class Sender:
 
     def _should_give_up(self, start: float, limit_seconds: float) -> bool:
         now = time.monotonic()
-        away = self._failures > 0 or now > self._answer_due
+        away = self._outage.failures > 0 or now > self._answer_due
         return now - start > limit_seconds or (away and now - start > PATIENCE_SECONDS)
 
     def _run(self) -> None:
@@ -90,7 +85,7 @@ class Sender:
         """Returns the seconds until the next call. Rounds do not wake the thread, so that a round needs no lock."""
         if not self._delivery.owes or not (self._closing or self._delivery.due):
             return FLUSH_SECONDS
-        if self._delivery.unsent_operations and not self._failures:
+        if self._delivery.unsent_operations and not self._outage.failures:
             return 0.0
         return self._due - time.monotonic()
 
@@ -99,12 +94,10 @@ class Sender:
             self._on_sent_again()
             return
         with self._changed:
-            back = self._warned and not self._stopped
-            self._failures, self._warned, self._answer_due = 0, False, math.inf
+            self._answer_due = math.inf
             self._due = time.monotonic() + (0.0 if self._closing or self._delivery.behind else FLUSH_SECONDS)
+            self._outage.end(quiet=self._stopped)
             self._changed.notify_all()
-        if back:
-            log.warning("MLflow at %s answers again; what it missed is being sent", self._uri)
 
     def _on_sent_again(self) -> None:
         """Asks at once for the confirmation of what was sent again, which shows whether MLflow answers."""
@@ -114,14 +107,6 @@ class Sender:
 
     def _on_failure(self, error: Exception) -> None:
         with self._changed:
-            self._failures += 1
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1))
+            pause = self._outage.count_failure(error, quiet=self._closing)
             self._due = time.monotonic() + (FIRST_PAUSE_SECONDS if self._closing else pause)
             self._answer_due = math.inf
-            warn = self._failures > 1 and not self._warned and not self._closing  # a single failure is not an outage
-            self._warned |= warn
-        if warn:
-            log.warning(
-                "%s; training continues, and what is recorded is sent later",
-                describe_failure(self._uri, error),
-            )

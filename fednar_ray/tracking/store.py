@@ -57,6 +57,11 @@ class Store:
         with _lock_database(self.uri), _remove_stray_folders(self.uri):
             return MlflowClient(self.uri)
 
+    @cached_property
+    def _origin_tags(self) -> Mapping[str, str]:
+        """The tags of all runs that this process creates here; finding them asks git."""
+        return build_origin_tags()
+
     def check(self) -> None:
         """Raises TrackingUnavailable if the store cannot be read, or is a folder whose name MLflow would misread."""
         folder = find_misread_folder(self.uri)
@@ -100,7 +105,7 @@ class Store:
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
         """Creates a run, tagged with its origin too, and returns its id."""
         with raise_as_unavailable(self.uri):
-            run = self.client.create_run(experiment_id, run_name=name, tags={**build_origin_tags(), **tags})
+            run = self.client.create_run(experiment_id, run_name=name, tags={**self._origin_tags, **tags})
             if run.info.experiment_id != experiment_id:
                 raise NotAnswered(f"asked for a run, it answered with one of experiment {run.info.experiment_id!r}")
             run_id = _check_id("run", run.info.run_id)

@@ -36,6 +36,7 @@ from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_views import RunView, format_rank
 from fednar_ray.tracking.sender import Sender
+from fednar_ray.tracking.shared_sender import SharedRun, SharedSender
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import END_TAG, WRITER_TAG
 
@@ -59,6 +60,7 @@ class RunTracker(RoundCallback):
             is sent again.
         copied: The run was recorded before as another MLflow run. Everything recorded so far is sent to this one too.
         parent_id: The MLflow run of the comparison or search that a new run belongs to.
+        sender: The sender that this run shares with others; None if it gets one of its own.
     """
 
     def __init__(
@@ -70,10 +72,13 @@ class RunTracker(RoundCallback):
         resumed: bool = False,
         copied: bool = False,
         parent_id: str | None = None,
+        sender: SharedSender | None = None,
     ) -> None:
+        self._shared = sender
         self.run_id, self._parent_id = run_id, parent_id
         self._store, self._directory, self._resumed, self._copied = store, directory, resumed, copied
         self._held = ExitStack()
+        self._sender: Sender | SharedRun
         self._ends_as = "FINISHED"
 
     @property
@@ -97,7 +102,7 @@ class RunTracker(RoundCallback):
             self._delivery = Delivery(
                 lambda: self._store.client, self.run_id, self._directory, self._outbox, ask=self._resumed
             )
-            self._sender = Sender(self._delivery, self.uri)
+            self._sender = self._shared.attach(self._delivery) if self._shared else Sender(self._delivery, self.uri)
             self._held = stack.pop_all()
 
     def _read_identity(self) -> Identity:

@@ -18,6 +18,7 @@ from fednar_ray.tracking.json_lines import read_lines
 from fednar_ray.tracking.mlflow_names import TOTALS
 from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.shared_sender import SharedSender
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.tags import END_TAG, FAILURE_TAG, KIND_TAG, PARENT_TAG, SEARCH_TAG, STATUS_TAG, TRIAL_TAG
 from fednar_ray.tracking.tracker import RunTracker
@@ -31,12 +32,15 @@ MLFLOW_STATUS = {FINISHED: "FINISHED", STOPPED: "FINISHED", FAILED: "FAILED"}  #
 class OpenTrial:
     """The journal of a trial that is being trained, and its MLflow run.
 
-    The journal is written immediately. ``open_run`` and ``end_run`` are called in a separate thread, since MLflow may
-    be slow. Many ended trials may wait for that thread, so an ended trial keeps no file open.
+    The journal is written immediately. ``open_run`` and ``end_run`` are called in the thread of ``sender``, since
+    MLflow may be slow. Many ended trials may wait for that thread, so an ended trial keeps no file open.
     """
 
-    def __init__(self, store: Store, table: TrialTable, entry: TrialEntry, experiment: Experiment) -> None:
-        self._store, self._table, self._entry, self._experiment = store, table, entry, experiment
+    def __init__(
+        self, store: Store, sender: SharedSender, table: TrialTable, entry: TrialEntry, experiment: Experiment
+    ) -> None:
+        self._store, self._sender = store, sender
+        self._table, self._entry, self._experiment = table, entry, experiment
         self._tracker: RunTracker | None = None
         self._resources = ExitStack()
         self._directory = table.get_trial_directory(entry)
@@ -60,11 +64,11 @@ class OpenTrial:
         except TrackingUnavailable as error:
             log.warning("%s is not in MLflow yet: %s", entry.name, error)
             return
-        tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=known is not None)
+        tracker = RunTracker(self._store, entry.run_id, self._directory, resumed=known is not None, sender=self._sender)
         self._tracker = self._resources.enter_context(tracker)
         if known is None:
+            self._tracker.log_file(RunDirectory(self._directory).experiment_yaml)  # which the journal has written
             self._tracker.log_params(entry.values)
-            self._tracker.log_experiment(self._experiment)
         self._tracker.follow(self._journal)
 
     def _create_run(self) -> str:
@@ -81,12 +85,13 @@ class OpenTrial:
         with self._resources:
             if self._tracker is None:
                 return
-            tags = build_tags(find_alerts(self._experiment, self._journal.get_records()))
+            records = self._journal.get_records()
+            tags = build_tags(find_alerts(self._experiment, records))
             tags |= {STATUS_TAG: status} if status != RUNNING else {}
             tags |= {FAILURE_TAG: failure} if failure is not None else {}
             tags |= {END_TAG: self._entry.ended} if self._entry.ended is not None else {}
             self._tracker.log_tags(tags)
-            self._tracker.log_metrics(sum_up(self._journal.get_records()))
+            self._tracker.log_metrics(sum_up(records))
             self._tracker.set_end_status(MLFLOW_STATUS.get(status, "KILLED"))
 
 
