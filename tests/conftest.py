@@ -10,6 +10,8 @@ A marker follows from the fixtures that a test uses and from its folder, never f
 The fast lane (``scripts/test``) leaves these out. A test outside of the lane ``process`` cannot start Python.
 """
 
+from __future__ import annotations  # the process that distributes the tests need not import torch for the types below
+
 import os
 import sys
 from collections.abc import Iterator
