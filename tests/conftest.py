@@ -10,6 +10,8 @@ A marker follows from the fixtures that a test uses and from its folder, never f
 The fast lane (``scripts/test``) leaves these out. A test outside of the lane ``process`` cannot start Python.
 """
 
+from __future__ import annotations  # the process that distributes the tests need not import torch for the types below
+
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+# pytest-xdist runs one process per core: second threads would take turns with the other process, and spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

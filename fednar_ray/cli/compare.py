@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.comparison.result import Comparison
 
 
-SYMBOLS = {"weight decay": "λ₀"}
+SYMBOLS = {"weight decay": "λ"}
 """Columns of the table on the terminal that have a shorter name there than in JSON and in files."""
 
 

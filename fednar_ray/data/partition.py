@@ -82,8 +82,7 @@ def dirichlet(labels: Indices, clients: int, rng: np.random.Generator, alpha: fl
     Source: Hsu et al. 2019; Li et al. 2022, label distribution skew.
     """
     owner = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    for members in map(rng.permutation, _group_by_class(labels)):
         ends = np.cumsum(_dirichlet_rows(rng, alpha, 1, clients)[0])
         bounds = np.round(ends * len(members)).astype(np.int64)
         bounds[-1] = len(members)
@@ -107,10 +106,16 @@ def dirichlet_equal(labels: Indices, clients: int, rng: np.random.Generator, alp
     remaining = np.bincount(coded, minlength=len(classes))
     drawn = _draw_classes(takers, _dirichlet_rows(rng, alpha, clients, len(classes)), remaining, rng)
     owner = np.full(len(labels), -1, dtype=np.int64)
-    for code in range(len(classes)):
+    for code, members in enumerate(map(rng.permutation, _group_by_class(coded))):
         who = takers[drawn == code]
-        owner[rng.permutation(np.flatnonzero(coded == code))[: len(who)]] = who
+        owner[members[: len(who)]] = who
     return _by_owner(owner, clients, rng)
+
+
+def _group_by_class(labels: Indices) -> list[Indices]:
+    """Returns the examples of each class, classes and examples in ascending order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def _dirichlet_rows(rng: np.random.Generator, alpha: float, rows: int, size: int) -> npt.NDArray[np.float64]:

@@ -43,7 +43,7 @@ def compare(
     Args:
         experiment: The experiment. It can be left out if ``resume`` names a comparison.
         regularizers: Their names; the table shows the difference to the first. Default: decoupled and fednar.
-        weight_decays: The weight decays λ₀. Default: only the experiment's own.
+        weight_decays: The weight decays λ. Default: only the experiment's own.
         seeds: The number of seeds, counted up from the experiment's. Default: 3.
         target_accuracy: Rounds and bytes are counted until a run reaches this test accuracy. Default: 0.8.
         target_rmse: For regression: the same for this test RMSE, in the unit of the label.

@@ -18,20 +18,21 @@ ANNEAL = "_anneal"  # the suffix of annealing rates
 NAMES = {
     CLIP_BOUND: ("clip bound", "A"),
     CLIP_BOUND + ANNEAL: ("annealing rate", "γ_A"),
-    WEIGHT_DECAY: ("weight decay", "λ_0"),
+    WEIGHT_DECAY: ("weight decay", "λ"),
     WEIGHT_DECAY + ANNEAL: ("annealing rate", "γ_λ"),
-    LOCAL_LR: ("local learning rate", "η_0"),
+    LOCAL_LR: ("local learning rate", "η"),
     LOCAL_LR + ANNEAL: ("annealing rate", "γ_η"),
     "algorithm.server_lr": ("server learning rate", "η_g"),
     "algorithm.mu": ("proximal weight", "μ"),
     "algorithm.alpha": ("dynamic weight", "α"),
     "algorithm.beta": ("momentum", "β"),
-    "algorithm.epsilon": ("epsilon", "ε_0"),
+    "algorithm.epsilon": ("epsilon", "ε"),
     "algorithm.epsilon_anneal": ("annealing rate", "γ_ε"),
     REGULARIZER: ("regularizer", ""),
     "algorithm.name": ("preset", ""),
 }
-"""Keys in words, with the paper's symbols. Other keys are shown by their dotted names."""
+"""Keys in words, with the paper's symbols, where λ, η and ε are those of round 0. Other keys are shown by their dotted
+names."""
 
 NAMELESS = (REGULARIZER, "algorithm.name")  # their values say what they are
 COLOR_MAPS = {"max": "viridis", "min": "viridis_r"}  # bright is good
@@ -40,20 +41,14 @@ DECADE = 10.0
 
 def build_label(key: str) -> str:
     """Returns the label of a key on a plot: words and symbol, as on the page around it."""
-    words, symbol = _name_on_page(key)
+    words, symbol = NAMES.get(key, (key, ""))
     return f"{words} ${symbol}$" if symbol else words
 
 
 def build_plain_label(key: str) -> str:
     """Returns the label of a key as text: words and symbol."""
-    words, symbol = _name_on_page(key)
-    return f"{words} {symbol}" if symbol else words
-
-
-def _name_on_page(key: str) -> tuple[str, str]:
-    """Returns the words and the symbol of a key on a page, where λ is enough; λ₀ would raise the question of λ₁."""
     words, symbol = NAMES.get(key, (key, ""))
-    return words, symbol.removesuffix("_0")
+    return f"{words} {symbol}" if symbol else words
 
 
 def format_searched_value(value: Any) -> str:
@@ -66,12 +61,12 @@ def format_searched_value(value: Any) -> str:
 
 
 def shorten_key(key: str) -> str:
-    """Returns the paper's symbol of a key for tables, such as ``λ₀``; of other keys, the last part of the name."""
-    return NAMES.get(key, ("", ""))[1].replace("_0", "₀") or key.rpartition(".")[2]
+    """Returns the paper's symbol of a key for tables, such as ``λ``; of other keys, the last part of the name."""
+    return NAMES.get(key, ("", ""))[1] or key.rpartition(".")[2]
 
 
 def format_values(values: Mapping[str, Any]) -> str:
-    """Formats searched values on one short line, by the paper's symbols, such as ``A=3.16 λ₀=0.01 γ_λ=0.97``."""
+    """Formats searched values on one short line, by the paper's symbols, such as ``A=3.16 λ=0.01 γ_λ=0.97``."""
     texts = {
         key: f"{value:.3g}" if isinstance(value, float) else format_searched_value(value)
         for key, value in values.items()

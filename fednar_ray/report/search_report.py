@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from fednar_ray.report.importance import compute_importances, explain_missing_im
 from fednar_ray.report.page import PageFigure
 from fednar_ray.report.search_page import build_search_page
 from fednar_ray.report.search_plots import draw_best_and_baseline, draw_importances, draw_parallel
-from fednar_ray.report.search_results import COLUMNS, SearchFacts, compute_search_facts, tabulate_trials
+from fednar_ray.report.search_results import SearchFacts, compute_search_facts, list_columns, tabulate_trials
 from fednar_ray.report.sensitivity import FACTORS, Sensitivity, compute_sensitivity
 from fednar_ray.report.svg import render
 from fednar_ray.tracking.searches import SearchRecord
@@ -50,7 +50,8 @@ def write_report(
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts, falls = compute_search_facts(record), compute_sensitivity(record)
-    figures, missing = list(_draw_figures(record)), list(_explain_missing_figures(record))
+    importances = {} if explain_missing_importances(record) else compute_importances(record)
+    figures, missing = list(_draw_figures(record, importances)), list(_explain_missing_figures(record))
     index = directory / "index.html"
     started = bool(record.best or record.baseline or any(trial.history for trial in record.trials))
     curves = _draw_curves(record) if started else None
@@ -60,8 +61,9 @@ def write_report(
     if started:
         drawn.append(directory / SEARCH_PICTURE)
         draw_best_and_baseline(record).savefig(drawn[0], dpi=110)
-    tables = [_write_results(record, directory / "results.csv"), _write_falls(falls, directory / "sensitivity.json")]
-    return SearchReport(page=index, files=(index, *drawn, *tables), facts=facts, sensitivity=falls)
+    results = _write_results(record, importances, directory / "results.csv")
+    files = (index, *drawn, results, _write_falls(falls, directory / "sensitivity.json"))
+    return SearchReport(page=index, files=files, facts=facts, sensitivity=falls)
 
 
 def _draw_curves(record: SearchRecord) -> PageFigure:
@@ -73,7 +75,7 @@ def _draw_curves(record: SearchRecord) -> PageFigure:
     )
 
 
-def _draw_figures(record: SearchRecord) -> Iterator[PageFigure]:
+def _draw_figures(record: SearchRecord, importances: Mapping[str, float]) -> Iterator[PageFigure]:
     """Draws the wide figures in the order of the page, if there are enough trials for each."""
     metric = name_metric(record)
     for x, y in list_pairs(record) if has_enough_trials(record) else ():
@@ -88,10 +90,10 @@ def _draw_figures(record: SearchRecord) -> Iterator[PageFigure]:
             svg=render(lambda: draw_parallel(record), "all trials: their settings and results"),
             caption="One line per trial, through its values to its result.",
         )
-    if explain_missing_importances(record) is None:
+    if importances:
         yield PageFigure(
             title="What mattered",
-            svg=render(lambda: draw_importances(compute_importances(record)), "importance of the searched settings"),
+            svg=render(lambda: draw_importances(importances), "importance of the searched settings"),
             caption="How much of the difference between trials each setting explains (fANOVA, over finished trials).",
         )
 
@@ -105,9 +107,9 @@ def _explain_missing_figures(record: SearchRecord) -> Iterator[str]:
         yield why_not
 
 
-def _write_results(record: SearchRecord, path: Path) -> Path:
+def _write_results(record: SearchRecord, importances: Iterable[str], path: Path) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, record.metric, *record.space])
+        writer = csv.DictWriter(file, list_columns(record, importances))
         writer.writeheader()
         writer.writerows(tabulate_trials(record))
     return path

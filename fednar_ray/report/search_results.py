@@ -1,13 +1,10 @@
 """Summarizes a search, and ranks its trials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fednar_ray.tracking.searches import FINISHED, STATUS_ORDER, STOPPED, SearchRecord, TrialRecord, compute_place
-
-COLUMNS = ("trial", "status", "rounds")
-"""The first columns of the results. The metric and the searched keys follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +50,23 @@ def rank_trials(record: SearchRecord) -> list[TrialRecord]:
     return sorted(record.trials, key=lambda each: compute_place(each.name, each.status, each.value, record.mode))
 
 
+def list_columns(record: SearchRecord, importances: Iterable[str] = ()) -> list[str]:
+    """Returns the names in the rows of ``tabulate_trials``, in the order of the table on the page.
+
+    Args:
+        record: The search.
+        importances: The searched keys that are known to matter, most important first. The others follow them.
+    """
+    return ["trial", record.metric, *dict.fromkeys([*importances, *record.space]), "status", "rounds"]
+
+
 def tabulate_trials(record: SearchRecord) -> Sequence[Mapping[str, Any]]:
     """Returns one row per trial, ranked: its name, status, rounds, metric and searched values."""
     return [
         {
-            **dict(zip(COLUMNS, (trial.name, trial.status, trial.rounds), strict=True)),
+            "trial": trial.name,
+            "status": trial.status,
+            "rounds": trial.rounds,
             record.metric: trial.value,
             **{key: trial.values[key] for key in record.space},
         }

@@ -105,7 +105,7 @@ def _describe_settings(experiment: Experiment) -> str:
     regularizer = experiment.regularizer
     parts: list[str] = [regularizer.name]
     if regularizer.name != "none":
-        parts.append(f"λ₀={regularizer.weight_decay:.4g}")
+        parts.append(f"λ={regularizer.weight_decay:.4g}")
     if regularizer.name in CLIPPING:
         parts.append(f"A={regularizer.clip_bound:.4g}")
     return " ".join([*parts, f"seed={experiment.seed}"])

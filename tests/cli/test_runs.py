@@ -119,8 +119,8 @@ def test_runs_of_a_comparison_are_listed_below_it_with_what_tells_them_apart() -
     assert all(f"  {name} " in "\n".join(lines) for name in ("small-2", "small-3"))
     assert found[1][2:] == ["0/2", "–", "unfinished"]
     labels = [line.strip() for line in lines if "seed" in line]
-    assert labels == ["fednar λ₀=0.01 A=10 seed=0", "none, fednar; λ₀=0.03; 1 seed", "none seed=4",
-                      "fednar λ₀=0.03 A=2 seed=4"]  # fmt: skip
+    assert labels == ["fednar λ=0.01 A=10 seed=0", "none, fednar; λ=0.03; 1 seed", "none seed=4",
+                      "fednar λ=0.03 A=2 seed=4"]  # fmt: skip
     rows = json.loads(CliRunner().invoke(cli, ["runs", "--json"]).stdout)
     assert {row["run"]: (row["kind"], row["comparison"]) for row in rows} == {
         "small-0": ("run", None), "small-1": ("comparison", None),
@@ -136,7 +136,7 @@ def test_a_finished_comparison_shows_its_best_variant() -> None:
     Path("runs/small-1/comparison.json").write_text(json.dumps({"columns": columns, "data": data}))
     rows = json.loads(CliRunner().invoke(cli, ["runs", "--json"]).stdout)
     (row,) = [row for row in rows if row["kind"] == "comparison"]
-    assert (row["status"], row["result"]) == ("finished", "fednar λ₀=0.03: rmse 1.25")
+    assert (row["status"], row["result"]) == ("finished", "fednar λ=0.03: rmse 1.25")
     Path("runs/small-1/comparison.json").write_text("{}")
     assert "comparisons" in CliRunner().invoke(cli, ["runs"], catch_exceptions=False).stdout
 

@@ -76,7 +76,7 @@ def test_the_table_of_a_comparison(name: str, final: float, higher: bool, consol
     settings = CompareSettings(seeds=3, target=0.9, target_rmse=1000.0)
     compare._print_table(console, SimpleNamespace(rows=rows, settings=settings))  # type: ignore[arg-type]
     shown = read(console)
-    check_fits(shown, "λ₀", "0.000123", "decoupled", "fednar", "100 %", "123456.7", "23456.7", "1234.5 (2/3 seeds)")
+    check_fits(shown, "λ", "0.000123", "decoupled", "fednar", "100 %", "123456.7", "23456.7", "1234.5 (2/3 seeds)")
     check_ends(shown)
     for row in rows:
         for cell in row.format_cells().values():
@@ -110,7 +110,7 @@ def test_the_table_of_a_search_has_symbols_for_keys(console: Console) -> None:
         SimpleNamespace(name=NAME, metric="validation_average_precision", trials=trials),  # type: ignore[arg-type]
     )
     shown = read(console)
-    symbols = ("A", "λ₀", "γ_λ", "γ_A", "η₀", "γ_η")
+    symbols = ("A", "λ", "γ_λ", "γ_A", "η", "γ_η")
     check_fits(shown, *symbols, "alpha", "scaffold+exp", "1024", "13.35", "0.0001235", "12345", "-0.1235", "trial-0002")
     check_ends(shown)
     assert "regularizer." not in shown
@@ -143,7 +143,7 @@ def test_the_live_table_of_a_search(console: Console) -> None:
     )  # fmt: skip
     console.print(progress._build_live_table(status))
     shown = read(console)
-    check_fits(shown, "trial-0000", "12345/20000", "-0.1235", "A=12.3", "λ₀=0.000123")
+    check_fits(shown, "trial-0000", "12345/20000", "-0.1235", "A=12.3", "λ=0.000123")
     assert "1000, 50 stopped early, 7 failed" in " ".join(shown.split())
 
 
@@ -162,7 +162,7 @@ LINES = (
     Line(
         kind="run",
         name=NAME,
-        label="decoupled λ₀=0.000123 A=12.5 seed=123",
+        label="decoupled λ=0.000123 A=12.5 seed=123",
         started="2026-11-27T16:52:10",
         done="1234/2000",
         result="test average precision 0.951",
@@ -182,16 +182,16 @@ LINES = (
     Line(
         kind="comparison",
         name="hospital-mortality-9a8b7c6d",
-        label="decoupled, fednar, coupled; λ₀=0.0001, 0.001, 0.01; 30 seeds",
+        label="decoupled, fednar, coupled; λ=0.0001, 0.001, 0.01; 30 seeds",
         started="2026-11-27T16:52:10",
         done="270/270",
-        result="decoupled λ₀=0.0001: average precision 0.951",
+        result="decoupled λ=0.0001: average precision 0.951",
         status="finished",
     ),
     Line(
         kind="run",
         name="hospital-mortality-1a2b3c4d",
-        label="decoupled λ₀=0.000123 A=12.5 seed=123",
+        label="decoupled λ=0.000123 A=12.5 seed=123",
         started="2026-11-27T16:52:10",
         done="200/200",
         result="test average precision 0.951",
@@ -201,7 +201,7 @@ LINES = (
     Line(
         kind="search",
         name="hospital-mortality",
-        label="A λ₀ γ_λ γ_A η₀ γ_η alpha name hidden; 1000 trials",
+        label="A λ γ_λ γ_A η γ_η alpha name hidden; 1000 trials",
         started="2026-11-27T16:52:10",
         done="1000",
         result="validation average precision 0.951",

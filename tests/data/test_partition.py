@@ -1,6 +1,7 @@
 """The assignment of examples to clients: the guarantees of every kind, and the distribution of Dirichlet draws."""
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -198,8 +199,8 @@ def draw_as_acar(labels: np.ndarray, clients: int, rng: np.random.Generator, alp
 
     They repeat a draw while its class is exhausted, which may take forever. Drawing a remaining class is equivalent.
     """
-    amount = np.bincount(labels)
-    priors = rng.dirichlet([alpha] * len(amount), size=clients)
+    amount = np.bincount(labels).tolist()
+    priors = rng.dirichlet([alpha] * len(amount), size=clients).tolist()
     room = [len(labels) // clients] * clients
     counts = np.zeros((clients, len(amount)), dtype=int)
     while any(room):
@@ -207,7 +208,7 @@ def draw_as_acar(labels: np.ndarray, clients: int, rng: np.random.Generator, alp
         if not room[client]:
             continue
         room[client] -= 1
-        ends = np.cumsum(priors[client] * (amount > 0)).tolist()
+        ends = list(accumulate(prior * (left > 0) for prior, left in zip(priors[client], amount, strict=True)))
         u = rng.random() * ends[-1]
         label = next(code for code, end in enumerate(ends) if u < end)
         amount[label] -= 1

@@ -95,3 +95,25 @@ def test_groups_that_run_out_of_memory_are_halved_and_no_client_is_lost(caplog: 
 
 def test_a_round_with_too_few_clients_left_is_aborted_with_the_cause() -> None:
     check_abort_with_cause("serial")
+
+
+def test_a_round_takes_one_thread_as_in_an_actor_and_gives_the_others_back() -> None:
+    seen: set[int] = set()
+
+    class Counts(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.add(torch.get_num_threads())
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        reports = fr.iter_rounds(
+            build_experiment({"placement": "serial"}), federation=build_federation(), model=Counts(2, 3)
+        )
+        next(reports)
+        seen.clear()  # of the forward trial
+        next(reports)
+        assert (seen, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)

@@ -81,7 +81,7 @@ def test_python_and_the_command_give_the_same_table(capsys: pytest.CaptureFixtur
     first, second = comparison.plot().lines
     finals = frame[frame["regularizer"] == "none"]["final_accuracy"]
     assert first.get_ydata()[-1] == pytest.approx(finals.mean())
-    assert second.get_label() == "fednar, λ₀ = 0.01"
+    assert second.get_label() == "fednar, λ = 0.01"
     assert comparison.plot("clip_fraction").get_ylabel() == "clip fraction"
     with pytest.raises(fr.BadInput, match=r"no round of small-.* has it; use one of "):
         comparison.plot("clip")

@@ -414,6 +414,9 @@ def test_a_report_is_one_page_without_external_resources(kind, tmp_path):
     assert (width, height) == (880, 528)
     with (report.page.parent / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    mattered = [] if explain_missing_importances(record) else list(compute_importances(record))
+    columns = ["trial", record.metric, *mattered, *(key for key in record.space if key not in mattered)]
+    assert list(rows[0]) == [*columns, "status", "rounds"]
     assert [row["trial"] for row in rows] == [t.name for t in rank_trials(record)]
     assert float(rows[0][record.metric]) == rank_trials(record)[0].value
     degradations = json.loads((report.page.parent / "sensitivity.json").read_text(encoding="utf-8"))

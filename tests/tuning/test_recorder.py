@@ -46,7 +46,7 @@ def test_ended_trials_hold_no_files_open_while_mlflow_is_slow(store: Store, tmp_
     for entry in table.trials.values():
         run = client.get_run(str(entry.run_id))
         assert (run.info.status, run.data.tags["fednar.status"]) == ("FINISHED", FINISHED)
-        assert run.info.run_name == f"{run.data.tags['fednar.trial'][6:]} η₀={entry.values[RATE]:.3g}"
+        assert run.info.run_name == f"{run.data.tags['fednar.trial'][6:]} η={entry.values[RATE]:.3g}"
         assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/train")] == list(range(ROUNDS))
 
 

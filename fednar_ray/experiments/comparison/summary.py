@@ -34,7 +34,7 @@ def summarize_comparison_record(record: ComparisonRecord) -> ComparisonSummary:
     files = RunDirectory(record.directory)
     names = ", ".join(dict.fromkeys(run.regularizer for run in record.runs))
     decays = ", ".join(f"{decay:.4g}" for decay in dict.fromkeys(run.weight_decay for run in record.runs))
-    label = f"{names}; λ₀={decays}; {format_count(len({run.seed for run in record.runs}), 'seed')}"
+    label = f"{names}; λ={decays}; {format_count(len({run.seed for run in record.runs}), 'seed')}"
     status = FINISHED if record.finished else RUNNING if is_held(files.lock) else UNFINISHED
     return ComparisonSummary(
         name=record.name,
@@ -65,4 +65,4 @@ def _describe_best(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if best is None:
         return None
     value = format_metric_value(name, float(np.mean(best[f"{name} by seed"])))
-    return f"{best['regularizer']} λ₀={best['weight decay']}: {name.replace('_', ' ')} {value}"
+    return f"{best['regularizer']} λ={best['weight decay']}: {name.replace('_', ' ')} {value}"

@@ -104,4 +104,4 @@ def _build_line(label: str, values: Any) -> Line:
 
 
 def _name(variant: Variant) -> str:
-    return f"{variant.regularizer}, λ₀ = {variant.weight_decay:g}"
+    return f"{variant.regularizer}, λ = {variant.weight_decay:g}"
