@@ -64,7 +64,7 @@ class RaySession:
         self._idle: dict[Shares, list[Any]] = defaultdict(list)
         self._gpu_bytes: list[float | None] = []  # the answer, once it was asked for
         self._early: EarlyStart | None = None  # until the session is closed
-        self._preloaded = PRELOADED
+        self._preloaded: Sequence[str] = PRELOADED
         self._is_starting = False  # in the background, until ``connect`` waits for it
 
     @property
@@ -85,13 +85,13 @@ class RaySession:
     ) -> None:
         self.close()
 
-    def start_early(self, preloaded: str = PRELOADED) -> None:
+    def start_early(self, preloaded: Sequence[str] = PRELOADED) -> None:
         """Starts a local Ray in the background, while this process imports PyTorch and loads the data.
 
         ``connect`` waits for it, and raises its error. An existing cluster is joined by ``connect`` alone.
 
         Args:
-            preloaded: The module that Ray's processes import as soon as they start.
+            preloaded: The modules that Ray's processes import as soon as they start.
         """
         if self.local and self._early is None:
             self._preloaded = preloaded

@@ -155,11 +155,22 @@ class FinalTraining:
             announce(STAGES[role])
             name = role if index == 0 else f"{role}, seed {each.seed}"
             resumption = self._find_resumption(each) if self._resume else None
-            prepared = self._given.prepare(each if resumption is None else resumption.experiment, self._session)
+            settings = self._place(each if resumption is None else resumption.experiment)
+            prepared = self._given.prepare(settings, self._session)
             callbacks = self._given.build_callbacks() if role == "baseline" or self._with_callbacks else ()
             training = train(prepared, self._session, tags=tags, name=name, resumption=resumption, callbacks=callbacks)
             results.append(drain(training, partial(_say_round, name, each.federation.rounds)))
         return results
+
+    def _place(self, experiment: Experiment) -> Experiment:
+        """Returns the experiment as it is trained: in this process, on one machine, if its trials were packed.
+
+        What fits beside others in one process is trained before actors have started.
+        """
+        execution = experiment.execution
+        if self._table.pack == 1 or self._session.address != "local" or execution.placement != "auto":
+            return experiment
+        return experiment.model_copy(update={"execution": execution.model_copy(update={"placement": "serial"})})
 
     def _find_resumption(self, experiment: Experiment) -> Resumption | None:
         """Finds this search's run of the experiment that an earlier process started."""
