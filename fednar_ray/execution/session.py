@@ -22,7 +22,7 @@ from fednar_ray.core.stages import announce
 from fednar_ray.execution.capacity import ActorPlan, ClusterResources
 from fednar_ray.execution.early_start import EarlyStart
 from fednar_ray.execution.gpu_memory import find_smallest_gpu_bytes
-from fednar_ray.execution.local_ray import PRELOADED, build_local_options, skip_unused_processes
+from fednar_ray.execution.local_ray import PRELOADED, VARIABLES, build_local_options, skip_unused_processes
 from fednar_ray.execution.private_ray import PrivateRay
 from fednar_ray.execution.scheduling import build_actor_options
 
@@ -124,6 +124,7 @@ class RaySession:
         options: Mapping[str, Any] = {}
         if self.address == "local":
             self._private = PrivateRay()
+            os.environ.update(VARIABLES)
             options = {**build_local_options(os.cpu_count(), self._preloaded), "_temp_dir": self._private.temp_dir}
             atexit.register(self.close)  # before Ray's own, for the directory can be removed only after Ray has ended
         handler = signal.getsignal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import psutil
@@ -28,6 +29,7 @@ from fednar_ray.tuning.search_lock import hold_search
 from fednar_ray.tuning.search_log import log_best, log_inputs, log_order, log_outputs
 from fednar_ray.tuning.search_result import SearchResult, build_result
 from fednar_ray.tuning.search_status import SearchStatus, Show
+from fednar_ray.tuning.started_processes import use_started_processes
 from fednar_ray.tuning.strategy import count_trials
 from fednar_ray.tuning.trial_plan import TrialPlan
 from fednar_ray.tuning.trial_table import TrialEntry, TrialTable, check_name_is_free
@@ -165,16 +167,17 @@ class _Search:
         self._session.discard_idle()
         packed = f", at most {self._table.pack} together in a process" if self._table.pack > 1 else ""
         announce(f"training {format_count(count_trials(self._search), 'trial')}{packed}")
-        return run_trials(
-            self._table,
-            self._store,
-            self._plan,
-            self._resources,
-            points,
-            show,
-            rounds=self._rounds,
-            resume=self._resume,
-        )
+        with use_started_processes() if self._session.owns_ray else nullcontext():
+            return run_trials(
+                self._table,
+                self._store,
+                self._plan,
+                self._resources,
+                points,
+                show,
+                rounds=self._rounds,
+                resume=self._resume,
+            )
 
     def _find_best(self) -> TrialEntry:
         best = self._table.find_best(self._search.mode)
