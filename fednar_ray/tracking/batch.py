@@ -61,10 +61,13 @@ class Batch:
                 self.metrics += [Metric(key, value, time, step) for key, value in operation["metrics"].items()]
 
     def send(self, client: MlflowClient, run_id: str) -> None:
-        """Sends the batch, the newest metrics first: MLflow's database then writes each latest value only once."""
+        """Sends the batch, the last steps first: MLflow's database then writes each latest value only once.
+
+        Within a step the order stays: MLflow's charts are in the order in which a run's metrics first came.
+        """
         client.log_batch(
             run_id,
-            metrics=self.metrics[::-1],
+            metrics=sorted(self.metrics, key=lambda metric: metric.step, reverse=True),  # stable
             params=[Param(key, value) for key, value in self.params.items()],
             tags=[RunTag(key, value) for key, value in self.tags.items()],
         )

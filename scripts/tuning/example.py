@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from pages import DOCS, ROOT, write_part
+from scipy.stats import spearmanr
 
 import fednar_ray as fr
 from fednar_ray.report.axes import CLIP_BOUND, WEIGHT_DECAY
@@ -39,6 +40,12 @@ COMMAND = (
     *(f"federation.rounds={ROUNDS}", "data.seed=0"),
 )
 COMMON = ("data.validation=0.2",)  # larger than in the file, so that differences of a point show
+REPETITIONS = 5
+CHOICE_COMMAND = (
+    *(f"search.trials={TRIALS}", "search.scheduler=none"),
+    *(f"federation.rounds={ROUNDS}", "data.seed=0"),
+)
+CHOICES = {"optuna": "Optuna (TPE)", "random": "random search", "default": "the best of as many default runs"}
 PICTURES: dict[str, Callable[[SearchRecord], Figure]] = {
     "parallel_coordinates": draw_parallel,
     "best_and_baseline": draw_best_and_baseline,
@@ -74,12 +81,14 @@ def average_outcomes(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def main() -> None:
-    """Writes both parts, or the chosen one."""
+    """Writes all parts, or the chosen one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("example", "sensitivity"))
+    parser.add_argument("--only", choices=("example", "choices", "sensitivity"))
     only = parser.parse_args().only
-    won = only == "sensitivity" or run_example()
-    if only != "example":
+    won = only in ("choices", "sensitivity") or run_example()
+    if only in (None, "choices"):
+        compare_choices()
+    if only in (None, "sensitivity"):
         measure_sensitivity()
     sys.exit(0 if won else 1)
 
@@ -98,6 +107,64 @@ def run_example() -> bool:
         fresh_default = list(pool.map(train, fresh))
     write("example", describe(search, defaults, fresh_tuned, fresh_default, (time.monotonic() - start) / 60))
     return bool(search["test_accuracy"] > choose_best(defaults).test)
+
+
+def compare_choices() -> None:
+    """Repeats what Optuna, random search and the defaults choose from as many rounds, and judges it by new seeds."""
+    start = time.monotonic()
+    chosen: dict[str, list[tuple[float, float]]] = {name: [] for name in CHOICES}
+    defaults: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(os.cpu_count()) as pool:
+        fresh = [[f"seed={seed}"] for seed in FRESH_SEEDS]
+        default = statistics.fmean(each.test for each in pool.map(train, fresh))
+        for repetition in range(REPETITIONS):
+            for algorithm in ("optuna", "random"):
+                own = (f"search.name={algorithm}-{repetition}", f"search.algorithm={algorithm}", f"seed={repetition}")
+                search = run_search(
+                    Path(folder), str(FILE), *CHOICE_COMMAND, *COMMON, *own, f"search.seed={repetition}"
+                )
+                tuned = [f"{key}={value}" for key, value in search["best_values"].items()]
+                again = statistics.fmean(each.test for each in pool.map(train, [[*tuned, *seed] for seed in fresh]))
+                chosen[algorithm].append((search["best_value"], again))
+            seeds = range(repetition * TRIALS, (repetition + 1) * TRIALS)
+            outcomes = list(pool.map(train, [[f"seed={seed}", "data.seed=0"] for seed in seeds]))
+            chosen["default"].append((choose_best(outcomes).validation, default))
+            defaults += outcomes
+    write("choices", describe_choices(chosen, defaults, (time.monotonic() - start) / 60))
+
+
+def describe_choices(chosen: dict[str, list[tuple[float, float]]], defaults: Sequence[Outcome], minutes: float) -> str:
+    """Returns the comparison of choices in words and a table."""
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}, {minutes:.0f} minutes on {os.cpu_count()} cores; "
+        f"`scripts/tuning_example --only choices`. {REPETITIONS} times, {TRIALS} trials of {ROUNDS} rounds with one "
+        f"seed each; the same for the file's own settings with {TRIALS} other seeds. Each choice is judged by the test "
+        f"accuracy of {len(FRESH_SEEDS)} runs with new seeds: the mean of the {REPETITIONS} repetitions, and ± half of "
+        "the 95 % interval of its difference.",
+        "",
+        "| chosen by | validation accuracy of the choice | test accuracy with new seeds | more than the default |",
+        "|---|---:|---:|---:|",
+    ]
+    base = np.array([again for _, again in chosen["default"]])
+    for name, label in CHOICES.items():
+        values, again = (np.array(column) for column in zip(*chosen[name], strict=True))
+        cells = [f"{values.mean():.3f}", f"{again.mean():.3f}", "–"]
+        if name != "default":
+            difference, interval = compute_paired_difference(again, base)
+            cells[2] = f"{difference:+.3f} ± {interval:.3f}"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    optuna, random = (np.array([again for _, again in chosen[name]]) for name in ("optuna", "random"))
+    difference, interval = compute_paired_difference(optuna, random)
+    validation, test = (np.array([getattr(each, name) for each in defaults]) for name in ("validation", "test"))
+    correlation = spearmanr(validation, test).statistic
+    lines += [
+        "",
+        f"Optuna's choice is {difference:+.3f} ± {interval:.3f} from that of random search. How noisy the guide is: "
+        f"over the {len(defaults)} runs of the default settings, which differ in their seed alone, validation accuracy "
+        f"has a standard deviation of {validation.std(ddof=1):.3f} and test accuracy of {test.std(ddof=1):.3f}; their "
+        f"rank correlation is {correlation:.2f}.",
+    ]
+    return "\n".join(lines)
 
 
 def measure_sensitivity() -> None:
