@@ -179,7 +179,7 @@ def measure_sensitivity() -> None:
     rows = [(fall["key"], fall["factor"]) for fall in found["falls"] if fall["regularizer"] == names[0]]
     falls = {(fall["regularizer"], fall["key"], fall["factor"]): fall["fall"] for fall in found["falls"]}
     lines = [
-        f"{time.strftime('%Y-%m-%d')}, {search['trials']} trials in {minutes:.0f} minutes, {os.cpu_count()} cores; "
+        f"{time.strftime('%Y-%m-%d')}, {search['trials']} trials in {minutes:.0f} min, {os.cpu_count()} cores; "
         "`scripts/tuning_example --only sensitivity`, which runs `fednar tune tune_configs/sensitivity.yaml`. Points "
         "of validation accuracy that each regularizer's best trial loses if one setting is off, in the worse "
         "direction that the grid has:",
