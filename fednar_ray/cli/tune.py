@@ -18,6 +18,7 @@ from fednar_ray.cli.output import IMPORTS, START, STARTS_EARLY, build_console, q
 from fednar_ray.core.errors import BadInput, Interrupted
 from fednar_ray.core.stages import announce
 from fednar_ray.execution.local_ray import PRELOADED_FOR_TRIALS
+from fednar_ray.tracking.run_directory import SearchDirectory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,10 +51,17 @@ def tune(
     from fednar_ray.execution.session import RaySession
 
     with RaySession(address) as session:
-        if click.get_current_context().find_root().obj == STARTS_EARLY:
+        if click.get_current_context().find_root().obj == STARTS_EARLY and _may_start(document, resume):
             session.start_early(PRELOADED_FOR_TRIALS)
         quiet_libraries()
         _search(document, resume, register, session, console, as_json=as_json)
+
+
+def _may_start(document: "Document | None", resume: str | None) -> bool:
+    """Returns whether the search to resume exists, or the name of a new one is free. Later checks say what is wrong."""
+    new = "" if document is None or document.search is None else document.search.name or document.experiment.name
+    exists = SearchDirectory.named(resume or new).trial_table.exists()
+    return exists == (resume is not None)
 
 
 def _search(
