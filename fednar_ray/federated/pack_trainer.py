@@ -31,7 +31,7 @@ from fednar_ray.federated.precision import use_precision
 log = logging.getLogger("fednar_ray")
 
 MATRIX_ROWS = 80
-"""Rows of a full matrix. On a CPU a row costs least at 40 to 160 rows of a small model (docs/performance.md)."""
+"""Rows of a full matrix. On a CPU a row costs least at 40 to 160 rows of a small model (decision 20)."""
 MATRIX_BYTES = 2**25
 """The most memory that the parameters of a matrix take. The rows of a large model gain nothing from company."""
 
@@ -66,8 +66,9 @@ class PackTrainer:
     def __init__(self) -> None:
         self._gradients: dict[Hashable, GroupGradient] = {}
         self._checked: set[Hashable] = set()
+        self._first: dict[Hashable, GroupTrainer] = {}  # keeps what a key identifies alive
         self._rows = MATRIX_ROWS
-        self._refused: str | None = None
+        self._is_refused = False
 
     def train_ahead(self, rounds: Sequence[tuple[GroupTrainer, RoundStart]]) -> None:
         """Trains the client groups of each trial's next round, and hands them to the trials' trainers.
@@ -77,7 +78,7 @@ class PackTrainer:
         """
         with use_one_thread(), torch.no_grad():
             for groups in self._form_matrices(_start_groups(rounds)):
-                if self._refused is None and len(groups) > 1:
+                if not self._is_refused and len(groups) > 1:
                     self._train_or_leave(groups)
 
     def _form_matrices(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:
@@ -147,6 +148,7 @@ class PackTrainer:
             height //= 2
         key = groups[0].key, height
         if key not in self._gradients:
+            self._first.setdefault(groups[0].key, groups[0].trainer)
             self._gradients[key] = groups[0].trainer.build_gradient(height)
         return self._gradients[key]
 
@@ -164,8 +166,9 @@ class PackTrainer:
         for group, span in zip(groups, spans, strict=True):
             own_grad, own_loss = group.trainer.compute_first_gradient(group.start)
             if not (_have_same_bits(grad[span], own_grad) and _have_same_bits(loss[span], own_loss)):
-                self._refused = "a client's gradient depends on how many clients are trained as one matrix"
-                log.info("%s with this model, so trials are trained one after another", self._refused)
+                self._is_refused = True
+                what = "a client's gradient depends on how many clients are trained as one matrix with this model"
+                log.info("%s, so trials are trained one after another", what)
                 return False
         self._checked.add(arrangement)
         return True
