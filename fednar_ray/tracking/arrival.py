@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fednar_ray.core.errors import first_line
 from fednar_ray.tracking.mlflow_names import name_in_mlflow
@@ -43,6 +45,20 @@ def read_run(client: MlflowClient, run_id: str) -> Run:
     return run
 
 
+def open_artifacts(client: MlflowClient, location: str | None) -> ArtifactRepository:
+    """Returns the files at the artifact location of a run or a model, which MLflow gave in a checked answer.
+
+    MLflow's client would ask for the location itself, and keep the first answer, even one of another program. Files
+    would then go to the current directory, or be refused for good.
+
+    Raises:
+        NotAnswered: The answer had no location.
+    """
+    if not location:
+        raise NotAnswered("it answered with a run or a model that has no place for files")
+    return get_artifact_repository(location, tracking_uri=client.tracking_uri)
+
+
 def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
     return {point.step for point in client.get_metric_history(run_id, name_in_mlflow(WITNESS))}
@@ -72,9 +88,10 @@ def find_first_not_arrived(client: MlflowClient, run: Run, operations: Sequence[
 def _list_files(client: MlflowClient, run: Run, operations: Iterable[Operation | None]) -> set[str] | None:
     """Returns the names of the run's artifacts; None if none were sent, or the tracking server does not store them."""
     sent = any(operation is not None and operation["kind"] in ("file", "table") for operation in operations)
-    if not sent or not (run.info.artifact_uri or "").startswith(BY_THE_SERVER):
+    location = run.info.artifact_uri or ""
+    if not sent or not location.startswith(BY_THE_SERVER):
         return None
-    return {file.path for file in client.list_artifacts(run.info.run_id)}
+    return {file.path for file in open_artifacts(client, location).list_artifacts()}
 
 
 def _has(client: MlflowClient, run: Run, files: set[str] | None, operation: Operation) -> bool:

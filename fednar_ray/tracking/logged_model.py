@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.models import Model
 
-from fednar_ray.tracking.arrival import NotAnswered, read_run
+from fednar_ray.tracking.arrival import NotAnswered, open_artifacts, read_run
 from fednar_ray.tracking.mlflow_metrics import link_metrics, parse_metrics
 from fednar_ray.tracking.tags import KIND_TAG, PARENT_TAG, PRIMARY_TAG, RUN_NAME_TAG, SEARCH_TAG
 
@@ -45,7 +45,7 @@ def send_model(client: MlflowClient, run_id: str, directory: Path, last_round: s
     if last_round is not None:
         client.log_batch(run_id, metrics=link_metrics(parse_metrics(last_round), run, model.model_id))
     _write_ids(directory, model.model_id, run_id, model.artifact_location)
-    client.log_model_artifacts(model.model_id, str(directory))
+    open_artifacts(client, model.artifact_location).log_artifacts(str(directory))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 

@@ -10,8 +10,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from fednar_ray.core.errors import BadInput
-from fednar_ray.core.store_uris import is_database
-from fednar_ray.tracking.arrival import read_run
+from fednar_ray.tracking.arrival import open_artifacts, read_run
 from fednar_ray.tracking.batch import Batch
 from fednar_ray.tracking.inside import resolve_inside
 from fednar_ray.tracking.logged_model import send_model
@@ -64,10 +63,7 @@ def send_operation(
 
 
 def _send_file(client: MlflowClient, run_id: str, path: Path) -> None:
-    """Uploads a file, if it is MLflow that answers: its client keeps the first place that it is told for a run."""
-    if not is_database(client.tracking_uri):
-        read_run(client, run_id)
-    client.log_artifact(run_id, path)
+    open_artifacts(client, read_run(client, run_id).info.artifact_uri).log_artifact(str(path))
 
 
 def _send_note(client: MlflowClient, run_id: str, operation: Operation) -> None:

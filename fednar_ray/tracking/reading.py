@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER, SPLITS
 from fednar_ray.core.reports import RoundRecord
-from fednar_ray.tracking.arrival import read_run
+from fednar_ray.tracking.arrival import open_artifacts, read_run
 from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.journal import is_round, parse_line
 from fednar_ray.tracking.json_lines import read_lines
@@ -86,8 +86,9 @@ def download_file(store: Store, run_id: str, name: str, directory: Path) -> Path
     """Downloads an artifact into a directory, and returns its path; None if the run has none of that name."""
     directory.mkdir(parents=True, exist_ok=True)
     with raise_as_unavailable(store.uri):
-        if any(file.path == name for file in store.client.list_artifacts(run_id)):
-            return Path(store.client.download_artifacts(run_id, name, str(directory)))
+        artifacts = open_artifacts(store.client, read_run(store.client, run_id).info.artifact_uri)
+        if any(file.path == name for file in artifacts.list_artifacts()):
+            return Path(artifacts.download_artifacts(name, str(directory)))
     return None
 
 

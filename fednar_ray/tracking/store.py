@@ -22,7 +22,7 @@ from fednar_ray.core.store_uris import (
     make_uri_absolute,
 )
 from fednar_ray.tracking.addresses import confirm
-from fednar_ray.tracking.arrival import NotAnswered, describe_failure
+from fednar_ray.tracking.arrival import NotAnswered, describe_failure, open_artifacts, read_run
 from fednar_ray.tracking.identity import RUN_ID
 from fednar_ray.tracking.locks import wait_for_lock_file
 from fednar_ray.tracking.origin import build_origin_tags
@@ -129,7 +129,8 @@ class Store:
     def log_files(self, run_id: str, directory: Path, name: str) -> None:
         """Uploads the files of a directory as artifacts of a run, in the artifact folder ``name``."""
         with raise_as_unavailable(self.uri):
-            self.client.log_artifacts(run_id, str(directory), name)
+            run = read_run(self.client, run_id)
+            open_artifacts(self.client, run.info.artifact_uri).log_artifacts(str(directory), name)
 
 
 def _check_id(of: str, answered: object) -> str:

@@ -37,17 +37,24 @@ def find_free_port(host: str = "127.0.0.1") -> int:
 class Proxy:
     """An HTTP server on loopback that answers 200 with ``nonsense``, or without it forwards to a real server.
 
-    ``only`` restricts nonsense to paths that contain it. ``calls`` holds the path of each call.
+    ``only`` restricts nonsense to paths that contain it, and ``at`` to one call of those, counted from 0. ``calls``
+    holds the path of each call.
     """
 
-    def __init__(self, behind: str | None = None, nonsense: bytes | None = None, only: str = "") -> None:
-        self.behind, self.nonsense, self.only = behind, nonsense, only
+    def __init__(
+        self, behind: str | None = None, nonsense: bytes | None = None, only: str = "", at: int | None = None
+    ) -> None:
+        self.behind, self.nonsense, self.only, self.at = behind, nonsense, only, at
         self.status = 200  # the status of a nonsense answer
         self.calls: list[str] = []
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = Thread(target=self._server.serve_forever)
+
+    def count_matching(self) -> int:
+        """Returns the number of calls whose path contains ``only``."""
+        return sum(self.only in path for path in self.calls)
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
@@ -66,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.proxy
         proxy.calls.append(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if proxy.nonsense is not None and proxy.only in self.path:
+        if proxy.nonsense is not None and proxy.only in self.path and proxy.at in (None, proxy.count_matching() - 1):
             status, answer = proxy.status, proxy.nonsense
         else:
             status, answer = self._forward(body)

@@ -6,8 +6,9 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -278,6 +279,30 @@ def test_a_lost_part_is_detected_and_sent_again(
         report = sync(directory, proxy.uri)
         assert report.operations + report.rounds > 0
     assert_by_hand_once(Store(server.uri), run_id, rounds=7)
+
+
+@pytest.mark.parametrize("only", ["runs/get", "logged-models"])
+def test_one_nonsense_answer_loses_nothing_whichever_it_is(
+    only: str, server: Server, database: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "PATIENCE_SECONDS", 0.0)
+    for at in count():
+        run_id, directory = create_run(database, server.uri), tmp_path / f"run-{at}"
+        with (
+            Proxy(nonsense=NONSENSE["HTML"]) as away,
+            RunTracker(Store(away.uri), run_id, directory) as tracker,
+            Journal(directory, EXPERIMENT) as journal,
+        ):
+            log_everything(tracker, directory)
+            follow(tracker, journal, range(2))
+        with Proxy(server.uri, NONSENSE["an empty object"], only, at) as proxy:
+            with suppress(TrackingUnavailable):
+                sync(directory, proxy.uri)
+            sync(directory, proxy.uri)
+            assert_by_hand_once(Store(server.uri), run_id, rounds=2)
+            if proxy.count_matching() <= at:
+                break
+    assert at > 2  # places of files, of the model, and confirmations were asked for
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
