@@ -23,6 +23,7 @@ from fednar_ray.tracking.journal import Journal
 from fednar_ray.tracking.quiet import quiet_libraries
 from fednar_ray.tracking.run_directory import RunDirectory
 from fednar_ray.tracking.run_lookup import find_checkpoint_location
+from fednar_ray.tracking.shared_sender import SharedSender
 from fednar_ray.tracking.stop_record import read_stop
 from fednar_ray.tracking.store import Store
 from fednar_ray.tracking.system_metrics import SystemMetrics
@@ -76,6 +77,7 @@ class NewRun:
     prepared: Prepared
     name: str | None = None  # of the MLflow run; None: the experiment's
     tags: Mapping[str, str] = field(default_factory=dict)
+    sender: SharedSender | None = None  # shared with other runs
 
     is_new: ClassVar[bool] = True
     first_round: ClassVar[int | None] = None  # the round at which a run resumes
@@ -104,7 +106,9 @@ class NewRun:
 
     def build_tracker(self, identity: RunIdentity) -> RunTracker:
         """Returns the tracker of the MLflow run."""
-        return RunTracker(identity.store, identity.run_id, identity.directory, parent_id=self.tags.get(PARENT_TAG))
+        return RunTracker(
+            identity.store, identity.run_id, identity.directory, parent_id=self.tags.get(PARENT_TAG), sender=self.sender
+        )
 
     def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
         """Returns the recorder of system metrics."""
@@ -138,6 +142,7 @@ class ResumedRun:
     resumption: Resumption
     name: str | None = None  # of the new MLflow run of a copy, as are the tags
     tags: Mapping[str, str] = field(default_factory=dict)
+    sender: SharedSender | None = None  # shared with other runs
 
     is_new: ClassVar[bool] = False
 
@@ -207,6 +212,7 @@ class ResumedRun:
             resumed=not copied,
             copied=copied,
             parent_id=self.tags.get(PARENT_TAG),
+            sender=self.sender,
         )
 
     def build_system_metrics(self, identity: RunIdentity) -> SystemMetrics:
@@ -248,9 +254,13 @@ RunStart = NewRun | ResumedRun
 
 
 def build_start(
-    prepared: Prepared, resumption: Resumption | None, name: str | None, tags: Mapping[str, str]
+    prepared: Prepared,
+    resumption: Resumption | None,
+    name: str | None,
+    tags: Mapping[str, str],
+    sender: SharedSender | None,
 ) -> RunStart:
     """Builds the start of a run: a ResumedRun, or a NewRun if there is nothing to resume."""
     if resumption is None:
-        return NewRun(prepared=prepared, name=name, tags=tags)
-    return ResumedRun(prepared=prepared, resumption=resumption, name=name, tags=tags)
+        return NewRun(prepared=prepared, name=name, tags=tags, sender=sender)
+    return ResumedRun(prepared=prepared, resumption=resumption, name=name, tags=tags, sender=sender)

@@ -25,6 +25,7 @@ from fednar_ray.report.notes import note_run
 from fednar_ray.tracking.file_writes import raise_as_run_failed
 from fednar_ray.tracking.mlflow_names import START_UP
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.shared_sender import SharedSender
 from fednar_ray.tracking.tags import END_TAG, PARENT_TAG
 
 
@@ -41,6 +42,7 @@ def train(
     callbacks: Sequence[RoundCallback] = (),
     actors_of: str | None = None,
     member: PackMember | None = None,
+    sender: SharedSender | None = None,
 ) -> Generator[RoundReport, None, Result]:
     """Trains and records a run, yielding one report per round. The generator returns the result.
 
@@ -57,9 +59,10 @@ def train(
         actors_of: The name by which Ray's dashboard names the actors; None: the name of the run,
             or of the experiment.
         member: The run's place in a pack of runs that this process trains together.
+        sender: Sends the records of several runs to MLflow, whose end waits for MLflow. None: this run waits itself.
     """
     prepare_callbacks(prepared, callbacks)
-    start = build_start(prepared, resumption, name, tags or {})
+    start = build_start(prepared, resumption, name, tags or {}, sender)
     start.check()
     if isinstance(start, ResumedRun) and start.is_finished:
         return load_result(start)

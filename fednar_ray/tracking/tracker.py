@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class RunTracker(RoundCallback):
             is sent again.
         copied: The run was recorded before as another MLflow run. Everything recorded so far is sent to this one too.
         parent_id: The MLflow run of the comparison or search that a new run belongs to.
-        sender: The sender that this run shares with others; None if it gets one of its own.
+        sender: The sender that this run shares with others, whose end waits for MLflow in place of the run's end. None
+            if the run gets a sender of its own.
     """
 
     def __init__(
@@ -200,7 +202,8 @@ class RunTracker(RoundCallback):
 
     def on_run_end(self) -> None:
         """Ends the MLflow run, and waits until everything is sent or MLflow does not answer."""
-        announce("sending the last records to MLflow")
+        if self._shared is None:
+            announce("sending the last records to MLflow")
         self._end(self._ends_as, math.inf)
 
     def on_error(self, error: BaseException) -> None:
@@ -210,14 +213,23 @@ class RunTracker(RoundCallback):
         self._end(status, seconds, {END_TAG: f"{type(error).__name__}: {error}"[:500]})
 
     def _end(self, status: str, seconds: float, tags: Mapping[str, str] | None = None) -> None:
-        """Ends the MLflow run, and waits for MLflow for at most ``seconds``."""
+        """Ends the MLflow run, and waits for MLflow for at most ``seconds``; a shared sender waits later."""
+        until = time.monotonic() + seconds
         with self._held:
             with suppress(RunFailed):  # a full disk: MLflow is informed all the same
                 if tags is not None:
                     self.log_tags(tags)
             with suppress(RunFailed):
                 self._queue("end", status=status, time=_get_milliseconds())
-            self._sender.close(seconds)
+            finish = partial(self._finish, self._held.pop_all(), until)
+        if self._shared is None:
+            finish()
+        else:
+            self._shared.submit(finish)
+
+    def _finish(self, held: ExitStack, until: float) -> None:
+        with held:
+            self._sender.close(until - time.monotonic())
             self._warn_about_unsent()
 
     def _warn_about_unsent(self) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fednar_ray.report.comparison_table import Outcome, build_rows
 from fednar_ray.report.run_plots import Variant
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.locks import lock_run_directory
+from fednar_ray.tracking.outbox import Outbox
 from fednar_ray.tracking.run_directory import RunDirectory
 from tests.support.processes import finish, start_fednar
 from tests.support.servers import PATIENCE_SECONDS, wait_for
@@ -336,6 +338,16 @@ def test_the_same_command_resumes_or_starts_and_shows_a_finished_comparison_agai
         caplog.clear()
     assert len([*Path("runs").iterdir()]) == count
     assert load_statuses() == ["FINISHED"] * (RUNS + 1)
+
+
+def test_what_a_killed_process_had_not_sent_of_a_finished_run_is_sent_on_resumption(data):
+    result = run_and_parse(str(write(data)))
+    directory = find(result["name"]).directory.parent / str(find(result["name"]).runs[0].directory)
+    with closing(Outbox(directory)) as outbox:  # as if the process had been killed before it was sent
+        outbox.append({"kind": "tags", "tags": {"late": "yes"}})
+    run_and_parse("--resume", result["name"])
+    late = [run for run in load_children(result["run_id"]).values() if run.data.tags.get("late") == "yes"]
+    assert [run.info.run_id[:8] for run in late] == [directory.name.rpartition("-")[2]]
 
 
 def test_only_the_placement_may_change_on_resumption(data):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fednar_ray.config import Experiment
-from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError
+from fednar_ray.core.errors import BadInput, CheckpointError, ConfigError, TrackingUnavailable
 from fednar_ray.core.reports import RoundRecord, RoundReport
+from fednar_ray.core.stages import announce
 from fednar_ray.execution.session import RaySession
 from fednar_ray.experiments.alerts import Alert, find_alerts
 from fednar_ray.experiments.alerts.callback import compute_chance_level
@@ -31,8 +32,10 @@ from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.locks import DirectoryLocked
 from fednar_ray.tracking.reading import find_mlflow_run, list_children
 from fednar_ray.tracking.run_directory import RunDirectory
+from fednar_ray.tracking.shared_sender import SharedSender
 from fednar_ray.tracking.stop_record import Stop, read_stop
 from fednar_ray.tracking.store import Store
+from fednar_ray.tracking.sync import sync
 from fednar_ray.tracking.tags import PARENT_TAG
 from fednar_ray.tracking.tracker import RunTracker
 
@@ -68,6 +71,7 @@ class ComparisonRuns:
         self._prepare = build_shared_preparation(given)
         self._primary: str | None = None  # of the last run; all runs have the same
         self._done: dict[int, int] = {}  # the rounds of each run that are trained
+        self._sender = SharedSender(store.uri)
 
     def train_all(self, parent: RunTracker) -> Generator[Progress, None, Comparison]:
         """Trains the remaining runs, and then writes the table and the plots."""
@@ -80,13 +84,16 @@ class ComparisonRuns:
                 self._done[index] = self._record.document.experiment.federation.rounds
         left = [index for index in range(len(self._record.runs)) if index not in found]
         width = self._width
-        for batch in (left[start : start + width] for start in range(0, len(left), width)):
-            trainings = {index: self._start(index, resumptions[index], len(batch)) for index in batch}
-            found |= yield from self._train_together(trainings)
-        outcomes: dict[Variant, list[Outcome]] = {}
-        for index, run in enumerate(self._record.runs):
-            outcomes.setdefault(run.variant, []).append(found[index])
-        return log_outputs(parent, self._record, outcomes, self._primary)
+        with self._sender:
+            for batch in (left[start : start + width] for start in range(0, len(left), width)):
+                trainings = {index: self._start(index, resumptions[index], len(batch)) for index in batch}
+                found |= yield from self._train_together(trainings)
+            outcomes: dict[Variant, list[Outcome]] = {}
+            for index, run in enumerate(self._record.runs):
+                outcomes.setdefault(run.variant, []).append(found[index])
+            result = log_outputs(parent, self._record, outcomes, self._primary)
+            announce("sending the last records to MLflow")
+        return result
 
     def _train_together(self, trainings: dict[int, "_Training"]) -> Generator[Progress, None, dict[int, Outcome]]:
         """Trains runs round by round, one round of each at a time. If one of them fails, the others are interrupted."""
@@ -169,6 +176,7 @@ class ComparisonRuns:
             callbacks=self._given.build_callbacks(),
             actors_of=self._record.name,  # the runs share their actors
             member=member,
+            sender=self._sender,
         )
         what = f"{together} runs together" if together > 1 else f"{index + 1} of {runs}"
         return _Training(f"training {what}, {run.label}", prepared.primary, rounds, member)
@@ -176,6 +184,7 @@ class ComparisonRuns:
     def _load_outcome(self, run: PlannedRun) -> Outcome:
         directory, experiment = self._record.find_directory(run), self._build_experiment(run)
         assert directory is not None
+        _send_rest(directory)
         history = load_records(directory)[: experiment.federation.rounds]
         federation = self._given.load_data(experiment, self._session)
         self._primary, chance = choose_primary_metric(experiment, federation), compute_chance_level(federation)
@@ -186,6 +195,14 @@ class ComparisonRuns:
 def _build_outcome(history: Sequence[RoundRecord], alerts: Sequence[Alert], stop: Stop | None) -> Outcome:
     names, messages = tuple(a.name for a in alerts), tuple(a.message for a in alerts)
     return Outcome(tuple(history), names, messages, "" if stop is None else str(stop))
+
+
+def _send_rest(directory: Path) -> None:
+    """Sends what a finished run owes MLflow, if the process was killed before it had sent everything."""
+    try:
+        sync(directory)
+    except TrackingUnavailable as error:
+        log.warning("MLflow does not have everything of %s: %s", directory, error)
 
 
 def _read_run_id(directory: Path) -> str:
