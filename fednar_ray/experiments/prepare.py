@@ -1,7 +1,7 @@
 """Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.config import Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
+from fednar_ray.config.secure_aggregation import FEWEST_CLIENTS, SecureAggregationSettings, find_size_problem
 from fednar_ray.config.tables import FolderSettings
-from fednar_ray.core.errors import ConfigError, ModelError
+from fednar_ray.core.client_names import describe_client
+from fednar_ray.core.errors import ConfigError, ModelError, format_names
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.metric_names import choose_primary, find_primary_problem
@@ -38,6 +40,7 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+from fednar_ray.secure.plan import SecurePlan
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
     from fednar_ray.execution.session import RaySession
@@ -95,6 +98,24 @@ class Prepared:
             addressed=self.traits.addressed,
             program=program,
             precision=self.experiment.execution.precision,
+            secure=self.build_secure_plan(),
+        )
+
+    def build_secure_plan(self, run: str = "") -> SecurePlan | None:
+        """Builds what the clients agree on who mask their updates, for a run of this name; None if they do not."""
+        settings, federation = self.experiment.secure_aggregation, self.experiment.federation
+        if settings is None:
+            return None
+        return SecurePlan(
+            run=run,
+            seed=self.experiment.seed,
+            threshold=settings.threshold,
+            bits=settings.bits,
+            clip=settings.clip,
+            steps=federation.local_steps if self.experiment.regularizer.name == "fednar" else None,
+            most_examples=settings.max_examples or int(self.federation.shards.sizes.max()),
+            weighted=self.algorithm.weighted,
+            directory=settings.directory,
         )
 
 
@@ -213,12 +234,38 @@ def check_model_and_algorithm(prepared: Prepared) -> None:
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
             check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
+    if experiment.secure_aggregation is not None:
+        problems = tuple(_find_secure_problems(prepared, experiment.secure_aggregation))
+        if problems:
+            raise ConfigError(problems)
+
+
+def _find_secure_problems(prepared: Prepared, settings: SecureAggregationSettings) -> Iterator[str]:
+    """Finds what contradicts secure aggregation in the data, the model and the user's own algorithm."""
+    sizes, sampled = prepared.federation.shards.sizes, prepared.clients_per_round
+    client, buffers = prepared.algorithm.client, prepared.traits.changed_buffers
+    if sampled < FEWEST_CLIENTS:
+        yield f"secure_aggregation: {sampled} clients per round are too few; at least {FEWEST_CLIENTS} are needed"
+    elif (text := find_size_problem(settings.bits, sampled)) is not None:
+        yield f"secure_aggregation.bits: {settings.bits} {text}"
+    most = settings.max_examples or int(sizes.max())
+    if sizes.max() > most:
+        who = describe_client(int(sizes.argmax()), prepared.federation.client_names)
+        yield f"secure_aggregation.max_examples: {most} is less than the {sizes.max()} examples of {who}"
+    if most * sampled >= 2**32:
+        yield f"secure_aggregation.max_examples: {most} of {sampled} clients do not fit into 32 bits"
+    if client.next_state is not None or client.shared:
+        yield "algorithm.function: its clients' states would reach the driver, which secure_aggregation prevents"
+    if buffers:
+        text = "are running statistics, which secure_aggregation does not mask; use a model without, as with GroupNorm"
+        yield f"model: {format_names(buffers)} {text}"
 
 
 def _trains_alone(experiment: Experiment) -> bool:
     """Returns whether the settings require that clients train one by one."""
     execution = experiment.execution
-    return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
+    alone = execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
+    return alone or experiment.secure_aggregation is not None
 
 
 def load_experiment_data(experiment: Experiment, session: "RaySession | None" = None) -> FederatedData:
