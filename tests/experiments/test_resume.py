@@ -202,6 +202,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
         {"attacks": {"nan": 0.2}, "screening": {"max_deviation": 5}, "aggregation": {"name": "median"}},
         (),
     ),
+    "updates that only their sum shows": (
+        {"secure_aggregation": {}, "federation": {"clients_per_round": 4}, "algorithm": {"name": "fedexp"}},
+        (),
+    ),
     "epochs, and evaluations now and then": (
         {"federation": {"local_steps": None, "local_epochs": 2}, "evaluation": {"every": 4, "federated": True}},
         (),
