@@ -57,7 +57,5 @@ def decode(words: WordVector, step: float) -> npt.NDArray[np.float32]:
         step: What one unit of the sum is worth.
     """
     decoded = np.empty(len(words), dtype=np.float32)
-    for start in range(0, len(words), CHUNK):
-        part = words[start : start + CHUNK].view(np.int32)
-        decoded[start : start + CHUNK] = part.astype(np.float64) * step
+    np.multiply(words.view(np.int32), step, out=decoded, dtype=np.float64, casting="unsafe")
     return decoded
