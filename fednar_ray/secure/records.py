@@ -51,18 +51,20 @@ class SiloRecords:
         self._commit(f"update {_name(attempt)}", f"{vector_digest} {_digest(attempt)}", text)
 
     def commit_reveal(self, attempt: Attempt, arrived: tuple[int, ...], vanished: tuple[int, ...]) -> None:
-        """Commits the client to one kind of share for each member of an attempt.
+        """Commits the client to one attempt at a round, and to one kind of share for each member.
 
         Raises:
-            SiloRefused: It has sent no update in this attempt, or has revealed the other kind of share of a member.
+            SiloRefused: It has sent no update in this attempt, has revealed the other kind of share of a member, or has
+                revealed shares in another attempt at this round: the difference of two sums would be that of updates.
         """
         with self._lock:
             self._read()
         update = self._known.get(f"update {_name(attempt)}")
         if update is None or not update.endswith(_digest(attempt)):
             raise SiloRefused(f"no update was sent in this attempt at round {attempt.round_index}")
-        text = f"other shares were revealed in this attempt at round {attempt.round_index}"
-        self._commit(f"reveal {_name(attempt)}", json.dumps([sorted(arrived), sorted(vanished)]), text)
+        text = f"other shares were revealed at round {attempt.round_index}"
+        value = json.dumps([attempt.number, sorted(arrived), sorted(vanished)])
+        self._commit(f"reveal {attempt.round_index}", value, text)
 
     def forget(self) -> None:
         """Deletes the directory with the keys: nobody can compute the masks of the run any more."""

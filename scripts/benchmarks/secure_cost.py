@@ -1,11 +1,11 @@
 """What secure aggregation adds to a round: seconds, bytes, and where the time goes."""
 
+import argparse
 import tempfile
 import time
 from collections.abc import Iterator
 from statistics import median
 
-import click
 import numpy as np
 import torch
 
@@ -104,27 +104,29 @@ def measure_parts(silos: int, dimension: int) -> dict[str, float]:
     return seconds
 
 
-@click.command()
-@click.option("--silos", default=4)
-@click.option("--side", default=3346)
-@click.option("--rounds", default=5)
-@click.option("--dedicated", is_flag=True)
-def main(silos: int, side: int, rounds: int, dedicated: bool) -> None:
+def main() -> None:
     """Prints the cost."""
+    parser = argparse.ArgumentParser(prog="scripts/secure_cost", description=__doc__)
+    parser.add_argument("--silos", type=int, default=4)
+    parser.add_argument("--side", type=int, default=3346)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dedicated", action="store_true")
+    given = parser.parse_args()
+    silos, side, rounds, dedicated = given.silos, given.side, given.rounds, given.dedicated
     torch.set_num_threads(1)
     reports = measure_rounds(silos, side, rounds, dedicated=dedicated)
     dimension = len(reports["plain"][0].parameters)
     times = {name: [r.metrics["round_seconds"] for r in each[1:]] for name, each in reports.items()}
     where = "on dedicated actors" if dedicated else "in one process"
-    click.echo(f"{silos} silos × {dimension / 1e6:.1f} million parameters, {where}; medians of {rounds - 1} rounds")
+    print(f"{silos} silos × {dimension / 1e6:.1f} million parameters, {where}; medians of {rounds - 1} rounds")
     plain, masked = median(times["plain"]), median(times["masked"])
-    click.echo(f"round: plain {plain:.2f} s, masked {masked:.2f} s, {masked - plain:+.2f} s")
+    print(f"round: plain {plain:.2f} s, masked {masked:.2f} s, {masked - plain:+.2f} s")
     for name in ("bytes_up", "bytes_down"):
         ratio = reports["masked"][-1].metrics[name] / reports["plain"][-1].metrics[name]
-        click.echo(f"{name}: {ratio:.4f} times those of a plain round")
+        print(f"{name}: {ratio:.4f} times those of a plain round")
     parts = [measure_parts(silos, dimension) for _ in range(max(1, rounds - 1))]
     text = ", ".join(f"{part} {median(each[part] for each in parts):.3f}" for part in parts[0])
-    click.echo(f"seconds of one silo (quantize, mask, reveal) and of the driver (add, unmask, decode): {text}")
+    print(f"seconds of one silo (quantize, mask, reveal) and of the driver (add, unmask, decode): {text}")
 
 
 if __name__ == "__main__":

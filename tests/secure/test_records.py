@@ -52,6 +52,9 @@ def test_a_second_masked_vector_and_another_reveal_are_refused(
     other = start_attempt(plan, build_silos(plan, 4), number=1)
     with pytest.raises(SiloRefused, match="no update was sent in this attempt"):
         again.commit_reveal(other, (0, 1, 2), (3,))
+    again.commit_update(other, "cc")
+    with pytest.raises(SiloRefused, match="other shares were revealed at round 2"):
+        again.commit_reveal(other, (0, 1, 2), (3,))
 
 
 def test_two_processes_of_one_client_keep_one_promise(tmp_path: Path, folder: Path) -> None:
@@ -75,7 +78,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, folder: Path) 
     attempt = start_attempt(plan, build_silos(plan, 3))
     SiloRecords(folder).commit_update(attempt, "aa")
     with (folder / "records.jsonl").open("ab") as file:
-        file.write(b'["reveal 2.0", "[[0,')
+        file.write(b'["reveal 2", "[[0,')
     again = SiloRecords(folder)
     again.commit_reveal(attempt, (0, 1, 2), ())
     with pytest.raises(SiloRefused, match="other shares were revealed"):

@@ -41,7 +41,7 @@ def test_whoever_vanishes_before_sending_or_while_unmasking_the_sum_of_the_other
             rest = [i for i in range(clients) if i not in before]
             for while_unmasking in (lost for k in range(spare - count + 1) for lost in combinations(rest, k)):
                 number += 1
-                masked = collect(silos, start_attempt(plan, silos, number), vectors, before)
+                masked = collect(silos, start_attempt(plan, silos, number, round_index=number), vectors, before)
                 found = masked.unmask(reveal(silos, masked, while_unmasking))
                 assert found.tobytes() == add(vectors, before), (before, while_unmasking)
     assert number > 1
