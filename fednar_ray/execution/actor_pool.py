@@ -5,8 +5,8 @@ Actors are disposable: when one is lost, its calls go to others and a new actor 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -37,12 +37,8 @@ from fednar_ray.execution.node_loss import NodeLosses
 from fednar_ray.execution.ray_errors import classify_actor_loss, is_preempted, unwrap_task_error
 from fednar_ray.execution.session import RaySession
 from fednar_ray.execution.slots import ActorSlots, Prepare, Slot
-from fednar_ray.execution.streams import GroupStream, RevealStream, ScoringStream, Stream
+from fednar_ray.execution.streams import GroupStream, ScoringStream, Stream
 from fednar_ray.federated.training_plan import TrainingPlan
-from fednar_ray.secure.messages import MaskedBroadcast, MaskedUpdate, Reveal, UnmaskRequest, UnmaskTask, Withheld
-
-FORGET_SECONDS = 10.0
-"""How long a pool that closes waits for its clients to delete their keys."""
 
 
 class ActorPool:
@@ -61,14 +57,12 @@ class ActorPool:
         client_names: ClientNames,
         *,
         dedicated: bool,
-        secure_run: str | None = None,
     ) -> None:
         self._session, self._plan, self._dedicated = session, plan, dedicated
         self._policy = FailurePolicy.from_settings(settings, client_names)
         self._limits = TimeLimits.from_settings(settings)
         self._slots = ActorSlots(session, plan, prepare)
         self._losses = NodeLosses(pinned=bool(plan.pins))
-        self._secure_run, self._public_keys = secure_run, dict[int, bytes]()
         self._holders: dict[tuple[int, ...], Slot] = {}  # measured client group → slot whose actor holds its result
 
     @classmethod
@@ -99,7 +93,7 @@ class ActorPool:
         settings: ExecutionSettings,
         plan: TrainingPlan,
         federation: FederatedData,
-    ) -> "ActorPool":
+    ) -> Self:
         """Returns a pool of one actor per client. Each gets only its client's shard, or reads it from its file."""
         session.connect()
         shared, splits = ray.put(plan.without_values()), ray.put(federation.shared_splits())
@@ -107,8 +101,7 @@ class ActorPool:
         def prepare(client_id: int, actor: Any) -> Any:
             return actor.prepare.remote(shared, federation.get_client_data(client_id), splits, (client_id,))
 
-        run = None if plan.secure is None else plan.secure.run
-        return cls(session, actors, settings, prepare, federation.client_names, dedicated=True, secure_run=run)
+        return cls(session, actors, settings, prepare, federation.client_names, dedicated=True)
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Waits until all actors have warmed up, or the time limit for starts is over.
@@ -139,34 +132,6 @@ class ActorPool:
         slots = [self._find_own_slot(task) for task in tasks]
         return self._run(GroupStream("measure", broadcast, tasks, slots, self._policy), hold=True)
 
-    @property
-    def run(self) -> str:
-        """What the clients who mask their updates call the run."""
-        assert self._secure_run is not None, "the clients do not mask their updates"
-        return self._secure_run
-
-    def list_public_keys(self, client_ids: Sequence[int]) -> Mapping[int, bytes]:
-        """Returns the public keys of those clients whose actors have ever started. A client cannot change its key."""
-        if not all(client_id in self._public_keys for client_id in client_ids):
-            self.wait_until_ready()
-        for slot in self._slots:
-            if slot.info is not None and slot.info.public_key is not None:
-                self._public_keys.setdefault(slot.index, slot.info.public_key)
-        return {client_id: self._public_keys[client_id] for client_id in client_ids if client_id in self._public_keys}
-
-    def train_masked(
-        self, request: MaskedBroadcast, tasks: Sequence[GroupTask]
-    ) -> Iterator[MaskedUpdate | Withheld | ClientsLost]:
-        """Yields the masked updates of ``tasks``, in their order."""
-        slots = [self._find_own_slot(task) for task in tasks]
-        return self._run(GroupStream("train_masked", request, tasks, slots, self._policy))
-
-    def reveal(self, request: UnmaskRequest, tasks: Sequence[UnmaskTask]) -> Iterator[Reveal | ClientsLost]:
-        """Yields the shares of ``tasks``. Clients whose actors are starting are left out if the others suffice."""
-        ready = [task for task in tasks if self._slots[task.client_ids[0]].is_ready]
-        asked = ready if len(ready) >= request.attempt.threshold else tasks
-        return self._run(RevealStream(request, asked, [task.client_ids[0] for task in asked], self._policy))
-
     def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order. A client's own examples are scored by the actor with them."""
         slots = [task.client_id if self._dedicated else None for task in tasks]
@@ -179,10 +144,6 @@ class ActorPool:
     def close(self) -> None:
         """Returns idle actors to the session and ends the others."""
         self._losses.report()
-        if self._secure_run is not None:
-            idle = [slot.actor for slot in self._slots if slot.is_ready and not slot.calls]
-            forgotten = [actor.forget.remote() for actor in idle]
-            ray.wait(forgotten, num_returns=len(forgotten), timeout=FORGET_SECONDS)
         self._slots.close()
 
     def _find_own_slot(self, task: GroupTask) -> int | None:

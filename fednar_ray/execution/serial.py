@@ -1,9 +1,9 @@
 """Trains client groups one after another in the driver's process. All other placements give the same results."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from fednar_ray.core.errors import RunFailed, SiloRefused
+from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.messages import (
     Broadcast,
@@ -29,28 +29,20 @@ from fednar_ray.execution.failure_policy import (
 )
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
-from fednar_ray.secure.messages import MaskedBroadcast, MaskedUpdate, Reveal, UnmaskRequest, UnmaskTask, Withheld
-
-if TYPE_CHECKING:  # other runs import no ``cryptography``
-    from fednar_ray.federated.masking_trainer import MaskingTrainer
+from fednar_ray.secure.messages import MaskedBroadcast, MaskedUpdate, Withheld
 
 Received = TypeVar("Received", Broadcast, MaskedBroadcast)
-Trained = TypeVar("Trained", GroupUpdate, ClientMetrics, MaskedUpdate | Withheld, Reveal)
+Trained = TypeVar("Trained", GroupUpdate, ClientMetrics, MaskedUpdate | Withheld)
 
 
 class SerialPool:
     """Trains and scores in the driver's process, on its CPU, without Ray."""
 
     def __init__(
-        self,
-        trainer: GroupTrainer,
-        scorer: Scorer,
-        policy: FailurePolicy,
-        warm_up: tuple[int, ...] = (),
-        masking: "MaskingTrainer | None" = None,
+        self, trainer: GroupTrainer, scorer: Scorer, policy: FailurePolicy, warm_up: tuple[int, ...] = ()
     ) -> None:
         self.trainer = trainer
-        self._scorer, self._policy, self._warm_up, self._masking = scorer, policy, warm_up, masking
+        self._scorer, self._policy, self._warm_up = scorer, policy, warm_up
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Warms up, so that the first round takes no longer than the others. Does nothing if ``first`` is true."""
@@ -68,34 +60,6 @@ class SerialPool:
     def measure(self, broadcast: Broadcast, tasks: Sequence[GroupTask]) -> Iterator[ClientMetrics | ClientsLost]:
         """Yields the metrics of ``tasks``, in their order."""
         return self._run(self.trainer.measure, broadcast, tasks)
-
-    @property
-    def run(self) -> str:
-        """What the clients who mask their updates call the run."""
-        return self._get_masking().plan.run
-
-    def list_public_keys(self, client_ids: Sequence[int]) -> Mapping[int, bytes]:
-        """Returns the public keys of the clients."""
-        return {client_id: self._get_masking().get_public_key(client_id) for client_id in client_ids}
-
-    def train_masked(
-        self, request: MaskedBroadcast, tasks: Sequence[GroupTask]
-    ) -> Iterator[MaskedUpdate | Withheld | ClientsLost]:
-        """Yields the masked updates of ``tasks``, in their order."""
-        return self._run(self._get_masking().train, request, tasks)
-
-    def reveal(self, request: UnmaskRequest, tasks: Sequence[UnmaskTask]) -> Iterator[Reveal | ClientsLost]:
-        """Yields the shares of ``tasks``, in their order."""
-        for task in tasks:
-            try:
-                answer: Reveal | ClientsLost = self._get_masking().reveal(request, task)
-            except SiloRefused as error:
-                answer = ClientsLost(client_ids=task.client_ids, reason=describe_error(error))
-            yield answer
-
-    def _get_masking(self) -> "MaskingTrainer":
-        assert self._masking is not None, "the clients do not mask their updates"
-        return self._masking
 
     def score(self, eval_params: EvalParams, tasks: Sequence[ScoringTask]) -> Iterator[Scores | MetricSums]:
         """Yields the scores of ``tasks``, in their order.
@@ -117,9 +81,7 @@ class SerialPool:
         return self.trainer.held.take_seconds_ahead()
 
     def close(self) -> None:
-        """Deletes the keys of clients that mask their updates. Nothing else must be released."""
-        if self._masking is not None:
-            self._masking.forget()
+        """Does nothing, since the pool holds nothing that must be released."""
 
     def _run(
         self, method: Callable[[Received, GroupTask], Trained], broadcast: Received, tasks: Sequence[GroupTask]

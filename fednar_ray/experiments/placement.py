@@ -184,10 +184,9 @@ class SerialTrainer:
         secure = prepared.build_secure_plan(name_secure_run(prepared))
         if secure is None:
             return SerialPool(trainer, scorer, policy, warm_up)
-        from fednar_ray.federated.masking_trainer import MaskingTrainer
+        from fednar_ray.execution.masking_serial import MaskingSerialPool  # imports ``cryptography``
 
-        masking = MaskingTrainer(trainer, secure, range(prepared.federation.num_clients))
-        return SerialPool(trainer, scorer, policy, warm_up, masking)
+        return MaskingSerialPool(trainer, scorer, policy, warm_up, secure, prepared.federation.num_clients)
 
 
 @contextmanager
@@ -222,7 +221,13 @@ def open_pool(
     training = replace(
         prepared.build_training_plan(plan.program), secure=prepared.build_secure_plan(name_secure_run(prepared))
     )
-    if plan.placement == "dedicated":
+    pool: ActorPool
+    if training.secure is not None:
+        from fednar_ray.execution.masking_pool import MaskingPool
+
+        pool = MaskingPool.dedicated(session, actors, settings, training, federation)
+        pool.run = training.secure.run
+    elif plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, actors, settings, training, federation)
     else:
         pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up)

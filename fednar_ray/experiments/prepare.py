@@ -1,7 +1,7 @@
 """Loads the data and the model of an experiment, and checks that they fit. It starts nothing."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,8 @@ from fednar_ray.algorithms.presets import Algorithm, build_algorithm
 from fednar_ray.algorithms.regularizers import REGULARIZERS
 from fednar_ray.config import Experiment
 from fednar_ray.config.algorithm import OwnAlgorithmSettings
-from fednar_ray.config.secure_aggregation import FEWEST_CLIENTS, SecureAggregationSettings, find_size_problem
 from fednar_ray.config.tables import FolderSettings
-from fednar_ray.core.client_names import describe_client
-from fednar_ray.core.errors import ConfigError, ModelError, format_names
+from fednar_ray.core.errors import ConfigError, ModelError
 from fednar_ray.core.exits import exits_as_errors
 from fednar_ray.core.flat_params import ParameterLayout, flatten
 from fednar_ray.core.metric_names import choose_primary, find_primary_problem
@@ -31,6 +29,7 @@ from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
 from fednar_ray.experiments.sampling import build_availability, check_sampling
+from fednar_ray.experiments.secure_checks import check_secure_aggregation
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability
 from fednar_ray.federated.model_traits import ModelTraits, probe
@@ -235,30 +234,9 @@ def check_model_and_algorithm(prepared: Prepared) -> None:
         if experiment.execution.placement != "serial":
             check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
     if experiment.secure_aggregation is not None:
-        problems = tuple(_find_secure_problems(prepared, experiment.secure_aggregation))
-        if problems:
-            raise ConfigError(problems)
-
-
-def _find_secure_problems(prepared: Prepared, settings: SecureAggregationSettings) -> Iterator[str]:
-    """Finds what contradicts secure aggregation in the data, the model and the user's own algorithm."""
-    sizes, sampled = prepared.federation.shards.sizes, prepared.clients_per_round
-    client, buffers = prepared.algorithm.client, prepared.traits.changed_buffers
-    if sampled < FEWEST_CLIENTS:
-        yield f"secure_aggregation: {sampled} clients per round are too few; at least {FEWEST_CLIENTS} are needed"
-    elif (text := find_size_problem(settings.bits, sampled)) is not None:
-        yield f"secure_aggregation.bits: {settings.bits} {text}"
-    most = settings.max_examples or int(sizes.max())
-    if sizes.max() > most:
-        who = describe_client(int(sizes.argmax()), prepared.federation.client_names)
-        yield f"secure_aggregation.max_examples: {most} is less than the {sizes.max()} examples of {who}"
-    if most * sampled >= 2**32:
-        yield f"secure_aggregation.max_examples: {most} of {sampled} clients do not fit into 32 bits"
-    if client.next_state is not None or client.shared:
-        yield "algorithm.function: its clients' states would reach the driver, which secure_aggregation prevents"
-    if buffers:
-        text = "are running statistics, which secure_aggregation does not mask; use a model without, as with GroupNorm"
-        yield f"model: {format_names(buffers)} {text}"
+        check_secure_aggregation(
+            experiment.secure_aggregation, federation, prepared.algorithm, prepared.traits, prepared.clients_per_round
+        )
 
 
 def _trains_alone(experiment: Experiment) -> bool:

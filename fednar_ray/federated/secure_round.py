@@ -36,9 +36,7 @@ log = logging.getLogger("fednar_ray")
 class SecurePool(Protocol):
     """A pool whose clients mask their updates. Results are in the order of the tasks."""
 
-    @property
-    def run(self) -> str:
-        """What the clients call the run."""
+    run: str  # what the clients call it
 
     def list_public_keys(self, client_ids: Sequence[int]) -> Mapping[int, bytes]:
         """Returns the public keys of those clients that have sent one."""

@@ -139,3 +139,27 @@ def test_the_driver_receives_no_update_of_a_client(session: fr.RaySession, tmp_p
     small = np.abs(words.view(np.int32).astype(np.float64)) < 2**24
     assert len(received) == 2 * prepared.federation.num_clients
     assert small.mean() < 0.02  # 24 of 32 bits: a share of 2^-7 of uniform words, and all words without masks
+
+
+def test_silos_with_their_own_files_give_the_same_bytes_as_one_process(session: fr.RaySession, tmp_path: Path) -> None:
+    silos, rng = {}, np.random.default_rng(5)
+    for name, size in {"north": 40, "south": 31, "west": 25}.items():
+        x, file = rng.normal(size=(size, 2)), tmp_path / f"{name}.npz"
+        np.savez(file, age=x[:, 0], dose=x[:, 1], ill=(x @ [1.0, -1.0] > 0).astype(int))
+        silos[name] = {"data": str(file), "resources": {}}
+
+    def run(placement: str) -> list[fr.RoundReport]:
+        experiment = fr.Experiment.model_validate(
+            {
+                "data": {"source": "folder", "label": "ill", "task": "binary", "features": ["age", "dose"]},
+                "model": {"name": "logistic"},
+                "federation": {"rounds": 2, "local_steps": 4, "batch_size": 8},
+                "execution": {"gpus_per_actor": 0, "cpus_per_actor": 0.5, "silos": silos, "placement": placement},
+                "secure_aggregation": {"threshold": 0.6, "directory": str(tmp_path / "keys")},
+            }
+        )
+        return list(fr.iter_rounds(experiment, session=session))
+
+    on_actors, in_one_process = run("auto"), run("serial")
+    assert [r.metrics["secure/survivors"] for r in on_actors] == [3, 3]
+    assert summarize(on_actors) == summarize(in_one_process)
