@@ -40,6 +40,10 @@ class SecureAggregationSettings(Settings):
     ``fednar/secure`` in ``XDG_STATE_HOME``, or in ``~/.local/state``."""
 
 
+UNKNOWN = SecureAggregationSettings(bits=8, clip=1.0)
+"""Stands for a section that is wrong by itself, so that what contradicts any secure aggregation is said with it."""
+
+
 def find_secure_problems(
     settings: SecureAggregationSettings, sections: Mapping[str, Any]
 ) -> Iterator[InitErrorDetails]:

@@ -109,6 +109,16 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     }  # fmt: skip
 
 
+def test_a_section_that_is_wrong_by_itself_hides_no_contradiction() -> None:
+    wrong = {"bits": 31, "threshold": 2}
+    assert set(list_problems(secure_aggregation=wrong, algorithm={"name": "scaffold"})) == {
+        "secure_aggregation.bits", "secure_aggregation.threshold", "algorithm.name",
+    }  # fmt: skip
+    assert set(list_problems(secure_aggregation=None, federation={"local_steps": 0})) == {"federation.local_steps"}
+    silent = {"secure_aggregation": None, "federation": {"local_steps": 0}, "algorithm": {"name": "scaffold"}}
+    assert set(list_problems(**silent)) == {"federation.local_steps"}
+
+
 def test_what_fits_is_accepted() -> None:
     build(federation={"local_epochs": 1}, secure_aggregation={"clip": 2.0})
     build(regularizer={"name": "decoupled"}, secure_aggregation={"clip": 2.0})
