@@ -153,6 +153,25 @@ def test_the_vector_of_a_client_called_vanished_stays_masked(tmp_path: Path) -> 
     assert chisquare(np.bincount(hidden.view(np.uint8), minlength=256)).pvalue > 1e-3
 
 
+def test_a_driver_that_tells_clients_different_stories_gets_t_shares_of_one_kind_at_most(tmp_path: Path) -> None:
+    plan = build_plan(tmp_path)
+    silos, vectors = build_silos(plan, 4), draw_vectors(4)
+    attempt = start_attempt(plan, silos)
+    arrived, vanished = collect(silos, attempt, vectors), collect(silos, attempt, vectors, lost={3})
+    stories = [arrived, arrived, vanished]  # what clients 0, 1 and 2 are told of client 3
+    answers = [
+        silos[i].reveal(told.build_request(), next(task for task in told.build_tasks() if task.client_ids == (i,)))
+        for i, told in enumerate(stories)
+    ]
+    own = [answer for answer in answers if 3 in answer.own]
+    pairs = [answer for answer in answers if (0, 3) in answer.pairs]
+    assert (len(own), len(pairs)) == (2, 1)  # three of a kind are needed
+    for i, other in ((0, vanished), (1, vanished), (2, arrived)):
+        task = next(task for task in other.build_tasks() if task.client_ids == (i,))
+        with pytest.raises(SiloRefused, match="other shares were revealed"):
+            silos[i].reveal(other.build_request(), task)
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
