@@ -21,6 +21,7 @@ from fednar_ray.config.paths import is_relative
 from fednar_ray.config.recording import CheckpointSettings
 from fednar_ray.config.robustness import AggregationSettings, AttackSettings, AvailabilitySettings, ScreeningSettings
 from fednar_ray.config.search import Domain, SearchSettings
+from fednar_ray.config.secure_aggregation import SecureAggregationSettings
 from fednar_ray.config.source_base import TASK_NAMES, DataSettings, PartitionSettings
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "PartitionSettings",
     "ScreeningSettings",
     "SearchSettings",
+    "SecureAggregationSettings",
     "SiloSettings",
     "apply_overrides",
     "build_document",

@@ -10,6 +10,7 @@ from pydantic_core import InitErrorDetails, ValidationError
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
 from fednar_ray.config.problems import build_problem
+from fednar_ray.config.secure_aggregation import UNKNOWN, find_secure_problems
 from fednar_ray.config.source_base import DataSettings
 from fednar_ray.config.tables import FolderSettings
 
@@ -62,6 +63,8 @@ def find_contradictions(sections: Mapping[str, Any]) -> Iterator[InitErrorDetail
         yield from _check_execution(execution, data)
     if (evaluation := sections.get("evaluation")) is not None:
         yield from _check_evaluation(evaluation, execution)
+    if (secure := sections.get("secure_aggregation", UNKNOWN)) is not None:
+        yield from find_secure_problems(secure, sections)
     if data is not None and "model" in sections and model is None:
         yield build_problem(("model",), None, "a data section needs a model section")
 

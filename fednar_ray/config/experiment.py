@@ -21,6 +21,7 @@ from fednar_ray.config.robustness import (
     AvailabilitySettings,
     ScreeningSettings,
 )
+from fednar_ray.config.secure_aggregation import SecureAggregationSettings
 from fednar_ray.core.credentials import describe_secret, find_secrets
 from fednar_ray.core.schedules import RoundScalars, anneal
 
@@ -62,6 +63,7 @@ class Experiment(Settings):
     attacks: AttackSettings = AttackSettings()
     screening: ScreeningSettings = ScreeningSettings()
     aggregation: AggregationSettings = AggregationSettings()
+    secure_aggregation: SecureAggregationSettings | None = None
     execution: ExecutionSettings = ExecutionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -110,6 +110,10 @@ class RoundAborted(RunFailed):
         return f"round {self.round_index} aborted: {self.reason}"
 
 
+class SiloRefused(FednarError):
+    """A client does not do what secure aggregation asks of it, because its update could be computed then."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with what the user can do next.
 

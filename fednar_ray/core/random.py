@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     CROPPING = 11
     AUGMENTATION = 12
     SCORING = 13
+    QUANTIZATION = 20
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.SeedSequence:

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ray
 import torch
@@ -16,6 +18,10 @@ from fednar_ray.execution.devices import check_precision, choose_device, keep_fr
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Offsets, Scorer
 from fednar_ray.federated.training_plan import TrainingPlan
+from fednar_ray.secure.messages import MaskedBroadcast, MaskedUpdate, Reveal, UnmaskRequest, UnmaskTask, Withheld
+
+if TYPE_CHECKING:
+    from fednar_ray.federated.masking_trainer import MaskingTrainer
 
 
 class TrainingActor:
@@ -26,6 +32,7 @@ class TrainingActor:
         keep_freed_memory()
         self._trainer: GroupTrainer | None = None
         self._scorer: Scorer | None = None
+        self._masking: MaskingTrainer | None = None
 
     def get_info(self) -> ActorInfo:
         """Returns the node, the process and the GPUs that Ray gave this actor."""
@@ -71,7 +78,13 @@ class TrainingActor:
             plan.model, shards, splits, device, plan.task, offsets, plan.seed, changed, plan.precision
         )
         self._trainer.warm_up(warm_up)
-        return info
+        if plan.secure is None:
+            return info
+        from fednar_ray.federated.masking_trainer import MaskingTrainer  # imports ``cryptography``
+
+        (client_id,) = warm_up
+        self._masking = MaskingTrainer(self._trainer, plan.secure, (client_id,))
+        return replace(info, public_key=self._masking.get_public_key(client_id))
 
     def train(self, broadcast: Broadcast, task: GroupTask) -> GroupUpdate:
         """Runs the local round of one client group, unless ``measure`` already did."""
@@ -84,6 +97,23 @@ class TrainingActor:
         trainer = self._get_trainer()
         with exits_as_errors():
             return trainer.measure(broadcast, task)
+
+    def train_masked(self, request: MaskedBroadcast, task: GroupTask) -> MaskedUpdate | Withheld:
+        """Runs the local round of one client, and returns its update under masks."""
+        self._get_trainer()
+        assert self._masking is not None
+        with exits_as_errors():
+            return self._masking.train(request, task)
+
+    def reveal(self, request: UnmaskRequest, task: UnmaskTask) -> Reveal:
+        """Returns the shares that unmask the sum of a round."""
+        assert self._masking is not None
+        return self._masking.reveal(request, task)
+
+    def forget(self) -> None:
+        """Deletes the client's keys: the run has ended."""
+        if self._masking is not None:
+            self._masking.forget()
 
     def score(self, eval_params: EvalParams, task: ScoringTask) -> Scores | MetricSums:
         """Scores a block of examples."""
@@ -100,4 +130,4 @@ class TrainingActor:
 
     def release(self) -> None:
         """Drops the run's shards and buffers."""
-        self._trainer = self._scorer = None
+        self._trainer = self._scorer = self._masking = None

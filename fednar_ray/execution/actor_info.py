@@ -11,8 +11,10 @@ class ActorInfo:
         node_id: Ray's id of the node.
         process_id: The actor's process on that node.
         gpus: The GPUs that Ray assigned to the actor, empty on the CPU.
+        public_key: The public key of the client that masks its updates here; None if none does.
     """
 
     node_id: str
     process_id: int
     gpus: tuple[str, ...]
+    public_key: bytes | None = None

@@ -6,7 +6,7 @@ Actors are disposable: when one is lost, its calls go to others and a new actor 
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -93,7 +93,7 @@ class ActorPool:
         settings: ExecutionSettings,
         plan: TrainingPlan,
         federation: FederatedData,
-    ) -> "ActorPool":
+    ) -> Self:
         """Returns a pool of one actor per client. Each gets only its client's shard, or reads it from its file."""
         session.connect()
         shared, splits = ray.put(plan.without_values()), ray.put(federation.shared_splits())

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fednar_ray.core.messages import GroupTask, ScoringTask
+from fednar_ray.secure.messages import UnmaskTask
 
-WorkItem = TypeVar("WorkItem", GroupTask, ScoringTask)
+WorkItem = TypeVar("WorkItem", GroupTask, ScoringTask, UnmaskTask)
 Key = tuple[int, ...]
 """A position in the dispatch order. The halves of (3,) are (3, 0) and (3, 1)."""
 

@@ -29,8 +29,10 @@ from fednar_ray.execution.failure_policy import (
 )
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.scoring import Scorer
+from fednar_ray.secure.messages import MaskedBroadcast, MaskedUpdate, Withheld
 
-Trained = TypeVar("Trained", GroupUpdate, ClientMetrics)
+Received = TypeVar("Received", Broadcast, MaskedBroadcast)
+Trained = TypeVar("Trained", GroupUpdate, ClientMetrics, MaskedUpdate | Withheld)
 
 
 class SerialPool:
@@ -82,7 +84,7 @@ class SerialPool:
         """Does nothing, since the pool holds nothing that must be released."""
 
     def _run(
-        self, method: Callable[[Broadcast, GroupTask], Trained], broadcast: Broadcast, tasks: Sequence[GroupTask]
+        self, method: Callable[[Received, GroupTask], Trained], broadcast: Received, tasks: Sequence[GroupTask]
     ) -> Iterator[Trained | ClientsLost]:
         failures = RoundFailures(self._policy, broadcast.round_index, sum(len(task.client_ids) for task in tasks))
         for task in tasks:

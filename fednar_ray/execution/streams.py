@@ -10,6 +10,7 @@ from fednar_ray.core.errors import RunFailed
 from fednar_ray.core.messages import Broadcast, ClientsLost, EvalParams, GroupTask, ScoringTask
 from fednar_ray.execution.failure_policy import Drop, Failure, FailureKind, FailurePolicy, Retry, RoundFailures, Split
 from fednar_ray.execution.queue import Call, CallQueue
+from fednar_ray.secure.messages import MaskedBroadcast, UnmaskRequest, UnmaskTask
 
 log = logging.getLogger("fednar_ray")
 
@@ -45,8 +46,8 @@ class GroupStream:
 
     def __init__(
         self,
-        method: Literal["train", "measure"],
-        broadcast: Broadcast,
+        method: Literal["train", "measure", "train_masked"],
+        broadcast: Broadcast | MaskedBroadcast,
         tasks: Sequence[GroupTask],
         slots: Sequence[int | None],
         policy: FailurePolicy,
@@ -92,6 +93,36 @@ class ScoringStream:
         self.queue.requeue(call)
 
 
-def put_if_large(message: Broadcast | EvalParams) -> Any:
+class RevealStream:
+    """Clients that reveal shares. Those that are lost are waited for only if too few others can answer.
+
+    Args:
+        request: What all of them receive.
+        tasks: The clients.
+        slots: The slot of each.
+        policy: How often a call is retried.
+    """
+
+    def __init__(
+        self, request: UnmaskRequest, tasks: Sequence[UnmaskTask], slots: Sequence[int], policy: FailurePolicy
+    ) -> None:
+        self.queue: CallQueue[UnmaskTask] = CallQueue(tasks, slots)
+        self._request, self._policy, self._remaining = request, policy, len(tasks)
+
+    def send(self, actor: Any, work: UnmaskTask) -> Any:
+        """Calls the actor, and returns the reference of its result."""
+        return actor.reveal.remote(self._request, work)
+
+    def handle_failure(self, call: Call[UnmaskTask], kind: FailureKind, reason: str) -> None:
+        """Leaves the client out, unless its answer is needed: then the call is retried."""
+        is_needed = self._remaining <= self._request.attempt.threshold
+        if is_needed and call.attempts <= self._policy.retries:
+            self.queue.requeue(call)
+            return
+        self._remaining -= 1
+        self.queue.arrive(call, ClientsLost(client_ids=call.work.client_ids, reason=reason))
+
+
+def put_if_large(message: Broadcast | MaskedBroadcast | EvalParams) -> Any:
     """Returns a small message itself, or puts a large one into the object store and returns its reference."""
     return message if message.nbytes <= WITHIN_CALL_BYTES else ray.put(message)

@@ -102,6 +102,7 @@ def build_round_plan(prepared: Prepared, execution_plan: ExecutionPlan) -> Round
         evaluate_every=experiment.evaluation.every,
         scalars=experiment.compute_scalars,
         client_names=federation.client_names,
+        secure=prepared.build_secure_plan(),
     )
 
 

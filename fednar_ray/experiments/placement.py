@@ -1,5 +1,6 @@
 """Plans where clients are trained, and opens the pool that trains them."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -135,6 +136,8 @@ def resolve_group_size(prepared: Prepared, gpu: bool) -> int:
     wanted = prepared.experiment.execution.vectorize
     if prepared.traits.alone_because is not None or prepared.experiment.execution.silos is not None:
         return 1
+    if prepared.experiment.secure_aggregation is not None:
+        return 1
     if wanted != "auto":
         return wanted
     return choose_group_size(
@@ -178,7 +181,12 @@ class SerialTrainer:
             prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
         )
         policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
-        return SerialPool(trainer, scorer, policy, warm_up)
+        secure = prepared.build_secure_plan(name_secure_run(prepared))
+        if secure is None:
+            return SerialPool(trainer, scorer, policy, warm_up)
+        from fednar_ray.execution.masking_serial import MaskingSerialPool  # imports ``cryptography``
+
+        return MaskingSerialPool(trainer, scorer, policy, warm_up, secure, prepared.federation.num_clients)
 
 
 @contextmanager
@@ -204,18 +212,32 @@ def open_pool(
     federation, settings = prepared.federation, prepared.experiment.execution
     warm_up = _choose_warm_up_clients(prepared, plan.group_size)
     if plan.actors is None:
-        yield (trainer or SerialTrainer(prepared)).build_pool(prepared, plan.program, warm_up)
+        with closing((trainer or SerialTrainer(prepared)).build_pool(prepared, plan.program, warm_up)) as serial:
+            yield serial
         return
     from fednar_ray.execution.actor_pool import ActorPool
 
     actors = replace(plan.actors, owner=owner or prepared.experiment.name)
-    training = prepared.build_training_plan(plan.program)
-    if plan.placement == "dedicated":
+    training = replace(
+        prepared.build_training_plan(plan.program), secure=prepared.build_secure_plan(name_secure_run(prepared))
+    )
+    pool: ActorPool
+    if training.secure is not None:
+        from fednar_ray.execution.masking_pool import MaskingPool
+
+        pool = MaskingPool.dedicated(session, actors, settings, training, federation)
+        pool.run = training.secure.run
+    elif plan.placement == "dedicated":
         pool = ActorPool.dedicated(session, actors, settings, training, federation)
     else:
         pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up)
     with closing(pool):
         yield pool
+
+
+def name_secure_run(prepared: Prepared) -> str:
+    """Returns a name that no other run has, by which the keys of its clients are kept."""
+    return f"{prepared.experiment.name}-{secrets.token_hex(8)}"
 
 
 def _choose_warm_up_clients(prepared: Prepared, group_size: int) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
 from fednar_ray.experiments.sampling import build_availability, check_sampling
+from fednar_ray.experiments.secure_checks import check_secure_aggregation
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability
 from fednar_ray.federated.model_traits import ModelTraits, probe
@@ -38,6 +39,7 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+from fednar_ray.secure.plan import SecurePlan
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
     from fednar_ray.execution.session import RaySession
@@ -95,6 +97,24 @@ class Prepared:
             addressed=self.traits.addressed,
             program=program,
             precision=self.experiment.execution.precision,
+            secure=self.build_secure_plan(),
+        )
+
+    def build_secure_plan(self, run: str = "") -> SecurePlan | None:
+        """Builds what the clients agree on who mask their updates, for a run of this name; None if they do not."""
+        settings, federation = self.experiment.secure_aggregation, self.experiment.federation
+        if settings is None:
+            return None
+        return SecurePlan(
+            run=run,
+            seed=self.experiment.seed,
+            threshold=settings.threshold,
+            bits=settings.bits,
+            clip=settings.clip,
+            steps=federation.local_steps if self.experiment.regularizer.name == "fednar" else None,
+            most_examples=settings.max_examples or int(self.federation.shards.sizes.max()),
+            weighted=self.algorithm.weighted,
+            directory=settings.directory,
         )
 
 
@@ -213,12 +233,17 @@ def check_model_and_algorithm(prepared: Prepared) -> None:
         prepared.algorithm.server.init(flatten(prepared.model))
         if experiment.execution.placement != "serial":
             check_correction_is_picklable(experiment.algorithm.function, prepared.algorithm.client)
+    if experiment.secure_aggregation is not None:
+        check_secure_aggregation(
+            experiment.secure_aggregation, federation, prepared.algorithm, prepared.traits, prepared.clients_per_round
+        )
 
 
 def _trains_alone(experiment: Experiment) -> bool:
     """Returns whether the settings require that clients train one by one."""
     execution = experiment.execution
-    return execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
+    alone = execution.vectorize == 1 or execution.placement == "dedicated" or execution.silos is not None
+    return alone or experiment.secure_aggregation is not None
 
 
 def load_experiment_data(experiment: Experiment, session: "RaySession | None" = None) -> FederatedData:

@@ -20,7 +20,8 @@ from fednar_ray.tracking.run_lookup import RunRef
 log = logging.getLogger("fednar_ray")
 
 ROUNDS = "federation.rounds"
-FREE = ("execution.", "checkpoint.", "report.")  # these settings do not change the result of a run
+FREE = ("execution.", "checkpoint.", "report.", "secure_aggregation.threshold", "secure_aggregation.directory")
+"""Settings that do not change the result of a run."""
 FIXED = ("execution.vectorize", "execution.compile", "execution.precision", "tracking.")
 """Settings that may not change: three of them change rounding, and the MLflow run cannot be moved."""
 

@@ -137,6 +137,11 @@ class GroupTrainer:
             trained = self._train(broadcast, task) if held is None else held
             return build_update(self._plan, trained, task)
 
+    def train_rows(self, broadcast: Broadcast, task: GroupTask) -> Trained:
+        """Trains one client group and returns each client's row. The next group overwrites them."""
+        with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
+            return self._train(broadcast, task)
+
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Trains one client group and returns its metrics. The rest is held for ``train`` while there is memory."""
         held = self.held.find(broadcast.round_index, task.client_ids)

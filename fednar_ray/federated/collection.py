@@ -17,6 +17,7 @@ from fednar_ray.federated.client_sampling import Selection
 from fednar_ray.federated.robust import norm_clip_factors
 from fednar_ray.federated.round_plan import RoundPlan
 from fednar_ray.federated.screening import NOT_FINITE, screen
+from fednar_ray.federated.secure_round import SecureSums, train_securely
 from fednar_ray.federated.server_state import FederationState, ServerSide
 from fednar_ray.federated.vectorization import form_groups
 
@@ -63,8 +64,10 @@ def start_round(plan: RoundPlan, state: FederationState) -> RoundStart:
 
 def train_clients(
     plan: RoundPlan, pool: ClientPool, state: FederationState, start: RoundStart, phases: Phases
-) -> RoundSums:
+) -> RoundSums | SecureSums:
     """Returns the sums over the included clients, and stages their new states."""
+    if plan.secure is not None:
+        return train_securely(plan.secure, pool, start.broadcast, start.tasks, plan.client_names, phases)
     robust = plan.aggregation if plan.needs_rows else None
     sums = RoundSums(
         round_index=start.broadcast.round_index,

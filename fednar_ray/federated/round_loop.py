@@ -22,6 +22,7 @@ from fednar_ray.federated.round_metrics import (
     compute_training_metrics,
 )
 from fednar_ray.federated.round_plan import RoundPlan
+from fednar_ray.federated.secure_round import SecureSums
 from fednar_ray.federated.server_state import FederationState, ServerSide
 
 Evaluate = Callable[[EvalParams], Mapping[str, float]]
@@ -90,7 +91,7 @@ def _run_round(
     return report, then
 
 
-def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: RoundSums) -> None:
+def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: RoundSums | SecureSums) -> None:
     """Raises RoundAborted if exclusions leave fewer than ``min_clients`` of the clients that returned."""
     count = int(sums.find_included().sum())
     if count < min(plan.min_clients, len(selection.returned)):
@@ -100,7 +101,9 @@ def _check_enough(plan: RoundPlan, index: int, selection: Selection, sums: Round
         raise RoundAborted(index, f"{text}; {who} excluded: {exclusion}", exclusion.reason)
 
 
-def _step_server(plan: RoundPlan, now: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> ServerSide:
+def _step_server(
+    plan: RoundPlan, now: ServerSide, sums: RoundSums | SecureSums, aggregate: RoundAggregate
+) -> ServerSide:
     buffers, examples = sums.compute_mean_buffers(), int(plan.sizes.sum())
     shared = {
         name: vector.update(now.shared[name], sums.shared_changes[name], examples)

@@ -10,28 +10,39 @@ from fednar_ray.core.step_norms import merge_quantiles
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_sampling import Selection
 from fednar_ray.federated.round_plan import RoundPlan
+from fednar_ray.federated.secure_round import SecureSums
 from fednar_ray.federated.server_state import ServerSide
 
 MOST_NORMS = 200
 """Maximum number of clients whose step norm is stored per round. Every checkpoint contains these norms."""
 
 
-def compute_training_metrics(then: ServerSide, sums: RoundSums, aggregate: RoundAggregate) -> dict[str, float]:
+def compute_training_metrics(
+    then: ServerSide, sums: RoundSums | SecureSums, aggregate: RoundAggregate
+) -> dict[str, float]:
     """Returns the metrics that only a round with an update has."""
-    weights = sums.compute_example_weights()
+    trained = sums.compute_training_metrics() if isinstance(sums, SecureSums) else _compute_client_metrics(sums)
     return {
-        "train_loss": float(weights @ sums.get_column("losses")),
-        "clip_fraction": float(sums.get_column("clipped_steps").sum() / sums.get_column("steps").sum()),
-        "effective_weight_decay": float(weights @ sums.get_column("effective_weight_decay")),
-        **_compute_step_norm_metrics(sums),
+        **trained,
         "update_norm": float(np.linalg.norm(aggregate.delta)),
         "parameter_norm": float(np.linalg.norm(then.server.parameters)),
         "server_lr": float(np.mean(then.server.server_lr if then.server.server_lr is not None else np.nan)),
     }
 
 
+def _compute_client_metrics(sums: RoundSums) -> dict[str, float]:
+    """Returns the means over the included clients, and the spread of their step norms."""
+    weights = sums.compute_example_weights()
+    return {
+        "train_loss": float(weights @ sums.get_column("losses")),
+        "clip_fraction": float(sums.get_column("clipped_steps").sum() / sums.get_column("steps").sum()),
+        "effective_weight_decay": float(weights @ sums.get_column("effective_weight_decay")),
+        **_compute_step_norm_metrics(sums),
+    }
+
+
 def compute_metrics(
-    plan: RoundPlan, now: ServerSide, scalars: RoundScalars, selection: Selection, sums: RoundSums
+    plan: RoundPlan, now: ServerSide, scalars: RoundScalars, selection: Selection, sums: RoundSums | SecureSums
 ) -> dict[str, float]:
     """Returns the metrics that every round has."""
     sent, trained = _count_bytes_per_client(plan, now), int(sums.find_included().sum())
@@ -49,10 +60,11 @@ def compute_metrics(
         "bytes_down": float(sent * len(selection.sampled)),
         "bytes_up": float(sent * trained),
         **clock,
+        **(sums.compute_metrics() if isinstance(sums, SecureSums) else {}),
     }
 
 
-def compute_step_norms(sums: RoundSums) -> dict[int, float]:
+def compute_step_norms(sums: RoundSums | SecureSums) -> dict[int, float]:
     """Returns the mean ‖v‖ of each included client; of more than ``MOST_NORMS``, those with the lowest ids."""
     norms = {
         client_id: norm
@@ -65,7 +77,7 @@ def compute_step_norms(sums: RoundSums) -> dict[int, float]:
     return {client_id: norms[client_id] for client_id in sorted(norms)[:MOST_NORMS]}
 
 
-def compute_norm_quantiles(sums: RoundSums) -> tuple[float, ...]:
+def compute_norm_quantiles(sums: RoundSums | SecureSums) -> tuple[float, ...]:
     """Returns the quantiles of ‖v‖ over the steps of the included clients."""
     points = [group.norm_points[group.included] for group in sums.metrics]
     return merge_quantiles(points, [group.steps[group.included] for group in sums.metrics])

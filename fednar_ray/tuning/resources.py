@@ -73,6 +73,10 @@ def plan_resources(experiment: Experiment, session: RaySession, given: Given = N
     settings = experiment.execution
     if settings.silos is not None:
         raise ConfigError(("execution.silos: a search cannot train on silos; use fednar compare to vary runs there",))
+    if experiment.secure_aggregation is not None:
+        raise ConfigError(
+            ("secure_aggregation: a search shows the driver many sums of the same clients; use fednar compare",)
+        )
     gpu = session.get_resources().gpus > 0 and settings.gpus_per_actor != 0
     on_cpu = not gpu and settings.precision != "tf32"  # which is refused without a GPU, as for a run
     serial = settings.placement == "serial" or (settings.placement == "auto" and on_cpu and settings.actors == "auto")

@@ -230,7 +230,8 @@ def test_no_page_contains_the_name_of_a_machine() -> None:
 
 SCRIPTS = {"bench": "benchmarks/compare.py", "chaos": "chaos_runs/chaos.py", "check": None, "demo": None, "docs": None,
            "reproduce": "reproduction/reproduce.py", "screenshots": "browser/screenshots.py",
-           "stress": "stress_runs/stress.py", "tuning_example": "tuning/example.py"}  # fmt: skip
+           "secure_cost": "benchmarks/secure_cost.py", "stress": "stress_runs/stress.py",
+           "tuning_example": "tuning/example.py"}  # fmt: skip
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -202,6 +202,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], tuple[torch.nn.Module, ...]]] = {
         {"attacks": {"nan": 0.2}, "screening": {"max_deviation": 5}, "aggregation": {"name": "median"}},
         (),
     ),
+    "updates that only their sum shows": (
+        {"secure_aggregation": {}, "federation": {"clients_per_round": 4}, "algorithm": {"name": "fedexp"}},
+        (),
+    ),
     "epochs, and evaluations now and then": (
         {"federation": {"local_steps": None, "local_epochs": 2}, "evaluation": {"every": 4, "federated": True}},
         (),
@@ -275,6 +279,21 @@ def test_a_failed_run_resumes_once_the_cause_is_fixed(uri: str) -> None:
     lenient = build_settings(uri, federation={"participation": schedule}, attacks={"nan": 0.2}, seed=5)
     result = fr.run(lenient, **build_arguments(), resume_newest=True)
     assert (result.resumed_from_round, result.run_id) == (3, run_id)
+    assert_equals_uninterrupted(result, lenient)
+    assert_recorded_once(result.directory)
+
+
+def test_a_run_aborted_for_too_few_masked_updates_resumes_with_a_lower_threshold(uri: str) -> None:
+    """Client 1 withholds an update that is not finite, in round 3. The new process has new keys and masks."""
+    schedule = [[0, 2, 3, 4], [2, 4, 0], [0, 3, 4], [0, 1, 2, 3], [2, 3, 4], [3, 4, 0]]
+    common = {"federation": {"participation": schedule}, "attacks": {"nan": 0.2}, "seed": 5}
+    strict = build_settings(uri, **common, secure_aggregation={"threshold": 1.0})
+    text = "masked updates of 3 of 4 clients arrived, secure_aggregation.threshold requires 4; client 1 excluded: its"
+    with pytest.raises(RoundAborted, match=f"round 3 aborted: {text}"):
+        fr.run(strict, **build_arguments())
+    lenient = build_settings(uri, **common, secure_aggregation={"threshold": 0.67})
+    result = fr.run(lenient, **build_arguments(), resume_newest=True)
+    assert result.resumed_from_round == 3
     assert_equals_uninterrupted(result, lenient)
     assert_recorded_once(result.directory)
 
