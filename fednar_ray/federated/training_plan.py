@@ -12,6 +12,7 @@ from fednar_ray.core.module_state import copy_without_values
 from fednar_ray.core.schedules import Workload
 from fednar_ray.data.batches import GroupShape
 from fednar_ray.models.tasks import CLASSIFICATION, Task
+from fednar_ray.privacy.examples import ExamplePrivacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class TrainingPlan:
         addressed: Whether the model's layers draw random numbers, and all by operators that ``addressed_draws`` knows.
         program: The shape of the compiled program that takes the local steps; None: they are not compiled.
         precision: In what gradients are computed.
+        examples: How single examples are protected; None: they are not. Clients then train one by one.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class TrainingPlan:
     addressed: bool = False
     program: GroupShape | None = None
     precision: Precision = "float32"
+    examples: ExamplePrivacy | None = None
 
     def without_values(self) -> "TrainingPlan":
         """Returns the plan for another process: each broadcast holds the parameters, so the model needs none."""
