@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     CROPPING = 11
     AUGMENTATION = 12
     SCORING = 13
+    PRIVACY_NOISE = 14
+    COUNT_NOISE = 15
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round_index: int = 0, client_id: int = 0) -> np.random.SeedSequence:
