@@ -177,7 +177,9 @@ class SerialTrainer:
         scorer = Scorer(
             prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
         )
-        policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
+        policy = FailurePolicy.from_settings(
+            prepared.experiment.execution, prepared.federation.client_names, private=prepared.privacy is not None
+        )
         return SerialPool(trainer, scorer, policy, warm_up)
 
 
@@ -209,11 +211,11 @@ def open_pool(
     from fednar_ray.execution.actor_pool import ActorPool
 
     actors = replace(plan.actors, owner=owner or prepared.experiment.name)
-    training = prepared.build_training_plan(plan.program)
+    training, private = prepared.build_training_plan(plan.program), prepared.privacy is not None
     if plan.placement == "dedicated":
-        pool = ActorPool.dedicated(session, actors, settings, training, federation)
+        pool = ActorPool.dedicated(session, actors, settings, training, federation, private=private)
     else:
-        pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up)
+        pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up, private=private)
     with closing(pool):
         yield pool
 

@@ -28,6 +28,7 @@ from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
+from fednar_ray.experiments.private_runs import build_privacy
 from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.federated.attacks import draw_attack_factors
 from fednar_ray.federated.client_sampling import Availability
@@ -38,6 +39,7 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+from fednar_ray.privacy.mechanism import ClientPrivacy
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
     from fednar_ray.execution.session import RaySession
@@ -60,11 +62,17 @@ class Prepared:
     task: Task
     own_metrics: tuple[OwnMetric, ...]
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
+    privacy: ClientPrivacy | None = None  # None: clients are not protected
 
     @property
     def primary(self) -> str:
         """The metric that counts, without its split."""
         return choose_primary_metric(self.experiment, self.federation)
+
+    def digest_data(self) -> str:
+        """Returns a digest of the clients' examples; of private clients one that only the run's own key can compute."""
+        digest, key = self.federation.digest(), None if self.privacy is None else self.privacy.key
+        return digest if key is None else key.seal(digest)
 
     @property
     def model_bytes(self) -> int:
@@ -122,7 +130,7 @@ def prepare(
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else copy_model(model)
-    algorithm = build_algorithm(experiment.algorithm)
+    algorithm = _build_algorithm(experiment)
     if federation is None:
         federation = load_experiment_data(experiment, session)
     check_sampling(experiment, federation)
@@ -154,12 +162,23 @@ def prepare(
         task=task,
         own_metrics=own_metrics,
         functions=functions,
+        privacy=build_privacy(experiment, federation, traits, algorithm),
     )
 
 
 def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> str:
     """Returns the metric that counts, without its split: the experiment's own choice, or the default of the task."""
-    return experiment.evaluation.primary or choose_primary(federation.task, federation.label_counts().sum(axis=0))
+    if experiment.privacy is None or federation.task != "binary":
+        counts = federation.label_counts().sum(axis=0)
+    else:  # the counts of training labels are private
+        counts = np.bincount(federation.test.y.astype(np.int64), minlength=2)
+    return experiment.evaluation.primary or choose_primary(federation.task, counts)
+
+
+def _build_algorithm(experiment: Experiment) -> Algorithm:
+    """Builds the algorithm. Private clients have equal weights."""
+    algorithm = build_algorithm(experiment.algorithm)
+    return algorithm if experiment.privacy is None else algorithm._replace(weighted=False)
 
 
 def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
@@ -253,10 +272,12 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     assert same, "the data, the model or the seed differ"
     check_sampling(experiment, prepared.federation)
     availability = build_availability(experiment, prepared.federation)
+    algorithm = _build_algorithm(experiment)
     return replace(
         prepared,
         experiment=experiment,
-        algorithm=build_algorithm(experiment.algorithm),
+        algorithm=algorithm,
+        privacy=build_privacy(experiment, prepared.federation, prepared.traits, algorithm),
         availability=availability,
         own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )

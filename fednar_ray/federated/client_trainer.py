@@ -137,7 +137,7 @@ class GroupTrainer:
         held = self.held.take(broadcast.round_index, task.client_ids)
         with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
             trained = self._train(broadcast, task) if held is None else held
-            return build_update(self._plan, trained, task)
+            return build_update(self._plan, trained, task, broadcast.norm_bound)
 
     def measure(self, broadcast: Broadcast, task: GroupTask) -> ClientMetrics:
         """Trains one client group and returns its metrics. The rest is held for ``train`` while there is memory."""

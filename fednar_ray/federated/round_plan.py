@@ -12,6 +12,7 @@ from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.federated.client_sampling import Availability
 from fednar_ray.federated.robust import RULES
+from fednar_ray.privacy.mechanism import ClientPrivacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class RoundPlan:
         evaluate_every: Rounds between evaluations. The last round is always evaluated.
         scalars: Returns the annealed scalars of a round.
         client_names: How messages call the clients.
+        privacy: How the clients are protected; None: they are not.
     """
 
     rounds: int
@@ -51,6 +53,7 @@ class RoundPlan:
     evaluate_every: int
     scalars: Callable[[int], RoundScalars]
     client_names: ClientNames = ()
+    privacy: ClientPrivacy | None = None
 
     @property
     def two_phase(self) -> bool:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from fednar_ray.core.errors import first_line
 from fednar_ray.core.store_uris import is_database
 from fednar_ray.tracking.arrival import (
-    WITNESS,
+    WITNESSES,
     NotAnswered,
     find_first_missing,
     find_first_not_arrived,
@@ -257,4 +257,5 @@ class Delivery:
     def _has_witness(self, index: int) -> bool:
         assert self.rounds is not None
         (line,) = self.rounds.read(index, index + 1)
-        return json.loads(line)["metrics"].get(WITNESS) is not None
+        metrics = json.loads(line)["metrics"]
+        return any(metrics.get(name) is not None for name in WITNESSES)

@@ -1,0 +1,36 @@
+"""The metrics of a run with differential privacy: their names, and how ε is written where people read it."""
+
+from collections.abc import Mapping
+
+EPSILON, NOISE, NORM_BOUND = "privacy/epsilon", "privacy/noise_multiplier", "privacy/bound"
+CLIPPED = "privacy/clipped_clients"
+SIMULATED = "privacy/simulated"
+"""1 where noise and sampling follow from a public seed: ε is then simulated, and protects nobody."""
+PRIVATE_METRICS = (EPSILON, NOISE, NORM_BOUND, CLIPPED, SIMULATED)
+"""What a round spends and spent: the only metrics that tell something of its clients, all of it accounted or public."""
+
+
+def is_simulated(metrics: Mapping[str, float]) -> bool:
+    """Returns whether the ε of a round, or of a sum over runs, is simulated."""
+    return bool(metrics.get(SIMULATED))
+
+
+def format_epsilon(metrics: Mapping[str, float]) -> str:
+    """Formats what a round has spent, such as "ε 3.21 (simulated)"; empty for a round without differential privacy."""
+    if EPSILON not in metrics:
+        return ""
+    return f"ε {metrics[EPSILON]:.3g}{' (simulated)' if is_simulated(metrics) else ''}"
+
+
+def describe_privacy(metrics: Mapping[str, float], delta: float, budget: float | None) -> str:
+    """Describes in one line what a run has spent when it ends.
+
+    Args:
+        metrics: Those of its last round.
+        delta: δ.
+        budget: The target ε; None if the noise multiplier was given.
+    """
+    spent = format_epsilon(metrics) + ("" if budget is None else f" of {budget:g}")
+    noise = f"noise multiplier {metrics[NOISE]:.4g}"
+    simulated = "; simulated: the noise follows from the public seed, so nobody is protected"
+    return f"privacy: {spent} at δ {delta:g} spent, {noise}{simulated if is_simulated(metrics) else ''}"
