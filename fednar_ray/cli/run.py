@@ -28,7 +28,13 @@ from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, Interrupted
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
-from fednar_ray.core.private_metrics import EPSILON, PRIVATE_METRICS, describe_privacy, is_simulated
+from fednar_ray.core.private_metrics import (
+    EPSILON,
+    PRIVATE_METRICS,
+    describe_example_privacy,
+    describe_privacy,
+    is_simulated,
+)
 from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
 from fednar_ray.report.tables import Column, print_table
@@ -211,8 +217,11 @@ def _print_result(console: "Console", result: "Result") -> None:
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory)
     privacy = result.experiment.privacy
-    if privacy is not None:
+    if privacy is not None and privacy.protects_clients:
         console.print(describe_privacy(result.metrics, privacy.delta, privacy.epsilon), soft_wrap=True)
+    if privacy is not None and privacy.examples is not None:
+        examples = privacy.examples
+        console.print(describe_example_privacy(result.metrics, examples.delta, examples.epsilon), soft_wrap=True)
 
 
 def _print_metrics(console: "Console", result: "Result") -> None:

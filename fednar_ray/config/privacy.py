@@ -66,10 +66,33 @@ BOUND_VARIANTS = Variants(
 BoundSection = Annotated[Annotated[AnyBound, Field(discriminator="name")], WrapValidator(BOUND_VARIANTS.validate)]
 
 
+class ExampleSettings(Settings):
+    """Differential privacy of each example of a silo: gradients of single examples are bounded, and noised.
+
+    Give a target ``epsilon`` or a ``noise_multiplier``.
+    """
+
+    norm: Annotated[Positive, Example(0.5)] = 1.0
+    """C, the largest norm of the gradient of one example. Longer ones are scaled down to it."""
+    epsilon: Annotated[Positive | None, Example(4.0, "privacy.examples.noise_multiplier=null")] = None
+    """ε of every silo over all planned rounds, as if it took part in each. Silos of different sizes get different noise
+    for it. Set either this or ``noise_multiplier``."""
+    noise_multiplier: Annotated[Positive | None, Example(1.1)] = None
+    """z: the noise in the sum of a batch has the standard deviation z·C. Set either this or ``epsilon``."""
+    delta: Annotated[float, Field(gt=0, lt=1), Example(1e-6)] = 1e-5
+    """δ, which must be below 1/n for a silo of n examples."""
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set either epsilon or noise_multiplier")
+        return self
+
+
 class PrivacySettings(Settings):
     """Differential privacy of each client: updates are bounded, and the server adds noise to their sum.
 
-    Give a target ``epsilon`` or a ``noise_multiplier``. See docs/privacy.md.
+    Give a target ``epsilon`` or a ``noise_multiplier``, or ``examples``, or both. See docs/privacy.md.
     """
 
     bound: BoundSection = FixedBoundSettings()
@@ -83,9 +106,27 @@ class PrivacySettings(Settings):
     secret: Annotated[bool, Example(True)] = False
     """true: noise and sampled clients follow from a secret of the operating system, kept in a file of this user. false:
     they follow from the public seed, so that a run can be repeated; then no one is protected, and ε is simulated."""
+    examples: Annotated[
+        ExampleSettings | None, Example({"norm": 1.0, "noise_multiplier": 1.1}, "federation.sampling=uniform")
+    ] = None
+    """Protects each example of each silo, within the local steps. Without ``epsilon`` and ``noise_multiplier``, which
+    then may both be missing, nothing else is protected."""
+
+    @property
+    def protects_clients(self) -> bool:
+        """Whether whole clients are protected."""
+        return self.epsilon is not None or self.noise_multiplier is not None
+
+    def describe_deltas(self) -> str:
+        """Returns δ of what is protected, as text."""
+        of_examples = [] if self.examples is None else [self.examples.delta]
+        deltas = ([self.delta] if self.protects_clients else []) + of_examples
+        return " and ".join(f"{delta:g}" for delta in dict.fromkeys(deltas))
 
     @model_validator(mode="after")
     def _check_noise(self) -> Self:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
+        if self.epsilon is not None and self.noise_multiplier is not None:
             raise ValueError("set either epsilon or noise_multiplier")
+        if not self.protects_clients and self.examples is None:
+            raise ValueError("set either epsilon or noise_multiplier, or examples")
         return self

@@ -47,11 +47,28 @@ def find_privacy_problems(sections: Mapping[str, Any]) -> Iterator[InitErrorDeta
     privacy: PrivacySettings | None = sections.get("privacy")
     if privacy is None:
         return
-    yield from _check_sampling(privacy, sections)
-    yield from _check_bound(privacy, sections)
-    yield from _check_algorithm(sections)
-    yield from _check_server(sections)
     yield from _check_data(sections)
+    if privacy.examples is not None:
+        yield from _check_examples(sections)
+    if privacy.protects_clients:
+        yield from _check_sampling(privacy, sections)
+        yield from _check_bound(privacy, sections)
+        yield from _check_algorithm(sections)
+        yield from _check_server(sections)
+
+
+def _check_examples(sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Finds what contradicts the privacy of examples: clients in one matrix, compiled steps, losses of examples."""
+    execution, evaluation = sections.get("execution"), sections.get("evaluation")
+    if execution is not None and execution.vectorize not in ("auto", 1):
+        text = "trains clients in one matrix, where privacy.examples needs that of a silo's examples; use auto or 1"
+        yield build_problem(("execution", "vectorize"), execution.vectorize, text)
+    if execution is not None and execution.compile == "on":
+        text = "is not possible with privacy.examples; use auto or off"
+        yield build_problem(("execution", "compile"), "on", text)
+    if evaluation is not None and evaluation.federated:
+        text = "evaluates the clients' own examples, which costs privacy that is not accounted; use false"
+        yield build_problem(("evaluation", "federated"), True, text)
 
 
 def _check_sampling(privacy: PrivacySettings, sections: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

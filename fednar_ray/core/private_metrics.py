@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 EPSILON, NOISE, NORM_BOUND = "privacy/epsilon", "privacy/noise_multiplier", "privacy/bound"
 CLIPPED = "privacy/clipped_clients"
+EXAMPLES_EPSILON = "privacy/examples_epsilon"
+"""The largest ε of a silo whose single examples are protected."""
 SIMULATED = "privacy/simulated"
 """1 where noise and sampling follow from a public seed: ε is then simulated, and protects nobody."""
-PRIVATE_METRICS = (EPSILON, NOISE, NORM_BOUND, CLIPPED, SIMULATED)
+PRIVATE_METRICS = (EPSILON, NOISE, NORM_BOUND, CLIPPED, EXAMPLES_EPSILON, SIMULATED)
 """What a round spends and spent: the only metrics that tell something of its clients, all of it accounted or public."""
 
 
@@ -17,20 +19,30 @@ def is_simulated(metrics: Mapping[str, float]) -> bool:
 
 def format_epsilon(metrics: Mapping[str, float]) -> str:
     """Formats what a round has spent, such as "ε 3.21 (simulated)"; empty for a round without differential privacy."""
-    if EPSILON not in metrics:
-        return ""
-    return f"ε {metrics[EPSILON]:.3g}{' (simulated)' if is_simulated(metrics) else ''}"
+    parts = [f"ε {metrics[EPSILON]:.3g}"] if EPSILON in metrics else []
+    parts += [f"ε of examples {metrics[EXAMPLES_EPSILON]:.3g}"] if EXAMPLES_EPSILON in metrics else []
+    return ", ".join(parts) + (" (simulated)" if parts and is_simulated(metrics) else "")
 
 
 def describe_privacy(metrics: Mapping[str, float], delta: float, budget: float | None) -> str:
-    """Describes in one line what a run has spent when it ends.
+    """Describes in one line what a run has spent on its clients when it ends.
 
     Args:
         metrics: Those of its last round.
         delta: δ.
         budget: The target ε; None if the noise multiplier was given.
     """
-    spent = format_epsilon(metrics) + ("" if budget is None else f" of {budget:g}")
-    noise = f"noise multiplier {metrics[NOISE]:.4g}"
-    simulated = "; simulated: the noise follows from the public seed, so nobody is protected"
-    return f"privacy: {spent} at δ {delta:g} spent, {noise}{simulated if is_simulated(metrics) else ''}"
+    spent = f"ε {metrics[EPSILON]:.3g}" + ("" if budget is None else f" of {budget:g}")
+    return f"privacy: {spent} at δ {delta:g} spent, noise multiplier {metrics[NOISE]:.4g}{_warn_if_simulated(metrics)}"
+
+
+def describe_example_privacy(metrics: Mapping[str, float], delta: float, budget: float | None) -> str:
+    """Describes in one line what a run has spent on single examples when it ends. Arguments as above."""
+    spent = f"ε {metrics[EXAMPLES_EPSILON]:.3g}" + ("" if budget is None else f" of {budget:g}")
+    return f"privacy of examples: at most {spent} at δ {delta:g} spent by a silo{_warn_if_simulated(metrics)}"
+
+
+def _warn_if_simulated(metrics: Mapping[str, float]) -> str:
+    if not is_simulated(metrics):
+        return ""
+    return " (simulated): the noise follows from the public seed, so nobody is protected"

@@ -105,6 +105,7 @@ def build_round_plan(prepared: Prepared, execution_plan: ExecutionPlan) -> Round
         scalars=experiment.compute_scalars,
         client_names=federation.client_names,
         privacy=prepared.privacy,
+        examples=prepared.examples,
     )
 
 

@@ -28,6 +28,7 @@ from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
+from fednar_ray.experiments.private_examples import ALONE_BECAUSE, build_example_privacy
 from fednar_ray.experiments.private_runs import build_privacy
 from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.federated.attacks import draw_attack_factors
@@ -39,6 +40,8 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+from fednar_ray.privacy.examples import ExamplePrivacy
+from fednar_ray.privacy.keys import NoiseKey
 from fednar_ray.privacy.mechanism import ClientPrivacy
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
@@ -63,6 +66,17 @@ class Prepared:
     own_metrics: tuple[OwnMetric, ...]
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
     privacy: ClientPrivacy | None = None  # None: clients are not protected
+    examples: ExamplePrivacy | None = None  # None: single examples are not protected
+
+    @property
+    def key(self) -> NoiseKey | None:
+        """Where noise comes from; None: nothing is noised, or a secret run has not been given its key yet."""
+        return next((each.key for each in (self.privacy, self.examples) if each is not None), None)
+
+    def with_key(self, key: NoiseKey) -> "Prepared":
+        """Returns the same with the key of its noise."""
+        privacy = None if self.privacy is None else self.privacy.with_key(key)
+        return replace(self, privacy=privacy, examples=None if self.examples is None else self.examples.with_key(key))
 
     @property
     def primary(self) -> str:
@@ -71,8 +85,8 @@ class Prepared:
 
     def digest_data(self) -> str:
         """Returns a digest of the clients' examples; of private clients one that only the run's own key can compute."""
-        digest, key = self.federation.digest(), None if self.privacy is None else self.privacy.key
-        return digest if key is None else key.seal(digest)
+        digest = self.federation.digest()
+        return digest if self.key is None else self.key.seal(digest)
 
     @property
     def model_bytes(self) -> int:
@@ -103,6 +117,7 @@ class Prepared:
             addressed=self.traits.addressed,
             program=program,
             precision=self.experiment.execution.precision,
+            examples=self.examples,
         )
 
 
@@ -146,7 +161,9 @@ def prepare(
     with exits_as_errors():
         precision = experiment.execution.precision
         traits = probe(model, examples, federation.classes, task, federation.transform, precision)
-    if traits.alone_because is not None and experiment.execution.vectorize != 1:
+    if experiment.privacy is not None and experiment.privacy.examples is not None:
+        traits = replace(traits, alone_because=ALONE_BECAUSE)
+    elif traits.alone_because is not None and experiment.execution.vectorize != 1:
         log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
@@ -163,6 +180,7 @@ def prepare(
         own_metrics=own_metrics,
         functions=functions,
         privacy=build_privacy(experiment, federation, traits, algorithm),
+        examples=build_example_privacy(experiment, federation, traits),
     )
 
 
@@ -177,8 +195,8 @@ def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> 
 
 def _build_algorithm(experiment: Experiment) -> Algorithm:
     """Builds the algorithm. Private clients have equal weights."""
-    algorithm = build_algorithm(experiment.algorithm)
-    return algorithm if experiment.privacy is None else algorithm._replace(weighted=False)
+    algorithm, privacy = build_algorithm(experiment.algorithm), experiment.privacy
+    return algorithm._replace(weighted=False) if privacy is not None and privacy.protects_clients else algorithm
 
 
 def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
@@ -278,6 +296,7 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
         experiment=experiment,
         algorithm=algorithm,
         privacy=build_privacy(experiment, prepared.federation, prepared.traits, algorithm),
+        examples=build_example_privacy(experiment, prepared.federation, prepared.traits),
         availability=availability,
         own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )

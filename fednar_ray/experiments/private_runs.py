@@ -1,7 +1,6 @@
 """Prepares differential privacy: checks that nothing of the clients is released beside the noise, finds the noise."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fednar_ray.algorithms.presets import Algorithm
@@ -31,13 +30,14 @@ def build_privacy(
         BadInput: dp-accounting is not installed.
     """
     settings = experiment.privacy
-    if settings is None:
+    if settings is None or not settings.protects_clients:
         return None
     import_accounting()
     clients, rounds = federation.num_clients, experiment.federation.rounds
     expected = experiment.federation.clients_per_round or clients
     mechanism = Mechanism(sampling_probability=expected / clients, delta=settings.delta, rounds=rounds)
-    problems = [*_find_data_problems(experiment, federation), *_find_model_problems(traits, algorithm)]
+    problems = [*_find_client_problems(experiment, federation), *find_data_problems(experiment, federation)]
+    problems += [*find_model_problems(traits), *_find_algorithm_problems(algorithm)]
     noise_multiplier = settings.noise_multiplier
     if settings.epsilon is not None:
         try:
@@ -61,13 +61,18 @@ def build_privacy(
     )
 
 
-def _find_data_problems(experiment: Experiment, federation: FederatedData) -> Iterator[str]:
-    settings, data, clients = experiment.privacy, experiment.data, federation.num_clients
+def _find_client_problems(experiment: Experiment, federation: FederatedData) -> Iterator[str]:
+    settings, clients = experiment.privacy, federation.num_clients
     assert settings is not None
     if settings.delta >= 1 / clients:
         yield f"privacy.delta: {settings.delta:g} {describe_delta(clients)}"
     if federation.metrics_only:
         yield "privacy: the silos' own test examples are evaluated, which costs privacy that is not accounted"
+
+
+def find_data_problems(experiment: Experiment, federation: FederatedData) -> Iterator[str]:
+    """Yields what was computed from the training examples before the run, and what to do about it."""
+    data = experiment.data
     if isinstance(data, NpzSettings) and data.normalization is None and federation.transform is not None:
         text = f"without it, the mean and std of the images {OF_TRAINING_DATA}"
         yield f"data.normalization: {text}; give public numbers"
@@ -80,13 +85,17 @@ def _find_data_problems(experiment: Experiment, federation: FederatedData) -> It
         yield f"data: the scale of the label {OF_TRAINING_DATA}; use data.standardize=false"
 
 
-def _find_model_problems(traits: ModelTraits, algorithm: Algorithm) -> Iterator[str]:
+def find_model_problems(traits: ModelTraits) -> Iterator[str]:
+    """Yields what a model keeps of the training examples beside its parameters, and what to do about it."""
     if traits.changed_buffers:
         names = ", ".join(traits.changed_buffers[:3])
         yield (
             f"model: keeps running statistics of the clients' examples ({names}), which cannot be private; use a model "
             "without, such as one with group normalization"
         )
+
+
+def _find_algorithm_problems(algorithm: Algorithm) -> Iterator[str]:
     if algorithm.client.next_state is not None or algorithm.client.shared:
         yield "algorithm: keeps states of the clients, which differential privacy does not protect; use fedavg"
 
@@ -100,9 +109,13 @@ def _find_count_noise_problems(experiment: Experiment, noise_multiplier: float) 
 
 def draw_unsaved_key(prepared: "Prepared") -> "Prepared":
     """Gives a secret run that leaves no files a key that is kept in memory only."""
-    if prepared.privacy is None or prepared.privacy.key is not None:
-        return prepared
-    return replace(prepared, privacy=prepared.privacy.with_key(draw_key()))
+    return prepared.with_key(draw_key()) if _lacks_key(prepared) else prepared
+
+
+def _lacks_key(prepared: "Prepared") -> bool:
+    """Returns whether a run is secret and has not been given its key."""
+    settings = prepared.experiment.privacy
+    return settings is not None and settings.secret and prepared.key is None
 
 
 def open_key(prepared: "Prepared", recorded: str | None) -> "Prepared":
@@ -116,25 +129,23 @@ def open_key(prepared: "Prepared", recorded: str | None) -> "Prepared":
         BadInput: The recorded key cannot be read.
         RunFailed: A new key cannot be saved.
     """
-    if prepared.privacy is None or not prepared.privacy.settings.secret:
-        return prepared
     if recorded is not None:
-        return replace(prepared, privacy=prepared.privacy.with_key(load_key(recorded)))
-    if prepared.privacy.key is not None:
+        return prepared.with_key(load_key(recorded))
+    if not _lacks_key(prepared):
         return prepared
     key = draw_key()
     save_key(key)
-    return replace(prepared, privacy=prepared.privacy.with_key(key))
+    return prepared.with_key(key)
 
 
 def keep_key(prepared: "Prepared") -> None:
     """Saves the key of a trial, which needs it once it has a checkpoint. Raises RunFailed if that is impossible."""
-    key = None if prepared.privacy is None else prepared.privacy.key
+    key = prepared.key
     if key is not None and key.name is not None and not find_key_file(key.name).exists():
         save_key(key)
 
 
 def get_key_name(prepared: "Prepared") -> dict[str, str]:
     """Returns what a checkpoint records of a run's secret key: its name; nothing if it has none."""
-    key = None if prepared.privacy is None else prepared.privacy.key
+    key = prepared.key
     return {} if key is None or key.name is None else {"privacy_key": key.name}

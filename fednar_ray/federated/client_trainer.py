@@ -39,6 +39,9 @@ from fednar_ray.federated.round_vectors import RoundVectors
 from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.examples import ExamplePrivacy
 
+EXAMPLE_GRADIENTS = 2**26
+"""How many numbers the gradients of single examples may have that are in memory at a time: 256 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class StartedGroup:
@@ -314,6 +317,6 @@ class GroupTrainer:
             plan.task,
             self._device,
             norm=plan.examples.norm,
-            physical_batch=plan.workload.batch_size,
+            physical_batch=max(1, min(plan.workload.batch_size, EXAMPLE_GRADIENTS // self._layout.dimension)),
             precision=plan.precision,
         )

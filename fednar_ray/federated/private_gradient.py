@@ -1,4 +1,4 @@
-"""The gradient of a silo whose single examples are protected: each is clipped, and noise is added to their sum (DP-SGD).
+"""DP-SGD's gradient of a silo: the gradients of single examples are clipped, and noise is added to their sum.
 
 With the bound C, the multiplier z and B examples per step on average, at batches that were drawn by Poisson sampling:
 

@@ -75,6 +75,9 @@ def _run_round(
         then, metrics = replace(now, next_round=index + 1), {}  # no client returned, so the model does not change
     if privacy is None:
         metrics |= compute_metrics(plan, now, scalars, selection, sums)
+    if plan.examples is not None:
+        metrics.pop("train_loss", None)  # no loss of a training example is released
+        metrics |= plan.examples.compute_metrics(index + 1)
     eval_params = plan.algorithm.server.eval_params(then.server)
     if plan.is_evaluated(index):
         with phases.measure("evaluate"):

@@ -44,10 +44,11 @@ class NoiseKey:
         """Whether the key is known to nobody but this user."""
         return self.name is not None
 
-    def build_generator(self, purpose: Purpose, round_index: int) -> np.random.Generator:
+    def build_generator(self, purpose: Purpose, round_index: int, client_id: int = 0) -> np.random.Generator:
         """Builds the generator at one address. It gives the same numbers whenever the round is trained."""
         number = int.from_bytes(self.value, "big")
-        return np.random.Generator(np.random.Philox(seed_sequence(number, purpose, round_index=round_index)))
+        address = seed_sequence(number, purpose, round_index=round_index, client_id=client_id)
+        return np.random.Generator(np.random.Philox(address))
 
     def seal(self, digest: str) -> str:
         """Returns a digest that only somebody with the key can compare with that of other data."""

@@ -110,8 +110,8 @@ def _list_key_figures(
     yield KeyFigure("rounds", f"{history[-1].round_index + 1:,}")
     spent = format_epsilon(history[-1].metrics)
     if spent:
-        delta = experiment.privacy.delta if experiment is not None and experiment.privacy is not None else None
-        yield KeyFigure("privacy spent", spent, "" if delta is None else f"at δ = {delta:g}")
+        privacy = None if experiment is None else experiment.privacy
+        yield KeyFigure("privacy spent", spent, "" if privacy is None else f"at δ = {privacy.describe_deltas()}")
     yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "as in a real federation")
     yield KeyFigure("time of all rounds", format_seconds(effort.seconds))
     if effort.client_seconds:
