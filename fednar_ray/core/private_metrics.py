@@ -1,6 +1,8 @@
 """The metrics of a run with differential privacy: their names, and how ε is written where people read it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from fednar_ray.core.counting import format_count
 
 EPSILON, NOISE, NORM_BOUND = "privacy/epsilon", "privacy/noise_multiplier", "privacy/bound"
 CLIPPED = "privacy/clipped_clients"
@@ -34,3 +36,21 @@ def describe_privacy(metrics: Mapping[str, float], delta: float, budget: float |
     noise = f"noise multiplier {metrics[NOISE]:.4g}"
     simulated = "; simulated: the noise follows from the public seed, so nobody is protected"
     return f"privacy: {spent} at δ {delta:g} spent, {noise}{simulated if is_simulated(metrics) else ''}"
+
+
+def describe_spending(rounds: Sequence[Mapping[str, float]], times: int = 1) -> str | None:
+    """Describes what several runs on the same clients have spent together; None if they have no privacy.
+
+    By composition ε and δ add up. A tighter sum would need the runs' losses together.
+
+    Args:
+        rounds: The metrics of the last round of each run.
+        times: How many seeds each of them stands for.
+    """
+    private = [metrics for metrics in rounds if EPSILON in metrics]
+    if not private:
+        return None
+    total = times * sum(metrics[EPSILON] for metrics in private)
+    spent = format_epsilon({**private[0], EPSILON: total})
+    runs = format_count(times * len(private), "run")
+    return f"privacy: {spent} spent by {runs} together; a search on public data would spend nothing of these clients"
