@@ -1,6 +1,8 @@
 """The metrics of a run with differential privacy: their names, and how ε is written where people read it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from fednar_ray.core.counting import format_count
 
 EPSILON, NOISE, NORM_BOUND = "privacy/epsilon", "privacy/noise_multiplier", "privacy/bound"
 CLIPPED = "privacy/clipped_clients"
@@ -40,6 +42,24 @@ def describe_example_privacy(metrics: Mapping[str, float], delta: float, budget:
     """Describes in one line what a run has spent on single examples when it ends. Arguments as above."""
     spent = f"ε {metrics[EXAMPLES_EPSILON]:.3g}" + ("" if budget is None else f" of {budget:g}")
     return f"privacy of examples: at most {spent} at δ {delta:g} spent by a silo{_warn_if_simulated(metrics)}"
+
+
+def describe_spending(rounds: Sequence[Mapping[str, float]], times: int = 1) -> str | None:
+    """Describes what several runs on the same clients have spent together; None if they have no privacy.
+
+    By composition ε and δ add up. A tighter sum would need the runs' losses together.
+
+    Args:
+        rounds: The metrics of the last round of each run.
+        times: How many seeds each of them stands for.
+    """
+    private = [metrics for metrics in rounds if EPSILON in metrics]
+    if not private:
+        return None
+    total = times * sum(metrics[EPSILON] for metrics in private)
+    spent = format_epsilon({**private[0], EPSILON: total})
+    runs = format_count(times * len(private), "run")
+    return f"privacy: {spent} spent by {runs} together; a search on public data would spend nothing of these clients"
 
 
 def _warn_if_simulated(metrics: Mapping[str, float]) -> str:

@@ -99,6 +99,9 @@ def log_outputs(
     files, names = RunDirectory(directory), prepared.federation.client_names
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
+    if prepared.examples is not None:
+        rows = prepared.examples.tabulate(history[-1].round_index + 1, names)
+        tracker.log_table(rows, files.silo_privacy_table.name)
     preprocessing = prepared.federation.preprocessing
     schema = _complete_schema(prepared, preprocessing.schema) if isinstance(preprocessing, TablePreprocessing) else None
     tracker.save_model(model, prepared.federation.build_example(), schema)

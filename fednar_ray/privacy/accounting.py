@@ -20,7 +20,8 @@ MANY_ROUNDS = 2000
 PER_DOUBLING = 8
 """Numbers of rounds, per doubling, for which ε is computed exactly. In between, it is that of the next such number."""
 LEAST, LARGEST, TOLERANCE = 0.3, 1e4, 1e-5
-"""Which noise multipliers are tried for a target ε, and how closely the right one is found. Below LEAST, ε is infinite."""
+"""Which noise multipliers are tried for a target ε, and how closely the right one is found. Below LEAST, ε is
+infinite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fednar_ray.core.client_names import ClientNames, name_client
 from fednar_ray.core.private_metrics import EXAMPLES_EPSILON, SIMULATED
 from fednar_ray.core.random import Purpose
 from fednar_ray.privacy.accounting import Spending
@@ -49,6 +50,18 @@ class ExamplePrivacy:
     def get_epsilons(self, rounds: int) -> dict[int, float]:
         """Returns ε of each silo after some rounds, by client id, as if it had taken part in all of them."""
         return {client_id: each.get(rounds * self.steps[client_id]) for client_id, each in self.spending.items()}
+
+    def tabulate(self, rounds: int, names: ClientNames) -> list[dict[str, object]]:
+        """Returns a row per silo: what it adds, and what it has spent after some rounds."""
+        return [
+            {
+                "silo": name_client(client_id, names),
+                "noise_multiplier": self.noise_multipliers[client_id],
+                "epsilon": epsilon,
+                "simulated": self.simulated,
+            }
+            for client_id, epsilon in self.get_epsilons(rounds).items()
+        ]
 
     def compute_metrics(self, rounds: int) -> dict[str, float]:
         """Returns the metrics of a round, with which so many rounds have ended: the largest ε of a silo."""

@@ -1,5 +1,6 @@
 """Private rounds: the server's step against NumPy, bounds, and what may be reported."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def draw_sample(seed: int, t: int, q: float) -> list[int]:
 def build_oracle() -> Oracle:
     federation = build_small_federation(SIZES)
     offsets, examples = federation.shards.offsets, federation.shards.examples
-    clients = [(examples.x[a:b], examples.y[a:b]) for a, b in zip(offsets, offsets[1:], strict=False)]
+    clients = [(examples.x[a:b], examples.y[a:b]) for a, b in pairwise(offsets)]
     regularizer = {"name": "fednar", "weight_decay": 0.01, "weight_decay_anneal": 1.0, "clip_bound": 10.0,
                    "clip_bound_anneal": 1.0}  # fmt: skip
     algorithm = {"name": "fedavg", "local_lr": 0.1, "local_lr_anneal": 1.0}

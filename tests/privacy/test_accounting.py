@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import pairwise
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -60,7 +61,7 @@ def test_without_sampling_epsilon_is_the_exact_one_of_the_gaussian_mechanism(z: 
 
 def test_epsilon_is_near_the_published_values_of_dp_sgd() -> None:
     # Abadi et al., CCS 2016, section 3.2: q = 0.01, σ = 4, δ = 1e-5, 100 epochs, so 10,000 steps: ε ≈ 1.26 by moments,
-    # which is an upper bound. Dong, Roth and Su, JRSS B 2022, Corollary 5.4: nearly μ-GDP with μ = q·√(T·(e^(1/σ²) − 1)).
+    # which is an upper bound. Dong, Roth and Su, JRSS B 2022, Corollary 5.4: nearly μ-GDP, μ = q·√(T·(e^(1/σ²) − 1)).
     found = build(0.01, 10_000).compute_epsilon(4.0, 10_000)
     central = find_gaussian_epsilon(0.01 * math.sqrt(10_000 * (math.exp(1 / 16) - 1)))
     assert found <= 1.26
@@ -105,7 +106,7 @@ def test_the_accounted_rounds_are_dense_and_end_with_the_plan() -> None:
     assert rounds[0] == 0
     assert rounds[-1] == 1000
     assert len(rounds) < 80
-    assert all(b - a <= max(1, a / 8) for a, b in zip(rounds, rounds[1:], strict=False))
+    assert all(b - a <= max(1, a / 8) for a, b in pairwise(rounds))
 
 
 def test_without_the_library_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
