@@ -39,11 +39,6 @@ class NoiseKey:
     def __repr__(self) -> str:
         return f"NoiseKey({self.name!r}, …)"
 
-    @property
-    def is_secret(self) -> bool:
-        """Whether the key is known to nobody but this user."""
-        return self.name is not None
-
     def build_generator(self, purpose: Purpose, round_index: int, client_id: int = 0) -> np.random.Generator:
         """Builds the generator at one address. It gives the same numbers whenever the round is trained."""
         number = int.from_bytes(self.value, "big")

@@ -60,10 +60,11 @@ def open_artifacts(client: MlflowClient, location: str | None) -> ArtifactReposi
     return get_artifact_repository(location, tracking_uri=client.tracking_uri)
 
 
-def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
+def list_rounds(client: MlflowClient, run: Run) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
-    histories = (client.get_metric_history(run_id, name_in_mlflow(name)) for name in WITNESSES)
-    return {point.step for point in next(filter(None, histories), ())}
+    names = [name_in_mlflow(name) for name in WITNESSES]
+    witness = next((name for name in names if name in run.data.metrics), names[0])
+    return {point.step for point in client.get_metric_history(run.info.run_id, witness)}
 
 
 def find_first_missing(rounds: Iterable[int], there: set[int]) -> int | None:

@@ -3,7 +3,10 @@
 from typing import Any
 
 import pytest
+import yaml
 
+import fednar_ray as fr
+from fednar_ray.config.loading import parse_document
 from tests.support.experiment_files import SMALL, find_problems, parse_experiment
 
 PRIVATE: dict[str, Any] = {
@@ -107,3 +110,24 @@ def test_silos_are_refused_since_their_examples_are_evaluated() -> None:
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedadam_li2023", "fedyogi", "fedadagrad"])
 def test_server_optimizers_that_read_only_the_sum_are_accepted(name: str) -> None:
     assert parse_experiment(PRIVATE, f"algorithm.name={name}").experiment.privacy is not None
+
+
+SEARCH = {"space": {"regularizer.clip_bound": {"uniform": [0.1, 1.0]}}, "metric": "validation_accuracy", "mode": "max"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"scheduler": {"name": "pbt", "perturb_rounds": 1}, "algorithm": "random"},
+            "search.scheduler.name: pbt: copies",
+        ),
+        ({"metric": "train_loss", "mode": "min"}, "search.metric: 'train_loss': the clients' losses are private"),
+    ],
+)
+def test_a_search_that_would_leave_the_accounting_is_refused(changes: dict[str, Any], problem: str) -> None:
+    base = {**PRIVATE, "data": {"validation": 0.1, "partition": {"clients": 40}}}
+    text = yaml.safe_dump({"experiment": base, "search": {**SEARCH, **changes}})
+    with pytest.raises(fr.ConfigError) as caught:
+        parse_document(text, "f.yaml", to_search=True)
+    assert any(problem in each for each in caught.value.problems), caught.value.problems
