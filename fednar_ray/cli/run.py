@@ -28,6 +28,13 @@ from fednar_ray.core.counting import format_count
 from fednar_ray.core.errors import BadInput, Interrupted
 from fednar_ray.core.generators import drain
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER
+from fednar_ray.core.private_metrics import (
+    EPSILON,
+    PRIVATE_METRICS,
+    describe_example_privacy,
+    describe_privacy,
+    is_simulated,
+)
 from fednar_ray.core.stages import announce
 from fednar_ray.report.progress import show_progress
 from fednar_ray.report.tables import Column, print_table
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from fednar_ray.experiments.result import Result
     from fednar_ray.experiments.resume import Resumption
 
-PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "clients_failed")
+PRINTED_METRICS = ("train_loss", "clip_fraction", "effective_weight_decay", "clients_failed", *PRIVATE_METRICS)
 """The metrics that the summary shows after those of the evaluated examples."""
 
 
@@ -209,16 +216,26 @@ def _print_result(console: "Console", result: "Result") -> None:
         console.print(f"{result.stop}; train on, beyond the planned rounds, with: {more}", soft_wrap=True)
     console.print(_describe_placement(result), soft_wrap=True)
     print_place(console, result.directory)
+    privacy = result.experiment.privacy
+    if privacy is not None and privacy.protects_clients:
+        console.print(describe_privacy(result.metrics, privacy.delta, privacy.epsilon), soft_wrap=True)
+    if privacy is not None and privacy.examples is not None:
+        examples = privacy.examples
+        console.print(describe_example_privacy(result.metrics, examples.delta, examples.epsilon), soft_wrap=True)
 
 
 def _print_metrics(console: "Console", result: "Result") -> None:
     rows = [
-        {"metric": name.replace("_", " "), "last round": f"{result.metrics[name]:.4g}"}
+        {"metric": _name_metric(name, result.metrics), "last round": f"{result.metrics[name]:.4g}"}
         for name in _order_metrics(result)
         if name in result.metrics and not _is_repeated(name, result.metrics)
     ]
     title = f"{result.experiment.name}: {format_count(len(result.history), 'round')}"
     print_table(console, [Column("metric"), Column("last round", right=True)], rows, title=title)
+
+
+def _name_metric(name: str, metrics: Mapping[str, float]) -> str:
+    return name.replace("_", " ") + (" (simulated)" if name == EPSILON and is_simulated(metrics) else "")
 
 
 def _is_repeated(name: str, metrics: Mapping[str, float]) -> bool:

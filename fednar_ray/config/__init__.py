@@ -18,6 +18,7 @@ from fednar_ray.config.loading import (
 )
 from fednar_ray.config.model import MODEL_SETTINGS, AnyModel, read_model
 from fednar_ray.config.paths import is_relative
+from fednar_ray.config.privacy import PrivacySettings
 from fednar_ray.config.recording import CheckpointSettings
 from fednar_ray.config.robustness import AggregationSettings, AttackSettings, AvailabilitySettings, ScreeningSettings
 from fednar_ray.config.search import Domain, SearchSettings
@@ -43,6 +44,7 @@ __all__ = [
     "ExecutionSettings",
     "Experiment",
     "PartitionSettings",
+    "PrivacySettings",
     "ScreeningSettings",
     "SearchSettings",
     "SecureAggregationSettings",

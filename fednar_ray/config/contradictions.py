@@ -9,6 +9,7 @@ from pydantic_core import InitErrorDetails, ValidationError
 
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
+from fednar_ray.config.private_runs import find_poisson_problems, find_privacy_problems
 from fednar_ray.config.problems import build_problem
 from fednar_ray.config.secure_aggregation import UNKNOWN, find_secure_problems
 from fednar_ray.config.source_base import DataSettings
@@ -56,6 +57,8 @@ def find_contradictions(sections: Mapping[str, Any]) -> Iterator[InitErrorDetail
         )
     if federation is not None:
         yield from _check_federation(federation, data.partition.clients if data is not None else None)
+    yield from find_poisson_problems(sections)
+    yield from find_privacy_problems(sections)
     if execution is not None and execution.placement == "dedicated" and execution.vectorize not in ("auto", 1):
         size = execution.vectorize
         yield build_problem(("execution", "vectorize"), size, "dedicated trains one client per actor; use 1 or auto")

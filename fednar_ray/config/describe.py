@@ -28,11 +28,12 @@ from fednar_ray.config.examples import (
 )
 from fednar_ray.config.experiment import Experiment
 from fednar_ray.config.model import MODEL_VARIANTS
+from fednar_ray.config.privacy import BOUND_VARIANTS
 from fednar_ray.config.scheduler import SCHEDULER_VARIANTS
 from fednar_ray.config.search import SearchSettings
 from fednar_ray.config.variants import Variants
 
-VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, SCHEDULER_VARIANTS)
+VARIANTS = (DATA_VARIANTS, MODEL_VARIANTS, ALGORITHM_VARIANTS, BOUND_VARIANTS, SCHEDULER_VARIANTS)
 LIMITS = {"ge": "≥", "minimum": "≥", "gt": ">", "exclusiveMinimum": ">", "le": "≤", "maximum": "≤", "lt": "<",
           "exclusiveMaximum": "<"}  # fmt: skip
 PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}

@@ -14,6 +14,7 @@ from fednar_ray.config.data import DataSection
 from fednar_ray.config.execution import ExecutionSettings
 from fednar_ray.config.federation import EvaluationSettings, FederationSettings
 from fednar_ray.config.model import MODEL_VARIANTS, ModelSection
+from fednar_ray.config.privacy import PrivacySettings
 from fednar_ray.config.recording import CheckpointSettings, ReportSettings, TrackingSettings
 from fednar_ray.config.robustness import (
     AggregationSettings,
@@ -64,6 +65,10 @@ class Experiment(Settings):
     screening: ScreeningSettings = ScreeningSettings()
     aggregation: AggregationSettings = AggregationSettings()
     secure_aggregation: SecureAggregationSettings | None = None
+    privacy: Annotated[
+        PrivacySettings | None,
+        Example(None, "federation.sampling=poisson", "federation.clients_per_round=4", "privacy.noise_multiplier=1.1"),
+    ] = None
     execution: ExecutionSettings = ExecutionSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -1,7 +1,7 @@
 """The sections ``federation`` and ``evaluation``: rounds, local work, and what is evaluated."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -17,6 +17,9 @@ class FederationSettings(Settings):
     """Number of rounds, T."""
     clients_per_round: Annotated[Count | None, Example(10)] = None
     """The number of clients sampled per round, |S|. null: every client."""
+    sampling: Annotated[Literal["uniform", "poisson"], Example("poisson", "federation.clients_per_round=4")] = "uniform"
+    """uniform: exactly ``clients_per_round`` of the clients. poisson: each client by itself with the probability
+    ``clients_per_round``/N, so that a round has this many on average; differential privacy needs it."""
     local_steps: Annotated[Count | None, Example(20, "federation.local_epochs=null")] = None
     """Local steps per client and round, K. Set either this or ``local_epochs``."""
     local_epochs: Annotated[Count | None, Example(2, "federation.local_steps=null")] = None

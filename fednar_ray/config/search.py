@@ -232,6 +232,16 @@ class SearchSettings(Settings):
         yield from self._find_metric_problems(experiment)
         yield from self._find_values_without_metric(build_variant)
         yield from self._find_scheduler_problems(experiment.federation.rounds)
+        yield from self._find_privacy_problems(experiment)
+
+    def _find_privacy_problems(self, experiment: Experiment) -> Iterator[str]:
+        if experiment.privacy is None:
+            return
+        if self.scheduler.name == "pbt":
+            text = "copies one trial to another, whose privacy is accounted for each trial alone; use asha or none"
+            yield f"search.scheduler.name: pbt: {text}"
+        if self.metric == "train_loss":
+            yield "search.metric: 'train_loss': the clients' losses are private; use a validation metric"
 
     def _find_metric_problems(self, experiment: Experiment) -> Iterator[str]:
         metric = f"search.metric: {format_value(self.metric)}"

@@ -25,6 +25,7 @@ class Broadcast:
     parameters: FloatVector  # [d] x_round
     shared: Mapping[str, FloatVector]  # [d] each: the vectors that the algorithm declares, such as SCAFFOLD's c
     buffers: BufferVector | None  # [b] running statistics; None if the model has none
+    norm_bound: float | None = None  # C_t: longer updates are scaled down to it in the sums; None: none are
 
     @property
     def nbytes(self) -> int:

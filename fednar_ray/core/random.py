@@ -30,6 +30,10 @@ class Purpose(IntEnum):
     CROPPING = 11
     AUGMENTATION = 12
     SCORING = 13
+    PRIVACY_NOISE = 14
+    COUNT_NOISE = 15
+    EXAMPLES = 16
+    EXAMPLE_NOISE = 17
     QUANTIZATION = 20
 
 

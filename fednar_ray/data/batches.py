@@ -40,6 +40,27 @@ def plan_client_batches(examples: int, batch_size: int, steps: int, rng: np.rand
     return plan.reshape(epochs * per_epoch, width)[:steps]
 
 
+def plan_poisson_batches(
+    examples: int, probability: float, steps: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Draws the examples of each of a client's training steps: every example with the same probability.
+
+    Args:
+        examples: The number of examples of the client's shard.
+        probability: q, with which an example takes part in a step.
+        steps: The number of steps. Fewer steps give the first rows of the same plan.
+        rng: Draws them.
+
+    Returns:
+        Indices into the shard, [steps, largest draw]; −1 pads a smaller draw. A draw may be empty.
+    """
+    drawn = [np.flatnonzero(rng.random(examples) < probability) for _ in range(steps)]
+    plan = np.full((steps, max(map(len, drawn))), -1, dtype=np.int64)
+    for step, index in enumerate(drawn):
+        plan[step, : len(index)] = index
+    return plan
+
+
 def compute_padded_batch_size(examples: int, batch_size: int) -> int:
     """Returns B, the padded batch size of a group whose largest shard has ``examples`` examples.
 
@@ -114,6 +135,29 @@ class ResidentShards:
             width = min(batch_size, int(examples))
             moves[: int(taken), row, :width] = transform.augmentation.draw_moves(int(taken), width, rng)
         return replace(plan, moves=on_device(moves, self._device))
+
+    def plan_poisson(
+        self, client_id: int, probability: float, steps: int, seed: int, round_index: int, rng: np.random.Generator
+    ) -> "BatchPlan":
+        """Plans the batches of one client for one round, drawn by Poisson sampling.
+
+        Args:
+            client_id: The client.
+            probability: q, with which each of its examples takes part in a step.
+            steps: K, the number of local steps.
+            seed: The seed of the experiment, for augmentation.
+            round_index: The round, from 0.
+            rng: Draws the examples.
+        """
+        (examples,) = self.sizes((client_id,))
+        index = plan_poisson_batches(int(examples), probability, steps, rng)
+        plan, transform = self._build_plan((client_id,), index[:, None]), self._shards.transform
+        if transform is None or transform.augmentation is None:
+            return plan
+        moving = generator(seed, Purpose.AUGMENTATION, round_index=round_index, client_id=client_id)
+        moves = np.empty((*index.shape, 3), dtype=np.int64)
+        moves[:] = transform.augmentation.draw_moves(steps, index.shape[1], moving)
+        return replace(plan, moves=on_device(moves[:, None], self._device))
 
     def _build_plan(self, client_ids: Sequence[int], index: npt.NDArray[np.int64]) -> "BatchPlan":
         """Builds the plan from the indices into each client's shard, [K, C, B], with −1 for padding."""

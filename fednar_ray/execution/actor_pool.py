@@ -57,9 +57,10 @@ class ActorPool:
         client_names: ClientNames,
         *,
         dedicated: bool,
+        private: bool = False,
     ) -> None:
         self._session, self._plan, self._dedicated = session, plan, dedicated
-        self._policy = FailurePolicy.from_settings(settings, client_names)
+        self._policy = FailurePolicy.from_settings(settings, client_names, private=private)
         self._limits = TimeLimits.from_settings(settings)
         self._slots = ActorSlots(session, plan, prepare)
         self._losses = NodeLosses(pinned=bool(plan.pins))
@@ -74,6 +75,8 @@ class ActorPool:
         plan: TrainingPlan,
         federation: FederatedData,
         warm_up: Sequence[int],
+        *,
+        private: bool = False,
     ) -> "ActorPool":
         """Returns a pool whose actors host any client. The shards lie once in each node's shared memory."""
         session.connect()
@@ -83,7 +86,7 @@ class ActorPool:
         def prepare(_: int, actor: Any) -> Any:
             return actor.prepare.remote(*shared, *rest)
 
-        return cls(session, actors, settings, prepare, federation.client_names, dedicated=False)
+        return cls(session, actors, settings, prepare, federation.client_names, dedicated=False, private=private)
 
     @classmethod
     def dedicated(
@@ -93,6 +96,8 @@ class ActorPool:
         settings: ExecutionSettings,
         plan: TrainingPlan,
         federation: FederatedData,
+        *,
+        private: bool = False,
     ) -> Self:
         """Returns a pool of one actor per client. Each gets only its client's shard, or reads it from its file."""
         session.connect()
@@ -101,7 +106,7 @@ class ActorPool:
         def prepare(client_id: int, actor: Any) -> Any:
             return actor.prepare.remote(shared, federation.get_client_data(client_id), splits, (client_id,))
 
-        return cls(session, actors, settings, prepare, federation.client_names, dedicated=True)
+        return cls(session, actors, settings, prepare, federation.client_names, dedicated=True, private=private)
 
     def wait_until_ready(self, *, first: bool = False) -> None:
         """Waits until all actors have warmed up, or the time limit for starts is over.

@@ -70,6 +70,7 @@ class FailurePolicy:
         retries: How often a client group is trained again after its first failure.
         min_clients: How many clients must remain in a round.
         client_names: How messages call the clients.
+        private: Whether who takes part is private: then the log is silent about clients, and no round is aborted.
 
     Examples:
         >>> policy = FailurePolicy(retries=0, min_clients=1)
@@ -81,11 +82,15 @@ class FailurePolicy:
     retries: int
     min_clients: int
     client_names: ClientNames = ()
+    private: bool = False
 
     @classmethod
-    def from_settings(cls, settings: ExecutionSettings, client_names: ClientNames = ()) -> "FailurePolicy":
+    def from_settings(
+        cls, settings: ExecutionSettings, client_names: ClientNames = (), *, private: bool = False
+    ) -> "FailurePolicy":
         """Returns the policy that the ``execution`` section asks for."""
-        return cls(retries=settings.retries, min_clients=settings.min_clients, client_names=client_names)
+        least = 0 if private else settings.min_clients
+        return cls(retries=settings.retries, min_clients=least, client_names=client_names, private=private)
 
     def decide(self, failure: Failure, *, remaining: int, clients: int) -> Retry | Split | Drop | Abort:
         """Retries a group, then halves it to find the client at fault, and then drops that client or aborts the round.
@@ -131,7 +136,8 @@ class RoundFailures:
             self._remaining -= 1  # the round loop logs which client was excluded
         else:
             who = describe_clients(failure.client_ids, self._policy.client_names)
-            log.warning("round %d, %s: %s; %s", self._round_index, who, failure.reason, _describe(decision))
+            level = logging.DEBUG if self._policy.private else logging.WARNING
+            log.log(level, "round %d, %s: %s; %s", self._round_index, who, failure.reason, _describe(decision))
         return decision
 
 

@@ -32,6 +32,6 @@ class RoundMetrics(RoundCallback):
             return
         self._rounds.inc(1, self._labels)
         for counter, name in ((self._clients, "clients_trained"), (self._failures, "clients_failed")):
-            if report.metrics[name] > 0:  # Ray refuses to add zero
-                counter.inc(report.metrics[name], self._labels)
+            if (count := report.metrics.get(name, 0.0)) > 0:  # Ray refuses to add zero; private runs count nobody
+                counter.inc(count, self._labels)
         self._seconds.set(report.metrics["round_seconds"], self._labels)

@@ -48,7 +48,7 @@ def log_inputs(
     federation = prepared.federation
     tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
-    for summary in _summarize_data(federation, data_digest):
+    for summary in _summarize_data(federation, data_digest, training=prepared.privacy is None):
         tracker.log_data(summary)
     tracker.log_experiment(prepared.experiment)
     log_client_names(prepared, tracker, directory)
@@ -56,15 +56,21 @@ def log_inputs(
 
 def log_client_names(prepared: Prepared, tracker: RunTracker, directory: Path) -> None:
     """Writes and logs the clients' names, unless the run has them: runs that earlier versions started do not."""
-    if not RunDirectory(directory).clients.exists():
+    if prepared.privacy is None and not RunDirectory(directory).clients.exists():
         written = write_client_names(directory, prepared.federation.client_names)
         if written is not None:
             tracker.log_file(written)
 
 
-def _summarize_data(federation: FederatedData, digest: str) -> Iterator[DataSummary]:
-    """Yields the training data, which the digest identifies, and the held-out data of each split."""
-    splits = {TRAINING: federation.shards.examples, **federation.splits()}
+def _summarize_data(federation: FederatedData, digest: str, *, training: bool) -> Iterator[DataSummary]:
+    """Yields the training data, which the digest identifies, and the held-out data of each split.
+
+    Args:
+        federation: The data.
+        digest: Of the clients' examples.
+        training: Whether the training data may be summarized: the number of private examples is private.
+    """
+    splits = {**({TRAINING: federation.shards.examples} if training else {}), **federation.splits()}
     table = federation.preprocessing.schema if isinstance(federation.preprocessing, TablePreprocessing) else None
     for context, examples in splits.items():
         of_split = digest if context == TRAINING else hashlib.sha256(f"{digest} {context}".encode()).hexdigest()
@@ -93,6 +99,9 @@ def log_outputs(
     files, names = RunDirectory(directory), prepared.federation.client_names
     tracker.log_file(files.journal)
     _log_excluded_clients(tracker, history, files.excluded_clients_table.name, names)
+    if prepared.examples is not None:
+        rows = prepared.examples.tabulate(history[-1].round_index + 1, names)
+        tracker.log_table(rows, files.silo_privacy_table.name)
     preprocessing = prepared.federation.preprocessing
     schema = _complete_schema(prepared, preprocessing.schema) if isinstance(preprocessing, TablePreprocessing) else None
     tracker.save_model(model, prepared.federation.build_example(), schema)
@@ -156,7 +165,7 @@ def log_page(
             facts,
             experiment=prepared.experiment,
             primary=prepared.primary,
-            client_names=prepared.federation.client_names,
+            client_names=prepared.federation.client_names if prepared.privacy is None else (),
             alerts=alerts,
             url=build_run_url(tracker.uri, tracker.run_id),
         )

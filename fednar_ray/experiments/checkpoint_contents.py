@@ -44,6 +44,7 @@ class _ServerFacts(_Facts):
     server_lr: Scalar | None
     vectors: list[str] | None = None  # their names; older checkpoints do not name them
     shared: list[str] = []  # names of the vectors that the client correction shares
+    norm_bound: Annotated[float, Field(gt=0)] | None = None  # of updates, if the server adapts it
 
 
 class _TrialFacts(_Facts):
@@ -51,6 +52,7 @@ class _TrialFacts(_Facts):
 
     experiment: dict[str, Any]
     server: _ServerFacts
+    privacy_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None  # the name of a secret key
 
 
 class _RunFacts(_TrialFacts):

@@ -14,6 +14,7 @@ from fednar_ray.data.federation import Federation
 from fednar_ray.experiments.given import Given, add_metrics, name_metrics
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.private_runs import draw_unsaved_key
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_states import ClientStates
 from fednar_ray.federated.evaluation import Evaluation
@@ -61,7 +62,7 @@ def iter_rounds(
     given = Given(federation=federation, model=model, metrics=name_metrics(metrics))
     experiment = add_metrics(experiment, given.metrics)
     with open_session(session) as ray_session:
-        prepared = given.prepare(experiment, ray_session)
+        prepared = draw_unsaved_key(given.prepare(experiment, ray_session))
         plan = plan_execution(prepared, ray_session)
         with open_pool(prepared, plan, ray_session) as pool:
             yield from train_rounds(prepared, plan, pool, build_initial_state(prepared))
@@ -80,6 +81,7 @@ def build_initial_state(prepared: Prepared, directory: Path | None = None) -> Fe
         flatten(prepared.model),
         flatten_buffers(prepared.model, prepared.traits.changed_buffers),
         build_client_states(prepared, directory),
+        None if prepared.privacy is None else prepared.privacy.initial_bound,
     )
 
 
@@ -103,6 +105,8 @@ def build_round_plan(prepared: Prepared, execution_plan: ExecutionPlan) -> Round
         scalars=experiment.compute_scalars,
         client_names=federation.client_names,
         secure=prepared.build_secure_plan(),
+        privacy=prepared.privacy,
+        examples=prepared.examples,
     )
 
 

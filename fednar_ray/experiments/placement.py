@@ -180,7 +180,9 @@ class SerialTrainer:
         scorer = Scorer(
             prepared.model, self._shards, self._splits, self._device, task, offsets, seed, changed, precision
         )
-        policy = FailurePolicy.from_settings(prepared.experiment.execution, prepared.federation.client_names)
+        policy = FailurePolicy.from_settings(
+            prepared.experiment.execution, prepared.federation.client_names, private=prepared.privacy is not None
+        )
         secure = prepared.build_secure_plan(name_secure_run(prepared))
         if secure is None:
             return SerialPool(trainer, scorer, policy, warm_up)
@@ -221,6 +223,7 @@ def open_pool(
     training = replace(
         prepared.build_training_plan(plan.program), secure=prepared.build_secure_plan(name_secure_run(prepared))
     )
+    private = prepared.privacy is not None
     pool: ActorPool
     if training.secure is not None:
         from fednar_ray.execution.masking_pool import MaskingPool
@@ -228,9 +231,9 @@ def open_pool(
         pool = MaskingPool.dedicated(session, actors, settings, training, federation)
         pool.run = training.secure.run
     elif plan.placement == "dedicated":
-        pool = ActorPool.dedicated(session, actors, settings, training, federation)
+        pool = ActorPool.dedicated(session, actors, settings, training, federation, private=private)
     else:
-        pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up)
+        pool = ActorPool.pooled(session, actors, settings, training, federation, warm_up, private=private)
     with closing(pool):
         yield pool
 

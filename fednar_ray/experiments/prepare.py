@@ -28,6 +28,8 @@ from fednar_ray.data.loading import load_federation
 from fednar_ray.data.sources.client_files import list_silo_files
 from fednar_ray.execution.pickling import check_correction_is_picklable, check_model_is_picklable
 from fednar_ray.experiments.model_shape import build_experiment_model
+from fednar_ray.experiments.private_examples import ALONE_BECAUSE, build_example_privacy
+from fednar_ray.experiments.private_runs import build_privacy
 from fednar_ray.experiments.sampling import build_availability, check_sampling
 from fednar_ray.experiments.secure_checks import check_secure_aggregation
 from fednar_ray.federated.attacks import draw_attack_factors
@@ -39,6 +41,9 @@ from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.models.lazy import initialize_lazy_layers
 from fednar_ray.models.losses import build_task, compute_class_weights
 from fednar_ray.models.tasks import Task
+from fednar_ray.privacy.examples import ExamplePrivacy
+from fednar_ray.privacy.keys import NoiseKey
+from fednar_ray.privacy.mechanism import ClientPrivacy
 from fednar_ray.secure.plan import SecurePlan
 
 if TYPE_CHECKING:  # a run in this process imports no Ray
@@ -62,11 +67,28 @@ class Prepared:
     task: Task
     own_metrics: tuple[OwnMetric, ...]
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of metrics that cannot be imported
+    privacy: ClientPrivacy | None = None  # None: clients are not protected
+    examples: ExamplePrivacy | None = None  # None: single examples are not protected
+
+    @property
+    def key(self) -> NoiseKey | None:
+        """Where noise comes from; None: nothing is noised, or a secret run has not been given its key yet."""
+        return next((each.key for each in (self.privacy, self.examples) if each is not None), None)
+
+    def with_key(self, key: NoiseKey) -> "Prepared":
+        """Returns the same with the key of its noise."""
+        privacy = None if self.privacy is None else self.privacy.with_key(key)
+        return replace(self, privacy=privacy, examples=None if self.examples is None else self.examples.with_key(key))
 
     @property
     def primary(self) -> str:
         """The metric that counts, without its split."""
         return choose_primary_metric(self.experiment, self.federation)
+
+    def digest_data(self) -> str:
+        """Returns a digest of the clients' examples; of private clients one that only the run's own key can compute."""
+        digest = self.federation.digest()
+        return digest if self.key is None else self.key.seal(digest)
 
     @property
     def model_bytes(self) -> int:
@@ -98,6 +120,7 @@ class Prepared:
             program=program,
             precision=self.experiment.execution.precision,
             secure=self.build_secure_plan(),
+            examples=self.examples,
         )
 
     def build_secure_plan(self, run: str = "") -> SecurePlan | None:
@@ -142,7 +165,7 @@ def prepare(
     if model is None and experiment.model is None:
         raise ConfigError(("model: missing; set a model section, or pass model=",))
     given = None if model is None else copy_model(model)
-    algorithm = build_algorithm(experiment.algorithm)
+    algorithm = _build_algorithm(experiment)
     if federation is None:
         federation = load_experiment_data(experiment, session)
     check_sampling(experiment, federation)
@@ -158,7 +181,9 @@ def prepare(
     with exits_as_errors():
         precision = experiment.execution.precision
         traits = probe(model, examples, federation.classes, task, federation.transform, precision)
-    if traits.alone_because is not None and experiment.execution.vectorize != 1:
+    if experiment.privacy is not None and experiment.privacy.examples is not None:
+        traits = replace(traits, alone_because=ALONE_BECAUSE)
+    elif traits.alone_because is not None and experiment.execution.vectorize != 1:
         log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
@@ -174,12 +199,24 @@ def prepare(
         task=task,
         own_metrics=own_metrics,
         functions=functions,
+        privacy=build_privacy(experiment, federation, traits, algorithm),
+        examples=build_example_privacy(experiment, federation, traits),
     )
 
 
 def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> str:
     """Returns the metric that counts, without its split: the experiment's own choice, or the default of the task."""
-    return experiment.evaluation.primary or choose_primary(federation.task, federation.label_counts().sum(axis=0))
+    if experiment.privacy is None or federation.task != "binary":
+        counts = federation.label_counts().sum(axis=0)
+    else:  # the counts of training labels are private
+        counts = np.bincount(federation.test.y.astype(np.int64), minlength=2)
+    return experiment.evaluation.primary or choose_primary(federation.task, counts)
+
+
+def _build_algorithm(experiment: Experiment) -> Algorithm:
+    """Builds the algorithm. Private clients have equal weights."""
+    algorithm, privacy = build_algorithm(experiment.algorithm), experiment.privacy
+    return algorithm._replace(weighted=False) if privacy is not None and privacy.protects_clients else algorithm
 
 
 def _build_task(experiment: Experiment, federation: FederatedData) -> Task:
@@ -278,10 +315,13 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
     assert same, "the data, the model or the seed differ"
     check_sampling(experiment, prepared.federation)
     availability = build_availability(experiment, prepared.federation)
+    algorithm = _build_algorithm(experiment)
     return replace(
         prepared,
         experiment=experiment,
-        algorithm=build_algorithm(experiment.algorithm),
+        algorithm=algorithm,
+        privacy=build_privacy(experiment, prepared.federation, prepared.traits, algorithm),
+        examples=build_example_privacy(experiment, prepared.federation, prepared.traits),
         availability=availability,
         own_metrics=_load_metrics(experiment, prepared.federation, prepared.functions),
     )

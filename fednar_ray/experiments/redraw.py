@@ -18,7 +18,7 @@ from fednar_ray.report.run_page import build_run_page
 from fednar_ray.report.run_plots import Records, Variant, find_measure
 from fednar_ray.report.search_report import SearchReport, write_report
 from fednar_ray.tracking.addresses import check_confirmed
-from fednar_ray.tracking.arrival import WITNESS
+from fednar_ray.tracking.arrival import WITNESSES
 from fednar_ray.tracking.clients_file import read_client_names
 from fednar_ray.tracking.identity import read_identity
 from fednar_ray.tracking.journal import load_records
@@ -196,7 +196,8 @@ def _redraw_comparison(store: Store, run: Run, directory: Path, folder: Path) ->
     outcomes: dict[Variant, list[Outcome]] = {}
     primary, facts = None, RunFacts()
     for child in list_children(store, run):
-        if ABANDONED_TAG in child.data.tags or name_in_mlflow(WITNESS) not in child.data.metrics:
+        has_rounds = any(name_in_mlflow(name) in child.data.metrics for name in WITNESSES)
+        if ABANDONED_TAG in child.data.tags or not has_rounds:
             continue  # another run has replaced it, or it has no round yet
         params, tags = child.data.params, child.data.tags
         variant = Variant(float(params["regularizer.weight_decay"]), params["regularizer.name"])

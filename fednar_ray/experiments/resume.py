@@ -169,12 +169,21 @@ def _find_problem(
     key: str, before: Mapping[str, Any], after: Mapping[str, Any], done: int, may_change: Sequence[str]
 ) -> str | None:
     """Returns why a key may not differ; None if it may."""
+    private = before.get("privacy.delta") is not None
+    if key == ROUNDS and before.get("privacy.epsilon") is not None:
+        text = f"the noise was chosen for {before[key]} rounds, and privacy.epsilon is spent after them"
+        return f"{key}: {after[key]}: {text}; a new run can plan for another number"
     if key == ROUNDS:
         return None if after[key] >= done else f"{key}: {after[key]} is less than the rounds done ({done})"
     if key.startswith(FREE) and not key.startswith(FIXED):
         return None
     allowed = any(key == free or key.startswith(f"{free}.") for free in may_change)
-    if allowed and not key.startswith("tracking."):
+    if allowed and not private and not key.startswith("tracking."):
         return None
+    if private:
+        text = "what is resumed was released with the noise of its own settings"
+        return (
+            f"{key}: {format_value(after.get(key))}, and was {format_value(before.get(key))}: {text}; start a new run"
+        )
     hint = "" if key.startswith("tracking.") else f"; --may-change {key} allows it"
     return f"{key}: {format_value(after.get(key))}, and was {format_value(before.get(key))}{hint}"

@@ -30,9 +30,11 @@ def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[Acto
         gpus=(actors.gpus or 1.0) if on_gpu and actors else 0.0,
         versions=_find_versions(),
         data=f"{federation.name}, {federation.num_clients:,} clients, SHA-256 {data_digest[:12]}",
-        examples=int(federation.shards.sizes.sum()),
+        examples=0 if prepared.privacy is not None else int(federation.shards.sizes.sum()),
         test_examples=len(federation.test),
-        label_counts=tuple(tuple(map(int, row)) for row in federation.label_counts()[:SHOWN_CLIENTS]),
+        label_counts=()
+        if prepared.privacy is not None
+        else tuple(tuple(map(int, row)) for row in federation.label_counts()[:SHOWN_CLIENTS]),
         class_names=federation.class_names or _number_classes(federation.classes),
     )
 

@@ -34,4 +34,11 @@ def build_availability(experiment: Experiment, federation: FederatedData) -> Ava
     rounds, clients = experiment.federation.rounds, federation.num_clients
     trace = None if settings.trace is None else load_trace(settings.trace, clients, rounds)
     sizes, workload = federation.shards.sizes, experiment.federation.workload
-    return Availability(settings, seed=experiment.seed, sizes=sizes, workload=workload, trace=trace)
+    return Availability(
+        settings,
+        seed=experiment.seed,
+        sizes=sizes,
+        workload=workload,
+        trace=trace,
+        poisson=experiment.federation.sampling == "poisson",
+    )

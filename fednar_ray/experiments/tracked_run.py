@@ -15,6 +15,8 @@ from fednar_ray.experiments.alerts.callback import AlertCallback
 from fednar_ray.experiments.artifacts import log_client_names, log_inputs
 from fednar_ray.experiments.checkpoint_callback import CheckpointCallback
 from fednar_ray.experiments.placement import ExecutionPlan
+from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.private_runs import get_key_name
 from fednar_ray.experiments.result import Result, build_final_model
 from fednar_ray.experiments.run_start import RunIdentity, RunStart
 from fednar_ray.federated.server_state import FederationState
@@ -103,7 +105,7 @@ def start_tracked_run(
             prepared.experiment.checkpoint.every,
             state,
             journal,
-            _build_checkpoint_facts(prepared.experiment, identity, plan, data_digest),
+            _build_checkpoint_facts(prepared, identity, plan, data_digest),
             start.first_round,
         )
     )
@@ -114,9 +116,10 @@ def start_tracked_run(
 
 
 def _build_checkpoint_facts(
-    experiment: Experiment, identity: RunIdentity, plan: ExecutionPlan, data_digest: str
+    prepared: Prepared, identity: RunIdentity, plan: ExecutionPlan, data_digest: str
 ) -> dict[str, Any]:
     """Returns what a checkpoint records about its run."""
+    experiment = prepared.experiment
     return {
         "experiment": experiment.model_dump(mode="json", exclude_none=True),
         "experiment_sha256": compute_digest(experiment),
@@ -126,6 +129,7 @@ def _build_checkpoint_facts(
         "placement": plan.placement,
         "group_size": plan.group_size,
         "compiled": plan.compiled,
+        **get_key_name(prepared),
     }
 
 

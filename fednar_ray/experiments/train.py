@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from fednar_ray.core.callbacks import CallbackList, RoundCallback
@@ -15,6 +16,7 @@ from fednar_ray.experiments.iter_rounds import build_round_plan, train_rounds
 from fednar_ray.experiments.pack_member import PackMember
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import Prepared
+from fednar_ray.experiments.private_runs import open_key
 from fednar_ray.experiments.result import Result, load_result
 from fednar_ray.experiments.resume import Resumption
 from fednar_ray.experiments.run_facts import collect_facts
@@ -66,9 +68,12 @@ def train(
     start.check()
     if isinstance(start, ResumedRun) and start.is_finished:
         return load_result(start)
+    recorded = None if resumption is None else resumption.checkpoint.facts.get("privacy_key")
+    prepared = open_key(prepared, recorded)
+    start = replace(start, prepared=prepared)
     with ThreadPoolExecutor(1) as background:
         opening = background.submit(start.open_store)
-        digesting = background.submit(prepared.federation.digest)
+        digesting = background.submit(prepared.digest_data)
         plan, starting = plan_execution(prepared, session), time.perf_counter()
         owner = actors_of or start.name or prepared.experiment.name  # MLflow's id of the run is not known yet
         trainer = None if member is None else member.trainer

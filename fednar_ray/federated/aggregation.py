@@ -1,5 +1,6 @@
 """Adds the updates of client groups in dispatch order, and turns the sums into one round aggregate."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -35,6 +36,7 @@ class RoundSums:
         rows: The rows Δ_i of included clients, [C, d] per group, where ``robust`` needs them.
         exclusions: By client id, why a client is excluded.
         client_names: How messages call the clients.
+        quiet: Whether the log leaves out which clients are excluded, since who takes part is private.
     """
 
     round_index: int
@@ -47,6 +49,12 @@ class RoundSums:
     rows: list[FloatVector] = field(default_factory=list)
     exclusions: dict[int, Exclusion] = field(default_factory=dict)
     client_names: ClientNames = ()
+    quiet: bool = False
+
+    @property
+    def log_level(self) -> int:
+        """The level of messages about single clients."""
+        return logging.DEBUG if self.quiet else logging.WARNING
 
     def add(self, update: GroupUpdate) -> None:
         """Adds the update of one client group."""

@@ -51,16 +51,30 @@ class Availability:
         sizes: n_i of every client, [N].
         workload: The local steps, which decide how long a client takes.
         trace: Which client is present in which round, [N, T], from ``load_trace``; None: all are.
+        poisson: Whether each client is drawn by itself, instead of a fixed number of them.
     """
 
     def __init__(
-        self, settings: AvailabilitySettings, *, seed: int, sizes: Whole, workload: Workload, trace: Flags | None
+        self,
+        settings: AvailabilitySettings,
+        *,
+        seed: int,
+        sizes: Whole,
+        workload: Workload,
+        trace: Flags | None,
+        poisson: bool = False,
     ) -> None:
-        self._settings, self._seed, self._trace = settings, seed, trace
+        self._settings, self._seed, self._trace, self._poisson = settings, seed, trace, poisson
         self._sizes, self._workload = sizes, workload
         self._spells = None if settings.on_off is None else _Spells(settings.on_off, seed, len(sizes))
 
-    def select(self, round_index: int, clients_per_round: int, participation: Sequence[int] | None) -> Selection:
+    def select(
+        self,
+        round_index: int,
+        clients_per_round: int,
+        participation: Sequence[int] | None,
+        drawn: Flags | None = None,
+    ) -> Selection:
         """Selects the clients of one round.
 
         A round ends when the last client that it wants returns. It wants all of ``participation``, or else
@@ -72,9 +86,14 @@ class Availability:
             clients_per_round: How many clients the round wants.
             participation: Explicit client ids. None draws from the present clients that have examples. A client that
                 is named here but absent drops out.
+            drawn: Who is asked, [N], if something else has drawn it.
         """
         present = self._find_present(round_index)
-        if participation is None:
+        if drawn is not None or (self._poisson and participation is None):
+            flags = self._draw_each(round_index, clients_per_round) if drawn is None else drawn
+            asked = np.flatnonzero(flags & (self._sizes > 0))
+            wanted = len(asked)
+        elif participation is None:
             asked = self._draw(round_index, np.flatnonzero(present & (self._sizes > 0)), clients_per_round)
             wanted = min(clients_per_round, len(asked))
         else:
@@ -108,6 +127,11 @@ class Availability:
         return self._build_rng(Purpose.SAMPLING, round_index).choice(
             present, math.ceil(min(count, len(present))), replace=False
         )
+
+    def _draw_each(self, round_index: int, clients_per_round: int) -> Flags:
+        """Draws each client by itself, with probability ``clients_per_round``/N, [N]."""
+        draws = self._build_rng(Purpose.SAMPLING, round_index).random(len(self._sizes))
+        return draws < clients_per_round / len(self._sizes)
 
     def _compute_seconds(self, round_index: int, clients: Whole) -> Numbers | None:
         """Returns the simulated seconds that ``clients`` take for their local steps; None without speeds."""

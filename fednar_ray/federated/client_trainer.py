@@ -34,8 +34,13 @@ from fednar_ray.federated.group_update import Trained, build_update
 from fednar_ray.federated.held_groups import HeldGroups
 from fednar_ray.federated.local_steps import RowScalars, StepSums, take_local_steps
 from fednar_ray.federated.precision import use_precision
+from fednar_ray.federated.private_gradient import PrivateGradient
 from fednar_ray.federated.round_vectors import RoundVectors
 from fednar_ray.federated.training_plan import TrainingPlan
+from fednar_ray.privacy.examples import ExamplePrivacy
+
+EXAMPLE_GRADIENTS = 2**26
+"""How many numbers the gradients of single examples may have that are in memory at a time: 256 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class GroupTrainer:
         self._vectors = self._build_vectors()
         constant = (item for item in plan.model.named_buffers() if item[0] not in plan.changed_buffers)
         self._constant_buffers = {name: buffer.detach().to(device, copy=True) for name, buffer in constant}
-        self._gradients: dict[int, SingleGradient | GroupGradient] = {}
+        self._gradients: dict[int, SingleGradient | GroupGradient | PrivateGradient] = {}
         self._compiled: CompiledSteps | None = None
         self.held = HeldGroups()
 
@@ -97,7 +102,7 @@ class GroupTrainer:
     def matrix_key(self) -> Hashable:
         """Equal for trainers whose clients can be rows of one matrix; None if they must train by themselves."""
         plan = self._plan
-        if plan.program is not None or plan.changed_buffers:
+        if plan.program is not None or plan.changed_buffers or plan.examples is not None:
             return None
         return id(plan.model), id(plan.task), id(self._shards), plan.regularizer, plan.precision
 
@@ -135,7 +140,7 @@ class GroupTrainer:
         held = self.held.take(broadcast.round_index, task.client_ids)
         with use_one_thread(), torch.no_grad(), use_precision("float32", self._device):
             trained = self._train(broadcast, task) if held is None else held
-            return build_update(self._plan, trained, task)
+            return build_update(self._plan, trained, task, broadcast.norm_bound)
 
     def train_rows(self, broadcast: Broadcast, task: GroupTask) -> Trained:
         """Trains one client group and returns each client's row. The next group overwrites them."""
@@ -274,24 +279,49 @@ class GroupTrainer:
     def _plan_batches(self, client_ids: tuple[int, ...], steps: npt.NDArray[np.int64], round_index: int) -> BatchPlan:
         """Plans the batches of a group, with the keys of the layers' random numbers if these have addresses."""
         plan, shape = self._plan, self._plan.program
-        batches = self._shards.plan(client_ids, steps, plan.workload.batch_size, plan.seed, round_index, shape)
+        if plan.examples is None:
+            batches = self._shards.plan(client_ids, steps, plan.workload.batch_size, plan.seed, round_index, shape)
+        else:
+            batches = self._draw_batches(plan.examples, client_ids, int(steps.max()), round_index)
         if not plan.addressed:
             return batches
         height = None if shape is None else shape.height
         keys = build_keys(plan.seed, round_index, client_ids, int(steps.max()), height)
         return replace(batches, keys=on_device(keys, self._device))
 
+    def _draw_batches(
+        self, privacy: ExamplePrivacy, client_ids: tuple[int, ...], steps: int, round_index: int
+    ) -> BatchPlan:
+        """Draws the batches of a client whose examples are protected, and gives its gradient the noise of the round."""
+        ((client_id,), (examples,)) = client_ids, self._shards.sizes(client_ids).tolist()
+        probability = privacy.get_sampling_probability(examples)
+        gradient = self._get_gradient(1)
+        assert isinstance(gradient, PrivateGradient)
+        noise = privacy.build_generator(Purpose.EXAMPLE_NOISE, round_index, client_id)
+        gradient.begin(noise, privacy.noise_multipliers[client_id], probability * examples)
+        draws = privacy.build_generator(Purpose.EXAMPLES, round_index, client_id)
+        return self._shards.plan_poisson(client_id, probability, steps, self._plan.seed, round_index, draws)
+
     def _get_compiled(self) -> CompiledSteps:
         if self._compiled is None:
             self._compiled = CompiledSteps(self._plan, self._layout, self._device)
         return self._compiled
 
-    def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient:
+    def _get_gradient(self, group_size: int) -> SingleGradient | GroupGradient | PrivateGradient:
         if group_size not in self._gradients:
-            plan = self._plan
-            self._gradients[group_size] = (
-                SingleGradient(plan.model, self._layout, plan.task, self._device, plan.precision)
-                if group_size == 1
-                else self.build_gradient(group_size)
-            )
+            self._gradients[group_size] = self._build_single() if group_size == 1 else self.build_gradient(group_size)
         return self._gradients[group_size]
+
+    def _build_single(self) -> SingleGradient | PrivateGradient:
+        plan = self._plan
+        if plan.examples is None:
+            return SingleGradient(plan.model, self._layout, plan.task, self._device, plan.precision)
+        return PrivateGradient(
+            plan.model,
+            self._layout,
+            plan.task,
+            self._device,
+            norm=plan.examples.norm,
+            physical_batch=max(1, min(plan.workload.batch_size, EXAMPLE_GRADIENTS // self._layout.dimension)),
+            precision=plan.precision,
+        )

@@ -46,13 +46,16 @@ def start_round(plan: RoundPlan, state: FederationState) -> RoundStart:
     now, index = state.now, state.now.next_round
     scalars = plan.scalars(index)
     named = None if plan.participation is None else plan.participation[index]
-    selection = plan.availability.select(index, plan.clients_per_round, named)
+    privacy = plan.privacy
+    drawn = None if privacy is None or not privacy.settings.secret else privacy.draw_clients(index)
+    selection = plan.availability.select(index, plan.clients_per_round, named, drawn)
     broadcast = Broadcast(
         round_index=index,
         scalars=scalars,
         parameters=now.server.parameters,
         shared=now.shared,
         buffers=now.buffers if plan.tracks_buffers else None,
+        norm_bound=None if privacy is None else privacy.compute_bound(scalars, now.norm_bound),
     )
     client_ids = selection.returned
     steps = plan.workload.steps(plan.sizes[list(client_ids)])
@@ -74,6 +77,7 @@ def train_clients(
         weighted=plan.algorithm.weighted,
         robust=robust,
         client_names=plan.client_names,
+        quiet=plan.privacy is not None,
     )
     state.clients.discard()  # rows that an aborted round may have staged
     tasks: Sequence[GroupTask] = start.tasks
@@ -162,7 +166,7 @@ def _find_wrong_shape(update: GroupUpdate, now: ServerSide) -> str | None:
 def _exclude(sums: RoundSums, client_ids: tuple[int, ...], exclusion: Exclusion) -> None:
     for client_id in client_ids:
         who = describe_client(client_id, sums.client_names)
-        log.warning("round %d: %s excluded: %s", sums.round_index, who, exclusion)
+        log.log(sums.log_level, "round %d: %s excluded: %s", sums.round_index, who, exclusion)
         sums.exclusions[client_id] = exclusion
 
 

@@ -12,6 +12,7 @@ from fednar_ray.core.messages import ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.transfers import on_device
 from fednar_ray.federated.local_steps import to_column
 from fednar_ray.federated.training_plan import TrainingPlan
+from fednar_ray.privacy.mechanism import compute_clip_factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,14 @@ class Trained:
         return self.delta.nbytes + self.local_round.state.nbytes
 
 
-def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask) -> GroupUpdate:
+def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask, norm_bound: float | None = None) -> GroupUpdate:
     """Returns the group's sums over its included clients.
 
     Args:
         plan: The weights, and the correction that computes the clients' states.
         trained: The group after its local steps.
         task: Each client's factor, and whether the rows are wanted, too.
+        norm_bound: C_t, to which longer updates are scaled down; None: they are not. The metrics keep their norms.
     """
     metrics, delta, device = trained.metrics, trained.delta, trained.delta.device
     if task.factors is not None:
@@ -46,6 +48,8 @@ def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask) -> Group
     if not metrics.included.all():
         delta = delta.where(mask, 0.0)
     weights = to_column(metrics.examples if plan.weighted else np.ones_like(metrics.examples), device).view(-1)
+    if norm_bound is not None:
+        weights = weights * on_device(compute_clip_factors(metrics.delta_norms, norm_bound), device)
     states = _compute_states(plan, trained, delta, mask)
     buffers = trained.buffers
     return GroupUpdate(

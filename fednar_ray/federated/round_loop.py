@@ -15,6 +15,7 @@ from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.client_pool import ClientPool
 from fednar_ray.federated.client_sampling import Selection
 from fednar_ray.federated.collection import start_round, train_clients
+from fednar_ray.federated.private_rounds import step_privately
 from fednar_ray.federated.round_metrics import (
     compute_metrics,
     compute_norm_quantiles,
@@ -63,14 +64,22 @@ def _run_round(
     scalars, selection = start.scalars, start.selection
     sums = train_clients(plan, pool, state, start, phases)
     phases.add_ahead(pool.take_seconds_ahead())
-    if selection.returned:
+    privacy = plan.privacy
+    if privacy is not None:
+        assert isinstance(sums, RoundSums), "masked updates of private clients"
+        then, metrics = step_privately(plan, privacy, now, start.broadcast, sums)
+    elif selection.returned:
         _check_enough(plan, index, selection, sums)
         aggregate = sums.aggregate(len(plan.sizes), scalars.epsilon)
         then = _step_server(plan, now, sums, aggregate)
         metrics = compute_training_metrics(then, sums, aggregate)
     else:
         then, metrics = replace(now, next_round=index + 1), {}  # no client returned, so the model does not change
-    metrics |= compute_metrics(plan, now, scalars, selection, sums)
+    if privacy is None:
+        metrics |= compute_metrics(plan, now, scalars, selection, sums)
+    if plan.examples is not None:
+        metrics.pop("train_loss", None)  # no loss of a training example is released
+        metrics |= plan.examples.compute_metrics(index + 1)
     eval_params = plan.algorithm.server.eval_params(then.server)
     if plan.is_evaluated(index):
         with phases.measure("evaluate"):
@@ -80,10 +89,10 @@ def _run_round(
     report = RoundReport(
         round_index=index,
         metrics=metrics,
-        client_ids=selection.returned,
-        exclusions=sums.exclusions,
-        step_norms=compute_step_norms(sums),
-        norm_quantiles=compute_norm_quantiles(sums),
+        client_ids=selection.returned if privacy is None else (),
+        exclusions=sums.exclusions if privacy is None else {},
+        step_norms=compute_step_norms(sums) if privacy is None else {},
+        norm_quantiles=compute_norm_quantiles(sums) if privacy is None else (),
         parameters=then.server.parameters,
         eval_params=eval_params,
         buffers=then.buffers,

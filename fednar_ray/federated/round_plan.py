@@ -12,6 +12,8 @@ from fednar_ray.core.client_names import ClientNames
 from fednar_ray.core.schedules import RoundScalars, Workload
 from fednar_ray.federated.client_sampling import Availability
 from fednar_ray.federated.robust import RULES
+from fednar_ray.privacy.examples import ExamplePrivacy
+from fednar_ray.privacy.mechanism import ClientPrivacy
 from fednar_ray.secure.plan import SecurePlan
 
 
@@ -36,6 +38,8 @@ class RoundPlan:
         scalars: Returns the annealed scalars of a round.
         client_names: How messages call the clients.
         secure: How clients mask their updates; None: they do not.
+        privacy: How the clients are protected; None: they are not.
+        examples: How single examples of silos are protected; None: they are not.
     """
 
     rounds: int
@@ -54,6 +58,8 @@ class RoundPlan:
     scalars: Callable[[int], RoundScalars]
     client_names: ClientNames = ()
     secure: SecurePlan | None = None
+    privacy: ClientPrivacy | None = None
+    examples: ExamplePrivacy | None = None
 
     @property
     def two_phase(self) -> bool:

@@ -27,12 +27,14 @@ class ServerSide:
         server: The state of the server optimizer, with the parameters.
         buffers: The averaged buffers, [b].
         shared: The vectors that the client correction shares, by name, [d] each.
+        norm_bound: The bound of the next round's updates, if the server adapts it (``privacy.bound: adaptive``).
     """
 
     next_round: int
     server: ServerState
     buffers: BufferVector
     shared: Mapping[str, FloatVector]
+    norm_bound: float | None = None
 
 
 class FederationState:
@@ -51,7 +53,12 @@ class FederationState:
 
     @classmethod
     def start(
-        cls, algorithm: Algorithm, parameters: FloatVector, buffers: BufferVector, clients: ClientStates
+        cls,
+        algorithm: Algorithm,
+        parameters: FloatVector,
+        buffers: BufferVector,
+        clients: ClientStates,
+        norm_bound: float | None = None,
     ) -> "FederationState":
         """Returns the state before round 0.
 
@@ -60,10 +67,12 @@ class FederationState:
             parameters: The initial parameters, [d].
             buffers: The initial values of the averaged buffers, [b].
             clients: Where the clients' states are kept; empty so far.
+            norm_bound: The first bound of updates that the server adapts; None if it adapts none.
         """
         shared = {name: vector.init(parameters) for name, vector in algorithm.client.shared.items()}
         server = algorithm.server.init(parameters)
-        return cls(ServerSide(next_round=0, server=server, buffers=buffers, shared=shared), clients)
+        now = ServerSide(next_round=0, server=server, buffers=buffers, shared=shared, norm_bound=norm_bound)
+        return cls(now, clients)
 
     def advance(self, then: ServerSide) -> None:
         """Ends a round: makes ``then`` and the staged client states current."""
@@ -97,6 +106,7 @@ class FederationState:
                     "server_lr": _to_json(now.server.server_lr),
                     "vectors": sorted(now.server.vectors),
                     "shared": sorted(now.shared),
+                    **({} if now.norm_bound is None else {"norm_bound": now.norm_bound}),
                 },
             },
             history=tuple(history),
@@ -127,7 +137,13 @@ class FederationState:
                 raise build_contents_error(checkpoint, f"the row of client {client_id} has {len(row)} values")
             clients.restore(client_id, row, version)
         shared = {name: arrays[name] for name in start.now.shared}
-        now = ServerSide(next_round=checkpoint.next_round, server=state, buffers=arrays[BUFFERS], shared=shared)
+        now = ServerSide(
+            next_round=checkpoint.next_round,
+            server=state,
+            buffers=arrays[BUFFERS],
+            shared=shared,
+            norm_bound=server.get("norm_bound"),
+        )
         return cls(now, clients)
 
 
@@ -148,6 +164,8 @@ def find_differences(checkpoint: Checkpoint, start: ServerSide) -> Iterator[str]
     for name in start.server.scalars:
         if name not in checkpoint.facts["server"]["scalars"]:
             yield f"facts.server.scalars.{name} is missing"
+    if start.norm_bound is not None and checkpoint.facts["server"].get("norm_bound") is None:
+        yield "facts.server.norm_bound is missing"
 
 
 def build_contents_error(checkpoint: Checkpoint, problem: str) -> CheckpointError:

@@ -12,6 +12,7 @@ from fednar_ray.core.module_state import copy_without_values
 from fednar_ray.core.schedules import Workload
 from fednar_ray.data.batches import GroupShape
 from fednar_ray.models.tasks import CLASSIFICATION, Task
+from fednar_ray.privacy.examples import ExamplePrivacy
 from fednar_ray.secure.plan import SecurePlan
 
 
@@ -34,6 +35,7 @@ class TrainingPlan:
         program: The shape of the compiled program that takes the local steps; None: they are not compiled.
         precision: In what gradients are computed.
         secure: How clients mask their updates; None: they do not.
+        examples: How single examples are protected; None: they are not. Clients then train one by one.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class TrainingPlan:
     program: GroupShape | None = None
     precision: Precision = "float32"
     secure: SecurePlan | None = None
+    examples: ExamplePrivacy | None = None
 
     def without_values(self) -> "TrainingPlan":
         """Returns the plan for another process: each broadcast holds the parameters, so the model needs none."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.private_metrics import format_epsilon
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.axes import format_values
 from fednar_ray.report.effort import format_bytes, format_seconds, measure_effort
@@ -49,6 +50,9 @@ def note_run(
         "sent, down and up": format_bytes(effort.bytes_sent),
         "training, all clients": format_seconds(effort.client_seconds),
     }
+    spent = format_epsilon(history[-1].metrics) if history else ""
+    if spent:
+        figures = {"privacy spent": spent, **figures}
     if len(values):
         best = float(values.max() if measure.higher_is_better else values.min())
         figures = {f"test {measure.name}, best round": format_metric_value(measure.name, best), **figures}

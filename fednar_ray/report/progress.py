@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.private_metrics import format_epsilon
 from fednar_ray.core.stages import open_lines
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def show_progress(console: "Console", rounds: int, every: int | None = None) -> 
     with open_lines(write_stage, repeat=True) as lines:
 
         def show_line(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
-            loss = f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "no client took part"
+            loss = format_epsilon(metrics) or (
+                f"training loss {metrics['train_loss']:.3f}" if "train_loss" in metrics else "no client took part"
+            )
             parts = (f"round {done}/{rounds}", format_test_metric(metrics, primary), loss, label)
             line, due = "  ".join(part for part in parts if part), done % interval == 0 or done == rounds
             lines.show(line, lambda text: click.echo(text, err=console.stderr), now=due)
@@ -74,7 +77,8 @@ def _show_bar(console: "Console", rounds: int) -> Iterator[ShowRound]:
         def advance(done: int, label: str, metrics: Mapping[str, float], primary: str) -> None:
             nonlocal last
             last = format_test_metric(metrics, primary) or last
-            bar.update(task, completed=done, description=f"{label} {last}".strip() or "rounds")
+            parts = (label, last, format_epsilon(metrics))
+            bar.update(task, completed=done, description=" ".join(part for part in parts if part) or "rounds")
 
         yield advance
 

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fednar_ray.core.metric_names import SHARES
+from fednar_ray.core.private_metrics import EPSILON, is_simulated
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.page import PageFigure
 from fednar_ray.report.plots import BOUND, BOUNDED, choose_marker, widen
@@ -45,6 +46,13 @@ def draw_run_charts(history: Sequence[RoundRecord], measure: Measure) -> Iterato
             "Weight decay",
             draw(lambda axes: _draw_decay(axes, history), "weight decay, given and in effect"),
             "What clipping left of the given weight decay.",
+        )
+    if _has(history, EPSILON):
+        label = "ε, simulated" if is_simulated(history[-1].metrics) else "ε"
+        yield PageFigure(
+            f"Privacy spent ({label})",
+            draw(lambda axes: _draw_lines(axes, history, {EPSILON: ("", BOUND, "-")}), f"{label}, over rounds"),
+            f"{label[0].upper()}{label[1:]}, of all rounds so far together.",
         )
 
 

@@ -8,6 +8,7 @@ from fednar_ray.config import Experiment, dump
 from fednar_ray.core.client_names import ClientNames, are_named, name_client
 from fednar_ray.core.counting import format_count
 from fednar_ray.core.metric_names import format_metric_value
+from fednar_ray.core.private_metrics import format_epsilon
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.bound_section import build_bound_section
 from fednar_ray.report.effort import format_bytes, format_cost, format_seconds, measure_effort
@@ -107,9 +108,14 @@ def _list_key_figures(
         if over_clients is not None:
             yield KeyFigure(f"{measure.name} {of}", format_metric_value(measure.name, over_clients), "own examples")
     yield KeyFigure("rounds", f"{history[-1].round_index + 1:,}")
+    spent = format_epsilon(history[-1].metrics)
+    if spent:
+        privacy = None if experiment is None else experiment.privacy
+        yield KeyFigure("privacy spent", spent, "" if privacy is None else f"at δ = {privacy.describe_deltas()}")
     yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "as in a real federation")
     yield KeyFigure("time of all rounds", format_seconds(effort.seconds))
-    yield KeyFigure("training, all clients", format_seconds(effort.client_seconds))
+    if effort.client_seconds:
+        yield KeyFigure("training, all clients", format_seconds(effort.client_seconds))
     prices = experiment.report.prices if experiment is not None else None
     if prices is not None:
         cost = effort.compute_cost(prices, gpus=facts.gpus)

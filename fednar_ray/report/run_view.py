@@ -7,6 +7,7 @@ import pandas as pd
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import SPLITS, format_metric_value, is_higher_better
+from fednar_ray.core.private_metrics import EPSILON, format_epsilon
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.report.chart import Chart, Line
 from fednar_ray.report.run_plots import find_measure, get_curve
@@ -51,7 +52,8 @@ def summarize_run(name: str, history: Sequence[RoundRecord], primary: str, stop:
         for split in SPLITS[::-1]
         if history and (value := history[-1].metrics.get(f"{split}_{measure}")) is not None
     ]
-    return "; ".join([rounds, ", ".join(values)] if values else [rounds])
+    spent = format_epsilon(history[-1].metrics) if history else ""
+    return "; ".join(part for part in (rounds, ", ".join(values), spent) if part)
 
 
 def tabulate_run(history: Sequence[RoundRecord], primary: str) -> list[tuple[str, ...]]:
@@ -66,7 +68,8 @@ def tabulate_run(history: Sequence[RoundRecord], primary: str) -> list[tuple[str
         best = values.max() if is_higher_better(name) else values.min()
         shown = "" if name in SETTINGS else _format(name, best)
         rows.append((name.replace("_", " "), _format(name, values[0]), shown, _format(name, values[-1])))
-    return rows
+    spent = [format_epsilon(record.metrics) for record in history if EPSILON in record.metrics]
+    return [*rows, ("privacy spent", spent[0], "", spent[-1])] if spent else rows
 
 
 def _format(name: str, value: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fednar_ray.config import yaml_text
 from fednar_ray.config.recording import Prices
+from fednar_ray.core.private_metrics import describe_spending
 from fednar_ray.report.axes import build_plain_label, format_metric, format_searched_value, name_metric
 from fednar_ray.report.effort import Effort, format_bytes, format_cost, format_seconds
 from fednar_ray.report.facts import RunFacts, list_facts
@@ -100,6 +101,10 @@ def _list_key_figures(record: SearchRecord, facts: SearchFacts, made: RunFacts) 
     counts = ", ".join(f"{count} {status}" for status, count in facts.statuses.items() if count)
     yield KeyFigure("trials", f"{len(record.trials):,}", counts)
     yield KeyFigure("rounds trained", f"{facts.rounds_trained:,}", _describe_saving(facts))
+    spent = describe_spending([trial.privacy for trial in record.trials], record.seeds)
+    if spent is not None:
+        figure, _, advice = spent.removeprefix("privacy: ").partition(" spent by ")
+        yield KeyFigure("privacy spent by all trials", figure, advice.partition("; ")[2])
     effort = measure_search(record)
     if effort is not None:
         yield KeyFigure("sent and received", format_bytes(effort.bytes_sent), "in all trials")

@@ -16,7 +16,8 @@ from fednar_ray.tracking.mlflow_names import name_in_mlflow
 from fednar_ray.tracking.outbox import Operation
 from fednar_ray.tracking.tags import END_TAG, NOTE_TAG
 
-WITNESS = "clients_trained"  # a metric that is finite in every round, so its history tells which rounds MLflow has
+WITNESSES = ("clients_trained", "privacy/bound")
+"""Metrics of which each run has one, finite in every round, so that its history tells which rounds MLflow has."""
 BY_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")  # artifact locations behind the tracking server
 NOT_JSON = "not in a valid JSON format"  # in MLflow's own message
 
@@ -59,9 +60,11 @@ def open_artifacts(client: MlflowClient, location: str | None) -> ArtifactReposi
     return get_artifact_repository(location, tracking_uri=client.tracking_uri)
 
 
-def list_rounds(client: MlflowClient, run_id: str) -> set[int]:
+def list_rounds(client: MlflowClient, run: Run) -> set[int]:
     """Returns the indices of the rounds of a run that MLflow has."""
-    return {point.step for point in client.get_metric_history(run_id, name_in_mlflow(WITNESS))}
+    names = [name_in_mlflow(name) for name in WITNESSES]
+    witness = next((name for name in names if name in run.data.metrics), names[0])
+    return {point.step for point in client.get_metric_history(run.info.run_id, witness)}
 
 
 def find_first_missing(rounds: Iterable[int], there: set[int]) -> int | None:

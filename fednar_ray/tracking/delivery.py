@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from fednar_ray.core.errors import first_line
 from fednar_ray.core.store_uris import is_database
 from fednar_ray.tracking.arrival import (
-    WITNESS,
+    WITNESSES,
     NotAnswered,
     find_first_missing,
     find_first_not_arrived,
@@ -159,8 +159,7 @@ class Delivery:
             self._refusals.add(reasons[0])
 
     def _ask_for_rounds(self, client: MlflowClient) -> None:
-        read_run(client, self._run_id)
-        there = list_rounds(client, self._run_id)
+        there = list_rounds(client, read_run(client, self._run_id))
         self._sent_rounds = next(index for index in count() if index not in there)
         self._outbox.acknowledge(operations=0, rounds=self._sent_rounds)
 
@@ -243,7 +242,7 @@ class Delivery:
         run = read_run(client, self._run_id)
         sent = [index for index in range(self._outbox.sent_rounds, self._sent_rounds)
                 if index not in self._refused_rounds and self._has_witness(index)]  # fmt: skip
-        missing = find_first_missing(sent, list_rounds(client, self._run_id) if sent else set())
+        missing = find_first_missing(sent, list_rounds(client, run) if sent else set())
         if missing is not None:
             self._sent_rounds = missing
             raise NotAnswered(f"it took round {missing} of run {self._run_id} and does not have it")
@@ -257,4 +256,5 @@ class Delivery:
     def _has_witness(self, index: int) -> bool:
         assert self.rounds is not None
         (line,) = self.rounds.read(index, index + 1)
-        return json.loads(line)["metrics"].get(WITNESS) is not None
+        metrics = json.loads(line)["metrics"]
+        return any(metrics.get(name) is not None for name in WITNESSES)

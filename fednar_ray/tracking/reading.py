@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import CLIENT_METRICS, HIGHER_IS_BETTER, SPLITS
+from fednar_ray.core.private_metrics import PRIVATE_METRICS
 from fednar_ray.core.reports import RoundRecord
 from fednar_ray.tracking.arrival import open_artifacts, read_run
 from fednar_ray.tracking.clients_file import read_client_names
@@ -26,7 +27,7 @@ PLOTTED_METRICS = (
     *(f"{split}_{name}" for split in ("test", "validation") for name in HIGHER_IS_BETTER),
     "train_loss", "clip_fraction",
     "effective_weight_decay", "weight_decay", "clip_bound", "step_norm", "step_norm_p10", "step_norm_p90",
-    *CLIENT_METRICS, "update_norm", "bytes_down", "bytes_up", "round_seconds", "client_seconds",
+    *CLIENT_METRICS, *PRIVATE_METRICS, "update_norm", "bytes_down", "bytes_up", "round_seconds", "client_seconds",
 )  # fmt: skip
 """The metrics that the pages of runs and comparisons show."""
 

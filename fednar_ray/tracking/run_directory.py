@@ -133,6 +133,11 @@ class RunDirectory:
         return self.path / "excluded_clients.json"
 
     @property
+    def silo_privacy_table(self) -> Path:
+        """Noise and ε of every silo; absent unless single examples are protected."""
+        return self.path / "silo_privacy.json"
+
+    @property
     def finished(self) -> bool:
         """Whether the run is complete, so that nothing is left to do."""
         return os.path.exists(self.finished_mark)  # False where the directory may not be read

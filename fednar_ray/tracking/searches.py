@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from fednar_ray.config import yaml_text
 from fednar_ray.core.errors import BadInput
 from fednar_ray.core.metric_names import find_judged
+from fednar_ray.core.private_metrics import EPSILON, SIMULATED
 from fednar_ray.tracking.mlflow_names import TOTALS, name_in_mlflow
 from fednar_ray.tracking.reading import History, get_name, iterate_pages, read_history, search_runs_where
 from fednar_ray.tracking.store import Store, raise_as_unavailable
@@ -55,6 +56,7 @@ class TrialRecord:
     status: str  # finished (it ran all rounds), stopped early, failed or unfinished
     history: History  # of the search's metric
     totals: Mapping[str, float] = field(default_factory=dict)  # what all rounds of one seed cost; see ``TOTALS``
+    privacy: Mapping[str, float] = field(default_factory=dict)  # ε after the last round of one seed, if it is private
 
     @property
     def rounds(self) -> int:
@@ -213,6 +215,7 @@ def _read_trial(client: MlflowClient, run: Run, metric: str, space: Mapping[str,
         status=run.data.tags.get(STATUS_TAG, UNFINISHED),
         history=read_history(client, run, metric),
         totals={name: run.data.metrics[name] for name in TOTALS if name in run.data.metrics},
+        privacy={name: run.data.metrics[name] for name in (EPSILON, SIMULATED) if name in run.data.metrics},
     )
 
 

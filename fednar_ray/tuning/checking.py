@@ -62,6 +62,7 @@ def _find_metric_problems(
     metric = document.search.metric
     evaluation = experiment.evaluation
     names = list_metric_names(federation, ("validation",), federated=evaluation.federated, own=evaluation.own_metrics)
-    if metric not in (*names, *ALWAYS_REPORTED):
-        there = ", ".join((*names, *ALWAYS_REPORTED))
+    always = ALWAYS_REPORTED if experiment.privacy is None else ()  # the clients' losses are private
+    if metric not in (*names, *always):
+        there = ", ".join((*names, *always))
         yield f"{place}: {metric!r}: trials on these data do not report it; use one of {there}"

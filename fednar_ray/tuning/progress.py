@@ -88,6 +88,8 @@ def print_result(console: Console, result: SearchResult) -> None:
     clipping = describe_clipping(result.clipped)
     if clipping is not None:
         console.print(clipping, soft_wrap=True)
+    if result.privacy is not None:
+        console.print(result.privacy, soft_wrap=True)
     console.print(f"best: fednar run {result.best_file}", soft_wrap=True)
     if result.report is not None:
         console.print(f"report: {result.report.page}", soft_wrap=True)
@@ -135,6 +137,7 @@ def summarize(result: SearchResult) -> dict[str, Any]:
         result.test_metric: result.best_test,
         f"baseline_{result.test_metric}": result.baseline_test,
         "clipped": result.clipped,
+        "privacy": result.privacy,
         "rounds_trained": result.rounds_trained,
         "rounds_saved": result.rounds_saved,
         "ended_early": result.ended_early,

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 
 from fednar_ray.config import Document
 from fednar_ray.core.errors import FednarError
+from fednar_ray.core.private_metrics import EPSILON, describe_spending
 from fednar_ray.core.stages import announce
 from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.report.chart import describe_files, render_card
 from fednar_ray.report.search_report import SearchReport
+from fednar_ray.tracking.journal import load_records
 from fednar_ray.tracking.ui_url import build_run_url
 from fednar_ray.tuning.final_runs import FinalRuns
 from fednar_ray.tuning.search_view import build_search_chart, build_search_frame, summarize_search, tabulate_search
@@ -38,6 +40,7 @@ class SearchResult:
         baseline_test: The same of the baseline.
         clipped: The share of steps that the best experiment's bound clips, trained again; averaged over rounds and
             seeds. None if its regularizer has no bound.
+        privacy: What all runs of the search have spent of the clients' privacy together; None if they are not private.
         rounds_trained: Number of rounds that all trials trained.
         rounds_saved: Number of rounds that trials did not train because they were stopped early.
         ended_early: The stop rule that ended the search; None if none did.
@@ -57,6 +60,7 @@ class SearchResult:
     best_test: float
     baseline_test: float
     clipped: float | None
+    privacy: str | None
     rounds_trained: int
     rounds_saved: int
     ended_early: str | None
@@ -106,7 +110,7 @@ class SearchResult:
         chart = build_search_chart(self.trials, self.name, self.metric, self.mode)
         test = self.test_metric.replace("_", " ")
         note = f"{test}, measured once: best {self.best_test:.4g}, baseline {self.baseline_test:.4g}"
-        notes = [note, describe_files(self.directory, self.url)]
+        notes = [note, *([] if self.privacy is None else [self.privacy]), describe_files(self.directory, self.url)]
         return render_card(self._summary, tabulate_search(self.trials, self.metric), chart, notes)
 
 
@@ -137,6 +141,7 @@ def build_result(
         best_test=final.best_test,
         baseline_test=final.baseline_test,
         clipped=final.clipped,
+        privacy=_describe_privacy(table, final, search.seeds),
         rounds_trained=search.seeds * sum(entry.rounds for entry in table.trials.values()),
         rounds_saved=search.seeds * sum(rounds - entry.rounds for entry in stopped),
         ended_early=ended_early,
@@ -144,6 +149,15 @@ def build_result(
         run_id=table.parent_id,
         tracking_uri=table.tracking_uri,
     )
+
+
+def _describe_privacy(table: TrialTable, final: FinalRuns, seeds: int) -> str | None:
+    """Describes what all trials and the final runs have spent; None if they are not private."""
+    runs = [run.metrics for run in (*final.best, *final.baseline)]
+    if not any(EPSILON in metrics for metrics in runs):
+        return None
+    records = [load_records(table.get_trial_directory(entry)) for entry in table.trials.values()]
+    return describe_spending([*runs, *(each[-1].metrics for each in records if each for _ in range(seeds))])
 
 
 def _write_report(table: TrialTable) -> SearchReport | None:

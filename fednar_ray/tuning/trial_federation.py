@@ -21,6 +21,7 @@ from fednar_ray.experiments.iter_rounds import build_initial_state, build_round_
 from fednar_ray.experiments.pack_member import build_shared_preparation
 from fednar_ray.experiments.placement import ExecutionPlan, open_pool, plan_execution
 from fednar_ray.experiments.prepare import adapt
+from fednar_ray.experiments.private_runs import draw_unsaved_key, get_key_name, keep_key, open_key
 from fednar_ray.federated.client_trainer import GroupTrainer
 from fednar_ray.federated.collection import RoundStart
 from fednar_ray.federated.server_state import FederationState
@@ -44,7 +45,8 @@ class TrialFederation:
     def __init__(self, experiment: Experiment, session: RaySession, owner: str, given: Given = NOTHING_GIVEN) -> None:
         self.experiment = experiment
         self.records: list[RoundRecord] = []
-        self._prepared, self._member = _share_preparation(given)(experiment)
+        prepared, self._member = _share_preparation(given)(experiment)
+        self._prepared = draw_unsaved_key(prepared)
         self._given = given
         self._callbacks: TrialCallbacks | None = None  # until the first round
         self._resources = ExitStack()
@@ -100,7 +102,12 @@ class TrialFederation:
     def save(self, directory: Path) -> None:
         """Writes a checkpoint of the federation into a directory."""
         lines = [format_line(record) for record in self.records]
-        facts = {"experiment": self.experiment.model_dump(mode="json", exclude_none=True)}
+        if get_key_name(self._prepared):
+            keep_key(self._prepared)
+        facts = {
+            "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
+            **get_key_name(self._prepared),
+        }
         CheckpointStore(open_storage(str(directory)), 1).save(self._state.take_snapshot(lines, facts))
 
     def load(self, directory: Path) -> None:
@@ -116,7 +123,7 @@ class TrialFederation:
             raise RunFailed(f"no checkpoint in {directory}")
         saved = read_trial_experiment(checkpoint)
         self.experiment = change_settings(saved, self.experiment, checkpoint.next_round)
-        self._prepared = adapt(self._prepared, self.experiment)
+        self._prepared = open_key(adapt(self._prepared, self.experiment), checkpoint.facts.get("privacy_key"))
         self.records = [parse_line(line) for line in checkpoint.history]
         self._end_callbacks()  # others are told about the rounds of the checkpoint
         start = build_initial_state(self._prepared)

@@ -126,7 +126,7 @@ def test_the_end_of_a_search_says_how_many_steps_its_bound_clips(
 ) -> None:
     result = SimpleNamespace(
         name=NAME, metric="validation_accuracy", trials=(build_entry(1),), ended_early=None, rounds_trained=10,
-        rounds_saved=0, test_metric="test_accuracy", best_test=0.9, baseline_test=0.8, clipped=clipped,
+        rounds_saved=0, test_metric="test_accuracy", best_test=0.9, baseline_test=0.8, clipped=clipped, privacy=None,
         best_file=Path("best.yaml"), report=None, directory=Path("searches/x"),
     )  # fmt: skip
     progress.print_result(console, result)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fednar_ray.core.flat_params import flatten, flatten_buffers
 from fednar_ray.core.messages import EvalParams, ScoringTask
 from fednar_ray.core.random import Purpose, generator
-from fednar_ray.data.batches import ResidentShards, plan_client_batches
+from fednar_ray.data.batches import ResidentShards, plan_client_batches, plan_poisson_batches
 from fednar_ray.data.examples import Examples, Shards
 from fednar_ray.data.transforms import Augmentation, Transform, compute_channel_statistics
 from fednar_ray.federated.scoring import Scorer
@@ -243,3 +243,21 @@ def test_evaluation_normalizes_but_does_not_augment() -> None:
         logits = normalize(shards.examples.x[rows]).reshape(-1, 60) @ weight.T + bias
         likelihoods = logits[np.arange(len(logits)), shards.examples.y[rows]] - np.log(np.exp(logits).sum(axis=1))
         np.testing.assert_allclose(scorer.score(eval_params, task).losses, -likelihoods, rtol=1e-4)
+
+
+def test_poisson_batches_take_each_example_with_the_same_probability_independently() -> None:
+    plan = plan_poisson_batches(50, 0.2, 4000, np.random.default_rng(0))
+    counts = (plan >= 0).sum(axis=1)
+    of_each = np.bincount(plan[plan >= 0], minlength=50)
+    assert abs(counts.mean() - 10) < 4 * np.sqrt(50 * 0.2 * 0.8 / 4000)
+    assert abs(counts.var() - 8) < 0.8  # binomial: a fixed batch size would have none
+    assert np.abs(of_each - 800).max() < 5 * np.sqrt(4000 * 0.2 * 0.8)
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in plan)
+
+
+def test_poisson_batches_may_be_empty_or_whole_and_fewer_steps_are_the_first_rows() -> None:
+    assert plan_poisson_batches(3, 1.0, 2, np.random.default_rng(0)).tolist() == [[0, 1, 2]] * 2
+    assert plan_poisson_batches(3, 0.0, 2, np.random.default_rng(0)).shape == (2, 0)
+    few, many = (plan_poisson_batches(9, 0.5, steps, np.random.default_rng(3)) for steps in (2, 6))
+    for a, b in zip(few, many[:2], strict=True):
+        assert a[a >= 0].tolist() == b[b >= 0].tolist()

@@ -163,3 +163,27 @@ def test_a_dedicated_actor_may_have_a_client_without_examples(session: fr.RaySes
         )
         final.append(last.parameters.tobytes())
     assert final[0] == final[1]
+
+
+@pytest.mark.parametrize("bound", ["adaptive", "fednar"])
+def test_private_rounds_give_the_same_bytes_and_epsilon_on_any_number_of_actors(
+    bound: str, session: fr.RaySession
+) -> None:
+    def train(**execution: Any) -> list[tuple[bytes, float, float]]:
+        settings = build_experiment(
+            "fedavgm", execution, clients_per_round=5, sampling="poisson", local_epochs=None, local_steps=3
+        )
+        privacy = {"noise_multiplier": 1.0, "delta": 0.01, "bound": bound}
+        settings = fr.Experiment.model_validate({**settings.model_dump(exclude_none=True), "privacy": privacy})
+        federation = build_small_federation((7, 30, 12, 3, 21, 9, 16))
+        reports = fr.iter_rounds(settings, federation=federation, model=build_dropout_model(), session=session)
+        return [
+            (each.parameters.tobytes(), each.metrics["privacy/epsilon"], each.metrics["privacy/bound"])
+            for each in reports
+        ]
+
+    serial = train(placement="serial", vectorize=2)
+    for actors in (1, 3):
+        assert train(placement="pooled", actors=actors, vectorize=2) == serial, actors
+    alone = train(placement="serial", vectorize=1)
+    assert train(placement="dedicated", vectorize=1) == alone

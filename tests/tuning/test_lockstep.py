@@ -95,6 +95,12 @@ CIRCUMSTANCES: Mapping[str, Sequence[str]] = {
     "a bound on updates": ["aggregation={name: norm_bound, bound: 0.05}"],
     "attackers": ["attacks={scaled: 0.2, nan: 0.1}", "aggregation={name: krum, byzantine: 0.2}"],
     "bfloat16": ["execution.precision=bfloat16"],
+    "differential privacy": [
+        "federation.sampling=poisson", "privacy={noise_multiplier: 1.0, bound: {name: adaptive, norm: 0.05}}",
+    ],
+    "differential privacy within FedNAR's bound": [
+        "federation.sampling=poisson", "privacy={noise_multiplier: 1.0, bound: fednar, secret: false}",
+    ],
 }  # fmt: skip
 
 

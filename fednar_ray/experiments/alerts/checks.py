@@ -126,7 +126,8 @@ def _check_clipping(history: RunHistory) -> Finding | None:
 
 def _check_decay(history: RunHistory) -> Finding | None:
     shrunk = divide(history.compute_median("parameter_norm"), history.first.get("parameter_norm", math.inf))
-    if len(history.get_last("parameter_norm", SOON)) < SOON or history.experiment.regularizer.name == "none":
+    known = bool(history.first) and len(history.get_last("parameter_norm", SOON)) == SOON
+    if not known or history.experiment.regularizer.name == "none":
         return None
     if history.decay_share < DOMINATES or shrunk > SHRUNK:
         return None

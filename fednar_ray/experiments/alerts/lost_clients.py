@@ -46,7 +46,7 @@ def check_lost_clients(history: RunHistory) -> Finding | None:
     """Finds rounds that many clients did not take part in, or in which many failed, and the most frequent cause."""
     rounds = list(history.recent)[-WINDOW:]
     wanted = sum(_count_wanted_clients(history, record) for record in rounds)
-    if len(rounds) < SOON or not wanted:
+    if len(rounds) < SOON or not wanted or not any("clients_trained" in record.metrics for record in rounds):
         return None
     counted = {name: sum(record.metrics.get(name, 0.0) for record in rounds) for name in LOSSES}
     missing = wanted - sum(record.metrics.get("clients_trained", 0.0) for record in rounds)

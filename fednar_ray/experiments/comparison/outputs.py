@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fednar_ray.core.errors import BadInput
+from fednar_ray.core.private_metrics import describe_spending
 from fednar_ray.core.stages import announce
 from fednar_ray.experiments.artifacts import log_optional_file
 from fednar_ray.experiments.comparison.record import ComparisonRecord
@@ -63,11 +64,12 @@ def log_outputs(
         parent.log_tags({IDENTICAL_TAG: "; ".join(notes)})
     answer = tuple(describe_comparison(rows, settings))
     parent.log_note(note_comparison(answer, cells, parent.run_id[:8], files.report.name), record.name)
+    spent = describe_spending([each.history[-1].metrics for group in outcomes.values() for each in group])
     return Comparison(
         name=record.name,
         settings=settings,
         rows=rows,
-        notes=notes,
+        notes=notes if spent is None else (*notes, spent),
         answer=answer,
         page=files.report,
         run_id=parent.run_id,

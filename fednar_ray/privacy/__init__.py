@@ -1,0 +1,1 @@
+"""Differential privacy: bounds of updates, noise, secrets, and the accounting of ε."""

@@ -1,0 +1,145 @@
+"""Private rounds: the server's step against NumPy, bounds, and what may be reported."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fednar_ray as fr
+from fednar_ray.core.private_metrics import PRIVATE_METRICS
+from fednar_ray.core.random import Purpose
+from fednar_ray.privacy.keys import build_public_key
+from tests.conftest import build_small_federation
+from tests.support.oracle import Oracle
+
+SIZES = (7, 30, 12, 1, 21, 9, 14, 5)
+FEDERATION = {"rounds": 3, "clients_per_round": 4, "sampling": "poisson", "local_steps": 3, "batch_size": 8}
+REPORTED = {
+    *PRIVATE_METRICS, "update_norm", "parameter_norm", "server_lr", "local_lr", "weight_decay", "clip_bound",
+    "bytes_down", "bytes_up", "round_seconds",
+}  # fmt: skip
+
+
+def build(privacy: Any, **sections: Any) -> fr.Experiment:
+    given = {"federation": FEDERATION, "execution": {"placement": "serial"}, **sections}
+    if privacy is not None:
+        given["privacy"] = {"delta": 0.01, **privacy}
+    return fr.Experiment.model_validate(given)
+
+
+def build_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+def train(experiment: fr.Experiment, sizes: tuple[int, ...] = SIZES) -> list[fr.RoundReport]:
+    return list(fr.iter_rounds(experiment, federation=build_small_federation(sizes), model=build_model()))
+
+
+def draw_sample(seed: int, t: int, q: float) -> list[int]:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3, t, 0)))
+    return np.flatnonzero(rng.random(len(SIZES)) < q).tolist()
+
+
+def build_oracle() -> Oracle:
+    federation = build_small_federation(SIZES)
+    offsets, examples = federation.shards.offsets, federation.shards.examples
+    clients = [(examples.x[a:b], examples.y[a:b]) for a, b in pairwise(offsets)]
+    regularizer = {"name": "fednar", "weight_decay": 0.01, "weight_decay_anneal": 1.0, "clip_bound": 10.0,
+                   "clip_bound_anneal": 1.0}  # fmt: skip
+    algorithm = {"name": "fedavg", "local_lr": 0.1, "local_lr_anneal": 1.0}
+    settings = {"seed": 0, "batch_size": 8, "local_steps": 3, "regularizer": regularizer, "algorithm": algorithm}
+    oracle = Oracle(settings, clients, build_model())
+    oracle.changed = {}
+    return oracle
+
+
+@pytest.mark.parametrize("norm", [0.05, 100.0])
+def test_rounds_are_those_of_an_independent_loop(norm: float) -> None:
+    experiment, oracle = build({"noise_multiplier": 0.5, "bound": {"norm": norm}}), build_oracle()
+    key = build_public_key(experiment)
+    clipped = 0
+    for t, report in enumerate(train(experiment)):
+        total = np.zeros(len(oracle.x))
+        for i in draw_sample(0, t, 0.5):
+            delta = oracle.local(t, i)[0].numpy()
+            length = np.linalg.norm(delta)
+            clipped += length > norm
+            total += delta * min(1.0, norm / length)
+        noise = key.build_generator(Purpose.PRIVACY_NOISE, t).standard_normal(len(total), dtype=np.float32)
+        oracle.x = oracle.x + torch.from_numpy((total + 0.5 * norm * noise.astype(np.float64)) / 4)
+        assert report.parameters == pytest.approx(oracle.x.numpy(), abs=2e-5 * max(1.0, norm))
+    assert (clipped > 0) == (norm < 1)
+
+
+def test_without_noise_and_clipping_it_is_the_mean_with_a_fixed_denominator() -> None:
+    private = train(build({"noise_multiplier": 1e-9, "bound": {"norm": 1e3}}))[0]
+    open_ = train(build(None))[0]  # weighted by examples, over those who came
+    came = open_.client_ids
+    assert len(came) not in (0, 4)
+    start = torch.nn.utils.parameters_to_vector(build_model().parameters()).detach().numpy()
+    oracle = build_oracle()
+    mean = sum(oracle.local(0, i)[0].numpy() for i in came) / 4
+    assert private.parameters - start == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_update_of_fednar_is_within_its_bound_before_any_clipping() -> None:
+    sections = {"regularizer": {"clip_bound": 0.3, "clip_bound_anneal": 0.9}, "algorithm": {"local_lr_anneal": 0.8}}
+    tight = build({"noise_multiplier": 1e-9, "bound": "fednar"}, **sections)
+    loose = build({"noise_multiplier": 1e-9, "bound": {"norm": 1e3}}, **sections)
+    for t, (one, other) in enumerate(zip(train(tight), train(loose), strict=True)):
+        assert one.metrics["privacy/bound"] == pytest.approx(3 * 0.1 * 0.8**t * 0.3 * 0.9**t)
+        assert one.parameters == pytest.approx(other.parameters, abs=1e-5)  # clipping changes nothing but the rounding
+
+
+def test_only_what_is_accounted_or_public_is_reported() -> None:
+    for privacy in ({"noise_multiplier": 1.0}, {"noise_multiplier": 1.0, "bound": "adaptive"}):
+        for report in train(build(privacy)):
+            evaluated = {name for name in report.metrics if name.startswith(("test_", "seconds/"))}
+            assert set(report.metrics) - evaluated <= REPORTED
+            assert (report.client_ids, report.exclusions, report.step_norms, report.norm_quantiles) == ((), {}, {}, ())
+
+
+def test_a_round_that_nobody_takes_part_in_is_noise_alone() -> None:
+    federation = {**FEDERATION, "clients_per_round": 1, "rounds": 12}
+    experiment = build({"noise_multiplier": 0.7, "bound": {"norm": 2.0}}, federation=federation)
+    empty = [t for t in range(12) if not draw_sample(0, t, 1 / 8)]
+    assert empty
+    reports, key = train(experiment), build_public_key(experiment)
+    for t in (t for t in empty if t > 0):
+        noise = key.build_generator(Purpose.PRIVACY_NOISE, t).standard_normal(33, dtype=np.float32)
+        moved = reports[t].parameters - reports[t - 1].parameters
+        assert moved == pytest.approx(np.float32(1.4) * noise, abs=1e-5)
+
+
+def test_clients_that_send_no_number_count_as_zero() -> None:
+    alone = {**FEDERATION, "clients_per_round": 8}
+    privacy = {"noise_multiplier": 0.5, "bound": {"norm": 1.0}}
+    broken = build(privacy, federation=alone, attacks={"nan": 0.9})
+    key, reports = build_public_key(broken), train(broken)
+    assert np.isfinite(reports[-1].parameters).all()
+    everyone = build(privacy, federation=alone, attacks={"nan": 0.99})
+    start = torch.nn.utils.parameters_to_vector(build_model().parameters()).detach().numpy()
+    noise = build_public_key(everyone).build_generator(Purpose.PRIVACY_NOISE, 0).standard_normal(33, dtype=np.float32)
+    assert train(everyone)[0].parameters - start == pytest.approx(noise * 0.5 / 8, abs=1e-6)
+    assert key != build_public_key(everyone)
+
+
+def test_an_adaptive_bound_follows_the_norms() -> None:
+    federation = {**FEDERATION, "rounds": 40, "clients_per_round": 8}
+    bound = {"name": "adaptive", "norm": 10.0, "lr": 0.3, "count_noise": 0.01}
+    bounds = [
+        each.metrics["privacy/bound"]
+        for each in train(build({"noise_multiplier": 0.01, "bound": bound}, federation=federation))
+    ]
+    assert bounds[0] == 10.0
+    assert bounds[1] == pytest.approx(10 * np.exp(-0.3 * 0.5), rel=0.01)  # everybody is within it
+    assert bounds[-1] < 2  # near the median of the norms
+
+
+def test_a_poisson_sample_without_privacy_has_clients_drawn_by_themselves() -> None:
+    reports = train(build(None, federation={**FEDERATION, "rounds": 30}))
+    assert [list(each.client_ids) for each in reports] == [draw_sample(0, t, 0.5) for t in range(30)]
+    assert len({len(each.client_ids) for each in reports}) > 3
