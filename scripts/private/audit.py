@@ -1,10 +1,10 @@
 """Audits the differential privacy of real runs by planted clients. ``scripts/privacy_audit --help`` says how to use it.
 
 Every planted client (canary) has a coordinate of the model for itself, which it moves as far as the bound allows. For
-half of them, drawn by coin, the example is all zeros instead, so that their update is zero: they are absent. An attacker
-who knows everything else guesses who is present by the likelihood ratio of the released parameters. A mechanism that is
-(ε, δ)-private gives every guess TPR ≤ e^ε·FPR + δ. One canary is one trial, and all are independent: the noise and the
-samples of different coordinates are.
+half of them, drawn by coin, the example is all zeros instead, so that their update is zero: they are absent. An
+attacker who knows everything else guesses who is present by the likelihood ratio of the released parameters. A
+mechanism that is (ε, δ)-private gives every guess TPR ≤ e^ε·FPR + δ. One canary is one trial, and all are independent:
+the noise and the samples of different coordinates are.
 
 The threshold of a guess is chosen on half of the trials, and its rates are bounded on the other half by Clopper and
 Pearson's intervals, with 5 % of error for all rows together.

@@ -107,6 +107,11 @@ def test_silos_are_refused_since_their_examples_are_evaluated() -> None:
     )
 
 
+def test_masked_sums_of_private_clients_are_refused() -> None:
+    changes = ("secure_aggregation={clip: 1.0}", "execution.placement=serial")
+    assert any("secure_aggregation: 'given': cannot be used with privacy of whole clients" in p for p in find(*changes))
+
+
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedadam_li2023", "fedyogi", "fedadagrad"])
 def test_server_optimizers_that_read_only_the_sum_are_accepted(name: str) -> None:
     assert parse_experiment(PRIVATE, f"algorithm.name={name}").experiment.privacy is not None
