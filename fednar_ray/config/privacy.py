@@ -106,9 +106,7 @@ class PrivacySettings(Settings):
     secret: Annotated[bool, Example(True)] = False
     """true: noise and sampled clients follow from a secret of the operating system, kept in a file of this user. false:
     they follow from the public seed, so that a run can be repeated; then no one is protected, and ε is simulated."""
-    examples: Annotated[
-        ExampleSettings | None, Example({"norm": 1.0, "noise_multiplier": 1.1}, "federation.sampling=uniform")
-    ] = None
+    examples: Annotated[ExampleSettings | None, Example(None, "privacy.examples.noise_multiplier=1.1")] = None
     """Protects each example of each silo, within the local steps. Without ``epsilon`` and ``noise_multiplier``, which
     then may both be missing, nothing else is protected."""
 

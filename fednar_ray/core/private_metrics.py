@@ -53,11 +53,12 @@ def describe_spending(rounds: Sequence[Mapping[str, float]], times: int = 1) -> 
         rounds: The metrics of the last round of each run.
         times: How many seeds each of them stands for.
     """
-    private = [metrics for metrics in rounds if EPSILON in metrics]
+    private = [metrics for metrics in rounds if EPSILON in metrics or EXAMPLES_EPSILON in metrics]
     if not private:
         return None
-    total = times * sum(metrics[EPSILON] for metrics in private)
-    spent = format_epsilon({**private[0], EPSILON: total})
+    names = [name for name in (EPSILON, EXAMPLES_EPSILON) if name in private[0]]
+    totals = {name: times * sum(metrics[name] for metrics in private) for name in names}
+    spent = format_epsilon({**private[0], **totals})
     runs = format_count(times * len(private), "run")
     return f"privacy: {spent} spent by {runs} together; a search on public data would spend nothing of these clients"
 

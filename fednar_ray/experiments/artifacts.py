@@ -48,7 +48,7 @@ def log_inputs(
     federation = prepared.federation
     tracker.log_params(flatten_chosen_settings(prepared.experiment))
     tracker.log_tags({**plan.build_tags(), PRIMARY_TAG: prepared.primary})
-    for summary in _summarize_data(federation, data_digest, training=prepared.privacy is None):
+    for summary in _summarize_data(federation, data_digest, training=prepared.experiment.privacy is None):
         tracker.log_data(summary)
     tracker.log_experiment(prepared.experiment)
     log_client_names(prepared, tracker, directory)

@@ -120,7 +120,7 @@ class Prepared:
             program=program,
             precision=self.experiment.execution.precision,
             secure=self.build_secure_plan(),
-            examples=self.examples,
+            examples=None if self.examples is None else self.examples.for_training(),
         )
 
     def build_secure_plan(self, run: str = "") -> SecurePlan | None:
@@ -181,9 +181,8 @@ def prepare(
     with exits_as_errors():
         precision = experiment.execution.precision
         traits = probe(model, examples, federation.classes, task, federation.transform, precision)
-    if experiment.privacy is not None and experiment.privacy.examples is not None:
-        traits = replace(traits, alone_because=ALONE_BECAUSE)
-    elif traits.alone_because is not None and experiment.execution.vectorize != 1:
+    restricted = _restrict(traits, experiment)
+    if restricted is traits and traits.alone_because is not None and experiment.execution.vectorize != 1:
         log.warning("clients train one by one (group size 1): %s", traits.alone_because)
     if not np.isfinite(flatten(model)).all():
         raise ModelError("the model's parameters are not finite before training")
@@ -194,7 +193,7 @@ def prepare(
         algorithm=algorithm,
         federation=federation,
         model=model,
-        traits=traits,
+        traits=restricted,
         availability=build_availability(experiment, federation),
         task=task,
         own_metrics=own_metrics,
@@ -202,6 +201,12 @@ def prepare(
         privacy=build_privacy(experiment, federation, traits, algorithm),
         examples=build_example_privacy(experiment, federation, traits),
     )
+
+
+def _restrict(traits: ModelTraits, experiment: Experiment) -> ModelTraits:
+    """Returns the traits of a model whose clients train one by one if their single examples are protected."""
+    protected = experiment.privacy is not None and experiment.privacy.examples is not None
+    return replace(traits, alone_because=ALONE_BECAUSE) if protected else traits
 
 
 def choose_primary_metric(experiment: Experiment, federation: FederatedData) -> str:
@@ -320,6 +325,7 @@ def adapt(prepared: Prepared, experiment: Experiment) -> Prepared:
         prepared,
         experiment=experiment,
         algorithm=algorithm,
+        traits=_restrict(prepared.traits, experiment),
         privacy=build_privacy(experiment, prepared.federation, prepared.traits, algorithm),
         examples=build_example_privacy(experiment, prepared.federation, prepared.traits),
         availability=availability,

@@ -6,6 +6,7 @@ from functools import partial
 from fednar_ray.config import Experiment
 from fednar_ray.config.privacy import ExampleSettings
 from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.stages import announce
 from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.private_runs import find_data_problems, find_model_problems
 from fednar_ray.federated.model_traits import ModelTraits
@@ -36,7 +37,8 @@ def build_example_privacy(
     sizes = federation.shards.sizes
     steps = workload.steps(sizes)
     problems = [*_find_delta_problems(settings, federation), *find_model_problems(traits)]
-    problems += find_data_problems(experiment, federation)
+    problems += [*find_data_problems(experiment, federation), *_find_random_problems(federation, traits)]
+    announce("finding the noise of the silos")
     silos = {i: (int(size), int(taken)) for i, (size, taken) in enumerate(zip(sizes, steps, strict=True)) if size}
     build = partial(_build_mechanism, settings, workload.batch_size, experiment.federation.rounds)
     try:
@@ -51,8 +53,7 @@ def build_example_privacy(
         batch_size=workload.batch_size,
         noise_multipliers=noise,
         key=None if privacy.secret else build_public_key(experiment),
-        spending={i: compute_spending(build(*silo), noise[i]) for i, silo in silos.items()},
-        steps={i: taken for i, (_, taken) in silos.items()},
+        spending={i: compute_spending(build(*silo), noise[i], silo[1]) for i, silo in silos.items()},
         simulated=not privacy.secret,
     )
 
@@ -75,3 +76,12 @@ def _find_delta_problems(settings: ExampleSettings, federation: FederatedData) -
     if settings.delta >= 1 / largest:
         text = f"should be below 1/n = {1 / largest:.3g}, as the largest silo has {largest} examples"
         yield f"privacy.examples.delta: {settings.delta:g} {text}; use for example {0.1 / largest:.1g}"
+
+
+def _find_random_problems(federation: FederatedData, traits: ModelTraits) -> Iterator[str]:
+    """Yields what is drawn for an example by its place in the batch, which one example more would change for others."""
+    text = "draws random numbers for places in a batch, so one example more changes the gradients of others; remove it"
+    if traits.draws:
+        yield f"model: a layer, such as dropout, {text}"
+    if federation.transform is not None and federation.transform.augmentation is not None:
+        yield f"data.augmentation: it {text}"

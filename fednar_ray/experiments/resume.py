@@ -169,8 +169,8 @@ def _find_problem(
     key: str, before: Mapping[str, Any], after: Mapping[str, Any], done: int, may_change: Sequence[str]
 ) -> str | None:
     """Returns why a key may not differ; None if it may."""
-    private = before.get("privacy.delta") is not None
-    if key == ROUNDS and before.get("privacy.epsilon") is not None:
+    private = before.get("privacy.delta") is not None or after.get("privacy.delta") is not None
+    if key == ROUNDS and (before.get("privacy.epsilon") or before.get("privacy.examples.epsilon")) is not None:
         text = f"the noise was chosen for {before[key]} rounds, and privacy.epsilon is spent after them"
         return f"{key}: {after[key]}: {text}; a new run can plan for another number"
     if key == ROUNDS:

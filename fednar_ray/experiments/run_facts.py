@@ -20,7 +20,7 @@ PACKAGES = ("fednar-ray", "torch", "ray", "mlflow", "numpy")
 def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[ActorInfo], data_digest: str) -> RunFacts:
     """Collects the facts about a run that is finished."""
     federation, actors = prepared.federation, plan.actors
-    on_gpu = any(place.gpus for place in places)
+    on_gpu, private = any(place.gpus for place in places), prepared.experiment.privacy is not None
     return RunFacts(
         command=find_command() or "Python",
         primary=prepared.primary,
@@ -30,10 +30,10 @@ def collect_facts(prepared: Prepared, plan: ExecutionPlan, places: Sequence[Acto
         gpus=(actors.gpus or 1.0) if on_gpu and actors else 0.0,
         versions=_find_versions(),
         data=f"{federation.name}, {federation.num_clients:,} clients, SHA-256 {data_digest[:12]}",
-        examples=0 if prepared.privacy is not None else int(federation.shards.sizes.sum()),
+        examples=0 if private else int(federation.shards.sizes.sum()),
         test_examples=len(federation.test),
         label_counts=()
-        if prepared.privacy is not None
+        if private
         else tuple(tuple(map(int, row)) for row in federation.label_counts()[:SHOWN_CLIENTS]),
         class_names=federation.class_names or _number_classes(federation.classes),
     )

@@ -18,7 +18,7 @@ from fednar_ray.algorithms.client_corrections import LocalRound
 from fednar_ray.core.buffers import check_unchanged, find_buffer_exclusion
 from fednar_ray.core.exclusion import Exclusion
 from fednar_ray.core.exits import exits_as_errors
-from fednar_ray.core.flat_params import BufferVector, ParameterLayout, flatten_buffers, load_buffers
+from fednar_ray.core.flat_params import BufferVector, FloatVector, ParameterLayout, flatten_buffers, load_buffers
 from fednar_ray.core.messages import Broadcast, ClientMetrics, GroupTask, GroupUpdate
 from fednar_ray.core.random import Purpose, seed_global_generators, seed_sequence, torch_seed
 from fednar_ray.core.schedules import RoundScalars
@@ -38,6 +38,7 @@ from fednar_ray.federated.private_gradient import PrivateGradient
 from fednar_ray.federated.round_vectors import RoundVectors
 from fednar_ray.federated.training_plan import TrainingPlan
 from fednar_ray.privacy.examples import ExamplePrivacy
+from fednar_ray.privacy.keys import compute_context
 
 EXAMPLE_GRADIENTS = 2**26
 """How many numbers the gradients of single examples may have that are in memory at a time: 256 MB."""
@@ -191,6 +192,7 @@ class GroupTrainer:
         compiled = self._plan.program is not None
         gradient = self._get_compiled() if compiled else self._get_gradient(len(task.client_ids))
         group = self.start(broadcast, task)
+        assert self._plan.examples is None or isinstance(gradient, PrivateGradient), "examples without their noise"
         gradient.params.copy_(group.local_round.global_params)
         if broadcast.buffers is not None:
             load_buffers(gradient.module, broadcast.buffers, self._plan.changed_buffers)
@@ -227,7 +229,7 @@ class GroupTrainer:
             examples=examples,
             steps=steps,
             local_round=self._vectors.load(broadcast, task),
-            batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index),
+            batches=batches or self._plan_batches(task.client_ids, steps, broadcast.round_index, broadcast.parameters),
         )
 
     def finish(
@@ -276,13 +278,20 @@ class GroupTrainer:
             if client_id in self._plan.attack_factors:
                 row *= self._plan.attack_factors[client_id]
 
-    def _plan_batches(self, client_ids: tuple[int, ...], steps: npt.NDArray[np.int64], round_index: int) -> BatchPlan:
+    def _plan_batches(
+        self,
+        client_ids: tuple[int, ...],
+        steps: npt.NDArray[np.int64],
+        round_index: int,
+        parameters: FloatVector | None = None,
+    ) -> BatchPlan:
         """Plans the batches of a group, with the keys of the layers' random numbers if these have addresses."""
         plan, shape = self._plan, self._plan.program
         if plan.examples is None:
             batches = self._shards.plan(client_ids, steps, plan.workload.batch_size, plan.seed, round_index, shape)
         else:
-            batches = self._draw_batches(plan.examples, client_ids, int(steps.max()), round_index)
+            start = b"" if parameters is None else compute_context(parameters)
+            batches = self._draw_batches(plan.examples, client_ids, int(steps.max()), round_index, start)
         if not plan.addressed:
             return batches
         height = None if shape is None else shape.height
@@ -290,16 +299,16 @@ class GroupTrainer:
         return replace(batches, keys=on_device(keys, self._device))
 
     def _draw_batches(
-        self, privacy: ExamplePrivacy, client_ids: tuple[int, ...], steps: int, round_index: int
+        self, privacy: ExamplePrivacy, client_ids: tuple[int, ...], steps: int, round_index: int, context: bytes
     ) -> BatchPlan:
         """Draws the batches of a client whose examples are protected, and gives its gradient the noise of the round."""
         ((client_id,), (examples,)) = client_ids, self._shards.sizes(client_ids).tolist()
         probability = privacy.get_sampling_probability(examples)
         gradient = self._get_gradient(1)
         assert isinstance(gradient, PrivateGradient)
-        noise = privacy.build_generator(Purpose.EXAMPLE_NOISE, round_index, client_id)
+        noise = privacy.build_generator(Purpose.EXAMPLE_NOISE, round_index, client_id, context)
         gradient.begin(noise, privacy.noise_multipliers[client_id], probability * examples)
-        draws = privacy.build_generator(Purpose.EXAMPLES, round_index, client_id)
+        draws = privacy.build_generator(Purpose.EXAMPLES, round_index, client_id, context)
         return self._shards.plan_poisson(client_id, probability, steps, self._plan.seed, round_index, draws)
 
     def _get_compiled(self) -> CompiledSteps:

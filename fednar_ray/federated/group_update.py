@@ -49,7 +49,8 @@ def build_update(plan: TrainingPlan, trained: Trained, task: GroupTask, norm_bou
         delta = delta.where(mask, 0.0)
     weights = to_column(metrics.examples if plan.weighted else np.ones_like(metrics.examples), device).view(-1)
     if norm_bound is not None:
-        weights = weights * on_device(compute_clip_factors(metrics.delta_norms, norm_bound), device)
+        norms = torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64)  # float32 may lose 1e-3 of a long sum
+        weights = weights * on_device(compute_clip_factors(norms.cpu().numpy(), norm_bound), device)
     states = _compute_states(plan, trained, delta, mask)
     buffers = trained.buffers
     return GroupUpdate(

@@ -52,6 +52,7 @@ class ModelTraits:
         convolution_flops: Those of convolutions.
         activation_bytes: Bytes of all that a forward pass computes for one example.
         addressed: Whether layers draw random numbers, and all by operators that ``addressed_draws`` knows.
+        draws: Whether layers draw random numbers.
     """
 
     changed_buffers: tuple[str, ...]
@@ -63,6 +64,7 @@ class ModelTraits:
     convolution_flops: float
     activation_bytes: float = 0.0
     addressed: bool = False
+    draws: bool = False
 
     @property
     def tracks_buffers(self) -> bool:
@@ -117,6 +119,7 @@ def probe(
         convolution_flops=counter.flops[True] / 2,
         activation_bytes=counter.bytes / 2,
         addressed=counter.draws and counter.unaddressed is None,
+        draws=counter.draws or bool(own_draws),
     )
 
 

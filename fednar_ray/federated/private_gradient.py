@@ -116,8 +116,8 @@ class PrivateGradient:
         """Returns Σ g_j·min(1, C/‖g_j‖), [1, d]. Gradients that are not finite count as zero."""
         with AddressedDraws(*keys) if keys else nullcontext():
             gradients = self._gradients(params[0], x.unsqueeze(1), y.unsqueeze(1), weights.unsqueeze(1))
-        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-        factors = (self._norm * (1 - ROUNDING) / norms).clamp(max=1.0)
+        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True, dtype=torch.float64)
+        factors = (self._norm * (1 - ROUNDING) / norms).clamp(max=1.0).to(gradients.dtype)
         return torch.where(torch.isfinite(norms), gradients * factors, 0.0).sum(dim=0, keepdim=True)
 
 

@@ -12,6 +12,7 @@ from fednar_ray.core.messages import Broadcast
 from fednar_ray.federated.aggregation import RoundSums
 from fednar_ray.federated.round_plan import RoundPlan
 from fednar_ray.federated.server_state import ServerSide
+from fednar_ray.privacy.keys import compute_context
 from fednar_ray.privacy.mechanism import ClientPrivacy
 
 
@@ -32,8 +33,9 @@ def step_privately(
     index, bound, scalars = broadcast.round_index, broadcast.norm_bound, broadcast.scalars
     assert bound is not None
     total = np.zeros_like(now.server.parameters) if sums.delta is None else sums.delta
+    context = compute_context(now.server.parameters, _list_included(sums))
     aggregate = RoundAggregate(
-        delta=privacy.build_mean(index, bound, total),
+        delta=privacy.build_mean(index, bound, total, context),
         mean_squared_norm=np.nan,  # not released
         clients=privacy.expected_clients,
         population=privacy.clients,
@@ -42,7 +44,7 @@ def step_privately(
     within = None
     if now.norm_bound is not None:
         norms = sums.get_column("delta_norms") if sums.metrics else np.zeros(0)
-        within = privacy.count_within(index, bound, norms)
+        within = privacy.count_within(index, bound, norms, context)
     then = replace(
         now,
         next_round=index + 1,
@@ -61,3 +63,13 @@ def step_privately(
         "bytes_down": sent,  # of as many clients as a round has on average
         "bytes_up": sent,
     }
+
+
+def _list_included(sums: RoundSums) -> list[int]:
+    """Lists the clients whose updates are in the sum, by id."""
+    return sorted(
+        client_id
+        for metrics in sums.metrics
+        for client_id, included in zip(metrics.client_ids, metrics.included, strict=True)
+        if included
+    )

@@ -65,7 +65,7 @@ class Mechanism:
         return INTERVAL if self.rounds <= MANY_ROUNDS else FINE_INTERVAL
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _find_noise_multiplier(mechanism: Mechanism, epsilon: float) -> float:
     accounting = import_accounting()
 
@@ -114,11 +114,17 @@ class Spending:
         return self.epsilons[bisect_left(self.rounds, rounds)]
 
 
-@lru_cache(maxsize=256)
-def compute_spending(mechanism: Mechanism, noise_multiplier: float) -> Spending:
-    """Computes ε after the rounds of a plan: exactly after the last one, and ``PER_DOUBLING`` times per doubling."""
-    rounds = list_accounted_rounds(mechanism.rounds)
-    return Spending(rounds, tuple(mechanism.compute_epsilon(noise_multiplier, each) for each in rounds))
+@lru_cache(maxsize=4096)
+def compute_spending(mechanism: Mechanism, noise_multiplier: float, steps: int = 1) -> Spending:
+    """Computes ε after the rounds of a plan: exactly after the last one, and ``PER_DOUBLING`` times per doubling.
+
+    Args:
+        mechanism: What is accounted. Its rounds are the plan's, times ``steps``.
+        noise_multiplier: z.
+        steps: How often the mechanism releases something in a round.
+    """
+    rounds = list_accounted_rounds(mechanism.rounds // steps)
+    return Spending(rounds, tuple(mechanism.compute_epsilon(noise_multiplier, each * steps) for each in rounds))
 
 
 def list_accounted_rounds(planned: int) -> tuple[int, ...]:

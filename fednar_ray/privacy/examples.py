@@ -21,8 +21,7 @@ class ExamplePrivacy:
         batch_size: B, the number of examples that a step has on average, where a silo has more than that.
         noise_multipliers: z of each silo, by client id.
         key: Where draws of examples and noise come from; None: a secret run has not been given its key yet.
-        spending: ε of each silo after a number of local steps, by client id.
-        steps: K of each silo, by client id.
+        spending: ε of each silo after a number of rounds, by client id.
         simulated: Whether the key follows from the public seed, so that nobody is protected.
     """
 
@@ -31,7 +30,6 @@ class ExamplePrivacy:
     noise_multipliers: Mapping[int, float]
     key: NoiseKey | None
     spending: Mapping[int, Spending]
-    steps: Mapping[int, int]
     simulated: bool
 
     def with_key(self, key: NoiseKey) -> "ExamplePrivacy":
@@ -42,14 +40,20 @@ class ExamplePrivacy:
         """Returns q, with which each of a silo's n examples takes part in a step: B/n, at most 1."""
         return min(1.0, self.batch_size / examples)
 
-    def build_generator(self, purpose: Purpose, round_index: int, client_id: int) -> np.random.Generator:
-        """Builds the generator at one address. It gives the same numbers whenever the round is trained."""
+    def for_training(self) -> "ExamplePrivacy":
+        """Returns the same for the silos: their key follows from the run's, which they cannot compute from it."""
+        return self if self.key is None else replace(self, key=self.key.derive("examples"))
+
+    def build_generator(
+        self, purpose: Purpose, round_index: int, client_id: int, context: bytes
+    ) -> np.random.Generator:
+        """Builds the generator at one address, as ``NoiseKey.build_generator`` does."""
         assert self.key is not None, "a secret run without its key"
-        return self.key.build_generator(purpose, round_index, client_id)
+        return self.key.build_generator(purpose, round_index, client_id, context)
 
     def get_epsilons(self, rounds: int) -> dict[int, float]:
         """Returns ε of each silo after some rounds, by client id, as if it had taken part in all of them."""
-        return {client_id: each.get(rounds * self.steps[client_id]) for client_id, each in self.spending.items()}
+        return {client_id: each.get(rounds) for client_id, each in self.spending.items()}
 
     def tabulate(self, rounds: int, names: ClientNames) -> list[dict[str, object]]:
         """Returns a row per silo: what it adds, and what it has spent after some rounds."""

@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from fednar_ray.config import Experiment
 from fednar_ray.core.errors import BadInput, RunFailed
+from fednar_ray.core.flat_params import FloatVector
 from fednar_ray.core.random import Purpose, seed_sequence
 
 KEY_BYTES = 32
@@ -39,15 +41,35 @@ class NoiseKey:
     def __repr__(self) -> str:
         return f"NoiseKey({self.name!r}, …)"
 
-    def build_generator(self, purpose: Purpose, round_index: int, client_id: int = 0) -> np.random.Generator:
-        """Builds the generator at one address. It gives the same numbers whenever the round is trained."""
-        number = int.from_bytes(self.value, "big")
+    def build_generator(
+        self, purpose: Purpose, round_index: int, client_id: int = 0, context: bytes = b""
+    ) -> np.random.Generator:
+        """Builds the generator at one address. It gives the same numbers whenever the round is trained.
+
+        Args:
+            purpose: What the numbers are for.
+            round_index: t.
+            client_id: Whom they are for.
+            context: ``compute_context`` of what is noised, so that the same noise never hides two different things. A
+                public key hides nothing, and repeats its numbers on machines that differ in the last bits.
+        """
+        secret = context and self.name is not None
+        number = int.from_bytes(hmac.digest(self.value, context, "sha256") if secret else self.value, "big")
         address = seed_sequence(number, purpose, round_index=round_index, client_id=client_id)
         return np.random.Generator(np.random.Philox(address))
+
+    def derive(self, purpose: str) -> "NoiseKey":
+        """Returns a key that follows from this one, and from which this one cannot be computed."""
+        return NoiseKey(self.name, hmac.digest(self.value, purpose.encode(), "sha256"))
 
     def seal(self, digest: str) -> str:
         """Returns a digest that only somebody with the key can compare with that of other data."""
         return hmac.digest(self.value, digest.encode(), "sha256").hex()
+
+
+def compute_context(parameters: FloatVector, client_ids: Sequence[int] = ()) -> bytes:
+    """Computes a digest of what a round noises: where it starts, x [d], and whose updates it sums."""
+    return hashlib.sha256(parameters.tobytes() + np.array(client_ids, dtype=np.int64).tobytes()).digest()
 
 
 def build_public_key(experiment: Experiment) -> NoiseKey:

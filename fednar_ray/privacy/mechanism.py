@@ -95,21 +95,25 @@ class ClientPrivacy:
             return longest if bound.norm is None else min(bound.norm, longest)
         return bound.norm
 
-    def build_mean(self, round_index: int, bound: float, total: FloatVector) -> FloatVector:
+    def build_mean(self, round_index: int, bound: float, total: FloatVector, context: bytes = b"") -> FloatVector:
         """Builds the noised mean of the updates, [d].
 
         Args:
             round_index: t.
             bound: C_t.
             total: Σ Δ̂_i, [d]; zeros if nobody came.
+            context: What is summed, as in ``NoiseKey.build_generator``.
         """
-        noise = self._build_generator(Purpose.PRIVACY_NOISE, round_index).standard_normal(len(total), dtype=np.float32)
+        generator = self._build_generator(Purpose.PRIVACY_NOISE, round_index, context)
+        noise = generator.standard_normal(len(total), dtype=np.float32)
         noise *= np.float32(self.update_noise_multiplier * bound)
         noise += total
         noise /= np.float32(self.expected_clients)
         return noise
 
-    def count_within(self, round_index: int, bound: float, norms: npt.NDArray[np.float64]) -> float:
+    def count_within(
+        self, round_index: int, bound: float, norms: npt.NDArray[np.float64], context: bytes = b""
+    ) -> float:
         """Counts the updates that are not longer than C_t, with noise, as a share of m.
 
         Each counts ½ or −½, so that one client changes the sum by ½.
@@ -118,8 +122,9 @@ class ClientPrivacy:
             round_index: t.
             bound: C_t.
             norms: ‖Δ_i‖ of the clients that came, before clipping.
+            context: Whose updates are counted, as in ``NoiseKey.build_generator``.
         """
-        noise = self._build_generator(Purpose.COUNT_NOISE, round_index).normal(0.0, self.count_noise)
+        noise = self._build_generator(Purpose.COUNT_NOISE, round_index, context).normal(0.0, self.count_noise)
         total = float(np.sum(norms <= bound)) - len(norms) / 2
         return (total + noise) / self.expected_clients + 0.5
 
@@ -152,9 +157,9 @@ class ClientPrivacy:
         draws = self._build_generator(Purpose.SAMPLING, round_index).random(self.clients)
         return draws < self.sampling_probability
 
-    def _build_generator(self, purpose: Purpose, round_index: int) -> np.random.Generator:
+    def _build_generator(self, purpose: Purpose, round_index: int, context: bytes = b"") -> np.random.Generator:
         assert self.key is not None, "a secret run without its key"
-        return self.key.build_generator(purpose, round_index)
+        return self.key.build_generator(purpose, round_index, context=context)
 
 
 def compute_clip_factors(norms: Sequence[float] | npt.NDArray[np.float64], bound: float) -> npt.NDArray[np.float32]:

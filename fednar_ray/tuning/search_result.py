@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from fednar_ray.config import Document
 from fednar_ray.core.errors import FednarError
-from fednar_ray.core.private_metrics import EPSILON, describe_spending
+from fednar_ray.core.private_metrics import describe_spending, format_epsilon
 from fednar_ray.core.stages import announce
 from fednar_ray.experiments.redraw import write_search_report
 from fednar_ray.report.chart import describe_files, render_card
@@ -154,7 +154,7 @@ def build_result(
 def _describe_privacy(table: TrialTable, final: FinalRuns, seeds: int) -> str | None:
     """Describes what all trials and the final runs have spent; None if they are not private."""
     runs = [run.metrics for run in (*final.best, *final.baseline)]
-    if not any(EPSILON in metrics for metrics in runs):
+    if not any(map(format_epsilon, runs)):
         return None
     records = [load_records(table.get_trial_directory(entry)) for entry in table.trials.values()]
     return describe_spending([*runs, *(each[-1].metrics for each in records if each for _ in range(seeds))])

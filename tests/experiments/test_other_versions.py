@@ -157,8 +157,8 @@ def test_every_fact_that_is_missing_or_of_another_type_is_named(edited: Edited) 
 
 @pytest.mark.parametrize("edited", ["fedavgm+exp"], indirect=True)
 def test_an_experiment_of_another_version_is_named_with_its_key(edited: Edited) -> None:
-    edited.manifest["facts"]["experiment"]["federation"]["sampling"] = "poisson"
-    assert "facts.experiment.federation.sampling: 'poisson': unknown key" in find_refusal(edited)
+    edited.manifest["facts"]["experiment"]["federation"]["drawing"] = "poisson"
+    assert "facts.experiment.federation.drawing: 'poisson': unknown key" in find_refusal(edited)
     edited.manifest["facts"]["experiment"] = {"tracking": {"uri": "http://me:hunter2@mlflow"}}
     message = find_refusal(edited)
     assert "facts.experiment.tracking.uri" in message

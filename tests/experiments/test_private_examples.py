@@ -1,5 +1,7 @@
 """Differential privacy of single examples: runs against plain runs, the accountant by hand, and what is refused."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -8,8 +10,15 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 import fednar_ray as fr
+from fednar_ray.config import flatten_settings
 from fednar_ray.core.errors import ConfigError
+from fednar_ray.core.private_metrics import describe_spending
+from fednar_ray.experiments.given import NOTHING_GIVEN
+from fednar_ray.experiments.pack_member import build_shared_preparation
+from fednar_ray.experiments.placement import resolve_group_size
 from fednar_ray.experiments.prepare import Prepared, prepare
+from fednar_ray.experiments.resume import _find_problem
+from tests.support.stores import create_store
 
 CLIENTS = 3
 
@@ -119,6 +128,45 @@ def test_protected_examples_can_be_summed_under_masks() -> None:
         assert "train_loss" not in got.metrics
 
 
+def test_a_search_trains_the_silos_of_a_trial_one_by_one_with_their_noise() -> None:
+    experiment = build_experiment({"noise_multiplier": 1.0})
+    prepared, _ = build_shared_preparation(NOTHING_GIVEN)(experiment)
+    assert resolve_group_size(prepared, gpu=False) == 1
+    assert prepared.examples is not None
+    plan = prepared.build_training_plan()
+    assert plan.examples is not None
+    assert plan.examples.key != prepared.examples.key  # silos do not get the key of the server's noise
+
+
+@pytest.mark.usefixtures("recorded_runs")
+def test_nothing_of_a_silos_labels_or_losses_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fr.run(build_experiment({"noise_multiplier": 1.0}, tracking={"uri": create_store(tmp_path / "m.db")}))
+    facts = json.loads((result.directory / "facts.json").read_text())
+    assert not facts["label_counts"]
+    assert facts["examples"] == 0
+    rows = json.loads((result.directory / "silo_privacy.json").read_text())
+    assert rows["columns"] == ["silo", "noise_multiplier", "epsilon", "simulated"]
+    assert max(row[2] for row in rows["data"]) == result.metrics["privacy/examples_epsilon"]
+    texts = [path.read_bytes() for path in result.directory.rglob("*") if path.is_file()]
+    assert not [text for text in texts if b"train_loss" in text]
+
+
+def test_a_target_is_not_stretched_over_more_rounds_and_an_open_run_cannot_become_private() -> None:
+    before = flatten_settings(build_experiment({"epsilon": 8.0}))
+    after = flatten_settings(build_experiment({"epsilon": 8.0}, federation={"rounds": 20}))
+    assert "is spent after them" in str(_find_problem("federation.rounds", before, after, 1, ()))
+    opened = flatten_settings(build_experiment({"epsilon": 8.0}).model_copy(update={"privacy": None}))
+    assert _find_problem("privacy.examples.epsilon", opened, before, 1, ("privacy",)) is not None
+
+
+def test_what_several_runs_spend_adds_up() -> None:
+    metrics = {"privacy/epsilon": 4.0, "privacy/examples_epsilon": 8.0}
+    assert "ε 12, ε of examples 24" in str(describe_spending([metrics] * 3))
+    assert "ε of examples 16" in str(describe_spending([{"privacy/examples_epsilon": 8.0}] * 2))
+    assert describe_spending([{"test_accuracy": 1.0}]) is None
+
+
 def test_every_placement_gives_the_same_bytes(session: Any) -> None:
     wanted = [report.parameters.tobytes() for report in train(build_experiment({"epsilon": 8.0}))]
     for placement in ("pooled", "dedicated"):
@@ -138,6 +186,7 @@ def test_every_placement_gives_the_same_bytes(session: Any) -> None:
         ({"epsilon": 1.0}, {"execution": {"vectorize": 4}}, "execution.vectorize"),
         ({"epsilon": 1.0}, {"execution": {"compile": "on"}}, "execution.compile"),
         ({"epsilon": 1.0}, {"evaluation": {"federated": True}}, "evaluation.federated"),
+        ({"epsilon": 1.0}, {"model": {"name": "mlp", "dropout": 0.5}}, "model: a layer, such as dropout"),
         ({"epsilon": 1.0}, {"model": {"class_weights": "balanced"}}, "model.class_weights"),
     ],
 )

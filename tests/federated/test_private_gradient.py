@@ -90,6 +90,15 @@ def test_no_single_example_changes_the_sum_by_more_than_the_bound(seed: int, nor
     assert float(got.double().norm()) <= norm
 
 
+def test_the_gradient_of_a_large_model_is_not_longer_than_the_bound() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1000, 2000), nn.Linear(2000, CLASSES))
+    x = torch.full((1, 1000), 1e-2)
+    batch = BatchPlan(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1, dtype=torch.int64),
+                      torch.ones(1, 1, 1), np.array([[1]]))  # fmt: skip
+    got, _ = build_gradient(model, 1e-3, physical_batch=1)(batch, 0)
+    assert 0.99e-3 < float(got.double().norm()) <= 1e-3
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_example_whose_gradient_is_not_finite_counts_as_zero(value: float) -> None:
     model, batch = build_model(), build_batch(6)

@@ -10,7 +10,8 @@ import torch
 import fednar_ray as fr
 from fednar_ray.core.private_metrics import PRIVATE_METRICS
 from fednar_ray.core.random import Purpose
-from fednar_ray.privacy.keys import build_public_key
+from fednar_ray.privacy.keys import NoiseKey, build_public_key, compute_context, draw_key
+from fednar_ray.privacy.mechanism import compute_clip_factors
 from tests.conftest import build_small_federation
 from tests.support.oracle import Oracle
 
@@ -43,6 +44,16 @@ def draw_sample(seed: int, t: int, q: float) -> list[int]:
     return np.flatnonzero(rng.random(len(SIZES)) < q).tolist()
 
 
+def draw_noise(key: NoiseKey, t: int, before: Any, came: list[int]) -> Any:
+    """Draws the noise of a round, [d]. It follows from where the round starts and from whose updates it sums."""
+    context = compute_context(np.asarray(before, dtype=np.float32), came)
+    return key.build_generator(Purpose.PRIVACY_NOISE, t, context=context).standard_normal(33, dtype=np.float32)
+
+
+def get_start() -> Any:
+    return torch.nn.utils.parameters_to_vector(build_model().parameters()).detach().numpy()
+
+
 def build_oracle() -> Oracle:
     federation = build_small_federation(SIZES)
     offsets, examples = federation.shards.offsets, federation.shards.examples
@@ -60,7 +71,7 @@ def build_oracle() -> Oracle:
 def test_rounds_are_those_of_an_independent_loop(norm: float) -> None:
     experiment, oracle = build({"noise_multiplier": 0.5, "bound": {"norm": norm}}), build_oracle()
     key = build_public_key(experiment)
-    clipped = 0
+    clipped, before = 0, get_start()
     for t, report in enumerate(train(experiment)):
         total = np.zeros(len(oracle.x))
         for i in draw_sample(0, t, 0.5):
@@ -68,7 +79,7 @@ def test_rounds_are_those_of_an_independent_loop(norm: float) -> None:
             length = np.linalg.norm(delta)
             clipped += length > norm
             total += delta * min(1.0, norm / length)
-        noise = key.build_generator(Purpose.PRIVACY_NOISE, t).standard_normal(len(total), dtype=np.float32)
+        noise, before = draw_noise(key, t, before, draw_sample(0, t, 0.5)), report.parameters
         oracle.x = oracle.x + torch.from_numpy((total + 0.5 * norm * noise.astype(np.float64)) / 4)
         assert report.parameters == pytest.approx(oracle.x.numpy(), abs=2e-5 * max(1.0, norm))
     assert (clipped > 0) == (norm < 1)
@@ -79,8 +90,7 @@ def test_without_noise_and_clipping_it_is_the_mean_with_a_fixed_denominator() ->
     open_ = train(build(None))[0]  # weighted by examples, over those who came
     came = open_.client_ids
     assert len(came) not in (0, 4)
-    start = torch.nn.utils.parameters_to_vector(build_model().parameters()).detach().numpy()
-    oracle = build_oracle()
+    start, oracle = get_start(), build_oracle()
     mean = sum(oracle.local(0, i)[0].numpy() for i in came) / 4
     assert private.parameters - start == pytest.approx(mean, abs=1e-5)
 
@@ -109,7 +119,7 @@ def test_a_round_that_nobody_takes_part_in_is_noise_alone() -> None:
     assert empty
     reports, key = train(experiment), build_public_key(experiment)
     for t in (t for t in empty if t > 0):
-        noise = key.build_generator(Purpose.PRIVACY_NOISE, t).standard_normal(33, dtype=np.float32)
+        noise = draw_noise(key, t, reports[t - 1].parameters, [])
         moved = reports[t].parameters - reports[t - 1].parameters
         assert moved == pytest.approx(np.float32(1.4) * noise, abs=1e-5)
 
@@ -121,9 +131,8 @@ def test_clients_that_send_no_number_count_as_zero() -> None:
     key, reports = build_public_key(broken), train(broken)
     assert np.isfinite(reports[-1].parameters).all()
     everyone = build(privacy, federation=alone, attacks={"nan": 0.99})
-    start = torch.nn.utils.parameters_to_vector(build_model().parameters()).detach().numpy()
-    noise = build_public_key(everyone).build_generator(Purpose.PRIVACY_NOISE, 0).standard_normal(33, dtype=np.float32)
-    assert train(everyone)[0].parameters - start == pytest.approx(noise * 0.5 / 8, abs=1e-6)
+    noise = draw_noise(build_public_key(everyone), 0, get_start(), [])
+    assert train(everyone)[0].parameters - get_start() == pytest.approx(noise * 0.5 / 8, abs=1e-6)
     assert key != build_public_key(everyone)
 
 
@@ -143,3 +152,16 @@ def test_a_poisson_sample_without_privacy_has_clients_drawn_by_themselves() -> N
     reports = train(build(None, federation={**FEDERATION, "rounds": 30}))
     assert [list(each.client_ids) for each in reports] == [draw_sample(0, t, 0.5) for t in range(30)]
     assert len({len(each.client_ids) for each in reports}) > 3
+
+
+def test_noise_never_hides_two_different_sums() -> None:
+    key, start = draw_key(), get_start()
+    draws = [draw_noise(key, 0, start, [1, 2]), draw_noise(key, 0, start, [1]), draw_noise(key, 0, start + 1, [1, 2])]
+    assert len({draw.tobytes() for draw in draws}) == 3
+    assert np.array_equal(draws[0], draw_noise(key, 0, start, [1, 2]))
+
+
+def test_updates_of_large_models_are_not_longer_than_the_bound() -> None:
+    delta = torch.full((1, 10_000_000), 1e-3)  # whose norm is off by a thousandth in float32
+    factor = compute_clip_factors(torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64).numpy(), 1.0)
+    assert float((delta * torch.from_numpy(factor)).double().norm()) <= 1.0
