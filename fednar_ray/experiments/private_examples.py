@@ -11,7 +11,7 @@ from fednar_ray.data.federated_data import FederatedData
 from fednar_ray.experiments.private_runs import find_data_problems, find_model_problems
 from fednar_ray.federated.model_traits import ModelTraits
 from fednar_ray.privacy.accounting import Mechanism, compute_spending, import_accounting
-from fednar_ray.privacy.examples import ExamplePrivacy
+from fednar_ray.privacy.examples import ExamplePrivacy, compute_sampling_probability
 from fednar_ray.privacy.keys import build_public_key
 
 ALONE_BECAUSE = "the gradients of a silo's single examples are clipped"
@@ -60,7 +60,7 @@ def build_example_privacy(
 
 def _build_mechanism(settings: ExampleSettings, batch_size: int, rounds: int, examples: int, steps: int) -> Mechanism:
     """Returns what is accounted for a silo of n examples that takes K local steps in each of T rounds."""
-    probability = min(1.0, batch_size / examples)
+    probability = compute_sampling_probability(batch_size, examples)
     return Mechanism(sampling_probability=probability, delta=settings.delta, rounds=rounds * steps)
 
 

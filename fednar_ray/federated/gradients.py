@@ -82,7 +82,7 @@ class GroupGradient:
         self.module = copy_with_leaf_parameters(module).to(device).train()
         self.given = GivenState(self.module)
         self.params = torch.zeros(group_size, layout.dimension, device=device)
-        row_loss = _build_row_loss(self.module, layout, task, precision)
+        row_loss = build_row_loss(self.module, layout, task, precision)
         self._vmapped = vmap(grad_and_value(row_loss), randomness="different")
         self._traced: dict[torch.Size, Callable[..., Any]] = {}
 
@@ -139,16 +139,8 @@ class GroupGradient:
         shape = arguments[2].shape
         if shape not in self._traced:
             with self._check_unchanged():
-                self._traced[shape] = self._trace(*arguments)
+                self._traced[shape] = trace_if_possible(self._compute, *arguments)
         return self._traced[shape]
-
-    def _trace(self, *arguments: Tensor) -> Callable[..., Any]:
-        try:
-            return trace(self._compute, *arguments)
-        except Exception as error:
-            if is_of_memory(error) or "CUDA error" in str(error):
-                raise
-            return self._compute
 
     @contextmanager
     def _check_unchanged(self) -> Iterator[None]:
@@ -175,9 +167,25 @@ def compute_distance(got: Tensor, wanted: Tensor) -> float:
     return float(off / length.clamp(min=1e-6))
 
 
-def _build_row_loss(
+def trace_if_possible(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any]:
+    """Returns a faster function for arguments of these shapes, or the function itself if it cannot be traced.
+
+    Raises:
+        Exception: A device failed or is out of memory, which depends on the placement.
+    """
+    try:
+        return trace(function, *arguments)
+    except Exception as error:
+        if is_of_memory(error) or "CUDA error" in str(error):
+            raise
+        return function
+
+
+def build_row_loss(
     module: nn.Module, layout: ParameterLayout, task: Task, precision: Precision
 ) -> Callable[..., Tensor]:
+    """Builds the loss of one row: (parameters [d], x [B, …], y [B], weights [B]) → Σ weight·loss, []."""
+
     def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         with autocast(precision, x.device):
             outputs = functional_call(module, layout.unflatten(vector), (x,))

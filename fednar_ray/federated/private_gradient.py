@@ -10,25 +10,20 @@ Source: Abadi et al., CCS 2016, Algorithm 1.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from fednar_ray.config.execution import Precision
-from fednar_ray.core.errors import is_of_memory
 from fednar_ray.core.flat_params import ParameterLayout
 from fednar_ray.core.module_state import GivenState, copy_with_leaf_parameters
 from fednar_ray.data.batches import BatchPlan
 from fednar_ray.federated.addressed_draws import AddressedDraws
-from fednar_ray.federated.precision import autocast, restore_float32
-from fednar_ray.federated.tracing import trace
+from fednar_ray.federated.gradients import build_row_loss, trace_if_possible
 from fednar_ray.models.tasks import Task
-
-ROUNDING = 2.0**-17
-"""By how much clipped gradients stay below the bound, so that float32 cannot round them above it."""
+from fednar_ray.privacy.mechanism import ROUNDING
 
 
 class PrivateGradient:
@@ -66,7 +61,7 @@ class PrivateGradient:
         self._noise: Callable[[], Tensor] = lambda: torch.zeros_like(self.params)
         self._expected = float(physical_batch)
         self._gradients = vmap(
-            grad(_build_loss(self.module, layout, task, precision)), in_dims=(None, 0, 0, 0), randomness="different"
+            grad(build_row_loss(self.module, layout, task, precision)), in_dims=(None, 0, 0, 0), randomness="different"
         )
         self._program: Callable[..., Tensor] | None = None
 
@@ -104,12 +99,7 @@ class PrivateGradient:
 
     def _find_program(self, *arguments: Tensor) -> Callable[..., Tensor]:
         if self._program is None:
-            try:
-                self._program = trace(self._sum_clipped, self.params, *arguments)
-            except Exception as error:
-                if is_of_memory(error) or "CUDA error" in str(error):
-                    raise
-                self._program = self._sum_clipped  # in every placement
+            self._program = trace_if_possible(self._sum_clipped, self.params, *arguments)
         return self._program
 
     def _sum_clipped(self, params: Tensor, x: Tensor, y: Tensor, weights: Tensor, *keys: Tensor) -> Tensor:
@@ -119,14 +109,3 @@ class PrivateGradient:
         norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True, dtype=torch.float64)
         factors = (self._norm * (1 - ROUNDING) / norms).clamp(max=1.0).to(gradients.dtype)
         return torch.where(torch.isfinite(norms), gradients * factors, 0.0).sum(dim=0, keepdim=True)
-
-
-def _build_loss(module: nn.Module, layout: ParameterLayout, task: Task, precision: Precision) -> Callable[..., Any]:
-    """Builds the loss of one example: (parameters [d], x [1, …], y [1], weight [1]) → []."""
-
-    def loss(vector: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-        with autocast(precision, x.device):
-            outputs = functional_call(module, layout.unflatten(vector), (x,))
-        return task.weighted_loss(restore_float32(outputs), y, weights)
-
-    return loss

@@ -12,6 +12,11 @@ from fednar_ray.privacy.accounting import Spending
 from fednar_ray.privacy.keys import NoiseKey
 
 
+def compute_sampling_probability(batch_size: int, examples: int) -> float:
+    """Computes q, with which each of n examples takes part in a step of B on average: B/n, at most 1."""
+    return min(1.0, batch_size / examples)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExamplePrivacy:
     """DP-SGD in the local steps of a run. Adjacency: one example of one silo added or removed.
@@ -37,8 +42,8 @@ class ExamplePrivacy:
         return replace(self, key=key)
 
     def get_sampling_probability(self, examples: int) -> float:
-        """Returns q, with which each of a silo's n examples takes part in a step: B/n, at most 1."""
-        return min(1.0, self.batch_size / examples)
+        """Returns q of a silo with so many examples."""
+        return compute_sampling_probability(self.batch_size, examples)
 
     def for_training(self) -> "ExamplePrivacy":
         """Returns the same for the silos: their key follows from the run's, which they cannot compute from it."""
